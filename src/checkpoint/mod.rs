@@ -1,0 +1,1 @@
+//! Files: Hugging Face models, PEFT adapters, training checkpoints.

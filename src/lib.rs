@@ -1,0 +1,16 @@
+//! ringtune fine-tunes Llama-family language models: JSONL in, Hugging Face and PEFT files out.
+//!
+//! See ARCHITECTURE.md for the floors: a module imports only from lower ones.
+
+pub mod backend;
+pub mod checkpoint;
+pub mod comm;
+pub mod commands;
+pub mod cpu;
+pub mod data;
+pub mod error;
+pub mod model;
+pub mod optim;
+pub mod rng;
+pub mod tensor;
+pub mod train;

@@ -1,0 +1,3 @@
+//! The `ringtune` program.
+
+fn main() {}

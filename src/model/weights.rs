@@ -1,0 +1,61 @@
+//! One value per weight. The same struct serves shapes, tensors, gradients, moments and file entries.
+
+/// A product `y = x Wᵀ (+ bias) (+ s·x Aᵀ Bᵀ)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear<T> {
+    /// (out, in).
+    pub w: T,
+    /// (1, out).
+    pub bias: Option<T>,
+    /// The low-rank update, where this product has one.
+    pub lora: Option<Lora<T>>,
+}
+
+/// A low-rank update.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lora<T> {
+    /// (r, in).
+    pub a: T,
+    /// (out, r).
+    pub b: T,
+}
+
+/// One decoder layer; the field names follow the names in Hugging Face files.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer<T> {
+    /// `input_layernorm`, (1, C).
+    pub attn_norm: T,
+    /// `self_attn.q_proj`, (H·D, C).
+    pub q: Linear<T>,
+    /// `self_attn.k_proj`, (K·D, C).
+    pub k: Linear<T>,
+    /// `self_attn.v_proj`, (K·D, C).
+    pub v: Linear<T>,
+    /// `self_attn.o_proj`, (C, H·D).
+    pub o: Linear<T>,
+    /// `self_attn.q_norm`, (1, D), Qwen3.
+    pub q_norm: Option<T>,
+    /// `self_attn.k_norm`, (1, D), Qwen3.
+    pub k_norm: Option<T>,
+    /// `post_attention_layernorm`, (1, C).
+    pub mlp_norm: T,
+    /// `mlp.gate_proj`, (F, C).
+    pub gate: Linear<T>,
+    /// `mlp.up_proj`, (F, C).
+    pub up: Linear<T>,
+    /// `mlp.down_proj`, (C, F).
+    pub down: Linear<T>,
+}
+
+/// All weights of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights<T> {
+    /// `model.embed_tokens`, (V, C).
+    pub embed: T,
+    /// `model.layers.{i}`.
+    pub layers: Vec<Layer<T>>,
+    /// `model.norm`, (1, C).
+    pub final_norm: T,
+    /// `lm_head`, (V, C); `None` when tied to the embedding.
+    pub lm_head: Option<T>,
+}

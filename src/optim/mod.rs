@@ -1,0 +1,1 @@
+//! Optimisation: parameter groups, AdamW state, learning-rate schedules.

@@ -1,0 +1,97 @@
+//! A contiguous row-major matrix on one device. Vectors are `(1, n)`.
+
+use crate::backend::Backend;
+
+/// Element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// bfloat16: binary32 with a 7-bit fraction.
+    Bf16,
+    /// Token ids, positions and targets.
+    I32,
+}
+
+impl DType {
+    /// Size of one element in bytes.
+    pub fn bytes(self) -> usize {
+        match self {
+            DType::F32 | DType::I32 => 4,
+            DType::Bf16 => 2,
+        }
+    }
+}
+
+/// A matrix of `rows` x `cols` elements; each tensor owns its buffer, so the borrow checker proves that a destination is
+/// never also a source.
+///
+/// The buffer is allocated once, at start-up. [`Tensor::set_rows`] and [`Tensor::set_shape`] change the logical shape within
+/// its capacity, because micro-batches differ in their number of tokens and scratch is shared between layers.
+pub struct Tensor<B: Backend> {
+    /// The device's buffer, of at least `capacity` elements.
+    pub buf: B::Buf,
+    rows: usize,
+    cols: usize,
+    capacity: usize,
+    dtype: DType,
+}
+
+impl<B: Backend> Tensor<B> {
+    /// Wraps a buffer; for backends only, which guarantee that `buf` holds `rows * cols` elements of `dtype`.
+    pub fn from_buf(buf: B::Buf, rows: usize, cols: usize, dtype: DType) -> Self {
+        Self { buf, rows, cols, capacity: rows * cols, dtype }
+    }
+
+    /// Logical height.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Width.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// `(rows, cols)`.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    /// Number of logical elements.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether the tensor has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Elements the buffer was allocated for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Sets the logical height; the width stays.
+    ///
+    /// # Panics
+    /// If the shape exceeds the capacity.
+    pub fn set_rows(&mut self, rows: usize) {
+        self.set_shape(rows, self.cols);
+    }
+
+    /// Sets the logical shape; the elements stay where they are in memory.
+    ///
+    /// # Panics
+    /// If the shape exceeds the capacity.
+    pub fn set_shape(&mut self, rows: usize, cols: usize) {
+        assert!(rows * cols <= self.capacity, "set_shape: {rows} x {cols} in a tensor of {} elements", self.capacity);
+        (self.rows, self.cols) = (rows, cols);
+    }
+}
