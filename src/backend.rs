@@ -199,7 +199,15 @@ pub trait Backend: Sized {
     ///
     /// # Errors
     /// If the device refuses the launch.
-    fn matmul(&self, c: &mut Tensor<Self>, a: &Tensor<Self>, b: &Tensor<Self>, op: MatMul, alpha: f32, write: Write) -> Result<()>;
+    fn matmul(
+        &self,
+        c: &mut Tensor<Self>,
+        a: &Tensor<Self>,
+        b: &Tensor<Self>,
+        op: MatMul,
+        alpha: f32,
+        write: Write,
+    ) -> Result<()>;
 
     /// Token embedding: `out[i] = w[tokens[i]]`; `out` (N, C), `w` (V, C).
     ///
@@ -211,7 +219,13 @@ pub trait Backend: Sized {
     ///
     /// # Errors
     /// If the device refuses the launch.
-    fn embedding_backward(&self, dw: &mut Tensor<Self>, dout: &Tensor<Self>, tokens: &Tensor<Self>, first_row: usize) -> Result<()>;
+    fn embedding_backward(
+        &self,
+        dw: &mut Tensor<Self>,
+        dout: &Tensor<Self>,
+        tokens: &Tensor<Self>,
+        first_row: usize,
+    ) -> Result<()>;
 
     /// Root-mean-square norm over each row: `out = x * rstd * w`, `rstd = 1/sqrt(mean(x²) + eps)`.
     ///
@@ -221,7 +235,14 @@ pub trait Backend: Sized {
     ///
     /// # Errors
     /// If the device refuses the launch.
-    fn rmsnorm_forward(&self, out: &mut Tensor<Self>, rstd: &mut Tensor<Self>, x: &Tensor<Self>, w: &Tensor<Self>, eps: f32) -> Result<()>;
+    fn rmsnorm_forward(
+        &self,
+        out: &mut Tensor<Self>,
+        rstd: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        w: &Tensor<Self>,
+        eps: f32,
+    ) -> Result<()>;
 
     /// Gradient of [`Backend::rmsnorm_forward`]: `dx` set or added to; `dw` (1, D) f32 `+=` where it is trained.
     ///
@@ -246,7 +267,13 @@ pub trait Backend: Sized {
     ///
     /// # Errors
     /// If the device refuses the launch.
-    fn rope(&self, x: &mut Tensor<Self>, table: &Tensor<Self>, positions: &Tensor<Self>, direction: Rotate) -> Result<()>;
+    fn rope(
+        &self,
+        x: &mut Tensor<Self>,
+        table: &Tensor<Self>,
+        positions: &Tensor<Self>,
+        direction: Rotate,
+    ) -> Result<()>;
 
     /// Causal attention inside documents: token i sees `doc_start[i] <= j <= i` (and `j > i - W` with a window).
     ///

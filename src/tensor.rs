@@ -40,7 +40,13 @@ pub struct Tensor<B: Backend> {
 impl<B: Backend> Tensor<B> {
     /// Wraps a buffer; for backends only, which guarantee that `buf` holds `rows * cols` elements of `dtype`.
     pub fn from_buf(buf: B::Buf, rows: usize, cols: usize, dtype: DType) -> Self {
-        Self { buf, rows, cols, capacity: rows * cols, dtype }
+        Self {
+            buf,
+            rows,
+            cols,
+            capacity: rows * cols,
+            dtype,
+        }
     }
 
     /// Logical height.
@@ -91,7 +97,11 @@ impl<B: Backend> Tensor<B> {
     /// # Panics
     /// If the shape exceeds the capacity.
     pub fn set_shape(&mut self, rows: usize, cols: usize) {
-        assert!(rows * cols <= self.capacity, "set_shape: {rows} x {cols} in a tensor of {} elements", self.capacity);
+        assert!(
+            rows * cols <= self.capacity,
+            "set_shape: {rows} x {cols} in a tensor of {} elements",
+            self.capacity
+        );
         (self.rows, self.cols) = (rows, cols);
     }
 }
