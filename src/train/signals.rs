@@ -1,0 +1,54 @@
+//! SIGTERM and SIGINT: the first one asks the loop to finish its step and save, the second one ends the process at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::error::{Context, Result};
+
+/// A request to stop, set by a signal or by [`StopFlag::request`].
+#[derive(Clone, Debug, Default)]
+pub struct StopFlag {
+    requested: Arc<AtomicBool>,
+    signal: Arc<AtomicUsize>,
+}
+
+impl StopFlag {
+    /// Listens for SIGTERM and SIGINT. After the first signal a second one ends the process with 128 + its number.
+    ///
+    /// # Errors
+    /// If the handlers cannot be installed.
+    pub fn on_signals() -> Result<Self> {
+        use signal_hook::consts::{SIGINT, SIGTERM};
+        let flag = Self::default();
+        for signal in [SIGTERM, SIGINT] {
+            let install = || -> std::io::Result<()> {
+                // Handlers run in the order of registration: the first signal finds the flag unset here and sets it below.
+                signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&flag.requested))?;
+                signal_hook::flag::register_usize(signal, Arc::clone(&flag.signal), signal as usize)?;
+                signal_hook::flag::register(signal, Arc::clone(&flag.requested))?;
+                Ok(())
+            };
+            install().context(|| format!("cannot listen for signal {signal}"))?;
+        }
+        Ok(flag)
+    }
+
+    /// Asks the loop to stop after its step.
+    pub fn request(&self) {
+        self.requested.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether somebody asked.
+    pub fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::SeqCst)
+    }
+
+    /// Who asked, for messages.
+    pub fn reason(&self) -> &'static str {
+        match self.signal.load(Ordering::SeqCst) as i32 {
+            signal_hook::consts::SIGTERM => "SIGTERM",
+            signal_hook::consts::SIGINT => "SIGINT",
+            _ => "a request to stop",
+        }
+    }
+}
