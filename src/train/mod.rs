@@ -1,8 +1,10 @@
 //! The training loop and what surrounds it.
 
 pub mod early_stop;
+pub mod metrics;
 pub mod settings;
 pub mod signals;
+pub mod state;
 pub mod tensorboard;
 
 pub use settings::TrainSettings;

@@ -1,0 +1,306 @@
+//! Where figures go: step lines, the progress bar, `metrics.jsonl`, TensorBoard.
+
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::tensorboard::EventFile;
+use crate::error::{Context, Result};
+
+/// The file with one JSON object a step and one an evaluation.
+pub const METRICS: &str = "metrics.jsonl";
+
+/// One optimiser step, or the steps since the last line.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepFigures {
+    /// Steps taken after this one.
+    pub step: u64,
+    /// Steps planned.
+    pub max_steps: u64,
+    /// Place in epochs.
+    pub epoch: f64,
+    /// Mean negative log-likelihood of a supervised token, in nats.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// Tokens processed.
+    pub tokens: u64,
+    /// Supervised targets among them.
+    pub supervised: u64,
+    /// Wall time in milliseconds.
+    pub ms: f64,
+    /// Floating-point operations of the model's arithmetic.
+    pub flops: f64,
+    /// Peak of the device in FLOP/s, where it is known.
+    pub peak: Option<f64>,
+}
+
+impl StepFigures {
+    /// The step line:
+    /// `step   120/2400 | loss 1.8321 | norm 0.94 | lr 1.9e-4 | 212 ms | 77k tok/s | 41.2% mfu | 61% valid`.
+    ///
+    /// Without a known peak the column of the utilisation shows the achieved arithmetic, `131 GFLOP/s`.
+    pub fn line(&self, steps: u64) -> String {
+        let seconds = (self.ms / 1e3).max(1e-9);
+        let arithmetic = match self.peak {
+            Some(peak) => format!("{:.1}% mfu", 100.0 * self.flops / seconds / peak),
+            None => format!("{} GFLOP/s", three_digits(self.flops / seconds / 1e9)),
+        };
+        format!(
+            "step {:>5}/{} | loss {:.4} | norm {:.2} | lr {:.1e} | {} | {} tok/s | {arithmetic} | {:.0}% valid",
+            self.step,
+            self.max_steps,
+            self.loss,
+            self.grad_norm,
+            self.lr,
+            duration(self.ms / steps.max(1) as f64),
+            thousands(self.tokens as f64 / seconds),
+            100.0 * self.supervised as f64 / self.tokens.max(1) as f64,
+        )
+    }
+}
+
+/// `212 ms`, `3.4 s`.
+fn duration(ms: f64) -> String {
+    if ms < 9999.5 {
+        format!("{ms:.0} ms")
+    } else {
+        format!("{:.1} s", ms / 1e3)
+    }
+}
+
+/// `770`, `7.7k`, `77k`, `1.2M`.
+pub fn thousands(v: f64) -> String {
+    match v {
+        v if v < 999.5 => format!("{v:.0}"),
+        v if v < 9_950.0 => format!("{:.1}k", v / 1e3),
+        v if v < 999_500.0 => format!("{:.0}k", v / 1e3),
+        v if v < 9_950_000.0 => format!("{:.1}M", v / 1e6),
+        v => format!("{:.0}M", v / 1e6),
+    }
+}
+
+fn three_digits(v: f64) -> String {
+    match v {
+        v if v < 9.95 => format!("{v:.2}"),
+        v if v < 99.95 => format!("{v:.1}"),
+        v => format!("{v:.0}"),
+    }
+}
+
+/// Writes every figure to every place that wants it. Ranks other than the main one hold a silent one.
+pub struct Metrics {
+    jsonl: Option<(File, PathBuf)>,
+    events: Option<EventFile>,
+    bar: Option<ProgressBar>,
+}
+
+impl Metrics {
+    /// Nothing is written or printed.
+    pub fn silent() -> Self {
+        Self {
+            jsonl: None,
+            events: None,
+            bar: None,
+        }
+    }
+
+    /// Opens `dir/metrics.jsonl` and, with `tensorboard`, an event file in `dir/runs`. Lines of steps after `resumed_at`,
+    /// which a killed run wrote and this one takes again, are removed; a new run (0) starts an empty file.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written.
+    pub fn open(dir: &Path, resumed_at: u64, max_steps: u64, tensorboard: bool, progress: bool) -> Result<Self> {
+        let path = dir.join(METRICS);
+        keep_until(&path, resumed_at).context(|| path.display().to_string())?;
+        let open = OpenOptions::new().create(true).append(true).open(&path);
+        let jsonl = Some((open.context(|| format!("{}: cannot write", path.display()))?, path));
+        let events = match tensorboard {
+            true => Some(EventFile::create(&dir.join("runs"), resumed_at + 1)?),
+            false => None,
+        };
+        // Before the first step is done there is no rate to estimate from; only a terminal gets a bar.
+        let bar = (progress && std::io::stderr().is_terminal()).then(|| {
+            let bar = ProgressBar::with_draw_target(Some(max_steps), ProgressDrawTarget::stderr_with_hz(5));
+            let template = "{bar:32} {pos}/{len} steps  {elapsed_precise} < {eta_precise}  {msg}";
+            bar.set_style(ProgressStyle::with_template(template).expect("the template is valid"));
+            bar.set_position(resumed_at);
+            bar.reset_eta();
+            bar
+        });
+        Ok(Self { jsonl, events, bar })
+    }
+
+    /// A line on standard output that does not tear the progress bar.
+    pub fn print(&self, line: &str) {
+        // A closed pipe (`ringtune sft … | head`) must not end the training.
+        let write = || drop(writeln!(std::io::stdout(), "{line}"));
+        match &self.bar {
+            Some(bar) => bar.suspend(write),
+            None if self.jsonl.is_some() => write(),
+            None => {}
+        }
+    }
+
+    /// One JSON object, as one write: a crash leaves at most one incomplete line, at the end.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn json(&mut self, value: &Value) -> Result<()> {
+        let Some((file, path)) = &mut self.jsonl else {
+            return Ok(());
+        };
+        file.write_all(format!("{value}\n").as_bytes())
+            .context(|| format!("{}: cannot write", path.display()))
+    }
+
+    /// Scalars for TensorBoard.
+    ///
+    /// # Errors
+    /// If the event file cannot be written.
+    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
+        match &mut self.events {
+            Some(events) => events.scalars(step, values),
+            None => Ok(()),
+        }
+    }
+
+    /// One optimiser step for `metrics.jsonl` and the progress bar.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn step(&mut self, f: &StepFigures) -> Result<()> {
+        if let Some(bar) = &self.bar {
+            bar.set_position(f.step);
+            bar.set_message(format!("loss {:.4}", f.loss));
+        }
+        let rate = f.tokens as f64 / (f.ms / 1e3).max(1e-9);
+        self.json(&json!({
+            "step": f.step, "epoch": f.epoch, "loss": f.loss, "grad_norm": f.grad_norm, "lr": f.lr,
+            "tokens": f.tokens, "supervised": f.supervised, "ms": round3(f.ms), "tokens_per_second": round3(rate),
+        }))
+    }
+
+    /// Ends the progress bar.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Three decimals are enough for times.
+pub fn round3(v: f64) -> f64 {
+    (v * 1e3).round() / 1e3
+}
+
+/// Removes lines of later steps and a torn last line; the file is replaced by rename.
+fn keep_until(path: &Path, step: u64) -> Result<()> {
+    let text = match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let keep = |line: &&[u8]| {
+        let parsed = serde_json::from_slice::<Value>(line).ok();
+        step > 0 && parsed.and_then(|v| v["step"].as_u64()).is_some_and(|s| s <= step)
+    };
+    let kept: Vec<u8> = text
+        .split_inclusive(|&b| b == b'\n')
+        .filter(keep)
+        .flatten()
+        .copied()
+        .collect();
+    if kept.len() < text.len() {
+        let temporary = path.with_extension("jsonl.tmp");
+        std::fs::write(&temporary, kept)?;
+        std::fs::rename(&temporary, path)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_step_line_has_its_columns() {
+        let mut f = StepFigures {
+            step: 120,
+            max_steps: 2400,
+            loss: 1.83214,
+            grad_norm: 0.944,
+            lr: 1.9e-4,
+            tokens: 16_324,
+            supervised: 9_958,
+            ms: 212.0,
+            flops: 412e9 * 0.212,
+            peak: Some(1e12),
+            ..Default::default()
+        };
+        let expected =
+            "step   120/2400 | loss 1.8321 | norm 0.94 | lr 1.9e-4 | 212 ms | 77k tok/s | 41.2% mfu | 61% valid";
+        assert_eq!(f.line(1), expected);
+        f.peak = None;
+        assert!(f.line(1).contains(" | 412 GFLOP/s | "), "{}", f.line(1));
+        assert!(f.line(2).contains(" | 106 ms | 77k tok/s | "), "{}", f.line(2));
+        f.ms = 21_200.0;
+        assert!(
+            f.line(1).contains(" | 21.2 s | 770 tok/s | 4.12 GFLOP/s | "),
+            "{}",
+            f.line(1)
+        );
+        f.loss = f64::NAN;
+        assert!(f.line(1).contains("loss NaN"), "{}", f.line(1));
+    }
+
+    #[test]
+    fn thousands_keep_two_digits() {
+        let check = |v: f64, expected: &str| assert_eq!(thousands(v), expected);
+        check(0.0, "0");
+        check(999.4, "999");
+        check(999.6, "1.0k");
+        check(9_960.0, "10k");
+        check(999_600.0, "1.0M");
+        check(12_345_678.0, "12M");
+    }
+
+    #[test]
+    fn resuming_drops_later_and_torn_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(METRICS);
+        let write = |m: &mut Metrics, steps: std::ops::RangeInclusive<u64>| {
+            steps.for_each(|step| {
+                m.step(&StepFigures {
+                    step,
+                    loss: 0.5,
+                    ms: 1.0,
+                    ..Default::default()
+                })
+                .unwrap()
+            });
+        };
+        let mut m = Metrics::open(dir.path(), 0, 9, false, false).unwrap();
+        write(&mut m, 1..=7);
+        OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .unwrap()
+            .write_all(b"{\"step\": 3, \"lo")
+            .unwrap();
+        let mut m = Metrics::open(dir.path(), 5, 9, false, false).unwrap();
+        write(&mut m, 6..=6);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let steps: Vec<u64> = text
+            .lines()
+            .map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].as_u64().unwrap())
+            .collect();
+        assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
+        drop(Metrics::open(dir.path(), 0, 9, false, false).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
+    }
+}
