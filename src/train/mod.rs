@@ -2,6 +2,7 @@
 
 pub mod early_stop;
 pub mod metrics;
+pub mod report;
 pub mod settings;
 pub mod signals;
 pub mod state;

@@ -187,8 +187,10 @@ pub struct TrainSettings {
     pub recompute: Recompute,
     /// `None`: full fine-tuning (`--no_lora`).
     pub lora: Option<LoraSettings>,
-    /// Evaluate on the validation rows (`--eval_steps`).
+    /// Evaluate on the validation rows (`--eval_steps`), and at the end of the run unless never.
     pub eval_every: Every,
+    /// Evaluate before the first step too, to have the base model's figures (`--eval_on_start`).
+    pub eval_on_start: bool,
     /// Save a checkpoint (`--save_steps`).
     pub save_every: Every,
     /// Checkpoints kept besides the best; `None`: all (`--save_total_limit`).
@@ -242,9 +244,10 @@ impl Default for TrainSettings {
             recompute: Recompute::None,
             lora: Some(LoraSettings::default()),
             eval_every: Every::Epoch,
+            eval_on_start: false,
             save_every: Every::Steps(500),
             save_total_limit: None,
-            logging_steps: 10,
+            logging_steps: 1,
             early_stopping: None,
             load_best_at_end: true,
             max_bad_steps: 10,
