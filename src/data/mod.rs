@@ -1,5 +1,7 @@
 //! From JSONL to micro-batches: rows, templates, tokenizer, mix, packing, token files, loader.
 
+pub mod prepare;
+
 /// Flattened documents of one micro-batch, padding already removed; vectors of length N.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MicroBatch {
