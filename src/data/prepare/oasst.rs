@@ -169,7 +169,7 @@ fn count_unusable(messages: &[Message], root: usize, out: &mut Collected) {
 
 /// The usable children of the right role: all of them, or the best-ranked one. Unranked ones come last, ties in file order.
 fn next(messages: &[Message], m: usize, paths: Paths) -> Vec<usize> {
-    let mut usable: Vec<usize> = messages[m].children.iter().copied().collect();
+    let mut usable: Vec<usize> = messages[m].children.clone();
     usable.retain(|&c| messages[c].unusable.is_none() && messages[c].prompter != messages[m].prompter);
     usable.sort_by_key(|&c| messages[c].rank.unwrap_or(i64::MAX));
     if paths == Paths::Best {
