@@ -1,0 +1,93 @@
+//! One thread that writes checkpoints from host copies while training goes on.
+
+use std::thread::JoinHandle;
+
+use crate::error::{Error, Result};
+
+/// At most one write is under way; its error surfaces at the next call.
+#[derive(Default)]
+pub struct Saver {
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Saver {
+    /// Waits for the write before, then starts this one.
+    ///
+    /// # Errors
+    /// The error of the write before, or that no thread could be started.
+    pub fn start(&mut self, write: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+        self.wait()?;
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(write);
+        self.thread = Some(thread.map_err(|e| Error::new(format!("cannot start the checkpoint thread: {e}")))?);
+        Ok(())
+    }
+
+    /// The error of a write that has ended meanwhile, without waiting: a full disk stops the run at the next step.
+    ///
+    /// # Errors
+    /// The write's error.
+    pub fn poll(&mut self) -> Result<()> {
+        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.wait()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits until nothing is being written.
+    ///
+    /// # Errors
+    /// The write's error.
+    pub fn wait(&mut self) -> Result<()> {
+        match self.thread.take().map(JoinHandle::join) {
+            None => Ok(()),
+            Some(Ok(result)) => result,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        // Leaving the loop by an error must not cut a checkpoint in half; its own error would hide the first one.
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[test]
+    fn writes_in_order_and_errors_surface_once() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let mut saver = Saver::default();
+        for i in 0..5 {
+            let seen = Arc::clone(&seen);
+            saver.start(move || Ok(seen.lock().unwrap().push(i))).unwrap();
+        }
+        saver.start(|| Err(Error::new("disk full"))).unwrap();
+        assert_eq!(saver.wait().unwrap_err().to_string(), "disk full");
+        assert_eq!(*seen.lock().unwrap(), [0, 1, 2, 3, 4]);
+        saver.wait().unwrap();
+        saver.poll().unwrap();
+    }
+
+    #[test]
+    fn dropping_finishes_the_write() {
+        let done = Arc::new(Mutex::new(false));
+        let mut saver = Saver::default();
+        let flag = Arc::clone(&done);
+        let write = move || {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            *flag.lock().unwrap() = true;
+            Ok(())
+        };
+        saver.start(write).unwrap();
+        drop(saver);
+        assert!(*done.lock().unwrap());
+    }
+}
