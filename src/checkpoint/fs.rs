@@ -1,0 +1,166 @@
+//! Files written so that a crash or a full disk leaves the old one or the new one, never half of one.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Error, Result};
+use crate::{bail, ensure};
+
+/// Turns an input/output error at `path` into a message that says what to do where the disk is full.
+pub fn explain(path: &Path, e: &std::io::Error) -> Error {
+    let full = matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG));
+    let hint = match e.raw_os_error() {
+        _ if full => "; the disk or quota is full: free some space or choose another --output-dir",
+        Some(libc::EACCES | libc::EROFS | libc::EPERM) => "; choose a folder that can be written to",
+        _ => "",
+    };
+    Error::new(format!("{}: {e}{hint}", path.display()))
+}
+
+/// Attaches the path, and advice where there is some, to an input/output result.
+pub(crate) trait At<T> {
+    /// See [`explain`].
+    fn at(self, path: &Path) -> Result<T>;
+}
+
+impl<T> At<T> for std::io::Result<T> {
+    fn at(self, path: &Path) -> Result<T> {
+        self.map_err(|e| explain(path, &e))
+    }
+}
+
+/// Reads a UTF-8 file of at most `limit` bytes.
+///
+/// # Errors
+/// If it cannot be read, is longer, or is not UTF-8.
+pub fn read_text(path: &Path, limit: u64) -> Result<String> {
+    let file = File::open(path).at(path)?;
+    let meta = file.metadata().at(path)?;
+    ensure!(meta.is_file(), "{}: expected a file", path.display());
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).at(path)?;
+    ensure!(
+        bytes.len() as u64 <= limit,
+        "{}: longer than {limit} bytes, which is not expected of this file",
+        path.display()
+    );
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        Err(e) => bail!("{}: byte {} is not UTF-8", path.display(), e.utf8_error().valid_up_to()),
+    }
+}
+
+/// Makes the entries of a folder durable.
+///
+/// # Errors
+/// If the folder cannot be opened or synced.
+pub fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|f| f.sync_all()).at(dir)
+}
+
+/// The folder a path lies in.
+pub(crate) fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Creates a folder and those above it, with the path in the error.
+///
+/// # Errors
+/// If one of them cannot be created.
+pub fn create_dir_all(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir)
+        .at(dir)
+        .context(|| "cannot create the folder".to_string())
+}
+
+/// Writes `path` through a temporary file beside it: content, flush, fsync, rename, fsync of the folder.
+///
+/// # Errors
+/// If anything of it fails; then `path` is as it was and the temporary file is removed.
+pub fn write_atomic(path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let dir = parent(path);
+    let name = path
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    ensure!(!name.is_empty(), "{}: not a file name", path.display());
+    let temp = dir.join(format!(".{name}.{}.tmp", std::process::id()));
+    let result = write_synced(&temp, content)
+        .map_err(|e| e.context(format!("writing {}", path.display())))
+        .and_then(|()| fs::rename(&temp, path).at(path))
+        .and_then(|()| sync_dir(&dir));
+    if result.is_err() {
+        let _ = fs::remove_file(&temp); // The error that counts is the first one.
+    }
+    result
+}
+
+/// Writes a new file, flushes and fsyncs it.
+///
+/// # Errors
+/// If it cannot be created or written; `content` reports errors without the path, it is added here.
+pub fn write_synced(path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .at(path)?;
+    let mut out = Checked {
+        inner: BufWriter::with_capacity(1 << 20, file),
+        path,
+        failed: None,
+    };
+    let result = content(&mut out);
+    if let Some(e) = out.failed.take() {
+        return Err(e);
+    }
+    result?;
+    let file = out.inner.into_inner().map_err(|e| explain(path, e.error()))?;
+    file.sync_all().at(path)
+}
+
+/// Remembers the first write error with its advice, which a caller that sees only `io::Error` would lose.
+struct Checked<'a> {
+    inner: BufWriter<File>,
+    path: &'a Path,
+    failed: Option<Error>,
+}
+
+impl Write for Checked<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let result = self.inner.write(bytes);
+        if let Err(e) = &result
+            && e.kind() != std::io::ErrorKind::Interrupted
+        {
+            self.failed.get_or_insert_with(|| explain(self.path, e));
+        }
+        result
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Writes bytes atomically; see [`write_atomic`].
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic(path, |out| Ok(out.write_all(bytes)?))
+}
+
+/// Writes a JSON value, indented, atomically; see [`write_atomic`].
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value).expect("a JSON value always prints");
+    text.push('\n');
+    write_bytes(path, text.as_bytes())
+}

@@ -1,0 +1,417 @@
+//! Reading safetensors files: memory-mapped, every offset checked before it is used, weights checked against the model.
+//!
+//! The header is parsed and validated by the safetensors crate; the sums against the file's length are done here with
+//! checked arithmetic, because a hostile header may overflow them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use half::f16;
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde_json::Value;
+
+use super::fs::{At, read_text};
+use super::hf_config::{self, HfConfig};
+use super::names::{self, EMBED, LM_HEAD, WeightInfo};
+use super::{HostTensor, SaveDType, TensorSource};
+use crate::error::{Context, Error, Result};
+use crate::model::config::ModelConfig;
+use crate::{bail, ensure};
+
+/// Longest header accepted, as in the safetensors crate.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// One open safetensors file.
+pub struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+    /// Where tensor data begins.
+    data_start: usize,
+    tensors: BTreeMap<String, TensorInfo>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl TensorFile {
+    /// Maps a file and checks its header: lengths, offsets without gap or overlap, sizes that fit the shapes.
+    ///
+    /// # Errors
+    /// If the file cannot be opened, is cut short, or its header is not what the format asks for.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).at(path)?;
+        let meta = file.metadata().at(path)?;
+        ensure!(meta.is_file(), "{}: expected a file", path.display());
+        ensure!(
+            meta.len() >= 8,
+            "{}: {} bytes are too few for a safetensors file",
+            path.display(),
+            meta.len()
+        );
+        // SAFETY: the mapping is read-only. ringtune replaces files by rename and never writes into one, so its own writers
+        // cannot change a mapped file; another process that truncates it under us would end this one with SIGBUS, as with any
+        // mapped file, and no value is trusted before it was checked.
+        let map = unsafe { Mmap::map(&file) }.at(path)?;
+        Self::parse(path, map).context(|| path.display().to_string())
+    }
+
+    fn parse(path: &Path, map: Mmap) -> Result<Self> {
+        let (header, data_start) = header_bytes(&map)?;
+        let header: Metadata = serde_json::from_slice(header)
+            .map_err(|e| Error::new(format!("the header is not that of a safetensors file: {e}")))?;
+        let (need, have) = (header.data_len(), map.len() - data_start);
+        let missing = need.saturating_sub(have);
+        ensure!(
+            missing == 0,
+            "the file is cut short: the header describes {need} bytes of data, {missing} of them are missing"
+        );
+        ensure!(
+            need == have,
+            "{} bytes beyond the data that the header describes",
+            have - need
+        );
+        let metadata = header
+            .metadata()
+            .iter()
+            .flatten()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
+        let tensors = header
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| (name, info.clone()))
+            .collect();
+        Ok(Self {
+            path: path.to_path_buf(),
+            map,
+            data_start,
+            tensors,
+            metadata,
+        })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The text entries of the header.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Shape and element type of a tensor (`F32`, `BF16`, …).
+    pub fn info(&self, name: &str) -> Option<(&[usize], String)> {
+        self.tensors
+            .get(name)
+            .map(|t| (t.shape.as_slice(), format!("{:?}", t.dtype)))
+    }
+
+    /// Decodes a tensor of one or two dimensions to f32; bf16 and f16 widen exactly. Values that are not finite are refused.
+    ///
+    /// # Errors
+    /// If there is no such tensor, its element type is not F32, BF16 or F16, it has more than two dimensions, is empty, or
+    /// holds a NaN or infinity.
+    pub fn load(&self, name: &str) -> Result<HostTensor> {
+        let what = || format!("{}: {name}", self.path.display());
+        let tensor = self.decode(name).context(&what)?;
+        tensor.check_finite(&what())?;
+        Ok(tensor)
+    }
+
+    fn decode(&self, name: &str) -> Result<HostTensor> {
+        let Some(info) = self.tensors.get(name) else {
+            bail!("no such tensor")
+        };
+        let (rows, cols) = match *info.shape.as_slice() {
+            [n] => (1, n),
+            [r, c] => (r, c),
+            _ => bail!("expected one or two dimensions, found shape {:?}", info.shape),
+        };
+        ensure!(rows > 0 && cols > 0, "shape {:?} has no element", info.shape);
+        let bytes = &self.map[self.data_start + info.data_offsets.0..self.data_start + info.data_offsets.1];
+        let mut data = vec![0.0f32; rows * cols];
+        let chunk = 1 << 16;
+        let widen = |size: usize, one: fn(&[u8]) -> f32, data: &mut [f32]| {
+            data.par_chunks_mut(chunk)
+                .zip(bytes.par_chunks(chunk * size))
+                .for_each(|(out, src)| {
+                    for (x, b) in out.iter_mut().zip(src.chunks_exact(size)) {
+                        *x = one(b);
+                    }
+                });
+        };
+        match info.dtype {
+            Dtype::F32 => widen(4, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]), &mut data),
+            Dtype::BF16 => widen(
+                2,
+                |b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16),
+                &mut data,
+            ),
+            Dtype::F16 => widen(2, |b| f16::from_le_bytes([b[0], b[1]]).to_f32(), &mut data),
+            other => bail!("element type {other:?} is not supported; expected F32, BF16 or F16"),
+        }
+        Ok(HostTensor { rows, cols, data })
+    }
+
+    fn dtype(&self, name: &str) -> Option<SaveDType> {
+        match self.tensors.get(name)?.dtype {
+            Dtype::F32 => Some(SaveDType::F32),
+            Dtype::BF16 => Some(SaveDType::Bf16),
+            Dtype::F16 => Some(SaveDType::F16),
+            _ => None,
+        }
+    }
+}
+
+/// The JSON header and where the data begin.
+fn header_bytes(file: &[u8]) -> Result<(&[u8], usize)> {
+    let length: [u8; 8] = file[..8].try_into().expect("eight bytes");
+    let length = u64::from_le_bytes(length);
+    ensure!(
+        length <= MAX_HEADER,
+        "the header claims {length} bytes, more than the {MAX_HEADER} a safetensors file may have; is it one?"
+    );
+    let end = 8 + usize::try_from(length).expect("at most 10^8");
+    ensure!(
+        end <= file.len(),
+        "the file is cut short: the header needs {length} bytes, the file has {}",
+        file.len() - 8
+    );
+    Ok((&file[8..end], end))
+}
+
+/// The weights of a Hugging Face model folder, opened and checked but not yet decoded.
+pub struct ModelFiles {
+    dir: PathBuf,
+    config: HfConfig,
+    files: Vec<TensorFile>,
+    /// Which file holds a weight.
+    place: BTreeMap<String, usize>,
+}
+
+impl ModelFiles {
+    /// Opens `dir/config.json` and `dir/model.safetensors`, or the shards of `dir/model.safetensors.index.json`, and checks that
+    /// exactly the weights of the model are there, with their shapes.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or a weight is missing, unexpected or of another shape than config.json says.
+    pub fn open(dir: &Path) -> Result<Self> {
+        ensure!(
+            dir.is_dir(),
+            "{}: expected a model folder, found {}",
+            dir.display(),
+            found_instead(dir)
+        );
+        if !dir.join("config.json").is_file() && dir.join("adapter_config.json").is_file() {
+            bail!(
+                "{}: this is an adapter, not a model; expected config.json",
+                dir.display()
+            );
+        }
+        let config = hf_config::read(dir)?;
+        let (files, index) = open_shards(dir)?;
+        let mut place = BTreeMap::new();
+        for (i, file) in files.iter().enumerate() {
+            for name in file.names() {
+                if let Some(first) = place.insert(name.to_string(), i) {
+                    let (a, b) = (files[first].path.display(), file.path.display());
+                    bail!("{name} is in two shards: {a} and {b}");
+                }
+            }
+        }
+        if let Some(index) = index {
+            check_index(dir, &index, &files, &place)?;
+        }
+        let model = Self {
+            dir: dir.to_path_buf(),
+            config,
+            files,
+            place,
+        };
+        model.check_weights()?;
+        Ok(model)
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What config.json says, with its warnings.
+    pub fn hf_config(&self) -> &HfConfig {
+        &self.config
+    }
+
+    /// Element type of the embedding in the file.
+    pub fn dtype(&self) -> SaveDType {
+        let file = &self.files[self.place[EMBED]];
+        file.dtype(EMBED).expect("the element types were checked")
+    }
+
+    /// Number of files the weights are in.
+    pub fn n_files(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|f| f.map.len() as u64).sum()
+    }
+
+    fn check_weights(&self) -> Result<()> {
+        let expected = names::weights(&self.config.model);
+        let dir = self.dir.display();
+        let missing: Vec<&str> = expected
+            .iter()
+            .filter(|w| !self.place.contains_key(&w.name))
+            .map(|w| w.name.as_str())
+            .collect();
+        if let Some(first) = missing.first() {
+            let hint = match *first {
+                LM_HEAD => "; set tie_word_embeddings to true in config.json if the head is the embedding",
+                _ => "",
+            };
+            bail!("{dir}: missing weight {first}{}{hint}", and_more(missing.len()));
+        }
+        let known: std::collections::BTreeSet<&str> = expected.iter().map(|w| w.name.as_str()).collect();
+        let tied = self.config.model.tied;
+        let unexpected: Vec<&String> = self
+            .place
+            .keys()
+            .filter(|n| !known.contains(n.as_str()) && !ignorable(n, tied))
+            .collect();
+        if let Some(first) = unexpected.first() {
+            bail!(
+                "{dir}: unexpected weight {first}{}; config.json does not describe it",
+                and_more(unexpected.len())
+            );
+        }
+        expected.iter().try_for_each(|w| self.check_weight(w))
+    }
+
+    fn check_weight(&self, w: &WeightInfo) -> Result<()> {
+        let file = &self.files[self.place[&w.name]];
+        let info = &file.tensors[&w.name];
+        let (path, name) = (file.path.display(), &w.name);
+        if info.shape != w.file_shape() {
+            let (want, got) = (w.file_shape(), &info.shape);
+            if matches!(name.as_str(), EMBED | LM_HEAD) && got.len() == 2 && got[1] == want[1] {
+                let (rows, vocab) = (got[0], want[0]);
+                bail!("{path}: vocabulary mismatch: {name} has {rows} rows, vocab_size in config.json is {vocab}");
+            }
+            bail!("{path}: {name}: expected shape {want:?} from config.json, found {got:?}");
+        }
+        ensure!(
+            file.dtype(name).is_some(),
+            "{path}: {name}: element type {:?} is not supported; expected F32, BF16 or F16",
+            info.dtype
+        );
+        Ok(())
+    }
+}
+
+impl TensorSource for ModelFiles {
+    fn config(&self) -> &ModelConfig {
+        &self.config.model
+    }
+
+    fn load(&self, name: &str) -> Result<HostTensor> {
+        match self.place.get(name) {
+            Some(&i) => self.files[i].load(name),
+            None => bail!("{}: no weight {name}", self.dir.display()),
+        }
+    }
+}
+
+/// Tensors that files carry beside the weights: rotary tables of old versions, and the head of a tied model.
+fn ignorable(name: &str, tied: bool) -> bool {
+    name.ends_with(".rotary_emb.inv_freq") || (tied && name == LM_HEAD)
+}
+
+fn and_more(n: usize) -> String {
+    if n > 1 {
+        format!(" (and {} more)", n - 1)
+    } else {
+        String::new()
+    }
+}
+
+fn found_instead(dir: &Path) -> &'static str {
+    if dir.is_file() { "a file" } else { "nothing there" }
+}
+
+/// Opens the one file or all shards, in the order of their names; with the parsed index where there is one.
+fn open_shards(dir: &Path) -> Result<(Vec<TensorFile>, Option<Value>)> {
+    let single = dir.join("model.safetensors");
+    let index_path = dir.join("model.safetensors.index.json");
+    if single.is_file() {
+        return Ok((vec![TensorFile::open(&single)?], None));
+    }
+    if !index_path.is_file() {
+        let pickle = dir.join("pytorch_model.bin").is_file() || dir.join("pytorch_model.bin.index.json").is_file();
+        let hint = if pickle {
+            "; pytorch_model.bin is not read, save the model with safe_serialization"
+        } else {
+            ""
+        };
+        bail!(
+            "{}: neither model.safetensors nor model.safetensors.index.json is there{hint}",
+            dir.display()
+        );
+    }
+    let text = read_text(&index_path, 256 << 20)?;
+    let index: Value =
+        serde_json::from_str(&text).map_err(|e| Error::new(format!("{}: invalid JSON: {e}", index_path.display())))?;
+    let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
+        bail!("{}: missing key weight_map", index_path.display());
+    };
+    let mut shards = std::collections::BTreeSet::new();
+    for (name, file) in map {
+        let Some(file) = file.as_str() else {
+            bail!("{}: {name}: expected a file name", index_path.display())
+        };
+        // A name with a folder in it could reach outside the model folder.
+        let plain = Path::new(file).components().count() == 1 && !file.contains(['/', '\\']) && file != "..";
+        ensure!(
+            plain,
+            "{}: {name}: {file:?} is not a plain file name",
+            index_path.display()
+        );
+        shards.insert(file.to_string());
+    }
+    ensure!(!shards.is_empty(), "{}: weight_map is empty", index_path.display());
+    let files = shards
+        .iter()
+        .map(|s| TensorFile::open(&dir.join(s)))
+        .collect::<Result<_>>()?;
+    Ok((files, Some(index)))
+}
+
+/// Whether the index tells the truth about its shards.
+fn check_index(dir: &Path, index: &Value, files: &[TensorFile], place: &BTreeMap<String, usize>) -> Result<()> {
+    let map = index
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .expect("checked when the shards were opened");
+    for (name, shard) in map {
+        let shard = shard.as_str().expect("checked when the shards were opened");
+        let found = place
+            .get(name)
+            .and_then(|&i| files[i].path.file_name())
+            .and_then(|f| f.to_str());
+        let dir = dir.display();
+        match found {
+            Some(file) if file == shard => {}
+            Some(file) => bail!("{dir}: the index places {name} in {shard}, it is in {file}"),
+            None => bail!("{dir}: the index places {name} in {shard}, it is in no shard"),
+        }
+    }
+    Ok(())
+}
