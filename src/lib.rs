@@ -6,6 +6,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod comm;
 pub mod commands;
+pub mod config;
 pub mod cpu;
 pub mod data;
 pub mod error;

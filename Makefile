@@ -1,0 +1,35 @@
+# Every way to use the repository; `make help` lists them. One build profile (release) serves all of them.
+
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+CARGO ?= cargo
+OUT ?= demo_out
+
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap build test lint bench demo install clean-demo
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+bootstrap: ## install what the build needs, only where it is missing
+	@scripts/bootstrap.sh
+
+build: bootstrap ## build the program: target/release/ringtune
+	$(CARGO) build --release
+
+test: bootstrap ## format, lints, every test, documentation: what CI runs
+	@scripts/test.sh
+
+lint: bootstrap ## format and lints alone
+	@scripts/test.sh lint
+
+bench: bootstrap ## time the kernels on this machine; each is checked first
+	$(CARGO) bench --bench kernels
+
+demo: build ## the whole job on real text: pretrain, fine-tune, evaluate, generate, merge (OUT=folder)
+	@scripts/demo.sh "$(OUT)"
+
+clean-demo: ## forget what the demo wrote, so that it starts from nothing
+	rm -rf "$(OUT)"
+
+install: bootstrap ## install the program into ~/.cargo/bin
+	$(CARGO) install --path . --locked

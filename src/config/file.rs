@@ -1,0 +1,143 @@
+//! Reading a config file: one JSON object of settings, every mistake an error that names the key.
+
+use std::fmt;
+
+use serde::de::{Deserializer, MapAccess, Visitor};
+
+use super::{Setting, TABLE, Value, find, nearest};
+use crate::error::{Error, Result};
+
+/// The settings of a config file in its order.
+///
+/// Keys that begin with `//` are comments. `text` is the file's content and `name` what messages call it.
+///
+/// # Errors
+/// Usage errors: not a JSON object, an unknown key (with the nearest known one), a key given twice, a value of another
+/// type than its setting takes.
+pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
+    let fail = |message: String| Error::usage(message).context(name);
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut de = serde_json::Deserializer::from_str(text);
+    let pairs = de.deserialize_map(Pairs).and_then(|p| de.end().map(|()| p));
+    let pairs = pairs.map_err(|e| fail(format!("expected one JSON object of settings: {e}")))?;
+    let mut settings: Vec<(&'static Setting, Value)> = Vec::new();
+    let mut named: Vec<String> = Vec::new();
+    for (key, json) in pairs.into_iter().filter(|(k, _)| !k.starts_with("//")) {
+        let setting = find(&key).ok_or_else(|| fail(unknown(&key)))?;
+        if let Some(i) = settings.iter().position(|(s, _)| s.key == setting.key) {
+            let other = &named[i];
+            return Err(fail(match *other == key {
+                true => format!("key \"{key}\" stands twice"),
+                false => format!("keys \"{other}\" and \"{key}\" are the same setting; leave one out"),
+            }));
+        }
+        // null is how tools write "not set".
+        if json.is_null() && setting.default.is_none() {
+            continue;
+        }
+        let value = setting.kind.from_json(&json).map_err(|found| {
+            let hint = hint(setting.key, &json);
+            fail(format!(
+                "key \"{key}\": expected {}, found {found}{hint}",
+                setting.kind.expected()
+            ))
+        })?;
+        settings.push((setting, value));
+        named.push(key);
+    }
+    Ok(settings)
+}
+
+/// The message for a key that is no setting: what to write instead of another tool's key, or the nearest name.
+fn unknown(key: &str) -> String {
+    let instead = match key {
+        "bf16" => "write \"mixed_precision\": \"bf16\"",
+        "fp16" => "fp16 is not supported, its range is too small for gradients; write \"mixed_precision\": \"bf16\"",
+        "gradient_checkpointing" => "write \"recompute\": \"layer\"",
+        "no_lora" => "write \"use_lora\": false",
+        "no_packing" => "write \"packing\": false",
+        "config_path" => "a config file cannot name another",
+        _ => {
+            return match nearest(key, TABLE.iter().flat_map(|s| s.aliases.iter().copied().chain([s.key]))) {
+                Some(near) => format!("unknown key \"{key}\"; did you mean \"{near}\"?"),
+                None => format!("unknown key \"{key}\"; configs/README.md lists every key"),
+            };
+        }
+    };
+    format!("unknown key \"{key}\"; {instead}")
+}
+
+/// A word more where a value is a common wish that is refused for a reason.
+pub fn hint(key: &str, found: &serde_json::Value) -> &'static str {
+    match (key, found.as_str()) {
+        ("mixed_precision", Some("fp16")) => {
+            "; float16 cannot hold small gradients without loss scaling, bf16 has the range of f32"
+        }
+        ("mixed_precision", Some("fp32" | "float32" | "f32")) => "; \"no\" is f32",
+        _ => "",
+    }
+}
+
+/// Key-value pairs in the file's order, duplicates kept: `serde_json::Map` would silently take the last.
+struct Pairs;
+
+impl<'de> Visitor<'de> for Pairs {
+    type Value = Vec<(String, serde_json::Value)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut pairs = Vec::new();
+        while let Some(pair) = map.next_entry()? {
+            pairs.push(pair);
+        }
+        Ok(pairs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let e = read(text, "c.json").unwrap_err();
+        assert_eq!(e.to_string(), format!("c.json: {expected}"));
+        assert_eq!(e.exit_code(), 2);
+    }
+
+    #[test]
+    fn mistakes_name_the_key() {
+        check(r#"{"lora_rr": 8}"#, r#"unknown key "lora_rr"; did you mean "lora_r"?"#);
+        check(
+            r#"{"zzz": 8}"#,
+            r#"unknown key "zzz"; configs/README.md lists every key"#,
+        );
+        check(
+            r#"{"learning_rate": "abc"}"#,
+            r#"key "learning_rate": expected a number above 0, found the text "abc""#,
+        );
+        check(r#"{"seed": 1, "seed": 2}"#, r#"key "seed" stands twice"#);
+        check(
+            r#"{"lr": 1, "learning_rate": 2}"#,
+            r#"keys "lr" and "learning_rate" are the same setting; leave one out"#,
+        );
+        check(
+            r#"{"bf16": true}"#,
+            r#"unknown key "bf16"; write "mixed_precision": "bf16""#,
+        );
+        check(
+            "[1]",
+            "expected one JSON object of settings: invalid type: sequence, expected an object at line 1 column 0",
+        );
+        assert!(read("{\"seed\": 1", "c").is_err() && read("{} x", "c").is_err());
+    }
+
+    #[test]
+    fn comments_aliases_and_null() {
+        let s = read("\u{feff}{\"// why\": 1, \"grad_accum\": 4, \"max_steps\": null}", "c").unwrap();
+        assert_eq!(s.len(), 1);
+        assert_eq!((s[0].0.key, &s[0].1), ("gradient_accumulation_steps", &Value::Int(4)));
+    }
+}

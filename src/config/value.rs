@@ -1,0 +1,268 @@
+//! Values of settings: what kinds there are, and reading one from the command line or from JSON.
+
+use std::fmt;
+
+/// What values a setting takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// On or off.
+    Bool,
+    /// A whole number of at least this.
+    Int(u64),
+    /// A number in this range.
+    Float(Range),
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// Any text.
+    Text,
+    /// A file or folder.
+    Path,
+    /// Several texts.
+    Texts,
+    /// Several files or folders.
+    Paths,
+    /// Several numbers above 0.
+    Weights,
+}
+
+/// The numbers a setting allows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Range {
+    /// x > 0
+    Positive,
+    /// x >= 0
+    NotNegative,
+    /// 0 <= x < 1
+    BelowOne,
+    /// 0 <= x <= 1
+    Share,
+    /// 0 < x <= 1
+    PositiveShare,
+}
+
+impl Range {
+    fn contains(self, x: f64) -> bool {
+        x.is_finite()
+            && match self {
+                Range::Positive => x > 0.0,
+                Range::NotNegative => x >= 0.0,
+                Range::BelowOne => (0.0..1.0).contains(&x),
+                Range::Share => (0.0..=1.0).contains(&x),
+                Range::PositiveShare => x > 0.0 && x <= 1.0,
+            }
+    }
+}
+
+impl Kind {
+    /// What is expected, for messages: `expected {..}, found ..`.
+    pub fn expected(self) -> String {
+        match self {
+            Kind::Bool => "true or false".into(),
+            Kind::Int(0) => "a whole number".into(),
+            Kind::Int(min) => format!("a whole number of at least {min}"),
+            Kind::Float(Range::Positive) => "a number above 0".into(),
+            Kind::Float(Range::NotNegative) => "a number of 0 or more".into(),
+            Kind::Float(Range::BelowOne) => "a number from 0 to below 1".into(),
+            Kind::Float(Range::Share) => "a number from 0 to 1".into(),
+            Kind::Float(Range::PositiveShare) => "a number above 0 and at most 1".into(),
+            Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::Text => "text".into(),
+            Kind::Path => "a path".into(),
+            Kind::Texts => "a list of texts".into(),
+            Kind::Paths => "a list of paths".into(),
+            Kind::Weights => "a list of numbers above 0".into(),
+        }
+    }
+
+    /// The word for a value in the help: `--lora-r <N>`.
+    pub fn placeholder(self) -> &'static str {
+        match self {
+            Kind::Bool => "BOOL",
+            Kind::Int(_) => "N",
+            Kind::Float(_) => "X",
+            Kind::Choice(_) => "CHOICE",
+            Kind::Text | Kind::Texts => "TEXT",
+            Kind::Path | Kind::Paths => "PATH",
+            Kind::Weights => "X",
+        }
+    }
+
+    /// Whether it takes several values.
+    pub fn is_list(self) -> bool {
+        matches!(self, Kind::Texts | Kind::Paths | Kind::Weights)
+    }
+
+    /// Reads typed words; `Err` holds the word that does not fit.
+    ///
+    /// # Errors
+    /// The first word that is not what the kind expects.
+    pub fn parse(self, words: &[&str]) -> Result<Value, String> {
+        let one = words.first().copied().unwrap_or("");
+        let bad = |w: &str| format!("{w:?}");
+        let number = |w: &str, range: Range| w.parse::<f64>().ok().filter(|&x| range.contains(x)).ok_or(bad(w));
+        match self {
+            Kind::Bool => one.parse().map(Value::Bool).map_err(|_| bad(one)),
+            Kind::Int(min) => one.parse().ok().filter(|&n| n >= min).map(Value::Int).ok_or(bad(one)),
+            Kind::Float(range) => number(one, range).map(Value::Float),
+            Kind::Choice(allowed) => match allowed.iter().find(|&&a| a == one) {
+                Some(word) => Ok(Value::Text(word.to_string())),
+                None => Err(bad(one)),
+            },
+            Kind::Text | Kind::Path if one.is_empty() => Err(bad(one)),
+            Kind::Text | Kind::Path => Ok(Value::Text(one.into())),
+            // `--lora_targets q,v` and `--lora_targets q v` mean the same; paths may hold commas.
+            Kind::Texts => {
+                let items = words.iter().flat_map(|w| w.split(','));
+                let items: Vec<String> = items.map(|w| w.trim().to_string()).filter(|w| !w.is_empty()).collect();
+                if items.is_empty() {
+                    Err(bad(one))
+                } else {
+                    Ok(Value::Texts(items))
+                }
+            }
+            Kind::Paths => match words.iter().find(|w| w.is_empty()) {
+                Some(w) => Err(bad(w)),
+                None => Ok(Value::Texts(words.iter().map(|w| w.to_string()).collect())),
+            },
+            Kind::Weights => {
+                let items = words.iter().flat_map(|w| w.split(',')).filter(|w| !w.is_empty());
+                items
+                    .map(|w| number(w, Range::Positive))
+                    .collect::<Result<_, _>>()
+                    .map(Value::Floats)
+            }
+        }
+    }
+
+    /// Reads a JSON value; `Err` says what was found instead.
+    ///
+    /// # Errors
+    /// A description of the value when it is of another type or out of range.
+    pub fn from_json(self, json: &serde_json::Value) -> Result<Value, String> {
+        use serde_json::Value as J;
+        let bad = || describe(json);
+        let texts = |items: &[J]| {
+            items
+                .iter()
+                .map(|v| v.as_str().map(String::from))
+                .collect::<Option<Vec<_>>>()
+        };
+        match (self, json) {
+            (Kind::Bool, J::Bool(b)) => Ok(Value::Bool(*b)),
+            // 3.0 is a whole number: tools that write floats everywhere mean it.
+            (Kind::Int(min), J::Number(n)) => {
+                let whole = n
+                    .as_u64()
+                    .or_else(|| n.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
+                whole.filter(|&n| n >= min).map(Value::Int).ok_or_else(bad)
+            }
+            (Kind::Float(range), J::Number(n)) => n
+                .as_f64()
+                .filter(|&x| range.contains(x))
+                .map(Value::Float)
+                .ok_or_else(bad),
+            (Kind::Choice(_) | Kind::Text | Kind::Path | Kind::Texts | Kind::Paths, J::String(s)) => {
+                self.parse(&[s]).map_err(|_| bad())
+            }
+            (Kind::Texts | Kind::Paths, J::Array(items)) => {
+                let items = texts(items).ok_or_else(bad)?;
+                self.parse(&items.iter().map(String::as_str).collect::<Vec<_>>())
+                    .map_err(|_| bad())
+            }
+            (Kind::Weights, J::Array(items)) => {
+                let items: Option<Vec<f64>> = items.iter().map(J::as_f64).collect();
+                let items = items.filter(|v| !v.is_empty() && v.iter().all(|&x| Range::Positive.contains(x)));
+                items.map(Value::Floats).ok_or_else(bad)
+            }
+            _ => Err(bad()),
+        }
+    }
+}
+
+/// A JSON value in a few words, for messages.
+fn describe(json: &serde_json::Value) -> String {
+    use serde_json::Value as J;
+    let mut shown = json.to_string();
+    if shown.chars().count() > 60 {
+        shown = shown.chars().take(57).collect::<String>() + "...";
+    }
+    match json {
+        J::Null => "null".into(),
+        J::Bool(_) => shown,
+        J::Number(_) => format!("the number {shown}"),
+        J::String(_) => format!("the text {shown}"),
+        J::Array(_) => format!("the list {shown}"),
+        J::Object(_) => format!("the object {shown}"),
+    }
+}
+
+/// The value of a setting.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// On or off.
+    Bool(bool),
+    /// A whole number.
+    Int(u64),
+    /// A number.
+    Float(f64),
+    /// A text, a choice or a path.
+    Text(String),
+    /// Several of them.
+    Texts(Vec<String>),
+    /// Several numbers.
+    Floats(Vec<f64>),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Bool(b) => write!(f, "{b}"),
+            Value::Int(n) => write!(f, "{n}"),
+            Value::Float(x) if *x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e6) => write!(f, "{x:e}"),
+            Value::Float(x) => write!(f, "{x}"),
+            Value::Text(s) => f.write_str(s),
+            Value::Texts(v) => f.write_str(&v.join(" ")),
+            Value::Floats(v) => {
+                let v: Vec<String> = v.iter().map(f64::to_string).collect();
+                f.write_str(&v.join(" "))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn words_and_json_agree() {
+        let same = |kind: Kind, words: &[&str], json: serde_json::Value| {
+            assert_eq!(kind.parse(words).unwrap(), kind.from_json(&json).unwrap(), "{kind:?}");
+        };
+        same(Kind::Int(1), &["16"], json!(16));
+        same(Kind::Int(1), &["16"], json!(16.0));
+        same(Kind::Float(Range::Positive), &["2e-4"], json!(0.0002));
+        same(Kind::Texts, &["q,v"], json!(["q", "v"]));
+        same(Kind::Weights, &["0.4", "0.6"], json!([0.4, 0.6]));
+        same(Kind::Paths, &["a,b.jsonl"], json!("a,b.jsonl"));
+        same(Kind::Choice(&["no", "bf16"]), &["bf16"], json!("bf16"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_shown() {
+        assert_eq!(Kind::Int(1).parse(&["0"]), Err("\"0\"".into()));
+        assert_eq!(Kind::Weights.parse(&["0.5", "nan"]), Err("\"nan\"".into()));
+        assert_eq!(Kind::Weights.parse(&["0.5", "-0.1"]), Err("\"-0.1\"".into()));
+        assert_eq!(Kind::Bool.from_json(&json!("yes")), Err("the text \"yes\"".into()));
+        assert_eq!(Kind::Int(1).from_json(&json!(-3)), Err("the number -3".into()));
+        assert_eq!(
+            Kind::Weights.from_json(&json!([1, "x"])),
+            Err("the list [1,\"x\"]".into())
+        );
+        assert_eq!(
+            Kind::Float(Range::BelowOne).from_json(&json!(1)),
+            Err("the number 1".into())
+        );
+    }
+}
