@@ -3,3 +3,5 @@
 
 #[path = "it/prepare.rs"]
 mod prepare;
+#[path = "it/templates.rs"]
+mod templates;

@@ -1,6 +1,8 @@
 //! From JSONL to micro-batches: rows, templates, tokenizer, mix, packing, token files, loader.
 
+pub mod jsonl;
 pub mod prepare;
+pub mod template;
 
 /// Flattened documents of one micro-batch, padding already removed; vectors of length N.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

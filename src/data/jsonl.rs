@@ -1,0 +1,600 @@
+//! Rows of supervised fine-tuning: JSON Lines in, checked conversations out. Data is untrusted: every line is checked by name.
+//!
+//! One object a line, either `{"prompt", "response", "system"?}` or `{"messages": [{"role", "content", "train"?}, …]}`.
+//! Unknown keys are ignored. Lines of white space alone are ignored and counted (many tools end or separate files with
+//! them, and they hold no data). A known key given twice is an error, since readers disagree about which one counts. NUL
+//! characters (`\u0000`) are ordinary text; lone surrogates (`\ud83d` alone) are not text at all and are refused.
+
+use std::fmt;
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::error::{Context, Result};
+use crate::{bail, ensure};
+
+/// Who speaks in a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Sets the scene.
+    System,
+    /// Asks.
+    User,
+    /// Answers; the turns that are trained on.
+    Assistant,
+}
+
+impl Role {
+    /// The name in JSON and in ChatML.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        }
+    }
+
+    /// The role of a name, if it is one.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Role::System, Role::User, Role::Assistant]
+            .into_iter()
+            .find(|r| r.name() == name)
+    }
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said, unstripped.
+    pub content: String,
+    /// Whether an assistant turn is trained on (`"train": false` turns it off); no effect on other roles.
+    pub train: bool,
+    /// The separate `input` of an instruction, only known to templates that read it; never set by [`read_rows`].
+    pub input: Option<String>,
+}
+
+impl Message {
+    /// A message that is trained on when it is the assistant's.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self {
+            role,
+            content: content.into(),
+            train: true,
+            input: None,
+        }
+    }
+}
+
+/// One row: a conversation and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Line in the file, from 1.
+    pub line: u32,
+    /// The conversation; never empty.
+    pub messages: Vec<Message>,
+}
+
+impl Row {
+    /// The prompt that identifies a row for the split: the first user turn (the first turn where there is none).
+    pub fn prompt(&self) -> &str {
+        let user = self.messages.iter().find(|m| m.role == Role::User);
+        user.or(self.messages.first()).map_or("", |m| &m.content)
+    }
+
+    /// The last assistant turn, the reference of a generation test; empty where there is none.
+    pub fn response(&self) -> &str {
+        self.messages
+            .iter()
+            .rev()
+            .find(|m| m.role == Role::Assistant)
+            .map_or("", |m| &m.content)
+    }
+
+    /// The turns before the last assistant turn: what a generation test starts from.
+    pub fn context(&self) -> &[Message] {
+        let last = self.messages.iter().rposition(|m| m.role == Role::Assistant);
+        &self.messages[..last.unwrap_or(self.messages.len())]
+    }
+}
+
+/// What to do with a bad line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadRows {
+    /// The first one, in file order, is the error.
+    Fail,
+    /// Leave it out and report it in [`RowFile::bad`].
+    Skip,
+}
+
+/// Limits and policy of [`read_rows`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowOptions {
+    /// Longest line in bytes, line end excluded.
+    pub max_line_bytes: usize,
+    /// What to do with a bad line.
+    pub bad_rows: BadRows,
+}
+
+impl Default for RowOptions {
+    fn default() -> Self {
+        Self {
+            max_line_bytes: 16 << 20,
+            bad_rows: BadRows::Fail,
+        }
+    }
+}
+
+/// A line that is not a row, and why: what, expected, found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadLine {
+    /// Line in the file, from 1.
+    pub line: u32,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+/// The rows of one file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowFile {
+    /// Good rows in file order.
+    pub rows: Vec<Row>,
+    /// Bad lines in file order; empty unless they are skipped.
+    pub bad: Vec<BadLine>,
+    /// Lines of white space alone.
+    pub blank_lines: usize,
+}
+
+/// Reads and checks a JSON Lines file.
+///
+/// # Errors
+/// If the file cannot be read, is empty, or has a bad line that is not skipped: `file:line: what, expected, found`.
+pub fn read_rows(path: &Path, options: &RowOptions) -> Result<RowFile> {
+    let bytes = std::fs::read(path).context(|| path.display().to_string())?;
+    parse_rows(&path.display().to_string(), &bytes, options)
+}
+
+/// Checks the bytes of a JSON Lines file called `name` in messages.
+///
+/// # Errors
+/// As [`read_rows`].
+pub fn parse_rows(name: &str, bytes: &[u8], options: &RowOptions) -> Result<RowFile> {
+    ensure!(
+        !bytes.is_empty(),
+        "{name}: the file is empty, expected one JSON object a line, found 0 bytes"
+    );
+    let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let lines: Vec<&[u8]> = body.split(|&b| b == b'\n').collect();
+    ensure!(
+        u32::try_from(lines.len()).is_ok(),
+        "{name}: {} lines, expected fewer than 2^32",
+        lines.len()
+    );
+    let last = lines.len() - 1;
+    let parsed: Vec<Option<Result<Row, BadLine>>> = lines
+        .par_iter()
+        .enumerate()
+        .map(|(i, &raw)| {
+            let raw = raw.strip_suffix(b"\r").unwrap_or(raw);
+            if raw.iter().all(u8::is_ascii_whitespace) {
+                return None;
+            }
+            let number = i as u32 + 1;
+            // Without a line end after it, a line that breaks off is most likely a file that was cut.
+            let cut = i == last;
+            Some(match parse_line(raw, options.max_line_bytes, cut) {
+                Ok(messages) => Ok(Row { line: number, messages }),
+                Err(what) => Err(BadLine { line: number, what }),
+            })
+        })
+        .collect();
+    let mut file = RowFile::default();
+    for (i, line) in parsed.into_iter().enumerate() {
+        match line {
+            // What follows the last line end is no line.
+            None if i == last => {}
+            None => file.blank_lines += 1,
+            Some(Ok(row)) => file.rows.push(row),
+            Some(Err(bad)) if options.bad_rows == BadRows::Skip => file.bad.push(bad),
+            Some(Err(bad)) => bail!("{name}:{}: {}", bad.line, bad.what),
+        }
+    }
+    ensure!(
+        !file.rows.is_empty() || !file.bad.is_empty(),
+        "{name}: no rows, expected one JSON object a line, found {} blank lines",
+        file.blank_lines.max(1)
+    );
+    Ok(file)
+}
+
+/// One line to its messages, or what is wrong with it.
+fn parse_line(raw: &[u8], max_line_bytes: usize, cut: bool) -> Result<Vec<Message>, String> {
+    if raw.len() > max_line_bytes {
+        return Err(format!(
+            "the line is too long, expected at most {max_line_bytes} bytes, found {}",
+            raw.len()
+        ));
+    }
+    let text = std::str::from_utf8(raw).map_err(|e| {
+        let at = e.valid_up_to();
+        format!(
+            "invalid UTF-8, expected UTF-8 text, found byte 0x{:02x} at column {}",
+            raw[at],
+            at + 1
+        )
+    })?;
+    let first = text.trim_start().chars().next().unwrap_or(' ');
+    if first != '{' {
+        let kind = match first {
+            '[' => "an array",
+            '"' => "a string",
+            '0'..='9' | '-' => "a number",
+            _ => "",
+        };
+        if serde_json::from_str::<IgnoredAny>(text).is_ok() {
+            let kind = if kind.is_empty() { text.trim() } else { kind };
+            return Err(format!(
+                "not a JSON object, expected {{\"prompt\": …, \"response\": …}}, found {kind}"
+            ));
+        }
+    }
+    let fields: Fields = {
+        let mut de = serde_json::Deserializer::from_str(text);
+        FieldsSeed
+            .deserialize(&mut de)
+            .and_then(|f| de.end().map(|()| f))
+            .map_err(|e| json_error(&e, text, cut))?
+    };
+    if let Some(key) = fields.duplicate {
+        return Err(format!(
+            "field \"{key}\" appears twice, expected each field once, found a duplicate (dup)"
+        ));
+    }
+    fields.into_messages()
+}
+
+/// Says where JSON is broken, with the text around it.
+fn json_error(e: &serde_json::Error, text: &str, cut: bool) -> String {
+    let column = e.column();
+    if e.is_eof() {
+        let hint = if cut {
+            " (the last line has no line end: the file looks truncated)"
+        } else {
+            ""
+        };
+        return format!(
+            "invalid JSON, expected the rest of the object, found the end of the line at column {column}{hint}"
+        );
+    }
+    let cause = e.to_string();
+    let cause = cause.split(" at line ").next().unwrap_or_default();
+    let start = text.floor_char_boundary(column.saturating_sub(1).saturating_sub(10));
+    let shown: String = text[start..].chars().take(24).collect();
+    format!("invalid JSON, expected a JSON object, found {cause} at column {column}, near `{shown}`")
+}
+
+/// A JSON value as far as rows care.
+enum Field {
+    Text(String),
+    Bool(bool),
+    Messages(Vec<MessageField>),
+    /// Anything else, by its kind.
+    Other(&'static str),
+}
+
+impl Field {
+    fn kind(&self) -> &'static str {
+        match self {
+            Field::Text(_) => "a string",
+            Field::Bool(_) => "a boolean",
+            Field::Messages(_) => "an array",
+            Field::Other(kind) => kind,
+        }
+    }
+}
+
+/// An element of `messages`: its fields, or the kind of what is there instead of an object.
+enum MessageField {
+    Object(Fields),
+    Other(&'static str),
+}
+
+#[derive(Default)]
+struct Fields {
+    known: Vec<(String, Field)>,
+    /// Keys that rows do not know, for messages.
+    unknown: Vec<String>,
+    duplicate: Option<String>,
+}
+
+const KNOWN: [&str; 7] = ["prompt", "response", "system", "messages", "role", "content", "train"];
+
+struct FieldsSeed;
+
+impl<'de> DeserializeSeed<'de> for FieldsSeed {
+    type Value = Fields;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Fields, D::Error> {
+        d.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for FieldsSeed {
+    type Value = Fields;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+        let mut fields = Fields::default();
+        while let Some(key) = map.next_key::<String>()? {
+            if !KNOWN.contains(&key.as_str()) {
+                map.next_value::<IgnoredAny>()?;
+                if fields.unknown.len() < 8 {
+                    fields.unknown.push(key);
+                }
+                continue;
+            }
+            if fields.known.iter().any(|(k, _)| *k == key) {
+                fields.duplicate.get_or_insert_with(|| key.clone());
+            }
+            let value = map.next_value_seed(FieldSeed)?;
+            fields.known.push((key, value));
+        }
+        Ok(fields)
+    }
+}
+
+struct FieldSeed;
+
+impl<'de> DeserializeSeed<'de> for FieldSeed {
+    type Value = Field;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Field, D::Error> {
+        d.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for FieldSeed {
+    type Value = Field;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<Field, E> {
+        Ok(Field::Text(v.to_string()))
+    }
+    fn visit_string<E: de::Error>(self, v: String) -> Result<Field, E> {
+        Ok(Field::Text(v))
+    }
+    fn visit_bool<E: de::Error>(self, v: bool) -> Result<Field, E> {
+        Ok(Field::Bool(v))
+    }
+    fn visit_unit<E: de::Error>(self) -> Result<Field, E> {
+        Ok(Field::Other("null"))
+    }
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<Field, E> {
+        Ok(Field::Other("a number"))
+    }
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Field, E> {
+        Ok(Field::Other("a number"))
+    }
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Field, E> {
+        Ok(Field::Other("a number"))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Field, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Field::Other("an object"))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Field, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(MessageSeed)? {
+            items.push(item);
+        }
+        Ok(Field::Messages(items))
+    }
+}
+
+struct MessageSeed;
+
+impl<'de> DeserializeSeed<'de> for MessageSeed {
+    type Value = MessageField;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<MessageField, D::Error> {
+        d.deserialize_any(self)
+    }
+}
+
+/// Delegates scalars to their kind and objects to [`FieldsSeed`].
+impl<'de> Visitor<'de> for MessageSeed {
+    type Value = MessageField;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a message")
+    }
+    fn visit_str<E: de::Error>(self, _: &str) -> Result<MessageField, E> {
+        Ok(MessageField::Other("a string"))
+    }
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<MessageField, E> {
+        Ok(MessageField::Other("a boolean"))
+    }
+    fn visit_unit<E: de::Error>(self) -> Result<MessageField, E> {
+        Ok(MessageField::Other("null"))
+    }
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<MessageField, E> {
+        Ok(MessageField::Other("a number"))
+    }
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<MessageField, E> {
+        Ok(MessageField::Other("a number"))
+    }
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<MessageField, E> {
+        Ok(MessageField::Other("a number"))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<MessageField, A::Error> {
+        FieldsSeed.visit_map(map).map(MessageField::Object)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<MessageField, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(MessageField::Other("an array"))
+    }
+}
+
+impl Fields {
+    fn take(&mut self, key: &str) -> Option<Field> {
+        let at = self.known.iter().position(|(k, _)| k == key)?;
+        Some(self.known.swap_remove(at).1)
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.known.iter().any(|(k, _)| k == key)
+    }
+
+    fn keys(&self) -> String {
+        let all: Vec<_> = self
+            .known
+            .iter()
+            .map(|(k, _)| k)
+            .chain(&self.unknown)
+            .map(|k| format!("\"{k}\""))
+            .collect();
+        if all.is_empty() {
+            "no fields".to_string()
+        } else {
+            format!("the fields {}", all.join(", "))
+        }
+    }
+
+    /// A string with something in it.
+    fn text(&mut self, key: &str, place: &str) -> Result<String, String> {
+        match self.take(key) {
+            None => Err(format!(
+                "field \"{key}\"{place} is missing, expected a string, found {}",
+                self.keys()
+            )),
+            Some(Field::Text(s)) if s.is_empty() => {
+                Err(format!("field \"{key}\"{place} is empty, expected text, found \"\""))
+            }
+            Some(Field::Text(s)) if s.chars().all(char::is_whitespace) => Err(format!(
+                "field \"{key}\"{place} is empty, expected text, found only white space"
+            )),
+            Some(Field::Text(s)) => Ok(s),
+            Some(other) => Err(format!(
+                "field \"{key}\"{place} is not a string, expected a string, found {}",
+                other.kind()
+            )),
+        }
+    }
+
+    fn into_messages(mut self) -> Result<Vec<Message>, String> {
+        if self.has("messages") {
+            if self.has("prompt") || self.has("response") {
+                return Err(format!(
+                    "two forms at once, expected \"messages\" or \"prompt\" and \"response\", found {}",
+                    self.keys()
+                ));
+            }
+            let items = match self.take("messages") {
+                Some(Field::Messages(items)) => items,
+                other => {
+                    let kind = other.map_or("nothing", |f| f.kind());
+                    return Err(format!(
+                        "field \"messages\" is not a list, expected a list of messages, found {kind}"
+                    ));
+                }
+            };
+            if items.is_empty() {
+                return Err("field \"messages\" is empty, expected at least one message, found []".to_string());
+            }
+            return items
+                .into_iter()
+                .enumerate()
+                .map(|(i, item)| item.into_message(i))
+                .collect();
+        }
+        if !self.has("prompt") && !self.has("response") {
+            let found = self.keys();
+            return Err(format!(
+                "field \"prompt\" is missing, expected \"prompt\" and \"response\", or \"messages\", found {found}"
+            ));
+        }
+        let mut messages = Vec::with_capacity(3);
+        if self.has("system") {
+            messages.push(Message::new(Role::System, self.text("system", "")?));
+        }
+        messages.push(Message::new(Role::User, self.text("prompt", "")?));
+        messages.push(Message::new(Role::Assistant, self.text("response", "")?));
+        Ok(messages)
+    }
+}
+
+impl MessageField {
+    fn into_message(self, index: usize) -> Result<Message, String> {
+        let place = format!(" of messages[{index}]");
+        let mut fields = match self {
+            MessageField::Object(fields) => fields,
+            MessageField::Other(kind) => {
+                return Err(format!(
+                    "messages[{index}] is not an object, expected {{\"role\": …, \"content\": …}}, found {kind}"
+                ));
+            }
+        };
+        if let Some(key) = fields.duplicate.take() {
+            return Err(format!(
+                "field \"{key}\"{place} appears twice, expected each field once, found a duplicate (dup)"
+            ));
+        }
+        let name = fields.text("role", &place)?;
+        let Some(role) = Role::parse(&name) else {
+            return Err(format!(
+                "field \"role\"{place} is unknown, expected system, user or assistant, found \"{name}\""
+            ));
+        };
+        let train = match fields.take("train") {
+            None => true,
+            Some(Field::Bool(train)) => train,
+            Some(other) => {
+                return Err(format!(
+                    "field \"train\"{place} is not a boolean, expected true or false, found {}",
+                    other.kind()
+                ));
+            }
+        };
+        Ok(Message {
+            role,
+            content: fields.text("content", &place)?,
+            train,
+            input: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Vec<Message>, String> {
+        parse_line(line.as_bytes(), 1000, false)
+    }
+
+    #[test]
+    fn keys_are_read_in_any_order_and_unknown_ones_ignored() {
+        let a = parse(r#"{"x": [{"prompt": 1}], "response": "b", "prompt": "a", "x": {}, "content": 5}"#).unwrap();
+        assert_eq!(a, [Message::new(Role::User, "a"), Message::new(Role::Assistant, "b")]);
+    }
+
+    #[test]
+    fn messages_carry_their_train_flag() {
+        let a =
+            parse(r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","train":false}]}"#);
+        assert_eq!(a.unwrap().iter().map(|m| m.train).collect::<Vec<_>>(), [true, false]);
+    }
+
+    #[test]
+    fn escapes_are_decoded_and_lone_surrogates_refused() {
+        assert_eq!(
+            parse(r#"{"prompt":"\ud83d\ude42\u0000","response":"x"}"#).unwrap()[0].content,
+            "\u{1f642}\0"
+        );
+        assert!(
+            parse(r#"{"prompt":"\ud83d","response":"x"}"#)
+                .unwrap_err()
+                .starts_with("invalid JSON")
+        );
+    }
+}

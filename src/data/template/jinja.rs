@@ -1,0 +1,314 @@
+//! Chat templates in Jinja, rendered as transformers renders them: `trim_blocks`, `lstrip_blocks`, `raise_exception`, `tojson`
+//! and Python's string methods. `strftime_now` is refused: data prepared today and tomorrow would differ.
+//!
+//! Data is told from template by escaping it before rendering: a mark is put inside every control token's name that the
+//! data contains, so that such a name without a mark can only be the template's own. Marks are Unicode noncharacters, which are
+//! never text (Unicode 16.0, section 23.7); where data has them all the same, they are escaped too. `{% generation %}` blocks
+//! print marks of their own, which give the supervised spans.
+
+use std::io;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Kwargs;
+use minijinja::{Environment, ErrorKind, Value, context};
+use serde::Serialize;
+
+use super::{Control, ControlNames, IM_END, IM_START, Piece, Purpose, Rendered, Segment};
+use crate::data::jsonl::{Message, Role};
+use crate::error::{Error, Result};
+use crate::{bail, ensure};
+
+/// Starts a two-character escape in data; see [`escape`].
+const ESCAPE: char = '\u{fdd0}';
+const GENERATION: char = '\u{fdd1}';
+const END_GENERATION: char = '\u{fdd2}';
+
+/// A parsed chat template.
+#[derive(Debug)]
+pub(super) struct Jinja {
+    source: String,
+    env: Environment<'static>,
+    names: ControlNames,
+    /// Whether the template prints BOS itself, found by rendering a small conversation.
+    prints_bos: bool,
+}
+
+impl Jinja {
+    pub(super) fn new(source: &str, names: &ControlNames) -> Result<Self> {
+        ensure!(
+            !source.contains([ESCAPE, GENERATION, END_GENERATION]),
+            "the template contains Unicode noncharacters (U+FDD0 to U+FDD2), expected text"
+        );
+        let (marked, n_marks) = mark_generation(source)?;
+        ensure!(
+            n_marks > 0,
+            "no {{% generation %}} mark, expected {{% generation %}} … {{% endgeneration %}} around what the assistant says"
+        );
+        let mut env = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        env.set_syntax(syntax.map_err(|e| jinja_error(&e))?);
+        // A template is a file like any other: it must not run forever.
+        env.set_fuel(Some(5_000_000));
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        env.add_function(
+            "raise_exception",
+            |message: String| -> Result<Value, minijinja::Error> {
+                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
+        env.add_filter("tojson", to_json);
+        env.add_function("strftime_now", |_: String| -> Result<Value, minijinja::Error> {
+            let message = "strftime_now is not supported: the rows would depend on the day; write the date out";
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        env.add_template_owned("chat", marked).map_err(|e| jinja_error(&e))?;
+        let mut this = Self {
+            source: source.to_string(),
+            env,
+            names: names.clone(),
+            prints_bos: false,
+        };
+        let probe = [Message::new(Role::User, "a"), Message::new(Role::Assistant, "b")];
+        if let Ok(rendered) = this.render_marked(&probe, Purpose::Train) {
+            this.prints_bos = rendered.trim_start_matches(GENERATION).starts_with(&names.bos);
+        }
+        Ok(this)
+    }
+
+    pub(super) fn uses_chatml(&self) -> bool {
+        self.source.contains(IM_START) || self.source.contains(IM_END)
+    }
+
+    /// BOS comes first once unless the template prints it or is a form of ChatML.
+    fn adds_bos(&self) -> bool {
+        !self.prints_bos && !self.uses_chatml()
+    }
+
+    pub(super) fn source_with_bos(&self) -> String {
+        if self.adds_bos() {
+            format!("{{{{ bos_token }}}}{}", self.source)
+        } else {
+            self.source.clone()
+        }
+    }
+
+    fn render_marked(&self, messages: &[Message], purpose: Purpose) -> Result<String> {
+        let messages: Vec<Value> = messages
+            .iter()
+            .map(|m| {
+                let content = Value::from(self.escape(&m.content));
+                match &m.input {
+                    Some(input) => context! { role => m.role.name(), content, input => self.escape(input) },
+                    None => context! { role => m.role.name(), content },
+                }
+            })
+            .collect();
+        let template = self.env.get_template("chat").expect("the template was added");
+        template
+            .render(context! {
+                messages,
+                bos_token => &self.names.bos,
+                eos_token => &self.names.eos,
+                pad_token => "<pad>",
+                unk_token => "<unk>",
+                add_generation_prompt => purpose == Purpose::Generate,
+            })
+            .map_err(|e| jinja_error(&e))
+    }
+
+    pub(super) fn render(&self, messages: &[Message], purpose: Purpose) -> Result<Rendered> {
+        let marked = self.render_marked(messages, purpose)?;
+        let assistants: Vec<bool> = messages
+            .iter()
+            .filter(|m| m.role == Role::Assistant)
+            .map(|m| m.train)
+            .collect();
+        let n_spans = marked.matches(GENERATION).count();
+        let mixed = assistants.iter().any(|&t| !t);
+        ensure!(
+            !mixed || n_spans == assistants.len(),
+            "\"train\": false needs one {{% generation %}} block for each assistant turn, expected {}, found {n_spans}",
+            assistants.len()
+        );
+        let mut out = Rendered::default();
+        if self.adds_bos() {
+            out.implicit_bos();
+        }
+        let mut span = 0;
+        let mut inside = false;
+        let mut rest = marked.as_str();
+        let mut text = String::new();
+        let on = |inside: bool, span: usize| inside && (!mixed || assistants[span - 1]);
+        while let Some(c) = rest.chars().next() {
+            if c == GENERATION || c == END_GENERATION {
+                flush(&mut out, &mut text, on(inside, span));
+                ensure!(
+                    inside == (c == END_GENERATION),
+                    "{{% generation %}} blocks are nested, expected one after the other"
+                );
+                inside = c == GENERATION;
+                span += usize::from(inside);
+                rest = &rest[c.len_utf8()..];
+            } else if c == ESCAPE {
+                let mut chars = rest[c.len_utf8()..].chars();
+                match chars.next() {
+                    Some('1') => text.push(ESCAPE),
+                    Some('2') => text.push(GENERATION),
+                    Some('3') => text.push(END_GENERATION),
+                    Some('0') => {}
+                    // The template cut a text in the middle of an escape; what is left of it is not text of the data.
+                    _ => bail!("the template cuts its contents apart within a control token's name"),
+                }
+                rest = chars.as_str();
+            } else if let Some((token, name)) = self.control_at(rest) {
+                flush(&mut out, &mut text, on(inside, span));
+                out.control(token, on(inside, span));
+                rest = &rest[name.len()..];
+            } else {
+                text.push(c);
+                rest = &rest[c.len_utf8()..];
+            }
+        }
+        flush(&mut out, &mut text, on(inside, span));
+        Ok(out)
+    }
+
+    fn control_at(&self, rest: &str) -> Option<(Control, &str)> {
+        [Control::ImStart, Control::ImEnd, Control::Bos, Control::Eos]
+            .into_iter()
+            .map(|c| (c, self.names.of(c)))
+            .find(|(_, name)| !name.is_empty() && rest.starts_with(name))
+    }
+
+    /// Marks data so that nothing in it can be taken for a control token or a generation mark.
+    fn escape(&self, text: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        for (i, c) in text.char_indices() {
+            match c {
+                ESCAPE => out.extend([ESCAPE, '1']),
+                GENERATION => out.extend([ESCAPE, '2']),
+                END_GENERATION => out.extend([ESCAPE, '3']),
+                _ => out.push(c),
+            }
+            if self.control_at(&text[i..]).is_some() {
+                out.extend([ESCAPE, '0']);
+            }
+        }
+        out
+    }
+}
+
+fn flush(out: &mut Rendered, text: &mut String, supervised: bool) {
+    if !text.is_empty() {
+        let piece = Piece::Template(std::mem::take(text));
+        out.segments.push(Segment {
+            piece,
+            supervised,
+            implicit: false,
+        });
+    }
+}
+
+fn jinja_error(e: &minijinja::Error) -> Error {
+    let what = e.detail().map_or_else(|| e.kind().to_string(), ToString::to_string);
+    match e.line() {
+        Some(line) => Error::new(format!("line {line}: {what}")),
+        None => Error::new(what),
+    }
+}
+
+/// JSON as Python's `json.dumps` writes it, which transformers' filter is: a blank after `,` and `:`, nothing escaped for HTML.
+fn to_json(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let error = |e: serde_json::Error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}"));
+    let value = serde_json::to_value(&value).map_err(error)?;
+    let mut out = Vec::new();
+    match indent {
+        Some(n) => {
+            let spaces = " ".repeat(n.min(16));
+            let format = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value
+                .serialize(&mut serde_json::Serializer::with_formatter(&mut out, format))
+                .map_err(error)?;
+        }
+        None => value
+            .serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced))
+            .map_err(error)?,
+    }
+    Ok(String::from_utf8(out).expect("JSON is UTF-8"))
+}
+
+/// One line with blanks after separators.
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { w.write_all(b", ") }
+    }
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, w: &mut W) -> io::Result<()> {
+        w.write_all(b": ")
+    }
+}
+
+/// Replaces generation tags by blocks that print a mark and treat white space as the tags would.
+fn mark_generation(source: &str) -> Result<(String, usize)> {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    let (mut n, mut open) = (0, false);
+    while let Some(at) = rest.find("{%") {
+        let Some(len) = rest[at..].find("%}") else { break };
+        let tag = &rest[at + 2..at + len];
+        let (left, tag) = tag.strip_prefix('-').map_or(("", tag), |t| ("-", t));
+        let (right, tag) = tag.strip_suffix('-').map_or(("", tag), |t| ("-", t));
+        let mark = match tag.trim() {
+            "generation" => Some(GENERATION),
+            "endgeneration" => Some(END_GENERATION),
+            _ => None,
+        };
+        match mark {
+            Some(mark) => {
+                ensure!(
+                    open == (mark == END_GENERATION),
+                    "{{% {} %}} out of place, expected {{% generation %}} and {{% endgeneration %}} in turn",
+                    tag.trim()
+                );
+                open = !open;
+                n += 1;
+                out.push_str(&rest[..at]);
+                out.push_str(&format!("{{%{left} if true %}}{{{{ '{mark}' }}}}{{% endif {right}%}}"));
+                rest = &rest[at + len + 2..];
+            }
+            None => {
+                out.push_str(&rest[..at + 2]);
+                rest = &rest[at + 2..];
+            }
+        }
+    }
+    ensure!(
+        !open,
+        "{{% generation %}} is never closed, expected {{% endgeneration %}}"
+    );
+    out.push_str(rest);
+    Ok((out, n / 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_keep_their_white_space_control() {
+        let (marked, n) = mark_generation("a\n  {%- generation -%}\n b {% endgeneration %}\nc").unwrap();
+        assert_eq!(n, 1);
+        assert_eq!(
+            marked,
+            "a\n  {%- if true %}{{ '\u{fdd1}' }}{% endif -%}\n b {% if true %}{{ '\u{fdd2}' }}{% endif %}\nc"
+        );
+        assert!(mark_generation("{% generation %}").is_err());
+        assert!(mark_generation("{% endgeneration %}{% generation %}").is_err());
+    }
+}
