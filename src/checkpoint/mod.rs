@@ -5,67 +5,15 @@
 
 pub mod fs;
 pub mod hf_config;
+pub mod manifest;
 pub mod names;
 pub mod safetensors;
 pub mod save;
+pub mod state;
 
-use crate::bail;
 use crate::error::Result;
 use crate::model::config::ModelConfig;
-
-/// A matrix in host memory, row-major f32; vectors are `(1, n)`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HostTensor {
-    /// Height.
-    pub rows: usize,
-    /// Width.
-    pub cols: usize,
-    /// `rows * cols` values.
-    pub data: Vec<f32>,
-}
-
-impl HostTensor {
-    /// A tensor of zeros.
-    pub fn zeros(rows: usize, cols: usize) -> Self {
-        Self {
-            rows,
-            cols,
-            data: vec![0.0; rows * cols],
-        }
-    }
-
-    /// Row `i`.
-    pub fn row(&self, i: usize) -> &[f32] {
-        &self.data[i * self.cols..(i + 1) * self.cols]
-    }
-
-    /// Row `i`, to write to.
-    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
-        &mut self.data[i * self.cols..(i + 1) * self.cols]
-    }
-
-    /// Refuses infinities and NaN; `what` names the tensor in the message.
-    ///
-    /// # Errors
-    /// If a value is not finite: the message has the tensor, the row and column of the first one, and how many there are.
-    pub fn check_finite(&self, what: &str) -> Result<()> {
-        if self.data.iter().all(|x| x.is_finite()) {
-            return Ok(());
-        }
-        let first = self
-            .data
-            .iter()
-            .position(|x| !x.is_finite())
-            .expect("one is not finite");
-        let count = self.data.iter().filter(|x| !x.is_finite()).count();
-        let (row, col) = (first / self.cols, first % self.cols);
-        bail!(
-            "{what}: value at row {row}, column {col} is {}; {count} of {} are not finite",
-            self.data[first],
-            self.data.len()
-        )
-    }
-}
+pub use crate::tensor::HostTensor;
 
 /// Where a model's weights come from, by the names of Hugging Face files.
 pub trait TensorSource {

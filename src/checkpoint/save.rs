@@ -147,13 +147,18 @@ pub struct Entry {
 /// # Errors
 /// If `load` fails, a tensor has another size than its entry says or a value that is not finite in its element type, or the
 /// file cannot be written.
-pub fn write_tensors(path: &Path, entries: &[Entry], mut load: impl FnMut(&str) -> Result<HostTensor>) -> Result<()> {
+pub fn write_tensors<T: std::borrow::Borrow<HostTensor>>(
+    path: &Path,
+    entries: &[Entry],
+    mut load: impl FnMut(&str) -> Result<T>,
+) -> Result<()> {
     let header = header(entries)?;
     write_atomic(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for entry in entries {
             let tensor = load(&entry.name)?;
+            let tensor: &HostTensor = tensor.borrow();
             let expected: usize = entry.shape.iter().product();
             assert_eq!(
                 tensor.data.len(),
@@ -162,7 +167,7 @@ pub fn write_tensors(path: &Path, entries: &[Entry], mut load: impl FnMut(&str) 
                 entry.name,
                 entry.shape
             );
-            write_values(out, &tensor, entry)?;
+            write_values(out, tensor, entry)?;
         }
         Ok(())
     })
@@ -189,7 +194,7 @@ fn header(entries: &[Entry]) -> Result<Vec<u8>> {
         ));
         offset += bytes;
     }
-    // transformers refuses files without this entry.
+    // transformers (4) refuses files without this entry.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let header = Metadata::new(Some(metadata), infos).map_err(|e| Error::new(format!("safetensors header: {e}")))?;
     let mut bytes = serde_json::to_vec(&header).expect("a header always prints");

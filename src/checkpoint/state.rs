@@ -1,0 +1,115 @@
+//! What a training checkpoint holds besides weights: the optimiser's tensors and the fingerprints of what the run depends on.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::fs::read_text;
+use super::safetensors::TensorFile;
+use super::save::{Entry, write_tensors};
+use super::{HostTensor, SaveDType};
+use crate::error::{Context, Error, Result};
+use crate::{bail, ensure};
+
+/// Name of the optimiser's file in a checkpoint.
+pub const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// Writes named f32 tensors, for example the optimiser's moments and masters.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_state_tensors(path: &Path, tensors: &[(String, HostTensor)]) -> Result<()> {
+    let entries: Vec<Entry> = tensors
+        .iter()
+        .map(|(name, t)| Entry {
+            name: name.clone(),
+            shape: vec![t.rows, t.cols],
+            dtype: SaveDType::F32,
+        })
+        .collect();
+    let mut at = 0;
+    write_tensors(path, &entries, |name| {
+        assert_eq!(tensors[at].0, name, "order of the tensors");
+        at += 1;
+        Ok(&tensors[at - 1].1)
+    })
+}
+
+/// Reads what [`write_state_tensors`] wrote, in the order of the names.
+///
+/// # Errors
+/// If the file is missing or damaged.
+pub fn read_state_tensors(path: &Path) -> Result<Vec<(String, HostTensor)>> {
+    let file = TensorFile::open(path)?;
+    file.names()
+        .map(|name| Ok((name.to_string(), file.load(name)?)))
+        .collect()
+}
+
+/// Hashes of what a run depends on, by name: `data`, `tokenizer`, `base_model`, `config`, …
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fingerprints(pub BTreeMap<String, String>);
+
+impl Fingerprints {
+    /// Compares the fingerprints of a checkpoint (`self`) with those of this run. Names in `allowed` may differ; the differing
+    /// ones are returned, so that they can be reported.
+    ///
+    /// # Errors
+    /// If another one differs: the message names it and the flag that allows it. A usage error if `allowed` has an unknown name.
+    pub fn check(&self, now: &Fingerprints, allowed: &[String]) -> Result<Vec<String>> {
+        let names: std::collections::BTreeSet<&String> = self.0.keys().chain(now.0.keys()).collect();
+        if let Some(unknown) = allowed.iter().find(|a| !names.contains(a)) {
+            let known = names.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(Error::usage(format!(
+                "--allow-changed {unknown}: expected one of {known}"
+            )));
+        }
+        let mut changed = Vec::new();
+        for name in names {
+            let (old, new) = (self.0.get(name), now.0.get(name));
+            if old == new {
+                continue;
+            }
+            let short = |h: Option<&String>| h.map_or("none".to_string(), |h| h.chars().take(12).collect());
+            ensure!(
+                allowed.contains(name),
+                "{name} differs from the checkpoint's (was {}, is {}); resume with the same one, or pass --allow-changed {name}",
+                short(old),
+                short(new)
+            );
+            changed.push(name.clone());
+        }
+        Ok(changed)
+    }
+
+    /// As a JSON object.
+    pub fn to_json(&self) -> Value {
+        serde_json::to_value(&self.0).expect("a map of strings always prints")
+    }
+
+    /// From a JSON object of strings.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn from_json(value: &Value) -> Result<Self> {
+        let map = BTreeMap::deserialize(value).map_err(|e| Error::new(format!("fingerprints: {e}")))?;
+        Ok(Self(map))
+    }
+}
+
+/// Reads a JSON object from a file.
+///
+/// # Errors
+/// If the file cannot be read or holds something else.
+pub fn read_json(path: &Path) -> Result<Value> {
+    let text = read_text(path, 256 << 20)?;
+    let value: Value = serde_json::from_str(&text)
+        .map_err(|e| Error::new(format!("invalid JSON: {e}")))
+        .context(|| path.display().to_string())?;
+    if !value.is_object() {
+        bail!("{}: expected a JSON object", path.display());
+    }
+    Ok(value)
+}
