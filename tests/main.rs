@@ -7,3 +7,5 @@ mod floors;
 mod prepare;
 #[path = "it/templates.rs"]
 mod templates;
+#[path = "it/tokenizer.rs"]
+mod tokenizer;

@@ -1,8 +1,11 @@
 //! From JSONL to micro-batches: rows, templates, tokenizer, mix, packing, token files, loader.
 
+pub mod encode;
 pub mod jsonl;
 pub mod prepare;
+mod sp_model;
 pub mod template;
+pub mod tokenizer;
 
 /// Flattened documents of one micro-batch, padding already removed; vectors of length N.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
