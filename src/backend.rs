@@ -8,6 +8,7 @@
 //! - a shape or dtype that disagrees is a bug of ours and panics with the values; a device failure is an `Err`.
 
 use crate::error::Result;
+use crate::rng::Stream;
 use crate::tensor::{DType, Tensor};
 
 /// Which of the two operands of a product is transposed.
@@ -65,6 +66,23 @@ pub struct Dropout {
     pub key: u64,
     /// Probability of dropping an element, in `[0, 1)`.
     pub p: f32,
+}
+
+impl Dropout {
+    /// The stream of its draws.
+    pub fn stream(&self) -> Stream {
+        Stream::new(&[self.key])
+    }
+
+    /// Draws below this value drop: `p · 2^32`.
+    pub fn threshold(&self) -> u64 {
+        (f64::from(self.p) * 4_294_967_296.0) as u64
+    }
+
+    /// Whether element `e` is dropped: word `e mod 4` of block `e / 4` of the stream lies below the threshold.
+    pub fn drops(&self, e: u64) -> bool {
+        u64::from(self.stream().block(e / 4)[(e % 4) as usize]) < self.threshold()
+    }
 }
 
 /// Scalars of one AdamW step (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2; eps outside the corrected root, as torch).

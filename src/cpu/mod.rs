@@ -1,1 +1,324 @@
-//! The native CPU backend.
+//! The native CPU backend: every operation of [`Backend`] on all cores, vectorised for what the processor has.
+//!
+//! Results depend neither on the number of threads nor on where in a micro-batch a row or a document stands: work is cut by
+//! shape, and every element is one fixed chain of sums. They may differ in the last bits between instruction levels.
+
+mod attention;
+mod buffer;
+mod elementwise;
+mod embedding;
+mod kernels;
+mod level;
+mod loss;
+mod matmul;
+mod norm;
+mod optim;
+mod pack;
+mod threads;
+mod vector;
+
+#[cfg(test)]
+mod testing;
+
+use std::sync::Mutex;
+
+use crate::backend::{AdamWStep, Backend, CrossEntropy, Dropout, Heads, Mask, MatMul, Rotate, Write};
+use crate::ensure;
+use crate::error::{Context, Result};
+use crate::tensor::{DType, Tensor};
+
+pub use buffer::CpuBuf;
+pub use level::Level;
+use threads::Pool;
+
+/// The processor's cores and memory as a device.
+pub struct Cpu {
+    level: Level,
+    pool: Pool,
+    /// Packed operands and other intermediates of one operation, kept between operations.
+    scratch: Mutex<matmul::Scratch>,
+}
+
+impl Cpu {
+    /// A device of `threads` threads (`None`: one per available core) at the best instruction level of this processor, or
+    /// the one that the environment variable `RINGTUNE_CPU` names: `portable`, `avx2`, `avx512`, `avx512bf16`.
+    ///
+    /// # Errors
+    /// If `threads` is zero, the system refuses a thread, or `RINGTUNE_CPU` asks for what the processor lacks.
+    pub fn new(threads: Option<usize>) -> Result<Self> {
+        Self::with_level(threads, Level::detect()?)
+    }
+
+    /// A device at a given instruction level.
+    ///
+    /// # Errors
+    /// As [`Cpu::new`].
+    pub fn with_level(threads: Option<usize>, level: Level) -> Result<Self> {
+        ensure!(
+            level.is_supported(),
+            "cpu: this processor cannot run level {}",
+            level.name()
+        );
+        let threads = match threads {
+            Some(n) => n,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        ensure!(threads > 0, "cpu: expected at least 1 thread, found 0");
+        let pool = Pool::new(threads).context(|| format!("cpu: cannot start {threads} threads"))?;
+        Ok(Self {
+            level,
+            pool,
+            scratch: Mutex::new(matmul::Scratch::default()),
+        })
+    }
+
+    /// The instruction level in use.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The number of threads in use.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+}
+
+impl Backend for Cpu {
+    type Buf = CpuBuf;
+
+    fn describe(&self) -> String {
+        let threads = self.threads();
+        format!(
+            "cpu, {threads} thread{}, {}",
+            if threads == 1 { "" } else { "s" },
+            self.level.name()
+        )
+    }
+
+    fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>> {
+        let buf = CpuBuf::zeros(rows * cols * dtype.bytes())?;
+        Ok(Tensor::from_buf(buf, rows, cols, dtype))
+    }
+
+    fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {
+        elementwise::upload(self, dst, src);
+        Ok(())
+    }
+
+    fn upload_i32(&self, dst: &mut Tensor<Self>, src: &[i32]) -> Result<()> {
+        buffer::i32s_mut(dst).copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download(&self, dst: &mut [f32], src: &Tensor<Self>) -> Result<()> {
+        elementwise::download(self, dst, src);
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn fill_zero(&self, dst: &mut Tensor<Self>) -> Result<()> {
+        elementwise::fill_zero(self, dst);
+        Ok(())
+    }
+
+    fn copy(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()> {
+        elementwise::copy(self, dst, src);
+        Ok(())
+    }
+
+    fn add(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()> {
+        elementwise::add(self, dst, src);
+        Ok(())
+    }
+
+    fn add_bias(&self, dst: &mut Tensor<Self>, b: &Tensor<Self>) -> Result<()> {
+        elementwise::add_bias(self, dst, b);
+        Ok(())
+    }
+
+    fn bias_backward(&self, db: &mut Tensor<Self>, dy: &Tensor<Self>) -> Result<()> {
+        elementwise::bias_backward(self, db, dy);
+        Ok(())
+    }
+
+    fn gather_rows(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>, rows: &Tensor<Self>) -> Result<()> {
+        embedding::gather_rows(self, dst, src, rows);
+        Ok(())
+    }
+
+    fn scatter_rows(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>, rows: &Tensor<Self>) -> Result<()> {
+        embedding::scatter_rows(dst, src, rows);
+        Ok(())
+    }
+
+    fn matmul(
+        &self,
+        c: &mut Tensor<Self>,
+        a: &Tensor<Self>,
+        b: &Tensor<Self>,
+        op: MatMul,
+        alpha: f32,
+        write: Write,
+    ) -> Result<()> {
+        matmul::matmul(self, c, a, b, op, alpha, write);
+        Ok(())
+    }
+
+    fn embedding_forward(&self, out: &mut Tensor<Self>, w: &Tensor<Self>, tokens: &Tensor<Self>) -> Result<()> {
+        embedding::gather_rows(self, out, w, tokens);
+        Ok(())
+    }
+
+    fn embedding_backward(
+        &self,
+        dw: &mut Tensor<Self>,
+        dout: &Tensor<Self>,
+        tokens: &Tensor<Self>,
+        first_row: usize,
+    ) -> Result<()> {
+        embedding::backward(self, dw, dout, tokens, first_row);
+        Ok(())
+    }
+
+    fn rmsnorm_forward(
+        &self,
+        out: &mut Tensor<Self>,
+        rstd: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        w: &Tensor<Self>,
+        eps: f32,
+    ) -> Result<()> {
+        norm::forward(self, out, rstd, x, w, eps);
+        Ok(())
+    }
+
+    fn rmsnorm_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dw: Option<&mut Tensor<Self>>,
+        dout: &Tensor<Self>,
+        x: &Tensor<Self>,
+        w: &Tensor<Self>,
+        rstd: &Tensor<Self>,
+        write: Write,
+    ) -> Result<()> {
+        norm::backward(self, dx, dw, dout, x, w, rstd, write);
+        Ok(())
+    }
+
+    fn rope(
+        &self,
+        x: &mut Tensor<Self>,
+        table: &Tensor<Self>,
+        positions: &Tensor<Self>,
+        direction: Rotate,
+    ) -> Result<()> {
+        elementwise::rope(self, x, table, positions, direction);
+        Ok(())
+    }
+
+    fn attention_forward(
+        &self,
+        out: &mut Tensor<Self>,
+        lse: &mut Tensor<Self>,
+        q: &Tensor<Self>,
+        k: &Tensor<Self>,
+        v: &Tensor<Self>,
+        doc_start: &Tensor<Self>,
+        heads: Heads,
+        mask: Mask,
+    ) -> Result<()> {
+        attention::forward(self, out, lse, q, k, v, doc_start, heads, mask);
+        Ok(())
+    }
+
+    fn attention_backward(
+        &self,
+        dq: &mut Tensor<Self>,
+        dk: &mut Tensor<Self>,
+        dv: &mut Tensor<Self>,
+        dout: &Tensor<Self>,
+        out: &Tensor<Self>,
+        lse: &Tensor<Self>,
+        q: &Tensor<Self>,
+        k: &Tensor<Self>,
+        v: &Tensor<Self>,
+        doc_start: &Tensor<Self>,
+        heads: Heads,
+        mask: Mask,
+    ) -> Result<()> {
+        attention::backward(self, dq, dk, dv, dout, out, lse, q, k, v, doc_start, heads, mask);
+        Ok(())
+    }
+
+    fn attention_decode(
+        &self,
+        out: &mut Tensor<Self>,
+        q: &Tensor<Self>,
+        k_cache: &Tensor<Self>,
+        v_cache: &Tensor<Self>,
+        lens: &Tensor<Self>,
+        heads: Heads,
+        mask: Mask,
+    ) -> Result<()> {
+        attention::decode(self, out, q, k_cache, v_cache, lens, heads, mask);
+        Ok(())
+    }
+
+    fn swiglu_forward(&self, out: &mut Tensor<Self>, gate: &Tensor<Self>, up: &Tensor<Self>) -> Result<()> {
+        elementwise::swiglu_forward(self, out, gate, up);
+        Ok(())
+    }
+
+    fn swiglu_backward(
+        &self,
+        dgate: &mut Tensor<Self>,
+        dup: &mut Tensor<Self>,
+        dout: &Tensor<Self>,
+        gate: &Tensor<Self>,
+        up: &Tensor<Self>,
+    ) -> Result<()> {
+        elementwise::swiglu_backward(self, dgate, dup, dout, gate, up);
+        Ok(())
+    }
+
+    fn linear_cross_entropy(
+        &self,
+        loss: &mut Tensor<Self>,
+        correct: Option<&mut Tensor<Self>>,
+        dx: Option<&mut Tensor<Self>>,
+        dw: Option<&mut Tensor<Self>>,
+        x: &Tensor<Self>,
+        w: &Tensor<Self>,
+        targets: &Tensor<Self>,
+        how: CrossEntropy,
+    ) -> Result<()> {
+        loss::linear_cross_entropy(self, loss, correct, dx, dw, x, w, targets, how)
+    }
+
+    fn dropout(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>, dropout: Dropout) -> Result<()> {
+        elementwise::dropout(self, dst, src, dropout);
+        Ok(())
+    }
+
+    fn norm2(&self, tensors: &[&Tensor<Self>]) -> Result<f64> {
+        Ok(optim::norm2(self, tensors))
+    }
+
+    fn adamw(
+        &self,
+        p: &mut Tensor<Self>,
+        master: Option<&mut Tensor<Self>>,
+        m: &mut Tensor<Self>,
+        v: &mut Tensor<Self>,
+        g: &Tensor<Self>,
+        step: AdamWStep,
+        first_row: usize,
+    ) -> Result<()> {
+        optim::adamw(self, p, master, m, v, g, step, first_row);
+        Ok(())
+    }
+}

@@ -1,0 +1,133 @@
+//! Rows by index: gather, scatter, and the gradient of the token embedding.
+
+use super::Cpu;
+use super::buffer::{elems_mut, i32s, typed};
+use super::elementwise::task_rows;
+use super::level::multiversion;
+use super::threads::chunked;
+use super::vector::Elem;
+use crate::tensor::Tensor;
+
+fn index(rows: &[i32], i: usize, limit: usize, what: &str) -> usize {
+    match usize::try_from(rows[i]) {
+        Ok(row) if row < limit => row,
+        _ => panic!("{what}: index {} at position {i} lies outside 0..{limit}", rows[i]),
+    }
+}
+
+pub fn gather_rows(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, rows: &Tensor<Cpu>) {
+    assert_eq!(dst.dtype(), src.dtype(), "gather_rows: element types differ");
+    assert_eq!(dst.cols(), src.cols(), "gather_rows: widths differ");
+    assert_eq!(rows.shape(), (dst.rows(), 1), "gather_rows: shape of the indices");
+    if dst.is_empty() {
+        return;
+    }
+    let (width, limit, rows) = (src.cols() * src.dtype().bytes(), src.rows(), i32s(rows));
+    let (per_task, bytes) = (task_rows(src.cols()), dst.rows() * width);
+    let (x, y) = (src.buf.bytes(), &mut dst.buf.bytes_mut()[..bytes]);
+    dev.pool.split(chunked(y, per_task * width), |task, y| {
+        for (i, y) in y.chunks_exact_mut(width).enumerate() {
+            let row = index(rows, task * per_task + i, limit, "gather_rows");
+            y.copy_from_slice(&x[row * width..(row + 1) * width]);
+        }
+    });
+}
+
+pub fn scatter_rows(dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, rows: &Tensor<Cpu>) {
+    assert_eq!(dst.dtype(), src.dtype(), "scatter_rows: element types differ");
+    assert_eq!(dst.cols(), src.cols(), "scatter_rows: widths differ");
+    assert_eq!(rows.shape(), (src.rows(), 1), "scatter_rows: shape of the indices");
+    let (width, limit, rows) = (src.cols() * src.dtype().bytes(), dst.rows(), i32s(rows));
+    for i in 0..src.rows() {
+        let row = index(rows, i, limit, "scatter_rows");
+        let x = &src.buf.bytes()[i * width..(i + 1) * width];
+        dst.buf.bytes_mut()[row * width..(row + 1) * width].copy_from_slice(x);
+    }
+}
+
+multiversion! {
+    fn accumulate[X: Elem](y: &mut [f32], x: &[X]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += x.get();
+        }
+    }
+}
+
+/// Parts of the table that are updated in parallel; frequent tokens lie close together, so there are many.
+const PARTS: usize = 128;
+
+pub fn backward(dev: &Cpu, dw: &mut Tensor<Cpu>, dout: &Tensor<Cpu>, tokens: &Tensor<Cpu>, first_row: usize) {
+    let (rows, cols) = dw.shape();
+    assert_eq!(dout.cols(), cols, "embedding_backward: widths differ");
+    assert_eq!(
+        tokens.shape(),
+        (dout.rows(), 1),
+        "embedding_backward: shape of the tokens"
+    );
+    if dw.is_empty() || dout.is_empty() {
+        return;
+    }
+    let tokens = i32s(tokens);
+    let per_part = rows.div_ceil(PARTS);
+    let dw: &mut [f32] = elems_mut(dw);
+    typed!(dout = dout, => dev.pool.split(chunked(dw, per_part * cols), |part, dw| {
+        let first = first_row + part * per_part;
+        let range = first..first + dw.len() / cols;
+        // Every part looks at all tokens in order: each row's sum runs from the first position to the last.
+        for (i, &token) in tokens.iter().enumerate() {
+            let token = usize::try_from(token).expect("tokens are not negative");
+            if range.contains(&token) {
+                let at = (token - first) * cols;
+                accumulate(dev.level, &mut dw[at..at + cols], &dout[i * cols..(i + 1) * cols]);
+            }
+        }
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::backend::Backend;
+    use crate::cpu::testing::{cpus, tensor, tensor_i32, values};
+    use crate::tensor::DType;
+
+    #[test]
+    fn gather_scatter_and_embedding_gradient() {
+        for dev in cpus() {
+            let (v, c) = (300, 33);
+            let w: Vec<f32> = (0..v * c).map(|i| (i % 251) as f32).collect();
+            let tokens: Vec<i32> = (0..77).map(|i| (i * i * 7) % v as i32).collect();
+            let n = tokens.len();
+            let wt = tensor(&dev, v, c, DType::Bf16, &w);
+            let t = tensor_i32(&dev, &tokens);
+            let mut out = dev.alloc(n, c, DType::Bf16).unwrap();
+            dev.embedding_forward(&mut out, &wt, &t).unwrap();
+            let got = values(&dev, &out);
+            for (i, &token) in tokens.iter().enumerate() {
+                assert_eq!(got[i * c..(i + 1) * c], w[token as usize * c..(token as usize + 1) * c]);
+            }
+            // Small integers: the sums are exact in any order. Rows below `first` and beyond the table are skipped.
+            let (first, rows) = (17, 250);
+            let mut dw = tensor(&dev, rows, c, DType::F32, &vec![1.0; rows * c]);
+            dev.embedding_backward(&mut dw, &out, &t, first).unwrap();
+            let mut expected = vec![1.0; rows * c];
+            for (i, &token) in tokens.iter().enumerate() {
+                let token = token as usize;
+                if (first..first + rows).contains(&token) {
+                    (0..c).for_each(|j| expected[(token - first) * c + j] += got[i * c + j]);
+                }
+            }
+            assert_eq!(values(&dev, &dw), expected);
+            let rows: Vec<i32> = (0..n as i32).map(|i| (i * 7 + 2) % 300).collect();
+            let mut back = tensor(&dev, v, c, DType::Bf16, &w);
+            dev.scatter_rows(&mut back, &out, &tensor_i32(&dev, &rows)).unwrap();
+            let back = values(&dev, &back);
+            for r in 0..v {
+                let expected = match rows.iter().position(|&x| x as usize == r) {
+                    Some(i) => &got[i * c..(i + 1) * c],
+                    None => &w[r * c..(r + 1) * c],
+                };
+                assert_eq!(&back[r * c..(r + 1) * c], expected);
+            }
+        }
+    }
+}

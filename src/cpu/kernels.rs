@@ -1,0 +1,354 @@
+//! Micro-kernels: one register tile of C from one panel of A and one of B.
+//!
+//! Each element of C is one chain of sums over k, the same at every place of the tile and for every tile height. So a row of
+//! a product depends neither on its index nor on how many rows there are.
+
+use half::bf16;
+
+use super::level::Level;
+use super::pack::Unit;
+use super::vector::Elem;
+
+/// What happens to a finished tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// `c = sum`.
+    Set,
+    /// `c += sum`.
+    Add,
+}
+
+/// Where a tile of C goes.
+#[derive(Clone, Copy)]
+pub enum Target {
+    /// f32 elements.
+    F32(*mut f32),
+    /// bf16 elements.
+    Bf16(*mut bf16),
+}
+
+/// A tile of C: its first element, the distance between rows, how much of it exists, and what to do with the sum.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    pub target: Target,
+    pub stride: usize,
+    pub rows: usize,
+    pub cols: usize,
+    pub alpha: f32,
+    pub store: Store,
+}
+
+type Kernel = unsafe fn(units: usize, a: *const u32, b: *const u32, tile: Tile);
+
+/// A register tile: its size, what its panels hold, and the code.
+#[derive(Clone, Copy)]
+pub struct Micro {
+    /// Rows of the tile: width of A's panels.
+    pub mr: usize,
+    /// Columns of the tile: width of B's panels.
+    pub nr: usize,
+    pub unit: Unit,
+    kernel: Kernel,
+}
+
+impl Micro {
+    /// The tile for products of two f32 operands (`bf16 == false`) or with at least one of bf16.
+    pub fn new(level: Level, bf16: bool) -> Self {
+        let single = if bf16 { Unit::Rounded } else { Unit::Single };
+        #[cfg(target_arch = "x86_64")]
+        match level {
+            Level::Avx512Bf16 if bf16 => {
+                return Self {
+                    mr: 14,
+                    nr: 32,
+                    unit: Unit::Pair,
+                    kernel: avx512::bf16_tile,
+                };
+            }
+            Level::Avx512 | Level::Avx512Bf16 => {
+                return Self {
+                    mr: 14,
+                    nr: 32,
+                    unit: single,
+                    kernel: avx512::f32_tile,
+                };
+            }
+            Level::Avx2 => {
+                return Self {
+                    mr: 6,
+                    nr: 16,
+                    unit: single,
+                    kernel: avx2::f32_tile,
+                };
+            }
+            Level::Portable => {}
+        }
+        let _ = level;
+        Self {
+            mr: 4,
+            nr: 8,
+            unit: single,
+            kernel: portable::f32_tile,
+        }
+    }
+
+    /// `tile = or += alpha · panel of A · panel of B`.
+    ///
+    /// # Safety
+    /// `a` points to `units · mr` and `b` to `units · nr` units, the tile's `rows <= mr` and `cols <= nr` elements may be
+    /// read and written, and the processor has the level this was made for.
+    #[inline]
+    pub unsafe fn run(&self, units: usize, a: *const u32, b: *const u32, tile: Tile) {
+        debug_assert!(tile.rows <= self.mr && tile.cols <= self.nr);
+        // SAFETY: the caller's promise.
+        unsafe { (self.kernel)(units, a, b, tile) }
+    }
+}
+
+/// Stores a tile that stands in memory as rows of `width`.
+///
+/// # Safety
+/// As [`Micro::run`].
+#[inline(always)]
+unsafe fn store_rows(acc: &[f32], width: usize, t: Tile) {
+    for (r, row) in acc.chunks_exact(width).take(t.rows).enumerate() {
+        // SAFETY: row r of the tile exists and has `cols` elements.
+        unsafe {
+            match t.target {
+                Target::F32(c) => store_row(row, std::slice::from_raw_parts_mut(c.add(r * t.stride), t.cols), t),
+                Target::Bf16(c) => store_row(row, std::slice::from_raw_parts_mut(c.add(r * t.stride), t.cols), t),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn store_row<E: Elem>(row: &[f32], c: &mut [E], t: Tile) {
+    match t.store {
+        Store::Set => c.iter_mut().zip(row).for_each(|(c, x)| *c = E::put(x * t.alpha)),
+        Store::Add => c
+            .iter_mut()
+            .zip(row)
+            .for_each(|(c, x)| *c = E::put(c.get() + x * t.alpha)),
+    }
+}
+
+mod portable {
+    use super::{Tile, store_rows};
+
+    const MR: usize = 4;
+    const NR: usize = 8;
+
+    /// # Safety
+    /// As `Micro::run`.
+    pub unsafe fn f32_tile(units: usize, a: *const u32, b: *const u32, tile: Tile) {
+        // SAFETY: the panels hold `units` rows of MR and NR units, each the bits of an f32.
+        let (a, b) = unsafe {
+            (
+                std::slice::from_raw_parts(a.cast::<f32>(), units * MR),
+                std::slice::from_raw_parts(b.cast::<f32>(), units * NR),
+            )
+        };
+        let mut acc = [0.0f32; MR * NR];
+        for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NR)) {
+            for (acc, &a) in acc.chunks_exact_mut(NR).zip(a) {
+                for (acc, &b) in acc.iter_mut().zip(b) {
+                    *acc += a * b;
+                }
+            }
+        }
+        // SAFETY: the caller's promise about the tile.
+        unsafe { store_rows(&acc, NR, tile) };
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{Tile, store_rows};
+    use std::arch::x86_64::{
+        _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    };
+
+    const MR: usize = 6;
+    const NR: usize = 16;
+
+    /// # Safety
+    /// As `Micro::run`.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn f32_tile(units: usize, a: *const u32, b: *const u32, tile: Tile) {
+        let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
+        let mut acc = [[_mm256_setzero_ps(); 2]; MR];
+        for _ in 0..units {
+            // SAFETY: the panels hold `units` rows of MR and NR units.
+            unsafe {
+                let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = _mm256_broadcast_ss(&*a.add(r));
+                    acc[0] = _mm256_fmadd_ps(x, b0, acc[0]);
+                    acc[1] = _mm256_fmadd_ps(x, b1, acc[1]);
+                }
+                (a, b) = (a.add(MR), b.add(NR));
+            }
+        }
+        let mut rows = [0.0f32; MR * NR];
+        for (row, acc) in rows.chunks_exact_mut(NR).zip(acc) {
+            // SAFETY: a row has 16 elements.
+            unsafe {
+                _mm256_storeu_ps(row.as_mut_ptr(), acc[0]);
+                _mm256_storeu_ps(row.as_mut_ptr().add(8), acc[1]);
+            }
+        }
+        // SAFETY: the caller's promise about the tile.
+        unsafe { store_rows(&rows, NR, tile) };
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::{Store, Target, Tile};
+    use std::arch::x86_64::{
+        __m512, __m512bh, __m512i, _CMP_UNORD_Q, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16, _mm512_add_epi32,
+        _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
+        _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_loadu_si512, _mm512_mask_or_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
+        _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_srli_epi32,
+    };
+
+    const MR: usize = 14;
+    const NR: usize = 32;
+
+    /// Chooses the height and the number of vectors that hold the tile; the sums are the same for each.
+    macro_rules! by_size {
+        ($kernel:ident, $units:expr, $a:expr, $b:expr, $tile:expr) => {
+            // SAFETY: the caller's promise, and a tile at least as high and as wide as asked for.
+            unsafe {
+                match ($tile.rows, $tile.cols > 16) {
+                    (0..=1, false) => $kernel::<1, 1>($units, $a, $b, $tile),
+                    (0..=1, true) => $kernel::<1, 2>($units, $a, $b, $tile),
+                    (2..=4, false) => $kernel::<4, 1>($units, $a, $b, $tile),
+                    (2..=4, true) => $kernel::<4, 2>($units, $a, $b, $tile),
+                    (5..=8, false) => $kernel::<8, 1>($units, $a, $b, $tile),
+                    (5..=8, true) => $kernel::<8, 2>($units, $a, $b, $tile),
+                    (_, false) => $kernel::<MR, 1>($units, $a, $b, $tile),
+                    (_, true) => $kernel::<MR, 2>($units, $a, $b, $tile),
+                }
+            }
+        };
+    }
+
+    /// # Safety
+    /// As `Micro::run`.
+    pub unsafe fn f32_tile(units: usize, a: *const u32, b: *const u32, tile: Tile) {
+        by_size!(f32_sized, units, a, b, tile);
+    }
+
+    /// # Safety
+    /// As `Micro::run`.
+    pub unsafe fn bf16_tile(units: usize, a: *const u32, b: *const u32, tile: Tile) {
+        by_size!(bf16_sized, units, a, b, tile);
+    }
+
+    /// # Safety
+    /// As `Micro::run`, with `rows <= M` and `cols <= 16 V`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn f32_sized<const M: usize, const V: usize>(units: usize, a: *const u32, b: *const u32, tile: Tile) {
+        let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
+        let mut acc = [[_mm512_setzero_ps(); V]; M];
+        for _ in 0..units {
+            // SAFETY: the panels hold `units` rows of MR >= M and NR >= 16 V units.
+            unsafe {
+                let mut y = [_mm512_setzero_ps(); V];
+                for (v, y) in y.iter_mut().enumerate() {
+                    *y = _mm512_loadu_ps(b.add(16 * v));
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = _mm512_set1_ps(*a.add(r));
+                    for (acc, y) in acc.iter_mut().zip(y) {
+                        *acc = _mm512_fmadd_ps(x, y, *acc);
+                    }
+                }
+                (a, b) = (a.add(MR), b.add(NR));
+            }
+        }
+        // SAFETY: the caller's promise about the tile.
+        unsafe { store(&acc, tile) };
+    }
+
+    /// # Safety
+    /// As `Micro::run`, with `rows <= M` and `cols <= 16 V`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn bf16_sized<const M: usize, const V: usize>(units: usize, a: *const u32, b: *const u32, tile: Tile) {
+        let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
+        let mut acc = [[_mm512_setzero_ps(); V]; M];
+        for _ in 0..units {
+            // SAFETY: the panels hold `units` rows of MR >= M and NR >= 16 V units. The transmutes change the type of a
+            // 64-byte vector only.
+            unsafe {
+                let mut y = [std::mem::transmute::<__m512, __m512bh>(_mm512_setzero_ps()); V];
+                for (v, y) in y.iter_mut().enumerate() {
+                    *y = std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.add(16 * v).cast()));
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*a.add(r)));
+                    for (acc, y) in acc.iter_mut().zip(y) {
+                        *acc = _mm512_dpbf16_ps(*acc, x, y);
+                    }
+                }
+                (a, b) = (a.add(MR), b.add(NR));
+            }
+        }
+        // SAFETY: the caller's promise about the tile.
+        unsafe { store(&acc, tile) };
+    }
+
+    /// Stores the rows and columns of the tile that exist.
+    ///
+    /// # Safety
+    /// As `Micro::run`, with `rows <= M` and `cols <= 16 V`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn store<const M: usize, const V: usize>(acc: &[[__m512; V]; M], t: Tile) {
+        let alpha = _mm512_set1_ps(t.alpha);
+        for (r, acc) in acc.iter().enumerate() {
+            if r >= t.rows {
+                break;
+            }
+            for (v, &sum) in acc.iter().enumerate() {
+                let have = t.cols.saturating_sub(16 * v).min(16);
+                let mask = ((1u32 << have) - 1) as u16;
+                let mut x = _mm512_mul_ps(sum, alpha);
+                // SAFETY: the mask covers the `have` columns that exist.
+                unsafe {
+                    match t.target {
+                        Target::F32(c) => {
+                            let c = c.add(r * t.stride + 16 * v);
+                            if t.store == Store::Add {
+                                x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, c));
+                            }
+                            _mm512_mask_storeu_ps(c, mask, x);
+                        }
+                        Target::Bf16(c) => {
+                            let c = c.add(r * t.stride + 16 * v).cast::<i16>();
+                            if t.store == Store::Add {
+                                let old = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, c));
+                                x = _mm512_add_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(old)));
+                            }
+                            _mm256_mask_storeu_epi16(c, mask, _mm512_cvtepi32_epi16(round(x)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The bf16 bits of each lane, in its low half: nearest, ties to even, NaN kept (as `vector::round_bits`).
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn round(x: __m512) -> __m512i {
+        let bits = _mm512_castps_si512(x);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        _mm512_srli_epi32::<16>(_mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000)))
+    }
+}

@@ -1,0 +1,411 @@
+//! The head and its cross-entropy in chunks of supervised rows: the logits never exist whole.
+
+use super::Cpu;
+use super::buffer::{View, elems_mut, i32s, typed, view};
+use super::level::multiversion;
+use super::matmul::{Dest, Shape, product};
+use super::pack::Operand;
+use super::threads::chunked;
+use super::vector::{Elem, LANES, exp, sum_lanes};
+use crate::backend::{CrossEntropy, IGNORE, Write};
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
+use half::bf16;
+
+/// Rows of a chunk. More rows read and write `dw` less often; fewer keep the logits in the cache.
+const CHUNK: usize = 256;
+
+/// What a row of logits gives.
+#[derive(Clone, Copy)]
+struct RowLoss {
+    loss: f32,
+    correct: bool,
+}
+
+multiversion! {
+    /// Loss of one row; with `gradient`, the logits become `scale · (softmax - onehot)`.
+    fn softmax_row(logits: &mut [f32], target: usize, scale: f32, gradient: bool) -> RowLoss {
+        // The maximum by value, NaN included, then its first place.
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let chunks = logits.chunks_exact(LANES);
+        let rest = chunks.remainder();
+        for x in chunks {
+            for l in 0..LANES {
+                lanes[l] = if x[l] > lanes[l] || x[l].is_nan() { x[l] } else { lanes[l] };
+            }
+        }
+        let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &x| if x > m || x.is_nan() { x } else { m });
+        let best = logits.iter().position(|&x| x == max);
+        let logit = logits[target];
+        let mut lanes = [0.0f32; LANES];
+        let mut chunks = logits.chunks_exact_mut(LANES);
+        for x in &mut chunks {
+            for l in 0..LANES {
+                x[l] = exp::<I>(x[l] - max);
+                lanes[l] += x[l];
+            }
+        }
+        for (l, x) in chunks.into_remainder().iter_mut().enumerate() {
+            *x = exp::<I>(*x - max);
+            lanes[l] += *x;
+        }
+        let sum = sum_lanes(lanes);
+        if gradient {
+            let factor = scale / sum;
+            for x in logits.iter_mut() {
+                *x *= factor;
+            }
+            logits[target] -= scale;
+        }
+        RowLoss { loss: max + sum.ln() - logit, correct: best == Some(target) }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn linear_cross_entropy(
+    dev: &Cpu,
+    loss: &mut Tensor<Cpu>,
+    correct: Option<&mut Tensor<Cpu>>,
+    mut dx: Option<&mut Tensor<Cpu>>,
+    mut dw: Option<&mut Tensor<Cpu>>,
+    x: &Tensor<Cpu>,
+    w: &Tensor<Cpu>,
+    targets: &Tensor<Cpu>,
+    how: CrossEntropy,
+) -> Result<()> {
+    let ((n, c), classes) = (x.shape(), how.n_classes);
+    assert!(
+        w.cols() == c && (1..=w.rows()).contains(&classes),
+        "cross entropy: {classes} classes, x {:?}, w {:?}",
+        x.shape(),
+        w.shape()
+    );
+    assert_eq!(loss.shape(), (n, 1), "cross entropy: shape of loss");
+    assert_eq!(targets.shape(), (n, 1), "cross entropy: shape of targets");
+    let mut first = classes;
+    let mut tail = 0;
+    if let Some(dw) = &dw {
+        assert!(
+            dw.cols() == c && dw.dtype() == DType::F32,
+            "cross entropy: dw {:?}",
+            dw.shape()
+        );
+        assert!(
+            how.dw_first_row + dw.rows() <= w.rows(),
+            "cross entropy: dw {:?} from row {} of w {:?}",
+            dw.shape(),
+            how.dw_first_row,
+            w.shape()
+        );
+        first = how.dw_first_row.min(classes);
+        tail = (how.dw_first_row + dw.rows()).min(classes).max(first) - first;
+    }
+    let targets = i32s(targets);
+    let rows: Vec<usize> = (0..n).filter(|&i| targets[i] != IGNORE).collect();
+    for &i in &rows {
+        assert!(
+            (0..classes as i32).contains(&targets[i]),
+            "cross entropy: target {} at position {i} outside 0..{classes}",
+            targets[i]
+        );
+    }
+    let loss: &mut [f32] = elems_mut(loss);
+    loss.fill(0.0);
+    let mut correct = correct.map(elems_mut::<f32>);
+    if let Some(c) = &mut correct {
+        assert_eq!(c.len(), n, "cross entropy: length of correct");
+        c.fill(0.0);
+    }
+    if let Some(dx) = &mut dx {
+        assert_eq!(dx.shape(), (n, c), "cross entropy: shape of dx");
+        super::elementwise::fill_zero(dev, dx);
+    }
+    let gradient = dx.is_some() || dw.is_some();
+    let both_bf16 = x.dtype() == DType::Bf16 || w.dtype() == DType::Bf16;
+    let mut scratch = dev.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut kept = std::mem::take(&mut scratch.logits);
+    let logits = kept.elems::<f32>(CHUNK.min(rows.len()) * classes);
+    let mut gathered_x = vec![0.0f32; CHUNK * c];
+    let mut gathered_dx = vec![0.0f32; CHUNK * c];
+    let mut results = vec![
+        RowLoss {
+            loss: 0.0,
+            correct: false
+        };
+        CHUNK
+    ];
+    for chunk in rows.chunks(CHUNK) {
+        let m = chunk.len();
+        let logits = &mut logits[..m * classes];
+        typed!(x = x, => dev.pool.split(chunked(&mut gathered_x[..m * c], c), |i, row| {
+            let x = &x[chunk[i] * c..][..c];
+            row.iter_mut().zip(x).for_each(|(row, x)| *row = x.get());
+        }));
+        let xs = Operand {
+            data: View::F32(&gathered_x[..m * c]),
+            major_stride: c,
+            k_stride: 1,
+        };
+        let ws = Operand {
+            data: view(w),
+            major_stride: c,
+            k_stride: 1,
+        };
+        let shape = Shape { m, n: classes, k: c };
+        product(
+            dev,
+            &mut scratch,
+            Dest::F32(logits),
+            xs,
+            ws,
+            shape,
+            both_bf16,
+            1.0,
+            Write::Set,
+        );
+        let parts = (chunked(logits, classes), chunked(&mut results[..m], 1));
+        dev.pool.split(parts, |i, (logits, result)| {
+            result[0] = softmax_row(dev.level, logits, targets[chunk[i]] as usize, how.scale, gradient);
+        });
+        for (&i, result) in chunk.iter().zip(&results) {
+            loss[i] = result.loss;
+            if let Some(correct) = &mut correct {
+                correct[i] = f32::from(result.correct);
+            }
+        }
+        let ds = View::F32(logits);
+        if let Some(dx) = &mut dx {
+            let ds = Operand {
+                data: ds,
+                major_stride: classes,
+                k_stride: 1,
+            };
+            let ws = Operand {
+                data: view(w),
+                major_stride: 1,
+                k_stride: c,
+            };
+            let out = &mut gathered_dx[..m * c];
+            product(
+                dev,
+                &mut scratch,
+                Dest::F32(out),
+                ds,
+                ws,
+                Shape { m, n: c, k: classes },
+                both_bf16,
+                1.0,
+                Write::Set,
+            );
+            match dx.dtype() {
+                DType::F32 => scatter(elems_mut::<f32>(dx), out, chunk, c),
+                _ => scatter(elems_mut::<bf16>(dx), out, chunk, c),
+            }
+        }
+        if let (Some(dw), true) = (&mut dw, tail > 0) {
+            let View::F32(all) = ds else {
+                unreachable!("logits are f32")
+            };
+            let ds = Operand {
+                data: View::F32(&all[first..]),
+                major_stride: 1,
+                k_stride: classes,
+            };
+            let xs = Operand {
+                data: View::F32(&gathered_x[..m * c]),
+                major_stride: 1,
+                k_stride: c,
+            };
+            let out = &mut elems_mut::<f32>(dw)[..tail * c];
+            product(
+                dev,
+                &mut scratch,
+                Dest::F32(out),
+                ds,
+                xs,
+                Shape { m: tail, n: c, k: m },
+                both_bf16,
+                1.0,
+                Write::Add,
+            );
+        }
+    }
+    scratch.logits = kept;
+    Ok(())
+}
+
+fn scatter<E: Elem>(dst: &mut [E], src: &[f32], rows: &[usize], c: usize) {
+    for (&i, src) in rows.iter().zip(src.chunks_exact(c)) {
+        dst[i * c..(i + 1) * c]
+            .iter_mut()
+            .zip(src)
+            .for_each(|(d, s)| *d = E::put(*s));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+    use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, tensor_i32, thread_counts, values};
+
+    struct Expected {
+        loss: Vec<f64>,
+        dx: Vec<f64>,
+        dw: Vec<f64>,
+    }
+
+    fn reference(
+        x: &[f64],
+        w: &[f64],
+        targets: &[i32],
+        c: usize,
+        how: CrossEntropy,
+        round: impl Fn(f64) -> f64,
+    ) -> Expected {
+        let (n, v) = (targets.len(), how.n_classes);
+        let mut e = Expected {
+            loss: vec![0.0; n],
+            dx: vec![0.0; n * c],
+            dw: vec![0.0; w.len()],
+        };
+        for (i, &target) in targets.iter().enumerate().filter(|&(_, &t)| t != IGNORE) {
+            let logit = |j: usize| (0..c).fold(0.0, |s, l| round(s + round(x[i * c + l] * w[j * c + l])));
+            let logits: Vec<f64> = (0..v).map(logit).collect();
+            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum = logits.iter().fold(0.0, |s, l| round(s + round((l - max).exp())));
+            e.loss[i] = round(round(max + round(sum.ln())) - logits[target as usize]);
+            for j in 0..v {
+                let p = round(round((logits[j] - max).exp()) / sum);
+                let d = round(f64::from(how.scale) * (p - f64::from(u8::from(j == target as usize))));
+                for l in 0..c {
+                    e.dx[i * c + l] = round(e.dx[i * c + l] + round(d * w[j * c + l]));
+                    e.dw[j * c + l] = round(e.dw[j * c + l] + round(d * x[i * c + l]));
+                }
+            }
+        }
+        e
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn run(
+        dev: &Cpu,
+        dtype: DType,
+        x: &[f32],
+        w: &[f32],
+        targets: &[i32],
+        c: usize,
+        how: CrossEntropy,
+        rows: usize,
+    ) -> [Vec<f32>; 4] {
+        let n = targets.len();
+        let (xt, wt) = (tensor(dev, n, c, dtype, x), tensor(dev, w.len() / c, c, dtype, w));
+        let mut loss = tensor(dev, n, 1, DType::F32, &vec![9.0; n]);
+        let mut correct = tensor(dev, n, 1, DType::F32, &vec![9.0; n]);
+        let mut dx = tensor(dev, n, c, dtype, &vec![9.0; n * c]);
+        let mut dw = tensor(dev, rows, c, DType::F32, &vec![0.5; rows * c]);
+        let t = tensor_i32(dev, targets);
+        dev.linear_cross_entropy(
+            &mut loss,
+            Some(&mut correct),
+            Some(&mut dx),
+            Some(&mut dw),
+            &xt,
+            &wt,
+            &t,
+            how,
+        )
+        .unwrap();
+        [&loss, &correct, &dx, &dw].map(|t| values(dev, t))
+    }
+
+    #[test]
+    fn loss_and_gradients_follow_the_formula() {
+        for dev in cpus() {
+            for dtype in [DType::F32, DType::Bf16] {
+                for (n, v, c) in [(1, 3, 8), (7, 50, 24), (33, 131, 40)] {
+                    let (x, w) = (normal(1, n * c), normal(2, (v + 5) * c));
+                    let targets: Vec<i32> = (0..n)
+                        .map(|i| if i % 3 == 1 { IGNORE } else { (i * 37 % v) as i32 })
+                        .collect();
+                    // Five padding rows stay out of the softmax; dw covers rows from 2 on.
+                    let how = CrossEntropy {
+                        n_classes: v,
+                        scale: 0.25,
+                        dw_first_row: 2,
+                    };
+                    let [loss, correct, dx, dw] = run(&dev, dtype, &x, &w, &targets, c, how, v + 3);
+                    let (xs, ws) = (stored(dtype, &x), stored(dtype, &w));
+                    let exact = reference(&xs, &ws, &targets, c, how, |x| x);
+                    let plain = reference(&xs, &ws, &targets, c, how, |x| rounded(dtype, x));
+                    let what = format!("{:?} {dtype:?} {n}x{v}x{c}", dev.level());
+                    assert_close(&format!("{what} loss"), &loss, &exact.loss, &plain.loss, DType::F32);
+                    assert_close(&format!("{what} dx"), &dx, &exact.dx, &plain.dx, dtype);
+                    let shift = |x: &[f64]| -> Vec<f64> { x[2 * c..].iter().map(|x| x + 0.5).collect() };
+                    assert_close(
+                        &format!("{what} dw"),
+                        &dw,
+                        &shift(&exact.dw),
+                        &shift(&plain.dw),
+                        DType::F32,
+                    );
+                    for i in 0..n {
+                        let logit = |j: usize| -> f64 { (0..c).map(|l| xs[i * c + l] * ws[j * c + l]).sum() };
+                        let best = (0..v).rev().max_by(|&a, &b| logit(a).total_cmp(&logit(b))).unwrap();
+                        assert_eq!(correct[i], f32::from(targets[i] == best as i32), "{what} correct {i}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ties_go_to_the_lowest_class_and_nan_stays_visible() {
+        for dev in cpus() {
+            let w = vec![1.0; 40];
+            for (target, expected) in [(0, 1.0), (1, 0.0), (39, 0.0)] {
+                let how = CrossEntropy {
+                    n_classes: 40,
+                    scale: 1.0,
+                    dw_first_row: 0,
+                };
+                let [loss, correct, ..] = run(&dev, DType::F32, &[2.0], &w, &[target], 1, how, 40);
+                assert_eq!(correct, [expected]);
+                assert!((loss[0] - 40f32.ln()).abs() < 1e-6);
+                let [loss, correct, ..] = run(&dev, DType::F32, &[f32::NAN], &w, &[target], 1, how, 40);
+                assert!(loss[0].is_nan() && correct == [0.0]);
+            }
+        }
+    }
+
+    #[test]
+    fn bits_depend_neither_on_threads_nor_on_the_rows_around() {
+        let (n, v, c) = (300, 97, 16);
+        let (x, w) = (normal(3, n * c), normal(4, v * c));
+        let targets: Vec<i32> = (0..n)
+            .map(|i| if i % 9 == 0 { IGNORE } else { (i % v) as i32 })
+            .collect();
+        let how = CrossEntropy {
+            n_classes: v,
+            scale: 1.0,
+            dw_first_row: 0,
+        };
+        let devs = thread_counts();
+        let first = run(&devs[0], DType::Bf16, &x, &w, &targets, c, how, v);
+        for dev in &devs {
+            assert_eq!(run(dev, DType::Bf16, &x, &w, &targets, c, how, v), first);
+            let [loss, _, dx, _] = run(
+                dev,
+                DType::Bf16,
+                &x[100 * c..110 * c],
+                &w,
+                &targets[100..110],
+                c,
+                how,
+                v,
+            );
+            assert_eq!(loss, first[0][100..110]);
+            assert_eq!(dx, first[2][100 * c..110 * c]);
+        }
+    }
+}

@@ -1,0 +1,508 @@
+//! Products of matrices: operands packed into panels, tiles of C computed in parallel.
+//!
+//! ```text
+//! for each slab of columns, of rows, of k:            slabs bound the packed memory
+//!     pack the slab of A and the slab of B            in parallel, a few panels a task
+//!     compute tiles of C, panel by panel              in parallel; a block of A stays in the L2 cache
+//! ```
+//! The cut along k depends on k alone, and a sum over several slabs is finished before it reaches C: an element is the same
+//! chain of sums whatever M, N and the number of threads. Goto & van de Geijn 2008, "Anatomy of high-performance matrix
+//! multiplication", for the scheme.
+
+use super::Cpu;
+use super::buffer::{CpuBuf, ViewMut, view, view_mut};
+use super::elementwise::piece;
+use super::kernels::{Micro, Store, Target, Tile};
+use super::level::multiversion;
+use super::pack::{Operand, pack_panel};
+use super::threads::{Pool, SharedMut, chunked};
+use super::vector::Elem;
+use crate::backend::{MatMul, Write};
+use crate::tensor::{DType, Tensor};
+
+/// Steps of k in a slab, in units of four bytes: a panel of B is then 128 KiB.
+const K_UNITS: usize = 1024;
+
+/// Units of a packed slab (4 MiB): it stays in the L3 cache until it is used.
+const SLAB_UNITS: usize = 1 << 20;
+
+/// Units of A that one tile task reads again and again (256 KiB): they stay in the L2 cache.
+const BLOCK_UNITS: usize = 1 << 16;
+
+/// Memory kept between operations; grows to what the largest one needs.
+#[derive(Default)]
+pub struct Scratch {
+    a: Grow,
+    b: Grow,
+    /// Sums over several slabs of k.
+    sum: Grow,
+    /// For the operations above products: logits.
+    pub logits: Grow,
+}
+
+/// A buffer that grows.
+#[derive(Default)]
+pub struct Grow(Option<CpuBuf>);
+
+impl Grow {
+    /// `len` elements, their values whatever they were.
+    pub fn elems<T: bytemuck::Pod>(&mut self, len: usize) -> &mut [T] {
+        let bytes = len * size_of::<T>();
+        if self.0.as_ref().is_none_or(|b| b.bytes().len() < bytes) {
+            self.0 = None;
+            self.0 = Some(CpuBuf::zeros(bytes).expect("the system grants scratch memory"));
+        }
+        self.0.as_mut().expect("just grown").elems_mut(len)
+    }
+}
+
+/// C in memory.
+pub enum Dest<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [half::bf16]),
+}
+
+/// Shape of a product: C (m, n), k steps.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+}
+
+pub fn matmul(dev: &Cpu, c: &mut Tensor<Cpu>, a: &Tensor<Cpu>, b: &Tensor<Cpu>, op: MatMul, alpha: f32, write: Write) {
+    let ((ar, ac), (br, bc)) = (a.shape(), b.shape());
+    let (m, k, n, kb) = match op {
+        MatMul::NT => (ar, ac, br, bc),
+        MatMul::NN => (ar, ac, bc, br),
+        MatMul::TN => (ac, ar, bc, br),
+    };
+    assert!(
+        k == kb && c.shape() == (m, n),
+        "matmul {op:?}: C {:?}, A {:?}, B {:?}",
+        c.shape(),
+        a.shape(),
+        b.shape()
+    );
+    let (a_major, a_k) = if op == MatMul::TN { (1, ac) } else { (ac, 1) };
+    let (b_major, b_k) = if op == MatMul::NT { (bc, 1) } else { (1, bc) };
+    let bf16 = a.dtype() == DType::Bf16 || b.dtype() == DType::Bf16;
+    let a = Operand {
+        data: view(a),
+        major_stride: a_major,
+        k_stride: a_k,
+    };
+    let b = Operand {
+        data: view(b),
+        major_stride: b_major,
+        k_stride: b_k,
+    };
+    let c = match view_mut(c) {
+        ViewMut::F32(c) => Dest::F32(c),
+        ViewMut::Bf16(c) => Dest::Bf16(c),
+    };
+    let mut scratch = dev.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    product(dev, &mut scratch, c, a, b, Shape { m, n, k }, bf16, alpha, write);
+}
+
+/// Panels of one task when packing: about 64 KiB.
+fn panels_per_task(panel_units: usize) -> usize {
+    (16 * 1024 / panel_units.max(1)).max(1)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn pack_slab(
+    dev: &Cpu,
+    dst: &mut [u32],
+    micro: &Micro,
+    width: usize,
+    src: Operand<'_>,
+    majors: (usize, usize),
+    ks: (usize, usize),
+) {
+    let ((first, count), (k0, k)) = (majors, ks);
+    let panel_units = width * micro.unit.count(k);
+    if panel_units == 0 {
+        return;
+    }
+    let dst = &mut dst[..count.div_ceil(width) * panel_units];
+    let per_task = panels_per_task(panel_units);
+    dev.pool.split(chunked(dst, per_task * panel_units), |task, dst| {
+        for (i, panel) in dst.chunks_exact_mut(panel_units).enumerate() {
+            let at = (task * per_task + i) * width;
+            pack_panel(
+                dev.level,
+                panel,
+                micro.unit,
+                width,
+                src,
+                first + at,
+                width.min(count - at),
+                k0,
+                k,
+            );
+        }
+    });
+}
+
+multiversion! {
+    fn finish[E: Elem](c: &mut [E], sum: &[f32], alpha: f32, write: Write) {
+        match write {
+            Write::Set => c.iter_mut().zip(sum).for_each(|(c, s)| *c = E::put(s * alpha)),
+            Write::Add => c.iter_mut().zip(sum).for_each(|(c, s)| *c = E::put(c.get() + s * alpha)),
+        }
+    }
+}
+
+/// `c = or += alpha · A · B` for any strides; C is dense.
+#[allow(clippy::too_many_arguments)]
+pub fn product(
+    dev: &Cpu,
+    scratch: &mut Scratch,
+    c: Dest<'_>,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    shape: Shape,
+    bf16: bool,
+    alpha: f32,
+    write: Write,
+) {
+    let Shape { m, n, k } = shape;
+    if m == 0 || n == 0 {
+        return;
+    }
+    let micro = Micro::new(dev.level, bf16);
+    let k_steps = K_UNITS * if micro.unit.count(2) == 1 { 2 } else { 1 };
+    let units = micro.unit.count(k.min(k_steps)).max(1);
+    let slab = |width: usize| (SLAB_UNITS / units / width).max(1) * width;
+    let (ms, ns) = (slab(micro.mr).min(m), slab(micro.nr).min(n));
+    let store = if write == Write::Set { Store::Set } else { Store::Add };
+    let (c_f32, c_bf16) = match c {
+        Dest::F32(c) => (Some(SharedMut::new(c)), None),
+        Dest::Bf16(c) => (None, Some(SharedMut::new(c))),
+    };
+    let several = k > k_steps;
+    let packed_a = scratch.a.elems::<u32>(ms.next_multiple_of(micro.mr) * units);
+    let packed_b = scratch.b.elems::<u32>(ns.next_multiple_of(micro.nr) * units);
+    let sum = scratch.sum.elems::<f32>(if several { ms * ns } else { 0 });
+    let one_b = !several;
+    for j0 in (0..n).step_by(ns) {
+        let nj = ns.min(n - j0);
+        for i0 in (0..m).step_by(ms) {
+            let mi = ms.min(m - i0);
+            for k0 in (0..k.max(1)).step_by(k_steps) {
+                let kk = k_steps.min(k - k0);
+                if !(one_b && i0 > 0) {
+                    pack_slab(dev, packed_b, &micro, micro.nr, b, (j0, nj), (k0, kk));
+                }
+                if !(m <= ms && !several && j0 > 0) {
+                    pack_slab(dev, packed_a, &micro, micro.mr, a, (i0, mi), (k0, kk));
+                }
+                let panels = Panels {
+                    micro,
+                    a: packed_a,
+                    b: packed_b,
+                    units: micro.unit.count(kk),
+                };
+                let tile = if several {
+                    let store = if k0 == 0 { Store::Set } else { Store::Add };
+                    Tile {
+                        target: Target::F32(sum.as_mut_ptr()),
+                        stride: nj,
+                        rows: mi,
+                        cols: nj,
+                        alpha: 1.0,
+                        store,
+                    }
+                } else {
+                    // SAFETY: (i0, j0) lies inside C.
+                    let target = unsafe { place(c_f32, c_bf16, i0 * n + j0) };
+                    Tile {
+                        target,
+                        stride: n,
+                        rows: mi,
+                        cols: nj,
+                        alpha,
+                        store,
+                    }
+                };
+                // SAFETY: the tile lies inside `sum` or C, which nothing else uses meanwhile.
+                unsafe { tiles(&dev.pool, &panels, tile) };
+            }
+            if several {
+                let sum = &sum[..mi * nj];
+                dev.pool.run(mi, &|i| {
+                    let row = &sum[i * nj..(i + 1) * nj];
+                    let at = (i0 + i) * n + j0;
+                    // SAFETY: row i of this slab of C belongs to this task alone.
+                    unsafe {
+                        match (c_f32, c_bf16) {
+                            (Some(c), _) => finish(dev.level, c.slice(at, nj), row, alpha, write),
+                            (_, Some(c)) => finish(dev.level, c.slice(at, nj), row, alpha, write),
+                            (None, None) => unreachable!("C has a type"),
+                        }
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// The element of C at `at`.
+///
+/// # Safety
+/// `at` lies inside C.
+unsafe fn place(c_f32: Option<SharedMut<f32>>, c_bf16: Option<SharedMut<half::bf16>>, at: usize) -> Target {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (c_f32, c_bf16) {
+            (Some(c), _) => Target::F32(c.get().add(at)),
+            (_, Some(c)) => Target::Bf16(c.get().add(at)),
+            (None, None) => unreachable!("C has a type"),
+        }
+    }
+}
+
+/// Packed slabs of A and B with the same k.
+struct Panels<'a> {
+    micro: Micro,
+    a: &'a [u32],
+    b: &'a [u32],
+    units: usize,
+}
+
+impl Tile {
+    /// The part of the tile from (i, j), at most `rows` x `cols` of it.
+    ///
+    /// # Safety
+    /// (i, j) lies inside the tile.
+    pub unsafe fn part(self, i: usize, j: usize, rows: usize, cols: usize) -> Tile {
+        // SAFETY: the caller's promise.
+        let target = unsafe {
+            match self.target {
+                Target::F32(c) => Target::F32(c.add(i * self.stride + j)),
+                Target::Bf16(c) => Target::Bf16(c.add(i * self.stride + j)),
+            }
+        };
+        Tile {
+            target,
+            rows: rows.min(self.rows - i),
+            cols: cols.min(self.cols - j),
+            ..self
+        }
+    }
+}
+
+/// A tile that tasks share; each writes a part of its own.
+#[derive(Clone, Copy)]
+struct SharedTile(Tile);
+
+// SAFETY: `tiles` gives each task a part of the tile that no other task has.
+unsafe impl Sync for SharedTile {}
+
+impl SharedTile {
+    fn get(&self) -> Tile {
+        self.0
+    }
+}
+
+/// Computes a tile of any size from packed slabs, in parallel.
+///
+/// # Safety
+/// The tile's elements may be read and written, and nothing else uses them meanwhile.
+unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile) {
+    let Micro { mr, nr, .. } = p.micro;
+    let (mi, nj) = (tile.rows.div_ceil(mr), tile.cols.div_ceil(nr));
+    assert!(
+        mi * mr * p.units <= p.a.len() && nj * nr * p.units <= p.b.len(),
+        "packed slabs hold the tile"
+    );
+    // How C is cut does not change its values; it balances the threads.
+    let mut per_i = (BLOCK_UNITS / (mr * p.units).max(1)).clamp(1, mi);
+    let mut per_j = nj.min(8);
+    let enough = 4 * pool.threads();
+    while mi.div_ceil(per_i) * nj.div_ceil(per_j) < enough && (per_i > 2 || per_j > 2) {
+        if per_i > per_j {
+            per_i = per_i.div_ceil(2)
+        } else {
+            per_j = per_j.div_ceil(2)
+        }
+    }
+    let (ti, tj) = (mi.div_ceil(per_i), nj.div_ceil(per_j));
+    let shared = SharedTile(tile);
+    pool.run(ti * tj, &|task| {
+        let (i0, j0) = (task / tj * per_i, task % tj * per_j);
+        for j in j0..(j0 + per_j).min(nj) {
+            let b = piece(p.b, j, nr * p.units).as_ptr();
+            for i in i0..(i0 + per_i).min(mi) {
+                let a = piece(p.a, i, mr * p.units).as_ptr();
+                // SAFETY: the panels hold `units` rows (asserted above); tasks write different parts of the tile.
+                unsafe { p.micro.run(p.units, a, b, shared.get().part(i * mr, j * nr, mr, nr)) };
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+    use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, thread_counts, values};
+
+    /// `c0 + alpha · op(a, b)` in f64 with every step of the sum passed through `round`.
+    #[allow(clippy::too_many_arguments)]
+    fn reference(
+        c0: &[f64],
+        a: &[f64],
+        b: &[f64],
+        s: Shape,
+        op: MatMul,
+        alpha: f64,
+        round: impl Fn(f64) -> f64,
+    ) -> Vec<f64> {
+        let Shape { m, n, k } = s;
+        let mut c = c0.to_vec();
+        for i in 0..m {
+            for j in 0..n {
+                let mut sum = 0.0;
+                for l in 0..k {
+                    let a = if op == MatMul::TN { a[l * m + i] } else { a[i * k + l] };
+                    let b = if op == MatMul::NT { b[j * k + l] } else { b[l * n + j] };
+                    sum = round(sum + round(a * b));
+                }
+                c[i * n + j] = round(c[i * n + j] + round(alpha * sum));
+            }
+        }
+        c
+    }
+
+    const OPS: [MatMul; 3] = [MatMul::NT, MatMul::NN, MatMul::TN];
+
+    #[test]
+    fn matmul_is_as_close_as_plain_arithmetic_at_every_level() {
+        let shapes = [
+            (1, 1, 1),
+            (7, 33, 5),
+            (33, 7, 64),
+            (14, 32, 31),
+            (15, 17, 8),
+            (2, 49, 130),
+            (61, 40, 24),
+            (3, 16, 2100),
+        ];
+        let types = [DType::F32, DType::Bf16];
+        for dev in cpus() {
+            for (m, n, k) in shapes {
+                let s = Shape { m, n, k };
+                let (a, b, c) = (normal(1, m * k), normal(2, k * n), normal(3, m * n));
+                for (i, op) in OPS.into_iter().enumerate() {
+                    for ta in types {
+                        for tb in types {
+                            let tc = types[i % 2];
+                            let (ashape, bshape) = match op {
+                                MatMul::NT => ((m, k), (n, k)),
+                                MatMul::NN => ((m, k), (k, n)),
+                                MatMul::TN => ((k, m), (k, n)),
+                            };
+                            let at = tensor(&dev, ashape.0, ashape.1, ta, &a);
+                            let bt = tensor(&dev, bshape.0, bshape.1, tb, &b);
+                            // With a bf16 operand the f32 other is rounded first.
+                            let mixed = if ta == tb { ta } else { DType::Bf16 };
+                            let (a, b) = (stored(mixed, &a), stored(mixed, &b));
+                            for (write, alpha) in [(Write::Set, 1.0), (Write::Add, -0.5)] {
+                                let mut ct = tensor(&dev, m, n, tc, &c);
+                                dev.matmul(&mut ct, &at, &bt, op, alpha, write).unwrap();
+                                let c0 = if write == Write::Add {
+                                    stored(tc, &c)
+                                } else {
+                                    vec![0.0; m * n]
+                                };
+                                let expected = reference(&c0, &a, &b, s, op, f64::from(alpha), |x| x);
+                                // Sums are f32 even where the operands are bf16, so plain arithmetic is f32's.
+                                let plain = reference(&c0, &a, &b, s, op, f64::from(alpha), |x| rounded(DType::F32, x));
+                                let what =
+                                    format!("{:?} {op:?} {m}x{n}x{k} {ta:?} {tb:?} -> {tc:?} {write:?}", dev.level());
+                                assert_close(&what, &values(&dev, &ct), &expected, &plain, tc);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_depends_neither_on_its_place_nor_on_the_number_of_rows_or_threads() {
+        let (n, k) = (70, 2500);
+        for dtype in [DType::F32, DType::Bf16] {
+            let mut first: Option<Vec<f32>> = None;
+            for dev in thread_counts() {
+                let (a, b) = (normal(4, 100 * k), normal(5, n * k));
+                let bt = tensor(&dev, n, k, dtype, &b);
+                let run = |rows: &[f32]| {
+                    let m = rows.len() / k;
+                    let at = tensor(&dev, m, k, dtype, rows);
+                    let mut c = dev.alloc(m, n, DType::F32).unwrap();
+                    dev.matmul(&mut c, &at, &bt, MatMul::NT, 1.0, Write::Set).unwrap();
+                    values(&dev, &c)
+                };
+                let whole = run(&a);
+                for (from, to) in [(0, 1), (13, 16), (20, 61), (99, 100)] {
+                    assert_eq!(
+                        run(&a[from * k..to * k]),
+                        whole[from * n..to * n],
+                        "{dtype:?} rows {from}..{to}"
+                    );
+                }
+                assert_eq!(
+                    first.get_or_insert_with(|| whole.clone()),
+                    &whole,
+                    "{} threads",
+                    dev.threads()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn large_operands_go_through_several_slabs() {
+        // Small integers: every sum is exact, so the answer is known whatever the order.
+        let dev = &thread_counts()[1];
+        let (m, n, k) = (1100, 1130, 1050);
+        let value = |i: usize| ((i * 7 + i / 13) % 5) as f32 - 2.0;
+        let (a, b): (Vec<f32>, Vec<f32>) = ((0..m * k).map(value).collect(), (0..n * k).map(value).collect());
+        let (at, bt) = (tensor(dev, m, k, DType::F32, &a), tensor(dev, n, k, DType::F32, &b));
+        let mut c = tensor(dev, m, n, DType::F32, &vec![3.0; m * n]);
+        dev.matmul(&mut c, &at, &bt, MatMul::NT, 1.0, Write::Add).unwrap();
+        let c = values(dev, &c);
+        for (i, j) in [(0, 0), (1, 1129), (500, 600), (1023, 1024), (1099, 0), (1099, 1129)] {
+            let expected: f32 = (0..k).map(|l| a[i * k + l] * b[j * k + l]).sum();
+            assert_eq!(c[i * n + j], 3.0 + expected, "({i}, {j})");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_visible_and_an_empty_sum_is_zero() {
+        for dev in cpus() {
+            for dtype in [DType::F32, DType::Bf16] {
+                let mut a = vec![1.0; 6];
+                (a[1], a[5]) = (f32::NAN, f32::INFINITY);
+                let (at, bt) = (tensor(&dev, 3, 2, dtype, &a), tensor(&dev, 1, 2, dtype, &[2.0, 1.0]));
+                let mut c = dev.alloc(3, 1, dtype).unwrap();
+                dev.matmul(&mut c, &at, &bt, MatMul::NT, 1.0, Write::Set).unwrap();
+                let c = values(&dev, &c);
+                assert!(
+                    c[0].is_nan() && c[1] == 3.0 && c[2] == f32::INFINITY,
+                    "{:?} {c:?}",
+                    dev.level()
+                );
+                let mut c = tensor(&dev, 2, 2, DType::F32, &[5.0; 4]);
+                let (a, b) = (dev.alloc(0, 2, dtype).unwrap(), dev.alloc(0, 2, dtype).unwrap());
+                dev.matmul(&mut c, &a, &b, MatMul::TN, 1.0, Write::Add).unwrap();
+                assert_eq!(values(&dev, &c), [5.0; 4]);
+                dev.matmul(&mut c, &a, &b, MatMul::TN, 1.0, Write::Set).unwrap();
+                assert_eq!(values(&dev, &c), [0.0; 4]);
+            }
+        }
+    }
+}

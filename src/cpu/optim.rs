@@ -1,0 +1,134 @@
+//! The optimiser's passes over all weights: AdamW in one pass, and the squared norm of the gradients.
+
+use half::bf16;
+
+use super::Cpu;
+use super::buffer::{elems, elems_mut, typed};
+use super::elementwise::{TASK, piece};
+use super::level::multiversion;
+use super::threads::chunked;
+use super::vector::{Elem, LANES};
+use crate::backend::AdamWStep;
+use crate::tensor::{DType, Tensor};
+
+multiversion! {
+    /// Sum of squares in f64: exact products of f32, [`LANES`] running sums.
+    fn squares[X: Elem](x: &[X]) -> f64 {
+        let mut acc = [0.0f64; LANES];
+        let chunks = x.chunks_exact(LANES);
+        let rest = chunks.remainder();
+        for x in chunks {
+            for l in 0..LANES {
+                let v = f64::from(x[l].get());
+                acc[l] += v * v;
+            }
+        }
+        for (acc, x) in acc.iter_mut().zip(rest) {
+            let v = f64::from(x.get());
+            *acc += v * v;
+        }
+        acc.iter().sum()
+    }
+}
+
+pub fn norm2(dev: &Cpu, tensors: &[&Tensor<Cpu>]) -> f64 {
+    let mut total = 0.0;
+    for t in tensors {
+        let mut parts = vec![0.0f64; t.len().div_ceil(TASK)];
+        typed!(x = t, => dev.pool.split(chunked(&mut parts, 1), |i, part| part[0] = squares(dev.level, piece(x, i, TASK))));
+        total += parts.iter().sum::<f64>();
+    }
+    total
+}
+
+/// The scalars of a step as the inner loop wants them.
+#[derive(Clone, Copy)]
+struct Scalars {
+    beta1: f32,
+    beta2: f32,
+    grad_scale: f32,
+    /// `lr / (1 - beta1^t)`.
+    rate: f32,
+    /// `1 / sqrt(1 - beta2^t)`.
+    root: f32,
+    eps: f32,
+    /// `1 - lr · weight_decay`.
+    keep: f32,
+}
+
+multiversion! {
+    /// Updates `master` from its gradient, and writes it rounded to `p` where `p` is not empty.
+    fn update[P: Elem](p: &mut [P], master: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: Scalars) {
+        let rounded = !p.is_empty();
+        for (((w, m), v), g) in master.iter_mut().zip(m).zip(v).zip(g) {
+            let g = g * s.grad_scale;
+            *m = I::fma(s.beta1, *m, (1.0 - s.beta1) * g);
+            *v = I::fma(s.beta2, *v, (1.0 - s.beta2) * g * g);
+            let denominator = I::fma(v.sqrt(), s.root, s.eps);
+            *w = I::fma(*w, s.keep, -(s.rate * *m / denominator));
+        }
+        if rounded {
+            for (p, w) in p.iter_mut().zip(master) {
+                *p = P::put(*w);
+            }
+        }
+    }
+}
+
+/// Elements of one task: its five streams stay in the L2 cache between the update and the rounding.
+const UPDATE: usize = 4 * 1024;
+
+#[allow(clippy::too_many_arguments)]
+pub fn adamw(
+    dev: &Cpu,
+    p: &mut Tensor<Cpu>,
+    master: Option<&mut Tensor<Cpu>>,
+    m: &mut Tensor<Cpu>,
+    v: &mut Tensor<Cpu>,
+    g: &Tensor<Cpu>,
+    step: AdamWStep,
+    first_row: usize,
+) {
+    let (rows, cols) = g.shape();
+    assert!(
+        p.cols() == cols && first_row + rows <= p.rows(),
+        "adamw: p {:?}, g {:?} at row {first_row}",
+        p.shape(),
+        g.shape()
+    );
+    assert_eq!(m.shape(), g.shape(), "adamw: shape of m");
+    assert_eq!(v.shape(), g.shape(), "adamw: shape of v");
+    let s = Scalars {
+        beta1: step.beta1,
+        beta2: step.beta2,
+        grad_scale: step.grad_scale,
+        rate: step.lr / step.bias_correction1,
+        root: 1.0 / step.bias_correction2.sqrt(),
+        eps: step.eps,
+        keep: 1.0 - step.lr * step.weight_decay,
+    };
+    let range = first_row * cols..(first_row + rows) * cols;
+    let g: &[f32] = elems(g);
+    let (m, v) = (
+        chunked(elems_mut::<f32>(m), UPDATE),
+        chunked(elems_mut::<f32>(v), UPDATE),
+    );
+    match master {
+        None => {
+            assert_eq!(p.dtype(), DType::F32, "adamw: bf16 parameters need an f32 master");
+            let p = &mut elems_mut::<f32>(p)[range];
+            dev.pool.split((chunked(p, UPDATE), m, v), |i, (w, m, v)| {
+                update::<f32>(dev.level, &mut [], w, m, v, piece(g, i, UPDATE), s);
+            });
+        }
+        Some(master) => {
+            assert_eq!(master.shape(), (rows, cols), "adamw: shape of the master");
+            assert_eq!(p.dtype(), DType::Bf16, "adamw: f32 parameters are their own master");
+            let p = &mut elems_mut::<bf16>(p)[range];
+            let master = chunked(elems_mut::<f32>(master), UPDATE);
+            dev.pool.split((chunked(p, UPDATE), master, m, v), |i, (p, w, m, v)| {
+                update(dev.level, p, w, m, v, piece(g, i, UPDATE), s);
+            });
+        }
+    }
+}
