@@ -1,8 +1,45 @@
 //! What each subcommand does.
 
-use std::io::Write;
+pub mod inspect;
+pub mod style;
+pub mod templates;
+
+use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
 
 /// Prints `warning: …` to stderr, whether or not anybody reads it.
 pub fn warn(message: &str) {
-    let _ = writeln!(std::io::stderr(), "warning: {message}");
+    let _ = writeln!(io::stderr(), "warning: {message}");
+}
+
+/// Buffered stdout. A reader that has gone (`ringtune … | head`) ends the program quietly, as with other tools.
+pub struct Out(BufWriter<StdoutLock<'static>>);
+
+impl Out {
+    /// Locks stdout; call `flush` at the end.
+    pub fn new() -> Self {
+        Self(BufWriter::with_capacity(1 << 16, io::stdout().lock()))
+    }
+}
+
+impl Default for Out {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn quiet<T>(result: io::Result<T>) -> io::Result<T> {
+    match result {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        other => other,
+    }
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        quiet(self.0.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        quiet(self.0.flush())
+    }
 }

@@ -79,9 +79,9 @@ pub static TABLE: &[Setting] = &[
     set(DATA, C::SFT_DATA, "epoch_samples", Int(1), "Rows of an epoch").unset("all rows"),
     set(DATA, C::SFT_DATA, "prompt_template", Text, "chatml, instruct, alpaca, llama2, zephyr, plain, or a .jinja file")
         .default("chatml"),
-    set(DATA, C::SFT_DATA, "supervise_turn_newline", Bool, "Train the newline after <|im_end|> too, as TRL does")
+    set(DATA, C::SFT_DATA, "supervise_turn_newline", Bool, "Train the newline after a closing token too, as TRL does")
         .default("false")
-        .needs("prompt_template", &["chatml"]),
+        .needs("prompt_template", &["chatml", "zephyr"]),
     set(DATA, C::DATA, "val_fraction", Float(Range::BelowOne), "Share of each data set kept for validation")
         .alias(&["test_size"])
         .default("0.05"),
