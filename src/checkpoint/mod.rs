@@ -3,10 +3,14 @@
 //! Weights travel one at a time: a [`TensorSource`] decodes a tensor when it is asked for, so that neither loading, growing,
 //! merging nor saving holds a model twice.
 
+pub mod device;
 pub mod fs;
 pub mod hf_config;
 pub mod manifest;
+pub mod merge;
 pub mod names;
+pub mod peft;
+pub mod resize;
 pub mod safetensors;
 pub mod save;
 pub mod state;

@@ -1,0 +1,125 @@
+//! Between files and a device: loading weights into tensors, and tensors as a source to be saved.
+
+use super::names::{self, LINEARS};
+use super::peft::Adapter;
+use super::{HostTensor, TensorSource};
+use crate::backend::Backend;
+use crate::bail;
+use crate::error::Result;
+use crate::model::config::ModelConfig;
+use crate::model::weights::{Lora, Weights};
+use crate::tensor::{DType, Tensor};
+
+/// Loads every weight of `source` into tensors of `dtype` (f32 or bf16), one at a time.
+///
+/// # Errors
+/// If a weight cannot be read or the device has not enough memory.
+pub fn load_params<B: Backend>(dev: &B, source: &dyn TensorSource, dtype: DType) -> Result<Weights<Tensor<B>>> {
+    names::build(source.config(), |info| {
+        let host = source.load(&info.name)?;
+        upload(dev, &host, dtype)
+    })
+}
+
+/// A tensor with the values of a host tensor, rounded once where `dtype` is bf16.
+///
+/// # Errors
+/// If the device has not enough memory or refuses the copy.
+pub fn upload<B: Backend>(dev: &B, host: &HostTensor, dtype: DType) -> Result<Tensor<B>> {
+    let mut tensor = dev.alloc(host.rows, host.cols, dtype)?;
+    dev.upload(&mut tensor, &host.data)?;
+    Ok(tensor)
+}
+
+/// A copy of a tensor in host memory, widened exactly.
+///
+/// # Errors
+/// If the device refuses the copy.
+pub fn download<B: Backend>(dev: &B, tensor: &Tensor<B>) -> Result<HostTensor> {
+    let mut host = HostTensor::zeros(tensor.rows(), tensor.cols());
+    dev.download(&mut host.data, tensor)?;
+    Ok(host)
+}
+
+/// Gives the products their low-rank updates from an adapter, in f32. Grown embeddings are not touched here: load the parameters
+/// from [`super::merge::Adapted`] for them.
+///
+/// # Errors
+/// If a tensor cannot be read or the device has not enough memory.
+pub fn load_adapter<B: Backend>(dev: &B, params: &mut Weights<Tensor<B>>, adapter: &Adapter) -> Result<()> {
+    for (i, layer) in params.layers.iter_mut().enumerate() {
+        for (short, place) in LINEARS {
+            let Some((a, b)) = adapter.lora(i, short)? else {
+                continue;
+            };
+            let lora = Lora {
+                a: upload(dev, &a, DType::F32)?,
+                b: upload(dev, &b, DType::F32)?,
+            };
+            names::linear_mut(layer, place).lora = Some(lora);
+        }
+    }
+    Ok(())
+}
+
+/// A model on a device as a source to be saved. Where the optimiser holds an f32 master of a weight, `master` gives it, so that an
+/// f32 file holds it exactly.
+pub struct DeviceSource<'a, B: Backend> {
+    dev: &'a B,
+    config: &'a ModelConfig,
+    params: Vec<(String, &'a Tensor<B>)>,
+    master: Box<dyn Fn(&str) -> Option<&'a Tensor<B>> + 'a>,
+    first_row: usize,
+}
+
+impl<'a, B: Backend> DeviceSource<'a, B> {
+    /// The parameters themselves.
+    pub fn new(dev: &'a B, config: &'a ModelConfig, params: &'a Weights<Tensor<B>>) -> Self {
+        Self {
+            dev,
+            config,
+            params: names::named(params),
+            master: Box::new(|_| None),
+            first_row: 0,
+        }
+    }
+
+    /// With masters: `master(name)` is the f32 tensor of the trained rows of a weight; those of the embedding and head begin at
+    /// `first_row`.
+    #[must_use]
+    pub fn with_masters(mut self, first_row: usize, master: impl Fn(&str) -> Option<&'a Tensor<B>> + 'a) -> Self {
+        self.master = Box::new(master);
+        self.first_row = first_row;
+        self
+    }
+
+    /// A weight or a part of a low-rank update, by its name in [`names::named`].
+    ///
+    /// # Errors
+    /// If there is none of that name or the device refuses the copy.
+    pub fn get(&self, name: &str) -> Result<HostTensor> {
+        let Some((_, tensor)) = self.params.iter().find(|(n, _)| n == name) else {
+            bail!("no weight {name}")
+        };
+        let mut host = download(self.dev, tensor)?;
+        if let Some(master) = (self.master)(name) {
+            let start = if master.shape() == tensor.shape() {
+                0
+            } else {
+                self.first_row * tensor.cols()
+            };
+            self.dev.download(&mut host.data[start..start + master.len()], master)?;
+        }
+        Ok(host)
+    }
+}
+
+impl<B: Backend> TensorSource for DeviceSource<'_, B> {
+    fn config(&self) -> &ModelConfig {
+        self.config
+    }
+
+    fn load(&self, name: &str) -> Result<HostTensor> {
+        self.get(name)
+    }
+}

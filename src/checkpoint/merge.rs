@@ -1,0 +1,103 @@
+//! Merging an adapter into its base: `W + s·B·A` in f32 and one rounding, when the file is written.
+
+use rayon::prelude::*;
+
+use super::names::{EMBED, LINEARS, LM_HEAD};
+use super::peft::Adapter;
+use super::{HostTensor, TensorSource};
+use crate::error::Result;
+use crate::model::config::ModelConfig;
+
+/// `w += scale · B A`, sums over the rank in order, in f32: `w` (out, in), `a` (r, in), `b` (out, r).
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn add_update(w: &mut HostTensor, a: &HostTensor, b: &HostTensor, scale: f32) {
+    assert_eq!(
+        (w.rows, w.cols, b.cols),
+        (b.rows, a.cols, a.rows),
+        "merge: shapes of W, A and B"
+    );
+    let (cols, r) = (w.cols, a.rows);
+    w.data
+        .par_chunks_mut(cols)
+        .zip(b.data.par_chunks(r))
+        .for_each(|(row, b)| {
+            let mut delta = vec![0.0f32; cols];
+            for (k, &bk) in b.iter().enumerate() {
+                delta.iter_mut().zip(a.row(k)).for_each(|(d, &x)| *d += bk * x);
+            }
+            row.iter_mut().zip(&delta).for_each(|(w, &d)| *w += scale * d);
+        });
+}
+
+/// A base model with the vocabulary an adapter brings, low-rank updates not applied: what base + adapter runs on.
+pub struct Adapted<'a> {
+    base: &'a dyn TensorSource,
+    adapter: &'a Adapter,
+    config: ModelConfig,
+}
+
+impl<'a> Adapted<'a> {
+    /// Checks that the adapter fits the base.
+    ///
+    /// # Errors
+    /// As [`Adapter::fit`].
+    pub fn new(base: &'a dyn TensorSource, adapter: &'a Adapter) -> Result<Self> {
+        let config = adapter.fit(base.config())?;
+        Ok(Self { base, adapter, config })
+    }
+}
+
+impl TensorSource for Adapted<'_> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn load(&self, name: &str) -> Result<HostTensor> {
+        if matches!(name, EMBED | LM_HEAD)
+            && let Some(full) = self.adapter.full(name)?
+        {
+            return Ok(full);
+        }
+        self.base.load(name)
+    }
+}
+
+/// The merged model.
+pub struct Merged<'a>(Adapted<'a>);
+
+impl<'a> Merged<'a> {
+    /// Checks that the adapter fits the base.
+    ///
+    /// # Errors
+    /// As [`Adapter::fit`].
+    pub fn new(base: &'a dyn TensorSource, adapter: &'a Adapter) -> Result<Self> {
+        Adapted::new(base, adapter).map(Self)
+    }
+}
+
+impl TensorSource for Merged<'_> {
+    fn config(&self) -> &ModelConfig {
+        &self.0.config
+    }
+
+    fn load(&self, name: &str) -> Result<HostTensor> {
+        let mut w = self.0.load(name)?;
+        if let Some((layer, short)) = product(name)
+            && let Some((a, b)) = self.0.adapter.lora(layer, short)?
+        {
+            add_update(&mut w, &a, &b, self.0.adapter.config.scale() as f32);
+            w.check_finite(&format!("merged {name}"))?;
+        }
+        Ok(w)
+    }
+}
+
+/// Layer and short name of `model.layers.{i}.{place}.weight`, where it is one of the seven products.
+fn product(name: &str) -> Option<(usize, &'static str)> {
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let place = rest.strip_suffix(".weight")?;
+    let (short, _) = LINEARS.into_iter().find(|(_, p)| *p == place)?;
+    Some((layer.parse().ok()?, short))
+}

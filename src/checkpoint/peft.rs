@@ -1,0 +1,513 @@
+//! LoRA adapters in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::fs::{create_dir_all, write_json};
+use super::names::{self, EMBED, LINEARS, LM_HEAD};
+use super::safetensors::TensorFile;
+use super::save::{Entry, write_tensors};
+use super::state::read_json;
+use super::{HostTensor, SaveDType};
+use crate::error::{Context, Error, Result};
+use crate::model::config::ModelConfig;
+use crate::{bail, ensure};
+
+/// Name of the configuration in an adapter folder.
+pub const CONFIG: &str = "adapter_config.json";
+/// Name of the weights in an adapter folder.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
+const PREFIX: &str = "base_model.model.";
+/// Ranks beyond this are no low-rank updates.
+const MAX_RANK: u64 = 1 << 16;
+
+/// What `adapter_config.json` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterConfig {
+    /// Rank.
+    pub r: usize,
+    /// `s = alpha / r`, or `alpha / sqrt(r)` with `rslora`.
+    pub alpha: f64,
+    /// Dropout it was trained with.
+    pub dropout: f64,
+    /// Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732).
+    pub rslora: bool,
+    /// Short names of the products it updates (`q_proj`, …), in the order of [`LINEARS`].
+    pub targets: Vec<String>,
+    /// Where the base model is: a path.
+    pub base: String,
+}
+
+impl AdapterConfig {
+    /// The factor s on `B A`.
+    pub fn scale(&self) -> f64 {
+        let r = self.r as f64;
+        self.alpha / if self.rslora { r.sqrt() } else { r }
+    }
+
+    fn to_json(&self) -> Value {
+        let whole = self.alpha.fract() == 0.0 && self.alpha.abs() < 1e15;
+        let alpha = if whole {
+            json!(self.alpha as i64)
+        } else {
+            json!(self.alpha)
+        };
+        json!({
+            "alpha_pattern": {},
+            "auto_mapping": null,
+            "base_model_name_or_path": self.base,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "layers_pattern": null,
+            "layers_to_transform": null,
+            "lora_alpha": alpha,
+            "lora_dropout": self.dropout,
+            "modules_to_save": null,
+            "peft_type": "LORA",
+            "r": self.r,
+            "rank_pattern": {},
+            "revision": null,
+            "target_modules": self.targets,
+            "task_type": "CAUSAL_LM",
+            "use_dora": false,
+            "use_rslora": self.rslora,
+        })
+    }
+}
+
+/// Whether a folder holds an adapter.
+pub fn is_adapter(dir: &Path) -> bool {
+    dir.join(CONFIG).is_file()
+}
+
+/// An adapter on disk, its header checked.
+pub struct Adapter {
+    dir: PathBuf,
+    /// What adapter_config.json says.
+    pub config: AdapterConfig,
+    file: TensorFile,
+    n_layers: usize,
+}
+
+impl Adapter {
+    /// Opens an adapter folder written by PEFT or ringtune.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or the adapter is of a kind that is not supported; the message names the setting or tensor.
+    pub fn open(dir: &Path) -> Result<Self> {
+        ensure!(dir.is_dir(), "{}: no such adapter folder", dir.display());
+        let path = dir.join(CONFIG);
+        let value = read_json(&path)?;
+        let map = value.as_object().expect("read_json gives objects");
+        let mut config = parse_config(map).context(|| path.display().to_string())?;
+        if !dir.join(WEIGHTS).is_file() && dir.join("adapter_model.bin").is_file() {
+            bail!(
+                "{}: adapter_model.bin is not read; save the adapter with safe_serialization",
+                dir.display()
+            );
+        }
+        let file = TensorFile::open(&dir.join(WEIGHTS))?;
+        let (targets, n_layers) = targets_in(&file, &config).context(|| file.path().display().to_string())?;
+        check_target_modules(map, &targets).context(|| path.display().to_string())?;
+        config.targets = targets;
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            config,
+            file,
+            n_layers,
+        })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A and B of a product in layer `layer`, where the adapter updates it.
+    ///
+    /// # Errors
+    /// If the tensors cannot be decoded or hold values that are not finite.
+    pub fn lora(&self, layer: usize, short: &str) -> Result<Option<(HostTensor, HostTensor)>> {
+        if layer >= self.n_layers || !self.config.targets.iter().any(|t| t == short) {
+            return Ok(None);
+        }
+        let (_, place) = LINEARS
+            .into_iter()
+            .find(|(s, _)| *s == short)
+            .expect("one of the seven products");
+        let key = |part: &str| format!("{PREFIX}model.layers.{layer}.{place}.lora_{part}.weight");
+        Ok(Some((self.file.load(&key("A"))?, self.file.load(&key("B"))?)))
+    }
+
+    /// The whole embedding or head that the adapter carries for a grown vocabulary, by its name in model files.
+    ///
+    /// # Errors
+    /// If it cannot be decoded or holds values that are not finite.
+    pub fn full(&self, name: &str) -> Result<Option<HostTensor>> {
+        let key = format!("{PREFIX}{name}");
+        match self.file.info(&key) {
+            Some(_) => self.file.load(&key).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Checks the adapter against a base model and returns the configuration of the model they make: that of the base, with the
+    /// vocabulary the adapter brings.
+    ///
+    /// # Errors
+    /// If layers or shapes differ; the message says which, expected and found.
+    pub fn fit(&self, base: &ModelConfig) -> Result<ModelConfig> {
+        let path = self.file.path().display();
+        ensure!(
+            self.n_layers == base.n_layers,
+            "{path}: the adapter has {} layers, the base model {}; was it trained on another model?",
+            self.n_layers,
+            base.n_layers
+        );
+        let expect = |key: &str, want: [usize; 2]| -> Result<()> {
+            let (got, _) = self
+                .file
+                .info(key)
+                .expect("the keys were checked when the adapter was opened");
+            ensure!(
+                got == want,
+                "{path}: {key}: expected shape {want:?} for this base model, found {got:?}"
+            );
+            Ok(())
+        };
+        for layer in 0..self.n_layers {
+            for (short, place) in LINEARS
+                .iter()
+                .filter(|(s, _)| self.config.targets.iter().any(|t| t == s))
+            {
+                let (rows, cols) = names::linear_shape(base, short);
+                let key = |part: &str| format!("{PREFIX}model.layers.{layer}.{place}.lora_{part}.weight");
+                expect(&key("A"), [self.config.r, cols])?;
+                expect(&key("B"), [rows, self.config.r])?;
+            }
+        }
+        let rows = |name: &str| {
+            self.file
+                .info(&format!("{PREFIX}{name}"))
+                .map(|(shape, _)| shape.to_vec())
+        };
+        let mut config = base.clone();
+        let (embed, head) = (rows(EMBED), rows(LM_HEAD));
+        let Some(vocab) = embed.as_ref().or(head.as_ref()).map(|shape| shape[0]) else {
+            return Ok(config);
+        };
+        ensure!(
+            vocab >= base.vocab_size,
+            "{path}: vocabulary mismatch: the adapter's embedding has {vocab} rows, the base model {}",
+            base.vocab_size
+        );
+        for (name, shape) in [(EMBED, embed), (LM_HEAD, head)] {
+            let required = vocab != base.vocab_size && (name == EMBED || !base.tied);
+            match shape {
+                Some(_) => expect(&format!("{PREFIX}{name}"), [vocab, base.hidden_size])?,
+                None if required => bail!("{path}: the vocabulary was grown to {vocab} but {name} is missing"),
+                None => {}
+            }
+        }
+        if base.tied && self.file.info(&format!("{PREFIX}{LM_HEAD}")).is_some() {
+            let same = self.full(LM_HEAD)? == self.full(EMBED)?;
+            ensure!(
+                same,
+                "{path}: {LM_HEAD} differs from {EMBED}, but the base model ties them"
+            );
+        }
+        if vocab != base.vocab_size {
+            config.vocab_size = vocab;
+            config.n_classes = vocab;
+        }
+        Ok(config)
+    }
+
+    /// The folder of the base model: `given` where the user names one, else `base_model_name_or_path` as it is, relative to
+    /// the adapter's folder, or relative to a folder above it.
+    ///
+    /// # Errors
+    /// If there is no such folder.
+    pub fn find_base(&self, given: Option<&Path>) -> Result<PathBuf> {
+        if let Some(dir) = given {
+            ensure!(dir.is_dir(), "{}: no such base model folder", dir.display());
+            return Ok(dir.to_path_buf());
+        }
+        let name = &self.config.base;
+        let config = self.dir.join(CONFIG);
+        ensure!(
+            !name.is_empty(),
+            "{}: base_model_name_or_path is empty; name the base model",
+            config.display()
+        );
+        let here = std::path::absolute(&self.dir).context(|| self.dir.display().to_string())?;
+        let above = here.ancestors().take(4).map(|d| d.join(name));
+        let found = std::iter::once(PathBuf::from(name))
+            .chain(above)
+            .find(|d| d.join("config.json").is_file());
+        match found {
+            Some(dir) => Ok(dir),
+            None => bail!(
+                "{}: base_model_name_or_path {name:?} is no model folder, neither from here nor from the adapter's folder; \
+                 put the base model there or name its folder",
+                config.display()
+            ),
+        }
+    }
+}
+
+/// Parses and checks the settings; `targets` stays empty, it comes from the tensors.
+fn parse_config(map: &Map<String, Value>) -> Result<AdapterConfig> {
+    let get = |key: &str| map.get(key).filter(|v| !v.is_null());
+    let wrong = |key: &str, what: &str, v: &Value| Error::new(format!("{key}: expected {what}, found {v}"));
+    let peft_type = get("peft_type").and_then(Value::as_str).unwrap_or("missing");
+    ensure!(
+        peft_type == "LORA",
+        "peft_type {peft_type} is not supported; expected LORA"
+    );
+    if let Some(task) = get("task_type") {
+        ensure!(
+            task == "CAUSAL_LM",
+            "task_type {task} is not supported; expected CAUSAL_LM"
+        );
+    }
+    // Settings that change what the adapter computes: only these values are understood.
+    let fixed: [(&str, &[Value]); 5] = [
+        ("bias", &[json!("none")]),
+        (
+            "init_lora_weights",
+            &[
+                json!(true),
+                json!(false),
+                json!("gaussian"),
+                json!("eva"),
+                json!("orthogonal"),
+            ],
+        ),
+        ("megatron_config", &[]),
+        ("layers_to_transform", &[]),
+        ("exclude_modules", &[json!([])]),
+    ];
+    for (key, allowed) in fixed {
+        if let Some(v) = get(key) {
+            let default = allowed.first().map_or("null".to_string(), ToString::to_string);
+            ensure!(allowed.contains(v), "{key} {v} is not supported; expected {default}");
+        }
+    }
+    // Variants of LoRA that are switched on by a key: anything but off is refused.
+    let variants = [
+        "use_dora",
+        "use_qalora",
+        "use_bdlora",
+        "lora_bias",
+        "fan_in_fan_out",
+        "rank_pattern",
+        "alpha_pattern",
+        "layer_replication",
+        "trainable_token_indices",
+        "target_parameters",
+        "alora_invocation_tokens",
+        "arrow_config",
+        "loftq_config",
+        "corda_config",
+        "kasa_config",
+        "lora_ga_config",
+        "monteclora_config",
+        "velora_config",
+    ];
+    for key in variants {
+        let off = match get(key) {
+            None | Some(Value::Bool(false)) => true,
+            Some(Value::Object(m)) => m.is_empty(),
+            Some(Value::Array(a)) => a.is_empty(),
+            Some(_) => false,
+        };
+        ensure!(off, "{key} is not supported; expected it to be off");
+    }
+    if let Some(list) = get("modules_to_save") {
+        let names = list
+            .as_array()
+            .ok_or_else(|| wrong("modules_to_save", "a list", list))?;
+        let other = names
+            .iter()
+            .find(|n| !matches!(n.as_str(), Some("embed_tokens" | "lm_head")));
+        if let Some(n) = other {
+            bail!("modules_to_save {n} is not supported; expected null, embed_tokens or lm_head");
+        }
+    }
+    let Some(r) = get("r") else { bail!("missing key r") };
+    let rank = r
+        .as_u64()
+        .filter(|n| (1..=MAX_RANK).contains(n))
+        .ok_or_else(|| wrong("r", "a positive rank", r))?;
+    let Some(alpha) = get("lora_alpha") else {
+        bail!("missing key lora_alpha")
+    };
+    let finite = |key, v: &Value| {
+        v.as_f64()
+            .filter(|x| x.is_finite())
+            .ok_or_else(|| wrong(key, "a number", v))
+    };
+    let dropout = get("lora_dropout").map_or(Ok(0.0), |v| finite("lora_dropout", v))?;
+    ensure!(
+        (0.0..1.0).contains(&dropout),
+        "lora_dropout: expected 0 to below 1, found {dropout}"
+    );
+    let base = match get("base_model_name_or_path") {
+        None => String::new(),
+        Some(v) => v
+            .as_str()
+            .ok_or_else(|| wrong("base_model_name_or_path", "a path", v))?
+            .to_string(),
+    };
+    Ok(AdapterConfig {
+        r: rank as usize,
+        alpha: finite("lora_alpha", alpha)?,
+        dropout,
+        rslora: get("use_rslora").map_or(Ok(false), |v| {
+            v.as_bool().ok_or_else(|| wrong("use_rslora", "true or false", v))
+        })?,
+        targets: Vec::new(),
+        base,
+    })
+}
+
+/// The products that the file updates, and the number of layers; every key has to be understood, every layer alike.
+fn targets_in(file: &TensorFile, config: &AdapterConfig) -> Result<(Vec<String>, usize)> {
+    let mut layers: BTreeMap<(usize, &str), [bool; 2]> = BTreeMap::new();
+    for key in file.names() {
+        let Some(name) = key.strip_prefix(PREFIX) else {
+            bail!("{key}: expected a name that begins with {PREFIX}; is this an adapter of a causal language model?");
+        };
+        if name == EMBED || name == LM_HEAD {
+            let (shape, _) = file.info(key).expect("a name of the file");
+            ensure!(
+                shape.len() == 2,
+                "{key}: expected two dimensions, found shape {shape:?}"
+            );
+            continue;
+        }
+        ensure!(!name.contains("lora_magnitude_vector"), "{key}: DoRA is not supported");
+        let Some((layer, short, part)) = parse_key(name) else {
+            bail!("{key}: unexpected tensor; expected low-rank updates of the seven products of a layer");
+        };
+        let (shape, dtype) = file.info(key).expect("a name of the file");
+        let rank = if part == 0 { shape.first() } else { shape.get(1) };
+        let (two, r) = (shape.len() == 2, config.r);
+        ensure!(
+            two && rank == Some(&r),
+            "{key}: expected rank {r} from {CONFIG}, found shape {shape:?}"
+        );
+        ensure!(
+            matches!(dtype.as_str(), "F32" | "BF16" | "F16"),
+            "{key}: element type {dtype} is not supported"
+        );
+        layers.entry((layer, short)).or_default()[part] = true;
+    }
+    let Some(n_layers) = layers.keys().map(|(i, _)| i + 1).max() else {
+        bail!("no low-rank update in it")
+    };
+    let targets: Vec<String> = LINEARS
+        .iter()
+        .map(|(s, _)| *s)
+        .filter(|s| layers.keys().any(|(_, t)| t == s))
+        .map(String::from)
+        .collect();
+    // The count is bounded by the keys, so that a layer number of 10^9 in a hostile file costs nothing.
+    ensure!(
+        n_layers <= layers.len(),
+        "layers up to {} but only {} updates",
+        n_layers - 1,
+        layers.len()
+    );
+    for i in 0..n_layers {
+        for t in &targets {
+            match layers.get(&(i, t.as_str())) {
+                Some([true, true]) => {}
+                Some([true, false]) => bail!("layer {i}: {t}.lora_B is missing"),
+                Some(_) => bail!("layer {i}: {t}.lora_A is missing"),
+                None => bail!("layer {i} has no update of {t}, others do; updates of some layers are not supported"),
+            }
+        }
+    }
+    Ok((targets, n_layers))
+}
+
+/// `model.layers.{i}.{place}.lora_{A|B}.weight` -> layer, short name, 0 for A and 1 for B.
+fn parse_key(name: &str) -> Option<(usize, &'static str, usize)> {
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (place, part) = rest.split_once(".lora_")?;
+    let (short, _) = LINEARS.into_iter().find(|(_, p)| *p == place)?;
+    let part = match part {
+        "A.weight" => 0,
+        "B.weight" => 1,
+        _ => return None,
+    };
+    Some((layer.parse().ok()?, short, part))
+}
+
+/// `target_modules` may be a list of names or a pattern; a list has to name exactly what the tensors update.
+fn check_target_modules(map: &Map<String, Value>, targets: &[String]) -> Result<()> {
+    let Some(list) = map.get("target_modules").and_then(Value::as_array) else {
+        return Ok(());
+    };
+    for module in list {
+        let Some(name) = module.as_str() else {
+            bail!("target_modules: expected names, found {module}")
+        };
+        let short = name.rsplit('.').next().unwrap_or(name);
+        ensure!(
+            targets.iter().any(|t| t == short),
+            "target_modules names {name}, but {WEIGHTS} has no update of it (it has {})",
+            targets.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Writes an adapter folder. `load` gives the tensors by their names in the model: `….lora_A.weight`, `….lora_B.weight`, and with
+/// `embeddings` the whole embedding and (untied) head. All are written in f32.
+///
+/// # Errors
+/// If a tensor cannot be read or is not finite, or a file cannot be written.
+pub fn save_adapter(
+    dir: &Path,
+    config: &AdapterConfig,
+    model: &ModelConfig,
+    embeddings: bool,
+    mut load: impl FnMut(&str) -> Result<HostTensor>,
+) -> Result<()> {
+    create_dir_all(dir)?;
+    let mut entries = Vec::new();
+    let mut push = |name: &str, shape: [usize; 2]| {
+        entries.push(Entry {
+            name: format!("{PREFIX}{name}"),
+            shape: shape.to_vec(),
+            dtype: SaveDType::F32,
+        });
+    };
+    for layer in 0..model.n_layers {
+        for (short, place) in LINEARS.iter().filter(|(s, _)| config.targets.iter().any(|t| t == s)) {
+            let (rows, cols) = names::linear_shape(model, short);
+            push(&format!("model.layers.{layer}.{place}.lora_A.weight"), [config.r, cols]);
+            push(&format!("model.layers.{layer}.{place}.lora_B.weight"), [rows, config.r]);
+        }
+    }
+    if embeddings {
+        push(EMBED, [model.vocab_size, model.hidden_size]);
+        if !model.tied {
+            push(LM_HEAD, [model.vocab_size, model.hidden_size]);
+        }
+    }
+    let strip = |key: &str| {
+        key.strip_prefix(PREFIX)
+            .expect("the keys were made with it")
+            .to_string()
+    };
+    write_tensors(&dir.join(WEIGHTS), &entries, |key| load(&strip(key)))?;
+    write_json(&dir.join(CONFIG), &config.to_json())
+}
