@@ -14,6 +14,7 @@ pub mod resize;
 pub mod safetensors;
 pub mod save;
 pub mod state;
+pub mod tokenizer_files;
 
 use crate::error::Result;
 use crate::model::config::ModelConfig;
@@ -29,6 +30,24 @@ pub trait TensorSource {
     /// # Errors
     /// If it cannot be read or has values that are not finite.
     fn load(&self, name: &str) -> Result<HostTensor>;
+}
+
+/// A source under another configuration of the same shapes, for example with the end token of ChatML.
+pub struct WithConfig<'a> {
+    /// Where the weights come from.
+    pub source: &'a dyn TensorSource,
+    /// What config.json is to say; every shape as in the source.
+    pub config: ModelConfig,
+}
+
+impl TensorSource for WithConfig<'_> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn load(&self, name: &str) -> Result<HostTensor> {
+        self.source.load(name)
+    }
 }
 
 /// Element type of weights in a file.
