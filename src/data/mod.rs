@@ -2,10 +2,17 @@
 
 pub mod encode;
 pub mod jsonl;
+pub mod loader;
+pub mod mix;
+pub mod pack;
 pub mod prepare;
+pub mod raw_tokens;
 mod sp_model;
+pub mod split;
 pub mod template;
+pub mod token_file;
 pub mod tokenizer;
+pub mod train_set;
 
 /// Flattened documents of one micro-batch, padding already removed; vectors of length N.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
