@@ -1,12 +1,15 @@
 //! From JSONL to micro-batches: rows, templates, tokenizer, mix, packing, token files, loader.
 
+pub mod cache;
 pub mod encode;
 pub mod jsonl;
 pub mod loader;
 pub mod mix;
 pub mod pack;
 pub mod prepare;
+pub mod progress;
 pub mod raw_tokens;
+pub mod sft;
 mod sp_model;
 pub mod split;
 pub mod template;

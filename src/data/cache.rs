@@ -1,0 +1,78 @@
+//! Token files by content: a file's name is the hash of everything that decided its tokens, so a cached one is never stale.
+
+use std::path::{Path, PathBuf};
+
+use crate::data::token_file::{self, Content, TokenFile};
+use crate::error::Result;
+
+/// Where token files are kept unless a folder is named: `$RINGTUNE_CACHE`, `$XDG_CACHE_HOME/ringtune`, `~/.cache/ringtune`, or
+/// a folder beside the working directory.
+pub fn default_dir() -> PathBuf {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    var("RINGTUNE_CACHE")
+        .or_else(|| var("XDG_CACHE_HOME").map(|p| p.join("ringtune")))
+        .or_else(|| var("HOME").map(|p| p.join(".cache/ringtune")))
+        .unwrap_or_else(|| PathBuf::from(".ringtune-cache"))
+}
+
+/// A key over named parts; lengths are hashed too, so no two lists of parts collide by running together.
+pub fn key(parts: &[&[u8]]) -> String {
+    let mut h = blake3::Hasher::new();
+    h.update(&token_file::VERSION.to_le_bytes());
+    for part in parts {
+        h.update(&(part.len() as u64).to_le_bytes());
+        h.update(part);
+    }
+    h.finalize().to_hex().to_string()
+}
+
+/// The file of a data set with a key.
+pub fn path(dir: &Path, source: &Path, key: &str) -> PathBuf {
+    let stem = source
+        .file_stem()
+        .map(|s| s.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let stem: String = stem
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c))
+        .take(60)
+        .collect();
+    dir.join(format!("{stem}.{}.tok", &key[..16]))
+}
+
+/// Opens the token file of a key, or makes it. Says which; a damaged file is made again.
+///
+/// # Errors
+/// If the content cannot be made, written or read back.
+pub fn open_or_make(
+    path: &Path,
+    tokenizer_hash: &str,
+    key: &str,
+    log: &mut dyn FnMut(String),
+    make: impl FnOnce() -> Result<Content>,
+) -> Result<TokenFile> {
+    if path.exists() {
+        match TokenFile::open(path).and_then(|f| f.expect(tokenizer_hash, Some(key)).map(|()| f)) {
+            Ok(file) => {
+                log(format!(
+                    "reusing {} ({} documents, {} tokens)",
+                    path.display(),
+                    file.n_docs(),
+                    file.n_tokens()
+                ));
+                return Ok(file);
+            }
+            Err(e) => log(format!("{e}; making it again")),
+        }
+    }
+    let content = make()?;
+    token_file::write(path, &content)?;
+    let file = TokenFile::open(path)?;
+    log(format!(
+        "wrote {} ({} documents, {} tokens)",
+        path.display(),
+        file.n_docs(),
+        file.n_tokens()
+    ));
+    Ok(file)
+}

@@ -1,0 +1,498 @@
+//! Supervised fine-tuning data: JSON Lines to token files, split, mix, and what there is to say about them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde_json::json;
+
+use crate::data::cache;
+use crate::data::encode::{Encoded, Outcome, Overflow, encode_row};
+use crate::data::jsonl::{BadRows, Row, RowOptions, parse_rows};
+use crate::data::mix::{Mix, WeightUnit, check_weights};
+use crate::data::progress::Progress;
+use crate::data::split::split_sets;
+use crate::data::template::Template;
+use crate::data::token_file::{Content, Counts, DocInfo, Meta, TokenFile};
+use crate::data::tokenizer::Tokenizer;
+use crate::data::train_set::{EpochPlan, Piece, PieceSet, Tokens, TrainSet};
+use crate::error::{Context, Error, Result};
+use crate::{bail, ensure};
+
+/// What decides the tokens of a data set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowSpec {
+    /// Tokens of a full row.
+    pub max_seq_len: usize,
+    /// What to do with longer ones.
+    pub overflow: Overflow,
+    /// Limits on lines, and whether bad ones stop the run or are skipped.
+    pub rows: RowOptions,
+    /// Where skipped rows are named, one a line, `file:line: what`.
+    pub skip_log: Option<PathBuf>,
+    /// Where token files are kept.
+    pub cache_dir: PathBuf,
+}
+
+/// What decides the data of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SftDataSpec {
+    /// JSON Lines files, or token files written by `ringtune pack`.
+    pub paths: Vec<PathBuf>,
+    /// Relative weights, one for each path.
+    pub weights: Option<Vec<f64>>,
+    /// What the weights share out.
+    pub weight_unit: WeightUnit,
+    /// Rows of an epoch; as many as there are without it.
+    pub epoch_samples: Option<u64>,
+    /// Held out of each data set, in [0, 1).
+    pub val_fraction: f64,
+    /// Whether several documents share a row.
+    pub packing: bool,
+    /// Seed of split, rotation and order.
+    pub seed: u64,
+    /// What decides the tokens.
+    pub row: RowSpec,
+}
+
+/// A tokenised data set and what became of its rows.
+#[derive(Clone, Debug)]
+pub struct SetReport {
+    /// The path as given.
+    pub name: String,
+    /// Counts by reason.
+    pub counts: Counts,
+    /// Rows trained on before weights.
+    pub n_train: usize,
+    /// Rows held out.
+    pub n_val: usize,
+}
+
+/// Everything a run needs of its data.
+#[derive(Debug)]
+pub struct SftData {
+    /// What is trained on.
+    pub train: Arc<TrainSet>,
+    /// What is held out, per data set; sets without held-out rows are there with no pieces.
+    pub val: Vec<PieceSet>,
+    /// What became of the rows, per data set.
+    pub sets: Vec<SetReport>,
+}
+
+impl SftData {
+    /// The first training rows in the order of the files, with their loss bits, to print at start.
+    pub fn first_rows(&self, n: usize) -> Vec<Encoded> {
+        let sets = self.train.sets().iter();
+        sets.flat_map(|s| (0..s.pieces.len()).map(|p| s.encoded(p)))
+            .take(n)
+            .collect()
+    }
+}
+
+/// Reads, encodes, splits and mixes the data sets. Token files are made in parallel or reused; `log` hears which, and of every
+/// count that is not zero.
+///
+/// # Errors
+/// If a file or row is bad, weights or fraction are, or a data set has no usable training row.
+pub fn prepare(
+    spec: &SftDataSpec,
+    tokenizer: &Tokenizer,
+    template: &Template,
+    progress: Progress,
+    log: &mut dyn FnMut(String),
+) -> Result<SftData> {
+    if spec.paths.is_empty() {
+        return Err(Error::usage("no data set, expected at least one path"));
+    }
+    if let Some(weights) = &spec.weights {
+        check_weights(weights, spec.paths.len())?;
+    }
+    tokenizer.newline_id()?;
+    tokenizer.warnings().into_iter().for_each(&mut *log);
+    let files = load_files(&spec.paths, &spec.row, tokenizer, template, progress, log)?;
+    let hashes: Vec<Vec<u64>> = files
+        .iter()
+        .map(|f| (0..f.n_docs()).map(|d| f.info(d).prompt_hash).collect())
+        .collect();
+    let splits = split_sets(&hashes, spec.val_fraction, spec.seed)?;
+    let (mut train, mut val, mut sets) = (Vec::new(), Vec::new(), Vec::new());
+    for ((path, file), split) in spec.paths.iter().zip(files).zip(splits) {
+        let name = path.display().to_string();
+        let counts = file.meta().counts.clone();
+        ensure!(
+            !split.train.is_empty(),
+            "{name}: no usable training row, expected at least one, found {}",
+            describe(&counts)
+        );
+        let tokens = Arc::new(Tokens::File(file));
+        let side = |docs: &[u32]| PieceSet {
+            name: name.clone(),
+            tokens: tokens.clone(),
+            pieces: docs.iter().map(|&d| whole(&tokens, d)).collect(),
+        };
+        sets.push(SetReport {
+            name: name.clone(),
+            counts,
+            n_train: split.train.len(),
+            n_val: split.val.len(),
+        });
+        train.push(side(&split.train));
+        val.push(side(&split.val));
+    }
+    let sizes: Vec<_> = train.iter().map(PieceSet::size).collect();
+    let mix = Mix::new(
+        &sizes,
+        spec.weights.as_deref(),
+        spec.weight_unit,
+        spec.epoch_samples,
+        spec.seed,
+    )?;
+    for (set, n) in train.iter().zip(&mix.counts).filter(|(_, n)| **n == 0) {
+        log(format!(
+            "{}: its weight is so small that an epoch takes {n} of its rows",
+            set.name
+        ));
+    }
+    let train = TrainSet::new(train, mix, spec.row.max_seq_len, spec.packing, spec.seed)?;
+    Ok(SftData {
+        train: Arc::new(train),
+        val,
+        sets,
+    })
+}
+
+/// Data sets to evaluate whole: every usable row of each path.
+///
+/// # Errors
+/// If a file or row is bad, or no row is usable.
+pub fn load_sets(
+    paths: &[PathBuf],
+    row: &RowSpec,
+    tokenizer: &Tokenizer,
+    template: &Template,
+    progress: Progress,
+    log: &mut dyn FnMut(String),
+) -> Result<Vec<PieceSet>> {
+    tokenizer.newline_id()?;
+    let files = load_files(paths, row, tokenizer, template, progress, log)?;
+    let sets = paths.iter().zip(files).map(|(path, file)| {
+        let name = path.display().to_string();
+        ensure!(
+            file.n_docs() > 0,
+            "{name}: no usable row, expected at least one, found {}",
+            describe(&file.meta().counts)
+        );
+        let tokens = Arc::new(Tokens::File(file));
+        let pieces = (0..tokens.n_docs() as u32).map(|d| whole(&tokens, d)).collect();
+        Ok(PieceSet { name, tokens, pieces })
+    });
+    sets.collect()
+}
+
+/// A document as one piece.
+fn whole(tokens: &Tokens, doc: u32) -> Piece {
+    let n_targets = match tokens {
+        Tokens::File(f) => f.info(doc as usize).n_targets,
+        Tokens::Raw(r) => r.doc_len(doc as usize) as u32 - 1,
+    };
+    Piece {
+        doc,
+        start: 0,
+        len: tokens.doc_len(doc as usize) as u32,
+        n_targets,
+    }
+}
+
+fn load_files(
+    paths: &[PathBuf],
+    row: &RowSpec,
+    tokenizer: &Tokenizer,
+    template: &Template,
+    progress: Progress,
+    log: &mut dyn FnMut(String),
+) -> Result<Vec<TokenFile>> {
+    let files: Vec<TokenFile> = paths
+        .iter()
+        .map(|p| token_file_of(p, row, tokenizer, template, progress, log))
+        .collect::<Result<_>>()?;
+    let mut skipped = String::new();
+    for (path, file) in paths.iter().zip(&files) {
+        let counts = &file.meta().counts;
+        if counts.rows != counts.kept || counts.truncated + counts.bad + counts.blank_lines > 0 {
+            log(format!("{}: {}", path.display(), describe(counts)));
+        }
+        file.meta()
+            .bad
+            .iter()
+            .for_each(|(line, what)| skipped.push_str(&format!("{}:{line}: {what}\n", path.display())));
+    }
+    if let (false, Some(to)) = (skipped.is_empty(), &row.skip_log) {
+        crate::data::token_file::write_atomic(to, &[skipped.as_bytes()])?;
+        log(format!("skipped rows are named in {}", to.display()));
+    }
+    Ok(files)
+}
+
+/// What became of the rows of a data set, in words.
+pub fn describe(c: &Counts) -> String {
+    let mut parts = vec![format!("{} rows, {} kept", c.rows, c.kept)];
+    let reasons = [
+        (c.truncated, "cut to the row length"),
+        (c.too_long, "dropped: longer than a row"),
+        (c.response_cut, "dropped: the response would be cut away"),
+        (c.unsupervised, "dropped: nothing supervised"),
+        (c.bad, "bad and skipped"),
+        (c.blank_lines, "blank lines ignored"),
+    ];
+    parts.extend(
+        reasons
+            .iter()
+            .filter(|r| r.0 > 0)
+            .map(|(n, what)| format!("{n} {what}")),
+    );
+    parts.join(", ")
+}
+
+/// The token file of one data set: the path itself if it is one, else made from its JSON Lines or reused. `ringtune pack`
+/// is this with a folder of the user's choice.
+///
+/// # Errors
+/// If the file or a row is bad, or a token file was made with another tokenizer or template, or has longer rows.
+pub fn token_file_of(
+    path: &Path,
+    row: &RowSpec,
+    tokenizer: &Tokenizer,
+    template: &Template,
+    progress: Progress,
+    log: &mut dyn FnMut(String),
+) -> Result<TokenFile> {
+    let name = path.display().to_string();
+    let bytes = std::fs::read(path).context(|| name.clone())?;
+    if TokenFile::is_token_file(&bytes) {
+        let file = TokenFile::open(path)?;
+        file.expect(tokenizer.hash(), None)?;
+        let (expected, found) = (
+            template.fingerprint(),
+            file.meta().settings["template"].as_str().unwrap_or("none").to_string(),
+        );
+        ensure!(
+            found == expected,
+            "token file {name}: made with another template, expected {} ({expected}), found {} ({found})",
+            template.name(),
+            file.meta().template
+        );
+        ensure!(
+            file.meta().longest <= row.max_seq_len as u64,
+            "token file {name}: a row of {} tokens, expected at most {}; pack it again with this row length",
+            file.meta().longest,
+            row.max_seq_len
+        );
+        return Ok(file);
+    }
+    let settings = settings(row, tokenizer, template);
+    let data = blake3::hash(&bytes).to_hex().to_string();
+    let key = cache::key(&[
+        data.as_bytes(),
+        tokenizer.hash().as_bytes(),
+        settings.to_string().as_bytes(),
+    ]);
+    let to = cache::path(&row.cache_dir, path, &key);
+    cache::open_or_make(&to, tokenizer.hash(), &key, log, || {
+        let made = encode_file(&name, &bytes, row, tokenizer, template, progress)?;
+        Ok(Content {
+            tokenizer_hash: tokenizer.hash().to_string(),
+            settings_hash: key.clone(),
+            vocab_size: tokenizer.vocab_size(),
+            meta: Meta {
+                settings: settings.clone(),
+                ..made.0
+            },
+            docs: made.1,
+        })
+    })
+}
+
+fn settings(row: &RowSpec, tokenizer: &Tokenizer, template: &Template) -> serde_json::Value {
+    let s = tokenizer.special();
+    json!({
+        "template": template.fingerprint(),
+        "max_seq_len": row.max_seq_len,
+        "overflow": match row.overflow { Overflow::Drop => "drop", Overflow::Truncate => "truncate" },
+        "max_line_bytes": row.rows.max_line_bytes,
+        "skip_bad_rows": row.rows.bad_rows == BadRows::Skip,
+        "special_ids": [s.pad, s.unk, s.bos, s.eos],
+        "added_tokens": tokenizer.added(),
+        "encoding": 1,
+    })
+}
+
+/// Rows to documents, in parallel, in file order.
+fn encode_file(
+    name: &str,
+    bytes: &[u8],
+    spec: &RowSpec,
+    tokenizer: &Tokenizer,
+    template: &Template,
+    progress: Progress,
+) -> Result<(Meta, Vec<(DocInfo, Encoded)>)> {
+    let file = parse_rows(name, bytes, &spec.rows)?;
+    let bar = progress.bar(file.rows.len() as u64, &format!("tokenising {name}"));
+    let outcomes: Vec<Result<Outcome>> = file
+        .rows
+        .par_iter()
+        .map(|row| {
+            let outcome = encode_row(tokenizer, template, row, spec.max_seq_len, spec.overflow);
+            bar.inc(1);
+            outcome
+        })
+        .collect();
+    bar.finish_and_clear();
+    let mut meta = Meta {
+        sources: vec![name.to_string()],
+        template: template.name().to_string(),
+        ..Meta::default()
+    };
+    let mut counts = Counts {
+        rows: file.rows.len() as u64,
+        blank_lines: file.blank_lines as u64,
+        ..Counts::default()
+    };
+    let mut docs = Vec::with_capacity(file.rows.len());
+    meta.bad = file.bad.into_iter().map(|b| (b.line, b.what)).collect();
+    for (row, outcome) in file.rows.iter().zip(outcomes) {
+        let encoded = match outcome {
+            Ok(Outcome::Kept(encoded)) => encoded,
+            Ok(Outcome::Truncated(encoded, _)) => {
+                counts.truncated += 1;
+                encoded
+            }
+            Ok(dropped) => {
+                match dropped {
+                    Outcome::TooLong(_) => counts.too_long += 1,
+                    Outcome::ResponseCut(_) => counts.response_cut += 1,
+                    _ => counts.unsupervised += 1,
+                }
+                continue;
+            }
+            // A conversation that the template refuses is as bad as a line that does not parse.
+            Err(e) if spec.rows.bad_rows == BadRows::Skip => {
+                counts.rows -= 1;
+                meta.bad.push((row.line, e.to_string()));
+                continue;
+            }
+            Err(e) => bail!("{name}:{}: {e}", row.line),
+        };
+        meta.longest = meta.longest.max(encoded.tokens.len() as u64);
+        docs.push((
+            DocInfo {
+                line: row.line,
+                n_targets: encoded.n_targets() as u32,
+                prompt_hash: prompt_hash(row),
+                source: 0,
+            },
+            encoded,
+        ));
+    }
+    meta.bad.sort();
+    counts.kept = docs.len() as u64;
+    counts.bad = meta.bad.len() as u64;
+    meta.counts = counts;
+    Ok((meta, docs))
+}
+
+/// What makes two prompts equal for the split.
+fn prompt_hash(row: &Row) -> u64 {
+    let hash = blake3::hash(row.prompt().as_bytes());
+    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 bytes"))
+}
+
+/// A row of an epoch as `inspect rows` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowView {
+    /// Packed row it is in.
+    pub row: usize,
+    /// The data set's path as given.
+    pub source: String,
+    /// Its row there; absent when the data set is a token file whose source is gone.
+    pub text: Option<Row>,
+    /// Line in the source.
+    pub line: u32,
+    /// Tokens.
+    pub tokens: u32,
+    /// Of these, targets.
+    pub n_targets: u32,
+}
+
+/// The rows an epoch trains on, in order, with their text read from the sources again.
+///
+/// # Errors
+/// If a source cannot be read.
+pub fn epoch_rows(train: &TrainSet, plan: &EpochPlan, options: &RowOptions) -> Result<Vec<RowView>> {
+    let options = RowOptions {
+        bad_rows: BadRows::Skip,
+        ..*options
+    };
+    let texts: Vec<Vec<Row>> = train
+        .sets()
+        .iter()
+        .map(|s| source_rows(s, &options))
+        .collect::<Result<_>>()?;
+    let mut out = Vec::with_capacity(plan.samples().len());
+    for row in 0..plan.n_rows() {
+        for &sample in plan.row(row) {
+            let (set, piece) = train.locate(sample);
+            let (source, p) = (&train.sets()[set], train.sets()[set].pieces[piece]);
+            let line = source.line(piece);
+            let text = texts[set]
+                .binary_search_by_key(&line, |r| r.line)
+                .ok()
+                .map(|i| texts[set][i].clone());
+            out.push(RowView {
+                row,
+                source: source.name.clone(),
+                text,
+                line,
+                tokens: p.len,
+                n_targets: p.n_targets,
+            });
+        }
+    }
+    Ok(out)
+}
+
+/// The rows of some pieces of a data set, for a generation test on held-out prompts. Pieces whose source is gone are left out.
+///
+/// # Errors
+/// If the source cannot be read.
+pub fn piece_rows(set: &PieceSet, pieces: &[usize], options: &RowOptions) -> Result<Vec<Row>> {
+    let rows = source_rows(
+        set,
+        &RowOptions {
+            bad_rows: BadRows::Skip,
+            ..*options
+        },
+    )?;
+    let find = |&p: &usize| {
+        rows.binary_search_by_key(&set.line(p), |r| r.line)
+            .ok()
+            .map(|i| rows[i].clone())
+    };
+    Ok(pieces.iter().filter_map(find).collect())
+}
+
+/// The JSON Lines behind a data set; none when it is a token file whose source no longer lies where it was.
+fn source_rows(set: &PieceSet, options: &RowOptions) -> Result<Vec<Row>> {
+    let Tokens::File(file) = set.tokens.as_ref() else {
+        return Ok(Vec::new());
+    };
+    let packed_from = file.meta().sources.first().map(String::as_str).unwrap_or_default();
+    for source in [set.name.as_str(), packed_from] {
+        match std::fs::read(source) {
+            Ok(bytes) if TokenFile::is_token_file(&bytes) => {}
+            Ok(bytes) => return Ok(parse_rows(source, &bytes, options)?.rows),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::from(e).context(source)),
+        }
+    }
+    Ok(Vec::new())
+}
