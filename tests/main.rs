@@ -3,8 +3,14 @@
 
 #[path = "it/floors.rs"]
 mod floors;
+#[path = "it/hf_config.rs"]
+mod hf_config;
 #[path = "it/prepare.rs"]
 mod prepare;
+#[path = "it/safetensors.rs"]
+mod safetensors;
+#[path = "it/schedule.rs"]
+mod schedule;
 #[path = "it/templates.rs"]
 mod templates;
 #[path = "it/tokenizer.rs"]

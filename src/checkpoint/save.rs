@@ -204,29 +204,36 @@ fn header(entries: &[Entry]) -> Result<Vec<u8>> {
 
 /// Rounds once, to nearest even, and refuses what is not finite afterwards.
 fn write_values(out: &mut dyn Write, tensor: &HostTensor, entry: &Entry) -> Result<()> {
+    ensure!(!tensor.data.is_empty(), "{}: the tensor has no element", entry.name);
     tensor.check_finite(&entry.name)?;
     let mut bytes = Vec::with_capacity((1 << 16) * entry.dtype.bytes());
     for chunk in tensor.data.chunks(1 << 16) {
         bytes.clear();
-        match entry.dtype {
-            SaveDType::F32 => chunk.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes())),
-            SaveDType::Bf16 => chunk
-                .iter()
-                .for_each(|&x| bytes.extend_from_slice(&bf16::from_f32(x).to_le_bytes())),
-            SaveDType::F16 => chunk
-                .iter()
-                .for_each(|&x| bytes.extend_from_slice(&f16::from_f32(x).to_le_bytes())),
-        }
-        let limit = match entry.dtype {
-            SaveDType::F32 => f32::MAX,
-            SaveDType::Bf16 => bf16::MAX.to_f32(),
-            SaveDType::F16 => f16::MAX.to_f32(),
+        let fits = match entry.dtype {
+            SaveDType::F32 => {
+                chunk.iter().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+                true
+            }
+            SaveDType::Bf16 => {
+                let rounded = chunk.iter().map(|&x| bf16::from_f32(x));
+                rounded.clone().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+                rounded.clone().all(bf16::is_finite)
+            }
+            SaveDType::F16 => {
+                let rounded = chunk.iter().map(|&x| f16::from_f32(x));
+                rounded.clone().for_each(|x| bytes.extend_from_slice(&x.to_le_bytes()));
+                rounded.clone().all(f16::is_finite)
+            }
         };
-        if let Some(x) = chunk.iter().find(|x| x.abs() > limit) {
-            bail!("{}: value {x} does not fit {}", entry.name, entry.dtype.torch_name());
+        if !fits {
+            let largest = chunk.iter().fold(0.0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
+            bail!(
+                "{}: value {largest} does not fit {}",
+                entry.name,
+                entry.dtype.torch_name()
+            );
         }
         out.write_all(&bytes)?;
     }
-    ensure!(!tensor.data.is_empty(), "{}: the tensor has no element", entry.name);
     Ok(())
 }
