@@ -1,5 +1,6 @@
 //! What each subcommand does.
 
+pub mod curve;
 pub mod inspect;
 pub mod style;
 pub mod templates;
