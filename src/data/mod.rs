@@ -7,6 +7,7 @@ pub mod loader;
 pub mod mix;
 pub mod pack;
 pub mod prepare;
+pub mod pretrain;
 pub mod progress;
 pub mod raw_tokens;
 pub mod sft;
