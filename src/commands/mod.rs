@@ -2,6 +2,7 @@
 
 pub mod curve;
 pub mod inspect;
+pub mod jobs;
 pub mod style;
 pub mod templates;
 

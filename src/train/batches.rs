@@ -1,30 +1,19 @@
 //! What the loop asks of data: the micro-batches of one optimiser step, and those of an evaluation.
 
-use crate::data::MicroBatch;
-use crate::error::Result;
+use std::sync::Arc;
 
-/// The data of one optimiser step on this rank.
-#[derive(Clone, Debug, Default)]
-pub struct StepBatch {
-    /// At most `grad_accum` of them; fewer at the end of an epoch, which no step crosses.
-    pub micro_batches: Vec<MicroBatch>,
-    /// Place of the first micro-batch in the step over all ranks, for dropout: independent of the number of ranks.
-    pub first_index: u64,
-    /// Cursor after this step: epoch, and rows of its global order consumed. At an epoch's end it is the next one's start.
-    pub cursor: (u64, u64),
-    /// The cursor as a number of epochs.
-    pub epoch_fraction: f64,
-    /// Whether this step closed an epoch.
-    pub epoch_end: bool,
-}
+use crate::data::MicroBatch;
+use crate::data::loader::{EvalPlan, Loader, Step, StepShape};
+use crate::data::train_set::{Cursor, PieceSet, TrainSet};
+use crate::error::Result;
 
 /// Steps in order, from the cursor where it was started.
 pub trait TrainBatches {
-    /// The next step; `None` after the last epoch. Blocks until a prefetched step is there.
+    /// The next step. Blocks until it is there.
     ///
     /// # Errors
     /// If the data cannot be read.
-    fn next_step(&mut self) -> Result<Option<StepBatch>>;
+    fn next_step(&mut self) -> Result<Step>;
 
     /// Where a sample of [`MicroBatch::samples`] came from, as `file:line`.
     fn sample_name(&self, sample: u32) -> String;
@@ -35,9 +24,93 @@ pub trait EvalBatches {
     /// Names of the data sets, in order.
     fn names(&self) -> Vec<String>;
 
-    /// Every micro-batch of data set `i` on this rank, in order, with at most the capacity the model was allocated for.
+    /// Every micro-batch of data set `i` on this rank, in order, within the capacity the model was allocated for.
     ///
     /// # Errors
-    /// If the data cannot be read, or the error of `each`.
+    /// The error of `each`.
     fn visit(&self, i: usize, each: &mut dyn FnMut(&MicroBatch) -> Result<()>) -> Result<()>;
+}
+
+/// Training data from a prefetching loader.
+pub struct LoadedBatches {
+    data: Arc<TrainSet>,
+    loader: Loader,
+}
+
+impl LoadedBatches {
+    /// Starts at a cursor.
+    ///
+    /// # Errors
+    /// If the cursor lies outside the data.
+    pub fn start(data: &Arc<TrainSet>, cursor: Cursor, shape: StepShape, rank: usize) -> Result<Self> {
+        let loader = Loader::start(Arc::clone(data), cursor, shape, rank)?;
+        Ok(Self {
+            data: Arc::clone(data),
+            loader,
+        })
+    }
+}
+
+impl TrainBatches for LoadedBatches {
+    fn next_step(&mut self) -> Result<Step> {
+        self.loader.next_step()
+    }
+
+    fn sample_name(&self, sample: u32) -> String {
+        self.data.sample_name(sample)
+    }
+}
+
+/// Validation pieces of every data set, planned once.
+pub struct PlannedEval {
+    sets: Vec<(String, PieceSet, EvalPlan)>,
+    micro_batch: usize,
+    rank: usize,
+    world_size: usize,
+}
+
+impl PlannedEval {
+    /// Plans rows of at most `max_seq_len` tokens, `micro_batch` of them at a time. Data sets without a piece are left out;
+    /// `None` if all are.
+    pub fn new(
+        sets: Vec<PieceSet>,
+        max_seq_len: usize,
+        packing: bool,
+        micro_batch: usize,
+        (rank, world_size): (usize, usize),
+    ) -> Option<Self> {
+        let sets: Vec<_> = sets
+            .into_iter()
+            .filter(|s| !s.pieces.is_empty())
+            .map(|s| {
+                let plan = EvalPlan::new(&s, max_seq_len, packing, None, 0);
+                (short_name(&s.name), s, plan)
+            })
+            .collect();
+        (!sets.is_empty()).then_some(Self {
+            sets,
+            micro_batch,
+            rank,
+            world_size,
+        })
+    }
+}
+
+/// `data/sft/dolly15k.jsonl` as `dolly15k`.
+fn short_name(path: &str) -> String {
+    std::path::Path::new(path)
+        .file_stem()
+        .map_or_else(|| path.to_string(), |s| s.to_string_lossy().into_owned())
+}
+
+impl EvalBatches for PlannedEval {
+    fn names(&self) -> Vec<String> {
+        self.sets.iter().map(|(name, ..)| name.clone()).collect()
+    }
+
+    fn visit(&self, i: usize, each: &mut dyn FnMut(&MicroBatch) -> Result<()>) -> Result<()> {
+        let (_, set, plan) = &self.sets[i];
+        plan.micro_batches(set, self.micro_batch, self.rank, self.world_size)
+            .try_for_each(|b| each(&b))
+    }
 }

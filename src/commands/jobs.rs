@@ -1,0 +1,54 @@
+//! What the training commands are asked to do, as plain values; the command line and the config file fill them.
+
+use std::path::PathBuf;
+
+use crate::data::pretrain::PretrainDataSpec;
+use crate::data::sft::SftDataSpec;
+use crate::data::tokenizer::SpecialIds;
+use crate::train::settings::{ResolvedSetting, TrainSettings};
+
+/// What `ringtune sft` is asked to do.
+#[derive(Clone, Debug)]
+pub struct SftJob {
+    /// The model to fine-tune.
+    pub model_path: PathBuf,
+    /// The SentencePiece model; `None`: `tokenizer.model` in the model's folder.
+    pub tokenizer_path: Option<PathBuf>,
+    /// Ids the tokenizer has to have.
+    pub special_ids: SpecialIds,
+    /// Name of a template or path of a Jinja file.
+    pub prompt_template: String,
+    /// Train the newline after a turn too.
+    pub supervise_turn_newline: bool,
+    /// Rows that embedding and head are padded to.
+    pub pad_vocab_to: Option<usize>,
+    /// Data sets; `row.max_seq_len` is set from the settings and the model.
+    pub data: SftDataSpec,
+    /// Where everything goes.
+    pub output_dir: PathBuf,
+    /// Settings of the loop.
+    pub settings: TrainSettings,
+    /// The table printed at start.
+    pub resolved: Vec<ResolvedSetting>,
+}
+
+/// What `ringtune pretrain` is asked to do.
+#[derive(Clone, Debug)]
+pub struct PretrainJob {
+    /// Name of the model config without folder and extension, `tiny`: the run's folder in `output_dir`.
+    pub config_name: String,
+    /// The config's text: a `config.json`, in which the vocabulary may be left to the tokenizer.
+    pub config_text: String,
+    /// The SentencePiece model.
+    pub tokenizer_path: PathBuf,
+    /// Ids the tokenizer has to have.
+    pub special_ids: SpecialIds,
+    /// Texts; `max_seq_len` is set from the settings and the model.
+    pub data: PretrainDataSpec,
+    /// Where everything goes.
+    pub output_dir: PathBuf,
+    /// Settings of the loop.
+    pub settings: TrainSettings,
+    /// The table printed at start.
+    pub resolved: Vec<ResolvedSetting>,
+}

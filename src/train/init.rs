@@ -1,0 +1,133 @@
+//! Weights at step 0: a random model for pretraining, low-rank updates for LoRA.
+
+use rayon::prelude::*;
+
+use crate::backend::Backend;
+use crate::checkpoint::device::upload;
+use crate::checkpoint::names::{LINEARS, linear_mut, linear_shape, weights};
+use crate::checkpoint::{HostTensor, TensorSource};
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+use crate::model::weights::{Lora, Weights};
+use crate::rng::Stream;
+use crate::tensor::{DType, Tensor};
+
+const STREAM_MODEL: u64 = 0x696e_6974;
+const STREAM_LORA: u64 = 0x6c6f_7261;
+/// Standard deviation of new matrices: `initializer_range` of Hugging Face's Llama.
+const STD: f64 = 0.02;
+
+/// A model whose weights are drawn when they are asked for: matrices normal with deviation 0.02, norms 1, biases 0.
+pub struct RandomModel {
+    config: ModelConfig,
+    seed: u64,
+}
+
+impl RandomModel {
+    /// The model of a seed.
+    pub fn new(config: ModelConfig, seed: u64) -> Self {
+        Self { config, seed }
+    }
+}
+
+impl TensorSource for RandomModel {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn load(&self, name: &str) -> Result<HostTensor> {
+        let all = weights(&self.config);
+        let index = all.iter().position(|w| w.name == name);
+        let index = index.ok_or_else(|| Error::new(format!("no weight {name} in this model")))?;
+        let (rows, cols) = (all[index].rows, all[index].cols);
+        let mut t = HostTensor::zeros(rows, cols);
+        if all[index].vector {
+            let value = if name.ends_with("bias") { 0.0 } else { 1.0 };
+            t.data.fill(value);
+            return Ok(t);
+        }
+        let stream = Stream::new(&[self.seed, STREAM_MODEL, index as u64]);
+        t.data.par_chunks_mut(cols).enumerate().for_each(|(row, values)| {
+            let first = (row * cols) as u64;
+            values
+                .iter_mut()
+                .zip(first..)
+                .for_each(|(v, i)| *v = (STD * stream.normal_at(i)) as f32);
+        });
+        Ok(t)
+    }
+}
+
+/// Gives the products called `targets` (`q_proj`, …) low-rank updates that change nothing yet: A uniform in ±1/√in, B zero, both
+/// f32. PEFT draws A so (Kaiming uniform with a = √5).
+///
+/// # Errors
+/// If the device has not enough memory.
+pub fn add_lora<B: Backend>(
+    dev: &B,
+    c: &ModelConfig,
+    params: &mut Weights<Tensor<B>>,
+    r: usize,
+    targets: &[String],
+    seed: u64,
+) -> Result<()> {
+    for (i, layer) in params.layers.iter_mut().enumerate() {
+        for (t, (short, place)) in LINEARS.into_iter().enumerate() {
+            if !targets.iter().any(|x| x == short) {
+                continue;
+            }
+            let (rows, cols) = linear_shape(c, short);
+            let stream = Stream::new(&[seed, STREAM_LORA, i as u64, t as u64]);
+            let bound = 1.0 / (cols as f64).sqrt();
+            let data = (0..(r * cols) as u64)
+                .map(|k| (bound * (2.0 * stream.f64_at(k) - 1.0)) as f32)
+                .collect();
+            let a = upload(dev, &HostTensor { rows: r, cols, data }, DType::F32)?;
+            linear_mut(layer, place).lora = Some(Lora {
+                a,
+                b: dev.alloc(rows, r, DType::F32)?,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Names of targets as in files: `q` and `q_proj` are the same; repeated ones count once.
+///
+/// # Errors
+/// A usage error for a name that is none of the seven products.
+pub fn resolve_targets(given: &[String]) -> Result<Vec<String>> {
+    let known = |name: &str| {
+        LINEARS
+            .iter()
+            .position(|(s, _)| *s == name || s.strip_suffix("_proj") == Some(name))
+    };
+    let mut found = [false; LINEARS.len()];
+    for name in given {
+        let i = known(name.trim()).ok_or_else(|| {
+            Error::usage(format!(
+                "lora_targets: expected some of q, k, v, o, gate, up, down, found {name:?}"
+            ))
+        })?;
+        found[i] = true;
+    }
+    Ok(LINEARS
+        .iter()
+        .zip(found)
+        .filter(|(_, f)| *f)
+        .map(|((s, _), _)| s.to_string())
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_have_two_spellings() {
+        let of = |names: &[&str]| resolve_targets(&names.iter().map(|s| s.to_string()).collect::<Vec<_>>());
+        assert_eq!(of(&["v", "q_proj", "q"]).unwrap(), ["q_proj", "v_proj"]);
+        let e = of(&["q", "query"]).unwrap_err();
+        assert_eq!((e.exit_code(), e.to_string().contains("found \"query\"")), (2, true));
+    }
+}
