@@ -1,10 +1,14 @@
 //! Every behaviour test of ringtune in one program: one file per behaviour in `tests/it`, shared pieces in `tests/common`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "it/checkpoint.rs"]
+mod checkpoint;
 #[path = "it/floors.rs"]
 mod floors;
 #[path = "it/hf_config.rs"]
 mod hf_config;
+#[path = "it/peft.rs"]
+mod peft;
 #[path = "it/prepare.rs"]
 mod prepare;
 #[path = "it/safetensors.rs"]

@@ -1,0 +1,650 @@
+//! Adapters written by PEFT and by us, merging, and everything wrong with an adapter.
+
+use std::path::{Path, PathBuf};
+
+use half::bf16;
+use proptest::prelude::*;
+use ringtune::backend::Backend;
+use ringtune::checkpoint::merge::{Adapted, Merged};
+use ringtune::checkpoint::names::{self, EMBED, LINEARS, LM_HEAD};
+use ringtune::checkpoint::peft::{self, Adapter, AdapterConfig};
+use ringtune::checkpoint::resize::{NewToken, Resize, Resized};
+use ringtune::checkpoint::safetensors::{ModelFiles, TensorFile};
+use ringtune::checkpoint::save::{Entry, SaveOptions, save_model, write_tensors};
+use ringtune::checkpoint::{HostTensor, SaveDType, TensorSource, device};
+use ringtune::cpu::Cpu;
+use ringtune::tensor::DType;
+use serde_json::{Value, json};
+
+const CASES: [&str; 6] = [
+    "tiny-llama-tied",
+    "tiny-llama-untied",
+    "qwen2-untied",
+    "qwen3-tied",
+    "mistral-window",
+    "llama3-rope",
+];
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
+}
+
+fn model(name: &str) -> ModelFiles {
+    ModelFiles::open(&data().join("model").join(name)).unwrap()
+}
+
+fn golden_adapter(name: &str) -> PathBuf {
+    data().join("golden").join(name).join("adapter_all")
+}
+
+/// A writable copy of an adapter.
+fn copy(name: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in [peft::CONFIG, peft::WEIGHTS] {
+        std::fs::copy(golden_adapter(name).join(file), dir.path().join(file)).unwrap();
+    }
+    dir
+}
+
+fn json_of(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn refuse(dir: &Path) -> String {
+    match Adapter::open(dir) {
+        Ok(_) => panic!("{} was accepted", dir.display()),
+        Err(e) => e.to_string(),
+    }
+}
+
+/// The tensor of an adapter by its name in the model.
+fn tensor(adapter: &Adapter, name: &str) -> ringtune::error::Result<HostTensor> {
+    TensorFile::open(&adapter.dir().join(peft::WEIGHTS))?.load(&format!("base_model.model.{name}"))
+}
+
+#[test]
+fn adapters_of_peft_are_read_and_ours_are_alike() {
+    for name in CASES {
+        let base = model(name);
+        let adapter = Adapter::open(&golden_adapter(name)).unwrap();
+        let all: Vec<&str> = LINEARS.iter().map(|(s, _)| *s).collect();
+        assert_eq!(adapter.config.targets, all);
+        assert_eq!(adapter.config.scale(), 2.0, "{name}");
+        assert_eq!(&adapter.fit(base.config()).unwrap(), base.config());
+
+        let dir = tempfile::tempdir().unwrap();
+        peft::save_adapter(dir.path(), &adapter.config, base.config(), false, |n| {
+            tensor(&adapter, n)
+        })
+        .unwrap();
+        let ours = Adapter::open(dir.path()).unwrap();
+        assert_eq!(ours.config, adapter.config);
+        let (a, b) = (golden_adapter(name).join(peft::WEIGHTS), dir.path().join(peft::WEIGHTS));
+        let (a, b) = (TensorFile::open(&a).unwrap(), TensorFile::open(&b).unwrap());
+        assert_eq!(a.names().collect::<Vec<_>>(), b.names().collect::<Vec<_>>(), "{name}");
+        for key in a.names() {
+            assert_eq!(a.info(key), b.info(key), "{name}: {key}");
+            assert!(a.load(key).unwrap() == b.load(key).unwrap(), "{name}: {key}");
+        }
+        assert_eq!(
+            b.metadata().iter().collect::<Vec<_>>(),
+            [(&"format".to_string(), &"pt".to_string())]
+        );
+        // Every setting we write is one that PEFT writes, with a value it understands the same way.
+        let (theirs, ours) = (
+            json_of(&golden_adapter(name).join(peft::CONFIG)),
+            json_of(&dir.path().join(peft::CONFIG)),
+        );
+        for (key, value) in ours.as_object().unwrap() {
+            if key == "target_modules" {
+                let sorted = |v: &Value| {
+                    let mut names: Vec<String> = v.as_array().unwrap().iter().map(Value::to_string).collect();
+                    names.sort();
+                    names
+                };
+                assert_eq!(sorted(value), sorted(&theirs[key]));
+            } else {
+                assert_eq!(value, &theirs[key], "{name}: {key}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_scale_is_that_of_the_settings() {
+    let config = |r, alpha, rslora| AdapterConfig {
+        r,
+        alpha,
+        dropout: 0.0,
+        rslora,
+        targets: vec![],
+        base: String::new(),
+    };
+    assert_eq!(config(16, 32.0, false).scale(), 2.0);
+    assert_eq!(config(16, 32.0, true).scale(), 8.0);
+    let dir = copy("qwen3-tied");
+    let path = dir.path().join(peft::CONFIG);
+    let mut c = json_of(&path);
+    (c["use_rslora"], c["lora_alpha"]) = (json!(true), json!(7.5));
+    std::fs::write(&path, c.to_string()).unwrap();
+    let adapter = Adapter::open(dir.path()).unwrap();
+    assert_eq!((adapter.config.rslora, adapter.config.scale()), (true, 3.75));
+    let out = tempfile::tempdir().unwrap();
+    let shape = model("qwen3-tied");
+    peft::save_adapter(out.path(), &adapter.config, shape.config(), false, |n| {
+        tensor(&adapter, n)
+    })
+    .unwrap();
+    assert_eq!(Adapter::open(out.path()).unwrap().config, adapter.config);
+    assert_eq!(json_of(&out.path().join(peft::CONFIG))["lora_alpha"], json!(7.5));
+}
+
+/// Largest difference relative to the norm of the expected tensor.
+fn relative(found: &HostTensor, expected: &HostTensor) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let error: f64 = found.data.iter().zip(&expected.data).map(|(a, b)| square(a - b)).sum();
+    (error / expected.data.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn merging_gives_the_recorded_weights() {
+    let base = model("tiny-llama-tied");
+    let adapter = Adapter::open(&golden_adapter("tiny-llama-tied")).unwrap();
+    let merged = Merged::new(&base, &adapter).unwrap();
+    let expected = TensorFile::open(&data().join("golden/tiny-llama-tied/merged_all_linears.safetensors")).unwrap();
+    assert_eq!(expected.names().count(), 14);
+    for name in expected.names() {
+        let (want, got) = (expected.load(name).unwrap(), merged.load(name).unwrap());
+        assert!(relative(&got, &want) < 1e-6, "{name}: {}", relative(&got, &want));
+        assert!(
+            relative(&base.load(name).unwrap(), &want) > 1e-3,
+            "{name}: the update is not small"
+        );
+    }
+    // The merged model in bf16: each value is within half a unit in the last place, the one rounding, of the f32 one.
+    let dir = tempfile::tempdir().unwrap();
+    save_model(dir.path(), &merged, SaveOptions::default()).unwrap();
+    let (ours, theirs) = (
+        ModelFiles::open(dir.path()).unwrap(),
+        model("tiny-llama-tied-merged-all"),
+    );
+    assert_eq!((ours.dtype(), theirs.dtype()), (SaveDType::Bf16, SaveDType::Bf16));
+    let mut different = 0;
+    for w in names::weights(base.config()) {
+        let exact = merged.load(&w.name).unwrap();
+        let (a, b) = (ours.load(&w.name).unwrap(), theirs.load(&w.name).unwrap());
+        for ((x, a), b) in exact.data.iter().zip(&a.data).zip(&b.data) {
+            assert_eq!(bf16::from_f32(*x).to_f32(), *a, "{}", w.name);
+            assert!(
+                (b - x).abs() <= x.abs() * (1.0 / 256.0 + 1e-6) + 1e-6,
+                "{}: {b} for {x}",
+                w.name
+            );
+            different += usize::from(a != b);
+        }
+    }
+    // Sums in another order differ in the last bit of f32, which now and then tips a rounding.
+    assert!(different < 10, "{different} of {} values differ", base.bytes() / 4);
+}
+
+#[test]
+fn an_update_that_overflows_is_refused() {
+    let base = model("qwen3-tied");
+    let dir = copy("qwen3-tied");
+    let adapter = Adapter::open(dir.path()).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let huge = |n: &str| {
+        let mut t = tensor(&adapter, n)?;
+        if n.contains("layers.1.mlp.up_proj") {
+            t.data.fill(1e30);
+        }
+        Ok(t)
+    };
+    peft::save_adapter(out.path(), &adapter.config, base.config(), false, huge).unwrap();
+    let adapter = Adapter::open(out.path()).unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let merged = Merged::new(&base, &adapter).unwrap();
+    let e = save_model(target.path(), &merged, SaveOptions::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        e.contains("merged model.layers.1.mlp.up_proj.weight: value at row 0, column 0 is inf"),
+        "{e}"
+    );
+    assert!(!target.path().join("model.safetensors").exists());
+}
+
+#[test]
+fn a_device_loads_base_and_adapter() {
+    let dev = Cpu::new(Some(1)).unwrap();
+    for (name, dtype) in [
+        ("qwen2-untied", DType::F32),
+        ("qwen2-untied", DType::Bf16),
+        ("tiny-llama-tied", DType::Bf16),
+    ] {
+        let base = model(name);
+        let adapter = Adapter::open(&golden_adapter(name)).unwrap();
+        let adapted = Adapted::new(&base, &adapter).unwrap();
+        let mut params = device::load_params(&dev, &adapted, dtype).unwrap();
+        device::load_adapter(&dev, &mut params, &adapter).unwrap();
+        let round = |x: f32| {
+            if dtype == DType::Bf16 {
+                bf16::from_f32(x).to_f32()
+            } else {
+                x
+            }
+        };
+        for (n, t) in names::named(&params) {
+            let got = device::download(&dev, t).unwrap();
+            let low_rank = n.contains(".lora_");
+            let want = if low_rank {
+                tensor(&adapter, &n).unwrap()
+            } else {
+                base.load(&n).unwrap()
+            };
+            let want: Vec<f32> = want
+                .data
+                .into_iter()
+                .map(|x| if low_rank { x } else { round(x) })
+                .collect();
+            assert_eq!(
+                (t.dtype(), got.data),
+                (if low_rank { DType::F32 } else { dtype }, want),
+                "{n}"
+            );
+        }
+        // And back: what is on the device is saved as an adapter and as a model.
+        let dir = tempfile::tempdir().unwrap();
+        let source = device::DeviceSource::new(&dev, base.config(), &params);
+        peft::save_adapter(dir.path(), &adapter.config, base.config(), false, |n| source.get(n)).unwrap();
+        let key = "model.layers.1.mlp.down_proj.lora_B.weight";
+        assert!(tensor(&Adapter::open(dir.path()).unwrap(), key).unwrap() == tensor(&adapter, key).unwrap());
+        save_model(dir.path(), &source, SaveOptions::default()).unwrap();
+        assert_eq!(ModelFiles::open(dir.path()).unwrap().config(), base.config());
+        assert!(source.get("model.layers.9.mlp.up_proj.weight").is_err());
+    }
+}
+
+#[test]
+fn masters_are_saved_instead_of_rounded_weights() {
+    let dev = Cpu::new(Some(1)).unwrap();
+    let base = model("tiny-llama-tied");
+    let params = device::load_params(&dev, &base, DType::Bf16).unwrap();
+    let exact = base.load(EMBED).unwrap();
+    let rows = HostTensor {
+        rows: 2,
+        cols: 64,
+        data: exact.data[4000 * 64..4002 * 64].to_vec(),
+    };
+    let norm = base.load("model.norm.weight").unwrap();
+    let masters = [
+        (EMBED, device::upload(&dev, &rows, DType::F32).unwrap()),
+        ("model.norm.weight", device::upload(&dev, &norm, DType::F32).unwrap()),
+    ];
+    let source = device::DeviceSource::new(&dev, base.config(), &params)
+        .with_masters(4000, |name| masters.iter().find(|(n, _)| *n == name).map(|(_, t)| t));
+    let embed = source.get(EMBED).unwrap();
+    let rounded = |x: f32| bf16::from_f32(x).to_f32();
+    for (i, (&a, &x)) in embed.data.iter().zip(&exact.data).enumerate() {
+        let trained = (4000 * 64..4002 * 64).contains(&i);
+        assert_eq!(a, if trained { x } else { rounded(x) }, "value {i}");
+    }
+    assert_eq!(source.get("model.norm.weight").unwrap(), norm);
+}
+
+/// An adapter of q and v on a vocabulary grown by two tokens, and its base before it grew.
+fn grown(name: &str) -> (tempfile::TempDir, ModelFiles) {
+    let base = model(name);
+    let n = base.config().vocab_size;
+    let tokens = vec![NewToken { id: n, like: 2 }, NewToken { id: n + 1, like: 3 }];
+    let resized = Resized::new(
+        &base,
+        Resize {
+            tokens,
+            pad_to: None,
+            seed: 1,
+        },
+    )
+    .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let targets = vec!["q_proj".to_string(), "v_proj".to_string()];
+    let config = AdapterConfig {
+        r: 4,
+        alpha: 8.0,
+        dropout: 0.05,
+        rslora: false,
+        targets,
+        base: name.into(),
+    };
+    let source = Adapter::open(&golden_adapter(name)).unwrap();
+    let load = |n: &str| {
+        if n.contains("lora_") {
+            tensor(&source, n)
+        } else {
+            resized.load(n)
+        }
+    };
+    let config = AdapterConfig {
+        r: source.config.r,
+        ..config
+    };
+    peft::save_adapter(dir.path(), &config, resized.config(), true, load).unwrap();
+    (dir, base)
+}
+
+#[test]
+fn a_grown_vocabulary_travels_with_the_adapter() {
+    for name in ["tiny-llama-tied", "tiny-llama-untied"] {
+        let (dir, base) = grown(name);
+        let adapter = Adapter::open(dir.path()).unwrap();
+        assert_eq!(adapter.config.targets, ["q_proj", "v_proj"]);
+        let merged = Merged::new(&base, &adapter).unwrap();
+        assert_eq!((merged.config().vocab_size, merged.config().n_classes), (4098, 4098));
+        assert_eq!(merged.load(EMBED).unwrap().rows, 4098);
+        let file = TensorFile::open(&dir.path().join(peft::WEIGHTS)).unwrap();
+        let head = format!("base_model.model.{LM_HEAD}");
+        assert_eq!(file.info(&head).is_some(), !base.config().tied, "{name}");
+        assert_eq!(
+            file.info(&format!("base_model.model.{EMBED}")).unwrap(),
+            ([4098usize, 64].as_slice(), "F32".to_string())
+        );
+        let out = tempfile::tempdir().unwrap();
+        save_model(
+            out.path(),
+            &merged,
+            SaveOptions {
+                dtype: SaveDType::F32,
+                max_shard_bytes: u64::MAX,
+            },
+        )
+        .unwrap();
+        let back = ModelFiles::open(out.path()).unwrap();
+        let untouched = "model.layers.0.mlp.up_proj.weight";
+        assert!(back.load(untouched).unwrap() == base.load(untouched).unwrap());
+        assert!(
+            back.load("model.layers.0.self_attn.q_proj.weight").unwrap()
+                != base.load("model.layers.0.self_attn.q_proj.weight").unwrap()
+        );
+    }
+}
+
+#[test]
+fn an_adapter_of_another_model_is_refused() {
+    let adapter = Adapter::open(&golden_adapter("tiny-llama-tied")).unwrap();
+    let mut c = model("tiny-llama-tied").config().clone();
+    c.n_layers = 3;
+    let e = adapter.fit(&c).unwrap_err().to_string();
+    assert!(e.contains("the adapter has 2 layers, the base model 3"), "{e}");
+    c = model("tiny-llama-tied").config().clone();
+    c.intermediate_size = 170;
+    let e = adapter.fit(&c).unwrap_err().to_string();
+    assert!(
+        e.contains("gate_proj.lora_B.weight: expected shape [170, 8] for this base model, found [176, 8]"),
+        "{e}"
+    );
+    let (dir, base) = grown("tiny-llama-untied");
+    let mut c = base.config().clone();
+    c.vocab_size = 5000;
+    let e = Adapter::open(dir.path()).unwrap().fit(&c).unwrap_err().to_string();
+    assert!(
+        e.contains("vocabulary mismatch") && e.contains("has 4098 rows, the base model 5000"),
+        "{e}"
+    );
+}
+
+#[test]
+fn kinds_of_adapters_that_are_not_supported_are_named() {
+    let cases: Vec<(&str, Value, &str)> = vec![
+        (
+            "peft_type",
+            json!("IA3"),
+            "peft_type IA3 is not supported; expected LORA",
+        ),
+        ("peft_type", json!(null), "peft_type missing is not supported"),
+        ("task_type", json!("SEQ_CLS"), "task_type \"SEQ_CLS\" is not supported"),
+        ("use_dora", json!(true), "use_dora is not supported"),
+        ("bias", json!("all"), "bias \"all\" is not supported; expected \"none\""),
+        ("lora_bias", json!(true), "lora_bias is not supported"),
+        ("fan_in_fan_out", json!(true), "fan_in_fan_out is not supported"),
+        ("rank_pattern", json!({"q_proj": 4}), "rank_pattern is not supported"),
+        ("alpha_pattern", json!({"q_proj": 4}), "alpha_pattern is not supported"),
+        (
+            "layers_to_transform",
+            json!([0]),
+            "layers_to_transform [0] is not supported; expected null",
+        ),
+        (
+            "layer_replication",
+            json!([[0, 1]]),
+            "layer_replication is not supported",
+        ),
+        (
+            "init_lora_weights",
+            json!("pissa"),
+            "init_lora_weights \"pissa\" is not supported",
+        ),
+        (
+            "trainable_token_indices",
+            json!([1, 2]),
+            "trainable_token_indices is not supported",
+        ),
+        (
+            "modules_to_save",
+            json!(["embed_tokens", "score"]),
+            "modules_to_save \"score\" is not supported",
+        ),
+        ("r", json!(null), "missing key r"),
+        ("r", json!(0), "r: expected a positive rank, found 0"),
+        ("r", json!("8"), "r: expected a positive rank, found \"8\""),
+        (
+            "r",
+            json!(4),
+            "expected rank 4 from adapter_config.json, found shape [8, ",
+        ),
+        ("lora_alpha", json!(null), "missing key lora_alpha"),
+        ("lora_alpha", json!("x"), "lora_alpha: expected a number"),
+        ("lora_dropout", json!(1.0), "lora_dropout: expected 0 to below 1"),
+        ("use_rslora", json!("yes"), "use_rslora: expected true or false"),
+        (
+            "target_modules",
+            json!(["q_proj", "embed_tokens"]),
+            "target_modules names embed_tokens",
+        ),
+        ("target_modules", json!([1]), "target_modules: expected names, found 1"),
+        (
+            "base_model_name_or_path",
+            json!(3),
+            "base_model_name_or_path: expected a path, found 3",
+        ),
+    ];
+    for (key, value, expected) in cases {
+        let dir = copy("tiny-llama-tied");
+        let path = dir.path().join(peft::CONFIG);
+        let mut c = json_of(&path);
+        c[key] = value;
+        std::fs::write(&path, c.to_string()).unwrap();
+        let e = refuse(dir.path());
+        assert!(e.contains(expected) && e.contains("adapter_"), "{key}: {e}");
+    }
+    let dir = copy("tiny-llama-tied");
+    let path = dir.path().join(peft::CONFIG);
+    let mut c = json_of(&path);
+    (c["target_modules"], c["init_lora_weights"], c["modules_to_save"]) =
+        (json!("all-linear"), json!("gaussian"), json!(["lm_head"]));
+    std::fs::write(&path, c.to_string()).unwrap();
+    assert_eq!(Adapter::open(dir.path()).unwrap().config.targets.len(), 7);
+}
+
+#[test]
+fn tensors_that_do_not_belong_in_an_adapter_are_named() {
+    let source = Adapter::open(&golden_adapter("qwen3-tied")).unwrap();
+    let keys: Vec<String> = TensorFile::open(&source.dir().join(peft::WEIGHTS))
+        .unwrap()
+        .names()
+        .map(String::from)
+        .collect();
+    let with = |change: &dyn Fn(&mut Vec<Entry>)| {
+        let dir = copy("qwen3-tied");
+        let file = TensorFile::open(&source.dir().join(peft::WEIGHTS)).unwrap();
+        let mut entries: Vec<Entry> = keys
+            .iter()
+            .map(|k| Entry {
+                name: k.clone(),
+                shape: file.info(k).unwrap().0.to_vec(),
+                dtype: SaveDType::F32,
+            })
+            .collect();
+        change(&mut entries);
+        let zeros = |shape: &[usize]| HostTensor::zeros(1, shape.iter().product());
+        let load = |name: &str| Ok(zeros(&entries.iter().find(|e| e.name == name).unwrap().shape));
+        write_tensors(&dir.path().join(peft::WEIGHTS), &entries, load).unwrap();
+        refuse(dir.path())
+    };
+    let key = |layer: usize, rest: &str| format!("base_model.model.model.layers.{layer}.{rest}");
+    let rename = |entries: &mut Vec<Entry>, from: String, to: String| {
+        entries.iter_mut().find(|e| e.name == from).unwrap().name = to;
+    };
+    let b = "self_attn.q_proj.lora_B.weight";
+    assert!(with(&|e| e.retain(|e| e.name != key(1, b))).contains("layer 1: q_proj.lora_B is missing"));
+    assert!(
+        with(&|e| e.retain(|e| e.name != key(0, "mlp.up_proj.lora_A.weight")))
+            .contains("layer 0: up_proj.lora_A is missing")
+    );
+    assert!(
+        with(&|e| e.retain(|e| !e.name.contains("layers.0.self_attn.q_proj")))
+            .contains("layer 0 has no update of q_proj")
+    );
+    assert!(with(&|e| e.retain(|e| !e.name.contains("layers.0"))).contains("layer 0 has no update"));
+    assert!(with(&|e| e.truncate(0)).contains("no low-rank update"));
+    let dora = key(0, "self_attn.q_proj.lora_magnitude_vector");
+    let e = with(&|e| {
+        e.push(Entry {
+            name: dora.clone(),
+            shape: vec![96],
+            dtype: SaveDType::F32,
+        })
+    });
+    assert!(e.contains("DoRA is not supported"), "{e}");
+    assert!(with(&|e| rename(e, key(1, b), key(1, "self_attn.qkv.lora_B.weight"))).contains("unexpected tensor"));
+    assert!(
+        with(&|e| rename(e, key(1, b), "model.x".into()))
+            .contains("expected a name that begins with base_model.model.")
+    );
+    assert!(with(&|e| rename(e, key(1, b), key(4_000_000_000, b))).contains("layers up to 4000000000"));
+    let e = with(&|e| e.iter_mut().find(|e| e.name == key(1, b)).unwrap().shape = vec![192, 2]);
+    assert!(
+        e.contains("expected rank 4 from adapter_config.json, found shape [192, 2]"),
+        "{e}"
+    );
+
+    // A NaN is found when the tensor is loaded.
+    let dir = copy("qwen3-tied");
+    let path = dir.path().join(peft::WEIGHTS);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let n = bytes.len();
+    bytes[n - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let adapter = Adapter::open(dir.path()).unwrap();
+    let found: Vec<String> = (0..2)
+        .flat_map(|i| LINEARS.map(|(s, _)| adapter.lora(i, s)))
+        .filter_map(|r| r.err().map(|e| e.to_string()))
+        .collect();
+    assert!(found.len() == 1 && found[0].contains("NaN; 1 of"), "{found:?}");
+}
+
+#[test]
+fn the_base_is_found_from_the_adapter() {
+    let root = tempfile::tempdir().unwrap();
+    let base = root.path().join("models/base");
+    save_model(&base, &model("qwen3-tied"), SaveOptions::default()).unwrap();
+    let dir = root.path().join("out/run/adapter");
+    let source = Adapter::open(&golden_adapter("qwen3-tied")).unwrap();
+    let save = |base: &str| {
+        let config = AdapterConfig {
+            base: base.into(),
+            ..source.config.clone()
+        };
+        peft::save_adapter(&dir, &config, model("qwen3-tied").config(), false, |n| {
+            tensor(&source, n)
+        })
+        .unwrap();
+        Adapter::open(&dir).unwrap()
+    };
+    let canonical = |p: PathBuf| p.canonicalize().unwrap();
+    for name in [base.to_str().unwrap(), "../../../models/base", "models/base"] {
+        assert_eq!(
+            canonical(save(name).find_base(None).unwrap()),
+            canonical(base.clone()),
+            "{name}"
+        );
+    }
+    assert!(peft::is_adapter(&dir) && !peft::is_adapter(&base));
+    let lost = save("meta-llama/Llama-2-7b-hf");
+    let e = lost.find_base(None).unwrap_err().to_string();
+    assert!(
+        e.contains("adapter_config.json") && e.contains("\"meta-llama/Llama-2-7b-hf\" is no model folder"),
+        "{e}"
+    );
+    assert_eq!(lost.find_base(Some(&base)).unwrap(), base);
+    assert!(
+        lost.find_base(Some(&root.path().join("x")))
+            .unwrap_err()
+            .to_string()
+            .contains("no such base model folder")
+    );
+    assert!(save("").find_base(None).unwrap_err().to_string().contains("is empty"));
+}
+
+#[test]
+fn folders_without_an_adapter_say_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(refuse(&dir.path().join("nowhere")).contains("no such adapter folder"));
+    assert!(refuse(dir.path()).contains("adapter_config.json: No such file"));
+    std::fs::copy(
+        golden_adapter("qwen3-tied").join(peft::CONFIG),
+        dir.path().join(peft::CONFIG),
+    )
+    .unwrap();
+    assert!(refuse(dir.path()).contains("adapter_model.safetensors: No such file"));
+    std::fs::write(dir.path().join("adapter_model.bin"), "x").unwrap();
+    assert!(refuse(dir.path()).contains("adapter_model.bin is not read"));
+    let dir = copy("qwen3-tied");
+    let path = dir.path().join(peft::WEIGHTS);
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 10]).unwrap();
+    assert!(refuse(dir.path()).contains("cut short"));
+    for text in ["", "{", "[]", "3"] {
+        std::fs::write(dir.path().join(peft::CONFIG), text).unwrap();
+        assert!(refuse(dir.path()).contains("adapter_config.json"), "{text}");
+    }
+}
+
+proptest! {
+    /// Damaged settings and tensors give an error or an adapter that loads within its file, never a panic.
+    #[test]
+    fn damaged_adapters_never_panic(in_config in any::<bool>(), at in 0usize..4000, byte in any::<u8>()) {
+        let dir = copy("mistral-window");
+        let path = dir.path().join(if in_config { peft::CONFIG } else { peft::WEIGHTS });
+        let mut bytes = std::fs::read(&path).unwrap();
+        let n = bytes.len();
+        bytes[at % n] = byte;
+        std::fs::write(&path, bytes).unwrap();
+        if let Ok(adapter) = Adapter::open(dir.path()) {
+            drop(adapter.fit(model("mistral-window").config()));
+            (0..3).for_each(|i| LINEARS.iter().for_each(|(s, _)| drop(adapter.lora(i, s))));
+        }
+    }
+}
+
+#[test]
+fn upload_refuses_nothing_it_should_take() {
+    let dev = Cpu::new(Some(1)).unwrap();
+    let host = HostTensor {
+        rows: 2,
+        cols: 3,
+        data: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+    };
+    let t = device::upload(&dev, &host, DType::Bf16).unwrap();
+    assert_eq!(device::download(&dev, &t).unwrap(), host);
+    dev.synchronize().unwrap();
+}
