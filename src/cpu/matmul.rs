@@ -36,8 +36,10 @@ pub struct Scratch {
     b: Grow,
     /// Sums over several slabs of k.
     sum: Grow,
-    /// For the operations above products: logits.
+    /// Logits of a chunk of rows.
     pub logits: Grow,
+    /// Packed keys and values, or the gradients of each query head.
+    pub attention: Grow,
 }
 
 /// A buffer that grows.
@@ -293,6 +295,22 @@ impl Tile {
     }
 }
 
+/// `tile = or += alpha · A · B` from panels of `units` rows, on this thread.
+///
+/// # Safety
+/// `a` and `b` hold the panels that the tile's rows and columns need, and the tile's elements may be read and written.
+pub unsafe fn block(micro: &Micro, a: &[u32], b: &[u32], units: usize, tile: Tile) {
+    let Micro { mr, nr, .. } = *micro;
+    for j in 0..tile.cols.div_ceil(nr) {
+        let b = piece(b, j, nr * units).as_ptr();
+        for i in 0..tile.rows.div_ceil(mr) {
+            let a = piece(a, i, mr * units).as_ptr();
+            // SAFETY: the caller's promise.
+            unsafe { micro.run(units, a, b, tile.part(i * mr, j * nr, mr, nr)) };
+        }
+    }
+}
+
 /// A tile that tasks share; each writes a part of its own.
 #[derive(Clone, Copy)]
 struct SharedTile(Tile);
@@ -332,13 +350,16 @@ unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile) {
     let shared = SharedTile(tile);
     pool.run(ti * tj, &|task| {
         let (i0, j0) = (task / tj * per_i, task % tj * per_j);
-        for j in j0..(j0 + per_j).min(nj) {
-            let b = piece(p.b, j, nr * p.units).as_ptr();
-            for i in i0..(i0 + per_i).min(mi) {
-                let a = piece(p.a, i, mr * p.units).as_ptr();
-                // SAFETY: the panels hold `units` rows (asserted above); tasks write different parts of the tile.
-                unsafe { p.micro.run(p.units, a, b, shared.get().part(i * mr, j * nr, mr, nr)) };
-            }
+        // SAFETY: the panels hold `units` rows (asserted above); tasks write different parts of the tile.
+        unsafe {
+            let part = shared.get().part(i0 * mr, j0 * nr, per_i * mr, per_j * nr);
+            block(
+                &p.micro,
+                &p.a[i0 * mr * p.units..],
+                &p.b[j0 * nr * p.units..],
+                p.units,
+                part,
+            );
         }
     });
 }

@@ -4,6 +4,9 @@
 //! shape, and every element is one fixed chain of sums. They may differ in the last bits between instruction levels.
 
 mod attention;
+mod attention_backward;
+mod attention_blocks;
+mod attention_forward;
 mod buffer;
 mod elementwise;
 mod embedding;

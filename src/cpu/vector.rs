@@ -7,6 +7,7 @@
 use bytemuck::Pod;
 use half::bf16;
 
+use super::buffer::View;
 use super::level::Isa;
 use crate::tensor::DType;
 
@@ -23,6 +24,9 @@ pub trait Elem: Pod + Send + Sync {
 
     /// Rounds to nearest, ties to even; NaN stays NaN.
     fn put(x: f32) -> Self;
+
+    /// A slice with its type as a value.
+    fn view(x: &[Self]) -> View<'_>;
 }
 
 impl Elem for f32 {
@@ -37,6 +41,10 @@ impl Elem for f32 {
     fn put(x: f32) -> Self {
         x
     }
+
+    fn view(x: &[Self]) -> View<'_> {
+        View::F32(x)
+    }
 }
 
 impl Elem for bf16 {
@@ -50,6 +58,10 @@ impl Elem for bf16 {
     #[inline(always)]
     fn put(x: f32) -> Self {
         bf16::from_bits(round_bits(x))
+    }
+
+    fn view(x: &[Self]) -> View<'_> {
+        View::Bf16(x)
     }
 }
 
