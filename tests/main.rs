@@ -19,3 +19,6 @@ mod schedule;
 mod templates;
 #[path = "it/tokenizer.rs"]
 mod tokenizer;
+
+#[path = "it/tokenizer_json.rs"]
+mod tokenizer_json;

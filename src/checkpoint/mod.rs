@@ -15,6 +15,7 @@ pub mod safetensors;
 pub mod save;
 pub mod state;
 pub mod tokenizer_files;
+pub mod tokenizer_json;
 
 use crate::error::Result;
 use crate::model::config::ModelConfig;

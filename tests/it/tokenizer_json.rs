@@ -1,0 +1,75 @@
+//! The exported `tokenizer.json`, read by the `tokenizers` library, gives SentencePiece's ids and text.
+
+use std::fs;
+use std::str::FromStr;
+
+use ringtune::checkpoint::tokenizer_json::{ControlToken, tokenizer_json};
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+fn export(name: &str, control: &[ControlToken]) -> Tokenizer {
+    let bytes = fs::read(format!("tests/data/tokenizer/{name}.model")).unwrap();
+    Tokenizer::from_str(&tokenizer_json(&bytes, control).unwrap().to_string()).unwrap()
+}
+
+fn golden(name: &str) -> Vec<(String, Vec<u32>, String)> {
+    let json: Value =
+        serde_json::from_slice(&fs::read(format!("tests/data/tokenizer/golden_{name}.json")).unwrap()).unwrap();
+    let text = |v: &Value| v.as_str().unwrap().to_string();
+    let ids = |v: &Value| {
+        v.as_array()
+            .unwrap()
+            .iter()
+            .map(|i| i.as_u64().unwrap() as u32)
+            .collect()
+    };
+    json["cases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| (text(&s["text"]), ids(&s["ids"]), text(&s["decoded"])))
+        .collect()
+}
+
+#[test]
+fn golden_strings_of_every_model() {
+    for name in ["spm4k", "spm32k", "spm4k_unigram", "spm4k_chatml"] {
+        let mut tokenizer = export(name, &[]);
+        let cases = golden(name);
+        assert!(cases.len() >= 200, "{name}: {} cases", cases.len());
+        let mut wrong = 0;
+        // SentencePiece goes on with one segment across a user-defined piece; ringtune and the export start a new one.
+        let one_segment = |text: &str| name == "spm4k_chatml" && text.contains("<|im_");
+        for (text, ids, decoded) in cases.iter().filter(|(text, _, _)| !one_segment(text)) {
+            // Text that spells a control piece is found as that piece, unless the library is told to take it as text.
+            let spelled = ["<pad>", "<unk>", "<s>", "</s>"].contains(&text.as_str());
+            tokenizer.set_encode_special_tokens(spelled);
+            let got = tokenizer.encode(text.as_str(), false).unwrap();
+            if got.get_ids() != ids {
+                wrong += 1;
+                eprintln!("{name}: {text:?}\n  expected {ids:?}\n  found    {:?}", got.get_ids());
+            }
+            let back = tokenizer.decode(ids, true).unwrap();
+            if &back != decoded {
+                wrong += 1;
+                eprintln!("{name}: {ids:?}\n  expected {decoded:?}\n  found    {back:?}");
+            }
+        }
+        assert_eq!(wrong, 0, "{name}: {wrong} differences");
+    }
+}
+
+#[test]
+fn control_tokens_beyond_the_vocabulary_are_found_and_start_a_new_segment() {
+    let control = |text: &str, id| ControlToken {
+        text: text.to_string(),
+        id,
+    };
+    let tokenizer = export("spm4k", &[control("<|im_start|>", 4096), control("<|im_end|>", 4097)]);
+    let plain = export("spm4k", &[]);
+    let ids = |t: &str| plain.encode(t, false).unwrap().get_ids().to_vec();
+    let got = tokenizer.encode("<|im_start|>user\nHi<|im_end|>\n", false).unwrap();
+    let want = [vec![4096], ids("user\nHi"), vec![4097], ids("\n")].concat();
+    assert_eq!(got.get_ids(), want);
+    assert_eq!(tokenizer.token_to_id("<|im_end|>"), Some(4097));
+}
