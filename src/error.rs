@@ -114,7 +114,7 @@ macro_rules! bail {
 /// Returns early with [`Error::new`] of a formatted message unless the condition holds.
 #[macro_export]
 macro_rules! ensure {
-    ($cond:expr, $($arg:tt)*) => { if !$cond { $crate::bail!($($arg)*); } };
+    ($cond:expr, $($arg:tt)*) => { if $cond {} else { $crate::bail!($($arg)*); } };
 }
 
 #[cfg(test)]
