@@ -59,3 +59,43 @@ pub struct Weights<T> {
     /// `lm_head`, (V, C); `None` when tied to the embedding.
     pub lm_head: Option<T>,
 }
+
+impl<T> Linear<T> {
+    /// Calls `f` on every value: weight, bias, A, B.
+    pub fn for_each_mut(&mut self, f: &mut impl FnMut(&mut T)) {
+        f(&mut self.w);
+        self.bias.iter_mut().for_each(&mut *f);
+        if let Some(lora) = &mut self.lora {
+            f(&mut lora.a);
+            f(&mut lora.b);
+        }
+    }
+}
+
+impl<T> Layer<T> {
+    /// Calls `f` on every value, in the order of the layer's computation.
+    pub fn for_each_mut(&mut self, f: &mut impl FnMut(&mut T)) {
+        f(&mut self.attn_norm);
+        for linear in [&mut self.q, &mut self.k, &mut self.v, &mut self.o] {
+            linear.for_each_mut(f);
+        }
+        self.q_norm.iter_mut().for_each(&mut *f);
+        self.k_norm.iter_mut().for_each(&mut *f);
+        f(&mut self.mlp_norm);
+        for linear in [&mut self.gate, &mut self.up, &mut self.down] {
+            linear.for_each_mut(f);
+        }
+    }
+}
+
+impl<T> Weights<T> {
+    /// Calls `f` on every value: embedding, layers, final norm, head.
+    pub fn for_each_mut(&mut self, f: &mut impl FnMut(&mut T)) {
+        f(&mut self.embed);
+        for layer in &mut self.layers {
+            layer.for_each_mut(f);
+        }
+        f(&mut self.final_norm);
+        self.lm_head.iter_mut().for_each(&mut *f);
+    }
+}

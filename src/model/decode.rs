@@ -1,0 +1,264 @@
+//! One new token per sequence against a cache of keys and values.
+
+use super::acts::{Acts, AttnActs};
+use super::config::ModelConfig;
+use super::llama::{Pass, attention_out, evaluate, head, lora_pass, mlp_forward, mlp_out, qkv_forward};
+use super::{ActsOptions, LoraSpec, Params, Recompute, rope};
+use crate::backend::{Backend, IGNORE, MatMul, Write};
+use crate::data::MicroBatch;
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
+
+/// Keys and values of up to `sequences` sequences of up to `capacity` tokens, and the memory to extend them.
+pub struct Decoder<B: Backend> {
+    capacity: usize,
+    keys: Vec<Tensor<B>>,   // one a layer, (S*capacity, K*D)
+    values: Vec<Tensor<B>>, // one a layer, (S*capacity, K*D)
+    lens: Vec<usize>,
+    /// For prompts: every layer's keys and values are kept.
+    prefill: Acts<B>,
+    /// For one token a sequence.
+    step: Acts<B>,
+    rows: Tensor<B>,     // (max(S, capacity), 1) i32
+    lens_dev: Tensor<B>, // (S, 1) i32
+    last: Tensor<B>,     // (S, C)
+    logits: Tensor<B>,   // (S, V) f32
+}
+
+/// Size of a [`Decoder`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderOptions {
+    /// Storage of activations and cache.
+    pub dtype: DType,
+    /// The low-rank updates of the weights, if any.
+    pub lora: Option<LoraSpec>,
+    /// Sequences at once.
+    pub sequences: usize,
+    /// Longest sequence, prompt and new tokens together.
+    pub capacity: usize,
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Allocates everything.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    pub fn new(dev: &B, c: &ModelConfig, options: DecoderOptions) -> Result<Self> {
+        let DecoderOptions {
+            dtype,
+            lora,
+            sequences,
+            capacity,
+        } = options;
+        let acts = ActsOptions {
+            dtype,
+            recompute: Recompute::None,
+            lora,
+            training: false,
+        };
+        let cache = || -> Result<Vec<Tensor<B>>> {
+            (0..c.n_layers)
+                .map(|_| dev.alloc(sequences * capacity, c.kv_dim(), dtype))
+                .collect()
+        };
+        let mut step = Acts::new(dev, c, sequences, acts.clone())?;
+        // Positions of a step reach the end of the cache, whatever the number of sequences.
+        let mut table = dev.alloc(capacity, c.heads.head_dim, DType::F32)?;
+        dev.upload(&mut table, &rope::table(c, capacity))?;
+        step.table = table;
+        Ok(Self {
+            capacity,
+            keys: cache()?,
+            values: cache()?,
+            lens: vec![0; sequences],
+            prefill: Acts::for_prefill(dev, c, capacity, acts)?,
+            step,
+            rows: dev.alloc(sequences.max(capacity), 1, DType::I32)?,
+            lens_dev: dev.alloc(sequences, 1, DType::I32)?,
+            last: dev.alloc(sequences, c.hidden_size, dtype)?,
+            logits: dev.alloc(sequences, c.vocab_size, DType::F32)?,
+        })
+    }
+
+    /// Tokens of sequence `s` in the cache.
+    pub fn len(&self, s: usize) -> usize {
+        self.lens[s]
+    }
+
+    /// Whether no sequence has a token.
+    pub fn is_empty(&self) -> bool {
+        self.lens.iter().all(|&n| n == 0)
+    }
+
+    /// Longest sequence.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Starts sequence `s` anew with a prompt; gives the logits of the token that follows it, (V).
+    ///
+    /// # Errors
+    /// If the device refuses a launch.
+    ///
+    /// # Panics
+    /// If the prompt is empty or longer than the capacity.
+    pub fn prefill(&mut self, dev: &B, c: &ModelConfig, p: &Params<B>, s: usize, prompt: &[u32]) -> Result<Vec<f32>> {
+        let n = prompt.len();
+        assert!(
+            n > 0 && n <= self.capacity,
+            "a prompt of {n} tokens; capacity {}",
+            self.capacity
+        );
+        let batch = MicroBatch {
+            tokens: prompt.iter().map(|&t| t as i32).collect(),
+            targets: vec![IGNORE; n],
+            doc_start: vec![0; n],
+            n_valid: 0,
+            samples: Vec::new(),
+        };
+        self.prefill.load(dev, &batch)?;
+        evaluate(dev, c, p, &mut self.prefill)?;
+        let first = (s * self.capacity) as i32;
+        let rows: Vec<i32> = (first..first + n as i32).collect();
+        self.rows.set_rows(n);
+        dev.upload_i32(&mut self.rows, &rows)?;
+        for (i, (keys, values)) in self.keys.iter_mut().zip(&mut self.values).enumerate() {
+            let (k, v) = self.prefill.keys_values(i);
+            dev.scatter_rows(keys, k, &self.rows)?;
+            dev.scatter_rows(values, v, &self.rows)?;
+        }
+        self.lens[s] = n;
+        self.rows.set_rows(1);
+        dev.upload_i32(&mut self.rows, &[n as i32 - 1])?;
+        self.last.set_rows(1);
+        dev.gather_rows(&mut self.last, &self.prefill.hidden, &self.rows)?;
+        self.head(dev, p, 1)
+    }
+
+    /// Appends one token to each of the sequences of `which`; gives the logits of what follows, (which.len(), V) row-major.
+    ///
+    /// # Errors
+    /// If the device refuses a launch.
+    ///
+    /// # Panics
+    /// If a sequence is full or has no prompt.
+    pub fn step(&mut self, dev: &B, c: &ModelConfig, p: &Params<B>, which: &[(usize, u32)]) -> Result<Vec<f32>> {
+        let n = which.len();
+        assert!(
+            n > 0 && n <= self.lens.len(),
+            "a step of {n} of {} sequences",
+            self.lens.len()
+        );
+        for &(s, _) in which {
+            let len = self.lens[s];
+            assert!(
+                len > 0 && len < self.capacity,
+                "sequence {s} has {len} tokens; capacity {}",
+                self.capacity
+            );
+        }
+        // The device finds the cache of the j-th row of a step at j * capacity, so a step has a row for every sequence; rows are
+        // independent, and those of sequences that are not extended are thrown away.
+        let batch = MicroBatch {
+            tokens: self.spread(which, |&(_, t)| t as i32, 0),
+            targets: vec![IGNORE; self.lens.len()],
+            doc_start: (0..self.lens.len() as i32).collect(),
+            n_valid: 0,
+            samples: Vec::new(),
+        };
+        self.step.load(dev, &batch)?;
+        let positions: Vec<i32> = self.spread(which, |&(s, _)| self.lens[s] as i32, 0);
+        dev.upload_i32(&mut self.step.positions, &positions)?;
+        // A sequence that is not extended writes to its own last free row, or over its last token's row when it is full: its
+        // result is thrown away, and the row is written again before it is read.
+        let spare = |s: usize| (s * self.capacity + self.lens[s].min(self.capacity - 1)) as i32;
+        let rows: Vec<i32> = (0..self.lens.len()).map(spare).collect();
+        self.rows.set_rows(rows.len());
+        dev.upload_i32(&mut self.rows, &rows)?;
+        let lens: Vec<i32> = self.lens.iter().map(|&l| (l + 1).min(self.capacity) as i32).collect();
+        dev.upload_i32(&mut self.lens_dev, &lens)?;
+        self.run_step(dev, c, p)?;
+        for &(s, _) in which {
+            self.lens[s] += 1;
+        }
+        let take: Vec<i32> = which.iter().map(|&(s, _)| s as i32).collect();
+        self.rows.set_rows(n);
+        dev.upload_i32(&mut self.rows, &take)?;
+        self.last.set_rows(n);
+        dev.gather_rows(&mut self.last, &self.step.hidden, &self.rows)?;
+        self.head(dev, p, n)
+    }
+
+    /// One value per sequence: `f` for those of `which`, `rest` for the others.
+    fn spread<T>(&self, which: &[(usize, u32)], f: impl Fn(&(usize, u32)) -> T, rest: T) -> Vec<T>
+    where
+        T: Clone,
+    {
+        let mut all = vec![rest; self.lens.len()];
+        for w in which {
+            all[w.0] = f(w);
+        }
+        all
+    }
+
+    fn run_step(&mut self, dev: &B, c: &ModelConfig, p: &Params<B>) -> Result<()> {
+        let lora = lora_pass(&self.step, false);
+        let Acts {
+            table,
+            positions,
+            doc_start,
+            tokens,
+            x,
+            mid,
+            attn,
+            mlp,
+            scratch,
+            hidden,
+            rstd,
+            ..
+        } = &mut self.step;
+        let pass = Pass {
+            c,
+            table,
+            positions,
+            doc_start,
+            lora,
+        };
+        dev.embedding_forward(&mut x[0], &p.embed, tokens)?;
+        let (mid, attn, mlp) = (&mut mid[0], &mut attn[0], &mut mlp[0]);
+        for (i, layer) in p.layers.iter().enumerate() {
+            qkv_forward(dev, pass, layer, &x[i % 2], attn, scratch)?;
+            dev.scatter_rows(&mut self.keys[i], &attn.k, &self.rows)?;
+            dev.scatter_rows(&mut self.values[i], &attn.v, &self.rows)?;
+            let AttnActs { q, out, .. } = attn;
+            dev.attention_decode(
+                out,
+                q,
+                &self.keys[i],
+                &self.values[i],
+                &self.lens_dev,
+                c.heads,
+                c.mask(),
+            )?;
+            attention_out(dev, pass, layer, mid, &x[i % 2], attn, scratch)?;
+            mlp_forward(dev, pass, layer, mid, mlp, scratch)?;
+            mlp_out(dev, pass, layer, &mut x[(i + 1) % 2], mid, mlp, scratch)?;
+        }
+        dev.rmsnorm_forward(
+            hidden,
+            rstd,
+            &x[p.layers.len() % 2],
+            &p.final_norm,
+            c.rms_norm_eps as f32,
+        )
+    }
+
+    /// Logits of the `n` rows of `last`.
+    fn head(&mut self, dev: &B, p: &Params<B>, n: usize) -> Result<Vec<f32>> {
+        self.logits.set_rows(n);
+        dev.matmul(&mut self.logits, &self.last, head(p), MatMul::NT, 1.0, Write::Set)?;
+        let mut host = vec![0.0; self.logits.len()];
+        dev.download(&mut host, &self.logits)?;
+        Ok(host)
+    }
+}

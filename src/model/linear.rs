@@ -1,0 +1,116 @@
+//! Forward and backward of one product with its bias and its low-rank update.
+
+use super::weights::Linear;
+use crate::backend::{Backend, Dropout, LoraScratch, MatMul, Write};
+use crate::error::Result;
+use crate::rng;
+use crate::tensor::Tensor;
+
+/// Position of a product in its layer; names its dropout stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    Q = 0,
+    K = 1,
+    V = 2,
+    O = 3,
+    Gate = 4,
+    Up = 5,
+    Down = 6,
+}
+
+/// What the low-rank updates of one layer share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LoraPass {
+    /// The factor s on `B A`.
+    pub scale: f32,
+    /// Key of the micro-batch and probability; `None` outside training or without dropout.
+    pub dropout: Option<(u64, f32)>,
+    /// Index of the layer.
+    pub layer: usize,
+}
+
+impl LoraPass {
+    fn dropout(&self, target: Target) -> Option<Dropout> {
+        let (key, p) = self.dropout?;
+        Some(Dropout {
+            key: rng::mix(&[key, self.layer as u64, target as u64]),
+            p,
+        })
+    }
+}
+
+/// Scratch of the low-rank updates and the `t = x Aᵀ` kept for backward; asked for by products that have an update.
+const LORA_MEMORY: &str = "activations were allocated for the low-rank updates of the weights";
+
+/// `y (+)= x Wᵀ + bias + s·drop(x) Aᵀ Bᵀ`.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn forward<B: Backend>(
+    dev: &B,
+    y: &mut Tensor<B>,
+    t: Option<&mut Tensor<B>>,
+    x: &Tensor<B>,
+    p: &Linear<Tensor<B>>,
+    write: Write,
+    target: Target,
+    pass: LoraPass,
+    scratch: Option<&mut LoraScratch<B>>,
+) -> Result<()> {
+    dev.matmul(y, x, &p.w, MatMul::NT, 1.0, write)?;
+    if let Some(bias) = &p.bias {
+        dev.add_bias(y, bias)?;
+    }
+    if let Some(lora) = &p.lora {
+        let (t, scratch) = (t.expect(LORA_MEMORY), scratch.expect(LORA_MEMORY));
+        dev.lora_forward(y, t, x, &lora.a, &lora.b, pass.scale, pass.dropout(target), scratch)?;
+    }
+    Ok(())
+}
+
+/// Gradients of [`forward`] for `dy`: into `g` where the weight is trained, into `dx` where it is asked for.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn backward<B: Backend>(
+    dev: &B,
+    dx: Option<(&mut Tensor<B>, Write)>,
+    g: &mut Linear<Option<Tensor<B>>>,
+    dy: &Tensor<B>,
+    x: &Tensor<B>,
+    t: Option<&Tensor<B>>,
+    p: &Linear<Tensor<B>>,
+    target: Target,
+    pass: LoraPass,
+    scratch: Option<&mut LoraScratch<B>>,
+) -> Result<()> {
+    if let Some(dw) = &mut g.w {
+        dev.matmul(dw, dy, x, MatMul::TN, 1.0, Write::Add)?;
+    }
+    if let Some(Some(db)) = &mut g.bias {
+        dev.bias_backward(db, dy)?;
+    }
+    let dx = match dx {
+        Some((dx, write)) => {
+            dev.matmul(dx, dy, &p.w, MatMul::NN, 1.0, write)?;
+            Some(dx)
+        }
+        None => None,
+    };
+    if let Some(lora) = &p.lora {
+        let (t, scratch) = (t.expect(LORA_MEMORY), scratch.expect(LORA_MEMORY));
+        let expected = "a low-rank update has gradients";
+        let gl = g.lora.as_mut().expect(expected);
+        let (da, db) = (gl.a.as_mut().expect(expected), gl.b.as_mut().expect(expected));
+        dev.lora_backward(
+            dx,
+            da,
+            db,
+            dy,
+            x,
+            t,
+            &lora.a,
+            &lora.b,
+            pass.scale,
+            pass.dropout(target),
+            scratch,
+        )?;
+    }
+    Ok(())
+}
