@@ -11,6 +11,7 @@ pub mod config;
 pub mod cpu;
 pub mod data;
 pub mod error;
+pub mod generate;
 pub mod model;
 pub mod optim;
 pub mod rng;
