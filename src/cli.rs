@@ -1,16 +1,20 @@
 //! The command line: clap built from the table of settings, and the way from a command's name to its body.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 
 use crate::commands;
-use crate::error::Result;
+use crate::config::{Command, Kind, Resolved, Setting, TABLE, Typed};
+use crate::error::{Error, Result};
 
 const COLUMNS: &str = "\
 Results go to stdout, progress to stderr. Exit codes: 0 done, 1 data, files or device, 2 flags or configuration,
 75 stopped by a signal with the state saved (run again with --resume-from-checkpoint auto).";
+
+/// Id of the `--mixed-precision` that stands before the command.
+const BEFORE: &str = "mixed_precision before the command";
 
 /// The whole command line. Every flag is known with dashes and with underscores.
 pub fn command() -> Clap {
@@ -21,10 +25,40 @@ pub fn command() -> Clap {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .max_term_width(120)
+        .arg(
+            // `accelerate launch --mixed_precision bf16 …` puts it before the program's name.
+            Arg::new(BEFORE)
+                .long("mixed-precision")
+                .alias("mixed_precision")
+                .value_name("CHOICE")
+                .help("As the training commands' flag of this name, before the command"),
+        )
+        .subcommand(settings(Clap::new("pretrain"), Command::Pretrain).about("Train a new model on packed text"))
+        .subcommand(
+            settings(Clap::new("sft"), Command::Sft)
+                .about("Fine-tune a model on prompts and responses, with LoRA or whole"),
+        )
+        .subcommand(settings(Clap::new("pack"), Command::Pack).about("Tokenise data sets into a token file"))
         .subcommand(inspect())
         .subcommand(
             Clap::new("templates")
                 .about("Print each prompt template's rendering of a small conversation, trained parts in colour"),
+        )
+        .subcommand(
+            Clap::new("parity")
+                .about("Run a reference case and compare losses, gradients, steps and generation within its tolerances")
+                .arg(
+                    path("case_dir")
+                        .required(true)
+                        .help("Folder with golden.json and golden.safetensors"),
+                )
+                .arg(
+                    path("model")
+                        .long("model")
+                        .required(true)
+                        .help("The case's model folder"),
+                )
+                .arg(path("out").long("out").required(true).help("Where the results go")),
         )
 }
 
@@ -35,10 +69,25 @@ fn inspect() -> Clap {
             .action(ArgAction::SetTrue)
             .help("Print JSON lines")
     };
+    let epoch = || {
+        let arg = Arg::new("epoch").long("epoch").value_name("N").default_value("0");
+        arg.value_parser(value_parser!(u64)).help("Which epoch, from 0")
+    };
     Clap::new("inspect")
         .about("Look at files, templates, tokens, and the rows a training sees")
         .subcommand_required(true)
         .arg_required_else_help(true)
+        .subcommand(
+            Clap::new("file")
+                .about("Say what a token file, model, adapter or checkpoint is: shapes, hashes, a preview")
+                .arg(path("path").required(true).help("File or folder"))
+                .arg(
+                    path("tokenizer")
+                        .long("tokenizer")
+                        .help("SentencePiece model for the preview"),
+                )
+                .arg(json()),
+        )
         .subcommand(
             Clap::new("templates")
                 .about("Render conversations and show which bytes are trained")
@@ -56,10 +105,156 @@ fn inspect() -> Clap {
                 )
                 .arg(json()),
         )
+        .subcommand(
+            Clap::new("tokens")
+                .about("Tokenise strings")
+                .arg(
+                    path("tokenizer")
+                        .long("tokenizer")
+                        .alias("tokenizer_path")
+                        .required(true)
+                        .help("SentencePiece model"),
+                )
+                .arg(
+                    path("strings")
+                        .long("strings")
+                        .required(true)
+                        .help("JSON file of strings"),
+                )
+                .arg(json()),
+        )
+        .subcommand(
+            settings(Clap::new("rows"), Command::Inspect)
+                .about("List the rows an epoch of sft trains on, in order")
+                .arg(epoch())
+                .arg(json()),
+        )
+        .subcommand(
+            settings(Clap::new("packs"), Command::Inspect)
+                .about("List the packed rows of an epoch of sft")
+                .arg(epoch())
+                .arg(json()),
+        )
 }
 
 fn path(id: &'static str) -> Arg {
     Arg::new(id).value_name("PATH").value_parser(value_parser!(PathBuf))
+}
+
+/// Adds the flags of a command: one for each of its settings, two for a switch, and `--config-path`.
+fn settings(mut clap: Clap, command: Command) -> Clap {
+    clap = clap.arg(
+        Arg::new("config_path")
+            .long("config-path")
+            .alias("config_path")
+            .value_name("PATH")
+            .help_heading("Configuration")
+            .help("JSON file of settings, looked for as given, under configs/ and built in; flags override it"),
+    );
+    for setting in TABLE.iter().filter(|s| s.commands.contains(command)) {
+        clap = clap.arg(flag(setting));
+        if setting.kind == Kind::Bool {
+            clap = clap.arg(off_flag(setting));
+        }
+    }
+    clap
+}
+
+fn flag(setting: &'static Setting) -> Arg {
+    let dashed = setting.flag();
+    let mut names: Vec<String> = vec![setting.key.into()];
+    for alias in setting.aliases {
+        names.extend([alias.to_string(), alias.replace('_', "-")]);
+    }
+    names.sort_unstable();
+    names.dedup();
+    names.retain(|n| *n != dashed);
+    let mut help = setting.help.to_string();
+    match (setting.kind, setting.default) {
+        (Kind::Choice(words), Some(d)) => help += &format!(" [{}; default: {d}]", words.join(", ")),
+        (Kind::Choice(words), None) => help += &format!(" [{}; default: {}]", words.join(", "), setting.unset),
+        (Kind::Bool, Some("true")) => help += &format!(" [default: on; off with --{}]", setting.off_flag()),
+        (Kind::Bool, _) => help += " [default: off]",
+        (_, Some(d)) => help += &format!(" [default: {d}]"),
+        (_, None) if setting.unset == "required" => help += " [required]",
+        (_, None) => help += &format!(" [default: {}]", setting.unset),
+    }
+    let arg = Arg::new(setting.key)
+        .long(dashed)
+        .aliases(names)
+        .help_heading(setting.group)
+        .help(help);
+    match setting.kind {
+        Kind::Bool => arg
+            .action(ArgAction::SetTrue)
+            .conflicts_with(format!("no:{}", setting.key)),
+        // Negative numbers reach the setting's own message, which says what is expected.
+        kind if kind.is_list() => arg
+            .num_args(1..)
+            .value_name(kind.placeholder())
+            .allow_negative_numbers(true),
+        kind => arg.value_name(kind.placeholder()).allow_negative_numbers(true),
+    }
+}
+
+fn off_flag(setting: &'static Setting) -> Arg {
+    let dashed = setting.off_flag();
+    let mut names = vec![
+        dashed.replace('-', "_"),
+        format!("no-{}", setting.flag()),
+        format!("no_{}", setting.key),
+    ];
+    names.sort_unstable();
+    names.dedup();
+    names.retain(|n| *n != dashed);
+    Arg::new(format!("no:{}", setting.key))
+        .long(dashed)
+        .aliases(names)
+        .action(ArgAction::SetTrue)
+        .hide(true)
+}
+
+/// What was typed for each setting of `command`; `before` is the mixed precision typed before the command.
+fn typed(command: Command, matches: &ArgMatches, before: Option<&String>) -> Result<Typed> {
+    let mut typed = Vec::new();
+    for setting in TABLE.iter().filter(|s| s.commands.contains(command)) {
+        if setting.kind == Kind::Bool {
+            if matches.get_flag(setting.key) {
+                typed.push((setting, vec!["true".into()]));
+            } else if matches.get_flag(&format!("no:{}", setting.key)) {
+                typed.push((setting, vec!["false".into()]));
+            }
+        } else if let Some(words) = matches.get_many::<String>(setting.key) {
+            let words: Vec<String> = words.cloned().collect();
+            if let ("mixed_precision", Some(word)) = (setting.key, before)
+                && words[0] != *word
+            {
+                return Err(Error::usage(format!(
+                    "--mixed-precision: {word} before the command and {} after it; leave one out",
+                    words[0]
+                )));
+            }
+            typed.push((setting, words));
+        } else if let ("mixed_precision", Some(word)) = (setting.key, before) {
+            typed.push((setting, vec![word.clone()]));
+        }
+    }
+    Ok(typed)
+}
+
+/// What a command's flags and config file come to. Warnings are printed.
+fn resolve(command: Command, matches: &ArgMatches, before: Option<&String>) -> Result<Resolved> {
+    let config = matches.get_one::<String>("config_path").map(String::as_str);
+    let resolved = Resolved::new(command, typed(command, matches, before)?, config)?;
+    for warning in &resolved.warnings {
+        commands::warn(warning);
+    }
+    // The pool for tokenising; the first to set it wins, and nobody else does.
+    if let Some(threads) = resolved.int("threads") {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads as usize);
+        pool.build_global().map_err(|e| Error::new(format!("cannot start {threads} threads: {e}")))?;
+    }
+    Ok(resolved)
 }
 
 /// Parses `args` and runs the command. Help, version and usage errors print themselves and end the process (0 or 2).
@@ -68,22 +263,60 @@ fn path(id: &'static str) -> Arg {
 /// Whatever stopped the command.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     let matches = command().try_get_matches_from(args).unwrap_or_else(|e| e.exit());
-    match matches.subcommand().expect("clap requires a command") {
-        ("templates", _) => commands::templates::run(),
-        ("inspect", m) => run_inspect(m),
+    let before = matches.get_one::<String>(BEFORE);
+    let (name, m) = matches.subcommand().expect("clap requires a command");
+    if before.is_some() && !["pretrain", "sft"].contains(&name) {
+        return Err(Error::usage(format!("--mixed-precision: has no effect on `{name}`; leave it out")));
+    }
+    match name {
+        "sft" => {
+            let job = commands::data::sft_job(&resolve(Command::Sft, m, before)?)?;
+            commands::train::run_sft(&job)?;
+            draw_curve(&job.output_dir, "sft")
+        }
+        "pretrain" => {
+            let job = commands::data::pretrain_job(&resolve(Command::Pretrain, m, before)?)?;
+            commands::train::run_pretrain(&job)?;
+            draw_curve(&job.output_dir.join(&job.config_name), "pretrain")
+        }
+        "pack" => commands::pack::run(&resolve(Command::Pack, m, None)?),
+        "inspect" => run_inspect(m),
+        "templates" => commands::templates::run(),
+        "parity" => {
+            let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").as_path();
+            commands::parity::run(path("case_dir"), path("model"), path("out"))
+        }
         _ => unreachable!("clap knows no other command"),
     }
+}
+
+fn draw_curve(dir: &Path, command: &str) -> Result<()> {
+    if commands::curve::write(dir, &format!("{command}: {}", dir.display()))? {
+        commands::note(&format!("loss curve: {0}/loss.svg, {0}/loss.png", dir.display()));
+    }
+    Ok(())
 }
 
 fn run_inspect(matches: &ArgMatches) -> Result<()> {
     use commands::inspect;
     let (name, m) = matches.subcommand().expect("clap requires a command");
     let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").as_path();
+    let text = |id: &str| m.get_one::<String>(id).map(String::as_str);
     let json = m.get_flag("json");
     match name {
-        "templates" => {
-            let template = m.get_one::<String>("template").map(String::as_str);
-            inspect::templates::run(path("conversations"), template, json)
+        "file" => inspect::file::run(path("path"), m.get_one::<PathBuf>("tokenizer").map(PathBuf::as_path), json),
+        "templates" => inspect::templates::run(path("conversations"), text("template"), json),
+        "tokens" => {
+            let special_ids = text("special_ids").expect("it has a default");
+            inspect::tokens::run(path("tokenizer"), special_ids, path("strings"), json)
+        }
+        "rows" | "packs" => {
+            let settings = resolve(Command::Inspect, m, None)?;
+            let epoch = *m.get_one::<u64>("epoch").expect("it has a default");
+            match name {
+                "rows" => inspect::rows::rows(&settings, epoch, json),
+                _ => inspect::rows::packs(&settings, epoch, json),
+            }
         }
         _ => unreachable!("clap knows no other command"),
     }

@@ -1,8 +1,10 @@
 //! What each subcommand does.
 
 pub mod curve;
+pub mod data;
 pub mod inspect;
 pub mod jobs;
+pub mod pack;
 pub mod style;
 pub mod templates;
 
@@ -11,6 +13,11 @@ use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
 /// Prints `warning: …` to stderr, whether or not anybody reads it.
 pub fn warn(message: &str) {
     let _ = writeln!(io::stderr(), "warning: {message}");
+}
+
+/// Prints a line of progress to stderr, whether or not anybody reads it.
+pub fn note(message: &str) {
+    let _ = writeln!(io::stderr(), "{message}");
 }
 
 /// Buffered stdout. A reader that has gone (`ringtune … | head`) ends the program quietly, as with other tools.

@@ -40,6 +40,8 @@ impl Commands {
     pub const SFT_DATA: Self = Self(Self::SFT.0 | Command::Pack as u8);
     /// What decides any data.
     pub const DATA: Self = Self(Self::TRAIN.0 | Command::Pack as u8);
+    /// What decides the text of pretraining, so `pack` takes it too.
+    pub const PRETRAIN_DATA: Self = Self(Command::Pretrain as u8 | Command::Pack as u8);
     /// `pack` alone.
     pub const PACK: Self = Self(Command::Pack as u8);
 

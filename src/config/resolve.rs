@@ -233,6 +233,14 @@ impl Resolved {
         self.text(key).map(PathBuf::from)
     }
 
+    /// A path, if the command has the setting and there is one.
+    pub fn opt_path(&self, key: &str) -> Option<PathBuf> {
+        match self.get(key) {
+            Some(Value::Text(s)) => Some(s.into()),
+            _ => None,
+        }
+    }
+
     /// A path that the command cannot do without.
     ///
     /// # Errors

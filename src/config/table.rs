@@ -71,31 +71,38 @@ pub static TABLE: &[Setting] = &[
     set(DATA, C::DATA, "dataset_paths", Paths, "Data sets: JSONL for sft, .txt, .jsonl or .bin for pretrain")
         .alias(&["dataset_path"])
         .unset("required"),
-    set(DATA, C::SFT_DATA, "dataset_weights", Weights, "Relative share of each data set in an epoch, in the order of dataset_paths")
+    set(DATA, C::TRAIN, "dataset_weights", Weights, "Relative share of each data set in an epoch, in the order of dataset_paths")
         .unset("every row once"),
-    set(DATA, C::SFT_DATA, "weight_unit", Choice(&["samples", "tokens", "supervised-tokens"]), "What the weights share out")
+    set(DATA, C::TRAIN, "weight_unit", Choice(&["samples", "tokens", "supervised-tokens"]), "What the weights share out")
         .default("samples")
         .needs("dataset_weights", &[]),
-    set(DATA, C::SFT_DATA, "epoch_samples", Int(1), "Rows of an epoch").unset("all rows"),
+    set(DATA, C::TRAIN, "epoch_samples", Int(1), "Rows of an epoch").unset("all rows"),
     set(DATA, C::SFT_DATA, "prompt_template", Text, "chatml, instruct, alpaca, llama2, zephyr, plain, or a .jinja file")
         .default("chatml"),
     set(DATA, C::SFT_DATA, "supervise_turn_newline", Bool, "Train the newline after a closing token too, as TRL does")
         .default("false")
         .needs("prompt_template", &["chatml", "zephyr"]),
-    set(DATA, C::DATA, "val_fraction", Float(Range::BelowOne), "Share of each data set kept for validation")
+    set(DATA, C::TRAIN, "val_fraction", Float(Range::BelowOne), "Share of each data set kept for validation")
         .alias(&["test_size"])
         .default("0.05"),
+    set(DATA, C::PRETRAIN, "val_paths", Paths, "Validation data, as dataset_paths; instead of val_fraction")
+        .alias(&["eval_dataset_paths"])
+        .unset("val_fraction"),
     set(DATA, C::DATA, "max_seq_len", Int(2), "Longest row in tokens")
         .alias(&["max_length", "max_seq_length", "seq_len"])
-        .unset("the model's maximum, at most 1024"),
-    set(DATA, C::SFT_DATA, "packing", Bool, "Pack several rows into one, each seeing itself alone")
+        .unset("the model's maximum, at most 1024; pack: 1024"),
+    set(DATA, C::TRAIN, "packing", Bool, "Pack several rows into one, each seeing itself alone")
         .default("true"),
     set(DATA, C::SFT_DATA, "overflow", Choice(&["truncate", "drop"]), "What happens to a row longer than max_seq_len")
         .default("truncate"),
-    set(DATA, C::DATA, "skip_bad_rows", Bool, "Count, log and skip malformed rows instead of stopping")
+    set(DATA, C::SFT_DATA, "skip_bad_rows", Bool, "Count, log and skip malformed rows instead of stopping")
         .default("false"),
+    set(DATA, Commands::PRETRAIN_DATA, "raw_width", Choice(&["u16", "u32"]), "Size of a token in .bin files without a header")
+        .unset("u16 where the vocabulary allows it"),
+    set(DATA, C::PACK, "content", Choice(&["rows", "text"]), "Whether the files hold prompts and responses or text to pretrain on")
+        .unset("text for .txt and .bin, else rows"),
     set(DATA, C::TRAIN, "cache_dir", Path, "Where token files are kept for later runs")
-        .unset(".ringtune/cache"),
+        .unset("$RINGTUNE_CACHE, or ringtune in the user's cache folder"),
     // Training
     set(TRAIN, C::TRAIN, "num_train_epochs", Int(1), "Passes over the data")
         .alias(&["epochs", "num_epochs"])

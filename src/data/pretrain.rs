@@ -170,8 +170,11 @@ fn cut(tokens: &Tokens, max_seq_len: usize) -> Vec<Piece> {
     pieces
 }
 
-/// Opens or makes the tokens of a file.
-fn tokens_of(
+/// Opens or makes the tokens of a file; `ringtune pack` is this with a folder of the user's choice.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn tokens_of(
     path: &Path,
     spec: &PretrainDataSpec,
     tokenizer: &Tokenizer,

@@ -1,0 +1,121 @@
+//! `ringtune pack`: data sets to token files, which `sft` and `pretrain` take in place of the data sets.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::{Out, data, note};
+use crate::config::Resolved;
+use crate::data::pretrain::{self, PretrainDataSpec};
+use crate::data::sft::token_file_of;
+use crate::data::token_file::TokenFile;
+use crate::data::train_set::Tokens;
+use crate::error::{Context, Error, Result};
+use crate::train::report::grouped;
+
+/// Writes `output`: one token file for one data set; a folder with `NAME.tok` for each of several.
+///
+/// # Errors
+/// As the preparation of `sft` and `pretrain`; usage errors for missing settings or mixed content.
+pub fn run(settings: &Resolved) -> Result<()> {
+    let paths = data::paths(settings)?;
+    let output = settings.required_path("output")?;
+    let targets = targets(&paths, &output)?;
+    let folder = match output.parent().filter(|p| !p.as_os_str().is_empty()) {
+        Some(parent) if paths.len() == 1 && !output.is_dir() => parent.to_path_buf(),
+        _ if paths.len() > 1 || output.is_dir() => output.clone(),
+        _ => PathBuf::from("."),
+    };
+    std::fs::create_dir_all(&folder).context(|| format!("{}: cannot create the folder", folder.display()))?;
+    let mut tokenizer = data::tokenizer(settings)?;
+    let texts: Vec<bool> = paths.iter().map(|p| is_text(settings, p)).collect();
+    if texts.contains(&true) && texts.contains(&false) {
+        return Err(Error::usage("dataset_paths: expected rows alone or text alone, found both; pack them one by one"));
+    }
+    let mut out = Out::new();
+    if texts[0] {
+        let spec = PretrainDataSpec {
+            paths: paths.clone(),
+            val_paths: Vec::new(),
+            weights: None,
+            weight_unit: crate::data::mix::WeightUnit::Samples,
+            epoch_samples: None,
+            val_fraction: 0.0,
+            max_seq_len: data::max_seq_len(settings, None)?,
+            packing: true,
+            seed: 0,
+            raw_width: data::raw_width(settings),
+            cache_dir: folder,
+        };
+        for (path, target) in paths.iter().zip(&targets) {
+            let progress = data::progress(settings);
+            match pretrain::tokens_of(path, &spec, &tokenizer, progress, &mut |line| note(&line))? {
+                Tokens::File(file) => finish(&mut out, &file, path, target)?,
+                Tokens::Raw(_) => {
+                    return Err(Error::usage(format!(
+                        "{}: these are tokens already; give the file to pretrain as it is",
+                        path.display()
+                    )));
+                }
+            }
+        }
+    } else {
+        let template = data::template(settings, &mut tokenizer)?;
+        let mut spec = data::row_spec(settings, data::max_seq_len(settings, None)?, None);
+        spec.cache_dir = folder;
+        for (path, target) in paths.iter().zip(&targets) {
+            let progress = data::progress(settings);
+            let file = token_file_of(path, &spec, &tokenizer, &template, progress, &mut |line| note(&line))?;
+            finish(&mut out, &file, path, target)?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// `.bin` and `.txt` hold text to pretrain on, anything else rows, unless the setting says otherwise.
+fn is_text(settings: &Resolved, path: &Path) -> bool {
+    match settings.text("content") {
+        Some(content) => content == "text",
+        None => path.extension().is_some_and(|e| e == "txt" || e == "bin"),
+    }
+}
+
+/// Where each token file goes.
+fn targets(paths: &[PathBuf], output: &Path) -> Result<Vec<PathBuf>> {
+    if paths.len() == 1 && !output.is_dir() {
+        return Ok(vec![output.to_path_buf()]);
+    }
+    if output.is_file() {
+        let n = paths.len();
+        return Err(Error::usage(format!("--output: expected a folder for {n} data sets, found the file {}", output.display())));
+    }
+    let name = |p: &PathBuf| format!("{}.tok", p.file_stem().unwrap_or(p.as_os_str()).to_string_lossy());
+    let targets: Vec<PathBuf> = paths.iter().map(|p| output.join(name(p))).collect();
+    for (i, t) in targets.iter().enumerate() {
+        if targets[..i].contains(t) {
+            return Err(Error::usage(format!(
+                "--output: two data sets would be written to {}; rename one",
+                t.display()
+            )));
+        }
+    }
+    Ok(targets)
+}
+
+/// Moves a token file to its name and prints what is in it.
+fn finish(out: &mut Out, file: &TokenFile, source: &Path, target: &Path) -> Result<()> {
+    if file.path() == source {
+        return Err(Error::usage(format!("{}: this is a token file already", source.display())));
+    }
+    std::fs::rename(file.path(), target).context(|| target.display().to_string())?;
+    writeln!(
+        out,
+        "{}: {} documents, {} tokens, {} supervised, from {}",
+        target.display(),
+        grouped(file.n_docs() as u64),
+        grouped(file.n_tokens()),
+        grouped(file.n_supervised()),
+        source.display()
+    )?;
+    Ok(())
+}
