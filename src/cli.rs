@@ -1,7 +1,7 @@
 //! The command line: clap built from the table of settings, and the way from a command's name to its body.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 
@@ -33,32 +33,11 @@ pub fn command() -> Clap {
                 .value_name("CHOICE")
                 .help("As the training commands' flag of this name, before the command"),
         )
-        .subcommand(settings(Clap::new("pretrain"), Command::Pretrain).about("Train a new model on packed text"))
-        .subcommand(
-            settings(Clap::new("sft"), Command::Sft)
-                .about("Fine-tune a model on prompts and responses, with LoRA or whole"),
-        )
         .subcommand(settings(Clap::new("pack"), Command::Pack).about("Tokenise data sets into a token file"))
         .subcommand(inspect())
         .subcommand(
             Clap::new("templates")
                 .about("Print each prompt template's rendering of a small conversation, trained parts in colour"),
-        )
-        .subcommand(
-            Clap::new("parity")
-                .about("Run a reference case and compare losses, gradients, steps and generation within its tolerances")
-                .arg(
-                    path("case_dir")
-                        .required(true)
-                        .help("Folder with golden.json and golden.safetensors"),
-                )
-                .arg(
-                    path("model")
-                        .long("model")
-                        .required(true)
-                        .help("The case's model folder"),
-                )
-                .arg(path("out").long("out").required(true).help("Where the results go")),
         )
 }
 
@@ -114,6 +93,14 @@ fn inspect() -> Clap {
                         .alias("tokenizer_path")
                         .required(true)
                         .help("SentencePiece model"),
+                )
+                .arg(
+                    Arg::new("special_ids")
+                        .long("special-ids")
+                        .alias("special_ids")
+                        .value_name("IDS")
+                        .default_value("0,1,2,3")
+                        .help("Ids the tokenizer has to have: pad,unk,bos,eos"),
                 )
                 .arg(
                     path("strings")
@@ -252,7 +239,8 @@ fn resolve(command: Command, matches: &ArgMatches, before: Option<&String>) -> R
     // The pool for tokenising; the first to set it wins, and nobody else does.
     if let Some(threads) = resolved.int("threads") {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads as usize);
-        pool.build_global().map_err(|e| Error::new(format!("cannot start {threads} threads: {e}")))?;
+        pool.build_global()
+            .map_err(|e| Error::new(format!("cannot start {threads} threads: {e}")))?;
     }
     Ok(resolved)
 }
@@ -266,35 +254,16 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     let before = matches.get_one::<String>(BEFORE);
     let (name, m) = matches.subcommand().expect("clap requires a command");
     if before.is_some() && !["pretrain", "sft"].contains(&name) {
-        return Err(Error::usage(format!("--mixed-precision: has no effect on `{name}`; leave it out")));
+        return Err(Error::usage(format!(
+            "--mixed-precision: has no effect on `{name}`; leave it out"
+        )));
     }
     match name {
-        "sft" => {
-            let job = commands::data::sft_job(&resolve(Command::Sft, m, before)?)?;
-            commands::train::run_sft(&job)?;
-            draw_curve(&job.output_dir, "sft")
-        }
-        "pretrain" => {
-            let job = commands::data::pretrain_job(&resolve(Command::Pretrain, m, before)?)?;
-            commands::train::run_pretrain(&job)?;
-            draw_curve(&job.output_dir.join(&job.config_name), "pretrain")
-        }
         "pack" => commands::pack::run(&resolve(Command::Pack, m, None)?),
         "inspect" => run_inspect(m),
         "templates" => commands::templates::run(),
-        "parity" => {
-            let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").as_path();
-            commands::parity::run(path("case_dir"), path("model"), path("out"))
-        }
         _ => unreachable!("clap knows no other command"),
     }
-}
-
-fn draw_curve(dir: &Path, command: &str) -> Result<()> {
-    if commands::curve::write(dir, &format!("{command}: {}", dir.display()))? {
-        commands::note(&format!("loss curve: {0}/loss.svg, {0}/loss.png", dir.display()));
-    }
-    Ok(())
 }
 
 fn run_inspect(matches: &ArgMatches) -> Result<()> {
@@ -304,7 +273,11 @@ fn run_inspect(matches: &ArgMatches) -> Result<()> {
     let text = |id: &str| m.get_one::<String>(id).map(String::as_str);
     let json = m.get_flag("json");
     match name {
-        "file" => inspect::file::run(path("path"), m.get_one::<PathBuf>("tokenizer").map(PathBuf::as_path), json),
+        "file" => inspect::file::run(
+            path("path"),
+            m.get_one::<PathBuf>("tokenizer").map(PathBuf::as_path),
+            json,
+        ),
         "templates" => inspect::templates::run(path("conversations"), text("template"), json),
         "tokens" => {
             let special_ids = text("special_ids").expect("it has a default");

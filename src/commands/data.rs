@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::hf_config;
 use super::jobs::{PretrainJob, SftJob};
+use crate::checkpoint::hf_config;
 use crate::config::{Resolved, find_config};
 use crate::data::cache;
 use crate::data::encode::Overflow;
@@ -29,7 +29,10 @@ pub fn tokenizer(settings: &Resolved) -> Result<Tokenizer> {
     let path = match settings.path("tokenizer_path") {
         Some(path) => path,
         None => {
-            let beside = settings.opt_path("model_path").map(|m| m.join("tokenizer.model")).filter(|p| p.is_file());
+            let beside = settings
+                .opt_path("model_path")
+                .map(|m| m.join("tokenizer.model"))
+                .filter(|p| p.is_file());
             beside.ok_or_else(|| settings.missing("tokenizer_path"))?
         }
     };
@@ -49,7 +52,10 @@ pub fn template(settings: &Resolved, tokenizer: &mut Tokenizer) -> Result<Templa
         supervise_turn_newline: settings.bool("supervise_turn_newline"),
         names: tokenizer.control_names(),
     };
-    let template = Template::load(settings.text("prompt_template").expect("the setting has a default"), options)?;
+    let template = Template::load(
+        settings.text("prompt_template").expect("the setting has a default"),
+        options,
+    )?;
     if template.needs_chatml() {
         tokenizer.add_chatml();
     }
@@ -90,7 +96,11 @@ pub fn max_seq_len_of_model(settings: &Resolved) -> Result<usize> {
 
 /// Whether progress is shown.
 pub fn progress(settings: &Resolved) -> Progress {
-    if settings.bool("quiet") { Progress::Hide } else { Progress::Show }
+    if settings.bool("quiet") {
+        Progress::Hide
+    } else {
+        Progress::Show
+    }
 }
 
 /// What decides the tokens of rows. `skip_log` is where skipped rows are named.
@@ -102,7 +112,11 @@ pub fn row_spec(settings: &Resolved, max_seq_len: usize, skip_log: Option<PathBu
             _ => Overflow::Truncate,
         },
         rows: RowOptions {
-            bad_rows: if settings.bool("skip_bad_rows") { BadRows::Skip } else { BadRows::Fail },
+            bad_rows: if settings.bool("skip_bad_rows") {
+                BadRows::Skip
+            } else {
+                BadRows::Fail
+            },
             ..RowOptions::default()
         },
         skip_log,
@@ -191,7 +205,10 @@ pub fn sft_job(settings: &Resolved) -> Result<SftJob> {
         model_path,
         tokenizer_path: settings.path("tokenizer_path"),
         special_ids: special_ids(settings)?,
-        prompt_template: settings.text("prompt_template").expect("the setting has a default").into(),
+        prompt_template: settings
+            .text("prompt_template")
+            .expect("the setting has a default")
+            .into(),
         supervise_turn_newline: settings.bool("supervise_turn_newline"),
         pad_vocab_to: settings.int("pad_vocab_to").map(|n| n as usize),
         output_dir,

@@ -29,7 +29,9 @@ pub fn run(settings: &Resolved) -> Result<()> {
     let mut tokenizer = data::tokenizer(settings)?;
     let texts: Vec<bool> = paths.iter().map(|p| is_text(settings, p)).collect();
     if texts.contains(&true) && texts.contains(&false) {
-        return Err(Error::usage("dataset_paths: expected rows alone or text alone, found both; pack them one by one"));
+        return Err(Error::usage(
+            "dataset_paths: expected rows alone or text alone, found both; pack them one by one",
+        ));
     }
     let mut out = Out::new();
     if texts[0] {
@@ -87,7 +89,10 @@ fn targets(paths: &[PathBuf], output: &Path) -> Result<Vec<PathBuf>> {
     }
     if output.is_file() {
         let n = paths.len();
-        return Err(Error::usage(format!("--output: expected a folder for {n} data sets, found the file {}", output.display())));
+        return Err(Error::usage(format!(
+            "--output: expected a folder for {n} data sets, found the file {}",
+            output.display()
+        )));
     }
     let name = |p: &PathBuf| format!("{}.tok", p.file_stem().unwrap_or(p.as_os_str()).to_string_lossy());
     let targets: Vec<PathBuf> = paths.iter().map(|p| output.join(name(p))).collect();
@@ -105,7 +110,10 @@ fn targets(paths: &[PathBuf], output: &Path) -> Result<Vec<PathBuf>> {
 /// Moves a token file to its name and prints what is in it.
 fn finish(out: &mut Out, file: &TokenFile, source: &Path, target: &Path) -> Result<()> {
     if file.path() == source {
-        return Err(Error::usage(format!("{}: this is a token file already", source.display())));
+        return Err(Error::usage(format!(
+            "{}: this is a token file already",
+            source.display()
+        )));
     }
     std::fs::rename(file.path(), target).context(|| target.display().to_string())?;
     writeln!(

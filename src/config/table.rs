@@ -63,7 +63,7 @@ pub static TABLE: &[Setting] = &[
     set(MODEL, C::DATA, "tokenizer_path", Path, "SentencePiece model (.model)")
         .alias(&["tokenizer_name_or_path"])
         .unset("sft: tokenizer.model in the model's folder; otherwise required"),
-    set(MODEL, C::DATA, "special_ids", Text, "Ids the tokenizer has to have, as pad,unk,bos,eos; - for one that is absent")
+    set(MODEL, C::DATA, "special_ids", Text, "Ids the tokenizer has to have, as pad,unk,bos,eos; Llama-2: 0,0,1,2")
         .default("0,1,2,3"),
     set(MODEL, C::SFT, "pad_vocab_to", Int(1), "Pad embedding and head to this many rows, which the softmax never sees")
         .unset("no padding"),

@@ -35,8 +35,10 @@ struct Report {
 /// # Errors
 /// If nothing is there, or it is damaged, or of no kind that is known.
 pub fn run(path: &Path, tokenizer: Option<&Path>, json: bool) -> Result<()> {
-    let tokenizer = tokenizer.map(|t| Tokenizer::open(t, SpecialIds::default())).transpose()?;
-    let report = report(path, tokenizer.as_ref())?;
+    let tokenizer = tokenizer
+        .map(|t| Tokenizer::open(t, SpecialIds::default()))
+        .transpose()?;
+    let report = report(path, tokenizer)?;
     let mut out = Out::new();
     if json {
         let mut facts = json!({"path": path.display().to_string()});
@@ -56,7 +58,12 @@ pub fn run(path: &Path, tokenizer: Option<&Path>, json: bool) -> Result<()> {
         }
         for part in report.parts.iter().filter(|p| p.get("tensor").is_some()) {
             let shape = part["shape"].to_string();
-            writeln!(out, "  {:<6} {shape:<16} {}", part["dtype"].as_str().unwrap_or(""), part["tensor"].as_str().unwrap_or(""))?;
+            writeln!(
+                out,
+                "  {:<6} {shape:<16} {}",
+                part["dtype"].as_str().unwrap_or(""),
+                part["tensor"].as_str().unwrap_or("")
+            )?;
         }
         for text in report.preview {
             writeln!(out, "\n{text}")?;
@@ -66,7 +73,7 @@ pub fn run(path: &Path, tokenizer: Option<&Path>, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn report(path: &Path, tokenizer: Option<&Tokenizer>) -> Result<Report> {
+fn report(path: &Path, tokenizer: Option<Tokenizer>) -> Result<Report> {
     let name = || path.display().to_string();
     let meta = std::fs::metadata(path).context(name)?;
     if meta.is_dir() {
@@ -74,7 +81,10 @@ fn report(path: &Path, tokenizer: Option<&Tokenizer>) -> Result<Report> {
     }
     let mut head = [0u8; 16];
     let n = File::open(path).and_then(|mut f| f.read(&mut head)).context(name)?;
-    let ending = path.extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
+    let ending = path
+        .extension()
+        .map(|e| e.to_string_lossy().into_owned())
+        .unwrap_or_default();
     if TokenFile::is_token_file(&head[..n]) || ending == "tok" {
         return token_file(path, tokenizer);
     }
@@ -82,7 +92,11 @@ fn report(path: &Path, tokenizer: Option<&Tokenizer>) -> Result<Report> {
         "safetensors" => tensor_file(path),
         "jsonl" => rows(path),
         "model" => sentencepiece(path),
-        "json" if path.file_name().is_some_and(|f| f == MANIFEST || f == "config.json" || f == "adapter_config.json") => {
+        "json"
+            if path
+                .file_name()
+                .is_some_and(|f| f == MANIFEST || f == "config.json" || f == "adapter_config.json") =>
+        {
             folder(&path.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf))
         }
         _ => bail!(
@@ -119,10 +133,13 @@ fn folder(dir: &Path) -> Result<Report> {
     )
 }
 
-fn token_file(path: &Path, tokenizer: Option<&Tokenizer>) -> Result<Report> {
+fn token_file(path: &Path, mut tokenizer: Option<Tokenizer>) -> Result<Report> {
     let file = TokenFile::open(path)?;
-    if let Some(t) = tokenizer {
+    if let Some(t) = &mut tokenizer {
         file.expect(t.hash(), None)?;
+        if file.vocab_size() > t.vocab_size() {
+            t.add_chatml();
+        }
     }
     let meta = file.meta();
     let supervised = 100.0 * file.n_supervised() as f64 / (file.n_tokens().max(1)) as f64;
@@ -151,7 +168,11 @@ fn token_file(path: &Path, tokenizer: Option<&Tokenizer>) -> Result<Report> {
             "document": doc, "line": info.line, "tokens": encoded.tokens, "supervised": encoded.supervised,
         }));
         let heading = format!("-- document {doc}, line {}, {} tokens", info.line, encoded.tokens.len());
-        preview.push(format!("{}\n{}", style.heading(&heading), marked(&encoded, tokenizer, style)));
+        preview.push(format!(
+            "{}\n{}",
+            style.heading(&heading),
+            marked(&encoded, tokenizer.as_ref(), style)
+        ));
     }
     Ok(Report { facts, parts, preview })
 }
@@ -170,7 +191,11 @@ fn marked(doc: &Encoded, tokenizer: Option<&Tokenizer>, style: Style) -> String 
             Some(t) => t.decode(ids, Specials::Show),
             None => ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "),
         };
-        out += &if doc.supervised[start] { style.trained(&text) } else { style.context(&text) };
+        out += &if doc.supervised[start] {
+            style.trained(&text)
+        } else {
+            style.context(&text)
+        };
         if tokenizer.is_none() {
             out.push(' ');
         }
@@ -204,7 +229,11 @@ fn tensor_file(path: &Path) -> Result<Report> {
         ("metadata", json!(file.metadata())),
         ("blake3", json!(hash_file(path)?)),
     ];
-    Ok(Report { facts, parts, preview: Vec::new() })
+    Ok(Report {
+        facts,
+        parts,
+        preview: Vec::new(),
+    })
 }
 
 fn model(dir: &Path) -> Result<Report> {
@@ -219,7 +248,13 @@ fn model(dir: &Path) -> Result<Report> {
         ("layers", json!(c.n_layers)),
         ("hidden_size", json!(c.hidden_size)),
         ("intermediate_size", json!(c.intermediate_size)),
-        ("heads", json!(format!("{} query, {} key-value, of {}", c.heads.n_query, c.heads.n_kv, c.heads.head_dim))),
+        (
+            "heads",
+            json!(format!(
+                "{} query, {} key-value, of {}",
+                c.heads.n_query, c.heads.n_kv, c.heads.head_dim
+            )),
+        ),
         ("vocab_size", json!(c.vocab_size)),
         ("max_position", json!(c.max_position)),
         ("rope", json!(format!("theta {}, {:?}", c.rope_theta, c.rope_scaling))),
@@ -244,7 +279,11 @@ fn model(dir: &Path) -> Result<Report> {
     }
     let dtype = files.dtype().torch_name();
     let part = |w: &names::WeightInfo| json!({"tensor": w.name, "shape": w.file_shape(), "dtype": dtype});
-    Ok(Report { facts, parts: weights.iter().map(part).collect(), preview: Vec::new() })
+    Ok(Report {
+        facts,
+        parts: weights.iter().map(part).collect(),
+        preview: Vec::new(),
+    })
 }
 
 fn adapter(dir: &Path) -> Result<Report> {
@@ -262,17 +301,27 @@ fn adapter(dir: &Path) -> Result<Report> {
         ("parameters", json!(grouped(count))),
         ("blake3", json!(hash_file(&weights)?)),
     ];
-    Ok(Report { facts, parts, preview: Vec::new() })
+    Ok(Report {
+        facts,
+        parts,
+        preview: Vec::new(),
+    })
 }
 
 fn checkpoint(dir: &Path) -> Result<Report> {
     let m = manifest::verify(dir)?;
-    let files: serde_json::Map<String, Value> =
-        m.files.iter().map(|(name, f)| (name.clone(), json!({"bytes": f.bytes, "blake3": f.blake3}))).collect();
+    let files: serde_json::Map<String, Value> = m
+        .files
+        .iter()
+        .map(|(name, f)| (name.clone(), json!({"bytes": f.bytes, "blake3": f.blake3})))
+        .collect();
     let mut facts = vec![
         ("kind", json!("checkpoint")),
         ("step", json!(m.step)),
-        ("verified", json!(format!("{} files agree with {MANIFEST}", m.files.len()))),
+        (
+            "verified",
+            json!(format!("{} files agree with {MANIFEST}", m.files.len())),
+        ),
         ("files", Value::Object(files)),
     ];
     let inner = match (peft::is_adapter(dir), dir.join("config.json").is_file()) {
@@ -282,10 +331,20 @@ fn checkpoint(dir: &Path) -> Result<Report> {
     };
     let parts = inner.map_or_else(Vec::new, |report| {
         facts.push(("holds", report.facts[0].1.clone()));
-        facts.extend(report.facts.into_iter().skip(1).filter(|f| f.0 != "files" && f.0 != "blake3"));
+        facts.extend(
+            report
+                .facts
+                .into_iter()
+                .skip(1)
+                .filter(|f| f.0 != "files" && f.0 != "blake3"),
+        );
         report.parts
     });
-    Ok(Report { facts, parts, preview: Vec::new() })
+    Ok(Report {
+        facts,
+        parts,
+        preview: Vec::new(),
+    })
 }
 
 fn rows(path: &Path) -> Result<Report> {
@@ -300,7 +359,11 @@ fn rows(path: &Path) -> Result<Report> {
     let (mut parts, mut preview) = (Vec::new(), Vec::new());
     for row in file.rows.iter().take(PREVIEW) {
         parts.push(json!({"line": row.line, "prompt": row.prompt(), "response": row.response()}));
-        preview.push(format!("{}\n{}", style.context(row.prompt()), style.trained(row.response())));
+        preview.push(format!(
+            "{}\n{}",
+            style.context(row.prompt()),
+            style.trained(row.response())
+        ));
     }
     Ok(Report { facts, parts, preview })
 }
@@ -312,11 +375,18 @@ fn sentencepiece(path: &Path) -> Result<Report> {
         ("kind", json!("tokenizer")),
         ("model_type", json!(format!("{:?}", t.model_type()))),
         ("pieces", json!(t.pieces().len())),
-        ("special_ids", json!({"pad": s.pad, "unk": s.unk, "bos": s.bos, "eos": s.eos})),
+        (
+            "special_ids",
+            json!({"pad": s.pad, "unk": s.unk, "bos": s.bos, "eos": s.eos}),
+        ),
         ("newline", json!(format!("{:?}", t.newline()))),
         ("byte_fallback", json!(t.byte_ids().is_some())),
         ("blake3", json!(t.hash())),
     ];
     facts.extend(t.warnings().into_iter().map(|w| ("note", json!(w))));
-    Ok(Report { facts, parts: Vec::new(), preview: Vec::new() })
+    Ok(Report {
+        facts,
+        parts: Vec::new(),
+        preview: Vec::new(),
+    })
 }
