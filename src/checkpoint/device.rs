@@ -62,13 +62,16 @@ pub fn load_adapter<B: Backend>(dev: &B, params: &mut Weights<Tensor<B>>, adapte
     Ok(())
 }
 
+/// Gives the f32 master of a weight by its name, where there is one.
+type Master<'a, B> = dyn Fn(&str) -> Option<&'a Tensor<B>> + 'a;
+
 /// A model on a device as a source to be saved. Where the optimiser holds an f32 master of a weight, `master` gives it, so that an
 /// f32 file holds it exactly.
 pub struct DeviceSource<'a, B: Backend> {
     dev: &'a B,
     config: &'a ModelConfig,
     params: Vec<(String, &'a Tensor<B>)>,
-    master: Box<dyn Fn(&str) -> Option<&'a Tensor<B>> + 'a>,
+    master: Box<Master<'a, B>>,
     first_row: usize,
 }
 

@@ -120,7 +120,7 @@ impl TensorFile {
     /// holds a NaN or infinity.
     pub fn load(&self, name: &str) -> Result<HostTensor> {
         let what = || format!("{}: {name}", self.path.display());
-        let tensor = self.decode(name).context(&what)?;
+        let tensor = self.decode(name).context(what)?;
         tensor.check_finite(&what())?;
         Ok(tensor)
     }
