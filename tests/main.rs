@@ -11,6 +11,10 @@ mod hf_config;
 mod peft;
 #[path = "it/prepare.rs"]
 mod prepare;
+#[path = "it/resume.rs"]
+mod resume;
+#[path = "common/runs.rs"]
+mod runs;
 #[path = "it/safetensors.rs"]
 mod safetensors;
 #[path = "it/schedule.rs"]
@@ -19,6 +23,7 @@ mod schedule;
 mod templates;
 #[path = "it/tokenizer.rs"]
 mod tokenizer;
-
 #[path = "it/tokenizer_json.rs"]
 mod tokenizer_json;
+#[path = "it/train.rs"]
+mod train;

@@ -7,6 +7,7 @@ pub mod jobs;
 pub mod pack;
 pub mod style;
 pub mod templates;
+pub mod train;
 
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
 

@@ -86,14 +86,25 @@ impl Artifact {
     /// # Errors
     /// If a weight or a file cannot be written.
     pub fn write_base(&self, dir: &Path) -> Result<()> {
-        let Artifact::Adapter { base, resize, .. } = self else {
+        let Artifact::Adapter {
+            base, resize, model, ..
+        } = self
+        else {
             return Ok(());
         };
         let options = SaveOptions {
             dtype: base.dtype(),
             ..Default::default()
         };
-        save_model(dir, &Resized::new(base, resize.clone())?, options)
+        let resized = Resized::new(base, resize.clone())?;
+        save_model(
+            dir,
+            &Reconfigured {
+                source: &resized,
+                config: model.clone(),
+            },
+            options,
+        )
     }
 
     /// Reads back the weights called `names` exactly as they were in training.
@@ -120,7 +131,9 @@ impl Artifact {
 /// A trained tensor of an adapter by its name in training.
 fn adapter_weight(adapter: &Adapter, name: &str, new_rows: Option<(usize, usize)>) -> Result<HostTensor> {
     let missing = || Error::new(format!("{}: {name} is missing", adapter.dir().display()));
-    if let (Some((first, rows)), Some(whole)) = (new_rows, adapter.full(name)?) {
+    if matches!(name, EMBED | LM_HEAD) {
+        let (first, rows) = new_rows.ok_or_else(missing)?;
+        let whole = adapter.full(name)?.ok_or_else(missing)?;
         let (cols, end) = (whole.cols, (first + rows) * whole.cols);
         let data = whole.data.get(first * cols..end).ok_or_else(missing)?.to_vec();
         return Ok(HostTensor { rows, cols, data });

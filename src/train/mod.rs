@@ -2,18 +2,24 @@
 
 pub mod artifact;
 pub mod batches;
+pub mod checkpoints;
 pub mod companions;
 pub mod early_stop;
 pub mod eval;
+pub mod finish;
 pub mod flops;
 pub mod init;
 pub mod metrics;
 pub mod plan;
 pub mod report;
+pub mod run;
 pub mod saver;
 pub mod settings;
+pub mod setup;
 pub mod signals;
 pub mod state;
+pub mod step;
 pub mod tensorboard;
+pub mod trainer;
 
 pub use settings::TrainSettings;

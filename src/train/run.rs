@@ -1,0 +1,282 @@
+//! One run from prepared data to final files: the tables at its start, the loop, the best model, the outputs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::artifact::Artifact;
+use super::batches::{LoadedBatches, PlannedEval};
+use super::checkpoints::Checkpoints;
+use super::companions::Companions;
+use super::metrics::{Metrics, round3};
+use super::report::{available_memory, memory_table, settings_table};
+use super::settings::{ResolvedSetting, Resume, TrainSettings};
+use super::signals::StopFlag;
+use super::state::{RunState, TRAINER_STATE};
+use super::step::Workload;
+use super::trainer::{Finished, Trainer};
+use super::{plan, setup};
+use crate::backend::Backend;
+use crate::checkpoint::TensorSource;
+use crate::checkpoint::fs::write_json;
+use crate::checkpoint::manifest;
+use crate::checkpoint::state::Fingerprints;
+use crate::comm::Communicator;
+use crate::data::loader::{StepShape, steps_until};
+use crate::data::train_set::{Cursor, PieceSet, TrainSet};
+use crate::ensure;
+use crate::error::{Context, Error, Result};
+
+/// What a run is made of.
+pub struct RunSpec<'a> {
+    /// Settings of the loop.
+    pub settings: &'a TrainSettings,
+    /// The table printed at start.
+    pub resolved: &'a [ResolvedSetting],
+    /// Checkpoints, logs.
+    pub run_dir: PathBuf,
+    /// Final weights.
+    pub final_dir: PathBuf,
+    /// Peak learning rate.
+    pub peak_lr: f64,
+    /// Weights at step 0, vocabulary grown.
+    pub source: &'a dyn TensorSource,
+    /// With LoRA on a grown vocabulary: first trained row of embedding and head, and their number.
+    pub new_rows: Option<(usize, usize)>,
+    /// The form in which weights are saved.
+    pub artifact: Arc<Artifact>,
+    /// Files that go with the weights.
+    pub companions: Companions,
+    /// Training data.
+    pub train: Arc<TrainSet>,
+    /// Validation data, per data set.
+    pub val: Vec<PieceSet>,
+    /// Whether several documents share a row.
+    pub packing: bool,
+    /// Hashes of what the run depends on, besides the settings.
+    pub fingerprints: Fingerprints,
+    /// Lines to print after the tables: the first rows with their mask.
+    pub preview: Vec<String>,
+}
+
+/// A run that has ended, with its model still on the device.
+pub struct Ended<B: Backend> {
+    /// Why the loop ended.
+    pub finished: Finished,
+    /// The model: the best one where that was asked for.
+    pub work: Workload<B>,
+    /// Where the run stood at its end.
+    pub state: RunState,
+}
+
+/// Creates the output folder and proves that it can be written, before anything expensive.
+///
+/// # Errors
+/// If it cannot be created or written.
+pub fn check_output_dir(dir: &Path) -> Result<()> {
+    crate::checkpoint::fs::create_dir_all(dir)?;
+    let probe = dir.join(".write-test");
+    let at =
+        |e: std::io::Error| crate::checkpoint::fs::explain(&probe, &e).context("the output folder cannot be written");
+    std::fs::write(&probe, b"x").map_err(at)?;
+    std::fs::remove_file(&probe).map_err(at)
+}
+
+/// Trains, loads the best model, and writes the final weights with their companions to `final_dir`.
+///
+/// # Errors
+/// Whatever stops the run; [`Error::interrupted`] when a signal did and the state is saved.
+pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop: StopFlag) -> Result<Ended<B>> {
+    let s = spec.settings;
+    let start = std::time::Instant::now();
+    let shape = StepShape {
+        micro_batch: s.micro_batch_size,
+        grad_accum: s.grad_accum,
+        world_size: comm.world_size(),
+    };
+    let max_steps = s
+        .max_steps
+        .unwrap_or_else(|| steps_until(&spec.train, Cursor::default(), s.epochs, shape));
+    ensure!(max_steps > 0, "the data give no optimiser step");
+    let say = |text: &str| {
+        if comm.is_main() && !s.quiet {
+            println!("{text}");
+        }
+    };
+    say(&settings_table(spec.resolved));
+    let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * spec.train.max_seq_len();
+    let mut work = setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)?;
+    let mut fingerprints = spec.fingerprints.clone();
+    fingerprints
+        .0
+        .insert("config".into(), plan::fingerprint(s, spec.peak_lr, max_steps));
+    let mut checkpoints = Checkpoints::new(
+        &spec.run_dir,
+        s,
+        max_steps,
+        Arc::clone(&spec.artifact),
+        spec.companions.clone(),
+        fingerprints,
+    )?;
+    let state = resume(dev, &mut work, &checkpoints, s, &spec.run_dir)?;
+    say(&format!("device: {}", dev.describe()));
+    say(&setup::parameters_line(&work));
+    say(&memory_table(&setup::memory(&work), available_memory()));
+    let rows = spec.train.plan(state.epoch).n_rows();
+    say(&format!(
+        "steps: {max_steps} of up to {} rows ({rows} rows of at most {} tokens in epoch {})\n",
+        shape.rows(),
+        spec.train.max_seq_len(),
+        state.epoch + 1
+    ));
+    spec.preview.iter().for_each(|line| say(line));
+    if spec.new_rows.is_some() {
+        checkpoints.write_resized_base(state.step > 0)?;
+    }
+    let cursor = Cursor {
+        epoch: state.epoch,
+        rows: state.rows,
+    };
+    let metrics = match comm.is_main() {
+        true => Metrics::open(&spec.run_dir, state.step, max_steps, s.tensorboard, !s.quiet)?,
+        false => Metrics::silent(),
+    };
+    let eval = PlannedEval::new(
+        spec.val.clone(),
+        spec.train.max_seq_len(),
+        spec.packing,
+        s.eval_batch_size,
+        (comm.rank(), comm.world_size()),
+    );
+    let mut trainer = Trainer {
+        dev,
+        comm,
+        settings: s,
+        work,
+        batches: Box::new(LoadedBatches::start(&spec.train, cursor, shape, comm.rank())?),
+        eval_batches: eval.map(|e| Box::new(e) as Box<_>),
+        schedule: plan::schedule(s, spec.peak_lr, max_steps)?,
+        max_steps,
+        peak_flops: None,
+        state,
+        metrics,
+        checkpoints: comm.is_main().then_some(checkpoints),
+        stop,
+    };
+    let first_step = trainer.state.step;
+    let finished = trainer.run()?;
+    let Trainer {
+        mut work,
+        state,
+        checkpoints,
+        stop,
+        ..
+    } = trainer;
+    let checkpoints = checkpoints.expect("one rank, which is the main one");
+    if finished == Finished::Interrupted {
+        let at = spec.run_dir.join(format!("checkpoint-{}", state.step));
+        return Err(Error::interrupted(format!(
+            "stopped by {} after step {}, state saved in {}; run again with --resume-from-checkpoint auto",
+            stop.reason(),
+            state.step,
+            at.display()
+        )));
+    }
+    load_best(dev, &mut work, &state, &checkpoints, s, &say)?;
+    spec.artifact.write(&spec.final_dir, &work.export_params(dev)?)?;
+    spec.companions.write(&spec.final_dir)?;
+    let mut trainer_state = checkpoints.trainer_state(&state);
+    let seconds = start.elapsed().as_secs_f64();
+    let summary = json!({
+        "epoch": state.epoch_fraction,
+        "step": state.step,
+        "total_flos": state.flops,
+        "train_loss": state.loss_sum / state.updates.max(1) as f64,
+        "train_runtime": round3(seconds),
+        "train_steps_per_second": round3((state.step - first_step) as f64 / seconds),
+    });
+    trainer_state["log_history"]
+        .as_array_mut()
+        .expect("the history is a list")
+        .push(summary);
+    write_json(&spec.run_dir.join(TRAINER_STATE), &trainer_state)?;
+    Ok(Ended { finished, work, state })
+}
+
+/// Restores what the settings ask for, and says what was passed over.
+fn resume<B: Backend>(
+    dev: &B,
+    work: &mut Workload<B>,
+    checkpoints: &Checkpoints,
+    s: &TrainSettings,
+    run_dir: &Path,
+) -> Result<RunState> {
+    let path = match &s.resume {
+        Resume::No => {
+            let Some((step, path)) = manifest::list(run_dir)?.pop() else {
+                return Ok(RunState::default());
+            };
+            return Err(Error::usage(format!(
+                "{}: an earlier run left checkpoints up to step {step} here ({}); continue it with \
+                 --resume-from-checkpoint auto, or choose another --output-dir",
+                run_dir.display(),
+                path.display()
+            )));
+        }
+        Resume::Path(path) => {
+            manifest::verify(path)?;
+            path.clone()
+        }
+        Resume::Auto => {
+            let found = manifest::find_newest(run_dir)?;
+            for (path, why) in &found.passed_over {
+                eprintln!("warning: {}: passed over: {why}", path.display());
+            }
+            let Some(path) = found.chosen else {
+                println!("no checkpoint in {} yet; starting at step 0", run_dir.display());
+                return Ok(RunState::default());
+            };
+            path
+        }
+    };
+    let (state, changed) = checkpoints.resume(dev, work, &path)?;
+    for name in changed {
+        eprintln!("warning: {name} differs from the checkpoint's, as --allow-changed permits");
+    }
+    println!("resuming from {} after step {}", path.display(), state.step);
+    Ok(state)
+}
+
+/// Loads the best checkpoint's weights where they were asked for and are not those of the last step.
+fn load_best<B: Backend>(
+    dev: &B,
+    work: &mut Workload<B>,
+    state: &RunState,
+    checkpoints: &Checkpoints,
+    s: &TrainSettings,
+    say: &dyn Fn(&str),
+) -> Result<()> {
+    let Some((loss, step)) = state.best.best else {
+        return Ok(());
+    };
+    if !s.load_best_at_end {
+        return Ok(());
+    }
+    if s.save_every == super::settings::Every::Never {
+        say("save_strategy is no: the final weights are those of the last step, not of the best evaluation");
+        return Ok(());
+    }
+    if step == state.step {
+        say(&format!("best model: eval_loss {loss:.4} at step {step}, the last one"));
+        return Ok(());
+    }
+    let path = checkpoints
+        .load_weights(dev, work, step)
+        .context(|| "cannot load the best model".into())?;
+    say(&format!(
+        "best model: eval_loss {loss:.4} at step {step}, loaded from {}",
+        path.display()
+    ));
+    Ok(())
+}

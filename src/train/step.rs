@@ -1,0 +1,285 @@
+//! One optimiser step: count the targets, accumulate gradients, clip, update; or say why the update was left out.
+//!
+//! ```text
+//! N      = supervised targets of all micro-batches of all ranks        known before the first backward
+//! grads  = sum over micro-batches and ranks of d(summed nll) / N
+//! update = AdamW(grads · min(1, clip / |grads|))                       unless N = 0 or something is not finite
+//! ```
+
+use super::artifact::HostParams;
+use super::flops::FlopCount;
+use crate::backend::Backend;
+use crate::checkpoint::HostTensor;
+use crate::comm::Communicator;
+use crate::data::MicroBatch;
+use crate::data::loader::Step;
+use crate::ensure;
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+use crate::model::{self, Acts, Grads, Params};
+use crate::optim::groups::{GroupSettings, Slot, slots};
+use crate::optim::{Optimizer, Verdict};
+use crate::rng;
+
+/// A model in training: weights, gradients, activations, optimiser.
+pub struct Workload<B: Backend> {
+    /// Shape of the model.
+    pub config: ModelConfig,
+    /// Weights; with LoRA the adapter is among them.
+    pub params: Params<B>,
+    /// Gradients of what is trained.
+    pub grads: Grads<B>,
+    /// Activations of one micro-batch.
+    pub acts: Acts<B>,
+    /// Moments and masters.
+    pub optimizer: Optimizer<B>,
+    /// Which tensors are trained, and how.
+    pub groups: GroupSettings,
+    /// Arithmetic of a micro-batch.
+    pub flops: FlopCount,
+    /// Seed of the run, for dropout.
+    pub seed: u64,
+}
+
+/// What one step did, over all ranks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stepped {
+    /// Mean negative log-likelihood over the step's targets; NaN without any.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens processed.
+    pub tokens: u64,
+    /// Supervised targets.
+    pub supervised: u64,
+    /// Floating-point operations.
+    pub flops: f64,
+    /// Why there was no update.
+    pub problem: Option<Problem>,
+}
+
+/// Why a step made no update.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Problem {
+    /// No target in the whole step.
+    NoTarget,
+    /// The loss of these samples is not finite.
+    Loss {
+        /// Indices into the data set.
+        samples: Vec<u32>,
+    },
+    /// The loss is finite, the gradient of these tensors is not; any sample of the step may be the cause.
+    Gradient {
+        /// Names of the tensors.
+        tensors: Vec<String>,
+        /// All samples of the step.
+        samples: Vec<u32>,
+    },
+}
+
+impl Problem {
+    /// A word for machines and a sentence for people.
+    pub fn describe(&self, stepped: &Stepped) -> (&'static str, String) {
+        match self {
+            Problem::NoTarget => ("no_target", "no supervised target in any of its micro-batches".into()),
+            Problem::Loss { .. } => ("loss", format!("loss is {}", stepped.loss)),
+            Problem::Gradient { tensors, .. } => {
+                let first = tensors.first().map_or("", String::as_str);
+                let norm = stepped.grad_norm;
+                (
+                    "gradient",
+                    format!(
+                        "gradient norm is {norm}, not finite in {} tensors from {first} on",
+                        tensors.len()
+                    ),
+                )
+            }
+        }
+    }
+
+    /// Samples to look at.
+    pub fn samples(&self) -> &[u32] {
+        match self {
+            Problem::NoTarget => &[],
+            Problem::Loss { samples } | Problem::Gradient { samples, .. } => samples,
+        }
+    }
+}
+
+impl<B: Backend> Workload<B> {
+    /// Runs the step with number `step` (from 0) at learning rate `lr`.
+    ///
+    /// # Errors
+    /// If the device or a peer fails.
+    pub fn step(&mut self, dev: &B, comm: &dyn Communicator<B>, batch: &Step, step: u64, lr: f64) -> Result<Stepped> {
+        let mut counts = [0.0; 3];
+        for b in &batch.micro_batches {
+            let own = [b.n_valid as f64, b.tokens.len() as f64, self.flops.step(b)];
+            counts.iter_mut().zip(own).for_each(|(c, o)| *c += o);
+        }
+        comm.sum_host(&mut counts)?;
+        let [supervised, tokens, flops] = counts;
+        let mut stepped = Stepped {
+            loss: f64::NAN,
+            grad_norm: f64::NAN,
+            tokens: tokens as u64,
+            supervised: supervised as u64,
+            flops,
+            problem: None,
+        };
+        if supervised == 0.0 {
+            stepped.problem = Some(Problem::NoTarget);
+            return Ok(stepped);
+        }
+        model::zero_grads(dev, &mut self.grads)?;
+        let scale = (1.0 / supervised) as f32;
+        let mut nll = 0.0;
+        let mut suspects = Vec::new();
+        for (i, b) in batch.micro_batches.iter().enumerate() {
+            // A micro-batch without targets has no gradient.
+            if b.n_valid == 0 {
+                continue;
+            }
+            self.acts.load(dev, b)?;
+            // Row i of a step is on rank i mod world, so this numbering does not depend on the number of ranks.
+            let index = i * comm.world_size() + comm.rank();
+            self.acts.set_dropout_key(rng::mix(&[self.seed, step, index as u64]));
+            model::forward(dev, &self.config, &self.params, &mut self.acts)?;
+            model::backward(dev, &self.config, &self.params, &mut self.grads, &mut self.acts, scale)?;
+            let losses = self.acts.losses(dev)?;
+            let part: f64 = losses.iter().map(|&l| f64::from(l)).sum();
+            if !part.is_finite() {
+                suspects.extend(samples_not_finite(b, &losses));
+            }
+            nll += part;
+        }
+        model::for_each_grad(&mut self.grads, |g| comm.all_reduce_start(dev, &mut [g]))?;
+        comm.all_reduce_wait(dev)?;
+        let mut sums = [nll];
+        comm.sum_host(&mut sums)?;
+        stepped.loss = sums[0] / supervised;
+        if !stepped.loss.is_finite() {
+            stepped.problem = Some(Problem::Loss { samples: suspects });
+            return Ok(stepped);
+        }
+        match self.optimizer.step(dev, &mut self.params, &self.grads, lr)? {
+            Verdict::Updated { grad_norm } => stepped.grad_norm = grad_norm,
+            Verdict::NonFinite { grad_norm, tensors } => {
+                stepped.grad_norm = grad_norm;
+                let samples = batch
+                    .micro_batches
+                    .iter()
+                    .flat_map(|b| b.samples.iter().copied())
+                    .collect();
+                stepped.problem = Some(Problem::Gradient { tensors, samples });
+            }
+        }
+        Ok(stepped)
+    }
+
+    /// Summed negative log-likelihood, supervised tokens and right arg maxes of a micro-batch.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn evaluate(&mut self, dev: &B, batch: &MicroBatch) -> Result<[f64; 3]> {
+        if batch.n_valid == 0 {
+            return Ok([0.0; 3]);
+        }
+        self.acts.load(dev, batch)?;
+        model::loss(dev, &self.config, &self.params, &mut self.acts)?;
+        let sum = |values: Vec<f32>| values.iter().map(|&v| f64::from(v)).sum::<f64>();
+        Ok([
+            sum(self.acts.losses(dev)?),
+            batch.n_valid as f64,
+            sum(self.acts.corrects(dev)?),
+        ])
+    }
+
+    /// Names of the trained tensors.
+    pub fn trained(&self) -> Vec<String> {
+        self.optimizer.names().map(String::from).collect()
+    }
+
+    /// Copies the trained weights to the host, widened exactly. Of an embedding whose new rows alone are trained, these rows.
+    ///
+    /// # Errors
+    /// If the device refuses a copy.
+    pub fn export_params(&mut self, dev: &B) -> Result<HostParams> {
+        let slots = slots(&mut self.params, &self.grads, self.groups);
+        let export = |slot: Slot<B>| {
+            let (rows, cols) = slot.grad.shape();
+            let mut data = vec![0.0; slot.param.len()];
+            dev.download(&mut data, slot.param)?;
+            data.truncate((slot.first_row + rows) * cols);
+            data.drain(..slot.first_row * cols);
+            Ok((slot.name, HostTensor { rows, cols, data }))
+        };
+        slots.into_iter().map(export).collect()
+    }
+
+    /// Puts back what [`Workload::export_params`] copied.
+    ///
+    /// # Errors
+    /// If a trained weight is missing or of another shape, or the device refuses a copy.
+    pub fn import_params(&mut self, dev: &B, params: &HostParams) -> Result<()> {
+        for slot in slots(&mut self.params, &self.grads, self.groups) {
+            let found = params.iter().find(|(name, _)| *name == slot.name);
+            let (_, new) = found.ok_or_else(|| Error::new(format!("{}: missing", slot.name)))?;
+            let (rows, cols) = slot.grad.shape();
+            let shape = (new.rows, new.cols);
+            ensure!(
+                shape == (rows, cols),
+                "{}: expected shape {:?}, found {shape:?}",
+                slot.name,
+                (rows, cols)
+            );
+            if slot.param.shape() == shape {
+                dev.upload(slot.param, &new.data)?;
+                continue;
+            }
+            let mut all = vec![0.0; slot.param.len()];
+            dev.download(&mut all, slot.param)?;
+            all[slot.first_row * cols..][..rows * cols].copy_from_slice(&new.data);
+            dev.upload(slot.param, &all)?;
+        }
+        Ok(())
+    }
+}
+
+/// The samples whose documents hold a loss that is not finite; all of the micro-batch where documents and samples differ.
+fn samples_not_finite(b: &MicroBatch, losses: &[f32]) -> Vec<u32> {
+    let starts: Vec<usize> = (0..b.doc_start.len())
+        .filter(|&i| b.doc_start[i] as usize == i)
+        .collect();
+    if starts.len() != b.samples.len() {
+        return b.samples.clone();
+    }
+    let ends = starts.iter().skip(1).copied().chain([losses.len()]);
+    let documents = starts.iter().zip(ends).zip(&b.samples);
+    documents
+        .filter(|((s, e), _)| losses[**s..*e].iter().any(|l| !l.is_finite()))
+        .map(|(_, &sample)| sample)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_with_the_bad_loss_is_named() {
+        let b = MicroBatch {
+            doc_start: vec![0, 0, 2, 2, 2, 5],
+            samples: vec![7, 8, 9],
+            ..Default::default()
+        };
+        let nan = f32::NAN;
+        assert_eq!(samples_not_finite(&b, &[0.0, 1.0, 0.0, nan, 1.0, 0.0]), [8]);
+        assert_eq!(
+            samples_not_finite(&b, &[f32::INFINITY, 1.0, 0.0, 1.0, 1.0, nan]),
+            [7, 9]
+        );
+        let pretraining = MicroBatch { samples: vec![3], ..b };
+        assert_eq!(samples_not_finite(&pretraining, &[0.0, 1.0, 0.0, nan, 1.0, 0.0]), [3]);
+    }
+}

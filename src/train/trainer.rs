@@ -1,0 +1,323 @@
+//! The training loop: steps, log lines, evaluations, checkpoints, in this order and nowhere else.
+//!
+//! **Invariant:** whatever influences a later step or log line is in [`RunState`] or in the tensors of a checkpoint, so a
+//! resumed run repeats the bits of one that was never interrupted.
+
+use std::time::Instant;
+
+use serde_json::{Map, json};
+
+use super::batches::{EvalBatches, TrainBatches};
+use super::checkpoints::Checkpoints;
+use super::eval::{Evaluation, SetSums};
+use super::metrics::{Metrics, StepFigures};
+use super::settings::{Every, TrainSettings};
+use super::signals::StopFlag;
+use super::state::RunState;
+use super::step::{Problem, Stepped, Workload};
+use crate::backend::Backend;
+use crate::bail;
+use crate::comm::Communicator;
+use crate::data::loader::Step;
+use crate::error::Result;
+use crate::optim::schedule::Schedule;
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// All steps were taken.
+    Completed,
+    /// The patience of early stopping was used up.
+    EarlyStopped,
+    /// A signal asked to stop; the state is saved.
+    Interrupted,
+}
+
+/// Everything a run needs, joined.
+pub struct Trainer<'a, B: Backend> {
+    /// The device.
+    pub dev: &'a B,
+    /// The ranks.
+    pub comm: &'a dyn Communicator<B>,
+    /// Settings of the loop.
+    pub settings: &'a TrainSettings,
+    /// Model, gradients, activations, optimiser.
+    pub work: Workload<B>,
+    /// Training data, started at the state's cursor.
+    pub batches: Box<dyn TrainBatches + 'a>,
+    /// Validation data, where there is any.
+    pub eval_batches: Option<Box<dyn EvalBatches + 'a>>,
+    /// Learning rate by step.
+    pub schedule: Schedule,
+    /// Steps planned.
+    pub max_steps: u64,
+    /// Peak of the device in FLOP/s, where it is known.
+    pub peak_flops: Option<f64>,
+    /// Where the run stands.
+    pub state: RunState,
+    /// Where figures go.
+    pub metrics: Metrics,
+    /// Where checkpoints go; `None`: nowhere (ranks other than the main one, and tests).
+    pub checkpoints: Option<Checkpoints>,
+    /// Set by a signal.
+    pub stop: StopFlag,
+}
+
+/// Figures since the last log line that are for the eye only, so they are no part of the state.
+#[derive(Default)]
+struct Window {
+    steps: u64,
+    tokens: u64,
+    supervised: u64,
+    ms: f64,
+    flops: f64,
+}
+
+impl<B: Backend> Trainer<'_, B> {
+    /// Runs to the end, to the end of patience, or to a signal.
+    ///
+    /// # Errors
+    /// If data, device, peers or files fail, or `max_bad_steps` steps in a row were not finite.
+    pub fn run(&mut self) -> Result<Finished> {
+        let finished = self.run_steps();
+        self.metrics.finish();
+        let finished = finished?;
+        if let Some(checkpoints) = &mut self.checkpoints {
+            checkpoints.wait()?;
+        }
+        Ok(finished)
+    }
+
+    fn run_steps(&mut self) -> Result<Finished> {
+        let settings = self.settings;
+        if settings
+            .early_stopping
+            .is_some_and(|rule| self.state.best.misses >= rule.patience)
+        {
+            return Ok(Finished::EarlyStopped);
+        }
+        if self.state.step == 0 && settings.eval_on_start && settings.eval_every != Every::Never {
+            self.evaluate_and_log()?;
+        }
+        let mut window = Window::default();
+        while self.state.step < self.max_steps {
+            let start = Instant::now();
+            let batch = self.batches.next_step()?;
+            self.step(&batch, start, &mut window)?;
+            let last = self.state.step == self.max_steps;
+            let interrupted = self.stop.is_requested();
+            let mut save = settings.save_every.due(self.state.step, batch.epoch_end);
+            let mut out_of_patience = false;
+            if settings.eval_every.due(self.state.step, batch.epoch_end)
+                || (last && settings.eval_every != Every::Never)
+            {
+                if let Some(loss) = self.evaluate_and_log()? {
+                    let verdict = self.state.best.observe(loss, self.state.step, settings.early_stopping);
+                    save |= verdict.is_best;
+                    out_of_patience = verdict.stop;
+                }
+            }
+            save |= last || out_of_patience;
+            if (save && settings.save_every != Every::Never) || interrupted {
+                self.save()?;
+            }
+            if out_of_patience {
+                self.metrics.print(&format!(
+                    "early stopping after step {}: no better eval_loss in {} evaluations",
+                    self.state.step, self.state.best.misses
+                ));
+                return Ok(Finished::EarlyStopped);
+            }
+            if interrupted && !last {
+                return Ok(Finished::Interrupted);
+            }
+            if let Some(checkpoints) = &mut self.checkpoints {
+                checkpoints.poll()?;
+            }
+        }
+        Ok(Finished::Completed)
+    }
+
+    /// One optimiser step with its bookkeeping and log line.
+    fn step(&mut self, batch: &Step, start: Instant, window: &mut Window) -> Result<()> {
+        let lr = self.schedule.lr(self.state.step);
+        let stepped = self.work.step(self.dev, self.comm, batch, self.state.step, lr)?;
+        let s = &mut self.state;
+        s.step += 1;
+        (s.epoch, s.rows) = (batch.cursor.epoch, batch.cursor.rows);
+        s.epoch_fraction = batch.epoch_fraction;
+        s.tokens_seen += stepped.tokens;
+        s.flops += stepped.flops;
+        window.steps += 1;
+        window.tokens += stepped.tokens;
+        window.supervised += stepped.supervised;
+        window.flops += stepped.flops;
+        window.ms += start.elapsed().as_secs_f64() * 1e3;
+        if let Some(problem) = &stepped.problem {
+            return self.skipped(batch, &stepped, problem);
+        }
+        s.updates += 1;
+        s.bad_in_row = 0;
+        s.loss_sum += stepped.loss;
+        s.window = (s.window.0 + stepped.loss, s.window.1 + 1);
+        let mut figures = StepFigures {
+            step: s.step,
+            max_steps: self.max_steps,
+            epoch: s.epoch_fraction,
+            loss: stepped.loss,
+            grad_norm: stepped.grad_norm,
+            lr,
+            tokens: stepped.tokens,
+            supervised: stepped.supervised,
+            ms: start.elapsed().as_secs_f64() * 1e3,
+            flops: stepped.flops,
+            peak: self.peak_flops,
+        };
+        self.metrics.step(&figures)?;
+        if !s.step.is_multiple_of(self.settings.logging_steps) && s.step != self.max_steps {
+            return Ok(());
+        }
+        // The history holds what transformers logs: the mean loss since the last line, and no times.
+        let loss = s.window.0 / s.window.1 as f64;
+        s.window = (0.0, 0);
+        s.log_history.push(json!({
+            "epoch": s.epoch_fraction, "grad_norm": stepped.grad_norm, "learning_rate": lr, "loss": loss, "step": s.step,
+        }));
+        let scalars = [
+            ("train/loss", loss),
+            ("train/grad_norm", stepped.grad_norm),
+            ("train/learning_rate", lr),
+            ("train/epoch", s.epoch_fraction),
+        ];
+        self.metrics.scalars(s.step, &scalars)?;
+        let Window {
+            steps,
+            tokens,
+            supervised,
+            ms,
+            flops,
+        } = std::mem::take(window);
+        figures = StepFigures {
+            loss,
+            tokens,
+            supervised,
+            ms,
+            flops,
+            ..figures
+        };
+        self.metrics.print(&figures.line(steps));
+        Ok(())
+    }
+
+    /// A step whose update was left out: said on the console, in the metrics and in the history.
+    fn skipped(&mut self, batch: &Step, stepped: &Stepped, problem: &Problem) -> Result<()> {
+        let (kind, what) = problem.describe(stepped);
+        let s = &mut self.state;
+        let mut line = format!("step {:>5}/{} | skipped: {what}", s.step, self.max_steps);
+        let mut record = Map::new();
+        record.insert("step".into(), json!(s.step));
+        record.insert("epoch".into(), json!(batch.epoch_fraction));
+        record.insert("skipped".into(), json!(kind));
+        record.insert("why".into(), json!(what));
+        let names: Vec<String> = problem.samples().iter().map(|&i| self.batches.sample_name(i)).collect();
+        if *problem != Problem::NoTarget {
+            line += &format!(" | {} {}", plural(names.len(), "sample"), list(&names));
+            record.insert("samples".into(), json!(names));
+            s.bad_in_row += 1;
+        }
+        s.log_history.push(record.clone().into());
+        self.metrics.json(&record.into())?;
+        self.metrics.print(&line);
+        if s.bad_in_row >= self.settings.max_bad_steps {
+            bail!(
+                "{} steps in a row had a loss or gradient that is not finite, the last one at step {}: {what}; look at {}, \
+                 lower the learning rate, or raise max_bad_steps",
+                s.bad_in_row,
+                s.step,
+                list(&names)
+            );
+        }
+        Ok(())
+    }
+
+    /// Evaluates, logs, and returns eval_loss over all data sets.
+    fn evaluate_and_log(&mut self) -> Result<Option<f64>> {
+        let Some(evaluation) = self.evaluate()? else {
+            return Ok(None);
+        };
+        let Some(all) = evaluation.together() else {
+            return Ok(None);
+        };
+        let s = &mut self.state;
+        let record = evaluation.to_json(s.step, s.epoch_fraction);
+        self.metrics.json(&record)?;
+        s.log_history.push(record);
+        let scalars = [
+            ("eval/loss", all.loss()),
+            ("eval/perplexity", all.perplexity()),
+            ("eval/mean_token_accuracy", all.accuracy()),
+        ];
+        self.metrics.scalars(s.step, &scalars)?;
+        self.metrics.print(&evaluation.text(s.step, self.max_steps));
+        Ok(Some(all.loss()))
+    }
+
+    /// Evaluates the model as it stands; `None` without validation data.
+    ///
+    /// # Errors
+    /// If data, device or peers fail.
+    pub fn evaluate(&mut self) -> Result<Option<Evaluation>> {
+        let Some(batches) = &self.eval_batches else {
+            return Ok(None);
+        };
+        let start = Instant::now();
+        let mut sets = Vec::new();
+        for (i, name) in batches.names().into_iter().enumerate() {
+            let mut sums = [0.0; 3];
+            batches.visit(i, &mut |micro_batch| {
+                let part = self.work.evaluate(self.dev, micro_batch)?;
+                sums.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+                Ok(())
+            })?;
+            self.comm.sum_host(&mut sums)?;
+            let [nll, supervised, correct] = sums;
+            if supervised > 0.0 {
+                sets.push(SetSums {
+                    name,
+                    nll,
+                    supervised,
+                    correct,
+                });
+            }
+        }
+        Ok(Some(Evaluation {
+            sets,
+            seconds: start.elapsed().as_secs_f64(),
+        }))
+    }
+
+    /// Copies the state to the host and lets a thread write it.
+    fn save(&mut self) -> Result<()> {
+        let Some(checkpoints) = &mut self.checkpoints else {
+            return Ok(());
+        };
+        checkpoints.save(self.dev, &mut self.work, &self.state)
+    }
+}
+
+/// At most eight of them, and how many more there are.
+fn list(names: &[String]) -> String {
+    match names {
+        [] => "the data".into(),
+        _ if names.len() <= 8 => names.join(", "),
+        _ => format!("{} and {} more", names[..8].join(", "), names.len() - 8),
+    }
+}
+
+fn plural(n: usize, what: &str) -> String {
+    if n == 1 {
+        format!("1 {what}:")
+    } else {
+        format!("{n} {what}s:")
+    }
+}

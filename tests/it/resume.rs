@@ -1,0 +1,152 @@
+//! A resumed run repeats the bits of one that was never interrupted: weights, moments, log lines.
+
+use std::path::Path;
+
+use ringtune::commands::jobs::SftJob;
+use ringtune::commands::train::run_sft;
+use ringtune::train::settings::{EarlyStopping, Every, Precision, Resume};
+use serde_json::Value;
+
+use crate::runs::{copy_dir, metrics, same_file, sft, trainer_state};
+
+/// Runs once without a break, then from each checkpoint of that run on its own, and compares everything at the end.
+fn check(change: impl Fn(&mut SftJob), weights: &str, steps: &[u64]) {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = {
+        let mut job = sft(dir.path(), "whole");
+        change(&mut job);
+        run_sft(&job).unwrap();
+        job.output_dir
+    };
+    for step in steps {
+        let mut job = sft(dir.path(), &format!("from-{step}"));
+        change(&mut job);
+        // Checkpoints up to this step, and a log that ran on after it: what a killed run leaves.
+        for (at, path) in ringtune::checkpoint::manifest::list(&whole).unwrap() {
+            if at <= *step {
+                copy_dir(&path, &job.output_dir.join(path.file_name().unwrap()));
+            }
+        }
+        std::fs::copy(whole.join("metrics.jsonl"), job.output_dir.join("metrics.jsonl")).unwrap();
+        job.settings.resume = Resume::Auto;
+        run_sft(&job).unwrap();
+        let resumed = &job.output_dir;
+        same_file(&whole.join(weights), &resumed.join(weights));
+        let last = format!("checkpoint-{}", job.settings.max_steps.unwrap());
+        for file in [weights, "optimizer.safetensors"] {
+            same_file(&whole.join(&last).join(file), &resumed.join(&last).join(file));
+        }
+        assert_eq!(
+            metrics(&whole),
+            metrics(resumed),
+            "log of the run resumed after step {step}"
+        );
+        assert_eq!(
+            without_paths(&whole),
+            without_paths(resumed),
+            "state of the run resumed after step {step}"
+        );
+    }
+}
+
+/// The state without the output folder's name in it.
+fn without_paths(dir: &Path) -> Value {
+    let mut v = trainer_state(dir);
+    v["best_model_checkpoint"].take();
+    v
+}
+
+#[test]
+fn lora_with_dropout_and_new_rows() {
+    check(|_| {}, "adapter_model.safetensors", &[5, 10]);
+}
+
+#[test]
+fn lora_bf16_over_epoch_ends_with_evaluations_and_a_log_window() {
+    let change = |job: &mut SftJob| {
+        job.settings.precision = Precision::Bf16;
+        job.settings.save_every = Every::Steps(3);
+        job.settings.eval_every = Every::Steps(4);
+        job.settings.logging_steps = 5;
+        job.settings.grad_accum = 3;
+        job.settings.early_stopping = Some(EarlyStopping {
+            patience: 9,
+            threshold: 0.0,
+        });
+        job.data.packing = false;
+        job.settings.max_steps = Some(21);
+    };
+    check(change, "adapter_model.safetensors", &[3, 9, 18]);
+}
+
+#[test]
+fn full_f32() {
+    let change = |job: &mut SftJob| {
+        job.settings.lora = None;
+        job.settings.learning_rate = Some(1e-3);
+    };
+    check(change, "model.safetensors", &[5]);
+}
+
+#[test]
+fn full_bf16_keeps_its_masters() {
+    let change = |job: &mut SftJob| {
+        job.settings.lora = None;
+        job.settings.precision = Precision::Bf16;
+        job.settings.learning_rate = Some(1e-3);
+    };
+    check(change, "model.safetensors", &[5]);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = sft(dir.path(), "out");
+    run_sft(&job).unwrap();
+    let weights = job.output_dir.join("adapter_model.safetensors");
+    let expected = std::fs::read(&weights).unwrap();
+    let newest = job.output_dir.join("checkpoint-12/optimizer.safetensors");
+    let mut bytes = std::fs::read(&newest).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+    std::fs::remove_file(job.output_dir.join("checkpoint-10/trainer_state.json")).unwrap();
+    let mut again = job.clone();
+    again.settings.resume = Resume::Auto;
+    run_sft(&again).unwrap();
+    assert!(
+        std::fs::read(&weights).unwrap() == expected,
+        "resumed from step 5, the weights differ"
+    );
+    again.settings.resume = Resume::Path(job.output_dir.join("checkpoint-99"));
+    assert!(run_sft(&again).unwrap_err().to_string().contains("checkpoint-99"));
+}
+
+#[test]
+fn what_changed_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = sft(dir.path(), "out");
+    run_sft(&job).unwrap();
+    let refused = |change: &dyn Fn(&mut SftJob), name: &str| {
+        let mut again = job.clone();
+        again.settings.resume = Resume::Path(job.output_dir.join("checkpoint-5"));
+        change(&mut again);
+        let e = run_sft(&again).unwrap_err().to_string();
+        assert!(e.contains(&format!("{name} differs")), "{e}");
+        again.settings.allow_changed = vec![name.into()];
+        again.output_dir = dir.path().join(format!("other-{name}"));
+        run_sft(&again).unwrap();
+    };
+    refused(&|j| j.settings.weight_decay = 0.1, "config");
+    refused(&|j| j.data.val_fraction = 0.2, "data");
+}
+
+#[test]
+fn a_used_folder_needs_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = sft(dir.path(), "out");
+    run_sft(&job).unwrap();
+    let e = run_sft(&job).unwrap_err();
+    assert_eq!(e.exit_code(), 2);
+    assert!(e.to_string().contains("--resume-from-checkpoint auto"), "{e}");
+}
