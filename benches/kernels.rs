@@ -1,6 +1,7 @@
 //! Kernels of the CPU backend on the shapes of real models: each result is verified on samples, then timed.
 //!
-//! `cargo bench --bench kernels [-- FILTER]`. Medians; GFLOP/s beside the share of the peak that a loop of multiply-adds in
+//! `cargo bench --bench kernels [-- [--threads N] FILTER]`. Medians; with one thread in CPU time of the process, which other
+//! programs on the machine disturb less, else in wall time; GFLOP/s beside the share of the peak that a loop of multiply-adds in
 //! registers reaches on the same threads, GB/s from the bytes an operation has to move at least once.
 
 use ringtune::backend::{AdamWStep, Backend, CrossEntropy, Heads, Mask, MatMul, Write};
@@ -11,11 +12,18 @@ use ringtune::tensor::{DType, Tensor};
 use std::time::{Duration, Instant};
 
 fn main() -> Result<()> {
-    let filter = std::env::args()
-        .skip(1)
-        .find(|a| !a.starts_with('-'))
-        .unwrap_or_default();
-    let dev = Cpu::new(None)?;
+    let mut filter = String::new();
+    let mut threads = None;
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--threads" => threads = args.next().and_then(|n| n.parse().ok()),
+            // Cargo passes this to every bench.
+            "--bench" => {}
+            _ => filter = arg,
+        }
+    }
+    let dev = Cpu::new(threads)?;
     let bench = Bench {
         peak: peak_gflops(dev.threads()),
         filter,
@@ -37,6 +45,35 @@ fn main() -> Result<()> {
     streams(&bench)
 }
 
+/// A point in time: of the process's CPU clock with one thread, of the wall with several.
+struct Clock(Instant, Option<f64>);
+
+impl Clock {
+    fn start(threads: usize) -> Self {
+        Self(Instant::now(), (threads == 1).then(cpu_seconds).flatten())
+    }
+
+    fn seconds(&self) -> f64 {
+        match self.1.zip(cpu_seconds()) {
+            Some((start, now)) => now - start,
+            None => self.0.elapsed().as_secs_f64(),
+        }
+    }
+}
+
+/// CPU time of this process, where the system tells.
+fn cpu_seconds() -> Option<f64> {
+    #[cfg(unix)]
+    {
+        let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `t` is a timespec that the call fills in.
+        let status = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut t) };
+        (status == 0).then_some(t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9)
+    }
+    #[cfg(not(unix))]
+    None
+}
+
 struct Bench {
     dev: Cpu,
     /// f32 and bf16, GFLOP/s of all threads.
@@ -54,9 +91,9 @@ impl Bench {
         let begin = Instant::now();
         let mut times = vec![];
         while times.len() < 5 || (begin.elapsed() < Duration::from_millis(300) && times.len() < 1000) {
-            let t = Instant::now();
+            let clock = Clock::start(self.dev.threads());
             f()?;
-            times.push(t.elapsed().as_secs_f64());
+            times.push(clock.seconds());
         }
         times.sort_by(f64::total_cmp);
         let seconds = times[times.len() / 2];
@@ -427,13 +464,13 @@ fn peak_gflops(threads: usize) -> (f64, f64) {
     let measure = |run: fn(usize) -> f32, flop: f64| {
         let rounds = 2_000_000;
         let best = (0..3).map(|_| {
-            let t = Instant::now();
+            let clock = Clock::start(threads);
             std::thread::scope(|s| {
                 for _ in 0..threads {
                     s.spawn(move || std::hint::black_box(run(rounds)));
                 }
             });
-            t.elapsed().as_secs_f64()
+            clock.seconds()
         });
         threads as f64 * flop * rounds as f64 / best.fold(f64::INFINITY, f64::min) / 1e9
     };

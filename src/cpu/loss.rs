@@ -1,42 +1,45 @@
 //! The head and its cross-entropy in chunks of supervised rows: the logits never exist whole.
 
 use super::Cpu;
-use super::buffer::{View, elems_mut, i32s, typed, view};
+use super::buffer::{View, elems_mut, i32s, view};
 use super::level::multiversion;
 use super::matmul::{Dest, Shape, product};
 use super::pack::Operand;
 use super::threads::chunked;
 use super::vector::{Elem, LANES, exp, sum_lanes};
-use crate::backend::{CrossEntropy, IGNORE, Write};
+use crate::backend::{Backend, CrossEntropy, IGNORE, Write};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 use half::bf16;
 
-/// Rows of a chunk. More rows read and write `dw` less often; fewer keep the logits in the cache.
-const CHUNK: usize = 256;
+/// Rows of a chunk. More rows read and write `dw` and pack `w` less often; fewer take less memory.
+const CHUNK: usize = 512;
 
 /// What a row of logits gives.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct RowLoss {
     loss: f32,
     correct: bool,
+    /// 1 over the sum of the exponentials.
+    normalizer: f32,
 }
 
 multiversion! {
-    /// Loss of one row; with `gradient`, the logits become `scale · (softmax - onehot)`.
-    fn softmax_row(logits: &mut [f32], target: usize, scale: f32, gradient: bool) -> RowLoss {
-        // The maximum by value, NaN included, then its first place.
+    /// Loss of one row; the logits become `exp(logit - max)`.
+    fn softmax_row(logits: &mut [f32], target: usize) -> RowLoss {
+        let larger = |m: f32, x: f32| if x > m || x.is_nan() { x } else { m };
         let mut lanes = [f32::NEG_INFINITY; LANES];
         let chunks = logits.chunks_exact(LANES);
         let rest = chunks.remainder();
         for x in chunks {
             for l in 0..LANES {
-                lanes[l] = if x[l] > lanes[l] || x[l].is_nan() { x[l] } else { lanes[l] };
+                lanes[l] = larger(lanes[l], x[l]);
             }
         }
-        let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &x| if x > m || x.is_nan() { x } else { m });
-        let best = logits.iter().position(|&x| x == max);
+        let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &x| larger(m, x));
         let logit = logits[target];
+        // The lowest class wins a tie.
+        let correct = logit == max && logits[..target].iter().all(|&x| x != max);
         let mut lanes = [0.0f32; LANES];
         let mut chunks = logits.chunks_exact_mut(LANES);
         for x in &mut chunks {
@@ -45,19 +48,28 @@ multiversion! {
                 lanes[l] += x[l];
             }
         }
-        for (l, x) in chunks.into_remainder().iter_mut().enumerate() {
+        for (x, sum) in chunks.into_remainder().iter_mut().zip(&mut lanes) {
             *x = exp::<I>(*x - max);
-            lanes[l] += *x;
+            *sum += *x;
         }
         let sum = sum_lanes(lanes);
-        if gradient {
-            let factor = scale / sum;
-            for x in logits.iter_mut() {
-                *x *= factor;
-            }
-            logits[target] -= scale;
+        RowLoss { loss: max + sum.ln() - logit, correct, normalizer: 1.0 / sum }
+    }
+}
+
+multiversion! {
+    fn scaled[G: Elem](out: &mut [G], x: &[f32], by: f32) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = G::put(x * by);
         }
-        RowLoss { loss: max + sum.ln() - logit, correct: best == Some(target) }
+    }
+}
+
+multiversion! {
+    fn scale(x: &mut [f32], by: f32) {
+        for x in x {
+            *x *= by;
+        }
     }
 }
 
@@ -123,75 +135,87 @@ pub fn linear_cross_entropy(
     let gradient = dx.is_some() || dw.is_some();
     let both_bf16 = x.dtype() == DType::Bf16 || w.dtype() == DType::Bf16;
     let mut scratch = dev.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut kept = std::mem::take(&mut scratch.logits);
-    let logits = kept.elems::<f32>(CHUNK.min(rows.len()) * classes);
-    let mut gathered_x = vec![0.0f32; CHUNK * c];
-    let mut gathered_dx = vec![0.0f32; CHUNK * c];
-    let mut results = vec![
-        RowLoss {
-            loss: 0.0,
-            correct: false
-        };
-        CHUNK
-    ];
+    let (mut kept, mut kept_gradients) = (
+        std::mem::take(&mut scratch.logits),
+        std::mem::take(&mut scratch.gradients),
+    );
+    let most = CHUNK.min(rows.len());
+    let logits = kept.elems::<f32>(most * classes);
+    // Products with a bf16 operand round the gradients anyway: rounding them once here halves the memory they move.
+    let apart = gradient && both_bf16;
+    let gradients = kept_gradients.elems::<bf16>(if apart { most * classes } else { 0 });
+    let mut gathered = dev.alloc(most, c, x.dtype())?;
+    let mut gathered_dx = vec![0.0f32; if dx.is_some() { most * c } else { 0 }];
+    let mut results = vec![RowLoss::default(); most];
     for chunk in rows.chunks(CHUNK) {
         let m = chunk.len();
         let logits = &mut logits[..m * classes];
-        typed!(x = x, => dev.pool.split(chunked(&mut gathered_x[..m * c], c), |i, row| {
-            let x = &x[chunk[i] * c..][..c];
-            row.iter_mut().zip(x).for_each(|(row, x)| *row = x.get());
-        }));
-        let xs = Operand {
-            data: View::F32(&gathered_x[..m * c]),
-            major_stride: c,
-            k_stride: 1,
-        };
-        let ws = Operand {
-            data: view(w),
-            major_stride: c,
-            k_stride: 1,
+        let width = c * x.dtype().bytes();
+        dev.pool
+            .split(chunked(&mut gathered.buf.bytes_mut()[..m * width], width), |i, row| {
+                row.copy_from_slice(&x.buf.bytes()[chunk[i] * width..(chunk[i] + 1) * width]);
+            });
+        gathered.set_rows(m);
+        let xs = view(&gathered);
+        let operand = |data, major_stride, k_stride| Operand {
+            data,
+            major_stride,
+            k_stride,
         };
         let shape = Shape { m, n: classes, k: c };
+        let (a, b) = (operand(xs, c, 1), operand(view(w), c, 1));
         product(
             dev,
             &mut scratch,
             Dest::F32(logits),
-            xs,
-            ws,
+            a,
+            b,
             shape,
             both_bf16,
             1.0,
             Write::Set,
         );
-        let parts = (chunked(logits, classes), chunked(&mut results[..m], 1));
-        dev.pool.split(parts, |i, (logits, result)| {
-            result[0] = softmax_row(dev.level, logits, targets[chunk[i]] as usize, how.scale, gradient);
-        });
+        dev.pool.split(
+            (chunked(logits, classes), chunked(&mut results[..m], 1)),
+            |i, (logits, result)| {
+                result[0] = softmax_row(dev.level, logits, targets[chunk[i]] as usize);
+            },
+        );
         for (&i, result) in chunk.iter().zip(&results) {
             loss[i] = result.loss;
             if let Some(correct) = &mut correct {
                 correct[i] = f32::from(result.correct);
             }
         }
-        let ds = View::F32(logits);
+        if !gradient {
+            continue;
+        }
+        let how_row = |i: usize| (how.scale * results[i].normalizer, targets[chunk[i]] as usize);
+        let ds = if apart {
+            let gradients = &mut gradients[..m * classes];
+            dev.pool.split(chunked(gradients, classes), |i, row| {
+                let ((by, target), x) = (how_row(i), &logits[i * classes..(i + 1) * classes]);
+                scaled(dev.level, row, x, by);
+                row[target] = bf16::put(x[target] * by - how.scale);
+            });
+            View::Bf16(gradients)
+        } else {
+            dev.pool.split(chunked(logits, classes), |i, row| {
+                let (by, target) = how_row(i);
+                scale(dev.level, row, by);
+                row[target] -= how.scale;
+            });
+            View::F32(logits)
+        };
         if let Some(dx) = &mut dx {
-            let ds = Operand {
-                data: ds,
-                major_stride: classes,
-                k_stride: 1,
-            };
-            let ws = Operand {
-                data: view(w),
-                major_stride: 1,
-                k_stride: c,
-            };
             let out = &mut gathered_dx[..m * c];
+            let (a, b) = (operand(ds, classes, 1), operand(view(w), 1, c));
             product(
                 dev,
                 &mut scratch,
                 Dest::F32(out),
-                ds,
-                ws,
+                a,
+                b,
                 Shape { m, n: c, k: classes },
                 both_bf16,
                 1.0,
@@ -203,26 +227,18 @@ pub fn linear_cross_entropy(
             }
         }
         if let (Some(dw), true) = (&mut dw, tail > 0) {
-            let View::F32(all) = ds else {
-                unreachable!("logits are f32")
-            };
-            let ds = Operand {
-                data: View::F32(&all[first..]),
-                major_stride: 1,
-                k_stride: classes,
-            };
-            let xs = Operand {
-                data: View::F32(&gathered_x[..m * c]),
-                major_stride: 1,
-                k_stride: c,
+            let ds = match ds {
+                View::F32(ds) => View::F32(&ds[first..]),
+                View::Bf16(ds) => View::Bf16(&ds[first..]),
             };
             let out = &mut elems_mut::<f32>(dw)[..tail * c];
+            let (a, b) = (operand(ds, 1, classes), operand(xs, 1, c));
             product(
                 dev,
                 &mut scratch,
                 Dest::F32(out),
-                ds,
-                xs,
+                a,
+                b,
                 Shape { m: tail, n: c, k: m },
                 both_bf16,
                 1.0,
@@ -230,6 +246,7 @@ pub fn linear_cross_entropy(
             );
         }
     }
+    scratch.gradients = kept_gradients;
     scratch.logits = kept;
     Ok(())
 }
@@ -246,7 +263,6 @@ fn scatter<E: Elem>(dst: &mut [E], src: &[f32], rows: &[usize], c: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Backend;
     use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, tensor_i32, thread_counts, values};
 
     struct Expected {

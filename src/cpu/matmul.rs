@@ -38,6 +38,8 @@ pub struct Scratch {
     sum: Grow,
     /// Logits of a chunk of rows.
     pub logits: Grow,
+    /// Their gradients, where they are not formed in place.
+    pub gradients: Grow,
     /// Packed keys and values, or the gradients of each query head.
     pub attention: Grow,
 }

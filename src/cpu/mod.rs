@@ -17,6 +17,8 @@ mod matmul;
 mod norm;
 mod optim;
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod pack_avx512;
 mod threads;
 mod vector;
 

@@ -149,6 +149,27 @@ fn panel<S: Source, T: ToUnit<S>>(
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+fn wide_panel<L: super::pack_avx512::Load>(
+    dst: &mut [u32],
+    width: usize,
+    have: usize,
+    src: &[L::Source],
+    (major_stride, k_stride): (usize, usize),
+    k: usize,
+) {
+    use super::pack_avx512::{k_contiguous, rows_contiguous};
+    // SAFETY: the caller saw the level that has these instructions.
+    unsafe {
+        match (width, k_stride == 1) {
+            (14, true) => k_contiguous::<L, 14>(dst, have, src, major_stride, k),
+            (14, false) => rows_contiguous::<L, 14>(dst, have, src, k_stride, k),
+            (_, true) => k_contiguous::<L, 32>(dst, have, src, major_stride, k),
+            (_, false) => rows_contiguous::<L, 32>(dst, have, src, k_stride, k),
+        }
+    }
+}
+
 /// Packs rows `first .. first + have` of the major axis and steps `k0 .. k0 + k` into one panel of `width`.
 #[allow(clippy::too_many_arguments)]
 pub fn pack_panel(
@@ -164,6 +185,20 @@ pub fn pack_panel(
 ) {
     let at = first * src.major_stride + k0 * src.k_stride;
     let strides = (src.major_stride, src.k_stride);
+    #[cfg(target_arch = "x86_64")]
+    {
+        use super::pack_avx512::{PairBf16, PairF32, SingleF32};
+        let wide = (width == 14 || width == 32) && k > 0 && have > 0;
+        // The vector code is compiled with the bf16 instructions, so it serves the one level that has them.
+        if wide && level == Level::Avx512Bf16 {
+            match (src.data, unit) {
+                (View::F32(x), Unit::Single) => return wide_panel::<SingleF32>(dst, width, have, &x[at..], strides, k),
+                (View::F32(x), Unit::Pair) => return wide_panel::<PairF32>(dst, width, have, &x[at..], strides, k),
+                (View::Bf16(x), Unit::Pair) => return wide_panel::<PairBf16>(dst, width, have, &x[at..], strides, k),
+                _ => {}
+            }
+        }
+    }
     match (src.data, unit) {
         (View::F32(x), Unit::Single) => panel::<f32, Exact>(level, dst, width, have, &x[at..], strides, k),
         (View::F32(x), Unit::Rounded) => panel::<f32, Round>(level, dst, width, have, &x[at..], strides, k),
@@ -172,5 +207,44 @@ pub fn pack_panel(
             panel::<bf16, Exact>(level, dst, width, have, &x[at..], strides, k)
         }
         (View::Bf16(x), Unit::Pair) => panel::<bf16, Pairs>(level, dst, width, have, &x[at..], strides, k),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::normal;
+
+    /// Every level gives the same units, from every source, in both directions, at ragged edges too.
+    #[test]
+    fn levels_pack_the_same_units() {
+        let x = normal(9, 70 * 70);
+        let y: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
+        for level in Level::ALL.into_iter().filter(|l| l.is_supported()) {
+            for data in [View::F32(&x), View::Bf16(&y)] {
+                for unit in [Unit::Single, Unit::Pair] {
+                    for strides in [(70, 1), (1, 70)] {
+                        for (width, have, first, k0, k) in [
+                            (14, 14, 0, 0, 64),
+                            (32, 32, 5, 3, 37),
+                            (14, 3, 40, 2, 1),
+                            (32, 17, 7, 0, 33),
+                            (32, 9, 0, 1, 2),
+                        ] {
+                            let src = Operand {
+                                data,
+                                major_stride: strides.0,
+                                k_stride: strides.1,
+                            };
+                            let n = unit.count(k) * width;
+                            let (mut expected, mut found) = (vec![7u32; n], vec![9u32; n]);
+                            pack_panel(Level::Portable, &mut expected, unit, width, src, first, have, k0, k);
+                            pack_panel(level, &mut found, unit, width, src, first, have, k0, k);
+                            assert_eq!(found, expected, "{level:?} {unit:?} {strides:?} {width} {have} {k}");
+                        }
+                    }
+                }
+            }
+        }
     }
 }
