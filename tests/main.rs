@@ -5,6 +5,8 @@
 mod checkpoint;
 #[path = "it/floors.rs"]
 mod floors;
+#[path = "it/golden_steps.rs"]
+mod golden_steps;
 #[path = "it/hf_config.rs"]
 mod hf_config;
 #[path = "it/peft.rs"]

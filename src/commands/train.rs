@@ -373,33 +373,25 @@ fn show_row(row: &Encoded, tokenizer: &Tokenizer, style: Style) -> String {
     out.trim_end().to_string()
 }
 
-/// Rows by data set: used, dropped, held out; requested and achieved share in the three units.
+/// Rows by data set: read, kept, held out; requested and achieved share in the three units.
 fn mix_table(data: &SftData) -> String {
-    let percent = |x: f64| format!("{:.1}%", 100.0 * x);
     let header = [
         "data set",
         "rows",
         "kept",
         "train",
         "validation",
-        "asked",
         "samples",
         "tokens",
-        "supervised",
+        "supervised tokens",
     ];
     let mut rows = vec![header.map(String::from).to_vec()];
     for (set, mix) in data.sets.iter().zip(data.train.mix_report(0)) {
-        let asked = mix.requested[data.train.weight_unit() as usize];
-        let mut row = vec![
-            set.name.clone(),
-            grouped(set.counts.rows),
-            grouped(set.counts.kept),
-            grouped(set.n_train as u64),
-            grouped(set.n_val as u64),
-            percent(asked),
-        ];
-        row.extend(mix.achieved.map(percent));
+        let mut row = vec![set.name.clone()];
+        row.extend([set.counts.rows, set.counts.kept, set.n_train as u64, set.n_val as u64].map(grouped));
+        let shares = mix.requested.iter().zip(mix.achieved);
+        row.extend(shares.map(|(asked, got)| format!("{:.1}% → {:.1}%", 100.0 * asked, 100.0 * got)));
         rows.push(row);
     }
-    table(&rows).trim_end().to_string()
+    format!("{}(shares of an epoch: asked → achieved)", table(&rows))
 }

@@ -105,6 +105,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         }
     };
     say(&settings_table(spec.resolved));
+    let available = available_memory();
     let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * spec.train.max_seq_len();
     let mut work = setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)?;
     let mut fingerprints = spec.fingerprints.clone();
@@ -122,7 +123,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     let state = resume(dev, &mut work, &checkpoints, s, &spec.run_dir)?;
     say(&format!("device: {}", dev.describe()));
     say(&setup::parameters_line(&work));
-    say(&memory_table(&setup::memory(&work), available_memory()));
+    say(&memory_table(&setup::memory(&work), available));
     let rows = spec.train.plan(state.epoch).n_rows();
     say(&format!(
         "steps: {max_steps} of up to {} rows ({rows} rows of at most {} tokens in epoch {})\n",

@@ -1,0 +1,168 @@
+//! Twenty AdamW steps through the trainer's step against transformers and PEFT: losses, rates, norms, and the weights at the end.
+//!
+//! Tolerances are those that were measured when the results were recorded (f32): losses 1e-4, gradients 5e-5 relative, the
+//! update of a tensor over 20 steps 5e-4 relative.
+
+use std::path::Path;
+
+use ringtune::checkpoint::TensorSource;
+use ringtune::checkpoint::peft::Adapter;
+use ringtune::checkpoint::safetensors::{ModelFiles, TensorFile};
+use ringtune::comm::Solo;
+use ringtune::cpu::Cpu;
+use ringtune::data::MicroBatch;
+use ringtune::data::loader::Step;
+use ringtune::train::settings::{LoraSettings, TrainSettings, Warmup};
+use ringtune::train::step::Workload;
+use ringtune::train::{plan, setup};
+use serde_json::Value;
+
+const MODEL: &str = "tests/data/model/tiny-llama-tied";
+const GOLDEN: &str = "tests/data/golden/tiny-llama-tied";
+
+/// Rows of a padded batch as documents; `labels[t]` is the target of position `t - 1`.
+fn micro_batch(v: &Value) -> MicroBatch {
+    let rows = |key: &str| -> Vec<Vec<i64>> { serde_json::from_value(v[key].clone()).unwrap() };
+    let mut b = MicroBatch::default();
+    for ((ids, labels), mask) in rows("input_ids")
+        .iter()
+        .zip(&rows("labels"))
+        .zip(&rows("attention_mask"))
+    {
+        let n = mask.iter().filter(|&&m| m == 1).count();
+        assert!(mask[..n].iter().all(|&m| m == 1), "padding stands at the end");
+        let start = b.tokens.len() as i32;
+        for t in 0..n {
+            b.tokens.push(ids[t] as i32);
+            b.targets.push(if t + 1 < n { labels[t + 1] as i32 } else { -100 });
+            b.doc_start.push(start);
+        }
+    }
+    b.n_valid = b.targets.iter().filter(|&&t| t != -100).count();
+    b
+}
+
+fn settings(v: &Value, lora: Option<LoraSettings>) -> TrainSettings {
+    let h = &v["hyperparameters"];
+    TrainSettings {
+        learning_rate: h["lr"].as_f64(),
+        max_steps: h["steps"].as_u64(),
+        weight_decay: h["weight_decay"].as_f64().unwrap(),
+        max_grad_norm: h["clip"].as_f64(),
+        adam_eps: h["eps"].as_f64().unwrap(),
+        warmup: Warmup::Steps(h["warmup"].as_u64().unwrap()),
+        warmup_from_zero: true,
+        lora,
+        ..Default::default()
+    }
+}
+
+/// Runs the recorded batches and compares every step.
+fn run_steps(dev: &Cpu, work: &mut Workload<Cpu>, s: &TrainSettings, golden: &Value, batches: &Value) {
+    let schedule = plan::schedule(s, s.learning_rate.unwrap(), s.max_steps.unwrap()).unwrap();
+    for (i, batches) in batches.as_array().unwrap().iter().enumerate() {
+        let micro_batches = batches.as_array().unwrap().iter().map(micro_batch).collect();
+        let batch = Step {
+            micro_batches,
+            ..Default::default()
+        };
+        let lr = schedule.lr(i as u64);
+        let got = work.step(dev, &Solo, &batch, i as u64, lr).unwrap();
+        let want = |key: &str| golden[key][i].as_f64().unwrap();
+        assert!(
+            (lr - want("lr")).abs() < 1e-15,
+            "rate of step {i}: {lr} against {}",
+            want("lr")
+        );
+        let (loss, norm) = (want("loss"), want("grad_norm_before_clip"));
+        assert!(
+            (got.loss - loss).abs() < 1e-4,
+            "loss of step {i}: {} against {loss}",
+            got.loss
+        );
+        assert!(
+            (got.grad_norm / norm - 1.0).abs() < 5e-5,
+            "norm of step {i}: {} against {norm}",
+            got.grad_norm
+        );
+        assert_eq!(got.problem, None);
+    }
+}
+
+/// `|(got - start) - (want - start)| / |want - start|`.
+fn update_error(got: &[f32], want: &[f32], start: &[f32]) -> f64 {
+    let norm = |a: &[f32], b: &[f32]| {
+        a.iter()
+            .zip(b)
+            .map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2))
+            .sum::<f64>()
+            .sqrt()
+    };
+    norm(got, want) / norm(want, start)
+}
+
+#[test]
+fn full_training() {
+    let dev = Cpu::new(Some(2)).unwrap();
+    let golden: Value = serde_json::from_slice(&std::fs::read(format!("{GOLDEN}/golden.json")).unwrap()).unwrap();
+    let golden = &golden["adamw"];
+    let s = settings(golden, None);
+    let base = ModelFiles::open(Path::new(MODEL)).unwrap();
+    let mut work = setup::workload(&dev, &base, &s, None, 512).unwrap();
+    run_steps(&dev, &mut work, &s, golden, &golden["batches"]);
+    let last = TensorFile::open(Path::new(&format!("{GOLDEN}/adamw_final.safetensors"))).unwrap();
+    let mut compared = 0;
+    for (name, got) in work.export_params(&dev).unwrap() {
+        // Of the embedding only some rows are recorded.
+        if last.info(&name).is_none() {
+            continue;
+        }
+        let error = update_error(
+            &got.data,
+            &last.load(&name).unwrap().data,
+            &base.load(&name).unwrap().data,
+        );
+        assert!(error < 5e-4, "update of {name}: {error:.1e}");
+        compared += 1;
+    }
+    assert_eq!(compared, 19);
+}
+
+#[test]
+fn lora() {
+    let dev = Cpu::new(Some(2)).unwrap();
+    let golden: Value = serde_json::from_slice(&std::fs::read(format!("{GOLDEN}/golden.json")).unwrap()).unwrap();
+    let batches = &golden["adamw"]["batches"];
+    let golden = &golden["lora"]["all"]["adamw"];
+    let s = settings(
+        golden,
+        Some(LoraSettings {
+            r: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            ..Default::default()
+        }),
+    );
+    let base = ModelFiles::open(Path::new(MODEL)).unwrap();
+    let mut work = setup::workload(&dev, &base, &s, None, 512).unwrap();
+    let adapter = Adapter::open(Path::new(&format!("{GOLDEN}/adapter_all"))).unwrap();
+    let start: Vec<_> = work
+        .trained()
+        .into_iter()
+        .map(|name| {
+            let parts: Vec<&str> = name.split('.').collect();
+            let (a, b) = adapter.lora(parts[2].parse().unwrap(), parts[4]).unwrap().unwrap();
+            (name.clone(), if parts[5] == "lora_A" { a } else { b })
+        })
+        .collect();
+    work.import_params(&dev, &start).unwrap();
+    run_steps(&dev, &mut work, &s, golden, batches);
+    let last = TensorFile::open(Path::new(&format!("{GOLDEN}/lora_all.safetensors"))).unwrap();
+    let got = work.export_params(&dev).unwrap();
+    assert_eq!(got.len(), 28);
+    for ((name, got), (_, start)) in got.iter().zip(&start) {
+        let want = last.load(&format!("final.base_model.model.{name}")).unwrap();
+        let error = update_error(&got.data, &want.data, &start.data);
+        assert!(error < 5e-4, "update of {name}: {error:.1e}");
+    }
+}
