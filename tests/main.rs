@@ -29,3 +29,13 @@ mod tokenizer;
 mod tokenizer_json;
 #[path = "it/train.rs"]
 mod train;
+#[path = "it/rows.rs"]
+mod rows;
+#[path = "it/mix.rs"]
+mod mix;
+#[path = "it/pack.rs"]
+mod pack;
+#[path = "it/token_file.rs"]
+mod token_file;
+#[path = "it/loader.rs"]
+mod loader;

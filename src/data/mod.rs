@@ -10,6 +10,7 @@ pub mod prepare;
 pub mod pretrain;
 pub mod progress;
 pub mod raw_tokens;
+mod row_fields;
 pub mod sft;
 mod sp_model;
 pub mod split;

@@ -198,7 +198,7 @@ pub fn tokens_of(
     if extension == "tok" || TokenFile::is_token_file(&bytes) {
         let file = TokenFile::open(path)?;
         file.expect(tokenizer.hash(), None)?;
-        return Ok(Tokens::File(file));
+        return Ok(Tokens::File(Box::new(file)));
     }
     tokenizer.newline_id()?;
     ensure!(!bytes.is_empty(), "{name}: the file is empty, expected text");
@@ -244,7 +244,7 @@ pub fn tokens_of(
             docs,
         })
     })?;
-    Ok(Tokens::File(file))
+    Ok(Tokens::File(Box::new(file)))
 }
 
 /// A document and the line it starts on.

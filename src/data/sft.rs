@@ -124,7 +124,7 @@ pub fn prepare(
             "{name}: no usable training row, expected at least one, found {}",
             describe(&counts)
         );
-        let tokens = Arc::new(Tokens::File(file));
+        let tokens = Arc::new(Tokens::File(Box::new(file)));
         let side = |docs: &[u32]| PieceSet {
             name: name.clone(),
             tokens: tokens.clone(),
@@ -182,7 +182,7 @@ pub fn load_sets(
             "{name}: no usable row, expected at least one, found {}",
             describe(&file.meta().counts)
         );
-        let tokens = Arc::new(Tokens::File(file));
+        let tokens = Arc::new(Tokens::File(Box::new(file)));
         let pieces = (0..tokens.n_docs() as u32).map(|d| whole(&tokens, d)).collect();
         Ok(PieceSet { name, tokens, pieces })
     });

@@ -122,7 +122,7 @@ fn check_charsmap(map: &[u8]) -> Result<()> {
     };
     let n_bytes = u32::from_le_bytes(*head) as usize;
     ensure!(
-        n_bytes % 4 == 0 && n_bytes >= 1024 && n_bytes < rest.len(),
+        n_bytes.is_multiple_of(4) && n_bytes >= 1024 && n_bytes < rest.len(),
         "{damaged}, found a trie of {n_bytes} in {} bytes",
         rest.len()
     );

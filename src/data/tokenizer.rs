@@ -198,10 +198,10 @@ impl Tokenizer {
 
     fn find_newline(&self) -> Result<Newline> {
         let ids = self.encode_raw("\n")?;
-        if let Some(&last) = ids.last().filter(|&&id| id != self.special.unk) {
-            if self.decode_raw(&ids)?.ends_with('\n') {
-                return Ok(Newline::Kept(last));
-            }
+        if let Some(&last) = ids.last().filter(|&&id| id != self.special.unk)
+            && self.decode_raw(&ids)?.ends_with('\n')
+        {
+            return Ok(Newline::Kept(last));
         }
         Ok(self
             .byte_ids

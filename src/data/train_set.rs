@@ -19,7 +19,7 @@ const STREAM_ROWS: u64 = 0x6f72_6402;
 #[derive(Debug)]
 pub enum Tokens {
     /// A token file of ours.
-    File(TokenFile),
+    File(Box<TokenFile>),
     /// A flat file of ids, every one supervised.
     Raw(RawTokens),
 }

@@ -127,10 +127,11 @@ fn damaged_models_never_crash() {
             if i % 5 == 0 {
                 damaged.truncate(stream.u64_at(10 * i + 9) as usize % damaged.len());
             }
-            if let Ok(t) = Tokenizer::from_bytes("damaged", damaged, special) {
-                if let Ok(ids) = t.encode("Hello, wörld!\n\u{1f642} 12 ﬁ") {
-                    t.decode(&ids, Specials::Show);
-                }
+            let tokenizer = Tokenizer::from_bytes("damaged", damaged, special);
+            if let Ok(t) = tokenizer
+                && let Ok(ids) = t.encode("Hello, wörld!\n\u{1f642} 12 ﬁ")
+            {
+                t.decode(&ids, Specials::Show);
             }
         }
     }
