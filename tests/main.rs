@@ -25,17 +25,20 @@ mod schedule;
 mod templates;
 #[path = "it/tokenizer.rs"]
 mod tokenizer;
-#[path = "it/tokenizer_json.rs"]
-mod tokenizer_json;
-#[path = "it/train.rs"]
-mod train;
-#[path = "it/rows.rs"]
-mod rows;
+
+#[path = "it/golden.rs"]
+mod golden;
+#[path = "it/loader.rs"]
+mod loader;
 #[path = "it/mix.rs"]
 mod mix;
 #[path = "it/pack.rs"]
 mod pack;
+#[path = "it/rows.rs"]
+mod rows;
 #[path = "it/token_file.rs"]
 mod token_file;
-#[path = "it/loader.rs"]
-mod loader;
+#[path = "it/tokenizer_json.rs"]
+mod tokenizer_json;
+#[path = "it/train.rs"]
+mod train;

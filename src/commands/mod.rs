@@ -5,6 +5,7 @@ pub mod data;
 pub mod inspect;
 pub mod jobs;
 pub mod pack;
+pub mod parity;
 pub mod style;
 pub mod templates;
 pub mod train;

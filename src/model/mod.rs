@@ -12,8 +12,9 @@ pub mod weights;
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::tensor::Tensor;
-use weights::Weights;
+use crate::tensor::{DType, Tensor};
+use std::convert::Infallible;
+use weights::{Part, Weights};
 
 pub use acts::{Acts, ActsOptions};
 pub use llama::{backward, backward_with, forward, logits, loss};
@@ -63,6 +64,34 @@ impl LoraSpec {
     pub fn has(&self, target: &str) -> bool {
         self.targets.iter().any(|t| t == target)
     }
+}
+
+/// f32 gradients of zeros for what is trained: with low-rank updates these alone, and the `vocabulary_rows` last rows of the
+/// embedding and head where they are given; without, everything.
+///
+/// # Errors
+/// If the device has not enough memory.
+pub fn alloc_grads<B: Backend>(dev: &B, params: &Params<B>, vocabulary_rows: Option<usize>) -> Result<Grads<B>> {
+    let mut low_rank = false;
+    params
+        .try_map(&mut |part, _| {
+            low_rank |= part == Part::LowRank;
+            Ok::<(), Infallible>(())
+        })
+        .unwrap_or_else(|never| match never {});
+    params.try_map(&mut |part, t| {
+        let rows = match part {
+            Part::LowRank => t.rows(),
+            Part::Vocabulary if low_rank => vocabulary_rows.unwrap_or(0),
+            Part::Base if low_rank => 0,
+            Part::Vocabulary | Part::Base => t.rows(),
+        };
+        if rows == 0 {
+            Ok(None)
+        } else {
+            dev.alloc(rows, t.cols(), DType::F32).map(Some)
+        }
+    })
 }
 
 /// Sets every gradient to zero.

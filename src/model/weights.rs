@@ -99,3 +99,63 @@ impl<T> Weights<T> {
         self.lm_head.iter_mut().for_each(&mut *f);
     }
 }
+
+/// Which kind of weight a value belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The embedding or the head.
+    Vocabulary,
+    /// Matrices, norms and biases of the layers, and the final norm.
+    Base,
+    /// A or B of a low-rank update.
+    LowRank,
+}
+
+impl<T> Weights<T> {
+    /// A structure of the same form with `f` of every value.
+    ///
+    /// # Errors
+    /// The first error of `f`.
+    pub fn try_map<U, E>(&self, f: &mut impl FnMut(Part, &T) -> Result<U, E>) -> Result<Weights<U>, E> {
+        Ok(Weights {
+            embed: f(Part::Vocabulary, &self.embed)?,
+            layers: self.layers.iter().map(|l| l.try_map(f)).collect::<Result<_, E>>()?,
+            final_norm: f(Part::Base, &self.final_norm)?,
+            lm_head: self.lm_head.as_ref().map(|h| f(Part::Vocabulary, h)).transpose()?,
+        })
+    }
+}
+
+impl<T> Layer<T> {
+    fn try_map<U, E>(&self, f: &mut impl FnMut(Part, &T) -> Result<U, E>) -> Result<Layer<U>, E> {
+        Ok(Layer {
+            attn_norm: f(Part::Base, &self.attn_norm)?,
+            q: self.q.try_map(f)?,
+            k: self.k.try_map(f)?,
+            v: self.v.try_map(f)?,
+            o: self.o.try_map(f)?,
+            q_norm: self.q_norm.as_ref().map(|n| f(Part::Base, n)).transpose()?,
+            k_norm: self.k_norm.as_ref().map(|n| f(Part::Base, n)).transpose()?,
+            mlp_norm: f(Part::Base, &self.mlp_norm)?,
+            gate: self.gate.try_map(f)?,
+            up: self.up.try_map(f)?,
+            down: self.down.try_map(f)?,
+        })
+    }
+}
+
+impl<T> Linear<T> {
+    fn try_map<U, E>(&self, f: &mut impl FnMut(Part, &T) -> Result<U, E>) -> Result<Linear<U>, E> {
+        Ok(Linear {
+            w: f(Part::Base, &self.w)?,
+            bias: self.bias.as_ref().map(|b| f(Part::Base, b)).transpose()?,
+            lora: match &self.lora {
+                Some(l) => Some(Lora {
+                    a: f(Part::LowRank, &l.a)?,
+                    b: f(Part::LowRank, &l.b)?,
+                }),
+                None => None,
+            },
+        })
+    }
+}

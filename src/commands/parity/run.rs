@@ -1,0 +1,650 @@
+//! The parts of a case, run one after the other.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::case::{Array, Arrays, Case, Rows, steps};
+use super::dump::Dump;
+use super::report::{Report, Tolerances, columns, largest, recorded, relative, stride};
+use crate::backend::Backend;
+use crate::checkpoint::device::{DeviceSource, download, load_adapter, load_params};
+use crate::checkpoint::fs::write_atomic;
+use crate::checkpoint::merge::{Adapted, Merged};
+use crate::checkpoint::names::named;
+use crate::checkpoint::peft::{Adapter, save_adapter};
+use crate::checkpoint::safetensors::ModelFiles;
+use crate::checkpoint::save::{SaveOptions, save_model};
+use crate::checkpoint::{SaveDType, TensorSource};
+use crate::ensure;
+use crate::error::{Error, Result};
+use crate::generate::{GenerateOptions, Sampling, generate};
+use crate::model::config::ModelConfig;
+use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec, Params, Recompute};
+use crate::optim::schedule::{Schedule, ScheduleSettings, Shape, Warmup};
+use crate::optim::{AdamWSettings, Optimizer, Verdict};
+use crate::tensor::{DType, HostTensor};
+
+/// Prefix of PEFT's names.
+const PEFT: &str = "base_model.model.";
+
+/// A case being run.
+pub struct Run<'a, B: Backend> {
+    pub dev: &'a B,
+    pub case: &'a Case,
+    pub model: &'a ModelFiles,
+    pub out: &'a Path,
+    pub dtype: DType,
+    pub allowed: Tolerances,
+    pub report: Report,
+}
+
+/// Weights with gradients and activations for one micro-batch at a time.
+struct Loaded<B: Backend> {
+    config: ModelConfig,
+    params: Params<B>,
+    grads: Grads<B>,
+    acts: Acts<B>,
+}
+
+/// Logits, losses and gradients of one batch.
+struct Pass {
+    logits: Vec<f32>,
+    token_loss: Vec<f32>,
+    loss: f64,
+    grads: Vec<(String, HostTensor)>,
+}
+
+impl<B: Backend> Run<'_, B> {
+    /// Everything that was recorded.
+    pub fn all(&mut self) -> Result<()> {
+        let mut dump = Dump::default();
+        let batch = self.batch_rows()?;
+        self.whole_batch(&batch, &mut dump)?;
+        self.packed(&mut dump)?;
+        self.resized(&mut dump)?;
+        dump.write(&self.out.join("dump.safetensors"))?;
+        self.generation()?;
+        if self.case.json.get("adamw").is_some() {
+            self.full_steps()?;
+        }
+        let loras: Vec<String> = self.case.json["lora"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(k, _)| k.clone())
+            .collect();
+        for name in loras {
+            self.lora(&name, &batch)?;
+        }
+        Ok(())
+    }
+
+    fn batch_rows(&self) -> Result<Rows> {
+        let ids = self.case.tensor("batch.input_ids")?;
+        let labels = self.case.tensor("batch.labels")?.ints();
+        let mask = match self.case.tensors.get("batch.attention_mask") {
+            Some(m) => m.ints(),
+            None => vec![1; ids.data.len()],
+        };
+        Rows::padded(matrix_shape(ids)?, ids.ints(), labels, &mask)
+    }
+
+    fn load(&self, source: &dyn TensorSource, adapter: Option<&Adapter>, tokens: usize) -> Result<Loaded<B>> {
+        let config = source.config().clone();
+        let mut params = load_params(self.dev, source, self.dtype)?;
+        if let Some(a) = adapter {
+            load_adapter(self.dev, &mut params, a)?;
+        }
+        let grads = model::alloc_grads(self.dev, &params, None)?;
+        let lora = adapter.map(spec_of);
+        let options = ActsOptions {
+            dtype: self.dtype,
+            recompute: Recompute::None,
+            lora,
+            training: true,
+        };
+        let acts = Acts::new(self.dev, &config, tokens, options)?;
+        Ok(Loaded {
+            config,
+            params,
+            grads,
+            acts,
+        })
+    }
+
+    /// Forward and backward of a batch; the gradients are those of the mean loss.
+    fn pass(&self, l: &mut Loaded<B>, rows: &Rows) -> Result<Pass> {
+        let (dev, c) = (self.dev, &l.config);
+        l.acts.load(dev, &rows.batch)?;
+        let logits = rows.spread(&model::logits(dev, c, &l.params, &mut l.acts)?, c.vocab_size);
+        model::zero_grads(dev, &mut l.grads)?;
+        model::forward(dev, c, &l.params, &mut l.acts)?;
+        let n = rows.batch.n_valid.max(1) as f64;
+        model::backward(dev, c, &l.params, &mut l.grads, &mut l.acts, (1.0 / n) as f32)?;
+        let losses = l.acts.losses(dev)?;
+        let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+        let token_loss = rows.spread(&losses, 1);
+        let mut grads = Vec::new();
+        for (name, grad) in named(&l.grads) {
+            if let Some(g) = grad {
+                grads.push((name, download(dev, g)?));
+            }
+        }
+        Ok(Pass {
+            logits,
+            token_loss,
+            loss,
+            grads,
+        })
+    }
+
+    fn whole_batch(&mut self, rows: &Rows, dump: &mut Dump) -> Result<()> {
+        let mut l = self.load(self.model, None, rows.batch.tokens.len())?;
+        let pass = self.pass(&mut l, rows)?;
+        dump_rows(dump, "batch", rows, &pass, l.config.vocab_size);
+        let case = self.case;
+        self.compare_outputs(
+            "batch",
+            "batch.",
+            &case.tensors,
+            &case.json["batch"],
+            &pass,
+            l.config.vocab_size,
+        );
+        for (name, g) in &pass.grads {
+            dump.f32(format!("grad.{name}"), &file_shape(name, g), &g.data);
+        }
+        self.compare_gradients("batch gradients", "grad.", &case.tensors, &pass.grads);
+        self.compare_norms("batch gradient norms", &case.json["batch"], &pass.grads);
+        Ok(())
+    }
+
+    fn packed(&mut self, dump: &mut Dump) -> Result<()> {
+        let case = self.case;
+        let Some(ids) = case.tensors.get("packed.input_ids") else {
+            return Ok(());
+        };
+        let ids = ids.ints();
+        let positions = case.tensors.get("packed.position_ids").map(Array::ints);
+        let starts: Vec<usize> = match (case.tensors.get("packed.cu_seqlens"), &positions) {
+            (Some(cu), _) => cu
+                .ints()
+                .iter()
+                .map(|&x| x as usize)
+                .filter(|&x| x < ids.len())
+                .collect(),
+            (None, Some(p)) => (0..p.len()).filter(|&i| p[i] == 0).collect(),
+            (None, None) => vec![0],
+        };
+        let rows = Rows::packed(ids, case.tensor("packed.labels")?.ints(), &starts)?;
+        let mut l = self.load(self.model, None, rows.batch.tokens.len())?;
+        let pass = self.pass(&mut l, &rows)?;
+        dump_rows(dump, "packed", &rows, &pass, l.config.vocab_size);
+        let positions: Vec<i64> = (0i64..)
+            .zip(&rows.batch.doc_start)
+            .map(|(i, &s)| i - i64::from(s))
+            .collect();
+        dump.i64("packed.position_ids", &[1, positions.len()], &positions);
+        let mut bounds: Vec<i64> = starts.iter().map(|&s| s as i64).collect();
+        bounds.push(rows.ids.len() as i64);
+        dump.i64("packed.cu_seqlens", &[bounds.len()], &bounds);
+        self.compare_outputs(
+            "packed",
+            "packed.",
+            &case.tensors,
+            &case.json["packed"],
+            &pass,
+            l.config.vocab_size,
+        );
+        for (name, g) in &pass.grads {
+            dump.f32(format!("packed.grad.{name}"), &file_shape(name, g), &g.data);
+        }
+        self.compare_gradients("packed gradients", "packed.grad.", &case.tensors, &pass.grads);
+        self.compare_norms("packed gradient norms", &case.json["packed"], &pass.grads);
+        Ok(())
+    }
+
+    fn resized(&mut self, dump: &mut Dump) -> Result<()> {
+        let case = self.case;
+        let Some(ids) = case.tensors.get("resized.input_ids") else {
+            return Ok(());
+        };
+        let Some(dir) = self.resized_model() else {
+            self.report
+                .note("resized: its model folder was not found beside the case or --model; left out");
+            return Ok(());
+        };
+        let files = ModelFiles::open(&dir)?;
+        let (shape, ids) = (matrix_shape(ids)?, ids.ints());
+        let rows = Rows::padded(shape, ids.clone(), vec![-100; ids.len()], &vec![1; ids.len()])?;
+        let mut l = self.load(&files, None, ids.len())?;
+        l.acts.load(self.dev, &rows.batch)?;
+        let logits = rows.spread(
+            &model::logits(self.dev, &l.config, &l.params, &mut l.acts)?,
+            l.config.vocab_size,
+        );
+        let vocab = l.config.vocab_size;
+        dump.i64("resized.input_ids", &[shape.0, shape.1], &ids);
+        dump.f32("resized.logits", &[shape.0, shape.1, vocab], &logits);
+        let want = case.tensor("resized.logits")?;
+        let at: Vec<usize> = match case.tensors.get("resized.logit_columns") {
+            Some(c) => c.ints().iter().map(|&x| x as usize).collect(),
+            None => (0..vocab).collect(),
+        };
+        ensure!(
+            at.iter().all(|&c| c < vocab),
+            "{}: {vocab} classes; the case has columns beyond",
+            dir.display()
+        );
+        let ours = logits
+            .chunks(vocab)
+            .flat_map(|row| at.iter().map(|&c| f64::from(row[c])));
+        let error = relative(ours, want.data.iter().copied());
+        self.report.compare("resized logits", "", error, self.allowed.logits);
+        Ok(())
+    }
+
+    /// `golden.json` names the folder from the root of all cases; it lies beside the model, or below a folder above the case.
+    fn resized_model(&self) -> Option<PathBuf> {
+        let name = Path::new(self.case.json["resized"]["model"].as_str()?);
+        let beside = self
+            .model
+            .dir()
+            .parent()
+            .map(|p| p.join(name.file_name().unwrap_or_default()));
+        let above = self.case.dir.ancestors().skip(1).map(|p| p.join(name));
+        beside
+            .into_iter()
+            .chain(above)
+            .find(|p| p.join("config.json").is_file())
+    }
+
+    /// Greedy continuations.
+    fn generation(&mut self) -> Result<()> {
+        let Some(cases) = self.case.json["generation"]["cases"].as_array() else {
+            return Ok(());
+        };
+        let params = load_params(self.dev, self.model, self.dtype)?;
+        let list = |v: &Value| -> Vec<u32> {
+            v.as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|x| Some(x.as_u64()? as u32))
+                .collect()
+        };
+        let longest = cases.iter().map(|c| list(&c["new_ids"]).len()).max().unwrap_or(0);
+        let mut lines = String::new();
+        for (i, c) in cases.iter().enumerate() {
+            let (prompt, want, stop) = (list(&c["prompt_ids"]), list(&c["new_ids"]), list(&c["stop_ids"]));
+            let options = GenerateOptions {
+                dtype: self.dtype,
+                lora: None,
+                max_new_tokens: if stop.is_empty() { want.len() } else { longest },
+                stop_ids: stop.clone(),
+                batch: 1,
+                sampling: Sampling::default(),
+            };
+            let config = self.model.config();
+            let new = generate(
+                self.dev,
+                config,
+                &params,
+                std::slice::from_ref(&prompt),
+                &options,
+                |_, _| {},
+            )?
+            .swap_remove(0)
+            .tokens;
+            let mut line = json!({"prompt_ids": prompt, "new_ids": new});
+            if !stop.is_empty() {
+                line["stop_ids"] = json!(stop);
+            }
+            lines += &format!("{line}\n");
+            let first = new.iter().zip(&want).position(|(a, b)| a != b);
+            let equal = first.is_none() && new.len() == want.len();
+            if self.dtype == DType::Bf16 {
+                // Rounding decides near ties, so a difference says nothing by itself.
+                if !equal {
+                    self.report.note(format!(
+                        "generation {i}: bf16 differs from float64 at new token {}",
+                        first.unwrap_or(0)
+                    ));
+                }
+            } else {
+                let differing = if equal { 0.0 } else { 1.0 };
+                self.report
+                    .compare("generation (sequences differing)", format!("case {i}"), differing, 0.5);
+            }
+        }
+        write_text(&self.out.join("generation.jsonl"), &lines)
+    }
+
+    /// AdamW on all weights.
+    fn full_steps(&mut self) -> Result<()> {
+        let case = self.case;
+        let json = &case.json["adamw"];
+        let batches = steps(&json["batches"])?;
+        let mut l = self.load(self.model, None, largest_batch(&batches))?;
+        let before = weights_of(self.dev, &l.params)?;
+        let dir = self.out.join("adamw");
+        let optimizer = self.train("AdamW", json, &batches, &mut l, &dir)?;
+        let source = DeviceSource::new(self.dev, &l.config, &l.params).with_masters(0, |name| optimizer.master(name));
+        let options = SaveOptions {
+            dtype: SaveDType::F32,
+            ..SaveOptions::default()
+        };
+        save_model(&dir.join("final"), &source, options)?;
+        if let Some(finals) = case.optional("adamw_final.safetensors")? {
+            for (name, start) in &before {
+                self.compare_update("AdamW updates", &finals, name, name, start, &source.get(name)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Base and adapter on the batch, the adapter's AdamW steps, the merged weights.
+    fn lora(&mut self, name: &str, rows: &Rows) -> Result<()> {
+        let case = self.case;
+        let json = &case.json["lora"][name];
+        let adapter = Adapter::open(&case.dir.join(format!("adapter_{name}")))?;
+        let adapted = Adapted::new(self.model, &adapter)?;
+        let golden = case.optional(&format!("lora_{name}.safetensors"))?.unwrap_or_default();
+        let batches = if json.get("adamw").is_some() {
+            steps(&case.json["adamw"]["batches"])?
+        } else {
+            Vec::new()
+        };
+        let tokens = rows.batch.tokens.len().max(largest_batch(&batches));
+        let mut l = self.load(&adapted, Some(&adapter), tokens)?;
+        let vocab = l.config.vocab_size;
+        let pass = self.pass(&mut l, rows)?;
+        let label = format!("lora.{name}");
+        let mut dump = Dump::default();
+        let (r, t) = rows.shape;
+        dump.f32("logits", &[r, t, vocab], &pass.logits);
+        dump.f32("token_loss", &[r, t], &pass.token_loss);
+        self.compare_outputs(&label, "", &golden, json, &pass, vocab);
+        let grads: Vec<(String, HostTensor)> = pass.grads.into_iter().map(|(n, g)| (format!("{PEFT}{n}"), g)).collect();
+        for (n, g) in &grads {
+            dump.f32(format!("grad.{n}"), &[g.rows, g.cols], &g.data);
+        }
+        self.compare_gradients(&format!("{label} gradients"), "grad.", &golden, &grads);
+        self.merged(name, &adapter)?;
+        if !batches.is_empty() {
+            let before = weights_of(self.dev, &l.params)?;
+            let dir = self.out.join(&label);
+            self.train(&format!("{label} AdamW"), &json["adamw"], &batches, &mut l, &dir)?;
+            let source = DeviceSource::new(self.dev, &l.config, &l.params);
+            save_adapter(&dir.join("final"), &adapter.config, &l.config, false, |n| source.get(n))?;
+            for (n, start) in before.iter().filter(|(n, _)| n.contains(".lora_")) {
+                let after = source.get(n)?;
+                dump.f32(format!("final.{PEFT}{n}"), &[after.rows, after.cols], &after.data);
+                let recorded_as = format!("final.{PEFT}{n}");
+                self.compare_update(
+                    &format!("{label} AdamW updates"),
+                    &golden,
+                    &recorded_as,
+                    n,
+                    start,
+                    &after,
+                );
+            }
+        }
+        dump.write(&self.out.join(format!("{label}.safetensors")))
+    }
+
+    fn merged(&mut self, name: &str, adapter: &Adapter) -> Result<()> {
+        let Some(want) = self.case.optional(&format!("merged_{name}_linears.safetensors"))? else {
+            return Ok(());
+        };
+        let merged = Merged::new(self.model, adapter)?;
+        for (n, w) in &want {
+            let ours = merged.load(n)?;
+            let error = relative(ours.data.iter().map(|&x| f64::from(x)), w.data.iter().copied());
+            self.report
+                .compare(&format!("lora.{name} merged weights"), n.as_str(), error, 1e-6);
+        }
+        Ok(())
+    }
+
+    /// Runs the recorded steps with the product's optimiser and schedule; writes `metrics.jsonl`.
+    fn train(
+        &mut self,
+        label: &str,
+        json: &Value,
+        batches: &[Vec<Rows>],
+        l: &mut Loaded<B>,
+        dir: &Path,
+    ) -> Result<Optimizer<B>> {
+        let hp = &json["hyperparameters"];
+        let number = |v: &Value, name: &str| {
+            v.as_f64()
+                .ok_or_else(|| Error::new(format!("{label}: hyperparameters have no {name}")))
+        };
+        let settings = AdamWSettings {
+            beta1: number(&hp["betas"][0], "betas")?,
+            beta2: number(&hp["betas"][1], "betas")?,
+            eps: number(&hp["eps"], "eps")?,
+            weight_decay: number(&hp["weight_decay"], "weight_decay")?,
+            max_grad_norm: hp["clip"].as_f64().filter(|&c| c > 0.0),
+            ..AdamWSettings::default()
+        };
+        let schedule = ScheduleSettings {
+            peak: number(&hp["lr"], "lr")?,
+            shape: Shape::Cosine,
+            warmup: Warmup::Steps(hp["warmup"].as_u64().unwrap_or(0)),
+            min_lr_ratio: 0.0,
+            warmup_from_zero: true,
+        };
+        let schedule = Schedule::new(schedule, batches.len() as u64)?;
+        let mut optimizer = Optimizer::new(self.dev, settings, &mut l.params, &l.grads)?;
+        let model = self.model;
+        let lora = l.params.layers.iter().any(|x| {
+            [&x.q, &x.k, &x.v, &x.o, &x.gate, &x.up, &x.down]
+                .iter()
+                .any(|p| p.lora.is_some())
+        });
+        if !lora {
+            optimizer.set_masters(self.dev, |name| model.load(name).map(|t| Some(t.data)))?;
+        }
+        let mut lines = String::new();
+        for (s, micro) in batches.iter().enumerate() {
+            let lr = schedule.lr(s as u64);
+            let n: usize = micro.iter().map(|r| r.batch.n_valid).sum();
+            model::zero_grads(self.dev, &mut l.grads)?;
+            let mut nll = 0.0;
+            for rows in micro {
+                l.acts.load(self.dev, &rows.batch)?;
+                model::forward(self.dev, &l.config, &l.params, &mut l.acts)?;
+                model::backward(
+                    self.dev,
+                    &l.config,
+                    &l.params,
+                    &mut l.grads,
+                    &mut l.acts,
+                    (1.0 / n.max(1) as f64) as f32,
+                )?;
+                nll += l.acts.losses(self.dev)?.iter().map(|&x| f64::from(x)).sum::<f64>();
+            }
+            let loss = nll / n.max(1) as f64;
+            let norm = match optimizer.step(self.dev, &mut l.params, &l.grads, lr)? {
+                Verdict::Updated { grad_norm } | Verdict::NonFinite { grad_norm, .. } => grad_norm,
+            };
+            lines += &format!("{}\n", json!({"step": s, "loss": loss, "lr": lr, "grad_norm": norm}));
+            let at = format!("step {s}");
+            let a = self.allowed;
+            if let Some(want) = json["lr"][s].as_f64() {
+                self.report.compare(
+                    &format!("{label} learning rates"),
+                    at.as_str(),
+                    (lr - want).abs(),
+                    1e-12,
+                );
+            }
+            if let Some(want) = json["loss"][s].as_f64() {
+                self.report.compare(
+                    &format!("{label} losses"),
+                    at.as_str(),
+                    (loss - want).abs(),
+                    a.step_loss,
+                );
+            }
+            if let Some(want) = json["grad_norm_before_clip"][s].as_f64() {
+                self.report.compare(
+                    &format!("{label} gradient norms"),
+                    at.as_str(),
+                    (norm / want - 1.0).abs(),
+                    a.gradient,
+                );
+            }
+        }
+        crate::checkpoint::fs::create_dir_all(dir)?;
+        write_text(&dir.join("metrics.jsonl"), &lines)?;
+        Ok(optimizer)
+    }
+
+    /// Logits, logsumexp, token losses and the loss of a batch; names in the file begin with `prefix`.
+    fn compare_outputs(&mut self, label: &str, prefix: &str, all: &Arrays, json: &Value, pass: &Pass, vocab: usize) {
+        let a = self.allowed;
+        if let Some(want) = all.get(&format!("{prefix}logits")) {
+            let recorded = want.shape.last().copied().unwrap_or(0);
+            let step = stride(json["logit_columns"].as_str(), vocab, recorded);
+            let error = relative(columns(&pass.logits, vocab, step), want.data.iter().copied());
+            self.report.compare(&format!("{label} logits"), "", error, a.logits);
+        }
+        if let (Some(want), Some(allowed)) = (all.get(&format!("{prefix}token_loss")), a.token_loss) {
+            let (error, at) = largest(&pass.token_loss, &want.data);
+            self.report
+                .compare(&format!("{label} token losses"), format!("token {at}"), error, allowed);
+        }
+        if let Some(want) = json["loss"].as_f64() {
+            self.report
+                .compare(&format!("{label} loss"), "", (pass.loss - want).abs(), a.loss);
+        }
+    }
+
+    fn compare_gradients(&mut self, what: &str, prefix: &str, all: &Arrays, grads: &[(String, HostTensor)]) {
+        for (name, g) in grads {
+            let key = format!("{prefix}{name}");
+            if let Some((ours, want)) = recorded(all, &key, &g.data, g.cols) {
+                let error = relative(ours, want.data.iter().copied());
+                self.report.compare(what, name.as_str(), error, self.allowed.gradient);
+            }
+            if let Some(norms) = all.get(&format!("{key}.row_norms")) {
+                let ours = g.data.chunks(g.cols).map(norm);
+                let error = relative(ours, norms.data.iter().copied());
+                self.report
+                    .compare(what, format!("{name} (norms of rows)"), error, self.allowed.gradient);
+            }
+        }
+    }
+
+    fn compare_norms(&mut self, what: &str, json: &Value, grads: &[(String, HostTensor)]) {
+        for (name, g) in grads {
+            if let Some(want) = json["grad_norms"][name.as_str()].as_f64() {
+                let error = (norm(&g.data) / want - 1.0).abs();
+                self.report.compare(what, name.as_str(), error, self.allowed.gradient);
+            }
+        }
+    }
+
+    fn compare_update(
+        &mut self,
+        what: &str,
+        all: &Arrays,
+        key: &str,
+        name: &str,
+        start: &HostTensor,
+        end: &HostTensor,
+    ) {
+        let Some(allowed) = self.allowed.update_of(name) else {
+            return;
+        };
+        let (Some((after, want)), Some((before, _))) = (
+            recorded(all, key, &end.data, end.cols),
+            recorded(all, key, &start.data, start.cols),
+        ) else {
+            return;
+        };
+        let ours = after.iter().zip(&before).map(|(a, b)| a - b);
+        let error = relative(ours, want.data.iter().zip(&before).map(|(w, b)| w - b));
+        self.report.compare(what, name, error, allowed);
+    }
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
+}
+
+fn spec_of(adapter: &Adapter) -> LoraSpec {
+    let c = &adapter.config;
+    LoraSpec {
+        r: c.r,
+        alpha: c.alpha,
+        dropout: 0.0,
+        rslora: c.rslora,
+        targets: c.targets.clone(),
+    }
+}
+
+fn largest_batch(batches: &[Vec<Rows>]) -> usize {
+    batches
+        .iter()
+        .flatten()
+        .map(|r| r.batch.tokens.len())
+        .max()
+        .unwrap_or(0)
+}
+
+fn weights_of<B: Backend>(dev: &B, params: &Params<B>) -> Result<Vec<(String, HostTensor)>> {
+    named(params)
+        .into_iter()
+        .map(|(name, t)| Ok((name, download(dev, t)?)))
+        .collect()
+}
+
+fn matrix_shape(a: &Array) -> Result<(usize, usize)> {
+    match a.shape.as_slice() {
+        &[r, c] => Ok((r, c)),
+        &[c] => Ok((1, c)),
+        other => Err(Error::new(format!(
+            "input_ids: expected (rows, length), found shape {other:?}"
+        ))),
+    }
+}
+
+/// Norms and biases have one dimension in files.
+fn file_shape(name: &str, t: &HostTensor) -> Vec<usize> {
+    if name.ends_with("norm.weight") || name.ends_with("bias") {
+        vec![t.cols]
+    } else {
+        vec![t.rows, t.cols]
+    }
+}
+
+fn dump_rows(dump: &mut Dump, part: &str, rows: &Rows, pass: &Pass, vocab: usize) {
+    let (r, t) = rows.shape;
+    dump.i64(format!("{part}.input_ids"), &[r, t], &rows.ids);
+    dump.i64(format!("{part}.labels"), &[r, t], &rows.labels);
+    dump.f32(format!("{part}.logits"), &[r, t, vocab], &pass.logits);
+    dump.f32(format!("{part}.token_loss"), &[r, t], &pass.token_loss);
+    let present = |i: usize| rows.place.contains(&i);
+    let sums: Vec<f32> = pass
+        .logits
+        .chunks(vocab)
+        .enumerate()
+        .map(|(i, row)| if present(i) { logsumexp(row) } else { 0.0 })
+        .collect();
+    dump.f32(format!("{part}.logsumexp"), &[r, t], &sums);
+}
+
+fn logsumexp(row: &[f32]) -> f32 {
+    let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = row.iter().map(|&x| f64::from(x - top).exp()).sum();
+    (f64::from(top) + sum.ln()) as f32
+}
+
+fn write_text(path: &Path, text: &str) -> Result<()> {
+    write_atomic(path, |out| Ok(out.write_all(text.as_bytes())?))
+}
