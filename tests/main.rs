@@ -5,16 +5,30 @@
 mod checkpoint;
 #[path = "it/floors.rs"]
 mod floors;
+#[path = "it/golden.rs"]
+mod golden;
 #[path = "it/golden_steps.rs"]
 mod golden_steps;
 #[path = "it/hf_config.rs"]
 mod hf_config;
+#[path = "it/loader.rs"]
+mod loader;
+#[path = "it/merge.rs"]
+mod merge;
+#[path = "it/mix.rs"]
+mod mix;
+#[path = "it/pack.rs"]
+mod pack;
 #[path = "it/peft.rs"]
 mod peft;
 #[path = "it/prepare.rs"]
 mod prepare;
+#[path = "it/resize.rs"]
+mod resize;
 #[path = "it/resume.rs"]
 mod resume;
+#[path = "it/rows.rs"]
+mod rows;
 #[path = "common/runs.rs"]
 mod runs;
 #[path = "it/safetensors.rs"]
@@ -23,21 +37,10 @@ mod safetensors;
 mod schedule;
 #[path = "it/templates.rs"]
 mod templates;
-#[path = "it/tokenizer.rs"]
-mod tokenizer;
-
-#[path = "it/golden.rs"]
-mod golden;
-#[path = "it/loader.rs"]
-mod loader;
-#[path = "it/mix.rs"]
-mod mix;
-#[path = "it/pack.rs"]
-mod pack;
-#[path = "it/rows.rs"]
-mod rows;
 #[path = "it/token_file.rs"]
 mod token_file;
+#[path = "it/tokenizer.rs"]
+mod tokenizer;
 #[path = "it/tokenizer_json.rs"]
 mod tokenizer_json;
 #[path = "it/train.rs"]
