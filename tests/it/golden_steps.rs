@@ -13,7 +13,7 @@ use ringtune::cpu::Cpu;
 use ringtune::data::MicroBatch;
 use ringtune::data::loader::Step;
 use ringtune::train::settings::{LoraSettings, TrainSettings, Warmup};
-use ringtune::train::step::Workload;
+use ringtune::train::step::{Problem, Workload};
 use ringtune::train::{plan, setup};
 use serde_json::Value;
 
@@ -165,4 +165,49 @@ fn lora() {
         let error = update_error(&got.data, &want.data, &start.data);
         assert!(error < 5e-4, "update of {name}: {error:.1e}");
     }
+}
+
+/// A step without a target changes nothing, and Adam's count of updates does not move.
+#[test]
+fn a_step_without_targets_is_left_out() {
+    let dev = Cpu::new(Some(1)).unwrap();
+    let base = ModelFiles::open(Path::new(MODEL)).unwrap();
+    let s = TrainSettings::default();
+    let mut work = setup::workload(&dev, &base, &s, None, 8).unwrap();
+    let batch = |targets: Vec<i32>| {
+        let n_valid = targets.iter().filter(|&&t| t >= 0).count();
+        let (tokens, doc_start) = (vec![5, 6, 7], vec![0; 3]);
+        MicroBatch {
+            tokens,
+            targets,
+            doc_start,
+            n_valid,
+            samples: vec![0],
+        }
+    };
+    let none = batch(vec![-100; 3]);
+    let before = work.export_params(&dev).unwrap();
+    let step = |micro_batches| Step {
+        micro_batches,
+        ..Default::default()
+    };
+    let got = work
+        .step(&dev, &Solo, &step(vec![none.clone(), MicroBatch::default()]), 0, 1e-3)
+        .unwrap();
+    assert_eq!(
+        (got.supervised, got.tokens, got.problem),
+        (0, 3, Some(Problem::NoTarget))
+    );
+    assert_eq!(
+        (work.export_params(&dev).unwrap() == before, work.optimizer.updates()),
+        (true, 0)
+    );
+    // Beside one with targets it only adds its tokens.
+    let some = batch(vec![6, -100, -100]);
+    let got = work.step(&dev, &Solo, &step(vec![none, some]), 0, 1e-3).unwrap();
+    assert_eq!((got.supervised, got.tokens, got.problem), (1, 6, None));
+    assert_eq!(
+        (work.export_params(&dev).unwrap() == before, work.optimizer.updates()),
+        (false, 1)
+    );
 }
