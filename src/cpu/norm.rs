@@ -229,13 +229,13 @@ mod tests {
                 .map(|(j, &x)| if i == j { x + by } else { x })
                 .collect()
         };
-        for i in 0..n * d {
+        for (i, dx) in dx.iter().enumerate() {
             let slope = (value(&moved(&x, i, 1e-5), &w) - value(&moved(&x, i, -1e-5), &w)) / 2e-5;
-            assert!((slope - dx[i]).abs() < 1e-7, "dx {i}: {slope} {}", dx[i]);
+            assert!((slope - dx).abs() < 1e-7, "dx {i}: {slope} {dx}");
         }
-        for i in 0..d {
+        for (i, dw) in dw.iter().enumerate() {
             let slope = (value(&x, &moved(&w, i, 1e-5)) - value(&x, &moved(&w, i, -1e-5))) / 2e-5;
-            assert!((slope - dw[i]).abs() < 1e-7, "dw {i}: {slope} {}", dw[i]);
+            assert!((slope - dw).abs() < 1e-7, "dw {i}: {slope} {dw}");
         }
     }
 
