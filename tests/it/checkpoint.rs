@@ -507,8 +507,8 @@ fn any_changed_byte_is_noticed() {
         let mut bytes = whole.clone();
         let at = stream.u64_at(2 * case) as usize % bytes.len();
         bytes[at] ^= 1 + (stream.u64_at(2 * case + 1) % 255) as u8;
-        // White space in the manifest carries no meaning.
-        let blank = |b: u8| b.is_ascii_whitespace();
+        // White space of JSON carries no meaning in the manifest.
+        let blank = |b: u8| matches!(b, b' ' | b'\n' | b'\r' | b'\t');
         let meaningless = name == MANIFEST && blank(bytes[at]) && blank(whole[at]);
         fs::write(&path, &bytes).unwrap();
         let expected = Some(if meaningless { 10 } else { 5 });
