@@ -37,6 +37,23 @@ mod safetensors;
 mod schedule;
 #[path = "it/templates.rs"]
 mod templates;
+#[path = "it/tokenizer.rs"]
+mod tokenizer;
+
+#[path = "it/golden.rs"]
+mod golden;
+#[path = "it/gradients.rs"]
+mod gradients;
+#[path = "it/loader.rs"]
+mod loader;
+#[path = "it/mix.rs"]
+mod mix;
+#[path = "it/pack.rs"]
+mod pack;
+#[path = "common/reference.rs"]
+mod reference;
+#[path = "it/rows.rs"]
+mod rows;
 #[path = "it/token_file.rs"]
 mod token_file;
 #[path = "it/tokenizer.rs"]

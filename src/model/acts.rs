@@ -40,14 +40,15 @@ pub(super) struct AttnActs<B: Backend> {
     pub lse: Tensor<B>, // (N, H)
     pub q_norm: Option<HeadNorm<B>>,
     pub k_norm: Option<HeadNorm<B>>,
-    pub t: [Option<Tensor<B>>; 4], // (N, r) of q, k, v, o
+    pub t: [Option<Tensor<B>>; 3], // (N, r) of q, k, v
 }
 
-/// Feed-forward of one layer.
+/// What one layer keeps besides its attention: feed-forward, and the low-rank part of the output projection.
 pub(super) struct MlpActs<B: Backend> {
-    pub gate: Tensor<B>,           // (N, F)
-    pub up: Tensor<B>,             // (N, F)
-    pub t: [Option<Tensor<B>>; 3], // (N, r) of gate, up, down
+    pub gate: Tensor<B>, // (N, F)
+    pub up: Tensor<B>,   // (N, F)
+    /// (N, r) of o, gate, up, down. That of o is here because it is kept when attention is computed again.
+    pub t: [Option<Tensor<B>>; 4],
 }
 
 /// Scratch of forward, used again in backward.
@@ -144,7 +145,6 @@ impl<B: Backend> Alloc<'_, B> {
                 self.low_rank("q_proj")?,
                 self.low_rank("k_proj")?,
                 self.low_rank("v_proj")?,
-                self.low_rank("o_proj")?,
             ],
         })
     }
@@ -154,6 +154,7 @@ impl<B: Backend> Alloc<'_, B> {
             gate: self.act(c.intermediate_size)?,
             up: self.act(c.intermediate_size)?,
             t: [
+                self.low_rank("o_proj")?,
                 self.low_rank("gate_proj")?,
                 self.low_rank("up_proj")?,
                 self.low_rank("down_proj")?,
@@ -305,6 +306,11 @@ impl<B: Backend> Acts<B> {
         let mut out = vec![0.0; self.n];
         dev.download(&mut out, &self.loss)?;
         Ok(out)
+    }
+
+    /// The tensor behind [`Acts::losses`], (N, 1).
+    pub fn loss_tensor(&self) -> &Tensor<B> {
+        &self.loss
     }
 
     /// 1 for each token whose target was the arg max, else 0; as the last [`super::loss`] left it.

@@ -240,7 +240,7 @@ impl<B: Backend> Decoder<B> {
                 c.heads,
                 c.mask(),
             )?;
-            attention_out(dev, pass, layer, mid, &x[i % 2], attn, scratch)?;
+            attention_out(dev, pass, layer, mid, &x[i % 2], attn, mlp, scratch)?;
             mlp_forward(dev, pass, layer, mid, mlp, scratch)?;
             mlp_out(dev, pass, layer, &mut x[(i + 1) % 2], mid, mlp, scratch)?;
         }

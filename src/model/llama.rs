@@ -1,4 +1,4 @@
-//! Forward and backward of the decoder, layer by layer.
+//! Forward of the decoder, layer by layer.
 //!
 //! ```text
 //! x      = embed[tokens]
@@ -8,11 +8,11 @@
 //! hidden = norm(x);  loss = cross_entropy(hidden·head)
 //! ```
 
-use super::acts::{Acts, AttnActs, BackScratch, MlpActs, Scratch};
+use super::Params;
+use super::acts::{Acts, AttnActs, MlpActs, Scratch};
 use super::config::ModelConfig;
 use super::linear::{self, LoraPass, Target};
 use super::weights::{Layer, Weights};
-use super::{Grads, Params, Recompute};
 use crate::backend::{Backend, CrossEntropy, MatMul, Rotate, Write};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
@@ -35,12 +35,12 @@ impl<B: Backend> Clone for Pass<'_, B> {
 impl<B: Backend> Copy for Pass<'_, B> {}
 
 impl<B: Backend> Pass<'_, B> {
-    fn at(mut self, layer: usize) -> Self {
+    pub(super) fn at(mut self, layer: usize) -> Self {
         self.lora.layer = layer;
         self
     }
 
-    fn eps(&self) -> f32 {
+    pub(super) fn eps(&self) -> f32 {
         self.c.rms_norm_eps as f32
     }
 }
@@ -143,7 +143,16 @@ fn run<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<B>, lor
         let pass = pass.at(i);
         let mid = &mut mid[i % mids];
         attention_forward(dev, pass, layer, &x[i % streams], &mut attn[i % attns], scratch)?;
-        attention_out(dev, pass, layer, mid, &x[i % streams], &mut attn[i % attns], scratch)?;
+        attention_out(
+            dev,
+            pass,
+            layer,
+            mid,
+            &x[i % streams],
+            &attn[i % attns],
+            &mut mlp[i % mlps],
+            scratch,
+        )?;
         mlp_forward(dev, pass, layer, mid, &mut mlp[i % mlps], scratch)?;
         mlp_out(
             dev,
@@ -174,7 +183,7 @@ pub(super) fn qkv_forward<B: Backend>(
         v,
         q_norm,
         k_norm,
-        t: [tq, tk, tv, _],
+        t: [tq, tk, tv],
         ..
     } = a;
     let Scratch { h, rstd, lora, .. } = s;
@@ -223,7 +232,7 @@ pub(super) fn qkv_forward<B: Backend>(
     Ok(())
 }
 
-fn attention_forward<B: Backend>(
+pub(super) fn attention_forward<B: Backend>(
     dev: &B,
     pass: Pass<'_, B>,
     layer: &Layer<Tensor<B>>,
@@ -237,24 +246,24 @@ fn attention_forward<B: Backend>(
 }
 
 /// `mid = x + out·Wo`.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn attention_out<B: Backend>(
     dev: &B,
     pass: Pass<'_, B>,
     layer: &Layer<Tensor<B>>,
     mid: &mut Tensor<B>,
     x: &Tensor<B>,
-    a: &mut AttnActs<B>,
+    a: &AttnActs<B>,
+    m: &mut MlpActs<B>,
     s: &mut Scratch<B>,
 ) -> Result<()> {
     dev.copy(mid, x)?;
-    let AttnActs {
-        out, t: [_, _, _, to], ..
-    } = a;
+    let to = &mut m.t[0];
     linear::forward(
         dev,
         mid,
         to.as_mut(),
-        out,
+        &a.out,
         &layer.o,
         Write::Add,
         Target::O,
@@ -275,7 +284,7 @@ pub(super) fn mlp_forward<B: Backend>(
     let MlpActs {
         gate,
         up,
-        t: [tg, tu, _],
+        t: [_, tg, tu, _],
     } = m;
     let Scratch { h, rstd, lora, .. } = s;
     dev.rmsnorm_forward(h, rstd, mid, &layer.mlp_norm, pass.eps())?;
@@ -316,7 +325,7 @@ pub(super) fn mlp_out<B: Backend>(
     let MlpActs {
         gate,
         up,
-        t: [_, _, td],
+        t: [_, _, _, td],
     } = m;
     let Scratch { act, lora, .. } = s;
     dev.swiglu_forward(act, gate, up)?;
@@ -332,326 +341,4 @@ pub(super) fn mlp_out<B: Backend>(
         pass.lora,
         lora.as_mut(),
     )
-}
-
-/// Adds the gradients of `scale · summed loss` of the micro-batch that [`forward`] ran; sets [`Acts::losses`].
-///
-/// # Errors
-/// If the device refuses a launch.
-pub fn backward<B: Backend>(
-    dev: &B,
-    c: &ModelConfig,
-    p: &Params<B>,
-    g: &mut Grads<B>,
-    a: &mut Acts<B>,
-    scale: f32,
-) -> Result<()> {
-    backward_with(dev, c, p, g, a, scale, &mut |_, _| Ok(()))
-}
-
-/// As [`backward`]; calls `on_layer` with the gradients of each layer, last layer first, as soon as they are final for this
-/// micro-batch, so that their reduction can overlap the layers below.
-///
-/// # Errors
-/// If the device refuses a launch, or the first error of `on_layer`.
-///
-/// # Panics
-/// If the activations were not allocated for training.
-pub fn backward_with<B: Backend>(
-    dev: &B,
-    c: &ModelConfig,
-    p: &Params<B>,
-    g: &mut Grads<B>,
-    a: &mut Acts<B>,
-    scale: f32,
-    on_layer: &mut dyn FnMut(usize, &mut Layer<Option<Tensor<B>>>) -> Result<()>,
-) -> Result<()> {
-    let lora = lora_pass(a, true);
-    let recompute = a.options.recompute;
-    let Acts {
-        table,
-        positions,
-        doc_start,
-        tokens,
-        targets,
-        x,
-        mid,
-        attn,
-        mlp,
-        scratch,
-        back,
-        hidden,
-        rstd,
-        loss,
-        ..
-    } = a;
-    let b = back.as_mut().expect("activations are allocated for training");
-    let pass = Pass {
-        c,
-        table,
-        positions,
-        doc_start,
-        lora,
-    };
-    let n_layers = p.layers.len();
-
-    // What lies below the lowest trained weight needs no gradient.
-    let trains_embed = g.embed.is_some();
-    let lowest = if trains_embed { 0 } else { lowest_trained_layer(g) };
-    let needs_hidden = lowest < n_layers || g.final_norm.is_some();
-
-    let dw = match &mut g.lm_head {
-        Some(own) => own.as_mut(),
-        None => g.embed.as_mut(),
-    };
-    let how = CrossEntropy {
-        n_classes: c.n_classes,
-        scale,
-        dw_first_row: dw.as_ref().map_or(0, |w| first_row(c, w)),
-    };
-    let dhidden = needs_hidden.then_some(&mut b.dh);
-    dev.linear_cross_entropy(loss, None, dhidden, dw, hidden, head(p), targets, how)?;
-    if !needs_hidden {
-        return Ok(());
-    }
-    dev.rmsnorm_backward(
-        &mut b.dres,
-        g.final_norm.as_mut(),
-        &b.dh,
-        &x[n_layers],
-        &p.final_norm,
-        rstd,
-        Write::Set,
-    )?;
-
-    for i in (lowest..n_layers).rev() {
-        let (pass, layer, grads) = (pass.at(i), &p.layers[i], &mut g.layers[i]);
-        let (mids, attns, mlps) = (mid.len(), attn.len(), mlp.len());
-        let (x, mid, attn, mlp) = (&x[i], &mut mid[i % mids], &mut attn[i % attns], &mut mlp[i % mlps]);
-        if recompute != Recompute::None {
-            attention_forward(dev, pass, layer, x, attn, scratch)?;
-        }
-        if recompute == Recompute::Layer {
-            attention_out(dev, pass, layer, mid, x, attn, scratch)?;
-            mlp_forward(dev, pass, layer, mid, mlp, scratch)?;
-        }
-        mlp_backward(dev, pass, layer, grads, mid, mlp, scratch, b)?;
-        attention_backward(dev, pass, layer, grads, x, attn, scratch, b, trains_embed || i > lowest)?;
-        on_layer(i, grads)?;
-    }
-    match &mut g.embed {
-        Some(dw) => {
-            let first = first_row(c, dw);
-            dev.embedding_backward(dw, &b.dres, tokens, first)
-        }
-        None => Ok(()),
-    }
-}
-
-/// First row of the embedding or head that a gradient covers: all rows, or the last ones before `n_classes`.
-fn first_row<B: Backend>(c: &ModelConfig, grad: &Tensor<B>) -> usize {
-    if grad.rows() == c.vocab_size {
-        0
-    } else {
-        c.n_classes - grad.rows()
-    }
-}
-
-fn lowest_trained_layer<B: Backend>(g: &mut Grads<B>) -> usize {
-    let mut trained = |layer: &mut Layer<Option<Tensor<B>>>| {
-        let mut any = false;
-        layer.for_each_mut(&mut |t| any |= t.is_some());
-        any
-    };
-    g.layers.iter_mut().position(&mut trained).unwrap_or(g.layers.len())
-}
-
-/// `dres` of the layer's output becomes that of `mid`.
-#[allow(clippy::too_many_arguments)]
-fn mlp_backward<B: Backend>(
-    dev: &B,
-    pass: Pass<'_, B>,
-    layer: &Layer<Tensor<B>>,
-    g: &mut Layer<Option<Tensor<B>>>,
-    mid: &Tensor<B>,
-    m: &MlpActs<B>,
-    s: &mut Scratch<B>,
-    b: &mut BackScratch<B>,
-) -> Result<()> {
-    let MlpActs {
-        gate,
-        up,
-        t: [tg, tu, td],
-    } = m;
-    let Scratch { h, rstd, act, lora } = s;
-    let BackScratch {
-        dres, dh, dact, dup, ..
-    } = b;
-    dev.swiglu_forward(act, gate, up)?;
-    let dx = Some((&mut *dact, Write::Set));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.down,
-        dres,
-        act,
-        td.as_ref(),
-        &layer.down,
-        Target::Down,
-        pass.lora,
-        lora.as_mut(),
-    )?;
-    // SwiGLU's output has served; its memory takes dgate.
-    let dgate = act;
-    dev.swiglu_backward(dgate, dup, dact, gate, up)?;
-    dev.rmsnorm_forward(h, rstd, mid, &layer.mlp_norm, pass.eps())?;
-    let dx = Some((&mut *dh, Write::Set));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.gate,
-        dgate,
-        h,
-        tg.as_ref(),
-        &layer.gate,
-        Target::Gate,
-        pass.lora,
-        lora.as_mut(),
-    )?;
-    let dx = Some((&mut *dh, Write::Add));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.up,
-        dup,
-        h,
-        tu.as_ref(),
-        &layer.up,
-        Target::Up,
-        pass.lora,
-        lora.as_mut(),
-    )?;
-    dev.rmsnorm_backward(dres, g.mlp_norm.as_mut(), dh, mid, &layer.mlp_norm, rstd, Write::Add)
-}
-
-/// `dres` of `mid` becomes that of the layer's input, if anything below needs it.
-#[allow(clippy::too_many_arguments)]
-fn attention_backward<B: Backend>(
-    dev: &B,
-    pass: Pass<'_, B>,
-    layer: &Layer<Tensor<B>>,
-    g: &mut Layer<Option<Tensor<B>>>,
-    x: &Tensor<B>,
-    a: &AttnActs<B>,
-    s: &mut Scratch<B>,
-    b: &mut BackScratch<B>,
-    needs_input: bool,
-) -> Result<()> {
-    let AttnActs {
-        q,
-        k,
-        v,
-        out,
-        lse,
-        q_norm,
-        k_norm,
-        t: [tq, tk, tv, to],
-    } = a;
-    let Scratch { h, rstd, lora, .. } = s;
-    let BackScratch {
-        dres,
-        dh,
-        dq,
-        dk,
-        dv,
-        dout,
-        pre,
-        ..
-    } = b;
-    let dx = Some((&mut *dout, Write::Set));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.o,
-        dres,
-        out,
-        to.as_ref(),
-        &layer.o,
-        Target::O,
-        pass.lora,
-        lora.as_mut(),
-    )?;
-    dev.attention_backward(
-        dq,
-        dk,
-        dv,
-        dout,
-        out,
-        lse,
-        q,
-        k,
-        v,
-        pass.doc_start,
-        pass.c.heads,
-        pass.c.mask(),
-    )?;
-    dev.rope(dq, pass.table, pass.positions, Rotate::Inverse)?;
-    dev.rope(dk, pass.table, pass.positions, Rotate::Inverse)?;
-    let (mut dq, mut dk) = (&*dq, &*dk);
-    if let (Some((pq, pk)), Some(nq), Some(nk), Some(wq), Some(wk)) =
-        (pre, q_norm, k_norm, &layer.q_norm, &layer.k_norm)
-    {
-        let (gq, gk) = (
-            g.q_norm.as_mut().and_then(Option::as_mut),
-            g.k_norm.as_mut().and_then(Option::as_mut),
-        );
-        dev.rmsnorm_backward(pq, gq, dq, &nq.x, wq, &nq.rstd, Write::Set)?;
-        dev.rmsnorm_backward(pk, gk, dk, &nk.x, wk, &nk.rstd, Write::Set)?;
-        (dq, dk) = (pq, pk);
-    }
-    dev.rmsnorm_forward(h, rstd, x, &layer.attn_norm, pass.eps())?;
-    let needs_dh = needs_input || g.attn_norm.is_some();
-    let dx = needs_dh.then_some((&mut *dh, Write::Set));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.q,
-        dq,
-        h,
-        tq.as_ref(),
-        &layer.q,
-        Target::Q,
-        pass.lora,
-        lora.as_mut(),
-    )?;
-    let dx = needs_dh.then_some((&mut *dh, Write::Add));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.k,
-        dk,
-        h,
-        tk.as_ref(),
-        &layer.k,
-        Target::K,
-        pass.lora,
-        lora.as_mut(),
-    )?;
-    let dx = needs_dh.then_some((&mut *dh, Write::Add));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.v,
-        dv,
-        h,
-        tv.as_ref(),
-        &layer.v,
-        Target::V,
-        pass.lora,
-        lora.as_mut(),
-    )?;
-    if !needs_dh {
-        return Ok(());
-    }
-    dev.rmsnorm_backward(dres, g.attn_norm.as_mut(), dh, x, &layer.attn_norm, rstd, Write::Add)
 }

@@ -3,6 +3,7 @@
 //! Everything is allocated once, in [`Acts`]; a micro-batch is loaded, run forward, and run backward into [`Grads`].
 
 pub mod acts;
+mod backward;
 pub mod config;
 pub mod decode;
 mod linear;
@@ -17,7 +18,8 @@ use std::convert::Infallible;
 use weights::{Part, Weights};
 
 pub use acts::{Acts, ActsOptions};
-pub use llama::{backward, backward_with, forward, logits, loss};
+pub use backward::{backward, backward_with};
+pub use llama::{forward, logits, loss};
 
 /// The weights of a model on a device.
 pub type Params<B> = Weights<Tensor<B>>;
