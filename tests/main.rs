@@ -9,6 +9,8 @@ mod floors;
 mod golden;
 #[path = "it/golden_steps.rs"]
 mod golden_steps;
+#[path = "it/gradients.rs"]
+mod gradients;
 #[path = "it/hf_config.rs"]
 mod hf_config;
 #[path = "it/loader.rs"]
@@ -23,6 +25,8 @@ mod pack;
 mod peft;
 #[path = "it/prepare.rs"]
 mod prepare;
+#[path = "common/reference.rs"]
+mod reference;
 #[path = "it/resize.rs"]
 mod resize;
 #[path = "it/resume.rs"]
@@ -37,23 +41,6 @@ mod safetensors;
 mod schedule;
 #[path = "it/templates.rs"]
 mod templates;
-#[path = "it/tokenizer.rs"]
-mod tokenizer;
-
-#[path = "it/golden.rs"]
-mod golden;
-#[path = "it/gradients.rs"]
-mod gradients;
-#[path = "it/loader.rs"]
-mod loader;
-#[path = "it/mix.rs"]
-mod mix;
-#[path = "it/pack.rs"]
-mod pack;
-#[path = "common/reference.rs"]
-mod reference;
-#[path = "it/rows.rs"]
-mod rows;
 #[path = "it/token_file.rs"]
 mod token_file;
 #[path = "it/tokenizer.rs"]
