@@ -198,6 +198,12 @@ pub fn tokens_of(
     if extension == "tok" || TokenFile::is_token_file(&bytes) {
         let file = TokenFile::open(path)?;
         file.expect(tokenizer.hash(), None)?;
+        ensure!(
+            file.vocab_size() <= tokenizer.vocab_size(),
+            "token file {name}: made for a vocabulary of {}, expected at most {}",
+            file.vocab_size(),
+            tokenizer.vocab_size()
+        );
         return Ok(Tokens::File(Box::new(file)));
     }
     tokenizer.newline_id()?;

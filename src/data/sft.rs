@@ -268,28 +268,38 @@ pub fn token_file_of(
 ) -> Result<TokenFile> {
     let name = path.display().to_string();
     let bytes = std::fs::read(path).context(|| name.clone())?;
+    let settings = settings(row, tokenizer, template);
     if TokenFile::is_token_file(&bytes) {
         let file = TokenFile::open(path)?;
         file.expect(tokenizer.hash(), None)?;
-        let (expected, found) = (
-            template.fingerprint(),
-            file.meta().settings["template"].as_str().unwrap_or("none").to_string(),
-        );
+        let meta = file.meta();
         ensure!(
-            found == expected,
-            "token file {name}: made with another template, expected {} ({expected}), found {} ({found})",
+            meta.settings["template"] == settings["template"],
+            "token file {name}: made with another template, expected {} ({}), found {} ({})",
             template.name(),
-            file.meta().template
+            settings["template"],
+            if meta.template.is_empty() {
+                "none"
+            } else {
+                &meta.template
+            },
+            meta.settings["template"]
         );
+        for key in ["special_ids", "added_tokens"] {
+            let (expected, found) = (&settings[key], &meta.settings[key]);
+            ensure!(
+                found == expected,
+                "token file {name}: made with other {key}, expected {expected}, found {found}"
+            );
+        }
         ensure!(
-            file.meta().longest <= row.max_seq_len as u64,
+            meta.longest <= row.max_seq_len as u64,
             "token file {name}: a row of {} tokens, expected at most {}; pack it again with this row length",
-            file.meta().longest,
+            meta.longest,
             row.max_seq_len
         );
         return Ok(file);
     }
-    let settings = settings(row, tokenizer, template);
     let data = blake3::hash(&bytes).to_hex().to_string();
     let key = cache::key(&[
         data.as_bytes(),

@@ -398,12 +398,9 @@ impl Tokenizer {
                 forced.push(cuts[next_cut]);
             } else if self.is_control(t.id) {
                 // One character is the least that can be cut off; a symbol of one character is spelled in bytes below.
-                let first = text[t.begin..].chars().next().map_or(0, char::len_utf8);
-                forced.extend(
-                    [t.begin, t.begin + first]
-                        .into_iter()
-                        .filter(|&c| c > 0 && c < text.len()),
-                );
+                let begin = text.floor_char_boundary(t.begin);
+                let first = text[begin..].chars().next().map_or(0, char::len_utf8);
+                forced.extend([begin, begin + first].into_iter().filter(|&c| c > 0 && c < text.len()));
             }
         }
         forced.sort_unstable();
