@@ -163,7 +163,7 @@ fn each_kind_of_bad_line_names_place_expected_and_found() {
     check(
         &format!("{{\"prompt\": {}", "[".repeat(500)),
         "invalid JSON",
-        "recursion",
+        "found the end of the line",
     );
 }
 

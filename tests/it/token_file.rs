@@ -198,6 +198,55 @@ fn a_folder_that_cannot_be_written_leaves_nothing_behind() {
     assert_eq!(left, ["file", "x.tok"]);
 }
 
+/// A limit on the size of files stands for a full disk: the write fails in the middle in the same way.
+#[test]
+fn a_full_disk_is_a_clear_error_and_leaves_no_partial_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = dir.path().join("rows.jsonl");
+    let row = format!(
+        "{{\"prompt\": \"p\", \"response\": \"{}\"}}\n",
+        "many words ".repeat(20)
+    );
+    std::fs::write(&rows, row.repeat(500)).unwrap();
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let pack = |limit: &str| {
+        let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$@\"");
+        std::process::Command::new("bash")
+            .args([
+                "-c",
+                &script,
+                "bash",
+                env!("CARGO_BIN_EXE_ringtune"),
+                "pack",
+                "--dataset-paths",
+            ])
+            .arg(&rows)
+            .args([
+                "--tokenizer-path",
+                "tests/data/tokenizer/spm4k.model",
+                "--prompt-template",
+                "instruct",
+                "--output",
+            ])
+            .arg(out.join("rows.tok"))
+            .env("RINGTUNE_CACHE", dir.path().join("cache"))
+            .output()
+            .unwrap()
+    };
+    let failed = pack("16");
+    let message = String::from_utf8_lossy(&failed.stderr);
+    assert_eq!(failed.status.code(), Some(1), "{message}");
+    assert!(
+        message.contains("writing ") && message.contains("bytes") && message.contains("too large"),
+        "{message}"
+    );
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
+    let worked = pack("unlimited");
+    assert!(worked.status.success(), "{}", String::from_utf8_lossy(&worked.stderr));
+    assert_eq!(TokenFile::open(&out.join("rows.tok")).unwrap().n_docs(), 500);
+}
+
 #[test]
 fn raw_files_of_other_programs_are_read_as_documents() {
     let dir = tempfile::tempdir().unwrap();
