@@ -349,7 +349,7 @@ fn an_epoch_trains_each_row_once_and_its_tail_is_filled_with_nothing() {
             let last = steps.last().unwrap();
             assert!(last.epoch_end && last.cursor == Cursor { epoch: 1, rows: 0 } && last.epoch_fraction == 1.0);
         }
-        assert!(n_rows % 12 == 0 || ranks[1].last().unwrap().micro_batches.last().unwrap().samples.len() < 2);
+        assert!(n_rows.is_multiple_of(12) || ranks[1].last().unwrap().micro_batches.last().unwrap().samples.len() < 2);
     }
 }
 
