@@ -1,9 +1,11 @@
 //! The tokenizer files that go beside weights, made from the run's tokenizer and template.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use crate::checkpoint::fs::write_bytes;
 use crate::checkpoint::tokenizer_files::{SpecialToken, TokenizerFiles};
+use crate::checkpoint::tokenizer_json::{ControlToken, tokenizer_json};
 use crate::data::template::{Control, Template};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
@@ -16,21 +18,25 @@ pub struct Companions {
     template: Option<String>,
     chatml: bool,
     max_length: usize,
+    /// `tokenizer.json`, made at the first write; `None` in it: the model has no counterpart in that format.
+    exported: Arc<OnceLock<Option<Vec<u8>>>>,
 }
 
 impl Companions {
     /// For a model of at most `max_length` tokens; `template` is `None` in pretraining.
     pub fn new(tokenizer: Arc<Tokenizer>, template: Option<&Template>, max_length: usize) -> Self {
         let chatml = template.is_some_and(Template::needs_chatml);
+        let template = template.map(Template::jinja_source);
         Self {
             tokenizer,
-            template: template.map(Template::jinja_source),
+            template,
             chatml,
             max_length,
+            exported: Arc::default(),
         }
     }
 
-    /// Writes tokenizer.model, tokenizer_config.json, generation_config.json and the others into `dir`.
+    /// Writes tokenizer.model, tokenizer.json, tokenizer_config.json, generation_config.json and the others into `dir`.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -61,6 +67,28 @@ impl Companions {
             max_length: self.max_length,
             chat_template: self.template.as_deref(),
         };
-        files.write(dir)
+        files.write(dir)?;
+        let export = || {
+            let control: Vec<ControlToken> = files
+                .chatml
+                .iter()
+                .flatten()
+                .map(|t| ControlToken {
+                    text: t.text.clone(),
+                    id: t.id,
+                })
+                .collect();
+            match tokenizer_json(t.bytes(), &control) {
+                Ok(value) => Some(value.to_string().into_bytes()),
+                Err(e) => {
+                    eprintln!("warning: no tokenizer.json is written: {e}");
+                    None
+                }
+            }
+        };
+        match self.exported.get_or_init(export) {
+            Some(bytes) => write_bytes(&dir.join("tokenizer.json"), bytes),
+            None => Ok(()),
+        }
     }
 }

@@ -1,0 +1,192 @@
+//! The program against kill -9, signals and a full disk: no finished checkpoint is lost, and the resumed run ends in the same bits.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use ringtune::checkpoint::manifest;
+use ringtune::rng::Stream;
+
+use crate::runs::{MODEL, copy_dir, metrics, rows, same_file};
+
+const STEPS: u64 = 40;
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+fn sft(dir: &Path, out: &Path) -> Command {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_ringtune"));
+    c.arg("sft")
+        .args([
+            "--model_path",
+            MODEL,
+            "--max_steps",
+            &STEPS.to_string(),
+            "--save_steps",
+            "5",
+            "--eval_steps",
+            "10",
+        ])
+        .args([
+            "--max_seq_len",
+            "64",
+            "--per_device_train_batch_size",
+            "2",
+            "--lora_r",
+            "4",
+            "--learning_rate",
+            "5e-3",
+        ])
+        .args([
+            "--threads",
+            "1",
+            "--quiet",
+            "--no-tensorboard",
+            "--resume_from_checkpoint",
+            "auto",
+        ])
+        .arg("--dataset_paths")
+        .arg(dir.join("rows.jsonl"))
+        .arg("--cache_dir")
+        .arg(dir.join("cache"))
+        .arg("--output_dir")
+        .arg(out)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    c
+}
+
+fn run(mut command: Command) -> Output {
+    command.output().unwrap()
+}
+
+fn succeed(command: Command) {
+    let output = run(command);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A run that nothing interrupts, and how long it took.
+fn reference(dir: &Path) -> (PathBuf, Duration) {
+    rows(dir, 60);
+    let out = dir.join("reference");
+    // Token files are made once, so that the time is that of the later runs.
+    succeed(sft(dir, &dir.join("first")));
+    let start = Instant::now();
+    succeed(sft(dir, &out));
+    (out, start.elapsed())
+}
+
+#[test]
+fn kill_at_20_instants() {
+    let dir = tempfile::tempdir().unwrap();
+    let (reference, time) = reference(dir.path());
+    let seed = 20;
+    let at = |i: u64| time.mul_f64(Stream::new(&[seed]).f64_at(i));
+    let once = |i: u64| {
+        let out = dir.path().join(format!("killed-{i}"));
+        let mut child = sft(dir.path(), &out).spawn().unwrap();
+        std::thread::sleep(at(i));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Whatever has a checkpoint's name is whole.
+        for (step, path) in manifest::list(&out).unwrap() {
+            manifest::verify(&path).unwrap_or_else(|e| panic!("kill {i} of seed {seed}, step {step}: {e}"));
+        }
+        succeed(sft(dir.path(), &out));
+        same_file(&reference.join(WEIGHTS), &out.join(WEIGHTS));
+        assert_eq!(
+            metrics(&reference),
+            metrics(&out),
+            "kill {i} of seed {seed}, after {:?}",
+            at(i)
+        );
+        let left: Vec<_> = std::fs::read_dir(&out)
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert!(
+            !left.iter().any(|n| n.to_string_lossy().ends_with(".tmp")),
+            "left behind: {left:?}"
+        );
+        std::fs::remove_dir_all(&out).unwrap();
+    };
+    let once = &once;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..2)
+            .map(|w| scope.spawn(move || (w..20).step_by(2).for_each(once)))
+            .collect();
+        workers.into_iter().for_each(|w| w.join().unwrap());
+    });
+}
+
+/// Waits until the run has logged `steps` steps.
+fn wait_for_steps(child: &mut Child, out: &Path, steps: usize) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let logged = || std::fs::read_to_string(out.join("metrics.jsonl")).map_or(0, |t| t.lines().count());
+    while logged() < steps {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before step {steps}");
+        assert!(Instant::now() < deadline, "step {steps} was not reached");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn signal(child: &Child, signal: i32) {
+    // SAFETY: the child is ours and not yet waited for, so its id is not reused.
+    let result = unsafe { libc::kill(child.id() as i32, signal) };
+    assert_eq!(result, 0);
+}
+
+#[test]
+fn sigterm_saves_and_a_full_disk_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (reference, _) = reference(dir.path());
+    let out = dir.path().join("out");
+    let mut child = sft(dir.path(), &out).spawn().unwrap();
+    wait_for_steps(&mut child, &out, 7);
+    signal(&child, libc::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(75), "{stderr}");
+    assert!(
+        stderr.contains("SIGTERM") && stderr.contains("--resume-from-checkpoint auto"),
+        "{stderr}"
+    );
+    let saved = manifest::list(&out).unwrap();
+    let (step, newest) = saved.last().unwrap().clone();
+    assert!((7..STEPS).contains(&step), "saved at step {step}");
+
+    // No file may grow beyond 100 KiB: the next checkpoint cannot be written.
+    let line = sft(dir.path(), &out);
+    let mut full = Command::new("bash");
+    full.args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$0\" \"$@\""])
+        .arg(line.get_program())
+        .args(line.get_args());
+    let output = run(full);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("full"), "{stderr}");
+    assert_eq!(manifest::list(&out).unwrap(), saved);
+    manifest::verify(&newest).unwrap();
+
+    succeed(sft(dir.path(), &out));
+    same_file(&reference.join(WEIGHTS), &out.join(WEIGHTS));
+    assert_eq!(metrics(&reference), metrics(&out));
+}
+
+#[test]
+fn a_second_signal_ends_the_run_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let out = dir.path().join("out");
+    let mut child = sft(dir.path(), &out).spawn().unwrap();
+    wait_for_steps(&mut child, &out, 1);
+    signal(&child, libc::SIGTERM);
+    signal(&child, libc::SIGINT);
+    let code = child.wait().unwrap().code();
+    assert!(matches!(code, Some(130 | 143)), "exit code {code:?}");
+    // What it was writing is not taken for a checkpoint.
+    let copy = dir.path().join("copy");
+    copy_dir(&out, &copy);
+    for (_, path) in manifest::list(&copy).unwrap() {
+        manifest::verify(&path).unwrap();
+    }
+}
