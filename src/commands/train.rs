@@ -146,7 +146,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
         written.push(("base with the grown vocabulary", job.output_dir.join(RESIZED_BASE)));
     }
     if settings.merge_adapters {
-        let merged = job.output_dir.join("merged");
+        let merged = job.output_dir.join(run::MERGED);
         let mut batch = MicroBatch::default();
         spec.train.append_row(&spec.train.plan(0), 0, &mut batch);
         let check = finish::merge(&dev, &source, &job.output_dir, &merged, base.dtype(), &batch)?;

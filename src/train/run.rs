@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::artifact::Artifact;
 use super::batches::{LoadedBatches, PlannedEval};
-use super::checkpoints::Checkpoints;
+use super::checkpoints::{Checkpoints, RESIZED_BASE};
 use super::companions::Companions;
 use super::metrics::{Metrics, round3};
 use super::report::{available_memory, memory_table, settings_table};
@@ -27,6 +27,9 @@ use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::{Cursor, PieceSet, TrainSet};
 use crate::ensure;
 use crate::error::{Context, Error, Result};
+
+/// Folder of the merged model, in the output folder.
+pub const MERGED: &str = "merged";
 
 /// What a run is made of.
 pub struct RunSpec<'a> {
@@ -83,6 +86,22 @@ pub fn check_output_dir(dir: &Path) -> Result<()> {
     std::fs::remove_file(&probe).map_err(at)
 }
 
+/// Removes what a kill in the middle of an atomic write left in `dir`: `.NAME.PID.tmp`.
+fn remove_torn_files(dir: &Path) -> Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.context(|| dir.display().to_string())?,
+    };
+    for entry in entries {
+        let path = entry.context(|| dir.display().to_string())?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with('.') && name.ends_with(".tmp") && path.is_file() {
+            std::fs::remove_file(&path).context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
 /// Trains, loads the best model, and writes the final weights with their companions to `final_dir`.
 ///
 /// # Errors
@@ -120,6 +139,14 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         spec.companions.clone(),
         fingerprints,
     )?;
+    for dir in [
+        &spec.run_dir,
+        &spec.final_dir,
+        &spec.run_dir.join(RESIZED_BASE),
+        &spec.run_dir.join(MERGED),
+    ] {
+        remove_torn_files(dir)?;
+    }
     let state = resume(dev, &mut work, &checkpoints, s, &spec.run_dir)?;
     say(&format!("device: {}", dev.describe()));
     say(&setup::parameters_line(&work));
