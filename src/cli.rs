@@ -1,13 +1,16 @@
 //! The command line: clap built from the table of settings, and the way from a command's name to its body.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 
 use crate::commands;
+use crate::commands::parity::ParityArgs;
 use crate::config::{Command, Kind, Resolved, Setting, TABLE, Typed};
+use crate::cpu::Cpu;
 use crate::error::{Error, Result};
+use crate::tensor::DType;
 
 const COLUMNS: &str = "\
 Results go to stdout, progress to stderr. Exit codes: 0 done, 1 data, files or device, 2 flags or configuration,
@@ -33,11 +36,48 @@ pub fn command() -> Clap {
                 .value_name("CHOICE")
                 .help("As the training commands' flag of this name, before the command"),
         )
+        .subcommand(settings(Clap::new("pretrain"), Command::Pretrain).about("Train a new model on packed text"))
+        .subcommand(
+            settings(Clap::new("sft"), Command::Sft)
+                .about("Fine-tune a model on prompts and responses, with LoRA or whole"),
+        )
         .subcommand(settings(Clap::new("pack"), Command::Pack).about("Tokenise data sets into a token file"))
         .subcommand(inspect())
         .subcommand(
             Clap::new("templates")
                 .about("Print each prompt template's rendering of a small conversation, trained parts in colour"),
+        )
+        .subcommand(parity())
+}
+
+fn parity() -> Clap {
+    Clap::new("parity")
+        .about("Run a recorded case and compare losses, gradients, steps and generation within its tolerances")
+        .arg(
+            path("case_dir")
+                .required(true)
+                .help("Folder with golden.json and golden.safetensors"),
+        )
+        .arg(
+            path("model")
+                .long("model")
+                .required(true)
+                .help("The model the case was recorded with"),
+        )
+        .arg(
+            path("out")
+                .long("out")
+                .required(true)
+                .help("Where tensors, metrics, models and adapters go"),
+        )
+        .arg(
+            Arg::new("mixed_precision")
+                .long("mixed-precision")
+                .alias("mixed_precision")
+                .value_name("CHOICE")
+                .value_parser(["no", "bf16"])
+                .default_value("no")
+                .help("Precision of weights and activations"),
         )
 }
 
@@ -259,11 +299,45 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         )));
     }
     match name {
+        "sft" => {
+            let job = commands::data::sft_job(&resolve(Command::Sft, m, before)?)?;
+            commands::train::run_sft(&job)?;
+            draw_curve(&job.output_dir, "sft")
+        }
+        "pretrain" => {
+            let job = commands::data::pretrain_job(&resolve(Command::Pretrain, m, before)?)?;
+            commands::train::run_pretrain(&job)?;
+            draw_curve(&job.output_dir.join(&job.config_name), "pretrain")
+        }
         "pack" => commands::pack::run(&resolve(Command::Pack, m, None)?),
         "inspect" => run_inspect(m),
         "templates" => commands::templates::run(),
+        "parity" => {
+            let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").clone();
+            let dtype = match m.get_one::<String>("mixed_precision").map(String::as_str) {
+                Some("bf16") => DType::Bf16,
+                _ => DType::F32,
+            };
+            let (case, model, out) = (path("case_dir"), path("model"), path("out"));
+            commands::parity::run(
+                &Cpu::new(None)?,
+                &ParityArgs {
+                    case,
+                    model,
+                    out,
+                    dtype,
+                },
+            )
+        }
         _ => unreachable!("clap knows no other command"),
     }
+}
+
+fn draw_curve(dir: &Path, command: &str) -> Result<()> {
+    if commands::curve::write(dir, &format!("{command}: {}", dir.display()))? {
+        commands::note(&format!("loss curve: {0}/loss.svg, {0}/loss.png", dir.display()));
+    }
+    Ok(())
 }
 
 fn run_inspect(matches: &ArgMatches) -> Result<()> {

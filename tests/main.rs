@@ -1,6 +1,8 @@
 //! Every behaviour test of ringtune in one program: one file per behaviour in `tests/it`, shared pieces in `tests/common`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "it/bad_input.rs"]
+mod bad_input;
 #[path = "it/checkpoint.rs"]
 mod checkpoint;
 #[path = "it/floors.rs"]
@@ -25,6 +27,10 @@ mod pack;
 mod peft;
 #[path = "it/prepare.rs"]
 mod prepare;
+#[path = "common/program.rs"]
+mod program;
+#[path = "it/readme.rs"]
+mod readme;
 #[path = "common/reference.rs"]
 mod reference;
 #[path = "it/resize.rs"]
@@ -39,6 +45,8 @@ mod runs;
 mod safetensors;
 #[path = "it/schedule.rs"]
 mod schedule;
+#[path = "it/settings.rs"]
+mod settings;
 #[path = "it/templates.rs"]
 mod templates;
 #[path = "it/token_file.rs"]
