@@ -105,7 +105,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
                 targets: lora.targets,
                 base: base_path.display().to_string(),
             };
-            let base = ModelFiles::open(&job.model_path)?;
+            let base = Box::new(ModelFiles::open(&job.model_path)?);
             (
                 Artifact::Adapter {
                     config: adapter,

@@ -21,7 +21,7 @@ pub enum Artifact {
         /// Rank, scale and targets, and where the base model is.
         config: AdapterConfig,
         /// The base model as it lies on disk.
-        base: ModelFiles,
+        base: Box<ModelFiles>,
         /// How its vocabulary was grown.
         resize: Resize,
         /// Shape of the model with its grown vocabulary.
@@ -60,7 +60,7 @@ impl Artifact {
                 new_rows,
                 ..
             } => {
-                let resized = Resized::new(base, resize.clone())?;
+                let resized = Resized::new(&**base, resize.clone())?;
                 save_adapter(
                     dir,
                     config,
@@ -96,7 +96,7 @@ impl Artifact {
             dtype: base.dtype(),
             ..Default::default()
         };
-        let resized = Resized::new(base, resize.clone())?;
+        let resized = Resized::new(&**base, resize.clone())?;
         save_model(
             dir,
             &Reconfigured {

@@ -67,7 +67,11 @@ mod tests {
         let mut saver = Saver::default();
         for i in 0..5 {
             let seen = Arc::clone(&seen);
-            saver.start(move || Ok(seen.lock().unwrap().push(i))).unwrap();
+            let write = move || {
+                seen.lock().unwrap().push(i);
+                Ok(())
+            };
+            saver.start(write).unwrap();
         }
         saver.start(|| Err(Error::new("disk full"))).unwrap();
         assert_eq!(saver.wait().unwrap_err().to_string(), "disk full");

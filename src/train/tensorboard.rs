@@ -133,7 +133,7 @@ fn crc32c(data: &[u8]) -> u32 {
     for &byte in data {
         crc ^= u32::from(byte);
         for _ in 0..8 {
-            crc = crc >> 1 ^ 0x82f6_3b78 * (crc & 1);
+            crc = (crc >> 1) ^ (0x82f6_3b78 * (crc & 1));
         }
     }
     !crc

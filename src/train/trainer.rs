@@ -108,14 +108,12 @@ impl<B: Backend> Trainer<'_, B> {
             let interrupted = self.stop.is_requested();
             let mut save = settings.save_every.due(self.state.step, batch.epoch_end);
             let mut out_of_patience = false;
-            if settings.eval_every.due(self.state.step, batch.epoch_end)
-                || (last && settings.eval_every != Every::Never)
-            {
-                if let Some(loss) = self.evaluate_and_log()? {
-                    let verdict = self.state.best.observe(loss, self.state.step, settings.early_stopping);
-                    save |= verdict.is_best;
-                    out_of_patience = verdict.stop;
-                }
+            let evaluate = settings.eval_every.due(self.state.step, batch.epoch_end)
+                || (last && settings.eval_every != Every::Never);
+            if evaluate && let Some(loss) = self.evaluate_and_log()? {
+                let verdict = self.state.best.observe(loss, self.state.step, settings.early_stopping);
+                save |= verdict.is_best;
+                out_of_patience = verdict.stop;
             }
             save |= last || out_of_patience;
             if (save && settings.save_every != Every::Never) || interrupted {
