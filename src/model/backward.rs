@@ -25,6 +25,9 @@ pub fn backward<B: Backend>(
     backward_with(dev, c, p, g, a, scale, &mut |_, _| Ok(()))
 }
 
+/// What is done with the finished gradients of layer `i`.
+pub type OnLayer<'a, B> = dyn FnMut(usize, &mut Layer<Option<Tensor<B>>>) -> Result<()> + 'a;
+
 /// As [`backward`]; calls `on_layer` with the gradients of each layer, last layer first, as soon as they are final for this
 /// micro-batch, so that their reduction can overlap the layers below.
 ///
@@ -40,7 +43,7 @@ pub fn backward_with<B: Backend>(
     g: &mut Grads<B>,
     a: &mut Acts<B>,
     scale: f32,
-    on_layer: &mut dyn FnMut(usize, &mut Layer<Option<Tensor<B>>>) -> Result<()>,
+    on_layer: &mut OnLayer<B>,
 ) -> Result<()> {
     let lora = lora_pass(a, true);
     let recompute = a.options.recompute;
