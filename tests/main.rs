@@ -5,6 +5,8 @@
 mod bad_input;
 #[path = "it/checkpoint.rs"]
 mod checkpoint;
+#[path = "it/crash.rs"]
+mod crash;
 #[path = "it/floors.rs"]
 mod floors;
 #[path = "it/golden.rs"]
