@@ -63,6 +63,24 @@ pub struct RunSpec<'a> {
     pub preview: Vec<String>,
 }
 
+impl RunSpec<'_> {
+    /// The table with the values that follow from the model and from other settings in the place of their description.
+    fn resolved_settings(&self) -> Vec<ResolvedSetting> {
+        let value = |r: &ResolvedSetting| match r.name.as_str() {
+            "learning_rate" => format!("{:e}", self.peak_lr),
+            "max_seq_len" => self.train.max_seq_len().to_string(),
+            _ => r.value.clone(),
+        };
+        self.resolved
+            .iter()
+            .map(|r| ResolvedSetting {
+                value: value(r),
+                ..r.clone()
+            })
+            .collect()
+    }
+}
+
 /// A run that has ended, with its model still on the device.
 pub struct Ended<B: Backend> {
     /// Why the loop ended.
@@ -123,7 +141,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
             println!("{text}");
         }
     };
-    say(&settings_table(spec.resolved));
+    say(&settings_table(&spec.resolved_settings()));
     let available = available_memory();
     let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * spec.train.max_seq_len();
     let mut work = setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)?;
