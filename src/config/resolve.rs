@@ -55,9 +55,10 @@ impl Resolved {
             };
             entries.push(entry);
         }
-        // What is left belongs to other commands. `pack` and `inspect` read only a part of a training's file.
+        // What flags override stays in place; the rest belongs to other commands. `pack` and `inspect` read only a part of a training's file.
         let mut warnings = Vec::new();
-        let left: Vec<&str> = from_file.iter().map(|(s, _)| s.key).collect();
+        let elsewhere = from_file.iter().filter(|(s, _)| !s.commands.contains(command));
+        let left: Vec<&str> = elsewhere.map(|(s, _)| s.key).collect();
         if !left.is_empty() && matches!(command, Command::Pretrain | Command::Sft) {
             warnings.push(format!("{name}: no effect on this command: {}", left.join(", ")));
         }
