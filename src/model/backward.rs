@@ -113,6 +113,22 @@ pub fn backward_with<B: Backend>(
         if recompute == Recompute::Layer {
             attention_out(dev, pass, layer, mid, x, attn, mlp, scratch)?;
             mlp_forward(dev, pass, layer, mid, mlp, scratch)?;
+            if layer.down.lora.is_some() {
+                // Of the layer's output only the `t` of its low-rank part is needed; the rest goes to memory that is free now.
+                let MlpActs { gate, up, t } = &mut *mlp;
+                let (act, lora) = (&mut scratch.act, scratch.lora.as_mut());
+                dev.swiglu_forward(act, gate, up)?;
+                linear::low_rank(
+                    dev,
+                    &mut b.dh,
+                    t[3].as_mut(),
+                    act,
+                    &layer.down,
+                    Target::Down,
+                    pass.lora,
+                    lora,
+                )?;
+            }
         }
         mlp_backward(dev, pass, layer, grads, mid, mlp, scratch, b)?;
         let needs_input = trains_embed || i > lowest;

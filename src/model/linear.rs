@@ -59,6 +59,21 @@ pub(super) fn forward<B: Backend>(
     if let Some(bias) = &p.bias {
         dev.add_bias(y, bias)?;
     }
+    low_rank(dev, y, t, x, p, target, pass, scratch)
+}
+
+/// The low-rank part of [`forward`] alone: `y += s·drop(x) Aᵀ Bᵀ`, and its `t`.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn low_rank<B: Backend>(
+    dev: &B,
+    y: &mut Tensor<B>,
+    t: Option<&mut Tensor<B>>,
+    x: &Tensor<B>,
+    p: &Linear<Tensor<B>>,
+    target: Target,
+    pass: LoraPass,
+    scratch: Option<&mut LoraScratch<B>>,
+) -> Result<()> {
     if let Some(lora) = &p.lora {
         let (t, scratch) = (t.expect(LORA_MEMORY), scratch.expect(LORA_MEMORY));
         dev.lora_forward(y, t, x, &lora.a, &lora.b, pass.scale, pass.dropout(target), scratch)?;
