@@ -9,17 +9,16 @@ use ringtune::rng::Stream;
 
 use crate::runs::{MODEL, copy_dir, metrics, rows, same_file};
 
-const STEPS: u64 = 40;
 const WEIGHTS: &str = "adapter_model.safetensors";
 
-fn sft(dir: &Path, out: &Path) -> Command {
+fn sft(dir: &Path, out: &Path, steps: u64) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_ringtune"));
     c.arg("sft")
         .args([
             "--model_path",
             MODEL,
             "--max_steps",
-            &STEPS.to_string(),
+            &steps.to_string(),
             "--save_steps",
             "5",
             "--eval_steps",
@@ -65,25 +64,26 @@ fn succeed(command: Command) {
 }
 
 /// A run that nothing interrupts, and how long it took.
-fn reference(dir: &Path) -> (PathBuf, Duration) {
+fn reference(dir: &Path, steps: u64) -> (PathBuf, Duration) {
     rows(dir, 60);
     let out = dir.join("reference");
     // Token files are made once, so that the time is that of the later runs.
-    succeed(sft(dir, &dir.join("first")));
+    succeed(sft(dir, &dir.join("first"), steps));
     let start = Instant::now();
-    succeed(sft(dir, &out));
+    succeed(sft(dir, &out, steps));
     (out, start.elapsed())
 }
 
 #[test]
 fn kill_at_20_instants() {
+    const STEPS: u64 = 40;
     let dir = tempfile::tempdir().unwrap();
-    let (reference, time) = reference(dir.path());
+    let (reference, time) = reference(dir.path(), STEPS);
     let seed = 20;
     let at = |i: u64| time.mul_f64(Stream::new(&[seed]).f64_at(i));
     let once = |i: u64| {
         let out = dir.path().join(format!("killed-{i}"));
-        let mut child = sft(dir.path(), &out).spawn().unwrap();
+        let mut child = sft(dir.path(), &out, STEPS).spawn().unwrap();
         std::thread::sleep(at(i));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -91,7 +91,7 @@ fn kill_at_20_instants() {
         for (step, path) in manifest::list(&out).unwrap() {
             manifest::verify(&path).unwrap_or_else(|e| panic!("kill {i} of seed {seed}, step {step}: {e}"));
         }
-        succeed(sft(dir.path(), &out));
+        succeed(sft(dir.path(), &out, STEPS));
         same_file(&reference.join(WEIGHTS), &out.join(WEIGHTS));
         assert_eq!(
             metrics(&reference),
@@ -137,10 +137,12 @@ fn signal(child: &Child, signal: i32) {
 
 #[test]
 fn sigterm_saves_and_a_full_disk_loses_nothing() {
+    // Long enough that a busy machine cannot finish it before the signal.
+    const STEPS: u64 = 200;
     let dir = tempfile::tempdir().unwrap();
-    let (reference, _) = reference(dir.path());
+    let (reference, _) = reference(dir.path(), STEPS);
     let out = dir.path().join("out");
-    let mut child = sft(dir.path(), &out).spawn().unwrap();
+    let mut child = sft(dir.path(), &out, STEPS).spawn().unwrap();
     wait_for_steps(&mut child, &out, 7);
     signal(&child, libc::SIGTERM);
     let output = child.wait_with_output().unwrap();
@@ -155,7 +157,7 @@ fn sigterm_saves_and_a_full_disk_loses_nothing() {
     assert!((7..STEPS).contains(&step), "saved at step {step}");
 
     // No file may grow beyond 100 KiB: the next checkpoint cannot be written.
-    let line = sft(dir.path(), &out);
+    let line = sft(dir.path(), &out, STEPS);
     let mut full = Command::new("bash");
     full.args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$0\" \"$@\""])
         .arg(line.get_program())
@@ -167,7 +169,7 @@ fn sigterm_saves_and_a_full_disk_loses_nothing() {
     assert_eq!(manifest::list(&out).unwrap(), saved);
     manifest::verify(&newest).unwrap();
 
-    succeed(sft(dir.path(), &out));
+    succeed(sft(dir.path(), &out, STEPS));
     same_file(&reference.join(WEIGHTS), &out.join(WEIGHTS));
     assert_eq!(metrics(&reference), metrics(&out));
 }
@@ -177,7 +179,7 @@ fn a_second_signal_ends_the_run_at_once() {
     let dir = tempfile::tempdir().unwrap();
     rows(dir.path(), 60);
     let out = dir.path().join("out");
-    let mut child = sft(dir.path(), &out).spawn().unwrap();
+    let mut child = sft(dir.path(), &out, 2000).spawn().unwrap();
     wait_for_steps(&mut child, &out, 1);
     signal(&child, libc::SIGTERM);
     signal(&child, libc::SIGINT);
