@@ -209,8 +209,8 @@ impl Backend for Reference {
             let mean = x.iter().map(|v| v * v).sum::<f64>() / d as f64;
             let r = 1.0 / (mean + f64::from(eps)).sqrt();
             f_mut(rstd)[g] = r;
-            for j in 0..d {
-                f_mut(out)[g * d + j] = x[j] * r * f(w)[j];
+            for (j, xj) in x.iter().enumerate() {
+                f_mut(out)[g * d + j] = xj * r * f(w)[j];
             }
         }
         Ok(())
@@ -326,10 +326,10 @@ impl Backend for Reference {
                 let mean = dot(&dp, &p);
                 for (n, &j) in seen.iter().enumerate() {
                     let ds = scale * p[n] * (dp[n] - mean);
-                    for e in 0..d {
+                    for (e, dye) in dy.iter().enumerate().take(d) {
                         f_mut(dq)[i * qc + h * d + e] += ds * head(f(k), kc, j, g, d)[e];
                         f_mut(dk)[j * kc + g * d + e] += ds * head(f(q), qc, i, h, d)[e];
-                        f_mut(dv)[j * kc + g * d + e] += p[n] * dy[e];
+                        f_mut(dv)[j * kc + g * d + e] += p[n] * dye;
                     }
                 }
             }

@@ -165,7 +165,8 @@ fn message(name: &str, edits: &[(&str, Value)]) -> Result<Vec<String>, String> {
 fn what_is_not_supported_or_wrong_is_named() {
     let gone = || json!("<remove>");
     let llama = "tiny-llama-untied";
-    let cases: Vec<(&str, Vec<(&str, Value)>, &str)> = vec![
+    type Case = (&'static str, Vec<(&'static str, Value)>, &'static str);
+    let cases: Vec<Case> = vec![
         (llama, vec![("hidden_size", gone())], "missing key hidden_size"),
         (llama, vec![("model_type", gone())], "missing key model_type"),
         (

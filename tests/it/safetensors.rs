@@ -397,7 +397,7 @@ fn halves_widen_exactly_and_round_to_even() {
     for (dtype, values, expected) in [
         (
             SaveDType::Bf16,
-            [1.0f32, 1.00390625, 1.01171875, 3.3895314e38],
+            [1.0f32, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 3.3895314e38],
             [1.0f32, 1.0, 1.015625, 3.3895314e38],
         ),
         (
