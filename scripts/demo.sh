@@ -19,12 +19,12 @@ ringtune pack --tokenizer-path $tokenizer --dataset-paths $data/pretrain_train.t
 # shellcheck disable=SC2086
 ringtune pack --tokenizer-path $tokenizer --dataset-paths $sets --prompt-template chatml --max-seq-len 256 --output "$out/tokens"
 
-base=$out/base/tiny/final
+base=$out/base/demo_model/final
 if [ -f "$base/model.safetensors" ]; then
     step "pretrain: $base is there; \`make clean-demo\` starts from nothing"
 else
     step "pretrain a tiny base model: $base"
-    ringtune pretrain --config-path configs/demo_pretrain.json --model-config configs/tiny.json --tokenizer-path $tokenizer \
+    ringtune pretrain --config-path configs/demo_pretrain.json --model-config configs/demo_model.json --tokenizer-path $tokenizer \
         --dataset-paths "$out/tokens/pretrain_train.tok" --val-paths "$out/tokens/pretrain_valid.tok" \
         --output-dir "$out/base" --resume-from-checkpoint auto
 fi
@@ -51,13 +51,13 @@ done | sort -g | head -n 1 | cut -d ' ' -f 2-)
 step "validation loss on the same held-out rows"
 printf '  %-34s %10s %10s\n' "" "base" "fine-tuned"
 for set in define chat jargon; do
-    key="eval_$out/tokens/$set.tok_loss"
+    key="eval_${set}_loss"
     printf '  %-34s %10.4f %10.4f\n' "$set" "$(value "$first" "$key")" "$(value "$best" "$key")"
 done
 printf '  %-34s %10.4f %10.4f\n' "together" "$(value "$first" eval_loss)" "$(value "$best" eval_loss)"
 
 step "written in $(( $(date +%s) - started )) s"
 for path in "$base" "$tuned/adapter_model.safetensors" "$tuned/merged" "$tuned/metrics.jsonl" "$tuned/trainer_state.json" \
-    "$out/base/tiny/loss.svg" "$out/base/tiny/loss.png" "$tuned/loss.svg" "$tuned/loss.png"; do
+    "$out/base/demo_model/loss.svg" "$out/base/demo_model/loss.png" "$tuned/loss.svg" "$tuned/loss.png"; do
     [ -e "$path" ] && printf '  %s\n' "$path"
 done

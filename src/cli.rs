@@ -220,7 +220,8 @@ fn flag(setting: &'static Setting) -> Arg {
             .num_args(1..)
             .value_name(kind.placeholder())
             .allow_negative_numbers(true),
-        kind => arg.value_name(kind.placeholder()).allow_negative_numbers(true),
+        kind @ (Kind::Int(_) | Kind::Float(_)) => arg.value_name(kind.placeholder()).allow_hyphen_values(true),
+        kind => arg.value_name(kind.placeholder()),
     }
 }
 

@@ -158,10 +158,11 @@ fn other_commands_of_the_readme_exist() {
             } else if line.starts_with("ringtune") {
                 // One step instead of a minute of them.
                 let trains = line.contains("ringtune pretrain") || line.contains("ringtune sft");
-                let line = if trains {
-                    format!("{line} --max_steps 1 --max_seq_len 64")
-                } else {
-                    line.to_string()
+                let (before, after) = line.split_once("--max-steps ").unwrap_or((line, ""));
+                let after = after.split_once(' ').map_or("", |a| a.1);
+                let line = match trains {
+                    true => format!("{before} --max-steps 1 {after}"),
+                    false => line.to_string(),
                 };
                 let outcome = w.shell(&line);
                 assert_eq!(outcome.code, Some(0), "{line}\n{}", outcome.stderr);
