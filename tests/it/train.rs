@@ -110,6 +110,39 @@ fn accumulating_does_not_change_the_mean() {
 }
 
 #[test]
+fn eval_loss_does_not_depend_on_batch_or_packing() {
+    let eval = |batch, packing| {
+        let (dir, job) = run(|j| {
+            j.settings.eval_batch_size = batch;
+            j.data.packing = packing;
+            j.data.val_fraction = 0.3;
+            j.settings.eval_every = Every::Steps(100);
+            j.settings.eval_on_start = true;
+            j.settings.max_steps = Some(1);
+        });
+        let first = metrics(&job.output_dir)
+            .into_iter()
+            .find(|v| v.get("eval_loss").is_some())
+            .unwrap();
+        drop(dir);
+        (
+            first["eval_loss"].as_f64().unwrap(),
+            first["eval_num_tokens"].as_u64().unwrap(),
+        )
+    };
+    let (loss, tokens) = eval(8, true);
+    for (batch, packing) in [(1, true), (3, true), (1, false), (8, false)] {
+        let (other, n) = eval(batch, packing);
+        assert_eq!(tokens, n);
+        // The losses of the tokens have the same bits; only their f64 sum runs in another order.
+        assert!(
+            (loss / other - 1.0).abs() < 1e-13,
+            "{loss} against {other} at batch {batch}, packing {packing}"
+        );
+    }
+}
+
+#[test]
 fn same_seed_same_bits_whatever_the_threads() {
     let weights = |threads, seed| {
         let (dir, job) = run(|j| {
