@@ -22,7 +22,7 @@ pub enum WeightUnit {
 }
 
 impl WeightUnit {
-    /// All units, in the order of [`SetSize::all`].
+    /// All units, in the order of the fields of [`SetSize`].
     pub const ALL: [Self; 3] = [Self::Samples, Self::Tokens, Self::SupervisedTokens];
 
     /// The name on the command line.
