@@ -1,0 +1,487 @@
+//! Integer, logic and comparison instructions: from opcode to a function over lanes.
+
+use super::float::Mode;
+use super::{Alu, Class, Inst, LANES, Lane, Regs, map1, map2, map3};
+use crate::ptx::Ty;
+
+/// An opcode in pieces; modifiers are taken out as they are understood.
+pub struct Op<'a> {
+    /// Mnemonic.
+    pub base: &'a str,
+    /// Modifiers nobody has taken yet.
+    pub mods: Vec<&'a str>,
+}
+
+impl<'a> Op<'a> {
+    /// Splits at the dots.
+    pub fn new(opcode: &'a str) -> Op<'a> {
+        let mut parts = opcode.split('.');
+        Op {
+            base: parts.next().unwrap_or(""),
+            mods: parts.collect(),
+        }
+    }
+
+    /// Takes a modifier if it is there.
+    pub fn take(&mut self, name: &str) -> bool {
+        let at = self.mods.iter().position(|m| *m == name);
+        at.map(|i| self.mods.remove(i)).is_some()
+    }
+
+    /// Takes the last modifier as a type.
+    pub fn ty(&mut self) -> Option<Ty> {
+        let ty = Ty::from_name(self.mods.last()?)?;
+        self.mods.pop();
+        Some(ty)
+    }
+
+    /// Takes a rounding mode.
+    pub fn mode(&mut self) -> Option<Mode> {
+        for (name, mode) in [("rn", Mode::Rn), ("rz", Mode::Rz), ("rm", Mode::Rm), ("rp", Mode::Rp)] {
+            if self.take(name) {
+                return Some(mode);
+            }
+        }
+        None
+    }
+}
+
+/// A decoded arithmetic opcode: function, type of the destination, types of the sources.
+pub struct Arith {
+    /// The function.
+    pub f: Alu,
+    /// Destination type.
+    pub d: Ty,
+    /// Source types.
+    pub src: Vec<Ty>,
+    /// For the counters.
+    pub class: Class,
+}
+
+pub(super) fn arith(f: Alu, d: Ty, src: &[Ty]) -> Option<Arith> {
+    let class = match src.first() {
+        Some(Ty::F32 | Ty::F64 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2) => Class::Float,
+        _ => Class::Integer,
+    };
+    Some(Arith {
+        f,
+        d,
+        src: src.to_vec(),
+        class,
+    })
+}
+
+macro_rules! f1 {
+    ($t:ty, |$a:ident| $e:expr) => {
+        (|r: &mut Regs, i: &Inst, m: u32| map1(r, i, m, |$a: $t| $e)) as Alu
+    };
+}
+macro_rules! f2 {
+    ($t:ty, |$a:ident, $b:ident| $e:expr) => {
+        (|r: &mut Regs, i: &Inst, m: u32| map2(r, i, m, |$a: $t, $b: $t| $e)) as Alu
+    };
+}
+macro_rules! f3 {
+    ($t:ty, |$a:ident, $b:ident, $c:ident| $e:expr) => {
+        (|r: &mut Regs, i: &Inst, m: u32| map3(r, i, m, |$a: $t, $b: $t, $c: $t| $e)) as Alu
+    };
+}
+/// One body for the six integer types.
+macro_rules! ints {
+    ($ty:expr, $mac:ident, |$($a:ident),+| $e:expr) => {
+        match $ty {
+            Ty::U16 | Ty::B16 => $mac!(u16, |$($a),+| $e),
+            Ty::S16 => $mac!(i16, |$($a),+| $e),
+            Ty::U32 | Ty::B32 => $mac!(u32, |$($a),+| $e),
+            Ty::S32 => $mac!(i32, |$($a),+| $e),
+            Ty::U64 | Ty::B64 => $mac!(u64, |$($a),+| $e),
+            Ty::S64 => $mac!(i64, |$($a),+| $e),
+            _ => return None,
+        }
+    };
+}
+pub(super) use {f1, f2, f3};
+
+fn is_int(t: Ty) -> bool {
+    matches!(t, Ty::U16 | Ty::S16 | Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64)
+}
+
+/// Integer and logic opcodes.
+pub fn integer(op: &mut Op<'_>) -> Option<Arith> {
+    let (base, ty) = (op.base, op.ty()?);
+    if ty == Ty::Pred {
+        let f: Alu = match base {
+            "and" => |r, i, m| logic(r, i, m, |a, b| a & b),
+            "or" => |r, i, m| logic(r, i, m, |a, b| a | b),
+            "xor" => |r, i, m| logic(r, i, m, |a, b| a ^ b),
+            "not" => |r, i, m| write_pred(r, i.d, !pred(r, i.a, i.k & 1 != 0), m),
+            "mov" => |r, i, m| write_pred(r, i.d, pred(r, i.a, i.k & 1 != 0), m),
+            _ => return None,
+        };
+        let n = if matches!(base, "not" | "mov") { 1 } else { 2 };
+        return arith(f, ty, &[Ty::Pred, Ty::Pred][..n]);
+    }
+    let two = [ty; 2];
+    let wide = match ty {
+        Ty::U16 => Some(Ty::U32),
+        Ty::S16 => Some(Ty::S32),
+        Ty::U32 => Some(Ty::U64),
+        Ty::S32 => Some(Ty::S64),
+        _ => None,
+    };
+    match base {
+        "add" if is_int(ty) => {
+            if op.take("sat") {
+                return (ty == Ty::S32).then(|| arith(f2!(i32, |a, b| a.saturating_add(b)), ty, &two))?;
+            }
+            arith(ints!(ty, f2, |a, b| a.wrapping_add(b)), ty, &two)
+        }
+        "sub" if is_int(ty) => {
+            if op.take("sat") {
+                return (ty == Ty::S32).then(|| arith(f2!(i32, |a, b| a.saturating_sub(b)), ty, &two))?;
+            }
+            arith(ints!(ty, f2, |a, b| a.wrapping_sub(b)), ty, &two)
+        }
+        "mul" if is_int(ty) && op.take("lo") => arith(ints!(ty, f2, |a, b| a.wrapping_mul(b)), ty, &two),
+        "mul" if op.take("wide") => arith(mul_wide(ty)?, wide?, &two),
+        "mul" if op.take("hi") => arith(mul_hi(ty)?, ty, &two),
+        "mul24" if op.take("lo") => {
+            let f = match ty {
+                Ty::U32 => f2!(u32, |a, b| (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff)),
+                Ty::S32 => f2!(i32, |a, b| (a << 8 >> 8).wrapping_mul(b << 8 >> 8)),
+                _ => return None,
+            };
+            arith(f, ty, &two)
+        }
+        "mad" if is_int(ty) && op.take("lo") => {
+            arith(ints!(ty, f3, |a, b, c| a.wrapping_mul(b).wrapping_add(c)), ty, &[ty; 3])
+        }
+        "mad" if op.take("wide") => arith(mad_wide(ty)?, wide?, &[ty, ty, wide?]),
+        "mad" if op.take("hi") => {
+            let f = match ty {
+                Ty::U32 => f3!(
+                    u32,
+                    |a, b, c| ((u64::from(a) * u64::from(b)) >> 32).wrapping_add(u64::from(c)) as u32
+                ),
+                Ty::S32 => f3!(i32, |a, b, c| (((i64::from(a) * i64::from(b)) >> 32) as i32)
+                    .wrapping_add(c)),
+                Ty::U64 => f3!(u64, |a, b, c| (((u128::from(a) * u128::from(b)) >> 64) as u64)
+                    .wrapping_add(c)),
+                Ty::S64 => f3!(i64, |a, b, c| (((i128::from(a) * i128::from(b)) >> 64) as i64)
+                    .wrapping_add(c)),
+                _ => return None,
+            };
+            arith(f, ty, &[ty; 3])
+        }
+        // Division by zero gives all ones and its remainder the dividend, as the hardware sequences do.
+        "div" if is_int(ty) => arith(
+            ints!(ty, f2, |a, b| if b == 0 { !0 } else { a.wrapping_div(b) }),
+            ty,
+            &two,
+        ),
+        "rem" if is_int(ty) => arith(
+            ints!(ty, f2, |a, b| if b == 0 { a } else { a.wrapping_rem(b) }),
+            ty,
+            &two,
+        ),
+        "min" if is_int(ty) => arith(ints!(ty, f2, |a, b| a.min(b)), ty, &two),
+        "max" if is_int(ty) => arith(ints!(ty, f2, |a, b| a.max(b)), ty, &two),
+        "neg" if ty.signed() => {
+            let f = match ty {
+                Ty::S16 => f1!(i16, |a| a.wrapping_neg()),
+                Ty::S32 => f1!(i32, |a| a.wrapping_neg()),
+                _ => f1!(i64, |a| a.wrapping_neg()),
+            };
+            arith(f, ty, &[ty])
+        }
+        "abs" if ty.signed() => {
+            let f = match ty {
+                Ty::S16 => f1!(i16, |a| a.wrapping_abs()),
+                Ty::S32 => f1!(i32, |a| a.wrapping_abs()),
+                _ => f1!(i64, |a| a.wrapping_abs()),
+            };
+            arith(f, ty, &[ty])
+        }
+        "and" => arith(ints!(ty, f2, |a, b| a & b), ty, &two),
+        "or" => arith(ints!(ty, f2, |a, b| a | b), ty, &two),
+        "xor" => arith(ints!(ty, f2, |a, b| a ^ b), ty, &two),
+        "not" => arith(ints!(ty, f1, |a| !a), ty, &[ty]),
+        "mov" => {
+            let f = if ty.size() == 8 {
+                f1!(u64, |a| a)
+            } else {
+                f1!(u32, |a| a)
+            };
+            let mut m = arith(f, ty, &[ty])?;
+            m.class = Class::Integer;
+            Some(m)
+        }
+        "shl" | "shr" => arith(shift(base, ty)?, ty, &[ty, Ty::U32]),
+        "shf" => arith(funnel(op)?, ty, &[Ty::B32, Ty::B32, Ty::U32]),
+        "popc" | "clz" | "brev" => {
+            let f = match (base, ty) {
+                ("popc", Ty::B32) => f1!(u32, |a| a.count_ones()),
+                ("popc", Ty::B64) => f1!(u64, |a| a.count_ones()),
+                ("clz", Ty::B32) => f1!(u32, |a| a.leading_zeros()),
+                ("clz", Ty::B64) => f1!(u64, |a| a.leading_zeros()),
+                ("brev", Ty::B32) => f1!(u32, |a| a.reverse_bits()),
+                ("brev", Ty::B64) => f1!(u64, |a| a.reverse_bits()),
+                _ => return None,
+            };
+            arith(f, if base == "brev" { ty } else { Ty::U32 }, &[ty])
+        }
+        "bfind" => {
+            let shift = op.take("shiftamt");
+            // Signed values look for the first bit that differs from the sign.
+            let f = match (ty, shift) {
+                (Ty::U32, false) => f1!(u32, |a| 31u32.wrapping_sub(a.leading_zeros())),
+                (Ty::U32, true) => f1!(u32, |a| if a == 0 { !0 } else { a.leading_zeros() }),
+                (Ty::S32, false) => f1!(i32, |a| 31u32.wrapping_sub((a ^ (a >> 31)).leading_zeros())),
+                (Ty::U64, false) => f1!(u64, |a| 63u32.wrapping_sub(a.leading_zeros())),
+                (Ty::S64, false) => f1!(i64, |a| 63u32.wrapping_sub((a ^ (a >> 63)).leading_zeros())),
+                _ => return None,
+            };
+            arith(f, Ty::U32, &[ty])
+        }
+        "lop3" => {
+            let f: Alu = |r, i, m| {
+                map3(r, i, m, |a: u32, b: u32, c: u32| {
+                    (0..8).filter(|t| i.y >> t & 1 == 1).fold(0, |out, t: u32| {
+                        let side = |x: u32, bit: u32| if t >> bit & 1 == 1 { x } else { !x };
+                        out | side(a, 2) & side(b, 1) & side(c, 0)
+                    })
+                })
+            };
+            arith(f, ty, &[Ty::B32, Ty::B32, Ty::B32])
+        }
+        "prmt" => arith(f3!(u32, |a, b, c| permute(a, b, c)), ty, &[Ty::B32; 3]),
+        "sad" => {
+            let f = match ty {
+                Ty::U32 => f3!(u32, |a, b, c| a.abs_diff(b).wrapping_add(c)),
+                Ty::S32 => f3!(i32, |a, b, c| (a.abs_diff(b) as i32).wrapping_add(c)),
+                _ => return None,
+            };
+            arith(f, ty, &[ty; 3])
+        }
+        "cnot" => arith(ints!(ty, f1, |a| if a == 0 { 1 } else { 0 }), ty, &[ty]),
+        _ => None,
+    }
+}
+
+fn mul_wide(ty: Ty) -> Option<Alu> {
+    Some(match ty {
+        Ty::U16 => f2!(u16, |a, b| u32::from(a) * u32::from(b)),
+        Ty::S16 => f2!(i16, |a, b| i32::from(a) * i32::from(b)),
+        Ty::U32 => f2!(u32, |a, b| u64::from(a) * u64::from(b)),
+        Ty::S32 => f2!(i32, |a, b| i64::from(a) * i64::from(b)),
+        _ => return None,
+    })
+}
+
+fn mul_hi(ty: Ty) -> Option<Alu> {
+    Some(match ty {
+        Ty::U16 => f2!(u16, |a, b| ((u32::from(a) * u32::from(b)) >> 16) as u16),
+        Ty::S16 => f2!(i16, |a, b| ((i32::from(a) * i32::from(b)) >> 16) as i16),
+        Ty::U32 => f2!(u32, |a, b| ((u64::from(a) * u64::from(b)) >> 32) as u32),
+        Ty::S32 => f2!(i32, |a, b| ((i64::from(a) * i64::from(b)) >> 32) as i32),
+        Ty::U64 => f2!(u64, |a, b| ((u128::from(a) * u128::from(b)) >> 64) as u64),
+        Ty::S64 => f2!(i64, |a, b| ((i128::from(a) * i128::from(b)) >> 64) as i64),
+        _ => return None,
+    })
+}
+
+fn mad_wide(ty: Ty) -> Option<Alu> {
+    Some(match ty {
+        Ty::U16 => |r, i, m| {
+            map3(r, i, m, |a: u16, b: u16, c: u32| {
+                (u32::from(a) * u32::from(b)).wrapping_add(c)
+            })
+        },
+        Ty::S16 => |r, i, m| {
+            map3(r, i, m, |a: i16, b: i16, c: i32| {
+                (i32::from(a) * i32::from(b)).wrapping_add(c)
+            })
+        },
+        Ty::U32 => |r, i, m| {
+            map3(r, i, m, |a: u32, b: u32, c: u64| {
+                (u64::from(a) * u64::from(b)).wrapping_add(c)
+            })
+        },
+        Ty::S32 => |r, i, m| {
+            map3(r, i, m, |a: i32, b: i32, c: i64| {
+                (i64::from(a) * i64::from(b)).wrapping_add(c)
+            })
+        },
+        _ => return None,
+    })
+}
+
+/// Amounts above the width give zero or the sign.
+fn shift(base: &str, ty: Ty) -> Option<Alu> {
+    Some(match (base, ty) {
+        ("shl", Ty::B16) => |r, i, m| map2(r, i, m, |a: u16, b: u32| a.checked_shl(b).unwrap_or(0)),
+        ("shl", Ty::B32) => |r, i, m| map2(r, i, m, |a: u32, b: u32| a.checked_shl(b).unwrap_or(0)),
+        ("shl", Ty::B64) => |r, i, m| map2(r, i, m, |a: u64, b: u32| a.checked_shl(b).unwrap_or(0)),
+        ("shr", Ty::B16 | Ty::U16) => |r, i, m| map2(r, i, m, |a: u16, b: u32| a.checked_shr(b).unwrap_or(0)),
+        ("shr", Ty::B32 | Ty::U32) => |r, i, m| map2(r, i, m, |a: u32, b: u32| a.checked_shr(b).unwrap_or(0)),
+        ("shr", Ty::B64 | Ty::U64) => |r, i, m| map2(r, i, m, |a: u64, b: u32| a.checked_shr(b).unwrap_or(0)),
+        ("shr", Ty::S16) => |r, i, m| map2(r, i, m, |a: i16, b: u32| a >> b.min(15)),
+        ("shr", Ty::S32) => |r, i, m| map2(r, i, m, |a: i32, b: u32| a >> b.min(31)),
+        ("shr", Ty::S64) => |r, i, m| map2(r, i, m, |a: i64, b: u32| a >> b.min(63)),
+        _ => return None,
+    })
+}
+
+fn funnel(op: &mut Op<'_>) -> Option<Alu> {
+    let (left, right) = (op.take("l"), op.take("r"));
+    let (wrap, clamp) = (op.take("wrap"), op.take("clamp"));
+    if left == right || wrap == clamp {
+        return None;
+    }
+    Some(match (left, wrap) {
+        (true, true) => f3!(u32, |a, b, c| ((join(a, b) << (c & 31)) >> 32) as u32),
+        (true, false) => f3!(u32, |a, b, c| ((join(a, b) << c.min(32)) >> 32) as u32),
+        (false, true) => f3!(u32, |a, b, c| (join(a, b) >> (c & 31)) as u32),
+        (false, false) => f3!(u32, |a, b, c| (join(a, b) >> c.min(32)) as u32),
+    })
+}
+
+#[inline(always)]
+fn join(low: u32, high: u32) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
+fn permute(a: u32, b: u32, selector: u32) -> u32 {
+    let bytes = join(a, b).to_le_bytes();
+    let pick = |n: u32| {
+        let s = selector >> (4 * n) & 15;
+        let byte = bytes[(s & 7) as usize];
+        u32::from(if s & 8 == 0 { byte } else { (byte as i8 >> 7) as u8 }) << (8 * n)
+    };
+    pick(0) | pick(1) | pick(2) | pick(3)
+}
+
+/// `bfe` and `bfi`: position and length are the low bytes of their operands.
+pub fn bit_field(op: &mut Op<'_>) -> Option<Arith> {
+    let ty = op.ty()?;
+    let f: Alu = match (op.base, ty) {
+        ("bfe", Ty::U32) => |r, i, m| {
+            map3(r, i, m, |a: u32, b: u32, c: u32| {
+                extract(u64::from(a), b, c, 32, false) as u32
+            })
+        },
+        ("bfe", Ty::S32) => |r, i, m| {
+            map3(r, i, m, |a: u32, b: u32, c: u32| {
+                extract(u64::from(a), b, c, 32, true) as u32
+            })
+        },
+        ("bfe", Ty::U64) => |r, i, m| map3(r, i, m, |a: u64, b: u32, c: u32| extract(a, b, c, 64, false)),
+        ("bfe", Ty::S64) => |r, i, m| map3(r, i, m, |a: u64, b: u32, c: u32| extract(a, b, c, 64, true)),
+        // The fourth operand of bfi is a row number in `x`.
+        ("bfi", Ty::B32) => |r, i, m| {
+            let n = u32::get(r, i.x as u16);
+            let (a, b, c) = (u32::get(r, i.a), u32::get(r, i.b), u32::get(r, i.c));
+            let v = std::array::from_fn(|l| insert(u64::from(a[l]), u64::from(b[l]), c[l], n[l], 32) as u32);
+            u32::put(r, i.d, v, m);
+        },
+        ("bfi", Ty::B64) => |r, i, m| {
+            let n = u32::get(r, i.x as u16);
+            let (a, b, c) = (u64::get(r, i.a), u64::get(r, i.b), u32::get(r, i.c));
+            u64::put(r, i.d, std::array::from_fn(|l| insert(a[l], b[l], c[l], n[l], 64)), m);
+        },
+        _ => return None,
+    };
+    let src = if op.base == "bfe" {
+        vec![ty, Ty::U32, Ty::U32]
+    } else {
+        vec![ty, ty, Ty::U32, Ty::U32]
+    };
+    arith(f, ty, &src)
+}
+
+fn extract(a: u64, pos: u32, len: u32, width: u32, signed: bool) -> u64 {
+    let (pos, len) = (pos & 255, len & 255);
+    let top = (pos + len).wrapping_sub(1).min(width - 1);
+    let fill = signed && len > 0 && a >> top & 1 == 1;
+    (0..width).fold(0, |out, i| {
+        let bit = if i < len && pos + i < width {
+            a >> (pos + i) & 1
+        } else {
+            u64::from(fill)
+        };
+        out | bit << i
+    })
+}
+
+fn insert(a: u64, b: u64, pos: u32, len: u32, width: u32) -> u64 {
+    let (pos, len) = (pos & 255, len & 255);
+    if pos >= width || len == 0 {
+        return b;
+    }
+    let ones = if len >= 64 { !0 } else { (1u64 << len) - 1 };
+    let mask = ones << pos;
+    b & !mask | (a << pos) & mask
+}
+
+/// A predicate row, negated on demand.
+#[inline(always)]
+pub fn pred(r: &Regs, row: u16, not: bool) -> u32 {
+    let p = r.p[row as usize];
+    if not { !p } else { p }
+}
+
+/// Writes the lanes of `mask` of a predicate.
+#[inline(always)]
+pub fn write_pred(r: &mut Regs, row: u16, bits: u32, mask: u32) {
+    if row != super::NONE {
+        let p = &mut r.p[row as usize];
+        *p = *p & !mask | bits & mask;
+    }
+}
+
+#[inline(always)]
+fn logic(r: &mut Regs, i: &Inst, m: u32, f: impl Fn(u32, u32) -> u32) {
+    let v = f(pred(r, i.a, i.k & 1 != 0), pred(r, i.b, i.k & 2 != 0));
+    write_pred(r, i.d, v, m);
+}
+
+/// Compares lanes, then combines with predicate `c` as `k` says (0 none, 1 and, 2 or, 3 xor; 4: `c` negated) and
+/// writes `d` and, if asked, the complement to row `x`.
+#[inline(always)]
+pub fn compare<T: Lane>(r: &mut Regs, i: &Inst, m: u32, f: impl Fn(T, T) -> bool) {
+    let (a, b) = (T::get(r, i.a), T::get(r, i.b));
+    let mut bits = 0;
+    for l in 0..LANES {
+        bits |= u32::from(f(a[l], b[l])) << l;
+    }
+    let mut other = !bits;
+    if i.k & 3 != 0 {
+        let c = pred(r, i.c, i.k & 4 != 0);
+        let combine = |x: u32| match i.k & 3 {
+            1 => x & c,
+            2 => x | c,
+            _ => x ^ c,
+        };
+        (bits, other) = (combine(bits), combine(other));
+    }
+    write_pred(r, i.d, bits, m);
+    write_pred(r, i.x as u16, other, m);
+}
+
+/// Comparison function of an integer type.
+pub fn compare_int(name: &str, ty: Ty) -> Option<Alu> {
+    macro_rules! cmp {
+        ($t:ty, |$a:ident, $b:ident| $e:expr) => {
+            (|r: &mut Regs, i: &Inst, m: u32| compare(r, i, m, |$a: $t, $b: $t| $e)) as Alu
+        };
+    }
+    Some(match name {
+        "eq" => ints!(ty, cmp, |a, b| a == b),
+        "ne" => ints!(ty, cmp, |a, b| a != b),
+        "lt" | "lo" => ints!(ty, cmp, |a, b| a < b),
+        "le" | "ls" => ints!(ty, cmp, |a, b| a <= b),
+        "gt" | "hi" => ints!(ty, cmp, |a, b| a > b),
+        "ge" | "hs" => ints!(ty, cmp, |a, b| a >= b),
+        _ => return None,
+    })
+}

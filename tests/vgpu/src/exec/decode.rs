@@ -1,0 +1,467 @@
+//! From parsed functions to programs: symbols, parameter layout, rows of registers and constants.
+
+use std::collections::HashMap;
+
+use super::alu::Op;
+use super::cfg::{Flow, allocate, intervals, reconvergence};
+use super::{Act, Class, File, Inst, NONE, mem};
+use crate::error::{Error, Result};
+use crate::ptx::{Function, Instr, Operand, Space, Ty, Var};
+
+/// How a row is filled when a CTA starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowInit {
+    /// A constant.
+    Word(u32),
+    /// A 64-bit constant.
+    Long(u64),
+    /// A constant predicate.
+    Pred(bool),
+    /// Thread index, by dimension.
+    Tid(usize),
+    /// Block index.
+    Block(usize),
+    /// Block size.
+    BlockDim(usize),
+    /// Grid size.
+    GridDim(usize),
+    /// Lane number.
+    LaneId,
+    /// Warp number.
+    WarpId,
+    /// Warps of the block.
+    Warps,
+    /// Lane masks: eq, le, lt, ge, gt.
+    LaneMask(usize),
+    /// Dynamic shared bytes.
+    DynamicShared,
+}
+
+/// Where an instruction came from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Line of the PTX.
+    pub line: u32,
+    /// Line of the CUDA source.
+    pub source_line: Option<u32>,
+    /// The text.
+    pub text: String,
+}
+
+/// A kernel, ready to run.
+pub struct Program {
+    /// Name.
+    pub name: String,
+    /// Instructions.
+    pub code: Vec<Inst>,
+    /// Where they came from.
+    pub source: Vec<Source>,
+    /// Rows of each file.
+    pub rows: [usize; 3],
+    /// Rows with a start value.
+    pub init: Vec<(u16, RowInit)>,
+    /// Local bytes of a thread.
+    pub local_size: usize,
+    /// Static shared bytes.
+    pub static_shared: usize,
+    /// Where dynamic shared memory starts.
+    pub dynamic_offset: usize,
+    /// Offset and size of each parameter.
+    pub params: Vec<(usize, usize)>,
+    /// `.maxntid` product.
+    pub max_threads: Option<u32>,
+}
+
+/// Value of a symbol: the space and the address or offset in it.
+pub type Symbols = HashMap<String, (Space, u64)>;
+
+/// Decoder of one function.
+pub(super) struct Decoder<'a> {
+    f: &'a Function,
+    symbols: Symbols,
+    row_of: Vec<usize>,
+    rows: [usize; 3],
+    constants: HashMap<(usize, u64), u16>,
+    specials: HashMap<String, u16>,
+    init: Vec<(u16, RowInit)>,
+}
+
+/// Lays variables out one after the other; returns the end.
+fn layout(vars: &[&Var], mut at: usize, symbols: &mut Symbols) -> usize {
+    for v in vars {
+        at = at.next_multiple_of(v.align);
+        symbols.insert(v.name.clone(), (v.space, at as u64));
+        at += v.size;
+    }
+    at
+}
+
+pub(super) fn file_of(t: Ty) -> File {
+    match t {
+        Ty::Pred => File::P,
+        t if t.size() == 8 => File::Q,
+        _ => File::W,
+    }
+}
+
+/// Decodes a kernel. `module_vars` are the module's variables, `globals` the addresses of the global ones.
+pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols) -> Result<Program> {
+    let mut symbols = globals.clone();
+    let of = |space: Space, external: bool| -> Vec<&Var> {
+        module_vars
+            .iter()
+            .chain(&f.vars)
+            .filter(|v| v.space == space && (v.external || v.size == 0) == external)
+            .collect()
+    };
+    let static_shared = layout(&of(Space::Shared, false), 0, &mut symbols);
+    let dynamic = of(Space::Shared, true);
+    let dynamic_offset = static_shared.next_multiple_of(dynamic.iter().map(|v| v.align).max().unwrap_or(1));
+    for v in dynamic {
+        symbols.insert(v.name.clone(), (Space::Shared, dynamic_offset as u64));
+    }
+    let local_size = layout(&of(Space::Local, false), 0, &mut symbols).next_multiple_of(16);
+    layout(&f.params.iter().collect::<Vec<_>>(), 0, &mut symbols);
+    let params = f.params.iter().map(|v| (symbols[&v.name].1 as usize, v.size)).collect();
+
+    let flow: Vec<Flow> = f.body.iter().map(flow_of).collect();
+    let meet = if flow.is_empty() {
+        Vec::new()
+    } else {
+        reconvergence(&flow)
+    };
+    let spans = intervals(&flow, f.regs.len());
+    let mut d = Decoder {
+        f,
+        symbols,
+        row_of: vec![usize::MAX; f.regs.len()],
+        rows: [0; 3],
+        constants: HashMap::new(),
+        specials: HashMap::new(),
+        init: Vec::new(),
+    };
+    for (n, file) in [File::W, File::Q, File::P].into_iter().enumerate() {
+        let mine = |r: &usize| f.regs[*r] != Ty::B128 && file_of(f.regs[*r]) == file;
+        let list: Vec<_> = (0..f.regs.len())
+            .filter(mine)
+            .filter_map(|r| spans[r].map(|s| (r as u32, s)))
+            .collect();
+        d.rows[n] = allocate(&list, 0, &mut d.row_of);
+    }
+    let mut code = Vec::with_capacity(f.body.len());
+    for (n, i) in f.body.iter().enumerate() {
+        let fail = |message: String| Error::Unsupported {
+            kernel: f.name.clone(),
+            line: i.line,
+            text: i.text.clone(),
+            message,
+        };
+        let mut inst = d.instruction(i).map_err(fail)?;
+        if let Some((r, not)) = i.guard {
+            if f.regs[r as usize] != Ty::Pred {
+                return Err(fail("the guard is not a predicate".into()));
+            }
+            (inst.guard, inst.guard_not) = (d.row_of[r as usize] as u16, not);
+        }
+        if matches!(inst.act, Act::Branch) {
+            inst.y = meet[n] as u32;
+        }
+        code.push(inst);
+    }
+    if d.rows.iter().any(|n| *n >= NONE as usize) {
+        return Err(Error::Invalid(format!(
+            "kernel {} needs too many registers: {:?}",
+            f.name, d.rows
+        )));
+    }
+    let source = f
+        .body
+        .iter()
+        .map(|i| Source {
+            line: i.line,
+            source_line: i.source_line,
+            text: i.text.clone(),
+        })
+        .collect();
+    Ok(Program {
+        name: f.name.clone(),
+        code,
+        source,
+        rows: d.rows,
+        init: d.init,
+        local_size,
+        static_shared,
+        dynamic_offset,
+        params,
+        max_threads: f.max_threads,
+    })
+}
+
+fn registers(op: &Operand, out: &mut Vec<u32>) {
+    match op {
+        Operand::Reg(r) | Operand::NotReg(r) => out.push(*r),
+        Operand::Pair(a, b) => {
+            registers(a, out);
+            registers(b, out);
+        }
+        Operand::Address(a, _) => registers(a, out),
+        Operand::Vector(v) => v.iter().for_each(|o| registers(o, out)),
+        _ => {}
+    }
+}
+
+fn flow_of(i: &Instr) -> Flow {
+    let base = i.opcode.split('.').next().unwrap_or("");
+    let mut flow = Flow {
+        falls: true,
+        ..Flow::default()
+    };
+    match base {
+        "bra" => {
+            flow.target = i
+                .operands
+                .iter()
+                .find_map(|o| if let Operand::Label(t) = o { Some(*t) } else { None });
+            flow.falls = i.guard.is_some();
+        }
+        "ret" | "exit" | "trap" => flow.falls = i.guard.is_some(),
+        _ => {}
+    }
+    let writes = !matches!(base, "st" | "red" | "bra" | "cp" | "membar" | "fence" | "prefetch")
+        && !i.opcode.starts_with("bar.sync");
+    for (n, o) in i.operands.iter().enumerate() {
+        let defs = n == 0 && writes && !matches!(o, Operand::Address(..));
+        registers(o, if defs { &mut flow.defs } else { &mut flow.uses });
+    }
+    if let Some((r, _)) = i.guard {
+        // Lanes that the guard leaves out keep the old value.
+        let kept = flow.defs.clone();
+        flow.uses.extend(kept);
+        flow.uses.push(r);
+    }
+    flow
+}
+
+pub(super) type Decoded<T> = std::result::Result<T, String>;
+
+impl Decoder<'_> {
+    pub(super) fn reg_ty(&self, r: u32) -> Ty {
+        self.f.regs[r as usize]
+    }
+
+    fn constant(&mut self, file: File, bits: u64) -> u16 {
+        let n = file as usize;
+        if let Some(row) = self.constants.get(&(n, bits)) {
+            return *row;
+        }
+        let row = self.new_row(n);
+        let init = match file {
+            File::W => RowInit::Word(bits as u32),
+            File::Q => RowInit::Long(bits),
+            File::P => RowInit::Pred(bits != 0),
+        };
+        self.init.push((row, init));
+        self.constants.insert((n, bits), row);
+        row
+    }
+
+    fn new_row(&mut self, file: usize) -> u16 {
+        self.rows[file] += 1;
+        // More rows than fit are refused when the kernel is complete.
+        (self.rows[file] - 1).min(NONE as usize - 1) as u16
+    }
+
+    fn special(&mut self, name: &str) -> Decoded<u16> {
+        if let Some(row) = self.specials.get(name) {
+            return Ok(*row);
+        }
+        let (stem, dim) = name.split_once('.').unwrap_or((name, "x"));
+        let dim = match dim {
+            "x" => 0,
+            "y" => 1,
+            "z" => 2,
+            _ => return Err(format!("unknown component of {name}")),
+        };
+        let init = match stem {
+            "%tid" => RowInit::Tid(dim),
+            "%ctaid" => RowInit::Block(dim),
+            "%ntid" => RowInit::BlockDim(dim),
+            "%nctaid" => RowInit::GridDim(dim),
+            "%laneid" => RowInit::LaneId,
+            "%warpid" => RowInit::WarpId,
+            "%nwarpid" => RowInit::Warps,
+            "%smid" | "%gridid" => RowInit::Word(0),
+            "%nsmid" => RowInit::Word(1),
+            "%lanemask_eq" => RowInit::LaneMask(0),
+            "%lanemask_le" => RowInit::LaneMask(1),
+            "%lanemask_lt" => RowInit::LaneMask(2),
+            "%lanemask_ge" => RowInit::LaneMask(3),
+            "%lanemask_gt" => RowInit::LaneMask(4),
+            "%dynamic_smem_size" => RowInit::DynamicShared,
+            _ => return Err(format!("special register {name} is not known")),
+        };
+        let row = self.new_row(0);
+        self.init.push((row, init));
+        self.specials.insert(name.to_string(), row);
+        Ok(row)
+    }
+
+    /// Value of a symbol used as a number.
+    pub(super) fn symbol(&self, name: &str) -> Decoded<(Space, u64)> {
+        self.symbols
+            .get(name)
+            .copied()
+            .ok_or_else(|| format!("unknown symbol {name}"))
+    }
+
+    /// Row of a source operand in any file, with the file.
+    pub(super) fn any(&mut self, op: &Operand, ty: Ty) -> Decoded<(File, u16)> {
+        let file = file_of(ty);
+        Ok(match op {
+            Operand::Reg(r) => {
+                let t = self.reg_ty(*r);
+                if t == Ty::B128 {
+                    return Err("128-bit registers are not known".into());
+                }
+                (file_of(t), self.row_of[*r as usize] as u16)
+            }
+            Operand::Int(x) => {
+                let float = matches!(ty, Ty::F32 | Ty::F64);
+                if float && *x != 0 {
+                    return Err("an integer literal where a float is needed".into());
+                }
+                let bits = if ty.size() < 8 {
+                    x & ((1 << (8 * ty.size())) - 1)
+                } else {
+                    *x
+                };
+                (file, self.constant(file, bits))
+            }
+            Operand::F32(x) if matches!(ty, Ty::F32 | Ty::B32 | Ty::Tf32) => {
+                (File::W, self.constant(File::W, u64::from(*x)))
+            }
+            Operand::F64(x) if matches!(ty, Ty::F64 | Ty::B64) => (File::Q, self.constant(File::Q, *x)),
+            Operand::F64(x) if ty == Ty::F32 => (
+                File::W,
+                self.constant(File::W, u64::from((f64::from_bits(*x) as f32).to_bits())),
+            ),
+            Operand::Special(name) => (File::W, self.special(name)?),
+            Operand::Symbol(name, offset) => {
+                let v = self.symbol(name)?.1.wrapping_add(*offset as u64);
+                (file, self.constant(file, v))
+            }
+            _ => return Err("an operand of this form is not known here".into()),
+        })
+    }
+
+    /// Row of a source operand of a type; the register's file must fit.
+    pub(super) fn src(&mut self, op: &Operand, ty: Ty) -> Decoded<u16> {
+        let (file, row) = self.any(op, ty)?;
+        if file != file_of(ty) {
+            return Err(format!("an operand's register does not fit {ty:?}"));
+        }
+        Ok(row)
+    }
+
+    /// Row of a destination; `_` gives [`NONE`] where `sink` allows it.
+    pub(super) fn dst(&mut self, op: &Operand, ty: Ty) -> Decoded<u16> {
+        match op {
+            Operand::Reg(_) => self.src(op, ty),
+            _ => Err("the destination is not a register".into()),
+        }
+    }
+
+    /// Row of a predicate source and whether it is negated.
+    pub(super) fn predicate(&mut self, op: &Operand) -> Decoded<(u16, bool)> {
+        match op {
+            Operand::NotReg(r) if self.reg_ty(*r) == Ty::Pred => Ok((self.row_of[*r as usize] as u16, true)),
+            Operand::Int(x) => Ok((self.constant(File::P, u64::from(*x != 0)), false)),
+            _ => Ok((self.src(op, Ty::Pred)?, false)),
+        }
+    }
+
+    /// A destination, `_`, or both sides of `a|b`.
+    pub(super) fn dst_pair(&mut self, op: &Operand, a: Ty, b: Ty) -> Decoded<(u16, u16)> {
+        let mut one = |o: &Operand, ty| if *o == Operand::Sink { Ok(NONE) } else { self.dst(o, ty) };
+        match op {
+            Operand::Pair(x, y) => Ok((one(x, a)?, one(y, b)?)),
+            _ => Ok((one(op, a)?, NONE)),
+        }
+    }
+
+    /// Rows of `{a, b, ...}` or of a single operand, each of one type and in the register's own file.
+    pub(super) fn list(&mut self, op: &Operand, ty: Ty) -> Decoded<Vec<(File, u16)>> {
+        match op {
+            Operand::Vector(v) => v
+                .iter()
+                .map(|o| {
+                    if *o == Operand::Sink {
+                        Ok((file_of(ty), NONE))
+                    } else {
+                        self.any(o, ty)
+                    }
+                })
+                .collect(),
+            _ => Ok(vec![self.any(op, ty)?]),
+        }
+    }
+
+    /// An address operand in a space.
+    pub(super) fn address(&mut self, op: &Operand, space: mem::Space) -> Decoded<mem::Address> {
+        let Operand::Address(base, offset) = op else {
+            return Err("expected an address".into());
+        };
+        let (file, row) = match &**base {
+            Operand::Reg(r) if !matches!(self.reg_ty(*r).size(), 4 | 8) => {
+                return Err("the address is too narrow".into());
+            }
+            Operand::Symbol(name, o) => {
+                let (declared, v) = self.symbol(name)?;
+                let fits = match space {
+                    mem::Space::Generic | mem::Space::Global => matches!(declared, Space::Global | Space::Const),
+                    mem::Space::Shared => declared == Space::Shared,
+                    mem::Space::Local => declared == Space::Local,
+                    mem::Space::Param => declared == Space::Param,
+                };
+                if !fits {
+                    return Err(format!("{name} is not in the space of the access"));
+                }
+                (File::Q, self.constant(File::Q, v.wrapping_add(*o as u64)))
+            }
+            other => self.any(other, Ty::U64)?,
+        };
+        Ok(mem::Address {
+            file,
+            row,
+            offset: *offset,
+            space,
+        })
+    }
+
+    /// An instruction with nothing filled in but what it does.
+    pub(super) fn blank(act: Act, class: Class) -> Inst {
+        Inst {
+            act,
+            d: NONE,
+            a: NONE,
+            b: NONE,
+            c: NONE,
+            guard: NONE,
+            guard_not: false,
+            class,
+            k: 0,
+            x: u32::from(NONE),
+            y: 0,
+        }
+    }
+
+    fn instruction(&mut self, i: &Instr) -> Decoded<Inst> {
+        let mut op = Op::new(&i.opcode);
+        let inst = self.opcode(&mut op, &i.operands)?;
+        if op.mods.is_empty() {
+            Ok(inst)
+        } else {
+            Err(format!("unknown modifier .{}", op.mods.join(".")))
+        }
+    }
+}

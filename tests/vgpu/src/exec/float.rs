@@ -1,0 +1,288 @@
+//! Rounding: directed modes of f32 and f64, 16-bit floats, flush to zero, canonical NaN.
+
+/// Rounding mode of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// To nearest, ties to even.
+    Rn,
+    /// Towards zero.
+    Rz,
+    /// Towards minus infinity.
+    Rm,
+    /// Towards plus infinity.
+    Rp,
+}
+
+/// The NaN that single-precision instructions return.
+#[inline(always)]
+pub fn canon(x: f32) -> f32 {
+    if x.is_nan() { f32::from_bits(0x7fff_ffff) } else { x }
+}
+
+/// Subnormals become zero of the same sign.
+#[inline(always)]
+pub fn flush(x: f32) -> f32 {
+    if x.abs() < f32::MIN_POSITIVE {
+        f32::from_bits(x.to_bits() & 0x8000_0000)
+    } else {
+        x
+    }
+}
+
+/// Clamps to [0, 1]; NaN becomes +0.
+#[inline(always)]
+pub fn saturate(x: f32) -> f32 {
+    if x > 0.0 { x.min(1.0) } else { 0.0 }
+}
+
+/// A value whose exact form is `s` plus something with the sign of `e`, as the neighbour of `s` with an odd last bit:
+/// rounding that to at most 50 bits gives what rounding the exact value gives.
+fn odd(s: f64, e: f64) -> f64 {
+    if e == 0.0 || !s.is_finite() || s.to_bits() & 1 == 1 {
+        return s;
+    }
+    if s == 0.0 {
+        return f64::from_bits(1).copysign(e);
+    }
+    let up = (e > 0.0) == (s > 0.0);
+    f64::from_bits(if up { s.to_bits() + 1 } else { s.to_bits() - 1 })
+}
+
+/// Sum and its rounding error.
+fn two_sum(a: f64, b: f64) -> (f64, f64) {
+    let s = a + b;
+    let t = s - a;
+    (s, (a - (s - t)) + (b - t))
+}
+
+/// Rounds an exactly comparable double to f32.
+pub fn to_f32(x: f64, mode: Mode) -> f32 {
+    let r = x as f32;
+    if x.is_nan() || x.is_infinite() {
+        return r;
+    }
+    let wide = f64::from(r);
+    match mode {
+        Mode::Rm if wide > x => r.next_down(),
+        Mode::Rp if wide < x => r.next_up(),
+        Mode::Rz if wide.abs() > x.abs() => {
+            if r > 0.0 {
+                r.next_down()
+            } else {
+                r.next_up()
+            }
+        }
+        _ => r,
+    }
+}
+
+/// An exact zero sum of operands with different signs is -0 when rounding down.
+fn zero_sign(x: f64, a: f64, b: f64, mode: Mode) -> f64 {
+    if x == 0.0 && mode == Mode::Rm && (a.is_sign_negative() || b.is_sign_negative()) {
+        -0.0
+    } else {
+        x
+    }
+}
+
+/// `a * b + c` with one rounding.
+pub fn fma32(a: f32, b: f32, c: f32, mode: Mode) -> f32 {
+    let (p, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    let (s, e) = two_sum(p, c);
+    to_f32(zero_sign(odd(s, e), p, c, mode), mode)
+}
+
+/// `a + b`.
+pub fn add32(a: f32, b: f32, mode: Mode) -> f32 {
+    fma32(a, 1.0, b, mode)
+}
+
+/// `a * b`.
+pub fn mul32(a: f32, b: f32, mode: Mode) -> f32 {
+    to_f32(f64::from(a) * f64::from(b), mode)
+}
+
+/// `a / b`.
+pub fn div32(a: f32, b: f32, mode: Mode) -> f32 {
+    let (x, y) = (f64::from(a), f64::from(b));
+    let q = x / y;
+    if !q.is_finite() || q == 0.0 || y.is_infinite() {
+        return to_f32(q, mode);
+    }
+    let rest = (-q).mul_add(y, x);
+    to_f32(odd(q, rest * y.signum()), mode)
+}
+
+/// Square root.
+pub fn sqrt32(a: f32, mode: Mode) -> f32 {
+    let x = f64::from(a);
+    let s = x.sqrt();
+    if !s.is_finite() || s == 0.0 {
+        s as f32
+    } else {
+        to_f32(odd(s, (-s).mul_add(s, x)), mode)
+    }
+}
+
+/// Rounds `r`, the nearest double of an exact value `r + e`, in a direction.
+fn direct64(r: f64, e: f64, mode: Mode) -> f64 {
+    if !r.is_finite() || e == 0.0 {
+        return r;
+    }
+    match mode {
+        Mode::Rm if e < 0.0 => r.next_down(),
+        Mode::Rp if e > 0.0 => r.next_up(),
+        Mode::Rz if r > 0.0 && e < 0.0 => r.next_down(),
+        Mode::Rz if r < 0.0 && e > 0.0 => r.next_up(),
+        _ => r,
+    }
+}
+
+/// `a * b + c` in double precision; the error of the nearest result after Boldo and Muller, "Exact and approximated
+/// error of the FMA" (2011).
+pub fn fma64(a: f64, b: f64, c: f64, mode: Mode) -> f64 {
+    let r = a.mul_add(b, c);
+    if mode == Mode::Rn || !r.is_finite() {
+        return r;
+    }
+    let p = a * b;
+    let low = a.mul_add(b, -p);
+    let (a1, a2) = two_sum(c, low);
+    let (b1, b2) = two_sum(p, a1);
+    let g = (b1 - r) + b2;
+    zero_sign(direct64(r, g + a2, mode), p, c, mode)
+}
+
+/// `a + b` in double precision.
+pub fn add64(a: f64, b: f64, mode: Mode) -> f64 {
+    let (s, e) = two_sum(a, b);
+    zero_sign(direct64(s, e, mode), a, b, mode)
+}
+
+/// `a * b` in double precision.
+pub fn mul64(a: f64, b: f64, mode: Mode) -> f64 {
+    let p = a * b;
+    direct64(p, a.mul_add(b, -p), mode)
+}
+
+/// `a / b` in double precision.
+pub fn div64(a: f64, b: f64, mode: Mode) -> f64 {
+    let q = a / b;
+    if !q.is_finite() || b.is_infinite() {
+        return q;
+    }
+    direct64(q, (-q).mul_add(b, a) * b.signum(), mode)
+}
+
+/// Square root in double precision.
+pub fn sqrt64(a: f64, mode: Mode) -> f64 {
+    let s = a.sqrt();
+    direct64(s, (-s).mul_add(s, a), mode)
+}
+
+/// A binary float format narrower than f32, by fraction and exponent bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Format {
+    /// Fraction bits.
+    pub fraction: u32,
+    /// Exponent bits.
+    pub exponent: u32,
+}
+
+/// IEEE half.
+pub const F16: Format = Format {
+    fraction: 10,
+    exponent: 5,
+};
+/// bfloat16.
+pub const BF16: Format = Format {
+    fraction: 7,
+    exponent: 8,
+};
+
+impl Format {
+    /// Bits of `x` rounded to this format; NaN gives the canonical one (0x7fff).
+    pub fn pack(self, x: f64, mode: Mode) -> u16 {
+        let sign = u16::from(x.is_sign_negative()) << 15;
+        if x.is_nan() {
+            return 0x7fff;
+        }
+        let bias = (1i32 << (self.exponent - 1)) - 1;
+        let infinity = ((1u16 << self.exponent) - 1) << self.fraction;
+        if x.is_infinite() {
+            return sign | infinity;
+        }
+        let v = x.abs();
+        let exponent = ((v.to_bits() >> 52) as i32 - 1023).max(1 - bias);
+        // Units of the last place at this exponent; scaling by a power of two is exact.
+        let units = v * 2f64.powi(self.fraction as i32 - exponent);
+        let whole = match mode {
+            Mode::Rn => units.round_ties_even(),
+            Mode::Rz => units.floor(),
+            Mode::Rm => {
+                if sign != 0 {
+                    units.ceil()
+                } else {
+                    units.floor()
+                }
+            }
+            Mode::Rp => {
+                if sign != 0 {
+                    units.floor()
+                } else {
+                    units.ceil()
+                }
+            }
+        } as i64;
+        // A whole number with its hidden bit added onto the exponent carries into it by itself.
+        let bits = whole + (i64::from(exponent + bias - 1) << self.fraction);
+        if bits < i64::from(infinity) {
+            return sign | bits as u16;
+        }
+        let to_max = match mode {
+            Mode::Rn => false,
+            Mode::Rz => true,
+            Mode::Rm => sign == 0,
+            Mode::Rp => sign != 0,
+        };
+        sign | (infinity - u16::from(to_max))
+    }
+
+    /// The value of bits in this format, exact.
+    pub fn unpack(self, bits: u16) -> f32 {
+        if self.exponent == 8 {
+            return f32::from_bits(u32::from(bits) << 16);
+        }
+        let (sign, e, f) = (
+            u32::from(bits >> 15) << 31,
+            u32::from(bits >> 10) & 31,
+            u32::from(bits) & 0x3ff,
+        );
+        match e {
+            0 => f32::from_bits(sign | (f as f32 / 16_777_216.0).to_bits()),
+            31 => f32::from_bits(sign | 0x7f80_0000 | f << 13),
+            _ => f32::from_bits(sign | (e + 112) << 23 | f << 13),
+        }
+    }
+
+    /// `a * b + c` on bits, with one rounding.
+    pub fn fma(self, a: u16, b: u16, c: u16) -> u16 {
+        let (p, c) = (
+            f64::from(self.unpack(a)) * f64::from(self.unpack(b)),
+            f64::from(self.unpack(c)),
+        );
+        let (s, e) = two_sum(p, c);
+        self.pack(odd(s, e), Mode::Rn)
+    }
+}
+
+/// Round-to-nearest-even bf16 of an f32, the common case, without the detour.
+#[inline(always)]
+pub fn bf16(x: f32) -> u16 {
+    let b = x.to_bits();
+    if x.is_nan() {
+        0x7fff
+    } else {
+        ((b + 0x7fff + (b >> 16 & 1)) >> 16) as u16
+    }
+}

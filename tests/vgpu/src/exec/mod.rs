@@ -1,0 +1,214 @@
+//! The interpreter: decoded instructions, warp-wide registers, and the run loop.
+
+pub mod alu;
+pub mod alu_float;
+pub mod cfg;
+pub mod convert;
+pub mod decode;
+pub mod float;
+pub mod launch;
+pub mod mem;
+mod opcode;
+mod opcode_warp;
+pub mod tensor;
+pub mod warp;
+pub mod warp_ops;
+
+/// Threads of a warp.
+pub const LANES: usize = 32;
+/// "No row" in an instruction.
+pub const NONE: u16 = u16::MAX;
+
+/// Registers of one warp: rows of 32 lanes. Constants and special registers are rows too.
+#[derive(Default)]
+pub struct Regs {
+    /// Values of up to 32 bits; narrower ones are kept zero-extended.
+    pub w: Vec<[u32; LANES]>,
+    /// 64-bit values.
+    pub q: Vec<[u64; LANES]>,
+    /// Predicates, one bit per lane.
+    pub p: Vec<u32>,
+}
+
+/// An arithmetic instruction over the lanes in the mask.
+pub type Alu = fn(&mut Regs, &Inst, u32);
+
+/// Which file a row is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum File {
+    /// Up to 32 bits.
+    W,
+    /// 64 bits.
+    Q,
+    /// Predicates.
+    P,
+}
+
+/// Kind of instruction, for the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Integer, logic, moves and comparisons.
+    Integer,
+    /// Floating-point arithmetic.
+    Float,
+    /// Conversions.
+    Convert,
+    /// Loads, stores and asynchronous copies.
+    Memory,
+    /// Atomics and reductions.
+    Atomic,
+    /// Branches and returns.
+    Control,
+    /// Barriers and fences.
+    Barrier,
+    /// Shuffles, votes and matches.
+    Warp,
+    /// Matrix instructions.
+    Tensor,
+}
+
+/// What an instruction does.
+pub enum Act {
+    /// Lane-wise arithmetic.
+    Alu(Alu),
+    /// Branch to `x`, lanes meet again at `y`.
+    Branch,
+    /// Return or exit.
+    Exit,
+    /// Stops the kernel with a fault.
+    Trap,
+    /// Nothing to do here (fences, prefetches).
+    Nop,
+    /// `bar.warp.sync`: mask in row `a`.
+    WarpSync,
+    /// CTA barrier: id in row `a`, thread count in row `b`.
+    Barrier(Option<warp::Reduce>),
+    /// Load.
+    Load(Box<mem::Access>),
+    /// Store.
+    Store(Box<mem::Access>),
+    /// Atomic or reduction.
+    Atomic(Box<mem::Atomic>),
+    /// `cp.async` of `y` bytes; source size in row `c` when given.
+    CopyAsync(Box<mem::CopyAsync>),
+    /// `cp.async.commit_group`.
+    Commit,
+    /// `cp.async.wait_group y`.
+    Wait,
+    /// Warp-level data exchange.
+    Warp(fn(&mut Regs, &Inst, u32) -> Result<(), String>),
+    /// Matrix multiply.
+    Mma(Box<tensor::Mma>),
+    /// `ldmatrix`.
+    LoadMatrix(Box<tensor::Matrix>),
+    /// Reads the instruction counter.
+    Clock,
+}
+
+/// A decoded instruction; `d`, `a`, `b`, `c` are rows.
+pub struct Inst {
+    /// What to do.
+    pub act: Act,
+    /// Destination row.
+    pub d: u16,
+    /// First source row.
+    pub a: u16,
+    /// Second source row.
+    pub b: u16,
+    /// Third source row.
+    pub c: u16,
+    /// Guard row or [`NONE`].
+    pub guard: u16,
+    /// Whether the guard is negated.
+    pub guard_not: bool,
+    /// For the counters.
+    pub class: Class,
+    /// Small variant number: files of operands, combination of setp, ...
+    pub k: u8,
+    /// Branch target, second destination and the like.
+    pub x: u32,
+    /// Reconvergence point and the like.
+    pub y: u32,
+}
+
+/// A type that fills the lanes of a row.
+pub trait Lane: Copy {
+    /// All lanes of a row.
+    fn get(r: &Regs, row: u16) -> [Self; LANES];
+    /// Writes the lanes of the mask.
+    fn put(r: &mut Regs, row: u16, v: [Self; LANES], mask: u32);
+}
+
+macro_rules! lane {
+    ($t:ty, $file:ident, |$x:ident| $from:expr, |$y:ident| $to:expr) => {
+        impl Lane for $t {
+            #[inline(always)]
+            fn get(r: &Regs, row: u16) -> [$t; LANES] {
+                r.$file[row as usize].map(|$x| $from)
+            }
+            #[inline(always)]
+            fn put(r: &mut Regs, row: u16, v: [$t; LANES], mask: u32) {
+                let out = &mut r.$file[row as usize];
+                if mask == u32::MAX {
+                    *out = v.map(|$y| $to);
+                } else {
+                    for (lane, $y) in v.into_iter().enumerate() {
+                        if mask >> lane & 1 == 1 {
+                            out[lane] = $to;
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
+lane!(u32, w, |x| x, |y| y);
+lane!(i32, w, |x| x as i32, |y| y as u32);
+lane!(u16, w, |x| x as u16, |y| u32::from(y));
+lane!(i16, w, |x| x as i16, |y| u32::from(y as u16));
+lane!(f32, w, |x| f32::from_bits(x), |y| y.to_bits());
+lane!(u64, q, |x| x, |y| y);
+lane!(i64, q, |x| x as i64, |y| y as u64);
+lane!(f64, q, |x| f64::from_bits(x), |y| y.to_bits());
+
+/// `d = f(a)`.
+#[inline(always)]
+pub fn map1<A: Lane, D: Lane>(r: &mut Regs, i: &Inst, mask: u32, f: impl Fn(A) -> D) {
+    let out = A::get(r, i.a).map(f);
+    D::put(r, i.d, out, mask);
+}
+
+/// `d = f(a, b)`.
+#[inline(always)]
+pub fn map2<A: Lane, B: Lane, D: Lane>(r: &mut Regs, i: &Inst, mask: u32, f: impl Fn(A, B) -> D) {
+    let (a, b) = (A::get(r, i.a), B::get(r, i.b));
+    let out = std::array::from_fn(|l| f(a[l], b[l]));
+    D::put(r, i.d, out, mask);
+}
+
+/// `d = f(a, b, c)`.
+#[inline(always)]
+pub fn map3<A: Lane, B: Lane, C: Lane, D: Lane>(r: &mut Regs, i: &Inst, mask: u32, f: impl Fn(A, B, C) -> D) {
+    let (a, b, c) = (A::get(r, i.a), B::get(r, i.b), C::get(r, i.c));
+    let out = std::array::from_fn(|l| f(a[l], b[l], c[l]));
+    D::put(r, i.d, out, mask);
+}
+
+/// A row of either file as raw 64-bit values.
+#[inline(always)]
+pub fn raw(r: &Regs, file: File, row: u16) -> [u64; LANES] {
+    match file {
+        File::Q => r.q[row as usize],
+        _ => r.w[row as usize].map(u64::from),
+    }
+}
+
+/// Writes raw values to a row of either file.
+#[inline(always)]
+pub fn put_raw(r: &mut Regs, file: File, row: u16, v: [u64; LANES], mask: u32) {
+    match file {
+        File::Q => u64::put(r, row, v, mask),
+        _ => u32::put(r, row, v.map(|x| x as u32), mask),
+    }
+}

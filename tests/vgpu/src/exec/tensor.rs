@@ -1,0 +1,148 @@
+//! Matrix instructions: `mma.sync` on row.col fragments and `ldmatrix`.
+
+use super::float::{BF16, F16, Format, Mode};
+use super::{LANES, Lane, Regs};
+
+/// Whether the processor has AVX2 and FMA.
+#[inline]
+pub fn has_fma() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Element type of A and B.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// Half.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 32-bit registers of which 19 bits count.
+    Tf32,
+}
+
+/// A matrix multiply: rows of the fragments, `m16n8k{k}`.
+pub struct Mma {
+    /// Element type.
+    pub element: Element,
+    /// Inner size: 4, 8 or 16.
+    pub k: usize,
+    /// Whether C and D are packed halves.
+    pub half: bool,
+    /// D rows.
+    pub d: Vec<u16>,
+    /// A rows.
+    pub a: Vec<u16>,
+    /// B rows.
+    pub b: Vec<u16>,
+    /// C rows.
+    pub c: Vec<u16>,
+}
+
+/// `ldmatrix`: destination rows and where the row addresses are.
+pub struct Matrix {
+    /// One row per 8x8 matrix.
+    pub d: Vec<u16>,
+    /// Transposed.
+    pub trans: bool,
+    /// Address operand.
+    pub at: super::mem::Address,
+}
+
+type Tiles = ([[f32; 16]; 16], [[f32; 8]; 16]);
+
+impl Mma {
+    fn format(&self) -> Format {
+        if self.element == Element::F16 { F16 } else { BF16 }
+    }
+
+    fn gather(&self, r: &Regs) -> Tiles {
+        let (mut a, mut b) = ([[0.0; 16]; 16], [[0.0; 8]; 16]);
+        let f = self.format();
+        for (i, row) in self.a.iter().enumerate() {
+            let v = r.w[*row as usize];
+            for (lane, x) in v.into_iter().enumerate() {
+                let (g, t) = (lane >> 2, lane & 3);
+                let line = &mut a[g + 8 * (i & 1)];
+                if self.element == Element::Tf32 {
+                    line[t + 4 * (i >> 1)] = f32::from_bits(x & !0x1fff);
+                } else {
+                    let col = 2 * t + 8 * (i >> 1);
+                    line[col] = f.unpack(x as u16);
+                    line[col + 1] = f.unpack((x >> 16) as u16);
+                }
+            }
+        }
+        for (i, row) in self.b.iter().enumerate() {
+            let v = r.w[*row as usize];
+            for (lane, x) in v.into_iter().enumerate() {
+                let (g, t) = (lane >> 2, lane & 3);
+                if self.element == Element::Tf32 {
+                    b[t + 4 * i][g] = f32::from_bits(x & !0x1fff);
+                } else {
+                    b[2 * t + 8 * i][g] = f.unpack(x as u16);
+                    b[2 * t + 8 * i + 1][g] = f.unpack((x >> 16) as u16);
+                }
+            }
+        }
+        (a, b)
+    }
+
+    /// Executes it for the whole warp.
+    pub fn run(&self, r: &mut Regs) {
+        let (a, b) = self.gather(r);
+        let mut acc = [[0f32; 8]; 16];
+        for (i, row) in self.c.iter().enumerate() {
+            for (lane, x) in r.w[*row as usize].into_iter().enumerate() {
+                let (g, t) = (lane >> 2, lane & 3);
+                if self.half {
+                    acc[g + 8 * i][2 * t] = F16.unpack(x as u16);
+                    acc[g + 8 * i][2 * t + 1] = F16.unpack((x >> 16) as u16);
+                } else {
+                    acc[g + 8 * (i >> 1)][2 * t + (i & 1)] = f32::from_bits(x);
+                }
+            }
+        }
+        multiply(&mut acc, &a, &b, self.k);
+        for (i, row) in self.d.iter().enumerate() {
+            let v: [u32; LANES] = std::array::from_fn(|lane| {
+                let (g, t) = (lane >> 2, lane & 3);
+                if self.half {
+                    let h = |c: usize| u32::from(F16.pack(f64::from(acc[g + 8 * i][c]), Mode::Rn));
+                    h(2 * t) | h(2 * t + 1) << 16
+                } else {
+                    acc[g + 8 * (i >> 1)][2 * t + (i & 1)].to_bits()
+                }
+            });
+            u32::put(r, *row, v, u32::MAX);
+        }
+    }
+}
+
+#[inline(always)]
+fn multiply_body(acc: &mut [[f32; 8]; 16], a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], k: usize) {
+    for (row, a) in acc.iter_mut().zip(a) {
+        for (x, b) in a.iter().zip(b).take(k) {
+            for (y, b) in row.iter_mut().zip(b) {
+                *y = x.mul_add(*b, *y);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn multiply_fast(acc: &mut [[f32; 8]; 16], a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], k: usize) {
+    multiply_body(acc, a, b, k);
+}
+
+fn multiply(acc: &mut [[f32; 8]; 16], a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], k: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if has_fma() {
+        // SAFETY: the processor has AVX2 and FMA, as just asked.
+        return unsafe { multiply_fast(acc, a, b, k) };
+    }
+    multiply_body(acc, a, b, k);
+}

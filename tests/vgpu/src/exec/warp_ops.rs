@@ -1,0 +1,121 @@
+//! Data exchange between the lanes of a warp: shuffles, votes, matches and reductions.
+
+use super::alu::{pred, write_pred};
+use super::{Inst, LANES, Lane, Regs};
+
+/// A warp function; the error says what is wrong with its mask.
+pub type WarpFn = fn(&mut Regs, &Inst, u32) -> Result<(), String>;
+
+/// Checks that a member mask names exactly lanes that are here, for every lane that executes.
+fn members(r: &Regs, row: u16, active: u32) -> Result<u32, String> {
+    let masks = u32::get(r, row);
+    let first = masks[active.trailing_zeros() as usize % LANES];
+    for (lane, m) in masks.iter().enumerate() {
+        if active >> lane & 1 == 1 && (*m != first || m >> lane & 1 == 0) {
+            return Err(format!(
+                "lane {lane} gives member mask {m:#010x}, the first lane {first:#010x}"
+            ));
+        }
+    }
+    if first & !active != 0 {
+        return Err(format!(
+            "member mask {first:#010x} names lanes that do not execute it (active {active:#010x})"
+        ));
+    }
+    Ok(first)
+}
+
+/// Shuffle: `k` 0 up, 1 down, 2 bfly, 3 idx; mask in row `y`, predicate row `x`.
+pub fn shuffle(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
+    members(r, i.y as u16, m)?;
+    let (a, b, c) = (u32::get(r, i.a), u32::get(r, i.b), u32::get(r, i.c));
+    let (mut out, mut ok) = ([0; LANES], 0u32);
+    for lane in 0..LANES as u32 {
+        let l = lane as usize;
+        let (b, clamp, seg) = (b[l] & 31, c[l] & 31, c[l] >> 8 & 31);
+        let max = lane & seg | clamp & !seg;
+        let min = lane & seg;
+        let (j, inside) = match i.k {
+            0 => (lane.wrapping_sub(b), lane as i32 - b as i32 >= max as i32),
+            1 => (lane + b, lane + b <= max),
+            2 => (lane ^ b, (lane ^ b) <= max),
+            _ => (min | b & !seg, (min | b & !seg) <= max),
+        };
+        let from = if inside { j } else { lane };
+        if m >> lane & 1 == 1 && m >> from & 1 == 0 {
+            return Err(format!(
+                "lane {lane} reads lane {from}, which does not execute the shuffle"
+            ));
+        }
+        out[l] = a[from as usize];
+        ok |= u32::from(inside) << lane;
+    }
+    u32::put(r, i.d, out, m);
+    write_pred(r, i.x as u16, ok, m);
+    Ok(())
+}
+
+/// Vote: `k` 0 all, 1 any, 2 uni, 3 ballot; bit 2 negates the source; mask in row `y`.
+pub fn vote(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
+    let members = members(r, i.y as u16, m)?;
+    let bits = pred(r, i.a, i.k & 4 != 0) & members;
+    match i.k & 3 {
+        0 => write_pred(r, i.d, if bits == members { !0 } else { 0 }, m),
+        1 => write_pred(r, i.d, if bits != 0 { !0 } else { 0 }, m),
+        2 => write_pred(r, i.d, if bits == 0 || bits == members { !0 } else { 0 }, m),
+        _ => u32::put(r, i.d, [bits; LANES], m),
+    }
+    Ok(())
+}
+
+/// Match on 32 bits: `k` 0 any, 1 all with predicate row `x`.
+pub fn match32(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
+    matching(r, i, m, u32::get(r, i.a).map(u64::from))
+}
+
+/// Match on 64 bits.
+pub fn match64(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
+    matching(r, i, m, u64::get(r, i.a))
+}
+
+fn matching(r: &mut Regs, i: &Inst, m: u32, a: [u64; LANES]) -> Result<(), String> {
+    let members = members(r, i.y as u16, m)?;
+    let same = |l: usize| {
+        (0..LANES)
+            .filter(|j| members >> j & 1 == 1 && a[*j] == a[l])
+            .fold(0, |s, j| s | 1 << j)
+    };
+    if i.k == 0 {
+        u32::put(r, i.d, std::array::from_fn(same), m);
+    } else {
+        let all = same(members.trailing_zeros() as usize) == members;
+        u32::put(r, i.d, [if all { members } else { 0 }; LANES], m);
+        write_pred(r, i.x as u16, if all { !0 } else { 0 }, m);
+    }
+    Ok(())
+}
+
+/// Reduction: `k` 0 add, 1 min.u32, 2 max.u32, 3 min.s32, 4 max.s32, 5 and, 6 or, 7 xor.
+pub fn redux(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
+    let members = members(r, i.y as u16, m)?;
+    let a = u32::get(r, i.a);
+    let mut values = (0..LANES).filter(|l| members >> l & 1 == 1).map(|l| a[l]);
+    let first = values.next().unwrap_or(0);
+    let v = values.fold(first, |x, y| match i.k {
+        0 => x.wrapping_add(y),
+        1 => x.min(y),
+        2 => x.max(y),
+        3 => (x as i32).min(y as i32) as u32,
+        4 => (x as i32).max(y as i32) as u32,
+        5 => x & y,
+        6 => x | y,
+        _ => x ^ y,
+    });
+    u32::put(r, i.d, [v; LANES], m);
+    Ok(())
+}
+
+/// Lanes of the mask.
+pub fn active_mask(r: &mut Regs, i: &Inst, m: u32) {
+    u32::put(r, i.d, [m; LANES], m);
+}

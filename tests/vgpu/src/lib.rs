@@ -1,0 +1,202 @@
+//! Executes PTX on the CPU, warp by warp, checks every memory access and counts what a launch does.
+//!
+//! A [`Module`] is loaded from text into a [`Memory`]; [`Module::launch`] runs one of its kernels:
+//!
+//! ```
+//! let mut memory = vgpu::Memory::new();
+//! let text = ".version 8.0\n.target sm_80\n.address_size 64\n
+//!   .visible .entry one(.param .u64 p) { .reg .b64 %rd<2>; ld.param.u64 %rd1, [p]; st.global.u32 [%rd1], 1; ret; }";
+//! let module = vgpu::Module::load(text, &mut memory).unwrap();
+//! let buffer = memory.alloc(4).unwrap();
+//! let config = vgpu::Config { grid: [1, 1, 1], block: [1, 1, 1], ..Default::default() };
+//! module.launch("one", &config, &[&buffer.to_le_bytes()], &memory).unwrap();
+//! let mut out = [0; 4];
+//! memory.read(buffer, &mut out).unwrap();
+//! assert_eq!(u32::from_le_bytes(out), 1);
+//! ```
+
+pub mod error;
+pub mod exec;
+pub mod memory;
+pub mod ptx;
+
+use std::collections::BTreeMap;
+
+pub use error::{Error, Fault, FaultKind, Result};
+pub use exec::launch::Counters;
+pub use memory::Memory;
+
+use exec::decode::{Program, Symbols, decode};
+use ptx::{Init, Space};
+
+/// Shape and limits of a launch.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y, z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory in bytes.
+    pub dynamic_shared: usize,
+    /// Host threads that run blocks.
+    pub threads: usize,
+    /// Warp instructions after which the watchdog stops the launch.
+    pub budget: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            grid: [1; 3],
+            block: [32, 1, 1],
+            dynamic_shared: 0,
+            threads: 1,
+            budget: 1 << 34,
+        }
+    }
+}
+
+/// A loaded module: its kernels are decoded, its variables allocated and initialised.
+pub struct Module {
+    programs: BTreeMap<String, Program>,
+    globals: BTreeMap<String, (u64, usize)>,
+}
+
+impl Module {
+    /// Parses and decodes `text` and allocates its global and constant variables.
+    ///
+    /// # Errors
+    /// [`Error::Parse`] and [`Error::Unsupported`] with the line and the text.
+    pub fn load(text: &str, memory: &mut Memory) -> Result<Module> {
+        let module = ptx::parse(text)?;
+        let (mut symbols, mut globals) = (Symbols::new(), BTreeMap::new());
+        let placed = |s: Space| matches!(s, Space::Global | Space::Const);
+        for v in module.vars.iter().filter(|v| placed(v.space) && v.size > 0) {
+            let address = memory.alloc(v.size)?;
+            symbols.insert(v.name.clone(), (v.space, address));
+            globals.insert(v.name.clone(), (address, v.size));
+        }
+        for v in module.vars.iter().filter(|v| placed(v.space) && v.size > 0) {
+            let mut bytes = vec![0; v.size];
+            let n = v.ty.size();
+            for (i, init) in v.init.iter().enumerate() {
+                let bits = match init {
+                    Init::Bits(x) => *x,
+                    Init::Symbol(name, offset) => match symbols.get(name) {
+                        Some((_, a)) => a.wrapping_add(*offset as u64),
+                        None => {
+                            return Err(Error::Invalid(format!(
+                                "{} refers to the unknown symbol {name}",
+                                v.name
+                            )));
+                        }
+                    },
+                };
+                bytes[i * n..(i + 1) * n].copy_from_slice(&bits.to_le_bytes()[..n.min(8)]);
+            }
+            // Variables without an initialiser start as zero, as the PTX text says.
+            let address = globals[&v.name].0;
+            memory.write(address, &bytes)?;
+            if v.space == Space::Const {
+                memory.set_read_only(address);
+            }
+        }
+        let mut programs = BTreeMap::new();
+        for f in module.functions.iter().filter(|f| f.entry && f.defined) {
+            programs.insert(f.name.clone(), decode(f, &module.vars, &symbols)?);
+        }
+        Ok(Module { programs, globals })
+    }
+
+    /// Names of the kernels.
+    pub fn kernels(&self) -> impl Iterator<Item = &str> {
+        self.programs.keys().map(String::as_str)
+    }
+
+    /// Address and size of a global or constant variable.
+    pub fn global(&self, name: &str) -> Option<(u64, usize)> {
+        self.globals.get(name).copied()
+    }
+
+    /// A kernel by name.
+    pub fn kernel(&self, name: &str) -> Result<Kernel<'_>> {
+        let found = self.programs.get(name).map(|program| Kernel { program });
+        found.ok_or_else(|| Error::Invalid(format!("no kernel {name} in the module")))
+    }
+
+    /// Looks a kernel up and launches it; see [`Kernel::launch`].
+    pub fn launch(&self, name: &str, config: &Config, args: &[&[u8]], memory: &Memory) -> Result<Counters> {
+        self.kernel(name)?.launch(config, args, memory)
+    }
+}
+
+/// A kernel of a module.
+#[derive(Clone, Copy)]
+pub struct Kernel<'a> {
+    program: &'a Program,
+}
+
+impl Kernel<'_> {
+    /// Offset and size in bytes of each parameter.
+    pub fn params(&self) -> &[(usize, usize)] {
+        &self.program.params
+    }
+
+    /// Static shared memory in bytes.
+    pub fn static_shared(&self) -> usize {
+        self.program.static_shared
+    }
+
+    /// Local memory of a thread in bytes.
+    pub fn local(&self) -> usize {
+        self.program.local_size
+    }
+
+    /// Threads that `.maxntid` or `.reqntid` allow.
+    pub fn max_threads(&self) -> Option<u32> {
+        self.program.max_threads
+    }
+
+    /// Runs the kernel to its end. `args` holds the bytes of each parameter.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a shape or arguments that do not fit, [`Error::Fault`] for what the kernel did wrong.
+    pub fn launch(&self, config: &Config, args: &[&[u8]], memory: &Memory) -> Result<Counters> {
+        let p = self.program;
+        let product = |v: [u32; 3]| v.iter().map(|x| u64::from(*x)).product::<u64>();
+        let (blocks, threads) = (product(config.grid), product(config.block));
+        let limit = u64::from(p.max_threads.unwrap_or(1024).min(1024));
+        if threads == 0 || threads > limit || blocks == 0 || blocks > u64::from(u32::MAX) {
+            let m = format!(
+                "grid {:?} of blocks {:?}: at most {limit} threads",
+                config.grid, config.block
+            );
+            return Err(Error::Invalid(m));
+        }
+        if args.len() != p.params.len() {
+            let m = format!(
+                "kernel {} has {} parameters, {} given",
+                p.name,
+                p.params.len(),
+                args.len()
+            );
+            return Err(Error::Invalid(m));
+        }
+        let mut bytes = vec![0; p.params.last().map_or(0, |(at, n)| at + n)];
+        for (i, ((at, n), arg)) in p.params.iter().zip(args).enumerate() {
+            if arg.len() != *n {
+                let m = format!("parameter {i} of kernel {} has {n} bytes, {} given", p.name, arg.len());
+                return Err(Error::Invalid(m));
+            }
+            bytes[*at..at + n].copy_from_slice(arg);
+        }
+        let shape = exec::launch::Shape {
+            grid: config.grid,
+            block: config.block,
+            dynamic_shared: config.dynamic_shared,
+            threads: config.threads,
+            budget: config.budget,
+        };
+        exec::launch::launch(p, memory, &bytes, &shape)
+    }
+}

@@ -1,0 +1,207 @@
+//! PTX modules as text and as a tree: what was declared, and instructions with resolved registers and labels.
+
+mod body;
+mod lexer;
+mod parser;
+
+pub use parser::parse;
+
+/// Register or data type of PTX, by its width and how bits are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Ty {
+    Pred,
+    B8,
+    B16,
+    B32,
+    B64,
+    B128,
+    U8,
+    U16,
+    U32,
+    U64,
+    S8,
+    S16,
+    S32,
+    S64,
+    F16,
+    F16x2,
+    Bf16,
+    Bf16x2,
+    Tf32,
+    F32,
+    F64,
+}
+
+impl Ty {
+    /// From the name without its dot.
+    pub fn from_name(name: &str) -> Option<Ty> {
+        Some(match name {
+            "pred" => Ty::Pred,
+            "b8" => Ty::B8,
+            "b16" => Ty::B16,
+            "b32" => Ty::B32,
+            "b64" => Ty::B64,
+            "b128" => Ty::B128,
+            "u8" => Ty::U8,
+            "u16" => Ty::U16,
+            "u32" => Ty::U32,
+            "u64" => Ty::U64,
+            "s8" => Ty::S8,
+            "s16" => Ty::S16,
+            "s32" => Ty::S32,
+            "s64" => Ty::S64,
+            "f16" => Ty::F16,
+            "f16x2" => Ty::F16x2,
+            "bf16" => Ty::Bf16,
+            "bf16x2" => Ty::Bf16x2,
+            "tf32" => Ty::Tf32,
+            "f32" => Ty::F32,
+            "f64" => Ty::F64,
+            _ => return None,
+        })
+    }
+
+    /// Bytes in memory; a predicate counts as one.
+    pub fn size(self) -> usize {
+        match self {
+            Ty::Pred | Ty::B8 | Ty::U8 | Ty::S8 => 1,
+            Ty::B16 | Ty::U16 | Ty::S16 | Ty::F16 | Ty::Bf16 => 2,
+            Ty::B32 | Ty::U32 | Ty::S32 | Ty::F32 | Ty::F16x2 | Ty::Bf16x2 | Ty::Tf32 => 4,
+            Ty::B64 | Ty::U64 | Ty::S64 | Ty::F64 => 8,
+            Ty::B128 => 16,
+        }
+    }
+
+    /// Whether integers of this type are signed.
+    pub fn signed(self) -> bool {
+        matches!(self, Ty::S8 | Ty::S16 | Ty::S32 | Ty::S64)
+    }
+}
+
+/// State space of a variable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Space {
+    Global,
+    Const,
+    Shared,
+    Local,
+    Param,
+}
+
+/// One piece of an initialiser.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Init {
+    /// A number, as the bits of an integer or of the variable's float type.
+    Bits(u64),
+    /// The address of another variable plus an offset.
+    Symbol(String, i64),
+}
+
+/// A variable or parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Var {
+    /// Name as written.
+    pub name: String,
+    /// Where it lives.
+    pub space: Space,
+    /// Element type.
+    pub ty: Ty,
+    /// Bytes; zero for an `extern` array without a size.
+    pub size: usize,
+    /// Alignment in bytes.
+    pub align: usize,
+    /// Elements of the initialiser, in order; the rest is zero. Empty: none given.
+    pub init: Vec<Init>,
+    /// Declared `.extern`.
+    pub external: bool,
+    /// Line from 1.
+    pub line: u32,
+}
+
+/// An operand of an instruction.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operand {
+    /// A register of the function.
+    Reg(u32),
+    /// `!%p`.
+    NotReg(u32),
+    /// `%a|%b`; either side may be [`Operand::Sink`].
+    Pair(Box<Operand>, Box<Operand>),
+    /// `%tid.x` and the like.
+    Special(String),
+    /// Integer literal.
+    Int(u64),
+    /// Single precision literal, bits.
+    F32(u32),
+    /// Double precision literal, bits.
+    F64(u64),
+    /// Variable, parameter or function, with a constant offset.
+    Symbol(String, i64),
+    /// Label: index of a statement in the function body.
+    Label(usize),
+    /// `[base + offset]`.
+    Address(Box<Operand>, i64),
+    /// `{a, b, ...}`.
+    Vector(Vec<Operand>),
+    /// `_`.
+    Sink,
+}
+
+/// One instruction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Instr {
+    /// Guard register and whether it is negated.
+    pub guard: Option<(u32, bool)>,
+    /// Opcode with all modifiers, as written.
+    pub opcode: String,
+    /// Operands in order.
+    pub operands: Vec<Operand>,
+    /// Line from 1.
+    pub line: u32,
+    /// Line of the source from the last `.loc`.
+    pub source_line: Option<u32>,
+    /// The text, one line.
+    pub text: String,
+}
+
+/// A kernel or a device function.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Function {
+    /// Name.
+    pub name: String,
+    /// `.entry` rather than `.func`.
+    pub entry: bool,
+    /// Parameters in order.
+    pub params: Vec<Var>,
+    /// Return values in order.
+    pub returns: Vec<Var>,
+    /// Types of the registers, indexed by [`Operand::Reg`].
+    pub regs: Vec<Ty>,
+    /// Names of the registers, for messages.
+    pub reg_names: Vec<String>,
+    /// Shared and local variables declared inside.
+    pub vars: Vec<Var>,
+    /// Instructions; labels are indices into it.
+    pub body: Vec<Instr>,
+    /// `.maxntid` or `.reqntid` product.
+    pub max_threads: Option<u32>,
+    /// Whether a body was given.
+    pub defined: bool,
+    /// Line from 1.
+    pub line: u32,
+}
+
+/// A whole module.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Module {
+    /// `.version`, as major and minor.
+    pub version: (u32, u32),
+    /// `.target` words.
+    pub target: Vec<String>,
+    /// Module-scope variables.
+    pub vars: Vec<Var>,
+    /// Kernels and functions.
+    pub functions: Vec<Function>,
+}
