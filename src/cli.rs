@@ -48,6 +48,7 @@ pub fn command() -> Clap {
                 .about("Print each prompt template's rendering of a small conversation, trained parts in colour"),
         )
         .subcommand(parity())
+        .subcommand(commands::prepare::command())
 }
 
 fn parity() -> Clap {
@@ -313,6 +314,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         "pack" => commands::pack::run(&resolve(Command::Pack, m, None)?),
         "inspect" => run_inspect(m),
         "templates" => commands::templates::run(),
+        "prepare" => commands::prepare::run(m),
         "parity" => {
             let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").clone();
             let dtype = match m.get_one::<String>("mixed_precision").map(String::as_str) {

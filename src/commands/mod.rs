@@ -6,6 +6,7 @@ pub mod inspect;
 pub mod jobs;
 pub mod pack;
 pub mod parity;
+pub mod prepare;
 pub mod style;
 pub mod templates;
 pub mod train;

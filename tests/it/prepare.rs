@@ -312,3 +312,32 @@ fn gzip_gives_the_same_rows_and_damage_is_named() {
         "{error}"
     );
 }
+
+#[test]
+fn the_command_writes_what_the_readme_promises() {
+    let out = tempfile::tempdir().unwrap();
+    let program = || std::process::Command::new(env!("CARGO_BIN_EXE_ringtune"));
+    let run = |args: &[&str]| {
+        program()
+            .arg("prepare")
+            .args(args)
+            .arg("--output_dir")
+            .arg(out.path())
+            .output()
+            .unwrap()
+    };
+    let got = run(&["--dataset", "all", "--source-dir", "tests/data/prepare"]);
+    let text = String::from_utf8_lossy(&got.stdout).into_owned();
+    assert!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
+    assert!(text.contains("dolly15k.jsonl: 4 rows of 6 records"), "{text}");
+    assert!(String::from_utf8_lossy(&got.stderr).contains("dropped: 1 x empty instruction"));
+    assert_eq!(lines(&out.path().join("oasst1_en.jsonl")).len(), 4);
+    let got = run(&["--dataset", "dolly"]);
+    assert_eq!(got.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&got.stderr).contains("dolly15k"),
+        "the nearest names are shown"
+    );
+    let got = run(&["--dataset", "alpaca", "--source-dir", "tests/data/handmade"]);
+    assert_eq!(got.status.code(), Some(1));
+}
