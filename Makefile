@@ -22,8 +22,9 @@ test: bootstrap ## format, lints, every test, documentation: what CI runs
 lint: bootstrap ## format and lints alone
 	@scripts/test.sh lint
 
-bench: bootstrap ## time the kernels on this machine; each is checked first
+bench: bootstrap ## time the kernels and whole training steps on this machine; results are checked first
 	$(CARGO) bench --bench kernels
+	$(CARGO) bench --bench step
 
 demo: build ## the whole job on real text: pretrain, fine-tune, evaluate, generate, merge (OUT=folder)
 	@scripts/demo.sh "$(OUT)"
