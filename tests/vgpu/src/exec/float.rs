@@ -249,6 +249,7 @@ impl Format {
     }
 
     /// The value of bits in this format, exact.
+    #[inline(always)]
     pub fn unpack(self, bits: u16) -> f32 {
         if self.exponent == 8 {
             return f32::from_bits(u32::from(bits) << 16);

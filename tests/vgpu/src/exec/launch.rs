@@ -129,19 +129,17 @@ impl Cta<'_> {
 
 /// Largest number of different words that lanes want from one bank.
 fn passes(at: &[u64; LANES], bytes: usize, mask: u32) -> u64 {
-    let mut words: Vec<u64> = Vec::with_capacity(LANES);
+    let touched = |l: usize| at[l] >> 2..(at[l] + bytes as u64).div_ceil(4);
     let (mut seen, mut clash) = ([u64::MAX; 32], false);
-    for l in lanes(mask) {
-        for w in at[l] >> 2..(at[l] + bytes as u64).div_ceil(4) {
-            let s = &mut seen[w as usize & 31];
-            clash |= *s != u64::MAX && *s != w;
-            *s = w;
-            words.push(w);
-        }
+    for w in lanes(mask).flat_map(touched) {
+        let s = &mut seen[w as usize & 31];
+        clash |= *s != u64::MAX && *s != w;
+        *s = w;
     }
     if !clash {
         return 1;
     }
+    let mut words: Vec<u64> = lanes(mask).flat_map(touched).collect();
     words.sort_unstable();
     words.dedup();
     let mut count = [0; 32];

@@ -413,9 +413,15 @@ impl Cta<'_> {
             self.bytes(Space::Shared, warp, lane, to[lane], op.bytes as usize)?;
             let valid = size.map_or(op.bytes, |s| u64::from(s[lane]).min(op.bytes));
             for word in (0..op.bytes).step_by(4) {
+                // A source size that is not a multiple of four ends within a word.
                 let mut v = 0;
-                for byte in word..(word + 4).min(valid.max(word)) {
-                    v |= (self.load::<1>(warp, lane, Space::Global, from[lane] + byte)? as u32) << (8 * (byte - word));
+                if word + 4 <= valid {
+                    v = self.load::<4>(warp, lane, Space::Global, from[lane] + word)? as u32;
+                } else {
+                    for byte in word..valid.max(word) {
+                        let x = self.load::<1>(warp, lane, Space::Global, from[lane] + byte)? as u32;
+                        v |= x << (8 * (byte - word));
+                    }
                 }
                 out.push((to[lane] + word, v));
             }

@@ -54,10 +54,12 @@ pub struct Matrix {
 type Tiles = ([[f32; 16]; 16], [[f32; 8]; 16]);
 
 impl Mma {
+    #[inline(always)]
     fn format(&self) -> Format {
         if self.element == Element::F16 { F16 } else { BF16 }
     }
 
+    #[inline(always)]
     fn gather(&self, r: &Regs) -> Tiles {
         let (mut a, mut b) = ([[0.0; 16]; 16], [[0.0; 8]; 16]);
         let f = self.format();
@@ -92,6 +94,22 @@ impl Mma {
 
     /// Executes it for the whole warp.
     pub fn run(&self, r: &mut Regs) {
+        #[cfg(target_arch = "x86_64")]
+        if has_fma() {
+            // SAFETY: the processor has AVX2 and FMA, as just asked.
+            return unsafe { self.run_fast(r) };
+        }
+        self.run_body(r);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn run_fast(&self, r: &mut Regs) {
+        self.run_body(r);
+    }
+
+    #[inline(always)]
+    fn run_body(&self, r: &mut Regs) {
         let (a, b) = self.gather(r);
         let mut acc = [[0f32; 8]; 16];
         for (i, row) in self.c.iter().enumerate() {
@@ -105,7 +123,7 @@ impl Mma {
                 }
             }
         }
-        multiply(&mut acc, &a, &b, self.k);
+        multiply_body(&mut acc, &a, &b, self.k);
         for (i, row) in self.d.iter().enumerate() {
             let v: [u32; LANES] = std::array::from_fn(|lane| {
                 let (g, t) = (lane >> 2, lane & 3);
@@ -130,19 +148,4 @@ fn multiply_body(acc: &mut [[f32; 8]; 16], a: &[[f32; 16]; 16], b: &[[f32; 8]; 1
             }
         }
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn multiply_fast(acc: &mut [[f32; 8]; 16], a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], k: usize) {
-    multiply_body(acc, a, b, k);
-}
-
-fn multiply(acc: &mut [[f32; 8]; 16], a: &[[f32; 16]; 16], b: &[[f32; 8]; 16], k: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if has_fma() {
-        // SAFETY: the processor has AVX2 and FMA, as just asked.
-        return unsafe { multiply_fast(acc, a, b, k) };
-    }
-    multiply_body(acc, a, b, k);
 }
