@@ -11,8 +11,7 @@ use crate::checkpoint::TensorSource;
 use crate::checkpoint::device::load_params;
 use crate::checkpoint::names::named;
 use crate::error::Result;
-use crate::model::weights::{Layer, Linear, Lora, Weights};
-use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec, Params};
+use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec};
 use crate::optim::Optimizer;
 use crate::tensor::{DType, Tensor};
 
@@ -58,7 +57,7 @@ pub fn workload<B: Backend>(
     if let Some(l) = &lora {
         add_lora(dev, &config, &mut params, l.r, &l.targets, s.seed)?;
     }
-    let grads = alloc_grads(dev, &params, new_rows.map(|(_, n)| n))?;
+    let grads = model::alloc_grads(dev, &params, new_rows.map(|(_, n)| n))?;
     let options = ActsOptions {
         dtype: dtype(s),
         recompute: match s.recompute {
@@ -84,54 +83,6 @@ pub fn workload<B: Backend>(
         groups: adamw.groups,
         flops,
         seed: s.seed,
-    })
-}
-
-/// f32 gradients: with LoRA of the low-rank updates and of the `new_rows` last trained rows of embedding and head alone, else of
-/// everything.
-fn alloc_grads<B: Backend>(dev: &B, params: &Params<B>, new_rows: Option<usize>) -> Result<Grads<B>> {
-    let full = !named(params).iter().any(|(name, _)| name.contains(".lora_"));
-    let alloc = |t: &Tensor<B>| dev.alloc(t.rows(), t.cols(), DType::F32);
-    let base = |t: &Tensor<B>| if full { alloc(t).map(Some) } else { Ok(None) };
-    let rows = |t: &Tensor<B>| match new_rows {
-        Some(n) if !full => dev.alloc(n, t.cols(), DType::F32).map(Some),
-        _ => base(t),
-    };
-    let optional = |t: &Option<Tensor<B>>| t.as_ref().map(base).transpose();
-    let linear = |l: &Linear<Tensor<B>>| -> Result<Linear<Option<Tensor<B>>>> {
-        let lora = match &l.lora {
-            Some(x) => Some(Lora {
-                a: Some(alloc(&x.a)?),
-                b: Some(alloc(&x.b)?),
-            }),
-            None => None,
-        };
-        Ok(Linear {
-            w: base(&l.w)?,
-            bias: optional(&l.bias)?,
-            lora,
-        })
-    };
-    let layer = |l: &Layer<Tensor<B>>| -> Result<Layer<Option<Tensor<B>>>> {
-        Ok(Layer {
-            attn_norm: base(&l.attn_norm)?,
-            q: linear(&l.q)?,
-            k: linear(&l.k)?,
-            v: linear(&l.v)?,
-            o: linear(&l.o)?,
-            q_norm: optional(&l.q_norm)?,
-            k_norm: optional(&l.k_norm)?,
-            mlp_norm: base(&l.mlp_norm)?,
-            gate: linear(&l.gate)?,
-            up: linear(&l.up)?,
-            down: linear(&l.down)?,
-        })
-    };
-    Ok(Weights {
-        embed: rows(&params.embed)?,
-        layers: params.layers.iter().map(layer).collect::<Result<_>>()?,
-        final_norm: base(&params.final_norm)?,
-        lm_head: params.lm_head.as_ref().map(rows).transpose()?,
     })
 }
 

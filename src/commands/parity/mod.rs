@@ -2,6 +2,7 @@
 //! vocabularies, low-rank updates, AdamW steps, greedy generation.
 
 mod case;
+mod compare;
 mod dump;
 mod report;
 mod run;
