@@ -4,6 +4,10 @@ use std::fs;
 use std::str::FromStr;
 
 use ringtune::checkpoint::tokenizer_json::{ControlToken, tokenizer_json};
+use ringtune::data::encode::encode_rendered;
+use ringtune::data::jsonl::{Message, Role};
+use ringtune::data::template::{Control, Purpose, Template, TemplateOptions};
+use ringtune::data::tokenizer::{SpecialIds, Tokenizer as OurTokenizer};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
@@ -72,4 +76,55 @@ fn control_tokens_beyond_the_vocabulary_are_found_and_start_a_new_segment() {
     let want = [vec![4096], ids("user\nHi"), vec![4097], ids("\n")].concat();
     assert_eq!(got.get_ids(), want);
     assert_eq!(tokenizer.token_to_id("<|im_end|>"), Some(4097));
+}
+
+/// The first `n` rows of each demo data set as conversations of one question and its answer.
+fn real_rows(n: usize) -> Vec<[Message; 2]> {
+    let mut rows = Vec::new();
+    for set in ["chat", "define", "jargon"] {
+        let text = fs::read_to_string(format!("data/demo/{set}.jsonl")).unwrap();
+        for line in text.lines().take(n) {
+            let row: Value = serde_json::from_str(line).unwrap();
+            let turn = |role, key: &str| Message::new(role, row[key].as_str().unwrap());
+            rows.push([turn(Role::User, "prompt"), turn(Role::Assistant, "response")]);
+        }
+    }
+    rows
+}
+
+#[test]
+fn a_thousand_real_rows_have_the_ids_of_training() {
+    let mut ours = OurTokenizer::open("tests/data/tokenizer/spm4k.model".as_ref(), SpecialIds::default()).unwrap();
+    ours.add_chatml();
+    let control = [Control::ImStart, Control::ImEnd].map(|c| ControlToken {
+        text: ours.control_names().of(c).to_string(),
+        id: ours.control(c).unwrap(),
+    });
+    let exported = Tokenizer::from_str(&tokenizer_json(ours.bytes(), &control).unwrap().to_string()).unwrap();
+    let rows = real_rows(400);
+    assert!(rows.len() >= 1000, "{} rows", rows.len());
+    for name in ["chatml", "instruct", "zephyr", "llama2", "plain"] {
+        let template = Template::load(name, TemplateOptions::default()).unwrap();
+        let mut differing = Vec::new();
+        for row in &rows {
+            let rendered = template.render(row, Purpose::Train).unwrap();
+            let text = rendered.text(&ours.control_names());
+            let mut want = encode_rendered(&ours, &rendered).unwrap().tokens;
+            // The saved chat template prints BOS; the plain text of a rendering leaves it out.
+            if want[0] == 2 && !text.starts_with("<s>") {
+                want.remove(0);
+            }
+            let got = exported.encode(text.as_str(), false).unwrap().get_ids().to_vec();
+            if got != want {
+                differing.push((text, want, got));
+            }
+        }
+        assert!(
+            differing.is_empty(),
+            "{name}: {} of {} rows differ: {:?}",
+            differing.len(),
+            rows.len(),
+            differing[0]
+        );
+    }
 }
