@@ -7,6 +7,8 @@ pub mod jobs;
 pub mod pack;
 pub mod parity;
 pub mod prepare;
+pub mod preview;
+pub mod startup;
 pub mod style;
 pub mod templates;
 pub mod train;
