@@ -4,7 +4,7 @@
 //! programs on the machine disturb less, else in wall time; GFLOP/s beside the share of the peak that a loop of multiply-adds in
 //! registers reaches on the same threads, GB/s from the bytes an operation has to move at least once.
 
-use ringtune::backend::{AdamWStep, Backend, CrossEntropy, Heads, Mask, MatMul, Write};
+use ringtune::backend::{AdamWStep, Backend, CrossEntropy, Device, Heads, Mask, MatMul, Norms, Products, Write};
 use ringtune::cpu::Cpu;
 use ringtune::error::Result;
 use ringtune::rng::Stream;

@@ -11,7 +11,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use ringtune::backend::{Backend, Heads};
+use ringtune::backend::{Device, Heads};
 use ringtune::comm::Solo;
 use ringtune::cpu::Cpu;
 use ringtune::data::MicroBatch;

@@ -1,5 +1,8 @@
 //! `trait Backend`: the closed list of operations a device offers. It is the contract of every kernel.
 //!
+//! [`Device`] (memory) is apart because tensors rest on it; [`Products`] and [`Norms`] are apart so that a device whose other
+//! kernels are not written yet is already held to them by the same tests. The list is closed all the same: it is this file.
+//!
 //! Rules that hold for every operation:
 //! - destination first, then sources, then scalars;
 //! - storage is f32 or bf16, accumulation f32 (or wider), one rounding per stored value;
@@ -130,8 +133,8 @@ pub struct CrossEntropy {
 /// Target value of a token that carries no loss.
 pub const IGNORE: i32 = -100;
 
-/// A device that computes. See the module documentation for the rules all operations share.
-pub trait Backend: Sized {
+/// A device's memory: what a [`Tensor`] rests on.
+pub trait Device: Sized {
     /// The device's memory behind a tensor.
     type Buf;
 
@@ -179,7 +182,66 @@ pub trait Backend: Sized {
     /// # Errors
     /// If the device refuses the launch.
     fn copy(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()>;
+}
 
+/// Products of matrices.
+pub trait Products: Device {
+    /// `C = alpha · op(A, B)` or `C += alpha · op(A, B)`, see [`MatMul`].
+    ///
+    /// Operands may be f32 or bf16 in any mix. Two f32 operands multiply in f32; with a bf16 one the f32 other is rounded to
+    /// bf16 first. Accumulates in f32; `C` f32 or bf16 is rounded once (`Write::Add` on bf16: sum in f32, then rounded).
+    ///
+    /// # Errors
+    /// If the device refuses the launch.
+    fn matmul(
+        &self,
+        c: &mut Tensor<Self>,
+        a: &Tensor<Self>,
+        b: &Tensor<Self>,
+        op: MatMul,
+        alpha: f32,
+        write: Write,
+    ) -> Result<()>;
+}
+
+/// Norms of rows.
+pub trait Norms: Device {
+    /// Root-mean-square norm over each row: `out = x * rstd * w`, `rstd = 1/sqrt(mean(x²) + eps)`.
+    ///
+    /// Shapes: `x`, `out` (N, C); `w` (1, D) with D = C, or D dividing C for a norm per head (Qwen3): then each row is C/D
+    /// groups with a mean of their own. `rstd` (N, C/D) f32.
+    /// Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
+    ///
+    /// # Errors
+    /// If the device refuses the launch.
+    fn rmsnorm_forward(
+        &self,
+        out: &mut Tensor<Self>,
+        rstd: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        w: &Tensor<Self>,
+        eps: f32,
+    ) -> Result<()>;
+
+    /// Gradient of [`Norms::rmsnorm_forward`]: `dx` set or added to; `dw` (1, D) f32 `+=` where it is trained.
+    ///
+    /// # Errors
+    /// If the device refuses the launch.
+    #[allow(clippy::too_many_arguments)]
+    fn rmsnorm_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dw: Option<&mut Tensor<Self>>,
+        dout: &Tensor<Self>,
+        x: &Tensor<Self>,
+        w: &Tensor<Self>,
+        rstd: &Tensor<Self>,
+        write: Write,
+    ) -> Result<()>;
+}
+
+/// A device that trains: every operation. See the module documentation for the rules they share.
+pub trait Backend: Products + Norms {
     /// `dst += src`, same shape; the sum is formed in f32 and rounded once.
     ///
     /// # Errors
@@ -210,23 +272,6 @@ pub trait Backend: Sized {
     /// If the device refuses the launch.
     fn scatter_rows(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>, rows: &Tensor<Self>) -> Result<()>;
 
-    /// `C = alpha · op(A, B)` or `C += alpha · op(A, B)`, see [`MatMul`].
-    ///
-    /// Operands may be f32 or bf16 in any mix. Two f32 operands multiply in f32; with a bf16 one the f32 other is rounded to
-    /// bf16 first. Accumulates in f32; `C` f32 or bf16 is rounded once (`Write::Add` on bf16: sum in f32, then rounded).
-    ///
-    /// # Errors
-    /// If the device refuses the launch.
-    fn matmul(
-        &self,
-        c: &mut Tensor<Self>,
-        a: &Tensor<Self>,
-        b: &Tensor<Self>,
-        op: MatMul,
-        alpha: f32,
-        write: Write,
-    ) -> Result<()>;
-
     /// Token embedding: `out[i] = w[tokens[i]]`; `out` (N, C), `w` (V, C).
     ///
     /// # Errors
@@ -243,39 +288,6 @@ pub trait Backend: Sized {
         dout: &Tensor<Self>,
         tokens: &Tensor<Self>,
         first_row: usize,
-    ) -> Result<()>;
-
-    /// Root-mean-square norm over each row: `out = x * rstd * w`, `rstd = 1/sqrt(mean(x²) + eps)`.
-    ///
-    /// Shapes: `x`, `out` (N, C); `w` (1, D) with D = C, or D dividing C for a norm per head (Qwen3): then each row is C/D
-    /// groups with a mean of their own. `rstd` (N, C/D) f32.
-    /// Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
-    ///
-    /// # Errors
-    /// If the device refuses the launch.
-    fn rmsnorm_forward(
-        &self,
-        out: &mut Tensor<Self>,
-        rstd: &mut Tensor<Self>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
-        eps: f32,
-    ) -> Result<()>;
-
-    /// Gradient of [`Backend::rmsnorm_forward`]: `dx` set or added to; `dw` (1, D) f32 `+=` where it is trained.
-    ///
-    /// # Errors
-    /// If the device refuses the launch.
-    #[allow(clippy::too_many_arguments)]
-    fn rmsnorm_backward(
-        &self,
-        dx: &mut Tensor<Self>,
-        dw: Option<&mut Tensor<Self>>,
-        dout: &Tensor<Self>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
-        rstd: &Tensor<Self>,
-        write: Write,
     ) -> Result<()>;
 
     /// Rotary embedding in place on `x` (N, heads*D): the pair `(x[j], x[j + D/2])` of each head turns by the angle of the

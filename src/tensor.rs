@@ -1,6 +1,6 @@
 //! A contiguous row-major matrix on one device. Vectors are `(1, n)`.
 
-use crate::backend::Backend;
+use crate::backend::Device;
 use crate::bail;
 use crate::error::Result;
 
@@ -30,7 +30,7 @@ impl DType {
 ///
 /// The buffer is allocated once, at start-up. [`Tensor::set_rows`] and [`Tensor::set_shape`] change the logical shape within
 /// its capacity, because micro-batches differ in their number of tokens and scratch is shared between layers.
-pub struct Tensor<B: Backend> {
+pub struct Tensor<B: Device> {
     /// The device's buffer, of at least `capacity` elements.
     pub buf: B::Buf,
     rows: usize,
@@ -39,7 +39,7 @@ pub struct Tensor<B: Backend> {
     dtype: DType,
 }
 
-impl<B: Backend> Tensor<B> {
+impl<B: Device> Tensor<B> {
     /// Wraps a buffer; for backends only, which guarantee that `buf` holds `rows * cols` elements of `dtype`.
     pub fn from_buf(buf: B::Buf, rows: usize, cols: usize, dtype: DType) -> Self {
         Self {

@@ -213,7 +213,7 @@ fn decode_typed<E: Elem>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Backend;
+    use crate::backend::{Backend, Device};
     use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, tensor_i32, thread_counts, values};
 
     /// q, k, v and the gradient of the output, for N tokens.

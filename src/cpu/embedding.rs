@@ -86,7 +86,7 @@ pub fn backward(dev: &Cpu, dw: &mut Tensor<Cpu>, dout: &Tensor<Cpu>, tokens: &Te
 
 #[cfg(test)]
 mod tests {
-    use crate::backend::Backend;
+    use crate::backend::{Backend, Device};
     use crate::cpu::testing::{cpus, tensor, tensor_i32, values};
     use crate::tensor::DType;
 

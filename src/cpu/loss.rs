@@ -7,7 +7,7 @@ use super::matmul::{Dest, Shape, product};
 use super::pack::Operand;
 use super::threads::chunked;
 use super::vector::{Elem, LANES, exp, sum_lanes};
-use crate::backend::{Backend, CrossEntropy, IGNORE, Write};
+use crate::backend::{CrossEntropy, Device, IGNORE, Write};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 use half::bf16;
@@ -263,6 +263,7 @@ fn scatter<E: Elem>(dst: &mut [E], src: &[f32], rows: &[usize], c: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Backend;
     use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, tensor_i32, thread_counts, values};
 
     struct Expected {

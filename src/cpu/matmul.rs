@@ -369,7 +369,7 @@ unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Backend;
+    use crate::backend::{Device, Products};
     use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, thread_counts, values};
 
     /// `c0 + alpha · op(a, b)` in f64 with every step of the sum passed through `round`.

@@ -27,7 +27,9 @@ mod testing;
 
 use std::sync::Mutex;
 
-use crate::backend::{AdamWStep, Backend, CrossEntropy, Dropout, Heads, Mask, MatMul, Rotate, Write};
+use crate::backend::{
+    AdamWStep, Backend, CrossEntropy, Device, Dropout, Heads, Mask, MatMul, Norms, Products, Rotate, Write,
+};
 use crate::ensure;
 use crate::error::{Context, Result};
 use crate::tensor::{DType, Tensor};
@@ -88,7 +90,7 @@ impl Cpu {
     }
 }
 
-impl Backend for Cpu {
+impl Device for Cpu {
     type Buf = CpuBuf;
 
     fn describe(&self) -> String {
@@ -133,7 +135,52 @@ impl Backend for Cpu {
         elementwise::copy(self, dst, src);
         Ok(())
     }
+}
 
+impl Products for Cpu {
+    fn matmul(
+        &self,
+        c: &mut Tensor<Self>,
+        a: &Tensor<Self>,
+        b: &Tensor<Self>,
+        op: MatMul,
+        alpha: f32,
+        write: Write,
+    ) -> Result<()> {
+        matmul::matmul(self, c, a, b, op, alpha, write);
+        Ok(())
+    }
+}
+
+impl Norms for Cpu {
+    fn rmsnorm_forward(
+        &self,
+        out: &mut Tensor<Self>,
+        rstd: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        w: &Tensor<Self>,
+        eps: f32,
+    ) -> Result<()> {
+        norm::forward(self, out, rstd, x, w, eps);
+        Ok(())
+    }
+
+    fn rmsnorm_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dw: Option<&mut Tensor<Self>>,
+        dout: &Tensor<Self>,
+        x: &Tensor<Self>,
+        w: &Tensor<Self>,
+        rstd: &Tensor<Self>,
+        write: Write,
+    ) -> Result<()> {
+        norm::backward(self, dx, dw, dout, x, w, rstd, write);
+        Ok(())
+    }
+}
+
+impl Backend for Cpu {
     fn add(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()> {
         elementwise::add(self, dst, src);
         Ok(())
@@ -159,19 +206,6 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn matmul(
-        &self,
-        c: &mut Tensor<Self>,
-        a: &Tensor<Self>,
-        b: &Tensor<Self>,
-        op: MatMul,
-        alpha: f32,
-        write: Write,
-    ) -> Result<()> {
-        matmul::matmul(self, c, a, b, op, alpha, write);
-        Ok(())
-    }
-
     fn embedding_forward(&self, out: &mut Tensor<Self>, w: &Tensor<Self>, tokens: &Tensor<Self>) -> Result<()> {
         embedding::gather_rows(self, out, w, tokens);
         Ok(())
@@ -185,32 +219,6 @@ impl Backend for Cpu {
         first_row: usize,
     ) -> Result<()> {
         embedding::backward(self, dw, dout, tokens, first_row);
-        Ok(())
-    }
-
-    fn rmsnorm_forward(
-        &self,
-        out: &mut Tensor<Self>,
-        rstd: &mut Tensor<Self>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
-        eps: f32,
-    ) -> Result<()> {
-        norm::forward(self, out, rstd, x, w, eps);
-        Ok(())
-    }
-
-    fn rmsnorm_backward(
-        &self,
-        dx: &mut Tensor<Self>,
-        dw: Option<&mut Tensor<Self>>,
-        dout: &Tensor<Self>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
-        rstd: &Tensor<Self>,
-        write: Write,
-    ) -> Result<()> {
-        norm::backward(self, dx, dw, dout, x, w, rstd, write);
         Ok(())
     }
 

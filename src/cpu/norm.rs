@@ -148,7 +148,7 @@ pub fn backward(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Backend;
+    use crate::backend::{Device, Norms};
     use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, thread_counts, values};
     use crate::tensor::DType;
 

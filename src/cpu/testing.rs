@@ -2,7 +2,7 @@
 //! that bounds an error by twice that of the same formula in the storage type.
 
 use super::{Cpu, Level};
-use crate::backend::Backend;
+use crate::backend::Device;
 use crate::rng::Stream;
 use crate::tensor::{DType, Tensor};
 use half::bf16;

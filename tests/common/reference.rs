@@ -1,6 +1,8 @@
 //! The `Reference` backend: every operation in f64 with plain loops, read off the formulas. What the others are tested against.
 
-use ringtune::backend::{AdamWStep, Backend, CrossEntropy, Dropout, Heads, IGNORE, Mask, MatMul, Rotate, Write};
+use ringtune::backend::{
+    AdamWStep, Backend, CrossEntropy, Device, Dropout, Heads, IGNORE, Mask, MatMul, Norms, Products, Rotate, Write,
+};
 use ringtune::error::Result;
 use ringtune::tensor::{DType, Tensor};
 
@@ -74,7 +76,7 @@ fn head(x: &[f64], cols: usize, i: usize, h: usize, d: usize) -> &[f64] {
     &x[i * cols + h * d..][..d]
 }
 
-impl Backend for Reference {
+impl Device for Reference {
     type Buf = Buf;
 
     fn describe(&self) -> String {
@@ -122,7 +124,77 @@ impl Backend for Reference {
         f_mut(dst).copy_from_slice(f(src));
         Ok(())
     }
+}
 
+impl Products for Reference {
+    fn matmul(&self, c: &mut T, a: &T, b: &T, op: MatMul, alpha: f32, write: Write) -> Result<()> {
+        let ((ar, ac), (br, bc)) = (a.shape(), b.shape());
+        let (m, n, k) = match op {
+            MatMul::NT => (ar, br, ac),
+            MatMul::NN => (ar, bc, ac),
+            MatMul::TN => (ac, bc, ar),
+        };
+        assert_eq!(c.shape(), (m, n), "{op:?} of {:?} and {:?}", a.shape(), b.shape());
+        let (a, b) = (f(a), f(b));
+        for i in 0..m {
+            for j in 0..n {
+                let term = |l: usize| match op {
+                    MatMul::NT => a[i * ac + l] * b[j * bc + l],
+                    MatMul::NN => a[i * ac + l] * b[l * bc + j],
+                    MatMul::TN => a[l * ac + i] * b[l * bc + j],
+                };
+                put(
+                    &mut f_mut(c)[i * n + j],
+                    f64::from(alpha) * (0..k).map(term).sum::<f64>(),
+                    write,
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Norms for Reference {
+    fn rmsnorm_forward(&self, out: &mut T, rstd: &mut T, x: &T, w: &T, eps: f32) -> Result<()> {
+        let d = w.cols();
+        for (g, x) in f(x).chunks(d).enumerate() {
+            let mean = x.iter().map(|v| v * v).sum::<f64>() / d as f64;
+            let r = 1.0 / (mean + f64::from(eps)).sqrt();
+            f_mut(rstd)[g] = r;
+            for (j, xj) in x.iter().enumerate() {
+                f_mut(out)[g * d + j] = xj * r * f(w)[j];
+            }
+        }
+        Ok(())
+    }
+
+    fn rmsnorm_backward(
+        &self,
+        dx: &mut T,
+        mut dw: Option<&mut T>,
+        dout: &T,
+        x: &T,
+        w: &T,
+        rstd: &T,
+        write: Write,
+    ) -> Result<()> {
+        let d = w.cols();
+        for (g, (x, dy)) in f(x).chunks(d).zip(f(dout).chunks(d)).enumerate() {
+            let r = f(rstd)[g];
+            let dot: f64 = (0..d).map(|j| dy[j] * f(w)[j] * x[j]).sum();
+            for j in 0..d {
+                let v = r * dy[j] * f(w)[j] - x[j] * r * r * r * dot / d as f64;
+                put(&mut f_mut(dx)[g * d + j], v, write);
+                if let Some(dw) = dw.as_deref_mut() {
+                    f_mut(dw)[j] += dy[j] * x[j] * r;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Backend for Reference {
     fn add(&self, dst: &mut T, src: &T) -> Result<()> {
         f_mut(dst).iter_mut().zip(f(src)).for_each(|(d, s)| *d += s);
         Ok(())
@@ -159,32 +231,6 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn matmul(&self, c: &mut T, a: &T, b: &T, op: MatMul, alpha: f32, write: Write) -> Result<()> {
-        let ((ar, ac), (br, bc)) = (a.shape(), b.shape());
-        let (m, n, k) = match op {
-            MatMul::NT => (ar, br, ac),
-            MatMul::NN => (ar, bc, ac),
-            MatMul::TN => (ac, bc, ar),
-        };
-        assert_eq!(c.shape(), (m, n), "{op:?} of {:?} and {:?}", a.shape(), b.shape());
-        let (a, b) = (f(a), f(b));
-        for i in 0..m {
-            for j in 0..n {
-                let term = |l: usize| match op {
-                    MatMul::NT => a[i * ac + l] * b[j * bc + l],
-                    MatMul::NN => a[i * ac + l] * b[l * bc + j],
-                    MatMul::TN => a[l * ac + i] * b[l * bc + j],
-                };
-                put(
-                    &mut f_mut(c)[i * n + j],
-                    f64::from(alpha) * (0..k).map(term).sum::<f64>(),
-                    write,
-                );
-            }
-        }
-        Ok(())
-    }
-
     fn embedding_forward(&self, out: &mut T, w: &T, tokens: &T) -> Result<()> {
         self.gather_rows(out, w, tokens)
     }
@@ -199,44 +245,6 @@ impl Backend for Reference {
                 .iter_mut()
                 .zip(d)
                 .for_each(|(w, x)| *w += x);
-        }
-        Ok(())
-    }
-
-    fn rmsnorm_forward(&self, out: &mut T, rstd: &mut T, x: &T, w: &T, eps: f32) -> Result<()> {
-        let d = w.cols();
-        for (g, x) in f(x).chunks(d).enumerate() {
-            let mean = x.iter().map(|v| v * v).sum::<f64>() / d as f64;
-            let r = 1.0 / (mean + f64::from(eps)).sqrt();
-            f_mut(rstd)[g] = r;
-            for (j, xj) in x.iter().enumerate() {
-                f_mut(out)[g * d + j] = xj * r * f(w)[j];
-            }
-        }
-        Ok(())
-    }
-
-    fn rmsnorm_backward(
-        &self,
-        dx: &mut T,
-        mut dw: Option<&mut T>,
-        dout: &T,
-        x: &T,
-        w: &T,
-        rstd: &T,
-        write: Write,
-    ) -> Result<()> {
-        let d = w.cols();
-        for (g, (x, dy)) in f(x).chunks(d).zip(f(dout).chunks(d)).enumerate() {
-            let r = f(rstd)[g];
-            let dot: f64 = (0..d).map(|j| dy[j] * f(w)[j] * x[j]).sum();
-            for j in 0..d {
-                let v = r * dy[j] * f(w)[j] - x[j] * r * r * r * dot / d as f64;
-                put(&mut f_mut(dx)[g * d + j], v, write);
-                if let Some(dw) = dw.as_deref_mut() {
-                    f_mut(dw)[j] += dy[j] * x[j] * r;
-                }
-            }
         }
         Ok(())
     }

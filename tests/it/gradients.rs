@@ -1,6 +1,6 @@
 //! Finite differences of every parameter tensor, on the f64 reference; and what must be equal bit for bit on the CPU.
 
-use ringtune::backend::{Backend, IGNORE};
+use ringtune::backend::{Backend, Device, IGNORE};
 use ringtune::checkpoint::names::{LINEARS, build, linear_mut, linear_shape, named};
 use ringtune::cpu::Cpu;
 use ringtune::data::MicroBatch;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use half::bf16;
-use ringtune::backend::Backend;
+use ringtune::backend::Device;
 use ringtune::checkpoint::merge::{Adapted, Merged};
 use ringtune::checkpoint::names::{self, EMBED};
 use ringtune::checkpoint::peft::{self, Adapter};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ringtune::backend::Backend;
+use ringtune::backend::Device;
 use ringtune::checkpoint::names::{self, EMBED};
 use ringtune::checkpoint::{HostTensor, device, hf_config};
 use ringtune::cpu::Cpu;
