@@ -23,6 +23,7 @@ pub mod ptx;
 use std::collections::BTreeMap;
 
 pub use error::{Error, Fault, FaultKind, Result};
+pub use exec::code::Build;
 pub use exec::launch::Counters;
 pub use memory::Memory;
 
@@ -68,6 +69,19 @@ impl Module {
     /// # Errors
     /// [`Error::Parse`] and [`Error::Unsupported`] with the line and the text.
     pub fn load(text: &str, memory: &mut Memory) -> Result<Module> {
+        Module::load_for(Build::detect(), text, memory)
+    }
+
+    /// [`Module::load`] with a chosen build of the handlers; both give the same results.
+    ///
+    /// # Errors
+    /// As [`Module::load`], and [`Error::Invalid`] when this processor does not support `build`.
+    pub fn load_for(build: Build, text: &str, memory: &mut Memory) -> Result<Module> {
+        if !build.supported() {
+            return Err(Error::Invalid(format!(
+                "this processor does not support the build {build:?}"
+            )));
+        }
         let module = ptx::parse(text)?;
         let (mut symbols, mut globals) = (Symbols::new(), BTreeMap::new());
         let placed = |s: Space| matches!(s, Space::Global | Space::Const);
@@ -103,7 +117,7 @@ impl Module {
         }
         let mut programs = BTreeMap::new();
         for f in module.functions.iter().filter(|f| f.entry && f.defined) {
-            programs.insert(f.name.clone(), decode(f, &module.vars, &symbols)?);
+            programs.insert(f.name.clone(), decode(f, &module.vars, &symbols, build)?);
         }
         Ok(Module { programs, globals })
     }

@@ -1,5 +1,6 @@
 //! Integer, logic and comparison instructions: from opcode to a function over lanes.
 
+use super::code::alu;
 use super::float::Mode;
 use super::{Alu, Class, Inst, LANES, Lane, Regs, map1, map2, map3};
 use crate::ptx::Ty;
@@ -73,17 +74,17 @@ pub(super) fn arith(f: Alu, d: Ty, src: &[Ty]) -> Option<Arith> {
 
 macro_rules! f1 {
     ($t:ty, |$a:ident| $e:expr) => {
-        (|r: &mut Regs, i: &Inst, m: u32| map1(r, i, m, |$a: $t| $e)) as Alu
+        alu!(|r, i, m| map1(r, i, m, |$a: $t| $e))
     };
 }
 macro_rules! f2 {
     ($t:ty, |$a:ident, $b:ident| $e:expr) => {
-        (|r: &mut Regs, i: &Inst, m: u32| map2(r, i, m, |$a: $t, $b: $t| $e)) as Alu
+        alu!(|r, i, m| map2(r, i, m, |$a: $t, $b: $t| $e))
     };
 }
 macro_rules! f3 {
     ($t:ty, |$a:ident, $b:ident, $c:ident| $e:expr) => {
-        (|r: &mut Regs, i: &Inst, m: u32| map3(r, i, m, |$a: $t, $b: $t, $c: $t| $e)) as Alu
+        alu!(|r, i, m| map3(r, i, m, |$a: $t, $b: $t, $c: $t| $e))
     };
 }
 /// One body for the six integer types.
@@ -111,11 +112,11 @@ pub fn integer(op: &mut Op<'_>) -> Option<Arith> {
     let (base, ty) = (op.base, op.ty()?);
     if ty == Ty::Pred {
         let f: Alu = match base {
-            "and" => |r, i, m| logic(r, i, m, |a, b| a & b),
-            "or" => |r, i, m| logic(r, i, m, |a, b| a | b),
-            "xor" => |r, i, m| logic(r, i, m, |a, b| a ^ b),
-            "not" => |r, i, m| write_pred(r, i.d, !pred(r, i.a, i.k & 1 != 0), m),
-            "mov" => |r, i, m| write_pred(r, i.d, pred(r, i.a, i.k & 1 != 0), m),
+            "and" => alu!(|r, i, m| logic(r, i, m, |a, b| a & b)),
+            "or" => alu!(|r, i, m| logic(r, i, m, |a, b| a | b)),
+            "xor" => alu!(|r, i, m| logic(r, i, m, |a, b| a ^ b)),
+            "not" => alu!(|r, i, m| write_pred(r, i.d, !pred(r, i.a, i.k & 1 != 0), m)),
+            "mov" => alu!(|r, i, m| write_pred(r, i.d, pred(r, i.a, i.k & 1 != 0), m)),
             _ => return None,
         };
         let n = if matches!(base, "not" | "mov") { 1 } else { 2 };
@@ -244,14 +245,14 @@ pub fn integer(op: &mut Op<'_>) -> Option<Arith> {
             arith(f, Ty::U32, &[ty])
         }
         "lop3" => {
-            let f: Alu = |r, i, m| {
+            let f: Alu = alu!(|r, i, m| {
                 map3(r, i, m, |a: u32, b: u32, c: u32| {
                     (0..8).filter(|t| i.y >> t & 1 == 1).fold(0, |out, t: u32| {
                         let side = |x: u32, bit: u32| if t >> bit & 1 == 1 { x } else { !x };
                         out | side(a, 2) & side(b, 1) & side(c, 0)
                     })
                 })
-            };
+            });
             arith(f, ty, &[Ty::B32, Ty::B32, Ty::B32])
         }
         "prmt" => arith(f3!(u32, |a, b, c| permute(a, b, c)), ty, &[Ty::B32; 3]),
@@ -292,26 +293,26 @@ fn mul_hi(ty: Ty) -> Option<Alu> {
 
 fn mad_wide(ty: Ty) -> Option<Alu> {
     Some(match ty {
-        Ty::U16 => |r, i, m| {
+        Ty::U16 => alu!(|r, i, m| {
             map3(r, i, m, |a: u16, b: u16, c: u32| {
                 (u32::from(a) * u32::from(b)).wrapping_add(c)
             })
-        },
-        Ty::S16 => |r, i, m| {
+        }),
+        Ty::S16 => alu!(|r, i, m| {
             map3(r, i, m, |a: i16, b: i16, c: i32| {
                 (i32::from(a) * i32::from(b)).wrapping_add(c)
             })
-        },
-        Ty::U32 => |r, i, m| {
+        }),
+        Ty::U32 => alu!(|r, i, m| {
             map3(r, i, m, |a: u32, b: u32, c: u64| {
                 (u64::from(a) * u64::from(b)).wrapping_add(c)
             })
-        },
-        Ty::S32 => |r, i, m| {
+        }),
+        Ty::S32 => alu!(|r, i, m| {
             map3(r, i, m, |a: i32, b: i32, c: i64| {
                 (i64::from(a) * i64::from(b)).wrapping_add(c)
             })
-        },
+        }),
         _ => return None,
     })
 }
@@ -319,15 +320,15 @@ fn mad_wide(ty: Ty) -> Option<Alu> {
 /// Amounts above the width give zero or the sign.
 fn shift(base: &str, ty: Ty) -> Option<Alu> {
     Some(match (base, ty) {
-        ("shl", Ty::B16) => |r, i, m| map2(r, i, m, |a: u16, b: u32| a.checked_shl(b).unwrap_or(0)),
-        ("shl", Ty::B32) => |r, i, m| map2(r, i, m, |a: u32, b: u32| a.checked_shl(b).unwrap_or(0)),
-        ("shl", Ty::B64) => |r, i, m| map2(r, i, m, |a: u64, b: u32| a.checked_shl(b).unwrap_or(0)),
-        ("shr", Ty::B16 | Ty::U16) => |r, i, m| map2(r, i, m, |a: u16, b: u32| a.checked_shr(b).unwrap_or(0)),
-        ("shr", Ty::B32 | Ty::U32) => |r, i, m| map2(r, i, m, |a: u32, b: u32| a.checked_shr(b).unwrap_or(0)),
-        ("shr", Ty::B64 | Ty::U64) => |r, i, m| map2(r, i, m, |a: u64, b: u32| a.checked_shr(b).unwrap_or(0)),
-        ("shr", Ty::S16) => |r, i, m| map2(r, i, m, |a: i16, b: u32| a >> b.min(15)),
-        ("shr", Ty::S32) => |r, i, m| map2(r, i, m, |a: i32, b: u32| a >> b.min(31)),
-        ("shr", Ty::S64) => |r, i, m| map2(r, i, m, |a: i64, b: u32| a >> b.min(63)),
+        ("shl", Ty::B16) => alu!(|r, i, m| map2(r, i, m, |a: u16, b: u32| a.checked_shl(b).unwrap_or(0))),
+        ("shl", Ty::B32) => alu!(|r, i, m| map2(r, i, m, |a: u32, b: u32| a.checked_shl(b).unwrap_or(0))),
+        ("shl", Ty::B64) => alu!(|r, i, m| map2(r, i, m, |a: u64, b: u32| a.checked_shl(b).unwrap_or(0))),
+        ("shr", Ty::B16 | Ty::U16) => alu!(|r, i, m| map2(r, i, m, |a: u16, b: u32| a.checked_shr(b).unwrap_or(0))),
+        ("shr", Ty::B32 | Ty::U32) => alu!(|r, i, m| map2(r, i, m, |a: u32, b: u32| a.checked_shr(b).unwrap_or(0))),
+        ("shr", Ty::B64 | Ty::U64) => alu!(|r, i, m| map2(r, i, m, |a: u64, b: u32| a.checked_shr(b).unwrap_or(0))),
+        ("shr", Ty::S16) => alu!(|r, i, m| map2(r, i, m, |a: i16, b: u32| a >> b.min(15))),
+        ("shr", Ty::S32) => alu!(|r, i, m| map2(r, i, m, |a: i32, b: u32| a >> b.min(31))),
+        ("shr", Ty::S64) => alu!(|r, i, m| map2(r, i, m, |a: i64, b: u32| a >> b.min(63))),
         _ => return None,
     })
 }
@@ -351,6 +352,7 @@ fn join(low: u32, high: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+#[inline(always)]
 fn permute(a: u32, b: u32, selector: u32) -> u32 {
     let bytes = join(a, b).to_le_bytes();
     let pick = |n: u32| {
@@ -365,30 +367,30 @@ fn permute(a: u32, b: u32, selector: u32) -> u32 {
 pub fn bit_field(op: &mut Op<'_>) -> Option<Arith> {
     let ty = op.ty()?;
     let f: Alu = match (op.base, ty) {
-        ("bfe", Ty::U32) => |r, i, m| {
+        ("bfe", Ty::U32) => alu!(|r, i, m| {
             map3(r, i, m, |a: u32, b: u32, c: u32| {
                 extract(u64::from(a), b, c, 32, false) as u32
             })
-        },
-        ("bfe", Ty::S32) => |r, i, m| {
+        }),
+        ("bfe", Ty::S32) => alu!(|r, i, m| {
             map3(r, i, m, |a: u32, b: u32, c: u32| {
                 extract(u64::from(a), b, c, 32, true) as u32
             })
-        },
-        ("bfe", Ty::U64) => |r, i, m| map3(r, i, m, |a: u64, b: u32, c: u32| extract(a, b, c, 64, false)),
-        ("bfe", Ty::S64) => |r, i, m| map3(r, i, m, |a: u64, b: u32, c: u32| extract(a, b, c, 64, true)),
+        }),
+        ("bfe", Ty::U64) => alu!(|r, i, m| map3(r, i, m, |a: u64, b: u32, c: u32| extract(a, b, c, 64, false))),
+        ("bfe", Ty::S64) => alu!(|r, i, m| map3(r, i, m, |a: u64, b: u32, c: u32| extract(a, b, c, 64, true))),
         // The fourth operand of bfi is a row number in `x`.
-        ("bfi", Ty::B32) => |r, i, m| {
+        ("bfi", Ty::B32) => alu!(|r, i, m| {
             let n = u32::get(r, i.x as u16);
             let (a, b, c) = (u32::get(r, i.a), u32::get(r, i.b), u32::get(r, i.c));
             let v = std::array::from_fn(|l| insert(u64::from(a[l]), u64::from(b[l]), c[l], n[l], 32) as u32);
             u32::put(r, i.d, v, m);
-        },
-        ("bfi", Ty::B64) => |r, i, m| {
+        }),
+        ("bfi", Ty::B64) => alu!(|r, i, m| {
             let n = u32::get(r, i.x as u16);
             let (a, b, c) = (u64::get(r, i.a), u64::get(r, i.b), u32::get(r, i.c));
             u64::put(r, i.d, std::array::from_fn(|l| insert(a[l], b[l], c[l], n[l], 64)), m);
-        },
+        }),
         _ => return None,
     };
     let src = if op.base == "bfe" {
@@ -399,6 +401,7 @@ pub fn bit_field(op: &mut Op<'_>) -> Option<Arith> {
     arith(f, ty, &src)
 }
 
+#[inline(always)]
 fn extract(a: u64, pos: u32, len: u32, width: u32, signed: bool) -> u64 {
     let (pos, len) = (pos & 255, len & 255);
     let top = (pos + len).wrapping_sub(1).min(width - 1);
@@ -413,6 +416,7 @@ fn extract(a: u64, pos: u32, len: u32, width: u32, signed: bool) -> u64 {
     })
 }
 
+#[inline(always)]
 fn insert(a: u64, b: u64, pos: u32, len: u32, width: u32) -> u64 {
     let (pos, len) = (pos & 255, len & 255);
     if pos >= width || len == 0 {
@@ -472,7 +476,7 @@ pub fn compare<T: Lane>(r: &mut Regs, i: &Inst, m: u32, f: impl Fn(T, T) -> bool
 pub fn compare_int(name: &str, ty: Ty) -> Option<Alu> {
     macro_rules! cmp {
         ($t:ty, |$a:ident, $b:ident| $e:expr) => {
-            (|r: &mut Regs, i: &Inst, m: u32| compare(r, i, m, |$a: $t, $b: $t| $e)) as Alu
+            alu!(|r, i, m| compare(r, i, m, |$a: $t, $b: $t| $e))
         };
     }
     Some(match name {

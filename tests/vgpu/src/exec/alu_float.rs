@@ -1,8 +1,9 @@
 //! Floating-point instructions: f32, f64, f16 and bf16 with their packed forms.
 
 use super::alu::{Arith, Op, arith, compare, f1, f2, f3};
+use super::code::alu;
 use super::float::{self, BF16, F16, Format, Mode, canon, flush, saturate};
-use super::{Alu, Inst, LANES, Lane, Regs, map1, map2, map3};
+use super::{Alu, Inst, Lane, Regs, map1, map2, map3};
 use crate::ptx::Ty;
 
 /// `$f` with flush-to-zero of inputs and result, and saturation, chosen by two flags.
@@ -66,7 +67,6 @@ fn single(op: &mut Op<'_>) -> Option<Arith> {
         "add" => modes!(rn, |M| variants!(ftz, sat, f2, |a, b| float::add32(a, b, M))),
         "sub" => modes!(rn, |M| variants!(ftz, sat, f2, |a, b| float::add32(a, -b, M))),
         "mul" => modes!(rn, |M| variants!(ftz, sat, f2, |a, b| float::mul32(a, b, M))),
-        "fma" | "mad" if mode == Some(Mode::Rn) && !ftz && !sat => fma_rn,
         "fma" | "mad" if mode == Some(Mode::Rn) => variants!(ftz, sat, f3, |a, b, c| a.mul_add(b, c)),
         "fma" | "mad" if mode.is_some() => modes!(rn, |M| variants!(ftz, sat, f3, |a, b, c| float::fma32(a, b, c, M))),
         "div" if mode.is_some() => modes!(rn, |M| variants!(ftz, false, f2, |a, b| float::div32(a, b, M))),
@@ -135,27 +135,6 @@ fn either_nan(a: f32, b: f32, x: f32) -> f32 {
     if a.is_nan() || b.is_nan() { f32::NAN } else { x }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn fma_lanes_fast(a: &[f32; LANES], b: &[f32; LANES], c: &[f32; LANES]) -> [f32; LANES] {
-    let mut out = [0.0; LANES];
-    for l in 0..LANES {
-        out[l] = canon(a[l].mul_add(b[l], c[l]));
-    }
-    out
-}
-
-fn fma_rn(r: &mut Regs, i: &Inst, m: u32) {
-    let (a, b, c) = (f32::get(r, i.a), f32::get(r, i.b), f32::get(r, i.c));
-    #[cfg(target_arch = "x86_64")]
-    if super::tensor::has_fma() {
-        // SAFETY: the processor has AVX2 and FMA, as just asked.
-        let v = unsafe { fma_lanes_fast(&a, &b, &c) };
-        return f32::put(r, i.d, v, m);
-    }
-    f32::put(r, i.d, std::array::from_fn(|l| canon(a[l].mul_add(b[l], c[l]))), m);
-}
-
 fn double(op: &mut Op<'_>) -> Option<Arith> {
     let (mode, t) = (op.mode(), Ty::F64);
     let rn = mode.unwrap_or(Mode::Rn);
@@ -188,6 +167,7 @@ fn halves(packed: bool, x: [u32; 3], f: impl Fn(u16, u16, u16) -> u16) -> u32 {
     low | u32::from(f((x[0] >> 16) as u16, (x[1] >> 16) as u16, (x[2] >> 16) as u16)) << 16
 }
 
+#[inline(always)]
 fn half_op<const BF: bool, const PACKED: bool>(
     r: &mut Regs,
     i: &Inst,
@@ -204,10 +184,10 @@ fn half(op: &mut Op<'_>, ty: Ty) -> Option<Arith> {
     macro_rules! h {
         (|$f:ident, $a:ident, $b:ident, $c:ident| $e:expr) => {
             match ty {
-                Ty::F16 => (|r, i, m| half_op::<false, false>(r, i, m, |$f, $a, $b, $c| $e)) as Alu,
-                Ty::F16x2 => (|r, i, m| half_op::<false, true>(r, i, m, |$f, $a, $b, $c| $e)) as Alu,
-                Ty::Bf16 => (|r, i, m| half_op::<true, false>(r, i, m, |$f, $a, $b, $c| $e)) as Alu,
-                _ => (|r, i, m| half_op::<true, true>(r, i, m, |$f, $a, $b, $c| $e)) as Alu,
+                Ty::F16 => alu!(|r, i, m| half_op::<false, false>(r, i, m, |$f, $a, $b, $c| $e)),
+                Ty::F16x2 => alu!(|r, i, m| half_op::<false, true>(r, i, m, |$f, $a, $b, $c| $e)),
+                Ty::Bf16 => alu!(|r, i, m| half_op::<true, false>(r, i, m, |$f, $a, $b, $c| $e)),
+                _ => alu!(|r, i, m| half_op::<true, true>(r, i, m, |$f, $a, $b, $c| $e)),
             }
         };
     }
@@ -233,6 +213,7 @@ fn half(op: &mut Op<'_>, ty: Ty) -> Option<Arith> {
     arith(f, ty, &[ty; 3][..sources(op.base)])
 }
 
+#[inline(always)]
 fn relu(f: Format, x: u16) -> u16 {
     if f.unpack(x) > 0.0 || f.unpack(x).is_nan() {
         x
@@ -241,6 +222,7 @@ fn relu(f: Format, x: u16) -> u16 {
     }
 }
 
+#[inline(always)]
 fn pick(f: Format, value: f32) -> u16 {
     f.pack(f64::from(value), Mode::Rn)
 }
@@ -250,26 +232,26 @@ pub fn compare_float(name: &str, ty: Ty, ftz: bool) -> Option<Alu> {
     macro_rules! cmp {
         (|$a:ident, $b:ident| $e:expr) => {
             match (ty, ftz) {
-                (Ty::F32, false) => |r, i, m| compare(r, i, m, |$a: f32, $b: f32| $e),
-                (Ty::F32, true) => |r, i, m| {
+                (Ty::F32, false) => alu!(|r, i, m| compare(r, i, m, |$a: f32, $b: f32| $e)),
+                (Ty::F32, true) => alu!(|r, i, m| {
                     compare(r, i, m, |a: f32, b: f32| {
                         let ($a, $b) = (flush(a), flush(b));
                         $e
                     })
-                },
-                (Ty::F64, false) => |r, i, m| compare(r, i, m, |$a: f64, $b: f64| $e),
-                (Ty::F16, false) => |r, i, m| {
+                }),
+                (Ty::F64, false) => alu!(|r, i, m| compare(r, i, m, |$a: f64, $b: f64| $e)),
+                (Ty::F16, false) => alu!(|r, i, m| {
                     compare(r, i, m, |a: u16, b: u16| {
                         let ($a, $b) = (F16.unpack(a), F16.unpack(b));
                         $e
                     })
-                },
-                (Ty::Bf16, false) => |r, i, m| {
+                }),
+                (Ty::Bf16, false) => alu!(|r, i, m| {
                     compare(r, i, m, |a: u16, b: u16| {
                         let ($a, $b) = (BF16.unpack(a), BF16.unpack(b));
                         $e
                     })
-                },
+                }),
                 _ => return None,
             }
         };

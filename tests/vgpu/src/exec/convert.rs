@@ -1,6 +1,7 @@
 //! `cvt`: every source and destination type that the set needs, through one exact intermediate.
 
 use super::alu::Op;
+use super::code::alu;
 use super::float::{BF16, F16, Mode, bf16, canon, flush, saturate, to_f32};
 use super::{Alu, File, Inst, Lane, Regs, put_raw, raw};
 use crate::ptx::Ty;
@@ -18,6 +19,7 @@ pub struct Convert {
 }
 
 /// Files of destination and source in `k`: bit 0 and bit 1 say 64 bits.
+#[inline(always)]
 fn files(i: &Inst) -> (File, File) {
     let of = |bit: u8| if i.k & bit != 0 { File::Q } else { File::W };
     (of(1), of(2))
@@ -32,15 +34,18 @@ fn run(r: &mut Regs, i: &Inst, m: u32, f: impl Fn(u64) -> u64) {
 
 macro_rules! cv {
     (|$x:ident| $e:expr) => {
-        (|r: &mut Regs, i: &Inst, m: u32| run(r, i, m, |$x| $e)) as Alu
+        alu!(|r, i, m| run(r, i, m, |$x| $e))
     };
 }
+#[inline(always)]
 fn f32_of(x: u64) -> f32 {
     f32::from_bits(x as u32)
 }
+#[inline(always)]
 fn bits32(x: f32) -> u64 {
     u64::from(canon(x).to_bits())
 }
+#[inline(always)]
 fn round(x: f64, mode: Mode) -> f64 {
     match mode {
         Mode::Rn => x.round_ties_even(),
@@ -50,6 +55,7 @@ fn round(x: f64, mode: Mode) -> f64 {
     }
 }
 /// Integer of `bits` width from a whole double; NaN is zero for narrow types as `cvt` defines for f32 sources.
+#[inline(always)]
 fn to_int(x: f64, ty: Ty) -> u64 {
     match ty {
         Ty::U8 => u64::from(x as u8),
@@ -75,6 +81,7 @@ fn to_int(x: f64, ty: Ty) -> u64 {
     }
 }
 /// Sign- or zero-extends the low bits of an integer type.
+#[inline(always)]
 pub fn extend(x: u64, ty: Ty) -> i128 {
     match ty {
         Ty::U8 | Ty::B8 => i128::from(x as u8),
@@ -147,7 +154,11 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
         let f = by_type!(
             s,
             |S| match sat {
-                false => narrow::<{ S as u8 }>(d)?,
+                false => by_type!(
+                    d,
+                    |D| cv!(|x| keep(extend(x, S), D)),
+                    [U8, S8, U16, S16, U32, S32, U64, S64]
+                ),
                 true => by_type!(
                     d,
                     |D| cv!(|x| clamp(extend(x, S), D)),
@@ -270,10 +281,10 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
         }
         (Ty::F16x2 | Ty::Bf16x2, Ty::F32) if !sat && !ftz && !relu => {
             let f: Alu = match (d, mode?) {
-                (Ty::Bf16x2, Mode::Rn) => |r, i, m| pack2(r, i, m, bf16),
-                (Ty::Bf16x2, Mode::Rz) => |r, i, m| pack2(r, i, m, |x| BF16.pack(f64::from(x), Mode::Rz)),
-                (Ty::F16x2, Mode::Rn) => |r, i, m| pack2(r, i, m, |x| F16.pack(f64::from(x), Mode::Rn)),
-                (Ty::F16x2, Mode::Rz) => |r, i, m| pack2(r, i, m, |x| F16.pack(f64::from(x), Mode::Rz)),
+                (Ty::Bf16x2, Mode::Rn) => alu!(|r, i, m| pack2(r, i, m, bf16)),
+                (Ty::Bf16x2, Mode::Rz) => alu!(|r, i, m| pack2(r, i, m, |x| BF16.pack(f64::from(x), Mode::Rz))),
+                (Ty::F16x2, Mode::Rn) => alu!(|r, i, m| pack2(r, i, m, |x| F16.pack(f64::from(x), Mode::Rn))),
+                (Ty::F16x2, Mode::Rz) => alu!(|r, i, m| pack2(r, i, m, |x| F16.pack(f64::from(x), Mode::Rz))),
                 _ => return None,
             };
             Some(Convert { f, d, s, pair: true })
@@ -293,24 +304,21 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
     }
 }
 
-fn narrow<const S: u8>(d: Ty) -> Option<Alu> {
-    // Extends as the source says, then keeps the destination's bits; a wider register gets the extension of that.
-    fn src(s: u8) -> Ty {
-        const TYPES: [Ty; 8] = [Ty::U8, Ty::U16, Ty::U32, Ty::U64, Ty::S8, Ty::S16, Ty::S32, Ty::S64];
-        *TYPES.iter().find(|t| **t as u8 == s).unwrap_or(&Ty::U64)
+/// The destination's bits of an extended source; a wider register gets the extension of those.
+#[inline(always)]
+fn keep(x: i128, d: Ty) -> u64 {
+    match d {
+        Ty::U8 => u64::from(x as u8),
+        Ty::S8 => i64::from(x as i8) as u64,
+        Ty::U16 => u64::from(x as u16),
+        Ty::S16 => i64::from(x as i16) as u64,
+        Ty::U32 => u64::from(x as u32),
+        Ty::S32 => i64::from(x as i32) as u64,
+        _ => x as u64,
     }
-    Some(match d {
-        Ty::U8 => cv!(|x| u64::from(extend(x, src(S)) as u8)),
-        Ty::S8 => cv!(|x| i64::from(extend(x, src(S)) as i8) as u64),
-        Ty::U16 => cv!(|x| u64::from(extend(x, src(S)) as u16)),
-        Ty::S16 => cv!(|x| i64::from(extend(x, src(S)) as i16) as u64),
-        Ty::U32 => cv!(|x| u64::from(extend(x, src(S)) as u32)),
-        Ty::S32 => cv!(|x| i64::from(extend(x, src(S)) as i32) as u64),
-        Ty::U64 | Ty::S64 => cv!(|x| extend(x, src(S)) as u64),
-        _ => return None,
-    })
 }
 
+#[inline(always)]
 fn clamp(x: i128, d: Ty) -> u64 {
     let (low, high) = match d {
         Ty::U8 => (0, 0xff),
@@ -325,6 +333,7 @@ fn clamp(x: i128, d: Ty) -> u64 {
     x.clamp(low, high) as u64
 }
 
+#[inline(always)]
 fn int_to_f32(x: i128, mode: Mode) -> f32 {
     let r = x as f32;
     let back = r as i128;

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::alu::Op;
 use super::cfg::{Flow, allocate, intervals, reconvergence};
-use super::{Act, Class, File, Inst, NONE, mem};
+use super::code::Build;
+use super::{Act, Alu, Class, File, Inst, NONE, mem};
 use crate::error::{Error, Result};
 use crate::ptx::{Function, Instr, Operand, Space, Ty, Var};
 
@@ -70,6 +71,8 @@ pub struct Program {
     pub params: Vec<(usize, usize)>,
     /// `.maxntid` product.
     pub max_threads: Option<u32>,
+    /// Build of the handlers; this processor supports it.
+    pub build: Build,
 }
 
 /// Value of a symbol: the space and the address or offset in it.
@@ -78,6 +81,7 @@ pub type Symbols = HashMap<String, (Space, u64)>;
 /// Decoder of one function.
 pub(super) struct Decoder<'a> {
     f: &'a Function,
+    pub(super) build: Build,
     symbols: Symbols,
     row_of: Vec<usize>,
     rows: [usize; 3],
@@ -104,8 +108,8 @@ pub(super) fn file_of(t: Ty) -> File {
     }
 }
 
-/// Decodes a kernel. `module_vars` are the module's variables, `globals` the addresses of the global ones.
-pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols) -> Result<Program> {
+/// Decodes a kernel for a build of the handlers. `module_vars` are the module's variables, `globals` the addresses of the global ones.
+pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build) -> Result<Program> {
     let mut symbols = globals.clone();
     let of = |space: Space, external: bool| -> Vec<&Var> {
         module_vars
@@ -133,6 +137,7 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols) -> Result<Pr
     let spans = intervals(&flow, f.regs.len());
     let mut d = Decoder {
         f,
+        build,
         symbols,
         row_of: vec![usize::MAX; f.regs.len()],
         rows: [0; 3],
@@ -194,6 +199,7 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols) -> Result<Pr
         dynamic_offset,
         params,
         max_threads: f.max_threads,
+        build,
     })
 }
 
@@ -245,6 +251,11 @@ fn flow_of(i: &Instr) -> Flow {
 pub(super) type Decoded<T> = std::result::Result<T, String>;
 
 impl Decoder<'_> {
+    /// The arithmetic action of the build in use.
+    pub(super) fn alu(&self, f: Alu) -> Act {
+        Act::Alu(f.pick(self.build))
+    }
+
     pub(super) fn reg_ty(&self, r: u32) -> Ty {
         self.f.regs[r as usize]
     }

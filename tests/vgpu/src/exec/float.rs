@@ -37,6 +37,7 @@ pub fn saturate(x: f32) -> f32 {
 
 /// A value whose exact form is `s` plus something with the sign of `e`, as the neighbour of `s` with an odd last bit:
 /// rounding that to at most 50 bits gives what rounding the exact value gives.
+#[inline(always)]
 fn odd(s: f64, e: f64) -> f64 {
     if e == 0.0 || !s.is_finite() || s.to_bits() & 1 == 1 {
         return s;
@@ -49,6 +50,7 @@ fn odd(s: f64, e: f64) -> f64 {
 }
 
 /// Sum and its rounding error.
+#[inline(always)]
 fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let s = a + b;
     let t = s - a;
@@ -56,6 +58,7 @@ fn two_sum(a: f64, b: f64) -> (f64, f64) {
 }
 
 /// Rounds an exactly comparable double to f32.
+#[inline(always)]
 pub fn to_f32(x: f64, mode: Mode) -> f32 {
     let r = x as f32;
     if x.is_nan() || x.is_infinite() {
@@ -77,6 +80,7 @@ pub fn to_f32(x: f64, mode: Mode) -> f32 {
 }
 
 /// An exact zero sum of operands with different signs is -0 when rounding down.
+#[inline(always)]
 fn zero_sign(x: f64, a: f64, b: f64, mode: Mode) -> f64 {
     if x == 0.0 && mode == Mode::Rm && (a.is_sign_negative() || b.is_sign_negative()) {
         -0.0
@@ -86,6 +90,7 @@ fn zero_sign(x: f64, a: f64, b: f64, mode: Mode) -> f64 {
 }
 
 /// `a * b + c` with one rounding.
+#[inline(always)]
 pub fn fma32(a: f32, b: f32, c: f32, mode: Mode) -> f32 {
     let (p, c) = (f64::from(a) * f64::from(b), f64::from(c));
     let (s, e) = two_sum(p, c);
@@ -93,16 +98,19 @@ pub fn fma32(a: f32, b: f32, c: f32, mode: Mode) -> f32 {
 }
 
 /// `a + b`.
+#[inline(always)]
 pub fn add32(a: f32, b: f32, mode: Mode) -> f32 {
     fma32(a, 1.0, b, mode)
 }
 
 /// `a * b`.
+#[inline(always)]
 pub fn mul32(a: f32, b: f32, mode: Mode) -> f32 {
     to_f32(f64::from(a) * f64::from(b), mode)
 }
 
 /// `a / b`.
+#[inline(always)]
 pub fn div32(a: f32, b: f32, mode: Mode) -> f32 {
     let (x, y) = (f64::from(a), f64::from(b));
     let q = x / y;
@@ -114,6 +122,7 @@ pub fn div32(a: f32, b: f32, mode: Mode) -> f32 {
 }
 
 /// Square root.
+#[inline(always)]
 pub fn sqrt32(a: f32, mode: Mode) -> f32 {
     let x = f64::from(a);
     let s = x.sqrt();
@@ -125,6 +134,7 @@ pub fn sqrt32(a: f32, mode: Mode) -> f32 {
 }
 
 /// Rounds `r`, the nearest double of an exact value `r + e`, in a direction.
+#[inline(always)]
 fn direct64(r: f64, e: f64, mode: Mode) -> f64 {
     if !r.is_finite() || e == 0.0 {
         return r;
@@ -140,6 +150,7 @@ fn direct64(r: f64, e: f64, mode: Mode) -> f64 {
 
 /// `a * b + c` in double precision; the error of the nearest result after Boldo and Muller, "Exact and approximated
 /// error of the FMA" (2011).
+#[inline(always)]
 pub fn fma64(a: f64, b: f64, c: f64, mode: Mode) -> f64 {
     let r = a.mul_add(b, c);
     if mode == Mode::Rn || !r.is_finite() {
@@ -154,18 +165,21 @@ pub fn fma64(a: f64, b: f64, c: f64, mode: Mode) -> f64 {
 }
 
 /// `a + b` in double precision.
+#[inline(always)]
 pub fn add64(a: f64, b: f64, mode: Mode) -> f64 {
     let (s, e) = two_sum(a, b);
     zero_sign(direct64(s, e, mode), a, b, mode)
 }
 
 /// `a * b` in double precision.
+#[inline(always)]
 pub fn mul64(a: f64, b: f64, mode: Mode) -> f64 {
     let p = a * b;
     direct64(p, a.mul_add(b, -p), mode)
 }
 
 /// `a / b` in double precision.
+#[inline(always)]
 pub fn div64(a: f64, b: f64, mode: Mode) -> f64 {
     let q = a / b;
     if !q.is_finite() || b.is_infinite() {
@@ -175,6 +189,7 @@ pub fn div64(a: f64, b: f64, mode: Mode) -> f64 {
 }
 
 /// Square root in double precision.
+#[inline(always)]
 pub fn sqrt64(a: f64, mode: Mode) -> f64 {
     let s = a.sqrt();
     direct64(s, (-s).mul_add(s, a), mode)
@@ -202,6 +217,7 @@ pub const BF16: Format = Format {
 
 impl Format {
     /// Bits of `x` rounded to this format; NaN gives the canonical one (0x7fff).
+    #[inline(always)]
     pub fn pack(self, x: f64, mode: Mode) -> u16 {
         let sign = u16::from(x.is_sign_negative()) << 15;
         if x.is_nan() {
@@ -267,6 +283,7 @@ impl Format {
     }
 
     /// `a * b + c` on bits, with one rounding.
+    #[inline(always)]
     pub fn fma(self, a: u16, b: u16, c: u16) -> u16 {
         let (p, c) = (
             f64::from(self.unpack(a)) * f64::from(self.unpack(b)),

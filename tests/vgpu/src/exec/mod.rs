@@ -3,6 +3,7 @@
 pub mod alu;
 pub mod alu_float;
 pub mod cfg;
+pub mod code;
 pub mod convert;
 pub mod decode;
 pub mod float;
@@ -31,7 +32,9 @@ pub struct Regs {
 }
 
 /// An arithmetic instruction over the lanes in the mask.
-pub type Alu = fn(&mut Regs, &Inst, u32);
+pub type Alu = code::Code<code::Handler>;
+/// An instruction that exchanges data between lanes.
+pub type WarpAlu = code::Code<code::WarpHandler>;
 
 /// Which file a row is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +73,7 @@ pub enum Class {
 /// What an instruction does.
 pub enum Act {
     /// Lane-wise arithmetic.
-    Alu(Alu),
+    Alu(code::Handler),
     /// Branch to `x`, lanes meet again at `y`.
     Branch,
     /// Return or exit.
@@ -96,7 +99,7 @@ pub enum Act {
     /// `cp.async.wait_group y`.
     Wait,
     /// Warp-level data exchange.
-    Warp(fn(&mut Regs, &Inst, u32) -> Result<(), String>),
+    Warp(code::WarpHandler),
     /// Matrix multiply.
     Mma(Box<tensor::Mma>),
     /// `ldmatrix`.

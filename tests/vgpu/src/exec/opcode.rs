@@ -2,6 +2,7 @@
 
 use super::alu::{Op, bit_field, compare_int, integer};
 use super::alu_float::{compare_float, floating};
+use super::code::alu;
 use super::convert::convert;
 use super::decode::{Decoded, Decoder, file_of};
 use super::mem::{Access, Atomic, AtomicOp, LOCAL, PARAM, SHARED, Space};
@@ -47,6 +48,10 @@ pub(super) fn unknown<T>(op: &Op<'_>) -> Decoded<T> {
     Err(format!("unknown opcode or modifiers of {}", op.base))
 }
 
+const PACK: Alu = alu!(|r, i, m| pack(r, i, m));
+const UNPACK: Alu = alu!(|r, i, m| unpack(r, i, m));
+
+#[inline(always)]
 fn pack(r: &mut Regs, i: &Inst, m: u32) {
     // k: 2 words, 2 halves or 4 halves.
     let part = |row: u16| raw(r, File::W, row);
@@ -63,6 +68,7 @@ fn pack(r: &mut Regs, i: &Inst, m: u32) {
     put_raw(r, if i.k == 1 { File::W } else { File::Q }, i.d, v, m);
 }
 
+#[inline(always)]
 fn unpack(r: &mut Regs, i: &Inst, m: u32) {
     let v = raw(r, if i.k == 1 { File::W } else { File::Q }, i.a);
     let bits = if i.k == 0 { 32 } else { 16 };
@@ -79,6 +85,7 @@ fn unpack(r: &mut Regs, i: &Inst, m: u32) {
     }
 }
 
+#[inline(always)]
 fn select<const LONG: bool>(r: &mut Regs, i: &Inst, m: u32) {
     let file = if LONG { File::Q } else { File::W };
     let (a, b, p) = (raw(r, file, i.a), raw(r, file, i.b), r.p[i.c as usize]);
@@ -91,6 +98,7 @@ fn select<const LONG: bool>(r: &mut Regs, i: &Inst, m: u32) {
     );
 }
 
+#[inline(always)]
 fn dot4<const SA: bool, const SB: bool>(r: &mut Regs, i: &Inst, m: u32) {
     super::map3(r, i, m, |a: u32, b: u32, c: u32| {
         let side = |x: u8, s: bool| if s { i32::from(x as i8) } else { i32::from(x) };
@@ -114,11 +122,11 @@ impl Decoder<'_> {
                 need(o, 4)?;
                 let ty = op.ty().ok_or("no type")?;
                 let f: Alu = if ty.size() == 8 {
-                    select::<true>
+                    alu!(|r, i, m| select::<true>(r, i, m))
                 } else {
-                    select::<false>
+                    alu!(|r, i, m| select::<false>(r, i, m))
                 };
-                let mut i = Self::blank(Act::Alu(f), Class::Integer);
+                let mut i = Self::blank(self.alu(f), Class::Integer);
                 (i.d, i.a, i.b) = (self.dst(&o[0], ty)?, self.src(&o[1], ty)?, self.src(&o[2], ty)?);
                 i.c = self.src(&o[3], Ty::Pred)?;
                 Ok(i)
@@ -156,13 +164,13 @@ impl Decoder<'_> {
                 need(o, 4)?;
                 let (b, a) = (op.ty().ok_or("no type")?, op.ty().ok_or("no type")?);
                 let f: Alu = match (a, b) {
-                    (Ty::U32, Ty::U32) => dot4::<false, false>,
-                    (Ty::S32, Ty::S32) => dot4::<true, true>,
-                    (Ty::S32, Ty::U32) => dot4::<true, false>,
-                    (Ty::U32, Ty::S32) => dot4::<false, true>,
+                    (Ty::U32, Ty::U32) => alu!(|r, i, m| dot4::<false, false>(r, i, m)),
+                    (Ty::S32, Ty::S32) => alu!(|r, i, m| dot4::<true, true>(r, i, m)),
+                    (Ty::S32, Ty::U32) => alu!(|r, i, m| dot4::<true, false>(r, i, m)),
+                    (Ty::U32, Ty::S32) => alu!(|r, i, m| dot4::<false, true>(r, i, m)),
                     _ => return unknown(op),
                 };
-                let mut i = Self::blank(Act::Alu(f), Class::Integer);
+                let mut i = Self::blank(self.alu(f), Class::Integer);
                 (i.d, i.a) = (self.dst(&o[0], Ty::B32)?, self.src(&o[1], Ty::B32)?);
                 (i.b, i.c) = (self.src(&o[2], Ty::B32)?, self.src(&o[3], Ty::B32)?);
                 Ok(i)
@@ -182,7 +190,7 @@ impl Decoder<'_> {
         let Some(a) = found else { return unknown(op) };
         let lop3 = op.base == "lop3";
         need(o, a.src.len() + 1 + usize::from(lop3))?;
-        let mut i = Self::blank(Act::Alu(a.f), a.class);
+        let mut i = Self::blank(self.alu(a.f), a.class);
         i.d = self.dst(&o[0], a.d)?;
         let mut rows = [NONE; 4];
         for (n, ty) in a.src.iter().enumerate() {
@@ -326,7 +334,7 @@ impl Decoder<'_> {
                     }
                 })
                 .collect::<Decoded<_>>()?;
-            let mut i = Self::blank(Act::Alu(if unpacking { unpack } else { pack }), Class::Integer);
+            let mut i = Self::blank(self.alu(if unpacking { UNPACK } else { PACK }), Class::Integer);
             i.k = k;
             let at = |n: usize| rows.get(n).copied().unwrap_or(NONE);
             if unpacking {
@@ -350,7 +358,7 @@ impl Decoder<'_> {
     fn cvt(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
         let Some(c) = convert(op) else { return unknown(op) };
         need(o, if c.pair { 3 } else { 2 })?;
-        let mut i = Self::blank(Act::Alu(c.f), Class::Convert);
+        let mut i = Self::blank(self.alu(c.f), Class::Convert);
         // Destination and source registers may be wider than the types.
         let Operand::Reg(_) = o[0] else {
             return Err("the destination is not a register".into());
@@ -382,7 +390,7 @@ impl Decoder<'_> {
         };
         let mut add = Op::new("add.u64");
         let Some(a) = integer(&mut add) else { return unknown(op) };
-        let mut i = Self::blank(Act::Alu(a.f), Class::Integer);
+        let mut i = Self::blank(self.alu(a.f), Class::Integer);
         (i.d, i.a) = (self.dst(&o[0], Ty::U64)?, self.src(&o[1], Ty::U64)?);
         i.b = self.src(&Operand::Int(if to { base.wrapping_neg() } else { base }), Ty::U64)?;
         Ok(i)
@@ -406,7 +414,7 @@ impl Decoder<'_> {
         };
         let Some(f) = f else { return unknown(op) };
         need(o, 3 + usize::from(combined))?;
-        let mut i = Self::blank(Act::Alu(f), if float { Class::Float } else { Class::Integer });
+        let mut i = Self::blank(self.alu(f), if float { Class::Float } else { Class::Integer });
         let (d, q) = self.dst_pair(&o[0], Ty::Pred, Ty::Pred)?;
         (i.d, i.x, i.k) = (d, u32::from(q), k);
         (i.a, i.b) = (self.src(&o[1], ty)?, self.src(&o[2], ty)?);

@@ -6,7 +6,7 @@ use super::mem::{CopyAsync, Space};
 use super::opcode::{hints, need, space, unknown};
 use super::tensor::{Element, Matrix, Mma};
 use super::warp::Reduce;
-use super::{Act, Class, File, Inst, NONE, warp_ops};
+use super::{Act, Class, File, Inst, NONE, WarpAlu, warp_ops};
 use crate::ptx::{Operand, Ty};
 
 impl Decoder<'_> {
@@ -101,11 +101,12 @@ impl Decoder<'_> {
     pub(super) fn exchange(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
         let ty = op.ty().ok_or("no type")?;
         let sync = op.take("sync");
-        let blank = |f: warp_ops::WarpFn| Self::blank(Act::Warp(f), Class::Warp);
+        let build = self.build;
+        let blank = |f: WarpAlu| Self::blank(Act::Warp(f.pick(build)), Class::Warp);
         let one_of = |op: &mut Op<'_>, names: &[&str]| names.iter().position(|n| op.take(n));
         match op.base {
             "activemask" => {
-                let mut i = Self::blank(Act::Alu(warp_ops::active_mask), Class::Warp);
+                let mut i = Self::blank(self.alu(warp_ops::ACTIVE_MASK), Class::Warp);
                 i.d = self.dst(o.first().ok_or("no destination")?, Ty::B32)?;
                 Ok(i)
             }
@@ -115,7 +116,7 @@ impl Decoder<'_> {
                 let Some(k) = one_of(op, &["up", "down", "bfly", "idx"]) else {
                     return unknown(op);
                 };
-                let mut i = blank(warp_ops::shuffle);
+                let mut i = blank(warp_ops::SHUFFLE);
                 let (d, p) = self.dst_pair(&o[0], Ty::B32, Ty::Pred)?;
                 (i.d, i.x, i.k) = (d, u32::from(p), k as u8);
                 (i.a, i.b) = (self.src(&o[1], Ty::B32)?, self.src(&o[2], Ty::U32)?);
@@ -127,7 +128,7 @@ impl Decoder<'_> {
                 let Some(k) = one_of(op, &["all", "any", "uni", "ballot"]) else {
                     return unknown(op);
                 };
-                let mut i = blank(warp_ops::vote);
+                let mut i = blank(warp_ops::VOTE);
                 i.d = self.dst(&o[0], if k == 3 { Ty::B32 } else { Ty::Pred })?;
                 let (row, not) = self.predicate(&o[1])?;
                 (i.a, i.k, i.y) = (row, k as u8 | u8::from(not) << 2, u32::from(self.src(&o[2], Ty::U32)?));
@@ -139,9 +140,9 @@ impl Decoder<'_> {
                     return unknown(op);
                 };
                 let mut i = blank(if ty.size() == 8 {
-                    warp_ops::match64
+                    warp_ops::MATCH64
                 } else {
-                    warp_ops::match32
+                    warp_ops::MATCH32
                 });
                 let (d, p) = self.dst_pair(&o[0], Ty::B32, Ty::Pred)?;
                 (i.d, i.x, i.k) = (d, u32::from(p), k as u8);
@@ -158,7 +159,7 @@ impl Decoder<'_> {
                     (Some(n), _) => n + 2,
                     (None, _) => return unknown(op),
                 };
-                let mut i = blank(warp_ops::redux);
+                let mut i = blank(warp_ops::REDUX);
                 (i.d, i.k) = (self.dst(&o[0], Ty::B32)?, k as u8);
                 (i.a, i.y) = (self.src(&o[1], Ty::B32)?, u32::from(self.src(&o[2], Ty::U32)?));
                 Ok(i)

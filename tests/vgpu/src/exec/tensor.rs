@@ -1,16 +1,8 @@
 //! Matrix instructions: `mma.sync` on row.col fragments and `ldmatrix`.
 
+use super::code::Build;
 use super::float::{BF16, F16, Format, Mode};
 use super::{LANES, Lane, Regs};
-
-/// Whether the processor has AVX2 and FMA.
-#[inline]
-pub fn has_fma() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
 
 /// Element type of A and B.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,14 +84,16 @@ impl Mma {
         (a, b)
     }
 
-    /// Executes it for the whole warp.
-    pub fn run(&self, r: &mut Regs) {
-        #[cfg(target_arch = "x86_64")]
-        if has_fma() {
-            // SAFETY: the processor has AVX2 and FMA, as just asked.
-            return unsafe { self.run_fast(r) };
+    /// Executes it for the whole warp; this processor supports `build`.
+    pub fn run(&self, r: &mut Regs, build: Build) {
+        match build {
+            Build::Portable => self.run_body(r),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the caller's program was decoded for a processor with AVX2 and FMA.
+            Build::V3 => unsafe { self.run_fast(r) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Build::V3 => self.run_body(r),
         }
-        self.run_body(r);
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -125,7 +125,8 @@ impl Warp {
             let fault = |e: LaneFault| (pc as usize, e);
             let lane = active.trailing_zeros() as usize;
             match &i.act {
-                Act::Alu(f) => f(&mut self.regs, i, active),
+                // SAFETY: a module is only loaded for a build that this processor supports (`Module::load_for`).
+                Act::Alu(f) => unsafe { f(&mut self.regs, i, active) },
                 Act::Branch => {
                     if active == mask {
                         top.pc = i.x;
@@ -192,14 +193,15 @@ impl Warp {
                     self.wait(cta, index, i.y as usize).map_err(fault)?;
                 }
                 Act::Warp(f) => {
-                    f(&mut self.regs, i, active).map_err(|m| fault((lane, FaultKind::BadMask, m)))?;
+                    // SAFETY: as for `Act::Alu`.
+                    unsafe { f(&mut self.regs, i, active) }.map_err(|m| fault((lane, FaultKind::BadMask, m)))?;
                 }
                 Act::Mma(_) | Act::LoadMatrix(_) if active != u32::MAX => {
                     let text = format!("a matrix instruction with lanes {active:#010x} only");
                     return Err(fault((lane, FaultKind::BadMask, text)));
                 }
                 Act::Mma(op) => {
-                    op.run(&mut self.regs);
+                    op.run(&mut self.regs, p.build);
                     cta.counters.tensor_flops += 2 * 16 * 8 * op.k as u64;
                 }
                 Act::LoadMatrix(op) => cta.load_matrix(&mut self.regs, index, op).map_err(fault)?,

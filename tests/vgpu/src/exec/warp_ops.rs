@@ -1,12 +1,20 @@
 //! Data exchange between the lanes of a warp: shuffles, votes, matches and reductions.
 
 use super::alu::{pred, write_pred};
-use super::{Inst, LANES, Lane, Regs};
+use super::code::{alu, warp_alu};
+use super::{Alu, Inst, LANES, Lane, Regs, WarpAlu};
 
-/// A warp function; the error says what is wrong with its mask.
-pub type WarpFn = fn(&mut Regs, &Inst, u32) -> Result<(), String>;
+/// The warp operations in both builds.
+pub(super) const SHUFFLE: WarpAlu = warp_alu!(|r, i, m| shuffle(r, i, m));
+pub(super) const VOTE: WarpAlu = warp_alu!(|r, i, m| vote(r, i, m));
+pub(super) const MATCH32: WarpAlu = warp_alu!(|r, i, m| match32(r, i, m));
+pub(super) const MATCH64: WarpAlu = warp_alu!(|r, i, m| match64(r, i, m));
+pub(super) const REDUX: WarpAlu = warp_alu!(|r, i, m| redux(r, i, m));
+/// `activemask`.
+pub(super) const ACTIVE_MASK: Alu = alu!(|r, i, m| u32::put(r, i.d, [m; LANES], m));
 
 /// Checks that a member mask names exactly lanes that are here, for every lane that executes.
+#[inline(always)]
 fn members(r: &Regs, row: u16, active: u32) -> Result<u32, String> {
     let masks = u32::get(r, row);
     let first = masks[active.trailing_zeros() as usize % LANES];
@@ -26,6 +34,7 @@ fn members(r: &Regs, row: u16, active: u32) -> Result<u32, String> {
 }
 
 /// Shuffle: `k` 0 up, 1 down, 2 bfly, 3 idx; mask in row `y`, predicate row `x`.
+#[inline(always)]
 pub fn shuffle(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
     members(r, i.y as u16, m)?;
     let (a, b, c) = (u32::get(r, i.a), u32::get(r, i.b), u32::get(r, i.c));
@@ -56,6 +65,7 @@ pub fn shuffle(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
 }
 
 /// Vote: `k` 0 all, 1 any, 2 uni, 3 ballot; bit 2 negates the source; mask in row `y`.
+#[inline(always)]
 pub fn vote(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
     let members = members(r, i.y as u16, m)?;
     let bits = pred(r, i.a, i.k & 4 != 0) & members;
@@ -69,15 +79,18 @@ pub fn vote(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
 }
 
 /// Match on 32 bits: `k` 0 any, 1 all with predicate row `x`.
+#[inline(always)]
 pub fn match32(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
     matching(r, i, m, u32::get(r, i.a).map(u64::from))
 }
 
 /// Match on 64 bits.
+#[inline(always)]
 pub fn match64(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
     matching(r, i, m, u64::get(r, i.a))
 }
 
+#[inline(always)]
 fn matching(r: &mut Regs, i: &Inst, m: u32, a: [u64; LANES]) -> Result<(), String> {
     let members = members(r, i.y as u16, m)?;
     let same = |l: usize| {
@@ -96,6 +109,7 @@ fn matching(r: &mut Regs, i: &Inst, m: u32, a: [u64; LANES]) -> Result<(), Strin
 }
 
 /// Reduction: `k` 0 add, 1 min.u32, 2 max.u32, 3 min.s32, 4 max.s32, 5 and, 6 or, 7 xor.
+#[inline(always)]
 pub fn redux(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
     let members = members(r, i.y as u16, m)?;
     let a = u32::get(r, i.a);
@@ -113,9 +127,4 @@ pub fn redux(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
     });
     u32::put(r, i.d, [v; LANES], m);
     Ok(())
-}
-
-/// Lanes of the mask.
-pub fn active_mask(r: &mut Regs, i: &Inst, m: u32) {
-    u32::put(r, i.d, [m; LANES], m);
 }
