@@ -19,6 +19,7 @@ pub mod error;
 pub mod exec;
 pub mod memory;
 pub mod ptx;
+pub mod tensor_map;
 
 use std::collections::BTreeMap;
 
