@@ -95,17 +95,19 @@ impl Module {
             let mut bytes = vec![0; v.size];
             let n = v.ty.size();
             for (i, init) in v.init.iter().enumerate() {
+                let address = |name: &String, offset: i64| match symbols.get(name) {
+                    Some((_, a)) => Ok(a.wrapping_add(offset as u64)),
+                    None => Err(Error::Invalid(format!(
+                        "{} refers to the unknown symbol {name}",
+                        v.name
+                    ))),
+                };
                 let bits = match init {
                     Init::Bits(x) => *x,
-                    Init::Symbol(name, offset) => match symbols.get(name) {
-                        Some((_, a)) => a.wrapping_add(*offset as u64),
-                        None => {
-                            return Err(Error::Invalid(format!(
-                                "{} refers to the unknown symbol {name}",
-                                v.name
-                            )));
-                        }
-                    },
+                    Init::Symbol(name, offset) => address(name, *offset)?,
+                    Init::Masked(name, offset, mask) => {
+                        (address(name, *offset)? & mask) >> mask.trailing_zeros().min(63)
+                    }
                 };
                 bytes[i * n..(i + 1) * n].copy_from_slice(&bits.to_le_bytes()[..n.min(8)]);
             }
@@ -117,8 +119,12 @@ impl Module {
             }
         }
         let mut programs = BTreeMap::new();
+        let calls = ptx::Calls::new(&module);
         for f in module.functions.iter().filter(|f| f.entry && f.defined) {
-            programs.insert(f.name.clone(), decode(f, &module.vars, &symbols, build)?);
+            programs.insert(
+                f.name.clone(),
+                decode(&calls.inline(f)?, &module.vars, &symbols, build)?,
+            );
         }
         Ok(Module { programs, globals })
     }

@@ -7,7 +7,7 @@ use super::cfg::{Flow, allocate, intervals, reconvergence};
 use super::code::Build;
 use super::{Act, Alu, Class, File, Inst, NONE, mem};
 use crate::error::{Error, Result};
-use crate::ptx::{Function, Instr, Operand, Space, Ty, Var};
+use crate::ptx::{Function, Instr, Limits, Operand, Space, Ty, Var};
 
 /// How a row is filled when a CTA starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,8 @@ pub struct Program {
     pub max_threads: Option<u32>,
     /// Build of the handlers; this processor supports it.
     pub build: Build,
+    /// `.maxntid` and its kin.
+    pub limits: Limits,
 }
 
 /// Value of a symbol: the space and the address or offset in it.
@@ -198,8 +200,9 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
         static_shared,
         dynamic_offset,
         params,
-        max_threads: f.max_threads,
         build,
+        max_threads: f.limits.threads(),
+        limits: f.limits.clone(),
     })
 }
 
@@ -212,6 +215,10 @@ fn registers(op: &Operand, out: &mut Vec<u32>) {
         }
         Operand::Address(a, _) => registers(a, out),
         Operand::Vector(v) => v.iter().for_each(|o| registers(o, out)),
+        Operand::Tensor(a, v) => {
+            registers(a, out);
+            v.iter().for_each(|o| registers(o, out));
+        }
         _ => {}
     }
 }

@@ -1,22 +1,35 @@
-//! Function bodies: scopes, register declarations, instructions and operands.
+//! Function bodies: scopes, register declarations, labels, tables of branches, instructions.
 
 use std::collections::HashMap;
 
 use super::lexer::{Kind, Token};
-use super::parser::{MAX_DEPTH, Parser, loop_vars, space_of};
-use super::{Function, Instr, Operand};
+use super::parser::{MAX_DEPTH, Parser};
+use super::variable::space_of;
+use super::{Function, Instr, Operand, Ty};
 use crate::error::Result;
 
 /// Registers one function may declare; a guard against absurd counts, real kernels have a few thousand.
 const MAX_REGS: usize = 1 << 20;
 
-/// Names a scope declares: single registers, numbered ranges, labels.
+/// Names a scope declares: single registers, numbered ranges, vectors, labels, variables.
 #[derive(Default)]
 pub(super) struct Scope {
     parent: Option<usize>,
     names: HashMap<String, u32>,
     ranges: HashMap<String, (u32, u32)>,
+    vectors: HashMap<String, (u32, u32)>,
     labels: HashMap<String, usize>,
+    /// Variables by the name that is theirs alone in the function.
+    variables: HashMap<String, String>,
+    /// Targets of `brx.idx` by the name of the table.
+    tables: HashMap<String, Vec<String>>,
+}
+
+/// What a name in an operand stands for.
+pub(super) enum Found {
+    Reg(u32),
+    /// First register and number of a vector.
+    Vector(u32, u32),
 }
 
 /// A function whose body is being read.
@@ -54,14 +67,26 @@ impl<'a> Parser<'a> {
                     self.next();
                     self.registers(b, scope)?;
                 }
-                Kind::Word(".loc") => {
-                    self.next();
-                    self.int()?;
-                    self.source_line = u32::try_from(self.int()?).ok();
-                    self.skip_line(t.line);
+                Kind::Word(".loc") => self.location()?,
+                Kind::Word(".pragma") => self.pragma()?,
+                Kind::Word(".file") => self.file()?,
+                Kind::Word(w) if space_of(w).is_some() => {
+                    let first = b.f.vars.len();
+                    self.variables(false, &mut b.f.vars)?;
+                    for v in &mut b.f.vars[first..] {
+                        // Scopes of calls all declare `param0`; each needs a name of its own.
+                        let unique = if scope == 0 {
+                            v.name.clone()
+                        } else {
+                            format!("{}@{scope}", v.name)
+                        };
+                        let old = b.scopes[scope].variables.insert(v.name.clone(), unique.clone());
+                        if old.is_some() {
+                            return Err(self.error_at(t, format!("{} is declared twice", v.name)));
+                        }
+                        v.name = unique;
+                    }
                 }
-                Kind::Word(".pragma" | ".file") => self.skip_line(t.line),
-                Kind::Word(w) if space_of(w).is_some() => loop_vars(self, false, &mut b.f.vars)?,
                 Kind::Punct('@') => {
                     self.next();
                     let negated = self.accept('!');
@@ -76,7 +101,7 @@ impl<'a> Parser<'a> {
                     if label {
                         self.next();
                         self.next();
-                        b.scopes[scope].labels.insert(w.to_string(), b.f.body.len());
+                        self.labelled(b, scope, w, t)?;
                     } else {
                         self.instruction(b, scope, None, t)?;
                     }
@@ -86,39 +111,106 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn registers(&mut self, b: &mut Body, scope: usize) -> Result<()> {
-        let t = self.peek();
+    /// What follows `name:`: a table of branch or call targets, the prototype of a call, or any statement.
+    fn labelled(&mut self, b: &mut Body, scope: usize, name: &'a str, t: Token<'a>) -> Result<()> {
+        match self.peek().kind {
+            Kind::Word(".branchtargets") => {
+                self.next();
+                let mut list = Vec::new();
+                loop {
+                    list.push(self.word("a label")?.to_string());
+                    if !self.accept(',') {
+                        break;
+                    }
+                }
+                self.expect(';')?;
+                b.scopes[scope].tables.insert(name.to_string(), list);
+            }
+            // Calls through registers are refused by name, so what they could reach need not be kept.
+            Kind::Word(".callprototype" | ".calltargets") => {
+                while !self.accept(';') {
+                    if matches!(self.next().kind, Kind::End | Kind::Punct('{' | '}')) {
+                        return self.error("expected `;`");
+                    }
+                }
+            }
+            _ => {
+                if b.scopes[scope]
+                    .labels
+                    .insert(name.to_string(), b.f.body.len())
+                    .is_some()
+                {
+                    return Err(self.error_at(t, "the label is declared twice"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `.reg .type name, name<count>, ...;` or with `.v2` or `.v4`.
+    pub(super) fn registers(&mut self, b: &mut Body, scope: usize) -> Result<()> {
+        let n = match self.peek().kind {
+            Kind::Word(".v2") => 2,
+            Kind::Word(".v4") => 4,
+            _ => 1,
+        };
+        if n > 1 {
+            self.next();
+        }
         let ty = self.ty()?;
+        if ty.size() < 2 && ty != Ty::Pred {
+            return self.error("registers have at least 16 bits");
+        }
         loop {
+            let t = self.peek();
             let name = self.word("a register name")?;
-            let base = b.f.regs.len();
+            let base = b.f.regs.len() as u32;
             let count = if self.accept('<') {
-                let n = self.int()? as usize;
+                let count = self.int()?.min(MAX_REGS as u64 + 1) as u32;
                 self.expect('>')?;
-                b.scopes[scope]
-                    .ranges
-                    .insert(name.to_string(), (base as u32, n.min(MAX_REGS) as u32));
+                if n > 1 {
+                    return Err(self.error_at(t, "a range of vectors"));
+                }
+                b.scopes[scope].ranges.insert(name.to_string(), (base, count));
+                count
+            } else if n > 1 {
+                for (i, part) in ["x", "y", "z", "w"].into_iter().take(n as usize).enumerate() {
+                    b.scopes[scope].names.insert(format!("{name}.{part}"), base + i as u32);
+                }
+                b.scopes[scope].vectors.insert(name.to_string(), (base, n));
                 n
             } else {
-                b.scopes[scope].names.insert(name.to_string(), base as u32);
+                if b.scopes[scope].names.insert(name.to_string(), base).is_some() {
+                    return Err(self.error_at(t, "the register is declared twice"));
+                }
                 1
             };
-            if count > MAX_REGS || base + count > MAX_REGS {
-                return Err(self.error_at(t, "too many registers"));
-            }
-            for i in 0..count {
-                b.f.regs.push(ty);
-                b.f.reg_names.push(if count == 1 {
-                    name.to_string()
-                } else {
-                    format!("{name}{i}")
-                });
-            }
+            self.add_registers(b, ty, count as usize, t)?;
             if !self.accept(',') {
                 break;
             }
         }
         self.expect(';')
+    }
+
+    /// A parameter that is declared `.reg`, after that word; its number.
+    pub(super) fn register_parameter(&mut self, b: &mut Body) -> Result<(Ty, String, u32)> {
+        let t = self.peek();
+        let ty = self.ty()?;
+        let name = self.word("a name")?;
+        let r = b.f.regs.len() as u32;
+        b.scopes[0].names.insert(name.to_string(), r);
+        self.add_registers(b, ty, 1, t)?;
+        Ok((ty, name.to_string(), r))
+    }
+
+    fn add_registers(&mut self, b: &mut Body, ty: Ty, count: usize, t: Token<'a>) -> Result<()> {
+        if b.f.regs.len() + count > MAX_REGS || count > self.regs_left {
+            return Err(self.error_at(t, "too many registers"));
+        }
+        self.regs_left -= count;
+        b.f.regs.resize(b.f.regs.len() + count, ty);
+        Ok(())
     }
 
     fn instruction(&mut self, b: &mut Body, scope: usize, guard: Option<(u32, bool)>, first: Token<'a>) -> Result<()> {
@@ -130,15 +222,8 @@ impl<'a> Parser<'a> {
         let mut operands = Vec::new();
         while !self.is(';') {
             // `call (ret), name, (args)` writes lists in parentheses.
-            if self.accept('(') {
-                let mut list = Vec::new();
-                while !self.accept(')') {
-                    list.push(self.operand(b, scope, 0)?);
-                    if !self.accept(',') && !self.is(')') {
-                        return self.error("expected `,` or `)`");
-                    }
-                }
-                operands.push(Operand::Vector(list));
+            if opcode.starts_with("call") && self.accept('(') {
+                operands.push(Operand::Vector(self.operands_until(')', b, scope, 0)?));
             } else {
                 operands.push(self.operand(b, scope, 0)?);
             }
@@ -156,79 +241,17 @@ impl<'a> Parser<'a> {
             opcode: opcode.to_string(),
             operands,
             line: op.line,
-            source_line: self.source_line,
+            source_line: self.source.map(|s| s.1),
+            source_file: self.source.map(|s| s.0),
             text,
         });
         b.instr_scopes.push(scope);
         Ok(())
     }
-
-    fn operand(&mut self, b: &Body, scope: usize, depth: usize) -> Result<Operand> {
-        if depth > 4 {
-            return self.error("operand nested too deeply");
-        }
-        let t = self.next();
-        let op = match t.kind {
-            Kind::Int(x) => Operand::Int(x),
-            Kind::F32(x) => Operand::F32(x),
-            Kind::F64(x) => Operand::F64(x),
-            Kind::Punct('-') => match self.next().kind {
-                Kind::Int(x) => Operand::Int(x.wrapping_neg()),
-                Kind::F64(x) => Operand::F64(x ^ 1 << 63),
-                _ => return Err(self.error_at(t, "expected a number after `-`")),
-            },
-            Kind::Punct('!') => match self.operand(b, scope, depth + 1)? {
-                Operand::Reg(r) => Operand::NotReg(r),
-                _ => return Err(self.error_at(t, "`!` needs a register")),
-            },
-            Kind::Punct('{') => {
-                let mut list = Vec::new();
-                while !self.accept('}') {
-                    list.push(self.operand(b, scope, depth + 1)?);
-                    if !self.accept(',') && !self.is('}') {
-                        return self.error("expected `,` or `}`");
-                    }
-                }
-                Operand::Vector(list)
-            }
-            Kind::Punct('[') => {
-                let base = self.operand(b, scope, depth + 1)?;
-                let (base, mut offset) = match base {
-                    Operand::Symbol(s, o) => (Operand::Symbol(s, 0), o),
-                    other => (other, 0),
-                };
-                if self.accept('+') {
-                    offset = self.int()? as i64;
-                }
-                if self.is(',') {
-                    return self.error("tensor coordinates are not known");
-                }
-                self.expect(']')?;
-                Operand::Address(Box::new(base), offset)
-            }
-            Kind::Word("_") => Operand::Sink,
-            Kind::Word(w) => match lookup(w, scope, &b.scopes) {
-                Some(r) => Operand::Reg(r),
-                None if w.starts_with('%') && is_special(w) => Operand::Special(w.to_string()),
-                None if w == "WARP_SZ" => Operand::Int(32),
-                None if w.starts_with('%') => return Err(self.error_at(t, "undeclared register")),
-                None => {
-                    let offset = if self.accept('+') { self.int()? as i64 } else { 0 };
-                    Operand::Symbol(w.to_string(), offset)
-                }
-            },
-            _ => return Err(self.error_at(t, "expected an operand")),
-        };
-        if self.accept('|') {
-            let second = self.operand(b, scope, depth + 1)?;
-            return Ok(Operand::Pair(Box::new(op), Box::new(second)));
-        }
-        Ok(op)
-    }
 }
 
-fn is_special(w: &str) -> bool {
-    const NAMES: [&str; 27] = [
+pub(super) fn is_special(w: &str) -> bool {
+    const NAMES: [&str; 33] = [
         "%tid",
         "%ntid",
         "%ctaid",
@@ -249,45 +272,87 @@ fn is_special(w: &str) -> bool {
         "%clock_hi",
         "%globaltimer",
         "%globaltimer_lo",
+        "%globaltimer_hi",
         "%dynamic_smem_size",
         "%total_smem_size",
+        "%aggr_smem_size",
+        "%is_explicit_cluster",
         "%clusterid",
+        "%nclusterid",
         "%cluster_ctarank",
         "%cluster_nctarank",
         "%cluster_ctaid",
         "%cluster_nctaid",
+        "%current_graph_exec",
+        "%reserved_smem_offset_0",
     ];
     NAMES.contains(&w.split('.').next().unwrap_or(w))
 }
 
-fn lookup(name: &str, scope: usize, scopes: &[Scope]) -> Option<u32> {
-    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
-    let number = name[stem.len()..].parse::<u32>().ok();
+pub(super) fn lookup(name: &str, scope: usize, scopes: &[Scope]) -> Option<Found> {
+    // `%r12` may be number 12 of `%r<..>` or number 2 of `%r1<..>`; numbers have no leading zero.
+    let digits = name.bytes().rev().take_while(u8::is_ascii_digit).count().min(7);
+    let splits: Vec<(&str, u32)> = (1..=digits)
+        .map(|n| name.split_at(name.len() - n))
+        .filter(|(_, n)| n.len() == 1 || !n.starts_with('0'))
+        .filter_map(|(stem, n)| Some((stem, n.parse().ok()?)))
+        .collect();
     let mut at = Some(scope);
     while let Some(s) = at {
         if let Some(r) = scopes[s].names.get(name) {
-            return Some(*r);
+            return Some(Found::Reg(*r));
         }
-        if let (Some((base, count)), Some(n)) = (scopes[s].ranges.get(stem), number)
-            && n < *count
-        {
-            return Some(base + n);
+        if let Some((first, n)) = scopes[s].vectors.get(name) {
+            return Some(Found::Vector(*first, *n));
+        }
+        for (stem, n) in &splits {
+            if let Some((base, count)) = scopes[s].ranges.get(*stem)
+                && n < count
+            {
+                return Some(Found::Reg(base + n));
+            }
         }
         at = scopes[s].parent;
     }
     None
 }
 
-/// Turns symbols that are labels of an enclosing scope into labels.
-pub(super) fn resolve(op: &mut Operand, scope: usize, scopes: &[Scope]) {
-    if let Operand::Symbol(name, 0) = op {
-        let mut at = Some(scope);
-        while let Some(s) = at {
-            if let Some(&i) = scopes[s].labels.get(name.as_str()) {
-                *op = Operand::Label(i);
-                return;
-            }
-            at = scopes[s].parent;
+/// Looks through a scope and those around it.
+fn find<'s, T>(scope: usize, scopes: &'s [Scope], get: impl Fn(&'s Scope) -> Option<T>) -> Option<T> {
+    let mut at = Some(scope);
+    while let Some(s) = at {
+        if let Some(x) = get(&scopes[s]) {
+            return Some(x);
         }
+        at = scopes[s].parent;
+    }
+    None
+}
+
+/// Turns symbols that are labels, tables of labels or variables of an enclosing scope into those.
+pub(super) fn resolve(op: &mut Operand, scope: usize, scopes: &[Scope]) {
+    match op {
+        Operand::Symbol(name, offset) => {
+            let key = name.as_str();
+            let label = |n: &str| find(scope, scopes, |s| s.labels.get(n).copied());
+            if let Some(i) = label(key).filter(|_| *offset == 0) {
+                *op = Operand::Label(i);
+            } else if let Some(table) = find(scope, scopes, |s| s.tables.get(key)) {
+                let list = table.iter().map(|n| match label(n) {
+                    Some(i) => Operand::Label(i),
+                    None => Operand::Symbol(n.clone(), 0),
+                });
+                *op = Operand::Vector(list.collect());
+            } else if let Some(unique) = find(scope, scopes, |s| s.variables.get(key)) {
+                *name = unique.clone();
+            }
+        }
+        Operand::Address(base, _) => resolve(base, scope, scopes),
+        Operand::Vector(list) => list.iter_mut().for_each(|o| resolve(o, scope, scopes)),
+        Operand::Tensor(base, list) => {
+            resolve(base, scope, scopes);
+            list.iter_mut().for_each(|o| resolve(o, scope, scopes));
+        }
+        _ => {}
     }
 }

@@ -71,6 +71,13 @@ pub fn lex(text: &str) -> Result<Vec<Token<'_>>> {
                     line += u32::from(bytes[i] == b'\n');
                     i += 1;
                 }
+                if i >= bytes.len() {
+                    return Err(Error::Parse {
+                        line: first_line,
+                        message: "comment without an end".into(),
+                        text: "/*".into(),
+                    });
+                }
                 i += 2;
                 continue;
             }
@@ -111,7 +118,8 @@ pub fn lex(text: &str) -> Result<Vec<Token<'_>>> {
                 && (word_part(bytes[i])
                     || (matches!(bytes[i], b'+' | b'-')
                         && matches!(bytes[i - 1], b'e' | b'E')
-                        && bytes[start..i].contains(&b'.')))
+                        && !bytes[start..i].starts_with(b"0x")
+                        && !bytes[start..i].starts_with(b"0X")))
             {
                 i += 1;
             }
@@ -146,7 +154,9 @@ fn number<'a>(s: &str) -> Option<Kind<'a>> {
     if let Some(h) = lower.strip_prefix("0d").filter(|h| h.len() == 16) {
         return u64::from_str_radix(h, 16).ok().map(Kind::F64);
     }
-    if s.contains('.') {
+    let based =
+        lower.starts_with("0x") || lower.starts_with("0f") || lower.starts_with("0d") || lower.starts_with("0b");
+    if s.contains('.') || lower.contains('e') && !based {
         return s.parse::<f64>().ok().map(|x| Kind::F64(x.to_bits()));
     }
     let digits = lower.strip_suffix('u').unwrap_or(&lower);

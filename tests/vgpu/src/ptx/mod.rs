@@ -1,9 +1,13 @@
 //! PTX modules as text and as a tree: what was declared, and instructions with resolved registers and labels.
 
 mod body;
+mod inline;
 mod lexer;
+mod operand;
 mod parser;
+mod variable;
 
+pub use inline::Calls;
 pub use parser::parse;
 
 /// Register or data type of PTX, by its width and how bits are read.
@@ -97,6 +101,8 @@ pub enum Init {
     Bits(u64),
     /// The address of another variable plus an offset.
     Symbol(String, i64),
+    /// Those bits of an address that a mask such as 0xff00 picks, moved down to bit 0.
+    Masked(String, i64, u64),
 }
 
 /// A variable or parameter.
@@ -116,6 +122,8 @@ pub struct Var {
     pub init: Vec<Init>,
     /// Declared `.extern`.
     pub external: bool,
+    /// The register, for a parameter that is declared `.reg`.
+    pub reg: Option<u32>,
     /// Line from 1.
     pub line: u32,
 }
@@ -143,6 +151,8 @@ pub enum Operand {
     Label(usize),
     /// `[base + offset]`.
     Address(Box<Operand>, i64),
+    /// `[base, {coordinates}, ...]` of tensor copies; the base may carry an offset as an [`Operand::Address`].
+    Tensor(Box<Operand>, Vec<Operand>),
     /// `{a, b, ...}`.
     Vector(Vec<Operand>),
     /// `_`.
@@ -162,8 +172,39 @@ pub struct Instr {
     pub line: u32,
     /// Line of the source from the last `.loc`.
     pub source_line: Option<u32>,
+    /// File number of that line; [`Module::files`] has the name.
+    pub source_file: Option<u32>,
     /// The text, one line.
     pub text: String,
+}
+
+/// What a kernel's directives promise and demand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// `.maxntid`.
+    pub max_threads: Option<[u32; 3]>,
+    /// `.reqntid`.
+    pub required_threads: Option<[u32; 3]>,
+    /// `.minnctapersm`.
+    pub min_ctas: Option<u32>,
+    /// `.maxnreg`.
+    pub max_regs: Option<u32>,
+    /// `.reqnctapercluster`.
+    pub cluster: Option<[u32; 3]>,
+    /// `.explicitcluster`.
+    pub explicit_cluster: bool,
+    /// `.maxclusterrank`.
+    pub max_cluster: Option<u32>,
+    /// `.noreturn`.
+    pub no_return: bool,
+}
+
+impl Limits {
+    /// Threads a block may have, from `.reqntid` or `.maxntid`.
+    pub fn threads(&self) -> Option<u32> {
+        let v = self.required_threads.or(self.max_threads)?;
+        Some(v.into_iter().fold(1, u32::saturating_mul))
+    }
 }
 
 /// A kernel or a device function.
@@ -179,14 +220,12 @@ pub struct Function {
     pub returns: Vec<Var>,
     /// Types of the registers, indexed by [`Operand::Reg`].
     pub regs: Vec<Ty>,
-    /// Names of the registers, for messages.
-    pub reg_names: Vec<String>,
-    /// Shared and local variables declared inside.
+    /// Shared and local variables and parameters of calls declared inside, each under a name of its own.
     pub vars: Vec<Var>,
     /// Instructions; labels are indices into it.
     pub body: Vec<Instr>,
-    /// `.maxntid` or `.reqntid` product.
-    pub max_threads: Option<u32>,
+    /// `.maxntid` and its kin.
+    pub limits: Limits,
     /// Whether a body was given.
     pub defined: bool,
     /// Line from 1.
@@ -204,4 +243,8 @@ pub struct Module {
     pub vars: Vec<Var>,
     /// Kernels and functions.
     pub functions: Vec<Function>,
+    /// Other names of functions: alias, function.
+    pub aliases: Vec<(String, String)>,
+    /// Source files by number.
+    pub files: Vec<(u32, String)>,
 }

@@ -2,11 +2,14 @@
 
 use super::body::{Body, Scope, resolve};
 use super::lexer::{Kind, Token, lex};
-use super::{Function, Init, Module, Space, Ty, Var};
+use super::variable::space_of;
+use super::{Function, Module, Space, Ty, Var};
 use crate::error::{Error, Result};
 
-/// Bytes of one variable; the same kind of guard.
-const MAX_BYTES: usize = 1 << 31;
+/// Registers that all functions of a module may declare together; a guard against absurd counts.
+const MODULE_REGS: usize = 1 << 22;
+/// Bytes that all variables of a module may have together.
+const MODULE_BYTES: usize = 1 << 30;
 /// Depth of nested scopes and operands.
 pub(super) const MAX_DEPTH: usize = 64;
 
@@ -19,7 +22,10 @@ pub fn parse(text: &str) -> Result<Module> {
         text,
         tokens: lex(text)?,
         at: 0,
-        source_line: None,
+        source: None,
+        files: Vec::new(),
+        regs_left: MODULE_REGS,
+        bytes_left: MODULE_BYTES,
     };
     p.module()
 }
@@ -28,7 +34,11 @@ pub(super) struct Parser<'a> {
     pub(super) text: &'a str,
     pub(super) tokens: Vec<Token<'a>>,
     pub(super) at: usize,
-    pub(super) source_line: Option<u32>,
+    /// File number and line of the last `.loc`.
+    pub(super) source: Option<(u32, u32)>,
+    files: Vec<(u32, String)>,
+    pub(super) regs_left: usize,
+    pub(super) bytes_left: usize,
 }
 
 impl<'a> Parser<'a> {
@@ -93,22 +103,79 @@ impl<'a> Parser<'a> {
         }
     }
 
-    pub(super) fn int(&mut self) -> Result<u64> {
-        let negative = self.accept('-');
-        match self.peek().kind {
-            Kind::Int(x) => {
-                self.next();
-                Ok(if negative { x.wrapping_neg() } else { x })
+    /// Takes the next word if it is the one wanted.
+    pub(super) fn next_if(&mut self, wanted: impl Fn(&str) -> bool) -> bool {
+        let yes = matches!(self.peek().kind, Kind::Word(w) if wanted(w));
+        if yes {
+            self.next();
+        }
+        yes
+    }
+
+    fn small(&mut self) -> Result<u32> {
+        let t = self.peek();
+        u32::try_from(self.int()?).map_err(|_| self.error_at(t, "the number is too large"))
+    }
+
+    /// `.loc file line column [, function_name label [+ n]] [, inlined_at file line column]`
+    pub(super) fn location(&mut self) -> Result<()> {
+        self.next();
+        let file = self.literal()?;
+        let line = self.literal()?;
+        self.literal()?;
+        self.source = Some((file, line));
+        while self.accept(',') {
+            if self.next_if(|w| w == "inlined_at") {
+                for _ in 0..3 {
+                    self.literal()?;
+                }
+            } else if self.next_if(|w| w == "function_name") {
+                self.word("a label")?;
+                if self.accept('+') {
+                    self.literal()?;
+                }
+            } else {
+                return self.error("expected `function_name` or `inlined_at`");
             }
-            _ => self.error("expected an integer"),
+        }
+        Ok(())
+    }
+
+    /// A number that no operator follows, as in `.loc 1 -5`.
+    fn literal(&mut self) -> Result<u32> {
+        let t = self.next();
+        match t.kind {
+            Kind::Int(x) => Ok(x.min(u64::from(u32::MAX)) as u32),
+            _ => Err(self.error_at(t, "expected a number")),
         }
     }
 
-    /// Skips the rest of the current line (`.loc`, `.file`, `.pragma` and friends).
-    pub(super) fn skip_line(&mut self, line: u32) {
-        while self.peek().line == line && self.peek().kind != Kind::End {
+    /// `.pragma "text", ...;`
+    pub(super) fn pragma(&mut self) -> Result<()> {
+        self.next();
+        loop {
+            if !matches!(self.next().kind, Kind::Str(_)) {
+                return self.error("expected a string");
+            }
+            if !self.accept(',') {
+                break;
+            }
+        }
+        self.expect(';')
+    }
+
+    /// `.file number "name" [, time, size]`
+    pub(super) fn file(&mut self) -> Result<()> {
+        self.next();
+        let n = self.literal()?;
+        match self.next().kind {
+            Kind::Str(name) => self.files.push((n, name.to_string())),
+            _ => return self.error("expected the name of a file"),
+        }
+        while self.accept(',') {
             self.next();
         }
+        Ok(())
     }
 
     fn skip_braces(&mut self) -> Result<()> {
@@ -160,22 +227,37 @@ impl<'a> Parser<'a> {
                 }
                 ".address_size" => {
                     self.next();
-                    if self.int()? != 64 {
+                    if self.literal()? != 64 {
                         return Err(self.error_at(t, "only 64-bit addresses are known"));
                     }
                 }
-                ".file" | ".loc" | ".pragma" | ".alias" => self.skip_line(t.line),
+                ".file" => self.file()?,
+                ".loc" => self.location()?,
+                ".pragma" => self.pragma()?,
+                ".alias" => {
+                    self.next();
+                    let name = self.word("a function name")?.to_string();
+                    self.expect(',')?;
+                    m.aliases.push((name, self.word("a function name")?.to_string()));
+                    self.expect(';')?;
+                }
                 ".section" => {
                     self.next();
                     self.word("a section name")?;
                     self.skip_braces()?;
                 }
-                _ => self.declaration(&mut m)?,
+                _ => {
+                    if m.version == (0, 0) {
+                        return self.error("no .version directive before the first declaration");
+                    }
+                    self.declaration(&mut m)?;
+                }
             }
         }
         if m.version == (0, 0) {
             return self.error("no .version directive");
         }
+        m.files = std::mem::take(&mut self.files);
         Ok(m)
     }
 
@@ -199,74 +281,51 @@ impl<'a> Parser<'a> {
                 self.next();
                 m.functions.push(self.function(false)?);
             }
-            Kind::Word(w) if space_of(w).is_some() => {
-                loop_vars(self, external, &mut m.vars)?;
-            }
+            Kind::Word(w) if space_of(w).is_some() => self.variables(external, &mut m.vars)?,
             _ => return self.error("unknown directive"),
         }
         Ok(())
     }
 
     fn function(&mut self, entry: bool) -> Result<Function> {
-        let mut f = Function {
-            entry,
-            line: self.peek().line,
-            ..Function::default()
+        let mut b = Body {
+            f: Function {
+                entry,
+                line: self.peek().line,
+                ..Function::default()
+            },
+            scopes: vec![Scope::default()],
+            instr_scopes: Vec::new(),
         };
+        self.source = None;
+        b.f.limits.no_return = self.next_if(|w| w == ".noreturn");
         if !entry && self.is('(') {
-            f.returns = self.params()?;
+            b.f.returns = self.params(&mut b)?;
         }
-        f.name = self.word("a function name")?.to_string();
+        b.f.name = self.word("a function name")?.to_string();
         if self.is('(') {
-            f.params = self.params()?;
+            b.f.params = self.params(&mut b)?;
         }
         loop {
             let t = self.peek();
             match t.kind {
                 Kind::Punct(';') => {
                     self.next();
-                    return Ok(f);
+                    return Ok(b.f);
                 }
                 Kind::Punct('{') => break,
-                Kind::Word(w @ (".maxntid" | ".reqntid")) => {
-                    self.next();
-                    let mut product = 1u64;
-                    loop {
-                        product = product.saturating_mul(self.int()?);
-                        if !self.accept(',') {
-                            break;
-                        }
-                    }
-                    let n = u32::try_from(product).map_err(|_| self.error_at(t, format!("{w} is too large")))?;
-                    f.max_threads = Some(n);
-                }
-                Kind::Word(w) if w.starts_with('.') => {
-                    self.next();
-                    while !matches!(self.peek().kind, Kind::Punct('{' | ';') | Kind::End)
-                        && !matches!(self.peek().kind, Kind::Word(w) if w.starts_with('.'))
-                    {
-                        self.next();
-                    }
-                    if w == ".pragma" {
-                        self.accept(';');
-                    }
-                }
+                Kind::Word(w) => self.attribute(w, &mut b.f)?,
                 _ => return self.error("expected a function body"),
             }
         }
-        f.defined = true;
-        let mut body = Body {
-            f,
-            scopes: vec![Scope::default()],
-            instr_scopes: Vec::new(),
-        };
+        b.f.defined = true;
         self.next();
-        self.block(&mut body, 0, 0)?;
+        self.block(&mut b, 0, 0)?;
         let Body {
             mut f,
             scopes,
             instr_scopes,
-        } = body;
+        } = b;
         for (instr, scope) in f.body.iter_mut().zip(&instr_scopes) {
             for op in &mut instr.operands {
                 resolve(op, *scope, &scopes);
@@ -275,37 +334,68 @@ impl<'a> Parser<'a> {
         Ok(f)
     }
 
-    fn params(&mut self) -> Result<Vec<Var>> {
+    /// A directive between the parameters and the body.
+    fn attribute(&mut self, w: &str, f: &mut Function) -> Result<()> {
+        let t = self.peek();
+        if w != ".pragma" {
+            self.next();
+        }
+        match w {
+            ".maxntid" => f.limits.max_threads = Some(self.shape()?),
+            ".reqntid" => f.limits.required_threads = Some(self.shape()?),
+            ".reqnctapercluster" => f.limits.cluster = Some(self.shape()?),
+            ".minnctapersm" => f.limits.min_ctas = Some(self.small()?),
+            ".maxnreg" => f.limits.max_regs = Some(self.small()?),
+            ".maxclusterrank" => f.limits.max_cluster = Some(self.small()?),
+            ".explicitcluster" => f.limits.explicit_cluster = true,
+            ".blocksareclusters" => {}
+            ".noreturn" => f.limits.no_return = true,
+            ".abi_preserve" | ".abi_preserve_control" => {
+                self.int()?;
+            }
+            ".pragma" => self.pragma()?,
+            _ => return Err(self.error_at(t, "unknown directive of a function")),
+        }
+        Ok(())
+    }
+
+    /// One to three numbers.
+    fn shape(&mut self) -> Result<[u32; 3]> {
+        let mut v = [1; 3];
+        for (n, x) in v.iter_mut().enumerate() {
+            if n > 0 && !self.accept(',') {
+                break;
+            }
+            *x = self.small()?;
+        }
+        Ok(v)
+    }
+
+    fn params(&mut self, b: &mut Body) -> Result<Vec<Var>> {
         self.expect('(')?;
         let mut out = Vec::new();
-        if self.accept(')') {
-            return Ok(out);
-        }
-        loop {
-            if matches!(self.peek().kind, Kind::Word(".reg")) {
-                self.next();
-                let ty = self.ty()?;
-                let line = self.peek().line;
-                let name = self.word("a name")?.to_string();
-                let (size, space) = (ty.size(), Space::Param);
+        while !self.accept(')') {
+            let line = self.peek().line;
+            if self.next_if(|w| w == ".reg") {
+                let (ty, name, r) = self.register_parameter(b)?;
                 out.push(Var {
                     name,
-                    space,
+                    space: Space::Param,
                     ty,
-                    size,
-                    align: size,
+                    size: ty.size(),
+                    align: ty.size(),
                     init: Vec::new(),
                     external: false,
+                    reg: Some(r),
                     line,
                 });
             } else {
-                out.push(self.var(false)?);
+                out.push(self.parameter()?);
             }
-            if !self.accept(',') {
-                break;
+            if !self.accept(',') && !self.is(')') {
+                return self.error("expected `,` or `)`");
             }
         }
-        self.expect(')')?;
         Ok(out)
     }
 
@@ -316,116 +406,4 @@ impl<'a> Parser<'a> {
             .and_then(Ty::from_name)
             .ok_or_else(|| self.error_at(t, "unknown type"))
     }
-
-    /// One variable, from its space word on.
-    fn var(&mut self, external: bool) -> Result<Var> {
-        let t = self.peek();
-        let space = match t.kind {
-            Kind::Word(w) => space_of(w),
-            _ => None,
-        };
-        let Some(space) = space else {
-            return self.error("expected a state space");
-        };
-        self.next();
-        let (mut align, mut vector, mut ty) = (0, 1, None);
-        while let Kind::Word(w) = self.peek().kind {
-            if !w.starts_with('.') {
-                break;
-            }
-            self.next();
-            match w {
-                ".align" => align = self.int()? as usize,
-                ".ptr" | ".global" | ".shared" | ".const" | ".local" => {}
-                ".v2" => vector = 2,
-                ".v4" => vector = 4,
-                _ => ty = Some(Ty::from_name(&w[1..]).ok_or_else(|| self.error_at(t, "unknown type"))?),
-            }
-        }
-        let ty = match ty {
-            Some(ty) => ty,
-            None => return self.error("a variable without a type"),
-        };
-        let name = self.word("a variable name")?.to_string();
-        let mut size = Some(ty.size() * vector);
-        while self.accept('[') {
-            let n = if self.is(']') { 0 } else { self.int()? as usize };
-            self.expect(']')?;
-            size = size.and_then(|s| s.checked_mul(n)).filter(|s| *s <= MAX_BYTES);
-        }
-        let Some(mut size) = size else {
-            return Err(self.error_at(t, "variable too large"));
-        };
-        let mut init = Vec::new();
-        if self.accept('=') {
-            self.init(ty, &mut init, 0)?;
-            size = size.max(init.len() * ty.size());
-        }
-        let align = if align == 0 { ty.size() * vector } else { align };
-        if !align.is_power_of_two() || align > 1 << 20 {
-            return Err(self.error_at(t, "alignment is not a power of two"));
-        }
-        Ok(Var {
-            name,
-            space,
-            ty,
-            size,
-            align,
-            init,
-            external,
-            line: t.line,
-        })
-    }
-
-    fn init(&mut self, ty: Ty, out: &mut Vec<Init>, depth: usize) -> Result<()> {
-        if depth > MAX_DEPTH {
-            return self.error("initialiser nested too deeply");
-        }
-        if self.accept('{') {
-            while !self.accept('}') {
-                self.init(ty, out, depth + 1)?;
-                if !self.accept(',') && !self.is('}') {
-                    return self.error("expected `,` or `}`");
-                }
-            }
-            return Ok(());
-        }
-        let negative = self.accept('-');
-        let item = match self.next().kind {
-            Kind::Int(x) => Init::Bits(if negative { x.wrapping_neg() } else { x }),
-            Kind::F32(x) => Init::Bits(u64::from(x)),
-            Kind::F64(x) if ty == Ty::F32 => Init::Bits(u64::from((f64::from_bits(x) as f32).to_bits())),
-            Kind::F64(x) => Init::Bits(x),
-            Kind::Word("generic") => {
-                self.expect('(')?;
-                let name = self.word("a symbol")?.to_string();
-                self.expect(')')?;
-                let offset = if self.accept('+') { self.int()? as i64 } else { 0 };
-                Init::Symbol(name, offset)
-            }
-            Kind::Word(w) => {
-                let offset = if self.accept('+') { self.int()? as i64 } else { 0 };
-                Init::Symbol(w.to_string(), offset)
-            }
-            _ => return self.error("expected a value"),
-        };
-        out.push(item);
-        Ok(())
-    }
-}
-
-pub(super) fn space_of(w: &str) -> Option<Space> {
-    Some(match w {
-        ".global" => Space::Global,
-        ".const" => Space::Const,
-        ".shared" => Space::Shared,
-        ".local" => Space::Local,
-        ".param" => Space::Param,
-        _ => return None,
-    })
-}
-
-pub(super) fn loop_vars(p: &mut Parser<'_>, external: bool, out: &mut Vec<Var>) -> Result<()> {
-    out.push(p.var(external)?);
-    p.expect(';')
 }
