@@ -7,6 +7,7 @@ pub mod code;
 pub mod convert;
 pub mod decode;
 pub mod float;
+pub mod hopper;
 pub mod launch;
 pub mod mem;
 mod opcode;
