@@ -135,6 +135,14 @@ impl Memory {
         }
     }
 
+    /// Empty memory whose first allocation lies at `base` or above, so that several memories share no address.
+    pub fn starting_at(base: u64) -> Memory {
+        Memory {
+            next: base.max(BASE).next_multiple_of(256),
+            ..Memory::default()
+        }
+    }
+
     /// Bytes allocated now.
     pub fn used(&self) -> u64 {
         self.used
@@ -262,6 +270,28 @@ impl Memory {
             }
         }
         Ok(())
+    }
+
+    /// Offset of the first byte of a range that nothing has written, `None` when all were.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the range lies in no living allocation.
+    pub fn first_unwritten(&self, address: u64, len: usize) -> Result<Option<usize>> {
+        if len == 0 {
+            return Ok(None);
+        }
+        let (b, at) = self.host_range(address, len)?;
+        let mut i = 0;
+        while i < len {
+            if (at + i).is_multiple_of(8) && len - i >= 8 && b.load::<8>((at + i) as u64).1 {
+                i += 8;
+            } else if b.load::<1>((at + i) as u64).1 {
+                i += 1;
+            } else {
+                return Ok(Some(i));
+            }
+        }
+        Ok(None)
     }
 
     /// Sets `len` bytes.

@@ -1,0 +1,12 @@
+//! The exported functions, grouped as the documentation of the driver API groups them.
+
+mod context;
+mod device;
+mod error;
+mod event;
+mod launch;
+mod memory;
+mod module;
+mod private;
+mod stream;
+mod transfer;

@@ -1,0 +1,236 @@
+//! Copies and fills.
+//!
+//! Which of them wait is what "API synchronization behavior" of the driver API documentation says, at its least: a copy that may
+//! be asynchronous is.
+
+use std::sync::Arc;
+
+use crate::code::{Code, Result};
+use crate::driver::{State, driver};
+use crate::ffi::{Handle, HostAddress, api, host_bytes};
+use crate::op::{Copy, Fill, Op, Place};
+use crate::report::say;
+
+/// Which end of a copy an address is.
+#[derive(Clone, Copy)]
+pub enum End {
+    /// Host memory.
+    Host(HostAddress),
+    /// Device memory.
+    Device(u64),
+}
+
+impl State {
+    /// Whether host memory is pinned as a whole.
+    pub fn is_pinned(&self, at: HostAddress, len: usize) -> bool {
+        let found = self.pinned.range(..=at).next_back();
+        found.is_some_and(|(start, (n, _))| at - start <= *n && n - (at - start) >= len)
+    }
+
+    /// Refuses a range that no living allocation holds.
+    pub fn device_range(&self, at: u64, len: usize) -> Result {
+        let found = self.allocations.range(..=at).next_back();
+        if found.is_some_and(|(start, a)| at - start <= a.len as u64 && a.len as u64 - (at - start) >= len as u64) {
+            return Ok(());
+        }
+        if self.module_range(at, len) {
+            return Ok(());
+        }
+        say(&format!("{len} bytes at {at:#x} lie in no living allocation"));
+        Err(Code::INVALID_VALUE)
+    }
+
+    fn module_range(&self, at: u64, len: usize) -> bool {
+        let Some(d) = driver().device_of(at) else {
+            return false;
+        };
+        // Variables of modules have no entry in the table of allocations.
+        let used = d.memory().range_of(at);
+        used.is_some_and(|(start, n)| !self.allocations.contains_key(&start) && at - start + len as u64 <= n as u64)
+    }
+}
+
+/// Queues a copy on a stream and waits as the documentation asks: `blocking` for the forms without `Async`.
+pub fn copy(stream: Handle, to: End, from: End, shape: [usize; 4], blocking: bool) -> Result {
+    let [width, height, to_pitch, from_pitch] = shape;
+    let mut st = driver().state();
+    st.healthy()?;
+    let stream = st.stream(stream)?;
+    if width == 0 || height == 0 {
+        return Ok(());
+    }
+    if height > 1 && (to_pitch < width || from_pitch < width) {
+        return Err(Code::INVALID_VALUE);
+    }
+    let extent = |pitch: usize| {
+        pitch
+            .checked_mul(height - 1)
+            .and_then(|n| n.checked_add(width))
+            .ok_or(Code::INVALID_VALUE)
+    };
+    let (to_len, from_len) = (extent(to_pitch)?, extent(from_pitch)?);
+    for (end, len) in [(to, to_len), (from, from_len)] {
+        match end {
+            End::Host(0) => return Err(Code::INVALID_VALUE),
+            End::Host(_) => {}
+            End::Device(at) => st.device_range(at, len)?,
+        }
+    }
+    let (mut wait, mut staged) = (false, None);
+    let from_place = match from {
+        End::Device(at) => Place::Device(at),
+        End::Host(at) if st.is_pinned(at, from_len) => {
+            wait |= blocking;
+            Place::Host(at)
+        }
+        End::Host(at) => {
+            // Pageable memory is staged by the call; the stream is waited for before that in the blocking form only.
+            staged = Some(at);
+            Place::Host(at)
+        }
+    };
+    let to_place = match to {
+        End::Device(at) => Place::Device(at),
+        End::Host(at) => {
+            wait |= blocking || !st.is_pinned(at, to_len);
+            Place::Host(at)
+        }
+    };
+    let context = st.streams.get(stream)?.context;
+    if blocking && staged.is_some() {
+        let tail = st.tail(stream)?;
+        st = driver().force(st, &tail);
+        st.check(context)?;
+    }
+    let from_place = match staged {
+        // SAFETY: the C caller promises that the source is valid for the bytes it names.
+        Some(at) => Place::Staged(Arc::new(unsafe { host_bytes(at, from_len) })),
+        None => from_place,
+    };
+    let copy = Copy {
+        to: to_place,
+        from: from_place,
+        width,
+        height,
+        to_pitch,
+        from_pitch,
+    };
+    let id = st.submit(stream, Op::Copy(copy))?;
+    if wait {
+        driver().force(st, &[id]).check(context)
+    } else {
+        drop(driver().queued(st));
+        Ok(())
+    }
+}
+
+fn line(n: usize) -> [usize; 4] {
+    [n, 1, n, n]
+}
+
+/// Queues a fill; fills of device memory are asynchronous in both forms.
+fn fill(stream: Handle, fill: Fill) -> Result {
+    let mut st = driver().state();
+    st.healthy()?;
+    let stream = st.stream(stream)?;
+    if fill.width == 0 || fill.height == 0 {
+        return Ok(());
+    }
+    let row = fill.width.checked_mul(fill.size).ok_or(Code::INVALID_VALUE)?;
+    if !fill.to.is_multiple_of(fill.size as u64)
+        || fill.height > 1 && (fill.pitch < row || !fill.pitch.is_multiple_of(fill.size))
+    {
+        return Err(Code::INVALID_VALUE);
+    }
+    let extent = fill
+        .pitch
+        .checked_mul(fill.height - 1)
+        .and_then(|n| n.checked_add(row))
+        .ok_or(Code::INVALID_VALUE)?;
+    st.device_range(fill.to, extent)?;
+    st.submit(stream, Op::Fill(fill))?;
+    drop(driver().queued(st));
+    Ok(())
+}
+
+fn elements(to: u64, value: u32, size: usize, width: usize) -> Fill {
+    Fill {
+        to,
+        value,
+        size,
+        width,
+        height: 1,
+        pitch: 0,
+    }
+}
+
+api! {
+    /// Host to device; returns when the source may be changed.
+    fn cuMemcpyHtoD_v2(to: u64, from: HostAddress, bytes: usize) {
+        copy(Handle::NULL, End::Device(to), End::Host(from), line(bytes), true)
+    }
+
+    /// Device to host.
+    fn cuMemcpyDtoH_v2(to: HostAddress, from: u64, bytes: usize) {
+        copy(Handle::NULL, End::Host(to), End::Device(from), line(bytes), true)
+    }
+
+    /// Device to device; does not wait.
+    fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) {
+        copy(Handle::NULL, End::Device(to), End::Device(from), line(bytes), true)
+    }
+
+    /// Host to device in stream order.
+    fn cuMemcpyHtoDAsync_v2(to: u64, from: HostAddress, bytes: usize, stream: Handle) {
+        copy(stream, End::Device(to), End::Host(from), line(bytes), false)
+    }
+
+    /// Device to host in stream order; waits when the destination is pageable.
+    fn cuMemcpyDtoHAsync_v2(to: HostAddress, from: u64, bytes: usize, stream: Handle) {
+        copy(stream, End::Host(to), End::Device(from), line(bytes), false)
+    }
+
+    /// Device to device in stream order.
+    fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) {
+        copy(stream, End::Device(to), End::Device(from), line(bytes), false)
+    }
+
+    /// Between devices in stream order.
+    fn cuMemcpyPeerAsync(to: u64, to_context: Handle, from: u64, from_context: Handle, bytes: usize, stream: Handle) {
+        let st = driver().state();
+        st.contexts.get(to_context).map_err(|_| Code::INVALID_CONTEXT)?;
+        st.contexts.get(from_context).map_err(|_| Code::INVALID_CONTEXT)?;
+        drop(st);
+        copy(stream, End::Device(to), End::Device(from), line(bytes), false)
+    }
+
+    /// Sets bytes.
+    fn cuMemsetD8_v2(to: u64, value: u8, n: usize) {
+        fill(Handle::NULL, elements(to, u32::from(value), 1, n))
+    }
+
+    /// Sets 16-bit elements.
+    fn cuMemsetD16_v2(to: u64, value: u16, n: usize) {
+        fill(Handle::NULL, elements(to, u32::from(value), 2, n))
+    }
+
+    /// Sets 32-bit elements.
+    fn cuMemsetD32_v2(to: u64, value: u32, n: usize) {
+        fill(Handle::NULL, elements(to, value, 4, n))
+    }
+
+    /// Sets bytes in stream order.
+    fn cuMemsetD8Async(to: u64, value: u8, n: usize, stream: Handle) {
+        fill(stream, elements(to, u32::from(value), 1, n))
+    }
+
+    /// Sets 16-bit elements in stream order.
+    fn cuMemsetD16Async(to: u64, value: u16, n: usize, stream: Handle) {
+        fill(stream, elements(to, u32::from(value), 2, n))
+    }
+
+    /// Sets 32-bit elements in stream order.
+    fn cuMemsetD32Async(to: u64, value: u32, n: usize, stream: Handle) {
+        fill(stream, elements(to, value, 4, n))
+    }
+}

@@ -1,0 +1,295 @@
+//! The state of the library: devices, contexts, streams and what else has a handle.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard};
+use std::thread::ThreadId;
+use std::time::Instant;
+
+use vgpu::Memory;
+
+use crate::code::{Code, Result};
+use crate::config::Config;
+use crate::ffi::Handle;
+use crate::module::{Function, Module};
+use crate::queue::{OpId, Queue};
+use crate::table::Table;
+
+/// Distance of the addresses of two devices, so that an address tells its device.
+const DEVICE_STRIDE: u64 = 1 << 40;
+
+/// One device.
+pub struct Device {
+    /// Its number.
+    pub ordinal: usize,
+    memory: RwLock<Memory>,
+}
+
+impl Device {
+    /// The memory, to read and write; launches hold this for their time.
+    pub fn memory(&self) -> RwLockReadGuard<'_, Memory> {
+        self.memory.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Changes the table of allocations; waits for running launches.
+    pub fn change<T>(&self, f: impl FnOnce(&mut Memory) -> T) -> T {
+        f(&mut self.memory.write().unwrap_or_else(|e| e.into_inner()))
+    }
+}
+
+/// A context.
+pub struct Context {
+    /// Device it belongs to.
+    pub device: usize,
+    /// Set for a device's primary context.
+    pub primary: bool,
+    /// Retains of a primary context that were not released.
+    pub retained: u32,
+    /// The error that stays once a launch failed.
+    pub error: Option<Code>,
+    /// The stream that stands for the null stream.
+    pub null_stream: Handle,
+    /// Flags it was made with.
+    pub flags: u32,
+    /// `CUlimit` values that were set.
+    pub limits: BTreeMap<u32, usize>,
+}
+
+/// A stream.
+pub struct Stream {
+    /// Its context.
+    pub context: Handle,
+    /// Does not wait for the null stream, nor the null stream for it.
+    pub non_blocking: bool,
+    /// Priority as given, brought into range.
+    pub priority: i32,
+    /// The operation queued last.
+    pub last: Option<OpId>,
+    /// Operations that the next one has to wait for.
+    pub waits: Vec<OpId>,
+}
+
+/// An event.
+pub struct Event {
+    /// Its context.
+    pub context: Handle,
+    /// Made with `CU_EVENT_DISABLE_TIMING`.
+    pub no_timing: bool,
+    /// The recording operation and where it leaves the time.
+    pub recorded: Option<(OpId, Arc<Mutex<Option<Instant>>>)>,
+}
+
+/// An allocation that has not been freed.
+pub struct Allocation {
+    /// Bytes.
+    pub len: usize,
+    /// Context it was made in.
+    pub context: Handle,
+    /// Device it lies on.
+    pub device: usize,
+}
+
+/// Everything with a handle, and the operations that have not ended.
+pub struct State {
+    /// `cuInit` was called.
+    pub initialised: bool,
+    /// Contexts.
+    pub contexts: Table<Context>,
+    /// Streams.
+    pub streams: Table<Stream>,
+    /// The stream of each thread behind `CU_STREAM_PER_THREAD`.
+    pub thread_streams: BTreeMap<Handle, Vec<(ThreadId, Handle)>>,
+    /// Events.
+    pub events: Table<Event>,
+    /// Modules.
+    pub modules: Table<Arc<Module>>,
+    /// Functions.
+    pub functions: Table<Arc<Function>>,
+    /// Device allocations by address.
+    pub allocations: BTreeMap<u64, Allocation>,
+    /// Pinned host memory by address: bytes, and whether the library allocated it.
+    pub pinned: BTreeMap<usize, (usize, bool)>,
+    /// Bytes allocated on each device.
+    pub used: Vec<u64>,
+    /// Operations.
+    pub queue: Queue,
+    /// Texts of faults by code, for `cuGetErrorString`.
+    pub fault_texts: BTreeMap<u32, &'static std::ffi::CStr>,
+}
+
+/// The whole library.
+pub struct Driver {
+    /// Settings.
+    pub config: Config,
+    /// Devices.
+    pub devices: Vec<Device>,
+    state: Mutex<State>,
+    /// Signalled when an operation ends.
+    pub changed: Condvar,
+}
+
+thread_local! {
+    /// Contexts current to this thread; the last is the current one.
+    pub static CURRENT: std::cell::RefCell<Vec<Handle>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// The one instance.
+pub fn driver() -> &'static Driver {
+    static DRIVER: OnceLock<Driver> = OnceLock::new();
+    DRIVER.get_or_init(|| Driver::new(Config::from_env()))
+}
+
+impl Driver {
+    fn new(config: Config) -> Driver {
+        let device = |ordinal| Device {
+            ordinal,
+            memory: RwLock::new(Memory::starting_at(vgpu::memory::BASE + ordinal as u64 * DEVICE_STRIDE)),
+        };
+        Driver {
+            devices: (0..config.devices).map(device).collect(),
+            state: Mutex::new(State {
+                initialised: false,
+                contexts: Table::new(0x51),
+                streams: Table::new(0x52),
+                thread_streams: BTreeMap::new(),
+                events: Table::new(0x53),
+                modules: Table::new(0x54),
+                functions: Table::new(0x55),
+                allocations: BTreeMap::new(),
+                pinned: BTreeMap::new(),
+                used: vec![0; config.devices],
+                queue: Queue::new(config.seed),
+                fault_texts: BTreeMap::new(),
+            }),
+            config,
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The state, locked. Never held while an operation runs.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The device that an address belongs to, allocated or not.
+    pub fn device_of(&self, address: u64) -> Option<&Device> {
+        let at = address.checked_sub(vgpu::memory::BASE)?;
+        self.devices.get(usize::try_from(at / DEVICE_STRIDE).ok()?)
+    }
+
+    /// Ends an allocation in the memory of its device.
+    pub fn release(&self, address: u64) -> vgpu::Result<()> {
+        match self.device_of(address) {
+            Some(d) => d.change(|m| m.free(address)),
+            None => Err(vgpu::Error::Invalid(format!("{address:#x} is no address of a device"))),
+        }
+    }
+}
+
+impl State {
+    /// The context current to this thread, whatever its errors.
+    pub fn current(&self) -> Result<Handle> {
+        if !self.initialised {
+            return Err(Code::NOT_INITIALIZED);
+        }
+        let current = CURRENT
+            .with_borrow(|c| c.last().copied())
+            .filter(|h| *h != Handle::NULL);
+        let handle = current.ok_or(Code::INVALID_CONTEXT)?;
+        match self.contexts.get(handle) {
+            Ok(_) => Ok(handle),
+            Err(_) => Err(Code::CONTEXT_IS_DESTROYED),
+        }
+    }
+
+    /// The current context, or the error that stays with it.
+    pub fn healthy(&self) -> Result<Handle> {
+        let c = self.current()?;
+        self.check(c)?;
+        Ok(c)
+    }
+
+    /// The error that stays with a context.
+    pub fn check(&self, context: Handle) -> Result {
+        match self.contexts.get(context)?.error {
+            Some(code) => Err(code),
+            None => Ok(()),
+        }
+    }
+
+    /// The device of a context.
+    pub fn device(&self, context: Handle) -> Result<usize> {
+        Ok(self.contexts.get(context)?.device)
+    }
+
+    /// Makes a stream in a context.
+    pub fn new_stream(&mut self, context: Handle, non_blocking: bool, priority: i32) -> Handle {
+        self.streams.insert(Stream {
+            context,
+            non_blocking,
+            priority,
+            last: None,
+            waits: Vec::new(),
+        })
+    }
+
+    /// Makes a context on a device.
+    pub fn new_context(&mut self, device: usize, primary: bool, flags: u32) -> Handle {
+        let handle = self.contexts.insert(Context {
+            device,
+            primary,
+            retained: 0,
+            error: None,
+            null_stream: Handle::NULL,
+            flags,
+            limits: BTreeMap::new(),
+        });
+        let null_stream = self.new_stream(handle, false, 0);
+        if let Ok(c) = self.contexts.get_mut(handle) {
+            c.null_stream = null_stream;
+        }
+        handle
+    }
+
+    /// The stream behind a handle; 0 and 1 are the current context's null stream, 2 is the thread's own.
+    pub fn stream(&mut self, handle: Handle) -> Result<Handle> {
+        let context = self.current()?;
+        match handle.0 {
+            0 | 1 => Ok(self.contexts.get(context)?.null_stream),
+            2 => {
+                let me = std::thread::current().id();
+                let known = self.thread_streams.entry(context).or_default();
+                if let Some((_, h)) = known.iter().find(|(t, _)| *t == me) {
+                    return Ok(*h);
+                }
+                let made = self.new_stream(context, false, 0);
+                self.thread_streams.entry(context).or_default().push((me, made));
+                Ok(made)
+            }
+            _ => {
+                let s = self.streams.get(handle)?;
+                // Streams that stand for the null streams have no handle of their own.
+                match self.contexts.get(s.context)?.null_stream == handle {
+                    true => Err(Code::INVALID_HANDLE),
+                    false => Ok(handle),
+                }
+            }
+        }
+    }
+
+    /// Notes the error that stays with a context and the text that explains it.
+    pub fn fail(&mut self, context: Handle, code: Code, text: &str) {
+        if let Ok(c) = self.contexts.get_mut(context) {
+            c.error.get_or_insert(code);
+        }
+        if let Ok(s) = CString::new(format!(
+            "{}: {text}",
+            code.text().map_or("error".into(), |t| t.to_string_lossy())
+        )) {
+            // Callers may keep the text of an error for ever; there are few faults in a process.
+            self.fault_texts
+                .entry(code.0)
+                .or_insert_with(|| Box::leak(s.into_boxed_c_str()));
+        }
+    }
+}

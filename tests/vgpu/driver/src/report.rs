@@ -1,0 +1,47 @@
+//! What the library tells its user: lines on stderr, the trace of calls, and the faults as JSON.
+
+use std::io::Write;
+use std::sync::OnceLock;
+
+use crate::code::Code;
+
+/// One line on stderr.
+pub fn say(text: &str) {
+    // A closed stderr is no reason to stop.
+    let _ = writeln!(std::io::stderr(), "vgpu: {text}");
+}
+
+/// With `VGPU_CALLS=1`, a line for each call of the interface.
+pub fn call(name: &str, code: Code) {
+    static ON: OnceLock<bool> = OnceLock::new();
+    if *ON.get_or_init(|| std::env::var_os("VGPU_CALLS").is_some_and(|v| v != "0")) {
+        say(&format!("{name} -> {code:?}"));
+    }
+}
+
+/// Quotes a string for JSON.
+pub fn quote(s: &str) -> String {
+    let mut o = String::from("\"");
+    for c in s.chars() {
+        match c {
+            '"' => o.push_str("\\\""),
+            '\\' => o.push_str("\\\\"),
+            '\n' => o.push_str("\\n"),
+            c if (c as u32) < 0x20 => o.push_str(&format!("\\u{:04x}", c as u32)),
+            c => o.push(c),
+        }
+    }
+    o.push('"');
+    o
+}
+
+/// Appends a line to the file that `VGPU_REPORT` names.
+pub fn append(line: &str) {
+    let Some(path) = std::env::var_os("VGPU_REPORT") else {
+        return;
+    };
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
+    if let Err(e) = file.and_then(|mut f| f.write_all(format!("{line}\n").as_bytes())) {
+        say(&format!("VGPU_REPORT {}: {e}", path.to_string_lossy()));
+    }
+}
