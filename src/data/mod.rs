@@ -15,6 +15,7 @@ pub mod sft;
 mod sp_model;
 pub mod split;
 pub mod template;
+pub mod text_loss;
 pub mod token_file;
 pub mod tokenizer;
 pub mod train_set;

@@ -13,7 +13,8 @@ use crate::data::mix::{Mix, WeightUnit, check_weights};
 use crate::data::progress::Progress;
 use crate::data::split::split_sets;
 use crate::data::template::Template;
-use crate::data::token_file::{Content, Counts, DocInfo, Meta, TokenFile};
+use crate::data::text_loss::{Lost, TextLoss};
+use crate::data::token_file::{Content, Counts, DocInfo, Findings, Meta, TokenFile};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_set::{EpochPlan, Piece, PieceSet, Tokens, TrainSet};
 use crate::error::{Context, Error, Result};
@@ -220,6 +221,14 @@ fn load_files(
         let counts = &file.meta().counts;
         if counts.rows != counts.kept || counts.truncated + counts.bad + counts.blank_lines > 0 {
             log(format!("{}: {}", path.display(), describe(counts)));
+            if let Some(Findings {
+                longest_row: (tokens, line),
+                ..
+            }) = &file.meta().findings
+                && *tokens > row.max_seq_len as u64
+            {
+                log(format!("{}:{line}: the longest row, {tokens} tokens", path.display()));
+            }
         }
         file.meta()
             .bad
@@ -333,6 +342,8 @@ fn settings(row: &RowSpec, tokenizer: &Tokenizer, template: &Template) -> serde_
         "special_ids": [s.pad, s.unk, s.bos, s.eos],
         "added_tokens": tokenizer.added(),
         "encoding": 1,
+        // Files of builds that did not look for what the rows show are made again.
+        "findings": 1,
     })
 }
 
@@ -347,13 +358,14 @@ fn encode_file(
 ) -> Result<(Meta, Vec<(DocInfo, Encoded)>)> {
     let file = parse_rows(name, bytes, &spec.rows)?;
     let bar = progress.bar(file.rows.len() as u64, &format!("tokenising {name}"));
-    let outcomes: Vec<Result<Outcome>> = file
+    let loss = TextLoss::of(tokenizer)?;
+    let outcomes: Vec<Result<(Outcome, Lost)>> = file
         .rows
         .par_iter()
         .map(|row| {
             let outcome = encode_row(tokenizer, template, row, spec.max_seq_len, spec.overflow);
             bar.inc(1);
-            outcome
+            Ok((outcome?, loss.in_row(tokenizer, row)?))
         })
         .collect();
     bar.finish_and_clear();
@@ -369,14 +381,19 @@ fn encode_file(
     };
     let mut docs = Vec::with_capacity(file.rows.len());
     meta.bad = file.bad.into_iter().map(|b| (b.line, b.what)).collect();
+    let mut findings = Findings::default();
+    let unk = tokenizer.special().unk;
     for (row, outcome) in file.rows.iter().zip(outcomes) {
+        if let Ok((outcome, lost)) = &outcome {
+            findings.add(row.line, outcome, *lost, unk);
+        }
         let encoded = match outcome {
-            Ok(Outcome::Kept(encoded)) => encoded,
-            Ok(Outcome::Truncated(encoded, _)) => {
+            Ok((Outcome::Kept(encoded), _)) => encoded,
+            Ok((Outcome::Truncated(encoded, _), _)) => {
                 counts.truncated += 1;
                 encoded
             }
-            Ok(dropped) => {
+            Ok((dropped, _)) => {
                 match dropped {
                     Outcome::TooLong(_) => counts.too_long += 1,
                     Outcome::ResponseCut(_) => counts.response_cut += 1,
@@ -407,7 +424,31 @@ fn encode_file(
     counts.kept = docs.len() as u64;
     counts.bad = meta.bad.len() as u64;
     meta.counts = counts;
+    meta.findings = Some(findings);
     Ok((meta, docs))
+}
+
+impl Findings {
+    fn add(&mut self, line: u32, outcome: &Outcome, lost: Lost, unk: u32) {
+        let (encoded, tokens) = match outcome {
+            Outcome::Kept(e) => (Some(e), e.tokens.len()),
+            Outcome::Truncated(e, n) => (Some(e), *n),
+            Outcome::TooLong(n) | Outcome::ResponseCut(n) => (None, *n),
+            Outcome::Unsupervised => (None, 0),
+        };
+        if tokens as u64 > self.longest_row.0 {
+            self.longest_row = (tokens as u64, line);
+        }
+        if lost.newlines {
+            Self::count(&mut self.newlines_lost, line);
+        }
+        if lost.blanks {
+            Self::count(&mut self.blanks_lost, line);
+        }
+        if encoded.is_some_and(|e| e.tokens.contains(&unk)) {
+            Self::count(&mut self.unknown, line);
+        }
+    }
 }
 
 /// What makes two prompts equal for the split.

@@ -66,6 +66,29 @@ pub struct Counts {
     pub blank_lines: u64,
 }
 
+/// What the rows showed while they were encoded; lines are those of the first source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Findings {
+    /// Tokens of the longest row before it was cut or left out, and its line; 0 tokens without rows.
+    pub longest_row: (u64, u32),
+    /// Rows with a newline that the tokenizer loses: how many, and the first one's line.
+    pub newlines_lost: (u64, u32),
+    /// Rows with other white space that it changes.
+    pub blanks_lost: (u64, u32),
+    /// Rows with text that became `<unk>`.
+    pub unknown: (u64, u32),
+}
+
+impl Findings {
+    /// Counts one row at `line`.
+    pub fn count(what: &mut (u64, u32), line: u32) {
+        if what.0 == 0 {
+            what.1 = line;
+        }
+        what.0 += 1;
+    }
+}
+
 /// The JSON part of a token file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
@@ -81,6 +104,9 @@ pub struct Meta {
     pub bad: Vec<(u32, String)>,
     /// Length of the longest document.
     pub longest: u64,
+    /// What the rows showed; `None` for text, and in files of earlier builds.
+    #[serde(default)]
+    pub findings: Option<Findings>,
 }
 
 /// A token file before it is written.
