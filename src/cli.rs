@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 
+use crate::checkpoint::save::parse_size;
 use crate::commands;
 use crate::commands::parity::ParityArgs;
 use crate::config::{Command, Kind, Resolved, Setting, TABLE, Typed};
@@ -41,6 +42,7 @@ pub fn command() -> Clap {
             settings(Clap::new("sft"), Command::Sft)
                 .about("Fine-tune a model on prompts and responses, with LoRA or whole"),
         )
+        .subcommand(check())
         .subcommand(settings(Clap::new("pack"), Command::Pack).about("Tokenise data sets into a token file"))
         .subcommand(inspect())
         .subcommand(
@@ -49,6 +51,39 @@ pub fn command() -> Clap {
         )
         .subcommand(parity())
         .subcommand(commands::prepare::command())
+}
+
+/// The flags of both trainings, and those of looking.
+fn check() -> Clap {
+    let of_trainings = |s: &Setting| s.commands.contains(Command::Sft) || s.commands.contains(Command::Pretrain);
+    let flag = |id: &'static str, name: &'static str| Arg::new(id).long(name).help_heading("Check");
+    let switch = |id, name| flag(id, name).action(ArgAction::SetTrue);
+    with_settings(Clap::new("check"), of_trainings)
+        .about("Say what sft (or pretrain) with the same flags would do, and every problem, without training")
+        .arg(switch("pretrain", "pretrain").help("Check a pretrain instead of an sft"))
+        .arg(switch("json", "json").help("Print one JSON object"))
+        .arg(
+            flag("preview", "preview")
+                .value_name("N")
+                .default_value("2")
+                .value_parser(value_parser!(usize))
+                .help("Rows to show with what is trained in colour"),
+        )
+        .arg(
+            flag("device_memory", "device-memory")
+                .alias("device_memory")
+                .value_name("SIZE")
+                .value_parser(|text: &str| parse_size(text).map_err(|e| e.to_string()))
+                .help("Memory of the device to train on, such as 24GB [default: what is free on this machine]"),
+        )
+        .arg(switch("time", "time").help("Take a few steps on this machine and estimate the whole run's time"))
+        .arg(
+            flag("flops_rate", "flops-rate")
+                .alias("flops_rate")
+                .value_name("FLOPS")
+                .value_parser(value_parser!(f64))
+                .help("Estimate the time from this many operations a second, such as 40e12"),
+        )
 }
 
 fn parity() -> Clap {
@@ -170,7 +205,11 @@ fn path(id: &'static str) -> Arg {
 }
 
 /// Adds the flags of a command: one for each of its settings, two for a switch, and `--config-path`.
-fn settings(mut clap: Clap, command: Command) -> Clap {
+fn settings(clap: Clap, command: Command) -> Clap {
+    with_settings(clap, |s| s.commands.contains(command))
+}
+
+fn with_settings(mut clap: Clap, wanted: impl Fn(&Setting) -> bool) -> Clap {
     clap = clap.arg(
         Arg::new("config_path")
             .long("config-path")
@@ -179,7 +218,7 @@ fn settings(mut clap: Clap, command: Command) -> Clap {
             .help_heading("Configuration")
             .help("JSON file of settings, looked for as given, under configs/ and built in; flags override it"),
     );
-    for setting in TABLE.iter().filter(|s| s.commands.contains(command)) {
+    for setting in TABLE.iter().filter(|s| wanted(s)) {
         clap = clap.arg(flag(setting));
         if setting.kind == Kind::Bool {
             clap = clap.arg(off_flag(setting));
@@ -273,11 +312,16 @@ fn typed(command: Command, matches: &ArgMatches, before: Option<&String>) -> Res
 
 /// What a command's flags and config file come to. Warnings are printed.
 fn resolve(command: Command, matches: &ArgMatches, before: Option<&String>) -> Result<Resolved> {
-    let config = matches.get_one::<String>("config_path").map(String::as_str);
-    let resolved = Resolved::new(command, typed(command, matches, before)?, config)?;
+    let resolved = resolve_quietly(command, matches, before)?;
     for warning in &resolved.warnings {
         commands::warn(warning);
     }
+    Ok(resolved)
+}
+
+fn resolve_quietly(command: Command, matches: &ArgMatches, before: Option<&String>) -> Result<Resolved> {
+    let config = matches.get_one::<String>("config_path").map(String::as_str);
+    let resolved = Resolved::new(command, typed(command, matches, before)?, config)?;
     // The pool for tokenising; the first to set it wins, and nobody else does.
     if let Some(threads) = resolved.int("threads") {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads as usize);
@@ -295,7 +339,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     let matches = command().try_get_matches_from(args).unwrap_or_else(|e| e.exit());
     let before = matches.get_one::<String>(BEFORE);
     let (name, m) = matches.subcommand().expect("clap requires a command");
-    if before.is_some() && !["pretrain", "sft"].contains(&name) {
+    if before.is_some() && !["pretrain", "sft", "check"].contains(&name) {
         return Err(Error::usage(format!(
             "--mixed-precision: has no effect on `{name}`; leave it out"
         )));
@@ -311,6 +355,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
             commands::train::run_pretrain(&job)?;
             draw_curve(&job.output_dir.join(&job.config_name), "pretrain")
         }
+        "check" => run_check(m, before),
         "pack" => commands::pack::run(&resolve(Command::Pack, m, None)?),
         "inspect" => run_inspect(m),
         "templates" => commands::templates::run(),
@@ -341,6 +386,36 @@ fn draw_curve(dir: &Path, command: &str) -> Result<()> {
         commands::note(&format!("loss curve: {0}/loss.svg, {0}/loss.png", dir.display()));
     }
     Ok(())
+}
+
+fn run_check(m: &ArgMatches, before: Option<&String>) -> Result<()> {
+    let (command, other) = match m.get_flag("pretrain") {
+        true => (Command::Pretrain, Command::Sft),
+        false => (Command::Sft, Command::Pretrain),
+    };
+    let foreign = |s: &&(&Setting, Vec<String>)| !s.0.commands.contains(command);
+    if let Some((setting, _)) = typed(other, m, None)?.iter().find(foreign) {
+        let hint = if command == Command::Sft { "add" } else { "leave out" };
+        return Err(Error::usage(format!(
+            "--{}: has no effect on this training; {hint} --pretrain, or leave it out",
+            setting.flag()
+        )));
+    }
+    let options = commands::check::Options {
+        json: m.get_flag("json"),
+        preview_rows: *m.get_one("preview").expect("it has a default"),
+        time: m.get_flag("time"),
+        device_memory: m.get_one("device_memory").copied(),
+        flops_rate: m.get_one("flops_rate").copied(),
+    };
+    if let Some(rate) = options.flops_rate.filter(|r| !(r.is_finite() && *r > 0.0)) {
+        return Err(Error::usage(format!(
+            "--flops-rate: expected a number above 0, found {rate}"
+        )));
+    }
+    // The warnings of the settings are among the findings.
+    let resolved = resolve_quietly(command, m, before)?;
+    commands::check::run(&resolved, &options)
 }
 
 fn run_inspect(matches: &ArgMatches) -> Result<()> {

@@ -3,6 +3,8 @@
 
 #[path = "it/bad_input.rs"]
 mod bad_input;
+#[path = "it/check.rs"]
+mod check;
 #[path = "it/checkpoint.rs"]
 mod checkpoint;
 #[path = "it/crash.rs"]

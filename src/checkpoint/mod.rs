@@ -4,6 +4,7 @@
 //! merging nor saving holds a model twice.
 
 pub mod device;
+pub mod disk;
 pub mod fs;
 pub mod hf_config;
 pub mod manifest;

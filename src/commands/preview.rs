@@ -13,11 +13,18 @@ const PREVIEW_ROWS: usize = 2;
 pub fn preview(data: &SftData, tokenizer: &Tokenizer) -> Vec<String> {
     let style = Style::stdout();
     let mut lines = vec![style.heading("data"), mix_table(data)];
-    for (i, row) in data.first_rows(PREVIEW_ROWS).iter().enumerate() {
+    lines.extend(first_rows(data, tokenizer, style, PREVIEW_ROWS));
+    lines.push(String::new());
+    lines
+}
+
+/// The first rows, each below a line with its number.
+pub fn first_rows(data: &SftData, tokenizer: &Tokenizer, style: Style, n: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (i, row) in data.first_rows(n).iter().enumerate() {
         lines.push(style.heading(&format!("row {}", i + 1)) + &format!(" (trained: {})", style.trained("like this")));
         lines.push(show_row(row, tokenizer, style));
     }
-    lines.push(String::new());
     lines
 }
 

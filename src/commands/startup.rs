@@ -26,13 +26,25 @@ use crate::train::setup;
 /// Longest row where neither the user nor the model asks for less.
 const DEFAULT_SEQ_LEN: usize = 1024;
 
-/// The tokenizer of a job and its template; ChatML's tokens are added to a tokenizer that lacks them.
+/// The tokenizer of a job: the one it names, or `tokenizer.model` in the model's folder.
 ///
 /// # Errors
-/// If the tokenizer cannot be trained with, or the template is unknown or does not parse.
-pub fn tokenizer_and_template(job: &SftJob) -> Result<(Tokenizer, Template)> {
-    let at_model = job.model_path.join("tokenizer.model");
-    let mut tokenizer = Tokenizer::open(job.tokenizer_path.as_deref().unwrap_or(&at_model), job.special_ids)?;
+/// If it is missing or cannot be trained with.
+pub fn open_tokenizer(job: &SftJob) -> Result<Tokenizer> {
+    Tokenizer::open(&tokenizer_path(job), job.special_ids)
+}
+
+/// Where a job's tokenizer lies.
+pub fn tokenizer_path(job: &SftJob) -> PathBuf {
+    let beside = || job.model_path.join("tokenizer.model");
+    job.tokenizer_path.clone().unwrap_or_else(beside)
+}
+
+/// The template of a job; ChatML's tokens are added to a tokenizer that lacks them.
+///
+/// # Errors
+/// If the template is unknown or does not parse.
+pub fn open_template(job: &SftJob, tokenizer: &mut Tokenizer) -> Result<Template> {
     let options = TemplateOptions {
         supervise_turn_newline: job.supervise_turn_newline,
         names: tokenizer.control_names(),
@@ -41,7 +53,7 @@ pub fn tokenizer_and_template(job: &SftJob) -> Result<(Tokenizer, Template)> {
     if template.needs_chatml() {
         tokenizer.add_chatml();
     }
-    Ok((tokenizer, template))
+    Ok(template)
 }
 
 /// Rows as long as asked for, or as the model allows.

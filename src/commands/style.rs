@@ -47,6 +47,14 @@ impl Style {
         }
     }
 
+    /// A finding: red where it is a problem, else yellow; or as it is.
+    pub fn finding(self, problem: bool, text: &str) -> String {
+        match self.colour {
+            true => self.paint(if problem { "31" } else { "33" }, text),
+            false => text.into(),
+        }
+    }
+
     /// `text` with the byte spans `[start, end)` shown as trained and the rest as context.
     pub fn spans(self, text: &str, spans: &[[usize; 2]]) -> String {
         let mut out = String::new();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::jobs::{PretrainJob, SftJob};
 use super::preview::preview;
 use super::startup::{
-    fingerprints, hash_model, model_artifact, new_model_config, plan_resize, row_length, tokenizer_and_template,
+    fingerprints, hash_model, model_artifact, new_model_config, open_template, open_tokenizer, plan_resize, row_length,
     with_token_ids,
 };
 use super::warn;
@@ -51,7 +51,8 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
     let dev = Cpu::new(settings.threads)?;
     let base = ModelFiles::open(&job.model_path)?;
     base.hf_config().warnings.iter().for_each(|w| warn(w));
-    let (tokenizer, template) = tokenizer_and_template(job)?;
+    let mut tokenizer = open_tokenizer(job)?;
+    let template = open_template(job, &mut tokenizer)?;
     let resize = plan_resize(&base, &tokenizer, job.pad_vocab_to, settings.seed)?;
     let mut data = job.data.clone();
     data.row.max_seq_len = row_length(settings.max_seq_len, base.config())?;

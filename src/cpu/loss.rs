@@ -13,7 +13,7 @@ use crate::tensor::{DType, Tensor};
 use half::bf16;
 
 /// Rows of a chunk. More rows read and write `dw` and pack `w` less often; fewer take less memory.
-const CHUNK: usize = 512;
+pub const CHUNK: usize = 512;
 
 /// What a row of logits gives.
 #[derive(Clone, Copy, Default)]

@@ -36,6 +36,7 @@ use crate::tensor::{DType, Tensor};
 
 pub use buffer::CpuBuf;
 pub use level::Level;
+pub use loss::CHUNK as LOGITS_ROWS;
 use threads::Pool;
 
 /// The processor's cores and memory as a device.

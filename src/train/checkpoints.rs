@@ -152,20 +152,7 @@ impl Checkpoints {
     /// # Errors
     /// If a file is damaged, or something the run depends on has changed.
     pub fn resume<B: Backend>(&self, dev: &B, work: &mut Workload<B>, path: &Path) -> Result<(RunState, Vec<String>)> {
-        let value = read_json(&path.join(TRAINER_STATE))?;
-        let at = || path.join(TRAINER_STATE).display().to_string();
-        let mut state = RunState::from_json(&value).context(at)?;
-        let old = Fingerprints::from_json(&value["ringtune"]["fingerprints"]).context(at)?;
-        let changed = old
-            .check(&self.fingerprints, &self.settings.allow_changed)
-            .context(|| path.display().to_string())?;
-        ensure!(
-            state.step <= self.max_steps,
-            "{}: step {} is beyond max_steps {}",
-            path.display(),
-            state.step,
-            self.max_steps
-        );
+        let (mut state, changed) = read_state(path, &self.fingerprints, &self.settings.allow_changed, self.max_steps)?;
         work.import_params(dev, &self.artifact.read(path, &work.trained())?)?;
         let tensors = read_state_tensors(&path.join(OPTIMIZER))?;
         work.optimizer.import(
@@ -183,6 +170,31 @@ impl Checkpoints {
         }
         Ok((state, changed))
     }
+}
+
+/// Where a checkpoint stands, once what the run depends on was compared with it. Returns the names of fingerprints that differ
+/// and are allowed to.
+///
+/// # Errors
+/// If the file is damaged, something that is not allowed to differ does, or the run is shorter than the checkpoint.
+pub fn read_state(
+    checkpoint: &Path,
+    now: &Fingerprints,
+    allowed: &[String],
+    max_steps: u64,
+) -> Result<(RunState, Vec<String>)> {
+    let value = read_json(&checkpoint.join(TRAINER_STATE))?;
+    let at = || checkpoint.join(TRAINER_STATE).display().to_string();
+    let state = RunState::from_json(&value).context(at)?;
+    let old = Fingerprints::from_json(&value["ringtune"]["fingerprints"]).context(at)?;
+    let changed = old.check(now, allowed).context(|| checkpoint.display().to_string())?;
+    ensure!(
+        state.step <= max_steps,
+        "{}: step {} is beyond max_steps {max_steps}",
+        checkpoint.display(),
+        state.step
+    );
+    Ok((state, changed))
 }
 
 /// `output_dir/checkpoint-STEP`.

@@ -34,17 +34,26 @@ impl FlopCount {
 
     /// Forward and backward of one micro-batch: attention over the pairs its documents have, the head over supervised rows.
     pub fn step(&self, b: &MicroBatch) -> f64 {
-        let tokens = b.tokens.len() as f64;
         let pairs: f64 = b
             .doc_start
             .iter()
             .enumerate()
             .map(|(i, &start)| (i as i64 - i64::from(start) + 1) as f64)
             .sum();
+        self.total(b.tokens.len() as f64, b.n_valid as f64, pairs)
+    }
+
+    /// Forward and backward of one document: as [`FlopCount::step`], without its tokens.
+    pub fn document(&self, len: u32, n_targets: u32) -> f64 {
+        let n = f64::from(len);
+        self.total(n, f64::from(n_targets), n * (n + 1.0) / 2.0)
+    }
+
+    fn total(&self, tokens: f64, targets: f64, pairs: f64) -> f64 {
         // Forward, gradient of the input, and where weights are trained the gradient of the weight: 2 each.
         let per_weight = if self.full { 6.0 } else { 4.0 };
         tokens * (per_weight * self.linear_weights + 6.0 * self.lora_weights)
-            + b.n_valid as f64 * per_weight * self.head_weights
+            + targets * per_weight * self.head_weights
             + 3.0 * self.per_pair * pairs
     }
 }
@@ -98,5 +107,7 @@ mod tests {
         assert_eq!(full, 6.0 * (6.0 * 724_992.0 + 8_192_000.0) + attention);
         assert!((full / 80e6 - 1.0).abs() < 0.02, "{full}");
         assert!((lora / 57.5e6 - 1.0).abs() < 0.02, "{lora}");
+        let count = FlopCount::new(&c, None);
+        assert_eq!(count.document(n as u32, n as u32), count.step(&batch));
     }
 }

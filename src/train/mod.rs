@@ -9,6 +9,7 @@ pub mod eval;
 pub mod finish;
 pub mod flops;
 pub mod init;
+pub mod memory;
 pub mod metrics;
 pub mod plan;
 pub mod report;

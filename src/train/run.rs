@@ -104,6 +104,22 @@ pub fn check_output_dir(dir: &Path) -> Result<()> {
     std::fs::remove_file(&probe).map_err(at)
 }
 
+/// Refuses a folder in which another run left checkpoints: starting at step 0 there would mix two runs.
+///
+/// # Errors
+/// A usage error that names the newest checkpoint.
+pub fn check_no_earlier_run(run_dir: &Path) -> Result<()> {
+    let Some((step, path)) = manifest::list(run_dir)?.pop() else {
+        return Ok(());
+    };
+    Err(Error::usage(format!(
+        "{}: an earlier run left checkpoints up to step {step} here ({}); continue it with \
+         --resume-from-checkpoint auto, or choose another --output-dir",
+        run_dir.display(),
+        path.display()
+    )))
+}
+
 /// Removes what a kill in the middle of an atomic write left in `dir`: `.NAME.PID.tmp`.
 fn remove_torn_files(dir: &Path) -> Result<()> {
     let entries = match std::fs::read_dir(dir) {
@@ -260,15 +276,8 @@ fn resume<B: Backend>(
 ) -> Result<RunState> {
     let path = match &s.resume {
         Resume::No => {
-            let Some((step, path)) = manifest::list(run_dir)?.pop() else {
-                return Ok(RunState::default());
-            };
-            return Err(Error::usage(format!(
-                "{}: an earlier run left checkpoints up to step {step} here ({}); continue it with \
-                 --resume-from-checkpoint auto, or choose another --output-dir",
-                run_dir.display(),
-                path.display()
-            )));
+            check_no_earlier_run(run_dir)?;
+            return Ok(RunState::default());
         }
         Resume::Path(path) => {
             manifest::verify(path)?;

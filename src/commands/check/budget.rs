@@ -1,0 +1,336 @@
+//! What a training costs: steps, memory by class, time.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::subject::Subject;
+use super::{Check, Finding, Options};
+use crate::checkpoint::TensorSource;
+use crate::checkpoint::resize::Resized;
+use crate::comm::Solo;
+use crate::cpu::{self, Cpu};
+use crate::data::loader::{StepShape, steps_until};
+use crate::data::train_set::Cursor;
+use crate::error::Result;
+use crate::model::LoraSpec;
+use crate::train::artifact::Reconfigured;
+use crate::train::batches::{LoadedBatches, TrainBatches};
+use crate::train::flops::FlopCount;
+use crate::train::init::RandomModel;
+use crate::train::memory::{self, Demand};
+use crate::train::plan;
+use crate::train::report::{available_memory, bytes, grouped, table};
+use crate::train::settings::{LoraSettings, TrainSettings};
+use crate::train::setup;
+
+/// Steps that `--time` measures after one that warms up.
+const MEASURED_STEPS: usize = 3;
+/// It stops early after this long, in seconds.
+const LONGEST_MEASUREMENT: f64 = 20.0;
+
+/// Steps of the run, and of an epoch.
+#[derive(Clone, Copy, Debug)]
+pub struct Steps {
+    /// In all.
+    pub total: u64,
+    /// In the first epoch.
+    pub epoch: u64,
+}
+
+fn shape(s: &TrainSettings) -> StepShape {
+    StepShape {
+        micro_batch: s.micro_batch_size,
+        grad_accum: s.grad_accum,
+        world_size: 1,
+    }
+}
+
+/// Steps of an epoch and in all, and whether the schedule fits them.
+pub fn steps(check: &mut Check, subject: &Subject) -> Option<Steps> {
+    let data = subject.data.as_ref()?;
+    let s = &subject.settings;
+    if s.check().is_err() {
+        return None;
+    }
+    let shape = shape(s);
+    let epoch = shape.steps(data.train.plan(0).n_rows() as u64);
+    let total = s
+        .max_steps
+        .unwrap_or_else(|| steps_until(&data.train, Cursor::default(), s.epochs, shape));
+    let schedule = plan::schedule(s, subject.peak_lr, total);
+    let schedule = check.take("schedule", "", schedule);
+    let epochs = total as f64 / epoch.max(1) as f64;
+    let warmup = schedule.as_ref().map_or(0, |sched| {
+        (0..total).find(|&t| sched.lr(t) >= subject.peak_lr).unwrap_or(total)
+    });
+    let text = format!(
+        "{} steps an epoch of {} rows each, {} in all ({epochs:.2} epochs); peak learning rate {:e} at step {}",
+        grouped(epoch),
+        grouped(shape.rows()),
+        grouped(total),
+        subject.peak_lr,
+        warmup + 1
+    );
+    if total < 10 {
+        check.push(
+            Finding::warning("few-steps", "", "the run is very short")
+                .but("10 steps or more", total.to_string())
+                .advice("more epochs, fewer rows a step (--gradient-accumulation-steps), or more data"),
+        );
+    }
+    if warmup >= total && total > 1 {
+        check.push(
+            Finding::warning("warmup", "warmup_steps", "the learning rate never reaches its peak")
+                .but(format!("fewer than {total} steps of warmup"), warmup.to_string())
+                .advice("lower --warmup-steps"),
+        );
+    }
+    check.section(
+        "steps",
+        text,
+        json!({
+            "per_epoch": epoch, "total": total, "epochs": epochs, "rows_per_step": shape.rows(),
+            "peak_learning_rate": subject.peak_lr, "warmup_steps": warmup,
+        }),
+    );
+    Some(Steps { total, epoch })
+}
+
+/// Memory by class against what there is, and which settings to change where it does not fit.
+pub fn memory(check: &mut Check, subject: &Subject, device: Option<u64>) {
+    let Some(config) = &subject.config else { return };
+    let max_seq_len = match &subject.data {
+        Some(data) => data.train.max_seq_len(),
+        None => return,
+    };
+    let demand = Demand {
+        config,
+        settings: &subject.settings,
+        lora: subject.lora.as_ref(),
+        new_rows: subject.new_rows.map(|(_, n)| n),
+        max_seq_len,
+        logits_rows: cpu::LOGITS_ROWS,
+    };
+    let classes = memory::estimate(&demand);
+    let total: u64 = classes.iter().map(|c| c.bytes).sum();
+    let (available, whose) = match device {
+        Some(n) => (Some(n), "--device-memory"),
+        None => (available_memory(), "free on this machine"),
+    };
+    let mut rows: Vec<Vec<String>> = classes.iter().map(|c| vec![c.name.into(), bytes(c.bytes)]).collect();
+    rows.push(vec!["sum".into(), bytes(total)]);
+    if let Some(n) = available {
+        rows.push(vec![whose.into(), bytes(n)]);
+    }
+    let mut remedy_fact = Value::Null;
+    if let Some(n) = available.filter(|&n| n < total) {
+        let d = LoraSettings::default();
+        let lora = LoraSpec {
+            r: d.r,
+            alpha: d.alpha,
+            dropout: d.dropout,
+            rslora: false,
+            targets: setup::lora_spec(&TrainSettings::default())
+                .ok()
+                .flatten()
+                .map(|l| l.targets)
+                .unwrap_or_default(),
+        };
+        let remedy = memory::remedy(&demand, &lora, n);
+        let advice = match &remedy {
+            Some(r) => format!("{} takes {}", r.flags, bytes(r.bytes)),
+            None => "use a smaller model or a device with more memory".into(),
+        };
+        remedy_fact = json!(remedy.map(|r| json!({"flags": r.flags, "bytes": r.bytes})));
+        check.push(
+            Finding::problem("memory", whose, "the run does not fit into memory")
+                .but(format!("at most {}", bytes(n)), bytes(total))
+                .advice(advice),
+        );
+    }
+    let all = demand.base_weights() + demand.lora_weights();
+    let trained = demand.trained_weights();
+    let text = format!(
+        "{}{} weights in all, {} trained ({:.2}%); micro-batches of up to {} tokens",
+        table(&rows),
+        grouped(all),
+        grouped(trained),
+        100.0 * trained as f64 / all as f64,
+        grouped(demand.max_tokens() as u64),
+    );
+    let by_class: serde_json::Map<String, Value> = classes
+        .iter()
+        .map(|c| (c.name.replace(' ', "_"), json!(c.bytes)))
+        .collect();
+    check.section(
+        "memory per device",
+        text,
+        json!({
+            "bytes": by_class, "total": total, "available": available, "fits": available.map(|n| n >= total),
+            "remedy": remedy_fact, "weights": all, "trained": trained,
+        }),
+    );
+}
+
+/// Arithmetic and time: from a stated rate, from measured steps, or neither.
+pub fn time(check: &mut Check, subject: &Subject, steps: Option<Steps>, options: &Options) {
+    let (Some(data), Some(config), Some(steps)) = (&subject.data, &subject.config, steps) else {
+        return;
+    };
+    let demand_trained = subject.lora.as_ref().map(|l| lora_weights(subject, l));
+    let flops = FlopCount::new(config, demand_trained);
+    let plan = data.train.plan(0);
+    let (mut per_epoch, mut tokens) = (0.0, 0u64);
+    for &sample in plan.samples() {
+        let (set, piece) = data.train.locate(sample);
+        let p = data.train.sets()[set].pieces[piece];
+        per_epoch += flops.document(p.len, p.n_targets);
+        tokens += u64::from(p.len);
+    }
+    let epochs = steps.total as f64 / steps.epoch.max(1) as f64;
+    let (total, tokens) = (per_epoch * epochs, tokens as f64 * epochs);
+    let mut lines = vec![format!(
+        "{} tokens, {} of arithmetic",
+        grouped(tokens as u64),
+        flop(total)
+    )];
+    let mut facts = json!({"tokens": tokens as u64, "flops": total});
+    if let Some(rate) = options.flops_rate {
+        let seconds = total / rate;
+        lines.push(format!("about {} at {}/s", duration(seconds), flop(rate)));
+        facts["at_rate"] = json!({"flops_per_second": rate, "seconds": seconds});
+    }
+    if options.time {
+        match measure(subject, config) {
+            Ok(Some(m)) => {
+                let seconds = tokens / m.tokens * m.seconds;
+                lines.push(format!(
+                    "about {} on this machine: {} steps measured, {:.0} tokens/s, {}/s ({})",
+                    duration(seconds),
+                    m.steps,
+                    m.tokens / m.seconds,
+                    flop(m.flops / m.seconds),
+                    m.device
+                ));
+                facts["measured"] = json!({
+                    "steps": m.steps, "tokens_per_second": m.tokens / m.seconds, "flops_per_second": m.flops / m.seconds,
+                    "seconds": seconds, "device": m.device,
+                });
+            }
+            Ok(None) => {}
+            Err(e) => check.push(Finding::error("time", "--time", &e)),
+        }
+    }
+    check.section("time", lines.join("\n"), facts);
+}
+
+fn lora_weights(subject: &Subject, lora: &LoraSpec) -> u64 {
+    let Some(config) = &subject.config else { return 0 };
+    let demand = Demand {
+        config,
+        settings: &subject.settings,
+        lora: Some(lora),
+        new_rows: subject.new_rows.map(|(_, n)| n),
+        max_seq_len: 1,
+        logits_rows: 1,
+    };
+    demand.trained_weights()
+}
+
+struct Measured {
+    steps: usize,
+    tokens: f64,
+    flops: f64,
+    seconds: f64,
+    device: String,
+}
+
+/// Takes a few real steps and throws them away.
+fn measure(subject: &Subject, config: &crate::model::config::ModelConfig) -> Result<Option<Measured>> {
+    let Some(data) = &subject.data else { return Ok(None) };
+    let s = &subject.settings;
+    let dev = Cpu::new(s.threads)?;
+    let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * data.train.max_seq_len();
+    let random = RandomModel::new(config.clone(), s.seed);
+    let resized = match (&subject.base, &subject.resize) {
+        (Some(base), Some(how)) => Some(Resized::new(base, how.clone())?),
+        _ => None,
+    };
+    let grown = resized.as_ref().map(|r| Reconfigured {
+        source: r,
+        config: config.clone(),
+    });
+    let source: &dyn TensorSource = match &grown {
+        Some(g) => g,
+        None => &random,
+    };
+    let mut work = setup::workload(&dev, source, s, subject.new_rows, max_tokens)?;
+    let mut batches = LoadedBatches::start(&Arc::clone(&data.train), Cursor::default(), shape(s), 0)?;
+    let mut measured = Measured {
+        steps: 0,
+        tokens: 0.0,
+        flops: 0.0,
+        seconds: 0.0,
+        device: crate::backend::Device::describe(&dev),
+    };
+    let begin = Instant::now();
+    for step in 0..=MEASURED_STEPS as u64 {
+        let batch = batches.next_step()?;
+        let start = Instant::now();
+        let done = work.step(&dev, &Solo, &batch, step, 0.0)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let late = begin.elapsed().as_secs_f64() > LONGEST_MEASUREMENT;
+        // The first step touches memory for the first time; it counts only where there is no time for another.
+        if step > 0 || late {
+            measured.steps += 1;
+            measured.tokens += done.tokens as f64;
+            measured.flops += done.flops;
+            measured.seconds += seconds;
+        }
+        if late {
+            break;
+        }
+    }
+    Ok(Some(measured))
+}
+
+/// `3.2 TFLOP`.
+fn flop(v: f64) -> String {
+    let mut value = v;
+    for unit in ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"] {
+        if value < 999.5 {
+            let digits = if value < 9.95 { 2 } else { 0 };
+            return format!("{value:.digits$} {unit}");
+        }
+        value /= 1e3;
+    }
+    format!("{value:.0} EFLOP")
+}
+
+/// `45 s`, `12 min`, `3.4 h`, `2.1 days`.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 99.5 => format!("{s:.0} s"),
+        s if s < 5970.0 => format!("{:.0} min", s / 60.0),
+        s if s < 48.0 * 3600.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.1} days", s / 86400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_numbers_are_readable() {
+        assert_eq!(flop(3.2e12), "3.20 TFLOP");
+        assert_eq!(flop(412e9), "412 GFLOP");
+        assert_eq!(flop(5.0), "5.00 FLOP");
+        assert_eq!(duration(42.4), "42 s");
+        assert_eq!(duration(600.0), "10 min");
+        assert_eq!(duration(7200.0), "2.0 h");
+        assert_eq!(duration(864_000.0), "10.0 days");
+    }
+}

@@ -1,0 +1,155 @@
+//! `ringtune check`: what `sft` or `pretrain` with the same flags would do, without training.
+//!
+//! It goes through the start of a training with the training's own functions and goes on after a mistake as far as it can,
+//! so that one call names every problem. Nothing is written but token files in the cache, which the training then reuses.
+
+mod budget;
+mod corpus;
+mod finding;
+mod folder;
+mod subject;
+
+use std::io::Write;
+
+use serde_json::{Map, Value, json};
+
+use super::Out;
+use super::style::Style;
+use crate::config::{Command, Resolved};
+use crate::error::{Error, Result};
+pub use finding::{Finding, Severity};
+
+/// What `check` takes besides the training's flags.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Print one JSON object.
+    pub json: bool,
+    /// Rows to show with their mask.
+    pub preview_rows: usize,
+    /// Take a few steps and measure them.
+    pub time: bool,
+    /// Memory of the device to train on, in bytes; without it, what is free here.
+    pub device_memory: Option<u64>,
+    /// Floating-point operations a second of the device to train on.
+    pub flops_rate: Option<f64>,
+}
+
+/// Findings and facts as they come in.
+pub struct Check {
+    style: Style,
+    findings: Vec<Finding>,
+    sections: Vec<(String, String)>,
+    facts: Map<String, Value>,
+}
+
+impl Check {
+    fn new(json: bool) -> Self {
+        Self {
+            style: if json { Style::new(false) } else { Style::stdout() },
+            findings: Vec::new(),
+            sections: Vec::new(),
+            facts: Map::new(),
+        }
+    }
+
+    /// Adds a finding.
+    fn push(&mut self, finding: Finding) {
+        self.findings.push(finding);
+    }
+
+    /// The value, or `None` and a problem where there is an error.
+    fn take<T>(&mut self, code: &'static str, place: &str, result: Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(e) => {
+                self.push(Finding::error(code, place, &e));
+                None
+            }
+        }
+    }
+
+    /// Adds lines below a heading, and the same as data.
+    fn section(&mut self, title: &str, text: impl Into<String>, facts: Value) {
+        self.sections.push((title.into(), text.into()));
+        self.facts.insert(title.replace(' ', "_"), facts);
+    }
+
+    fn count(&self, severity: Severity) -> usize {
+        self.findings.iter().filter(|f| f.severity == severity).count()
+    }
+
+    fn to_json(&self, command: Command) -> Value {
+        let of = |severity: Severity| -> Vec<Value> {
+            let these = self.findings.iter().filter(|f| f.severity == severity);
+            these.map(Finding::to_json).collect()
+        };
+        let mut all = Map::new();
+        all.insert(
+            "command".into(),
+            json!(if command == Command::Sft { "sft" } else { "pretrain" }),
+        );
+        all.insert("ok".into(), json!(self.count(Severity::Problem) == 0));
+        all.insert("problems".into(), json!(of(Severity::Problem)));
+        all.insert("warnings".into(), json!(of(Severity::Warning)));
+        all.extend(self.facts.clone());
+        Value::Object(all)
+    }
+
+    fn print(&self, out: &mut impl Write) -> Result<()> {
+        for (title, text) in &self.sections {
+            writeln!(out, "{}\n{}\n", self.style.heading(title), text.trim_end())?;
+        }
+        for severity in [Severity::Warning, Severity::Problem] {
+            for f in self.findings.iter().filter(|f| f.severity == severity) {
+                writeln!(
+                    out,
+                    "{}",
+                    self.style.finding(severity == Severity::Problem, &f.to_string())
+                )?;
+            }
+        }
+        let (problems, warnings) = (self.count(Severity::Problem), self.count(Severity::Warning));
+        if problems == 0 {
+            writeln!(out, "no problem found, {}", plural(warnings, "warning"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Checks a training and says what was found.
+///
+/// # Errors
+/// If a problem was found (exit code 1), or the settings name no model or data at all (2).
+pub fn run(settings: &Resolved, options: &Options) -> Result<()> {
+    let mut check = Check::new(options.json);
+    for warning in &settings.warnings {
+        check.push(Finding::warning("no-effect", "", warning.as_str()));
+    }
+    let subject = match settings.command() {
+        Command::Pretrain => subject::pretrain(&mut check, &super::data::pretrain_job(settings)?),
+        _ => subject::sft(&mut check, &super::data::sft_job(settings)?),
+    };
+    corpus::examine(&mut check, &subject, options.preview_rows);
+    let steps = budget::steps(&mut check, &subject);
+    budget::memory(&mut check, &subject, options.device_memory);
+    budget::time(&mut check, &subject, steps, options);
+    folder::examine(&mut check, &subject, steps);
+    let mut out = Out::new();
+    if options.json {
+        writeln!(out, "{:#}", check.to_json(settings.command()))?;
+    } else {
+        check.print(&mut out)?;
+    }
+    out.flush()?;
+    match check.count(Severity::Problem) {
+        0 => Ok(()),
+        n => Err(Error::new(format!(
+            "{} would make this training fail or be wrong",
+            plural(n, "problem")
+        ))),
+    }
+}
+
+fn plural(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}

@@ -1,0 +1,214 @@
+//! How much memory a run will take, worked out from shapes alone: nothing is loaded or allocated.
+//!
+//! [`estimate`] follows what [`super::setup::workload`] allocates tensor by tensor; a test holds the two equal to the byte.
+
+use super::report::MemoryClass;
+use super::settings::{Precision, Recompute, TrainSettings};
+use super::setup::dtype;
+use crate::checkpoint::names::{linear_shape, weights};
+use crate::model::LoraSpec;
+use crate::model::config::ModelConfig;
+
+/// Bytes of f32 and of i32.
+const WORD: u64 = 4;
+
+/// What a run's memory depends on.
+#[derive(Clone, Debug)]
+pub struct Demand<'a> {
+    /// Shape of the model, vocabulary grown.
+    pub config: &'a ModelConfig,
+    /// Settings of the loop.
+    pub settings: &'a TrainSettings,
+    /// Low-rank updates; `None` in full training.
+    pub lora: Option<&'a LoraSpec>,
+    /// With LoRA on a grown vocabulary: how many rows of embedding and head are trained.
+    pub new_rows: Option<usize>,
+    /// Tokens of a full row.
+    pub max_seq_len: usize,
+    /// Rows of logits that exist at once.
+    pub logits_rows: usize,
+}
+
+impl Demand<'_> {
+    /// Tokens of the largest micro-batch, of training or evaluation.
+    pub fn max_tokens(&self) -> usize {
+        self.settings.micro_batch_size.max(self.settings.eval_batch_size) * self.max_seq_len
+    }
+
+    /// Number of weights, low-rank updates left out.
+    pub fn base_weights(&self) -> u64 {
+        weights(self.config).iter().map(|w| w.len() as u64).sum()
+    }
+
+    /// Number of weights of the low-rank updates.
+    pub fn lora_weights(&self) -> u64 {
+        let Some(lora) = self.lora else { return 0 };
+        let each = |t: &String| {
+            let (rows, cols) = linear_shape(self.config, t);
+            (lora.r * (rows + cols)) as u64
+        };
+        self.config.n_layers as u64 * lora.targets.iter().map(each).sum::<u64>()
+    }
+
+    /// Rows of the vocabulary that LoRA trains, as weights: of the embedding, and of the head where it is its own.
+    fn vocabulary_weights(&self) -> u64 {
+        let tables = if self.config.tied { 1 } else { 2 };
+        (self.new_rows.unwrap_or(0) * self.config.hidden_size * tables) as u64
+    }
+
+    /// Number of trained weights.
+    pub fn trained_weights(&self) -> u64 {
+        match self.lora {
+            Some(_) => self.lora_weights() + self.vocabulary_weights(),
+            None => self.base_weights(),
+        }
+    }
+}
+
+/// Bytes on the device by class.
+pub fn estimate(d: &Demand) -> Vec<MemoryClass> {
+    let element = dtype(d.settings).bytes() as u64;
+    let bf16 = d.settings.precision == Precision::Bf16;
+    // Masters stand beside trained weights that are bf16; A and B are f32 themselves.
+    let mastered = match d.lora {
+        _ if !bf16 => 0,
+        Some(_) => d.vocabulary_weights(),
+        None => d.base_weights(),
+    };
+    let class = |name, bytes| MemoryClass { name, bytes };
+    let logits = d.logits_rows.min(d.max_tokens()) * d.config.n_classes;
+    vec![
+        class("weights", d.base_weights() * element + d.lora_weights() * WORD),
+        class("gradients", d.trained_weights() * WORD),
+        class("moments and masters", (2 * d.trained_weights() + mastered) * WORD),
+        class("activations", d.max_tokens() as u64 * per_token(d)),
+        class("logits chunk", logits as u64 * WORD),
+    ]
+}
+
+/// Bytes of activations and scratch that one token takes.
+fn per_token(d: &Demand) -> u64 {
+    let c = d.config;
+    let element = dtype(d.settings).bytes() as u64;
+    let (hidden, ffn) = (c.hidden_size as u64, c.intermediate_size as u64);
+    let (q, kv) = (c.q_dim() as u64, c.kv_dim() as u64);
+    let (heads, kv_heads) = (c.heads.n_query as u64, c.heads.n_kv as u64);
+    let low_rank = |targets: &[&str]| {
+        let Some(lora) = d.lora else { return 0 };
+        targets.iter().filter(|t| lora.has(t)).count() as u64 * lora.r as u64
+    };
+    let layers = |kept: bool| if kept { c.n_layers as u64 } else { 1 };
+    let keeps_attention = layers(d.settings.recompute == Recompute::None);
+    let keeps_mlp = layers(d.settings.recompute != Recompute::Layer);
+    // Queries, keys, values, output; with norms per head their inputs too.
+    let norm = u64::from(c.qk_norm);
+    let attention = (2 + norm) * q + (2 + norm) * kv + low_rank(&["q_proj", "k_proj", "v_proj"]);
+    let lse_and_rstd = (1 + norm) * heads + norm * kv_heads;
+    let mlp = 2 * ffn + low_rank(&["o_proj", "gate_proj", "up_proj", "down_proj"]);
+    let streams = c.n_layers as u64 + 1;
+    // Final norm, a norm's output, SwiGLU's output; dres and dh; dact and dup; dq, dk, dv and dout.
+    let scratch = 2 * hidden + ffn + 2 * hidden + 2 * ffn + (2 + norm) * q + (2 + norm) * kv;
+    let dropped = match d.lora {
+        Some(l) if l.dropout > 0.0 => 2 * hidden.max(ffn).max(q) + l.r as u64,
+        Some(l) => l.r as u64,
+        None => 0,
+    };
+    let elements = streams * hidden + keeps_mlp * (hidden + mlp) + keeps_attention * attention + scratch + dropped;
+    // Tokens, targets, positions, document starts; two rstd, loss, correct; a row of the rotary table.
+    let words = 4 + 4 + c.heads.head_dim as u64 + keeps_attention * lse_and_rstd;
+    elements * element + words * WORD
+}
+
+/// A change of settings that makes a run fit, and what it then takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Remedy {
+    /// The flags to add.
+    pub flags: String,
+    /// Bytes with them.
+    pub bytes: u64,
+}
+
+/// The mildest change with which a run takes at most `available` bytes: first those that change no result (recomputation, then
+/// smaller micro-batches with more of them in a step), then bf16, LoRA and shorter rows. `None`: not even all of them do.
+pub fn remedy(d: &Demand, lora: &LoraSpec, available: u64) -> Option<Remedy> {
+    let mut settings = d.settings.clone();
+    let mut flags: Vec<String> = Vec::new();
+    let total = |s: &TrainSettings, l: Option<&LoraSpec>, rows: usize| -> u64 {
+        let changed = Demand {
+            settings: s,
+            lora: l,
+            max_seq_len: rows,
+            ..d.clone()
+        };
+        estimate(&changed).iter().map(|c| c.bytes).sum()
+    };
+    let fits = |s: &TrainSettings, l: Option<&LoraSpec>, rows: usize, flags: &[String]| {
+        let bytes = total(s, l, rows);
+        (bytes <= available).then(|| Remedy {
+            flags: flags.join(" "),
+            bytes,
+        })
+    };
+    for (recompute, word) in [(Recompute::Attention, "attention"), (Recompute::Layer, "layer")] {
+        if settings.recompute == Recompute::Layer || settings.recompute == recompute {
+            continue;
+        }
+        let changed = TrainSettings {
+            recompute,
+            ..settings.clone()
+        };
+        let found = fits(&changed, d.lora, d.max_seq_len, &[format!("--recompute {word}")]);
+        if found.is_some() {
+            return found;
+        }
+        if recompute == Recompute::Layer {
+            settings = changed;
+            flags.push("--recompute layer".into());
+        }
+    }
+    let whole = settings.micro_batch_size * settings.grad_accum;
+    let base = flags.clone();
+    while settings.micro_batch_size.max(settings.eval_batch_size) > 1 {
+        settings.eval_batch_size = settings
+            .eval_batch_size
+            .min(settings.micro_batch_size.max(2) / 2)
+            .max(1);
+        if settings.micro_batch_size > 1 {
+            settings.micro_batch_size /= 2;
+            settings.grad_accum = whole.div_ceil(settings.micro_batch_size);
+        }
+        flags.clone_from(&base);
+        flags.push(format!(
+            "--per-device-train-batch-size {} --gradient-accumulation-steps {} --per-device-eval-batch-size {}",
+            settings.micro_batch_size, settings.grad_accum, settings.eval_batch_size
+        ));
+        if let Some(found) = fits(&settings, d.lora, d.max_seq_len, &flags) {
+            return Some(found);
+        }
+    }
+    if settings.precision == Precision::F32 {
+        settings.precision = Precision::Bf16;
+        flags.push("--mixed-precision bf16".into());
+        if let Some(found) = fits(&settings, d.lora, d.max_seq_len, &flags) {
+            return Some(found);
+        }
+    }
+    let mut updates = d.lora;
+    if updates.is_none() {
+        updates = Some(lora);
+        flags.push("--use-lora".into());
+        if let Some(found) = fits(&settings, updates, d.max_seq_len, &flags) {
+            return Some(found);
+        }
+    }
+    let mut rows = d.max_seq_len;
+    while rows > 64 {
+        rows /= 2;
+        let mut shorter = flags.clone();
+        shorter.push(format!("--max-seq-len {rows}"));
+        if let Some(found) = fits(&settings, updates, rows, &shorter) {
+            return Some(found);
+        }
+    }
+    None
+}

@@ -1,0 +1,553 @@
+//! `ringtune check`: its figures are those of the training, each problem is named with its code, and nothing is written.
+
+use std::fs;
+use std::path::Path;
+
+use ringtune::checkpoint::TensorSource;
+use ringtune::checkpoint::resize::{NewToken, Resize, Resized};
+use ringtune::checkpoint::safetensors::ModelFiles;
+use ringtune::cpu::{Cpu, LOGITS_ROWS};
+use ringtune::train::memory::{Demand, estimate, remedy};
+use ringtune::train::settings::{Precision, Recompute, TrainSettings};
+use ringtune::train::setup;
+use serde_json::Value;
+
+use crate::program::{Outcome, Workplace, first_rows, repository};
+
+const MODEL: &str = "tests/data/model/tiny-llama-tied";
+
+/// A folder with a model, a tokenizer and rows that train.
+fn good() -> Workplace {
+    let w = Workplace::new();
+    for file in ["config.json", "model.safetensors"] {
+        w.copy(&format!("{MODEL}/{file}"), &format!("model/{file}"));
+    }
+    w.copy("tests/data/tokenizer/spm4k.model", "spm.model");
+    w.write("rows.jsonl", first_rows("data/demo/chat.jsonl", 60));
+    w
+}
+
+/// The flags of a training in such a folder; `more` wins.
+fn flags<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let defaults = [
+        ("--model_path", "model"),
+        ("--tokenizer_path", "spm.model"),
+        ("--dataset_paths", "rows.jsonl"),
+        ("--output_dir", "out"),
+        ("--max_seq_len", "128"),
+    ];
+    let mut words = Vec::new();
+    for (flag, value) in defaults.into_iter().filter(|(f, _)| !more.contains(f)) {
+        words.extend([flag, value]);
+    }
+    words.extend(more);
+    words
+}
+
+fn run(w: &Workplace, command: &str, more: &[&str]) -> Outcome {
+    let words: Vec<&str> = std::iter::once(command).chain(flags(more)).collect();
+    let outcome = w.run(&words);
+    assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+    outcome
+}
+
+/// The report as data, after checking that the exit code is that of `ok`.
+fn check(w: &Workplace, more: &[&str]) -> Value {
+    let words: Vec<&str> = more.iter().copied().chain(["--json"]).collect();
+    let outcome = run(w, "check", &words);
+    let report: Value = serde_json::from_str(&outcome.stdout).unwrap_or_else(|e| panic!("{e}: {}", outcome.stderr));
+    let code = if report["ok"] == true { 0 } else { 1 };
+    assert_eq!(outcome.code, Some(code), "{}", outcome.stderr);
+    assert_eq!(report["ok"] == true, report["problems"].as_array().unwrap().is_empty());
+    report
+}
+
+fn codes(report: &Value, severity: &str) -> Vec<String> {
+    let list = report[severity].as_array().unwrap();
+    list.iter().map(|f| f["code"].as_str().unwrap().to_string()).collect()
+}
+
+/// The one problem of a report, which has this code and place.
+fn problem(report: &Value, code: &str, place: &str) -> Value {
+    assert_eq!(codes(report, "problems"), [code], "{:#}", report["problems"]);
+    let found = report["problems"][0].clone();
+    assert!(found["place"].as_str().unwrap().contains(place), "{found:#}");
+    assert!(!found["what"].as_str().unwrap().is_empty());
+    found
+}
+
+#[test]
+fn the_figures_are_those_of_the_training() {
+    let w = good();
+    let more = [
+        "--num_train_epochs",
+        "2",
+        "--per_device_train_batch_size",
+        "2",
+        "--eval_strategy",
+        "no",
+    ];
+    let report = check(&w, &more);
+    assert_eq!(report["ok"], true, "{report:#}");
+    assert!(!w.path("out").exists(), "check wrote the output folder");
+    let outcome = run(&w, "sft", &more);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let state: Value = serde_json::from_slice(&fs::read(w.path("out/trainer_state.json")).unwrap()).unwrap();
+    assert_eq!(report["steps"]["total"], state["max_steps"]);
+    assert_eq!(report["time"]["tokens"], state["num_input_tokens_seen"]);
+    let (ours, real) = (
+        report["time"]["flops"].as_f64().unwrap(),
+        state["total_flos"].as_f64().unwrap(),
+    );
+    assert!((ours / real - 1.0).abs() < 1e-9, "{ours} {real}");
+    // The line of parameters, the memory table and the mix are the ones that are printed at the start.
+    for class in ["weights", "gradients", "moments_and_masters", "activations"] {
+        let bytes = report["memory_per_device"]["bytes"][class].as_u64().unwrap();
+        let printed = format!("{}  {}", class.replace('_', " "), ringtune::train::report::bytes(bytes));
+        let line = |l: &str| l.split_whitespace().collect::<Vec<_>>().join(" ");
+        let wanted = line(&printed);
+        assert!(
+            outcome.stdout.lines().any(|l| line(l) == wanted),
+            "{wanted} is not in:\n{}",
+            outcome.stdout
+        );
+    }
+    let share = report["mix"]["sets"][0]["shares"]["tokens"]["achieved"].as_f64();
+    assert_eq!(share, Some(1.0));
+    let size: u64 = fs::read_dir(w.path(&format!("out/checkpoint-{}", state["max_steps"])))
+        .unwrap()
+        .map(|e| e.unwrap().metadata().unwrap().len())
+        .sum();
+    let guess = report["output_folder"]["checkpoint_bytes"].as_u64().unwrap();
+    assert!(
+        guess >= size / 2 && guess < size * 2,
+        "a checkpoint takes {size}, {guess} were estimated"
+    );
+}
+
+#[test]
+fn the_text_shows_the_mask_and_every_section() {
+    let w = good();
+    let outcome = run(&w, "check", &["--time", "--flops-rate", "1e12"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let text = &outcome.stdout;
+    for part in [
+        "\ntokenizer\n",
+        "special ids   pad <pad> (0), unk <unk> (1), bos <s> (2), eos </s> (3)",
+        "newlines      kept as id",
+        "byte fallback yes",
+        "a response ends with <|im_end|>",
+        "\nmodel\n",
+        "354,752",
+        "\ndata\n",
+        "\nmix\n",
+        "% full",
+        "<|im_start|>assistant\n«",
+        "<|im_end|>»",
+        "steps an epoch",
+        "moments and masters",
+        "logits chunk",
+        "tokens/s",
+        "at 1.00 TFLOP/s",
+        "\noutput folder\n",
+        "no problem found",
+    ] {
+        assert!(format!("\n{text}").contains(part), "{part:?} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn every_problem_of_one_call_is_named() {
+    let w = good();
+    w.write(
+        "bad.jsonl",
+        "{\"prompt\": \"a\", \"response\": \"b\"}\nnot json\n{\"prompt\": 5, \"response\": \"b\"}\n",
+    );
+    let more = [
+        "--model_path",
+        "nowhere",
+        "--dataset_paths",
+        "bad.jsonl",
+        "--lora_targets",
+        "q,query",
+        "--resume_from_checkpoint",
+        "none",
+    ];
+    let report = check(&w, &more);
+    let found = codes(&report, "problems");
+    for code in ["model", "lora", "bad-row", "resume"] {
+        assert!(found.iter().any(|c| c == code), "{code} is not in {found:?}");
+    }
+    let rows: Vec<&str> = report["problems"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|p| p["code"] == "bad-row")
+        .map(|p| p["place"].as_str().unwrap())
+        .collect();
+    assert_eq!(rows, ["bad.jsonl:2", "bad.jsonl:3"]);
+    let text = run(&w, "check", &more);
+    assert!(
+        text.error().ends_with("would make this training fail or be wrong"),
+        "{}",
+        text.stderr
+    );
+    assert!(
+        text.stdout.contains("problem [bad-row] bad.jsonl:2: invalid JSON"),
+        "{}",
+        text.stdout
+    );
+    // Bad rows that may be skipped are warnings.
+    let report = check(&w, &["--dataset_paths", "rows.jsonl", "bad.jsonl", "--skip_bad_rows"]);
+    assert_eq!(codes(&report, "problems"), Vec::<String>::new());
+    assert_eq!(codes(&report, "warnings").iter().filter(|c| *c == "bad-row").count(), 2);
+}
+
+#[test]
+fn models_tokenizers_and_data_that_do_not_fit_are_named() {
+    let w = good();
+    let missing = problem(
+        &check(&w, &["--dataset_paths", "none.jsonl"]),
+        "data-missing",
+        "none.jsonl",
+    )
+    .clone();
+    assert_eq!(
+        (missing["expected"].as_str(), missing["found"].as_str()),
+        (Some("a file"), Some("nothing"))
+    );
+    let spm = |name: &str| {
+        repository()
+            .join("tests/data/tokenizer")
+            .join(name)
+            .display()
+            .to_string()
+    };
+    let large = spm("spm32k.model");
+    problem(&check(&w, &["--tokenizer_path", &large]), "vocabulary", "spm32k");
+    let no_bytes = spm("spm600_nobyte.model");
+    let report = check(&w, &["--tokenizer_path", &no_bytes]);
+    problem(&report, "newline", "spm600_nobyte");
+    assert!(codes(&report, "warnings").contains(&"byte-fallback".to_string()));
+    let llama = spm("bad/llama_ids_unk0_bos1_eos2.model");
+    let found = problem(&check(&w, &["--tokenizer_path", &llama]), "tokenizer", "llama_ids");
+    assert!(found["do"].as_str().unwrap().contains("--special-ids"), "{found:#}");
+    problem(&check(&w, &["--prompt_template", "chatlm"]), "template", "chatlm");
+    problem(&check(&w, &["--max_seq_len", "100000"]), "row-length", "max_seq_len");
+    problem(
+        &check(&w, &["--early_stopping_patience", "3", "--eval_strategy", "no"]),
+        "settings",
+        "",
+    );
+}
+
+#[test]
+fn what_is_lost_or_never_trained_is_counted() {
+    let w = good();
+    w.copy("tests/data/tokenizer/spm4k_unigram.model", "unigram.model");
+    w.write(
+        "rows.jsonl",
+        "{\"prompt\": \"one\\ntwo\", \"response\": \"x\"}\n{\"prompt\": \"a   b\", \"response\": \"y\"}\n\
+         {\"prompt\": \"a   b\", \"response\": \"y\"}\n{\"prompt\": \"plain\", \"response\": \"z\"}\n",
+    );
+    let report = check(&w, &["--tokenizer_path", "unigram.model", "--val_fraction", "0"]);
+    let warnings = codes(&report, "warnings");
+    for code in ["newlines-lost", "blanks-lost", "duplicate-rows", "no-validation"] {
+        assert!(warnings.contains(&code.to_string()), "{code} is not in {warnings:?}");
+    }
+    let lost = &report["data"]["lost"][0];
+    assert_eq!(
+        (&lost["newlines_lost"], &lost["blanks_lost"]),
+        (&Value::from(1), &Value::from(2))
+    );
+    assert_eq!(report["data"]["duplicate_rows"], 1);
+    // With a tokenizer that keeps them nothing is lost.
+    let report = check(&w, &["--val_fraction", "0"]);
+    let lost = &report["data"]["lost"][0];
+    assert_eq!(
+        (&lost["newlines_lost"], &lost["blanks_lost"]),
+        (&Value::from(0), &Value::from(0))
+    );
+    // A template that never trains an end token.
+    w.write(
+        "endless.jinja",
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}\
+         {% else %}{{ m.content }}{% endif %}{% endfor %}",
+    );
+    problem(
+        &check(&w, &["--prompt_template", "endless.jinja"]),
+        "end-not-trained",
+        "rows.jsonl:",
+    );
+}
+
+#[test]
+fn over_long_rows_are_counted_and_the_worst_is_named() {
+    let w = good();
+    let long = format!("{{\"prompt\": \"long\", \"response\": \"{}\"}}\n", "word ".repeat(300));
+    w.write("rows.jsonl", first_rows("data/demo/define.jsonl", 20) + &long);
+    for (overflow, dropped) in [("truncate", 0), ("drop", 1)] {
+        let report = check(&w, &["--overflow", overflow, "--val_fraction", "0"]);
+        let over = &report["data"]["sets"][0]["over_long"];
+        assert_eq!(
+            (&over["rows"], &over["line"]),
+            (&Value::from(1), &Value::from(21)),
+            "{over:#}"
+        );
+        assert!(over["longest"].as_u64().unwrap() > 300);
+        assert_eq!(report["data"]["sets"][0]["dropped"]["too_long"], dropped);
+        let list = report["warnings"].as_array().unwrap();
+        let warning = list.iter().find(|f| f["code"] == "over-long").unwrap();
+        assert_eq!(warning["place"], "rows.jsonl:21");
+    }
+}
+
+#[test]
+fn too_little_memory_is_a_problem_with_a_remedy_that_works() {
+    let w = good();
+    let base = check(&w, &["--no_lora"]);
+    let total = base["memory_per_device"]["total"].as_u64().unwrap();
+    for part in [0.9, 0.6, 0.4] {
+        let size = format!("{}", (total as f64 * part) as u64);
+        let more = ["--no_lora", "--device-memory", &size];
+        let report = check(&w, &more);
+        let found = problem(&report, "memory", "--device-memory");
+        let remedy = report["memory_per_device"]["remedy"]["flags"].as_str().unwrap();
+        assert!(found["do"].as_str().unwrap().starts_with(remedy));
+        let words: Vec<&str> = remedy.split(' ').chain(["--device-memory", &size]).collect();
+        let words: Vec<&str> = if remedy.contains("--use-lora") {
+            words
+        } else {
+            [&["--no_lora"], &words[..]].concat()
+        };
+        let fixed = check(&w, &words);
+        assert_eq!(
+            fixed["memory_per_device"]["fits"], true,
+            "{remedy}: {:#}",
+            fixed["problems"]
+        );
+        assert_eq!(
+            fixed["memory_per_device"]["total"], report["memory_per_device"]["remedy"]["bytes"],
+            "{remedy}"
+        );
+    }
+    let report = check(&w, &["--device-memory", "1KB"]);
+    assert!(report["memory_per_device"]["remedy"].is_null());
+}
+
+/// The estimate is what is allocated, to the byte, for every family, precision, recomputation and kind of training.
+#[test]
+fn memory_is_estimated_to_the_byte() {
+    let dev = Cpu::new(Some(1)).unwrap();
+    for name in [
+        "tiny-llama-tied",
+        "tiny-llama-untied",
+        "qwen2-untied",
+        "qwen3-tied",
+        "mistral-window",
+        "llama3-rope",
+    ] {
+        let base = ModelFiles::open(Path::new(&format!("tests/data/model/{name}"))).unwrap();
+        let vocabulary = base.config().vocab_size;
+        let grow = Resize {
+            tokens: vec![
+                NewToken {
+                    id: vocabulary,
+                    like: 2,
+                },
+                NewToken {
+                    id: vocabulary + 1,
+                    like: 3,
+                },
+            ],
+            ..Resize::default()
+        };
+        for (case, how) in [Resize::default(), grow].into_iter().enumerate() {
+            let grown = Resized::new(&base, how).unwrap();
+            for precision in [Precision::F32, Precision::Bf16] {
+                for recompute in [Recompute::None, Recompute::Attention, Recompute::Layer] {
+                    for lora in [0.0, 0.1, -1.0] {
+                        let mut s = TrainSettings {
+                            precision,
+                            recompute,
+                            micro_batch_size: 2,
+                            eval_batch_size: 1,
+                            ..TrainSettings::default()
+                        };
+                        match s.lora.as_mut().filter(|_| lora >= 0.0) {
+                            Some(l) => (l.r, l.dropout) = (3, lora),
+                            None => s.lora = None,
+                        }
+                        if lora == 0.1 {
+                            s.lora.as_mut().unwrap().targets = vec!["q".into(), "o".into(), "up".into()];
+                        }
+                        let spec = setup::lora_spec(&s).unwrap();
+                        let new_rows = (case == 1 && spec.is_some()).then_some((vocabulary, 2));
+                        let work = setup::workload(&dev, &grown, &s, new_rows, 2 * 24).unwrap();
+                        let demand = Demand {
+                            config: grown.config(),
+                            settings: &s,
+                            lora: spec.as_ref(),
+                            new_rows: new_rows.map(|(_, n)| n),
+                            max_seq_len: 24,
+                            logits_rows: LOGITS_ROWS,
+                        };
+                        let found = estimate(&demand);
+                        assert_eq!(
+                            found[..4],
+                            setup::memory(&work),
+                            "{name} {case} {precision:?} {recompute:?} {lora}"
+                        );
+                        let trained = format!("{} trained", ringtune::train::report::grouped(demand.trained_weights()));
+                        assert!(setup::parameters_line(&work).contains(&trained), "{trained}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_remedy_is_the_mildest_change() {
+    let base = ModelFiles::open(Path::new(MODEL)).unwrap();
+    let s = TrainSettings {
+        lora: None,
+        ..TrainSettings::default()
+    };
+    let lora = setup::lora_spec(&TrainSettings::default()).unwrap().unwrap();
+    let demand = Demand {
+        config: base.config(),
+        settings: &s,
+        lora: None,
+        new_rows: None,
+        max_seq_len: 256,
+        logits_rows: 1,
+    };
+    let total: u64 = estimate(&demand).iter().map(|c| c.bytes).sum();
+    let flags = |n: u64| remedy(&demand, &lora, n).unwrap().flags;
+    assert_eq!(flags(total - 1), "--recompute attention");
+    assert!(flags(total / 2).starts_with("--recompute layer"));
+    assert!(
+        flags(total / 6).contains("--per-device-train-batch-size"),
+        "{}",
+        flags(total / 6)
+    );
+    assert_eq!(remedy(&demand, &lora, 1000), None);
+}
+
+#[test]
+fn the_output_folder_and_resuming_are_looked_at() {
+    let w = good();
+    w.write("file", "x");
+    problem(&check(&w, &["--output_dir", "file"]), "output-folder", "file");
+    let more = [
+        "--max_steps",
+        "4",
+        "--save_steps",
+        "2",
+        "--per_device_train_batch_size",
+        "2",
+        "--eval_strategy",
+        "no",
+    ];
+    let with =
+        |extra: &[&'static str]| -> Vec<&'static str> { more.iter().copied().chain(extra.iter().copied()).collect() };
+    assert_eq!(run(&w, "sft", &with(&[])).code, Some(0));
+    let report = check(&w, &with(&[]));
+    let found = problem(&report, "resume", "out");
+    assert!(found["do"].as_str().unwrap().contains("--resume-from-checkpoint auto"));
+    assert!(codes(&report, "warnings").contains(&"output-folder".to_string()));
+    let report = check(&w, &with(&["--resume_from_checkpoint", "out/checkpoint-2"]));
+    assert_eq!(report["ok"], true, "{:#}", report["problems"]);
+    assert_eq!(
+        (
+            &report["output_folder"]["resume"]["step"],
+            &report["output_folder"]["resume"]["steps_left"]
+        ),
+        (&Value::from(2), &Value::from(2))
+    );
+    // Another seed is other data and another configuration.
+    let other = ["--resume_from_checkpoint", "auto", "--seed", "5"];
+    let found = problem(&check(&w, &with(&other)), "resume", "checkpoint-4");
+    assert!(
+        found["what"]
+            .as_str()
+            .unwrap()
+            .contains("differs from the checkpoint's"),
+        "{found:#}"
+    );
+    let report = check(
+        &w,
+        &[&with(&other)[..], &["--allow_changed", "data", "config"]].concat(),
+    );
+    assert_eq!(report["ok"], true, "{:#}", report["problems"]);
+    assert_eq!(codes(&report, "warnings").iter().filter(|c| *c == "resume").count(), 2);
+    // A damaged checkpoint is passed over.
+    fs::write(w.path("out/checkpoint-4/optimizer.safetensors"), "x").unwrap();
+    let report = check(&w, &with(&["--resume_from_checkpoint", "auto"]));
+    assert_eq!(report["output_folder"]["resume"]["step"], 2);
+    assert!(codes(&report, "warnings").contains(&"resume".to_string()));
+}
+
+#[test]
+fn pretraining_is_checked_with_a_switch() {
+    let w = good();
+    let text = fs::read_to_string(repository().join("data/demo/pretrain_valid.txt")).unwrap();
+    let text: String = text.chars().take(20_000).collect();
+    w.write("text.txt", &text);
+    let words = |more: &[&'static str]| -> Vec<&'static str> {
+        let mut all = vec![
+            "check",
+            "--pretrain",
+            "--model_config",
+            "tiny",
+            "--tokenizer_path",
+            "spm.model",
+            "--dataset_paths",
+            "text.txt",
+        ];
+        all.extend(["--output_dir", "out", "--max_seq_len", "64", "--json"]);
+        all.extend(more);
+        all
+    };
+    let outcome = w.run(&words(&[]));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(
+        (&report["command"], &report["model"]["hidden_size"]),
+        (&Value::from("pretrain"), &Value::from(256))
+    );
+    assert!(report["steps"]["total"].as_u64().unwrap() > 10);
+    assert!(!w.path("out").exists());
+    // The same text for training and validation.
+    w.write("valid.txt", &text);
+    let outcome = w.run(&words(&["--val_paths", "valid.txt"]));
+    let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    problem(&report, "validation-leak", "valid.txt");
+    // Flags of the other training are refused.
+    let outcome = w.run(&words(&["--lora_r", "4"]));
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+    assert!(
+        outcome.error().contains("--lora-r: has no effect on this training"),
+        "{}",
+        outcome.stderr
+    );
+    let outcome = run(&w, "check", &["--model_config", "tiny"]);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+    assert!(outcome.error().contains("add --pretrain"), "{}", outcome.stderr);
+}
+
+#[test]
+fn flags_that_are_wrong_end_with_two() {
+    let w = good();
+    for (more, part) in [
+        (&["--device-memory", "much"][..], "--device-memory"),
+        (&["--flops-rate", "0"], "--flops-rate"),
+        (&["--config_path", "none.json"], "none.json"),
+        (&["--lora_rr", "4"], "--lora_rr"),
+    ] {
+        let outcome = run(&w, "check", more);
+        assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(part), "{}", outcome.stderr);
+    }
+}
