@@ -76,17 +76,31 @@ pub fn row_length(asked: Option<usize>, model: &ModelConfig) -> Result<usize> {
 /// # Errors
 /// If the tokenizer has more pieces than the model has rows, or the model's list of added tokens cannot be read.
 pub fn plan_resize(base: &ModelFiles, tokenizer: &Tokenizer, pad_to: Option<usize>, seed: u64) -> Result<Resize> {
-    let rows = base.config().vocab_size;
+    plan_resize_of(base.config(), base.dir(), tokenizer, pad_to, seed)
+}
+
+/// As [`plan_resize`], for a model of this configuration; the folder `dir` says what tokens it was trained with.
+///
+/// # Errors
+/// As [`plan_resize`].
+pub fn plan_resize_of(
+    model: &ModelConfig,
+    dir: &Path,
+    tokenizer: &Tokenizer,
+    pad_to: Option<usize>,
+    seed: u64,
+) -> Result<Resize> {
+    let rows = model.vocab_size;
     let (pieces, all) = (tokenizer.pieces().len(), tokenizer.vocab_size());
     ensure!(
         pieces <= rows,
         "vocabulary mismatch: tokenizer {} has {pieces} pieces, model {} has {rows} rows; give the tokenizer the model was \
          trained with",
         tokenizer.name(),
-        base.dir().display()
+        dir.display()
     );
     // A model that was fine-tuned with these tokens before says so, or has exactly their rows: they are trained already.
-    let known = read_added_tokens(base.dir())?;
+    let known = read_added_tokens(dir)?;
     let special = tokenizer.special();
     let mut tokens = Vec::new();
     if rows != all {

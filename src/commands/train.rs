@@ -19,6 +19,7 @@ use crate::checkpoint::TensorSource;
 use crate::checkpoint::peft::AdapterConfig;
 use crate::checkpoint::resize::Resized;
 use crate::checkpoint::safetensors::ModelFiles;
+use crate::checkpoint::save::SaveOptions;
 use crate::comm::Solo;
 use crate::cpu::Cpu;
 use crate::data::MicroBatch;
@@ -31,8 +32,9 @@ use crate::error::{Context, Result};
 use crate::train::artifact::{Artifact, Reconfigured};
 use crate::train::checkpoints::RESIZED_BASE;
 use crate::train::companions::Companions;
-use crate::train::finish::{self, GenRun, MergeCheck};
+use crate::train::gen_test::{GenRun, generation_test, held_out_rows};
 use crate::train::init::RandomModel;
+use crate::train::merged::{self, MergeCheck};
 use crate::train::report::table;
 use crate::train::run::{self, RunSpec};
 use crate::train::setup;
@@ -126,19 +128,23 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
         written.push(("base with the grown vocabulary", job.output_dir.join(RESIZED_BASE)));
     }
     if settings.merge_adapters {
-        let merged = job.output_dir.join(run::MERGED);
+        let to = job.output_dir.join(run::MERGED);
         let mut batch = MicroBatch::default();
         spec.train.append_row(&spec.train.plan(0), 0, &mut batch);
-        let check = finish::merge(&dev, &source, &job.output_dir, &merged, base.dtype(), &batch)?;
-        spec.companions.write(&merged)?;
+        let options = SaveOptions {
+            dtype: base.dtype(),
+            ..Default::default()
+        };
+        let check = merged::merge(&dev, &source, &job.output_dir, &to, options, &batch)?;
+        spec.companions.write(&to)?;
         let MergeCheck { exact, rounded } = check;
         println!(
             "merged model: logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}"
         );
-        written.push(("merged model", merged));
+        written.push(("merged model", to));
     }
     if let Some(test) = &settings.gen_test {
-        let prompts = finish::held_out_rows(&held_out, test.num_samples, &data.row.rows)?;
+        let prompts = held_out_rows(&held_out, test.num_samples, &data.row.rows)?;
         let run = GenRun {
             tokenizer: &tokenizer,
             template: &template,
@@ -146,8 +152,10 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
             lora: setup::lora_spec(settings)?,
             dtype: setup::dtype(settings),
             seed: settings.seed,
+            batch: settings.eval_batch_size,
         };
-        finish::generation_test(&dev, &ended.work, &run, &prompts)?;
+        let report = generation_test(&dev, &ended.work.config, &ended.work.params, &run, &prompts)?;
+        println!("\n{}", report.text(test.max_new_tokens).trim_end());
     }
     report_written(&written, settings.quiet);
     Ok(())

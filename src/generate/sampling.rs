@@ -1,13 +1,8 @@
-//! Text generation: prompts are run once, then one token at a time against a cache; greedy or seeded sampling.
+//! How the next token is chosen: repetition penalty, temperature, top-k, top-p and min-p in transformers' order, then one draw.
 
-use crate::backend::Backend;
+use crate::bail;
 use crate::error::Result;
-use crate::model::config::ModelConfig;
-use crate::model::decode::{Decoder, DecoderOptions};
-use crate::model::{LoraSpec, Params};
 use crate::rng::Stream;
-use crate::tensor::DType;
-use crate::{bail, ensure};
 
 const STREAM_SAMPLE: u64 = 0x7361_6d70;
 
@@ -114,9 +109,6 @@ impl Sampling {
             .iter()
             .map(|&t| ((logits[t as usize] - top) / self.temperature).exp())
             .collect();
-        // p[0] is 1, so this is the share of the likeliest token.
-        let kept = p.iter().take_while(|&&x| x >= self.min_p).count();
-        p.truncate(kept.max(1));
         let sum: f64 = p.iter().sum();
         let mut reached = 0.0;
         let enough = p.iter().position(|x| {
@@ -124,6 +116,9 @@ impl Sampling {
             reached >= self.top_p
         });
         p.truncate(enough.map_or(p.len(), |i| i + 1));
+        // p[0] is 1, so this is the share of the likeliest token.
+        let kept = p.iter().take_while(|&&x| x >= self.min_p).count();
+        p.truncate(kept.max(1));
         let mut rest = u * p.iter().sum::<f64>();
         for (&token, weight) in order.iter().zip(&p) {
             rest -= weight;
@@ -143,120 +138,6 @@ fn arg_max(logits: &[f64]) -> u32 {
         }
     }
     best as u32
-}
-
-/// What to generate.
-#[derive(Clone, Debug, PartialEq)]
-pub struct GenerateOptions {
-    /// Storage of activations and cache.
-    pub dtype: DType,
-    /// The low-rank updates of the weights, if any.
-    pub lora: Option<LoraSpec>,
-    /// Most new tokens of a sequence.
-    pub max_new_tokens: usize,
-    /// A sequence ends with any of these.
-    pub stop_ids: Vec<u32>,
-    /// Sequences at once.
-    pub batch: usize,
-    /// How tokens are chosen.
-    pub sampling: Sampling,
-}
-
-/// One continuation.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Generated {
-    /// New tokens; the stop token, where there is one, is the last.
-    pub tokens: Vec<u32>,
-    /// Whether a stop token ended it, not the limit.
-    pub stopped: bool,
-}
-
-/// Continues every prompt. `on_token(prompt, token)` is called for each new token as it comes.
-///
-/// The result for a prompt does not depend on the other prompts or on the batch.
-///
-/// # Errors
-/// If a prompt is empty, holds a token the model does not have, or is too long for the model; if a logit is NaN; if the device
-/// fails.
-pub fn generate<B: Backend>(
-    dev: &B,
-    c: &ModelConfig,
-    p: &Params<B>,
-    prompts: &[Vec<u32>],
-    options: &GenerateOptions,
-    mut on_token: impl FnMut(usize, u32),
-) -> Result<Vec<Generated>> {
-    options.sampling.check()?;
-    for (i, prompt) in prompts.iter().enumerate() {
-        ensure!(!prompt.is_empty(), "prompt {i} has no token");
-        ensure!(
-            prompt.len() + options.max_new_tokens <= c.max_position,
-            "prompt {i} has {} tokens and {} new ones are asked for; the model's limit is {} (max_position_embeddings)",
-            prompt.len(),
-            options.max_new_tokens,
-            c.max_position
-        );
-        if let Some(t) = prompt.iter().find(|&&t| t as usize >= c.vocab_size) {
-            bail!("prompt {i} holds token {t}; the model has {} tokens", c.vocab_size);
-        }
-    }
-    let mut out = vec![Generated::default(); prompts.len()];
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    if longest == 0 || options.max_new_tokens == 0 {
-        return Ok(out);
-    }
-    let sequences = options.batch.clamp(1, prompts.len());
-    let size = DecoderOptions {
-        dtype: options.dtype,
-        lora: options.lora.clone(),
-        sequences,
-        capacity: longest + options.max_new_tokens,
-    };
-    let mut decoder = Decoder::new(dev, c, size)?;
-    // A finished sequence hands its place in the batch to the next prompt.
-    let mut seats: Vec<Option<usize>> = vec![None; sequences];
-    let mut next = 0;
-    loop {
-        for (s, seat) in seats.iter_mut().enumerate() {
-            while seat.is_none() && next < prompts.len() {
-                let logits = decoder.prefill(dev, c, p, s, &prompts[next])?;
-                if accept(&logits, c, next, prompts, &mut out, options, &mut on_token)? {
-                    *seat = Some(next);
-                }
-                next += 1;
-            }
-        }
-        let running: Vec<(usize, usize)> = seats.iter().enumerate().filter_map(|(s, i)| Some((s, (*i)?))).collect();
-        if running.is_empty() {
-            return Ok(out);
-        }
-        let last = |i: usize| *out[i].tokens.last().expect("a running sequence has a token");
-        let step: Vec<(usize, u32)> = running.iter().map(|&(s, i)| (s, last(i))).collect();
-        let logits = decoder.step(dev, c, p, &step)?;
-        for ((s, i), row) in running.into_iter().zip(logits.chunks(c.vocab_size)) {
-            if !accept(row, c, i, prompts, &mut out, options, &mut on_token)? {
-                seats[s] = None;
-            }
-        }
-    }
-}
-
-/// Chooses and records the next token of prompt `i`; whether the sequence goes on.
-fn accept(
-    logits: &[f32],
-    c: &ModelConfig,
-    i: usize,
-    prompts: &[Vec<u32>],
-    out: &mut [Generated],
-    options: &GenerateOptions,
-    on_token: &mut impl FnMut(usize, u32),
-) -> Result<bool> {
-    let seen = [prompts[i].as_slice(), &out[i].tokens].concat();
-    let token = options.sampling.choose(&logits[..c.n_classes], &seen, i as u64)?;
-    out[i].tokens.push(token);
-    on_token(i, token);
-    out[i].stopped = options.stop_ids.contains(&token);
-    Ok(!out[i].stopped && out[i].tokens.len() < options.max_new_tokens)
 }
 
 #[cfg(test)]

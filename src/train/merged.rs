@@ -1,0 +1,147 @@
+//! The merged model, proven against base + adapter.
+
+use std::path::Path;
+
+use half::{bf16, f16};
+
+use crate::backend::Backend;
+use crate::checkpoint::device::{load_adapter, load_params};
+use crate::checkpoint::merge::{Adapted, Merged};
+use crate::checkpoint::peft::Adapter;
+use crate::checkpoint::safetensors::ModelFiles;
+use crate::checkpoint::save::{SaveOptions, save_model};
+use crate::checkpoint::{SaveDType, TensorSource};
+use crate::data::MicroBatch;
+use crate::ensure;
+use crate::error::{Context, Result};
+use crate::model::{self, Acts, ActsOptions, LoraSpec, Params, Recompute};
+use crate::tensor::DType;
+
+/// Tokens whose logits are compared: enough for every weight to show, few enough to be quick.
+const CHECK_TOKENS: usize = 64;
+
+/// How far a merged model is from base + adapter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MergeCheck {
+    /// Relative distance of the logits of the merge before rounding: `|merged - adapted| / |adapted|`.
+    pub exact: f64,
+    /// The same of the file as it was written.
+    pub rounded: f64,
+}
+
+/// Writes the merged model of `adapter_dir` and `base` to `dir` and compares logits on the first tokens of `batch`: before the
+/// rounding to the file's element type they have to agree to f32's accuracy, and the file has to hold just that rounding.
+///
+/// # Errors
+/// If the adapter does not fit, a weight is not finite, a file cannot be written, or the comparison fails.
+pub fn merge<B: Backend>(
+    dev: &B,
+    base: &dyn TensorSource,
+    adapter_dir: &Path,
+    dir: &Path,
+    options: SaveOptions,
+    batch: &MicroBatch,
+) -> Result<MergeCheck> {
+    let adapter = Adapter::open(adapter_dir)?;
+    let adapted = Adapted::new(base, &adapter)?;
+    let merged = Merged::new(base, &adapter)?;
+    let config = merged.config().clone();
+    save_model(dir, &merged, options)?;
+
+    let sample = head_of(batch, CHECK_TOKENS);
+    let mut with_adapter = load_params(dev, &adapted, DType::F32)?;
+    load_adapter(dev, &mut with_adapter, &adapter)?;
+    let spec = lora_spec(&adapter);
+    let logits = |params: &Params<B>, lora: Option<LoraSpec>| -> Result<Vec<f32>> {
+        let options = ActsOptions {
+            dtype: DType::F32,
+            recompute: Recompute::None,
+            lora,
+            training: false,
+        };
+        let mut acts = Acts::new(dev, &config, sample.tokens.len(), options)?;
+        acts.load(dev, &sample)?;
+        model::logits(dev, &config, params, &mut acts)
+    };
+    let expected = logits(&with_adapter, Some(spec))?;
+    drop(with_adapter);
+    let exact = distance(&logits(&load_params(dev, &merged, DType::F32)?, None)?, &expected);
+    let written = ModelFiles::open(dir)?;
+    let rounded = distance(&logits(&load_params(dev, &written, DType::F32)?, None)?, &expected);
+    // Both sides sum the same products in another order. A term carries an error of 2^-24 a rounding; a chain of layers with
+    // some thousand terms each stays well below 2^-24 · 2^12, while a wrong scale or a missing update is larger by far.
+    let tolerance = 2f64.powi(-12);
+    let check = MergeCheck { exact, rounded };
+    ensure!(
+        exact <= tolerance,
+        "{}: the merged model's logits differ from base + adapter by {exact:.2e}, expected at most {tolerance:.2e}; do not use it",
+        dir.display()
+    );
+    check_rounding(&merged, &written).context(|| dir.display().to_string())?;
+    Ok(check)
+}
+
+/// The low-rank updates of an adapter, without dropout.
+pub fn lora_spec(adapter: &Adapter) -> LoraSpec {
+    let a = &adapter.config;
+    LoraSpec {
+        r: a.r,
+        alpha: a.alpha,
+        dropout: 0.0,
+        rslora: a.rslora,
+        targets: a.targets.clone(),
+    }
+}
+
+/// Every weight of the file is the merged one after one rounding to its type.
+fn check_rounding(merged: &dyn TensorSource, written: &ModelFiles) -> Result<()> {
+    let round = |x: f32| match written.dtype() {
+        SaveDType::F32 => x,
+        SaveDType::Bf16 => bf16::from_f32(x).to_f32(),
+        SaveDType::F16 => f16::from_f32(x).to_f32(),
+    };
+    for w in crate::checkpoint::names::weights(merged.config()) {
+        let (a, b) = (merged.load(&w.name)?, written.load(&w.name)?);
+        ensure!(
+            a.data.iter().zip(&b.data).all(|(&x, &y)| round(x) == y),
+            "{}: the file holds another weight than the merge gave",
+            w.name
+        );
+    }
+    Ok(())
+}
+
+/// `|a - b| / |b|`, in the Euclidean norm.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let difference: f64 = a
+        .iter()
+        .zip(b)
+        .map(|(&x, &y)| square(f64::from(x) - f64::from(y)))
+        .sum();
+    let size: f64 = b.iter().map(|&y| square(f64::from(y))).sum();
+    (difference / size.max(f64::MIN_POSITIVE)).sqrt()
+}
+
+/// The first tokens of a micro-batch.
+fn head_of(batch: &MicroBatch, n: usize) -> MicroBatch {
+    let n = n.min(batch.tokens.len());
+    MicroBatch {
+        tokens: batch.tokens[..n].to_vec(),
+        targets: batch.targets[..n].to_vec(),
+        doc_start: batch.doc_start[..n].to_vec(),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_is_relative() {
+        assert_eq!(distance(&[3.0, 4.0], &[3.0, 4.0]), 0.0);
+        assert!((distance(&[3.0, 9.0], &[3.0, 4.0]) - 1.0).abs() < 1e-12);
+        assert!(distance(&[f32::NAN], &[1.0]).is_nan());
+    }
+}
