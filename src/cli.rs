@@ -51,6 +51,9 @@ pub fn command() -> Clap {
         )
         .subcommand(parity())
         .subcommand(commands::prepare::command())
+        .subcommand(commands::eval::command())
+        .subcommand(commands::generate::command())
+        .subcommand(commands::merge::command())
 }
 
 /// The flags of both trainings, and those of looking.
@@ -360,6 +363,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         "inspect" => run_inspect(m),
         "templates" => commands::templates::run(),
         "prepare" => commands::prepare::run(m),
+        "eval" => commands::eval::run(m),
+        "generate" => commands::generate::run(m),
+        "merge" => commands::merge::run(m),
         "parity" => {
             let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").clone();
             let dtype = match m.get_one::<String>("mixed_precision").map(String::as_str) {

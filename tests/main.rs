@@ -9,8 +9,12 @@ mod check;
 mod checkpoint;
 #[path = "it/crash.rs"]
 mod crash;
+#[path = "it/eval.rs"]
+mod eval;
 #[path = "it/floors.rs"]
 mod floors;
+#[path = "it/generate_cmd.rs"]
+mod generate_cmd;
 #[path = "it/golden.rs"]
 mod golden;
 #[path = "it/golden_steps.rs"]
@@ -23,6 +27,8 @@ mod hf_config;
 mod loader;
 #[path = "it/merge.rs"]
 mod merge;
+#[path = "it/merge_cmd.rs"]
+mod merge_cmd;
 #[path = "it/mix.rs"]
 mod mix;
 #[path = "it/pack.rs"]
@@ -61,3 +67,5 @@ mod tokenizer;
 mod tokenizer_json;
 #[path = "it/train.rs"]
 mod train;
+#[path = "common/tuned.rs"]
+mod tuned;

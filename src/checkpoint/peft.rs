@@ -19,6 +19,8 @@ use crate::{bail, ensure};
 pub const CONFIG: &str = "adapter_config.json";
 /// Name of the weights in an adapter folder.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
+/// Folder of a base model with a grown vocabulary, in the output folder of a run.
+pub const RESIZED_BASE: &str = "resized_base";
 const PREFIX: &str = "base_model.model.";
 /// Ranks beyond this are no low-rank updates.
 const MAX_RANK: u64 = 1 << 16;
@@ -228,7 +230,7 @@ impl Adapter {
     }
 
     /// The folder of the base model: `given` where the user names one, else `base_model_name_or_path` as it is, relative to
-    /// the adapter's folder, or relative to a folder above it.
+    /// the adapter's folder, or relative to a folder above it, or `resized_base/` in an output folder that was moved.
     ///
     /// # Errors
     /// If there is no such folder.
@@ -246,14 +248,20 @@ impl Adapter {
         );
         let here = std::path::absolute(&self.dir).context(|| self.dir.display().to_string())?;
         let above = here.ancestors().take(4).map(|d| d.join(name));
+        // An output folder that was moved still has the grown base in it, or above its checkpoints.
+        let grown = Path::new(name).file_name().filter(|n| *n == RESIZED_BASE);
+        let beside = grown
+            .into_iter()
+            .flat_map(|n| here.ancestors().take(2).map(move |d| d.join(n)));
         let found = std::iter::once(PathBuf::from(name))
             .chain(above)
+            .chain(beside)
             .find(|d| d.join("config.json").is_file());
         match found {
             Some(dir) => Ok(dir),
             None => bail!(
                 "{}: base_model_name_or_path {name:?} is no model folder, neither from here nor from the adapter's folder; \
-                 put the base model there or name its folder",
+                 put the base model there or name its folder (--base-model)",
                 config.display()
             ),
         }

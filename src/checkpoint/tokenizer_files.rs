@@ -1,6 +1,6 @@
 //! What a saved model carries besides weights: the tokenizer with its special tokens, the chat template, generation settings.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
@@ -180,6 +180,41 @@ pub fn read_added_tokens(dir: &Path) -> Result<Vec<SpecialToken>> {
     }
     tokens.sort_by_key(|t| t.id);
     Ok(tokens)
+}
+
+/// What makes up a tokenizer in a model folder, with what goes along with it.
+const TOKENIZER_FILES: [&str; 9] = [
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// Copies the tokenizer's files of the first of `folders` that has a tokenizer; which one that is, `None` if none has.
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub fn copy_tokenizer(folders: &[&Path], to: &Path) -> Result<Option<PathBuf>> {
+    let has = |dir: &Path| {
+        ["tokenizer.model", "tokenizer.json"]
+            .iter()
+            .any(|n| dir.join(n).is_file())
+    };
+    let Some(from) = folders.iter().find(|d| has(d)) else {
+        return Ok(None);
+    };
+    for name in TOKENIZER_FILES {
+        let path = from.join(name);
+        if path.is_file() {
+            write_bytes(&to.join(name), &std::fs::read(&path).at(&path)?)?;
+        }
+    }
+    Ok(Some(from.to_path_buf()))
 }
 
 #[cfg(test)]

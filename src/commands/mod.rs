@@ -3,8 +3,12 @@
 pub mod check;
 pub mod curve;
 pub mod data;
+pub mod eval;
+pub mod generate;
 pub mod inspect;
 pub mod jobs;
+pub mod merge;
+mod model_folder;
 pub mod pack;
 pub mod parity;
 pub mod prepare;
@@ -12,6 +16,7 @@ pub mod preview;
 pub mod startup;
 pub mod style;
 pub mod templates;
+pub mod tokenizer;
 pub mod train;
 
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};

@@ -20,8 +20,7 @@ use crate::checkpoint::state::{Fingerprints, OPTIMIZER, read_json, read_state_te
 use crate::ensure;
 use crate::error::{Context, Result};
 
-/// Folder of the base model with a grown vocabulary, in the output folder.
-pub const RESIZED_BASE: &str = "resized_base";
+pub use crate::checkpoint::peft::RESIZED_BASE;
 
 /// Where a run's checkpoints go.
 pub struct Checkpoints {

@@ -1,0 +1,259 @@
+//! `ringtune merge`: an adapter and its base become a Hugging Face model, proven against base + adapter before it gets its name.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::{ArgAction, ArgMatches, Command};
+
+use super::model_folder::{ModelFolder, count, long, path};
+use super::{note, warn};
+use crate::checkpoint::fs::{At, create_dir_all, parent, sync_dir};
+use crate::checkpoint::save::{SaveOptions, parse_size};
+use crate::checkpoint::state::read_json;
+use crate::checkpoint::tokenizer_files::copy_tokenizer;
+use crate::checkpoint::{SaveDType, TensorSource, WithConfig};
+use crate::cpu::Cpu;
+use crate::data::MicroBatch;
+use crate::error::{Context, Error, Result};
+use crate::model::config::ModelConfig;
+use crate::rng::Stream;
+use crate::train::merged::{MergeCheck, merge};
+use crate::train::report::bytes;
+use crate::{bail, ensure};
+
+/// Tokens on which merged model and base + adapter are compared.
+const CHECK_TOKENS: usize = 64;
+
+/// The command's flags.
+pub fn command() -> Command {
+    Command::new("merge")
+        .about("Merge an adapter into its base: a Hugging Face model, checked against base + adapter")
+        .arg(
+            path("model_path", "model-path")
+                .aliases([
+                    "adapter_path",
+                    "adapter-path",
+                    "model_name_or_path",
+                    "model-name-or-path",
+                ])
+                .required(true)
+                .help("Folder of the adapter"),
+        )
+        .arg(path("base_model", "base-model").help("Base of the adapter [default: the one its configuration names]"))
+        .arg(
+            path("output_dir", "output-dir")
+                .required(true)
+                .help("Folder of the merged model"),
+        )
+        .arg(
+            long("dtype", "dtype")
+                .value_name("CHOICE")
+                .value_parser(["auto", "bf16", "bfloat16", "f16", "float16", "f32", "float32"])
+                .default_value("auto")
+                .help("Element type of the weights; auto: that of the base"),
+        )
+        .arg(
+            long("max_shard_size", "max-shard-size")
+                .value_name("SIZE")
+                .default_value("5GB")
+                .help("Largest weight file, such as 5GB, 500MB or 2GiB"),
+        )
+        .arg(
+            long("overwrite", "overwrite")
+                .action(ArgAction::SetTrue)
+                .help("Replace a model that lies in output_dir"),
+        )
+        .arg(count("threads", "threads", 1).help("Worker threads [default: one per core]"))
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the folder holds no adapter or its base is not found, the output exists, a weight is not finite after merging, the
+/// merged model differs from base + adapter, or a file cannot be written; nothing is left under the output's name then.
+pub fn run(m: &ArgMatches) -> Result<()> {
+    let folder_of = |id: &str| m.get_one::<PathBuf>(id).cloned();
+    let text = |id: &str| m.get_one::<String>(id).expect("it has a default").as_str();
+    let model_path = folder_of("model_path").expect("clap requires it");
+    let output = folder_of("output_dir").expect("clap requires it");
+    let max_shard_bytes = parse_size(text("max_shard_size")).context(|| "--max-shard-size".to_string())?;
+    let folder = ModelFolder::open(&model_path, folder_of("base_model").as_deref(), false)?;
+    let Some(adapter) = &folder.adapter else {
+        bail!(
+            "{}: expected an adapter folder (adapter_config.json), found a whole model; there is nothing to merge",
+            folder.dir.display()
+        )
+    };
+    check_output(&output, m.get_flag("overwrite"), &[adapter.dir(), folder.files.dir()])?;
+    let dtype = match text("dtype") {
+        "bf16" | "bfloat16" => SaveDType::Bf16,
+        "f16" | "float16" => SaveDType::F16,
+        "f32" | "float32" => SaveDType::F32,
+        _ => folder.files.dtype(),
+    };
+    let dev = Cpu::new(m.get_one::<u64>("threads").map(|&n| n as usize))?;
+    let base = WithConfig {
+        source: &folder.files,
+        config: with_end_of(adapter.dir(), folder.files.config().clone())?,
+    };
+    let staging = Staging::new(&output)?;
+    let options = SaveOptions { dtype, max_shard_bytes };
+    let batch = sample(&base.config);
+    let MergeCheck { exact, rounded } =
+        merge(&dev, &base, adapter.dir(), &staging.dir, options, &batch).map_err(|e| staging.rename_in(&e, &output))?;
+    let from = [adapter.dir(), folder.files.dir()];
+    if copy_tokenizer(&from, &staging.dir)
+        .map_err(|e| staging.rename_in(&e, &output))?
+        .is_none()
+    {
+        warn(&format!(
+            "{}: neither the adapter nor the base has a tokenizer; the merged model gets none",
+            output.display()
+        ));
+    }
+    let size = folder_size(&staging.dir)?;
+    staging.publish(&output)?;
+    note(&format!(
+        "{} + {}",
+        folder.files.dir().display(),
+        adapter.dir().display()
+    ));
+    println!(
+        "{}: merged model, {} in {}; logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}",
+        output.display(),
+        bytes(size),
+        dtype.torch_name(),
+    );
+    Ok(())
+}
+
+/// Refuses an output that would destroy something.
+fn check_output(output: &Path, overwrite: bool, sources: &[&Path]) -> Result<()> {
+    let shown = output.display();
+    if !output.exists() {
+        return Ok(());
+    }
+    ensure!(output.is_dir(), "{shown}: expected a folder to write to, found a file");
+    let real = fs::canonicalize(output).at(output)?;
+    for source in sources {
+        let source_real = fs::canonicalize(source).at(source)?;
+        ensure!(
+            !source_real.starts_with(&real),
+            "{shown}: this folder holds what is merged ({}); choose another --output-dir",
+            source.display()
+        );
+    }
+    if fs::read_dir(output).at(output)?.next().is_none() {
+        return Ok(());
+    }
+    if !overwrite {
+        return Err(Error::usage(format!(
+            "{shown}: exists and is not empty; pass --overwrite to replace the model in it, or choose another --output-dir"
+        )));
+    }
+    ensure!(
+        output.join("config.json").is_file(),
+        "{shown}: --overwrite replaces a model folder, found no config.json in it; choose another --output-dir"
+    );
+    Ok(())
+}
+
+/// The base's configuration with the tokens that the adapter was trained to begin and end with, where its folder says them.
+fn with_end_of(adapter: &Path, mut config: ModelConfig) -> Result<ModelConfig> {
+    let path = adapter.join("generation_config.json");
+    if !path.is_file() {
+        return Ok(config);
+    }
+    let said = read_json(&path)?;
+    let id = |v: &serde_json::Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    let eos = &said["eos_token_id"];
+    if let Some(end) = id(eos).or_else(|| eos.as_array().and_then(|list| id(list.first()?))) {
+        config.eos_token_ids = vec![end];
+    }
+    config.bos_token_id = id(&said["bos_token_id"]).or(config.bos_token_id);
+    config.pad_token_id = id(&said["pad_token_id"]).or(config.pad_token_id);
+    Ok(config)
+}
+
+/// Some document over the whole vocabulary, the same for every merge of a model.
+fn sample(config: &ModelConfig) -> MicroBatch {
+    let n = CHECK_TOKENS.min(config.max_position);
+    let stream = Stream::new(&[u64::from_le_bytes(*b"mergetst")]);
+    let token = |i: usize| ((stream.f64_at(i as u64) * config.n_classes as f64) as usize).min(config.n_classes - 1);
+    MicroBatch {
+        tokens: (0..n).map(|i| token(i) as i32).collect(),
+        targets: vec![crate::backend::IGNORE; n],
+        doc_start: vec![0; n],
+        n_valid: 0,
+        samples: vec![0],
+    }
+}
+
+/// A folder beside the output that gets the output's name once everything in it is proven; removed on any error.
+struct Staging {
+    dir: PathBuf,
+}
+
+impl Staging {
+    fn new(output: &Path) -> Result<Self> {
+        let name = output.file_name().map(|n| n.to_string_lossy().into_owned());
+        let Some(name) = name else {
+            return Err(Error::usage(format!(
+                "--output-dir {}: expected the name of a folder, such as merged",
+                output.display()
+            )));
+        };
+        let above = parent(output);
+        create_dir_all(&above)?;
+        let dir = above.join(format!(".{name}.{}.tmp", std::process::id()));
+        create_dir_all(&dir)?;
+        Ok(Self { dir })
+    }
+
+    /// The error with the name the user knows instead of the temporary one.
+    fn rename_in(&self, e: &Error, output: &Path) -> Error {
+        let text = e
+            .to_string()
+            .replace(&*self.dir.to_string_lossy(), &output.to_string_lossy());
+        Error::new(text)
+    }
+
+    /// Renames it to the output; a model that lies there is moved aside first and removed last.
+    fn publish(&self, output: &Path) -> Result<()> {
+        sync_dir(&self.dir)?;
+        let above = parent(output);
+        let mut aside = self.dir.clone();
+        aside.set_extension("old");
+        let replaces = output.exists();
+        if replaces {
+            fs::rename(output, &aside).at(output)?;
+        }
+        if let Err(e) = fs::rename(&self.dir, output).at(output) {
+            if replaces {
+                // What was there goes back; the error that counts is the first one.
+                let _ = fs::rename(&aside, output);
+            }
+            return Err(e);
+        }
+        sync_dir(&above)?;
+        if replaces {
+            fs::remove_dir_all(&aside).at(&aside)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // After `publish` there is nothing of this name.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn folder_size(dir: &Path) -> Result<u64> {
+    let mut total = 0;
+    for entry in fs::read_dir(dir).at(dir)? {
+        total += entry.and_then(|e| e.metadata()).at(dir)?.len();
+    }
+    Ok(total)
+}

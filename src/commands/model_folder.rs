@@ -1,0 +1,327 @@
+//! What lies in a model folder, for `eval`, `generate` and `merge`: a whole model, or an adapter and the base it belongs to.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use super::startup::plan_resize_of;
+use super::tokenizer::open_tokenizer;
+use super::{note, warn};
+use crate::backend::Backend;
+use crate::checkpoint::TensorSource;
+use crate::checkpoint::device::{load_adapter, load_params};
+use crate::checkpoint::merge::Adapted;
+use crate::checkpoint::peft::{self, Adapter};
+use crate::checkpoint::resize::Resized;
+use crate::checkpoint::safetensors::ModelFiles;
+use crate::cpu::Cpu;
+use crate::data::template::{Template, TemplateOptions};
+use crate::data::tokenizer::{SpecialIds, Tokenizer};
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+use crate::model::{LoraSpec, Params};
+use crate::tensor::DType;
+use crate::train::merged::lora_spec;
+use crate::train::run::MERGED;
+use crate::{bail, ensure};
+
+/// Name of the template in a model folder.
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
+
+/// A flag known with dashes and with underscores.
+pub(super) fn long(id: &'static str, dashed: &'static str) -> Arg {
+    Arg::new(id).long(dashed).alias(id)
+}
+
+/// A flag that takes a path.
+pub(super) fn path(id: &'static str, dashed: &'static str) -> Arg {
+    long(id, dashed).value_name("PATH").value_parser(value_parser!(PathBuf))
+}
+
+/// A flag that takes a whole number of at least `least`.
+pub(super) fn count(id: &'static str, dashed: &'static str, least: u64) -> Arg {
+    long(id, dashed)
+        .value_name("N")
+        .value_parser(value_parser!(u64).range(least..))
+}
+
+/// Adds the flags that say which model, tokenizer and template.
+pub(super) fn model_flags(command: Command) -> Command {
+    command
+        .arg(
+            path("model_path", "model-path")
+                .aliases(["model_name_or_path", "model-name-or-path"])
+                .required(true)
+                .help("Folder of a model, of an adapter, or the output folder of sft"),
+        )
+        .arg(path("base_model", "base-model").help("Base of the adapter [default: the one its configuration names]"))
+        .arg(
+            long("no_lora", "no-lora")
+                .action(ArgAction::SetTrue)
+                .help("Take the merged or whole model in the folder, even where an adapter lies there"),
+        )
+        .arg(
+            path("tokenizer_path", "tokenizer-path")
+                .aliases(["tokenizer_name_or_path", "tokenizer-name-or-path"])
+                .help("Tokenizer: .model, tokenizer.json or a folder [default: the model's]"),
+        )
+        .arg(
+            long("special_ids", "special-ids")
+                .value_name("IDS")
+                .default_value("0,1,2,3")
+                .help("Ids that a SentencePiece model has to have, as pad,unk,bos,eos"),
+        )
+        .arg(long("prompt_template", "prompt-template").value_name("TEMPLATE").help(
+            "chatml, instruct, alpaca, llama2, zephyr, plain, or a .jinja file [default: the model's, else chatml]",
+        ))
+        .arg(
+            long("mixed_precision", "mixed-precision")
+                .value_name("CHOICE")
+                .value_parser(["no", "bf16"])
+                .default_value("no")
+                .help("bf16: weights and activations in bfloat16; no: all f32"),
+        )
+        .arg(
+            count("seed", "seed", 0)
+                .default_value("42")
+                .help("Seed of everything random"),
+        )
+        .arg(count("threads", "threads", 1).help("Worker threads [default: one per core]"))
+        .arg(
+            Arg::new("quiet")
+                .long("quiet")
+                .action(ArgAction::SetTrue)
+                .help("Print results alone"),
+        )
+}
+
+/// What the flags of [`model_flags`] say.
+#[derive(Clone, Debug)]
+pub(super) struct ModelArgs {
+    pub model_path: PathBuf,
+    pub base_model: Option<PathBuf>,
+    pub no_lora: bool,
+    pub tokenizer_path: Option<PathBuf>,
+    pub special_ids: SpecialIds,
+    pub prompt_template: Option<String>,
+    pub supervise_turn_newline: bool,
+    pub dtype: DType,
+    pub seed: u64,
+    pub threads: Option<usize>,
+    pub quiet: bool,
+}
+
+impl ModelArgs {
+    pub fn of(m: &ArgMatches) -> Result<Self> {
+        let path = |id: &str| m.get_one::<PathBuf>(id).cloned();
+        let text = |id: &str| m.get_one::<String>(id).map(String::as_str);
+        Ok(Self {
+            model_path: path("model_path").expect("clap requires it"),
+            base_model: path("base_model"),
+            no_lora: m.get_flag("no_lora"),
+            tokenizer_path: path("tokenizer_path"),
+            special_ids: SpecialIds::parse(text("special_ids").expect("it has a default"))?,
+            prompt_template: text("prompt_template").map(String::from),
+            supervise_turn_newline: false,
+            dtype: match text("mixed_precision") {
+                Some("bf16") => DType::Bf16,
+                _ => DType::F32,
+            },
+            seed: *m.get_one("seed").expect("it has a default"),
+            threads: m.get_one::<u64>("threads").map(|&n| n as usize),
+            quiet: m.get_flag("quiet"),
+        })
+    }
+
+    /// The CPU, and the pool for tokenising, with the number of threads asked for.
+    pub fn device(&self) -> Result<Cpu> {
+        if let Some(n) = self.threads {
+            // The first to set the pool wins, and a command runs once.
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
+            pool.map_err(|e| Error::new(format!("cannot start {n} threads: {e}")))?;
+        }
+        Cpu::new(self.threads)
+    }
+}
+
+/// A model folder, its files opened and checked.
+pub(super) struct ModelFolder {
+    /// The folder that was chosen: that of the adapter, or of the whole model.
+    pub dir: PathBuf,
+    /// The whole model, or the adapter's base.
+    pub files: ModelFiles,
+    /// The adapter on it.
+    pub adapter: Option<Adapter>,
+}
+
+impl ModelFolder {
+    /// Opens what lies at `model_path`: an adapter with its base, or a whole model; with `no_lora` the merged model of an output
+    /// folder, or the whole model in it.
+    pub fn open(model_path: &Path, base_model: Option<&Path>, no_lora: bool) -> Result<Self> {
+        let shown = model_path.display();
+        ensure!(
+            model_path.is_dir(),
+            "{shown}: expected a model folder, found {}",
+            if model_path.exists() { "a file" } else { "nothing" }
+        );
+        let holds = |dir: &Path, name: &str| dir.join(name).is_file();
+        let whole = |dir: &Path| holds(dir, "config.json") && has_weights(dir);
+        if no_lora || !peft::is_adapter(model_path) {
+            if base_model.is_some() {
+                return Err(Error::usage(format!(
+                    "--base-model has no effect: {shown} {}; leave it out",
+                    if no_lora {
+                        "is taken without its adapter (--no-lora)"
+                    } else {
+                        "holds no adapter"
+                    }
+                )));
+            }
+            let merged = model_path.join(MERGED);
+            // Where an adapter lies beside a whole model, `merged` is what the adapter became.
+            let places = match peft::is_adapter(model_path) {
+                true => [merged.as_path(), model_path],
+                false => [model_path, merged.as_path()],
+            };
+            let Some(dir) = places.into_iter().find(|d| whole(d)) else {
+                if peft::is_adapter(model_path) {
+                    bail!(
+                        "{shown}: --no-lora asks for a merged or whole model, found an adapter alone; leave --no-lora out, or make \
+                         the merged model with `ringtune merge --model-path {shown} --output-dir {}`",
+                        merged.display()
+                    );
+                }
+                // The message of a model that lacks a file says which.
+                let files = ModelFiles::open(model_path);
+                return Err(files.err().map_or_else(
+                    || Error::new(format!("{shown}: no model")),
+                    |e| hint_inside(e, model_path),
+                ));
+            };
+            if no_lora && dir == merged {
+                note(&format!("model: {} (merged)", dir.display()));
+            }
+            return Ok(Self {
+                dir: dir.to_path_buf(),
+                files: ModelFiles::open(dir)?,
+                adapter: None,
+            });
+        }
+        let adapter = Adapter::open(model_path)?;
+        let base = adapter.find_base(base_model)?;
+        Ok(Self {
+            dir: model_path.to_path_buf(),
+            files: ModelFiles::open(&base)?,
+            adapter: Some(adapter),
+        })
+    }
+
+    /// The tokenizer named, or the one of the folder, or of the base.
+    pub fn tokenizer(&self, args: &ModelArgs) -> Result<Tokenizer> {
+        let folders = [self.dir.as_path(), self.files.dir()];
+        open_tokenizer(args.tokenizer_path.as_deref(), &folders, args.special_ids)
+    }
+
+    /// The template named, or the one saved with the model, or ChatML; with the tokens it needs.
+    pub fn template(&self, args: &ModelArgs, tokenizer: &mut Tokenizer) -> Result<Template> {
+        let options = || TemplateOptions {
+            supervise_turn_newline: args.supervise_turn_newline,
+            names: tokenizer.control_names(),
+        };
+        let saved = self.dir.join(CHAT_TEMPLATE);
+        let template = match &args.prompt_template {
+            Some(name) => Template::load(name, options())?,
+            None if saved.is_file() => load_saved(&saved, &options())?,
+            None => Template::load("chatml", options())?,
+        };
+        if template.needs_chatml() {
+            tokenizer.add_chatml();
+        }
+        Ok(template)
+    }
+
+    /// Loads the weights. Rows for tokens that the model does not know are made as `sft` makes them before its first step.
+    pub fn load<B: Backend>(&self, dev: &B, tokenizer: &Tokenizer, seed: u64, dtype: DType) -> Result<Loaded<B>> {
+        self.files.hf_config().warnings.iter().for_each(|w| warn(w));
+        let adapted = match &self.adapter {
+            Some(adapter) => Some(Adapted::new(&self.files, adapter)?),
+            None => None,
+        };
+        let source: &dyn TensorSource = match &adapted {
+            Some(adapted) => adapted,
+            None => &self.files,
+        };
+        let resize = plan_resize_of(source.config(), &self.dir, tokenizer, None, seed)?;
+        if !resize.tokens.is_empty() {
+            warn(&format!(
+                "{}: the model was not trained with {}; their rows are made from others, as at the start of sft",
+                self.dir.display(),
+                tokenizer.added().join(" and ")
+            ));
+        }
+        let resized = Resized::new(source, resize)?;
+        let mut params = load_params(dev, &resized, dtype)?;
+        if let Some(adapter) = &self.adapter {
+            load_adapter(dev, &mut params, adapter)?;
+        }
+        Ok(Loaded {
+            config: resized.config().clone(),
+            params,
+            lora: self.adapter.as_ref().map(lora_spec),
+        })
+    }
+}
+
+/// A model on a device.
+pub(super) struct Loaded<B: Backend> {
+    pub config: ModelConfig,
+    pub params: Params<B>,
+    pub lora: Option<LoraSpec>,
+}
+
+fn has_weights(dir: &Path) -> bool {
+    ["model.safetensors", "model.safetensors.index.json"]
+        .iter()
+        .any(|n| dir.join(n).is_file())
+}
+
+/// Adds to an error where a model or adapter lies below the folder, when there is one.
+fn hint_inside(e: Error, dir: &Path) -> Error {
+    let mut found: Vec<String> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|p| has_weights(p) || peft::is_adapter(p))
+        .map(|p| p.display().to_string())
+        .collect();
+    found.sort();
+    match found.is_empty() {
+        true => e,
+        false => Error::new(format!("{e}; did you mean {}?", found.join(" or "))),
+    }
+}
+
+/// The template of a `chat_template.jinja`: the built-in one where it is its text, else the file.
+fn load_saved(path: &Path, options: &TemplateOptions) -> Result<Template> {
+    let text = crate::checkpoint::fs::read_text(path, 4 << 20)?;
+    for newline in [false, true] {
+        for name in Template::NAMES {
+            let options = TemplateOptions {
+                supervise_turn_newline: newline,
+                ..options.clone()
+            };
+            // An option that a template does not have is an error there, and no candidate here.
+            if let Ok(template) = Template::load(name, options)
+                && template.jinja_source() == text
+            {
+                return Ok(template);
+            }
+        }
+    }
+    let name = path.display().to_string();
+    Template::load(&name, options.clone()).map_err(|e| {
+        Error::new(format!(
+            "{e}; name the template the model was trained with by --prompt-template"
+        ))
+    })
+}
