@@ -46,7 +46,9 @@ pub enum FaultKind {
     ReadOnly,
     /// A barrier reached by only some live threads of a warp.
     DivergentBarrier,
-    /// Every warp waits at a barrier that cannot complete.
+    /// Warps that disagree about a barrier's threads, or one that does not exist.
+    Barrier,
+    /// Every warp waits for something that cannot happen.
     Deadlock,
     /// The instruction budget of the launch ran out.
     Watchdog,

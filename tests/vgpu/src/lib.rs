@@ -18,15 +18,18 @@
 pub mod error;
 pub mod exec;
 pub mod memory;
+pub mod output;
 pub mod ptx;
 pub mod tensor_map;
+mod trace;
 
 use std::collections::BTreeMap;
 
 pub use error::{Error, Fault, FaultKind, Result};
 pub use exec::code::Build;
-pub use exec::launch::Counters;
+pub use exec::counters::Counters;
 pub use memory::Memory;
+pub use output::Output;
 
 use exec::decode::{Program, Symbols, decode};
 use ptx::{Init, Space};
@@ -44,16 +47,34 @@ pub struct Config {
     pub threads: usize,
     /// Warp instructions after which the watchdog stops the launch.
     pub budget: u64,
+    /// Blocks of a cluster in x, y, z.
+    pub cluster: [u32; 3],
+    /// Whether all blocks run at the same time, as grids that wait for each other need.
+    pub cooperative: bool,
+    /// Seed of the order in which blocks and warps run; without one they run first to last.
+    pub seed: Option<u64>,
+    /// Where kernels print.
+    pub output: Output,
 }
 
+/// An environment variable that holds a number.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.trim().parse().ok()
+}
+
+/// `VGPU_THREADS` and `VGPU_SEED` choose host threads and order where a launch says nothing.
 impl Default for Config {
     fn default() -> Config {
         Config {
             grid: [1; 3],
             block: [32, 1, 1],
             dynamic_shared: 0,
-            threads: 1,
+            threads: number("VGPU_THREADS").map_or(1, |n| n as usize),
             budget: 1 << 34,
+            cluster: [1; 3],
+            cooperative: false,
+            seed: number("VGPU_SEED"),
+            output: Output::default(),
         }
     }
 }
@@ -211,13 +232,27 @@ impl Kernel<'_> {
             }
             bytes[*at..at + n].copy_from_slice(arg);
         }
+        if config.cluster.contains(&0) || (0..3).any(|d| !config.grid[d].is_multiple_of(config.cluster[d])) {
+            let m = format!("grid {:?} is not whole clusters of {:?}", config.grid, config.cluster);
+            return Err(Error::Invalid(m));
+        }
+        let mut params = exec::region::Region::new(0, bytes.len() as u64);
+        for (i, b) in bytes.iter().enumerate() {
+            params.store::<1>(i as u64, u64::from(*b));
+        }
+        params.read_only = true;
         let shape = exec::launch::Shape {
             grid: config.grid,
             block: config.block,
+            cluster: config.cluster,
             dynamic_shared: config.dynamic_shared,
             threads: config.threads,
             budget: config.budget,
+            cooperative: config.cooperative,
+            seed: config.seed,
         };
-        exec::launch::launch(p, memory, &bytes, &shape)
+        let counters = exec::launch::launch(p, memory, &params, &shape, &config.output)?;
+        trace::append(&p.name, &shape, p.static_shared, &counters)?;
+        Ok(counters)
     }
 }

@@ -1,9 +1,9 @@
-//! Device memory: an allocation table with red zones, and one shadow byte per byte that says whether it was written.
+//! Device memory: an allocation table with red zones over regions that know which of their bytes were written.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::error::{Error, FaultKind, Result};
+use crate::exec::region::Region;
 
 /// First address handed out; shared, local and parameter windows of generic addresses lie below.
 pub const BASE: u64 = 0x7000_0000_0000;
@@ -12,115 +12,10 @@ pub const RED_ZONE: u64 = 512;
 /// Pattern of memory nobody wrote: a NaN in every float type.
 pub const FILL: u8 = 0xff;
 
-/// Eight-byte aligned bytes that several threads may touch.
-pub(crate) struct Block {
-    pub start: u64,
-    pub len: u64,
-    pub read_only: bool,
-    data: Box<[AtomicU64]>,
-    shadow: Box<[AtomicU64]>,
-}
-
-fn words(n: usize, fill: u8) -> Box<[AtomicU64]> {
-    (0..n.div_ceil(8))
-        .map(|_| AtomicU64::new(u64::from_ne_bytes([fill; 8])))
-        .collect()
-}
-
-impl Block {
-    fn new(start: u64, len: u64) -> Block {
-        let n = len as usize;
-        Block {
-            start,
-            len,
-            read_only: false,
-            data: words(n, FILL),
-            shadow: words(n, 0),
-        }
-    }
-
-    /// Loads `N` bytes (1, 2, 4, 8) at an offset that was checked and aligned; also whether all were written.
-    #[inline(always)]
-    pub fn load<const N: usize>(&self, offset: u64) -> (u64, bool) {
-        (
-            load::<N>(&self.data, offset as usize),
-            load::<N>(&self.shadow, offset as usize) == ones::<N>(),
-        )
-    }
-
-    /// Stores `N` bytes at an offset that was checked and aligned.
-    #[inline(always)]
-    pub fn store<const N: usize>(&self, offset: u64, value: u64) {
-        store::<N>(&self.data, offset as usize, value);
-        store::<N>(&self.shadow, offset as usize, ones::<N>());
-    }
-
-    /// Replaces four bytes by `f` of them, atomically, and returns the old value; `None` from `f` leaves them.
-    pub fn update32(&self, offset: u64, f: impl Fn(u32) -> u32) -> u32 {
-        cell32(&self.data, offset as usize)
-            .fetch_update(Relaxed, Relaxed, |x| Some(f(x)))
-            .unwrap_or_else(|x| x)
-    }
-
-    /// Eight-byte form of [`Block::update32`].
-    pub fn update64(&self, offset: u64, f: impl Fn(u64) -> u64) -> u64 {
-        self.data[offset as usize / 8]
-            .fetch_update(Relaxed, Relaxed, |x| Some(f(x)))
-            .unwrap_or_else(|x| x)
-    }
-}
-
-/// `N` shadow bytes that all say "written".
-#[inline(always)]
-pub(crate) const fn ones<const N: usize>() -> u64 {
-    if N == 8 {
-        0x0101_0101_0101_0101
-    } else {
-        0x0101_0101_0101_0101 & ((1 << (8 * N)) - 1)
-    }
-}
-
-#[inline(always)]
-fn cell32(data: &[AtomicU64], offset: usize) -> &AtomicU32 {
-    assert!(offset.is_multiple_of(4) && offset / 8 < data.len());
-    // SAFETY: the assertion puts the four aligned bytes inside one element of the slice; atomics have no validity limits.
-    unsafe { &*data.as_ptr().cast::<AtomicU32>().add(offset / 4) }
-}
-
-#[inline(always)]
-fn load<const N: usize>(data: &[AtomicU64], offset: usize) -> u64 {
-    assert!(offset.is_multiple_of(N) && offset / 8 < data.len());
-    // SAFETY: the assertion puts the N aligned bytes inside one element; sizes are powers of two up to eight.
-    unsafe {
-        let p = data.as_ptr().cast::<u8>().add(offset);
-        match N {
-            1 => u64::from((*p.cast::<AtomicU8>()).load(Relaxed)),
-            2 => u64::from((*p.cast::<AtomicU16>()).load(Relaxed)),
-            4 => u64::from((*p.cast::<AtomicU32>()).load(Relaxed)),
-            _ => (*p.cast::<AtomicU64>()).load(Relaxed),
-        }
-    }
-}
-
-#[inline(always)]
-fn store<const N: usize>(data: &[AtomicU64], offset: usize, value: u64) {
-    assert!(offset.is_multiple_of(N) && offset / 8 < data.len());
-    // SAFETY: as in `load`.
-    unsafe {
-        let p = data.as_ptr().cast::<u8>().add(offset);
-        match N {
-            1 => (*p.cast::<AtomicU8>()).store(value as u8, Relaxed),
-            2 => (*p.cast::<AtomicU16>()).store(value as u16, Relaxed),
-            4 => (*p.cast::<AtomicU32>()).store(value as u32, Relaxed),
-            _ => (*p.cast::<AtomicU64>()).store(value, Relaxed),
-        }
-    }
-}
-
 /// The memory of one device.
 #[derive(Default)]
 pub struct Memory {
-    blocks: Vec<Block>,
+    blocks: Vec<Region>,
     freed: BTreeMap<u64, u64>,
     next: u64,
     used: u64,
@@ -157,7 +52,7 @@ impl Memory {
         // Addresses are never used again, so that a stale pointer can always be named.
         self.next = (start + bytes as u64 + 2 * RED_ZONE).next_multiple_of(256);
         self.used += bytes as u64;
-        self.blocks.push(Block::new(start, bytes as u64));
+        self.blocks.push(Region::new(start, bytes as u64));
         Ok(start)
     }
 
@@ -186,7 +81,7 @@ impl Memory {
         (address - b.start < b.len && b.len - (address - b.start) >= len).then_some(i)
     }
 
-    pub(crate) fn block(&self, i: usize) -> &Block {
+    pub(crate) fn block(&self, i: usize) -> &Region {
         &self.blocks[i]
     }
 
@@ -226,7 +121,7 @@ impl Memory {
         (FaultKind::OutOfBounds, m)
     }
 
-    fn host_range(&self, address: u64, len: usize) -> Result<(&Block, usize)> {
+    fn host_range(&self, address: u64, len: usize) -> Result<(&Region, usize)> {
         match self.find(address, len as u64) {
             Some(i) => Ok((&self.blocks[i], (address - self.blocks[i].start) as usize)),
             None => Err(Error::Invalid(self.describe(address, len as u64).1)),
@@ -239,17 +134,20 @@ impl Memory {
             return Ok(());
         }
         let (b, at) = self.host_range(address, bytes.len())?;
-        let mut i = 0;
-        while i < bytes.len() {
-            if (at + i).is_multiple_of(8) && bytes.len() - i >= 8 {
-                let word: [u8; 8] = bytes[i..i + 8].try_into().expect("eight bytes");
-                b.store::<8>((at + i) as u64, u64::from_le_bytes(word));
-                i += 8;
-            } else {
-                b.store::<1>((at + i) as u64, u64::from(bytes[i]));
-                i += 1;
-            }
+        let (head, body) = bytes.split_at((at.wrapping_neg() & 7).min(bytes.len()));
+        for (i, x) in head.iter().enumerate() {
+            b.put::<1>((at + i) as u64, u64::from(*x));
         }
+        let (mut at_word, words) = (at + head.len(), body.chunks_exact(8));
+        let tail = words.remainder();
+        for w in words {
+            b.put::<8>(at_word as u64, u64::from_le_bytes(w.try_into().expect("eight bytes")));
+            at_word += 8;
+        }
+        for (i, x) in tail.iter().enumerate() {
+            b.put::<1>((at_word + i) as u64, u64::from(*x));
+        }
+        b.mark_all(at as u64, bytes.len() as u64);
         Ok(())
     }
 
@@ -259,13 +157,19 @@ impl Memory {
             return Ok(());
         }
         let (b, at) = self.host_range(address, out.len())?;
+        let whole = b.all_written(at as u64, out.len() as u64);
         let mut i = 0;
         while i < out.len() {
-            if (at + i).is_multiple_of(8) && out.len() - i >= 8 {
-                out[i..i + 8].copy_from_slice(&b.load::<8>((at + i) as u64).0.to_le_bytes());
+            let from = (at + i) as u64;
+            if from.is_multiple_of(8) && out.len() - i >= 8 && (whole || b.is_written(from, 8)) {
+                out[i..i + 8].copy_from_slice(&b.load::<8>(from).to_le_bytes());
                 i += 8;
             } else {
-                out[i] = b.load::<1>((at + i) as u64).0 as u8;
+                out[i] = if b.is_written(from, 1) {
+                    b.load::<1>(from) as u8
+                } else {
+                    FILL
+                };
                 i += 1;
             }
         }
@@ -281,17 +185,10 @@ impl Memory {
             return Ok(None);
         }
         let (b, at) = self.host_range(address, len)?;
-        let mut i = 0;
-        while i < len {
-            if (at + i).is_multiple_of(8) && len - i >= 8 && b.load::<8>((at + i) as u64).1 {
-                i += 8;
-            } else if b.load::<1>((at + i) as u64).1 {
-                i += 1;
-            } else {
-                return Ok(Some(i));
-            }
+        if b.all_written(at as u64, len as u64) {
+            return Ok(None);
         }
-        Ok(None)
+        Ok((0..len).find(|i| !b.is_written((at + i) as u64, 1)))
     }
 
     /// Sets `len` bytes.
@@ -299,17 +196,28 @@ impl Memory {
         self.write(address, &vec![value; len])
     }
 
-    /// Copies within the device; what was never written stays so at the destination.
+    /// Copies within the device; what was never written stays so at the destination. The ranges may overlap.
     pub fn copy(&self, to: u64, from: u64, len: usize) -> Result<()> {
         if len == 0 {
             return Ok(());
         }
         let (a, at) = self.host_range(from, len)?;
         let (b, bt) = self.host_range(to, len)?;
-        let data: Vec<(u64, bool)> = (0..len).map(|i| a.load::<1>((at + i) as u64)).collect();
+        let whole = a.all_written(at as u64, len as u64);
+        if whole {
+            let mut bytes = vec![0; len];
+            self.read(from, &mut bytes)?;
+            return self.write(to, &bytes);
+        }
+        let data: Vec<(u64, bool)> = (at..at + len)
+            .map(|i| (a.load::<1>(i as u64), a.is_written(i as u64, 1)))
+            .collect();
+        b.unmark(bt as u64, len as u64);
         for (i, (x, written)) in data.into_iter().enumerate() {
-            store::<1>(&b.data, bt + i, x);
-            store::<1>(&b.shadow, bt + i, u64::from(written));
+            b.put::<1>((bt + i) as u64, x);
+            if written {
+                b.mark((bt + i) as u64, 1);
+            }
         }
         Ok(())
     }

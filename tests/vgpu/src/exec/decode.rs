@@ -1,11 +1,13 @@
 //! From parsed functions to programs: symbols, parameter layout, rows of registers and constants.
 
 use std::collections::HashMap;
+use std::sync::Mutex;
 
 use super::alu::Op;
 use super::cfg::{Flow, allocate, intervals, reconvergence};
 use super::code::Build;
-use super::{Act, Alu, Class, File, Inst, NONE, mem};
+use super::schedule::Pooled;
+use super::{Act, Alu, Class, File, Inst, NONE, finish, mem};
 use crate::error::{Error, Result};
 use crate::ptx::{Function, Instr, Limits, Operand, Space, Ty, Var};
 
@@ -75,6 +77,12 @@ pub struct Program {
     pub build: Build,
     /// `.maxntid` and its kin.
     pub limits: Limits,
+    /// End of the stretch without jumps and labels that each instruction is in.
+    pub ends: Vec<u32>,
+    /// Memory instructions; see [`super::site::Site`].
+    pub sites: usize,
+    /// What launches hand on to each other.
+    pub pool: Mutex<Vec<Pooled>>,
 }
 
 /// Value of a symbol: the space and the address or offset in it.
@@ -181,6 +189,8 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
             f.name, d.rows
         )));
     }
+    let sites = finish::sites(&mut code);
+    finish::polls(&mut code, f.body.iter().map(|i| i.opcode.as_str()));
     let source = f
         .body
         .iter()
@@ -192,7 +202,6 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
         .collect();
     Ok(Program {
         name: f.name.clone(),
-        code,
         source,
         rows: d.rows,
         init: d.init,
@@ -203,6 +212,10 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
         build,
         max_threads: f.limits.threads(),
         limits: f.limits.clone(),
+        ends: finish::ends(&code),
+        sites,
+        code,
+        pool: Mutex::default(),
     })
 }
 
@@ -241,7 +254,9 @@ fn flow_of(i: &Instr) -> Flow {
         _ => {}
     }
     let writes = !matches!(base, "st" | "red" | "bra" | "cp" | "membar" | "fence" | "prefetch")
-        && !i.opcode.starts_with("bar.sync");
+        && !["bar.sync", "bar.arrive", "bar.warp"]
+            .iter()
+            .any(|b| i.opcode.starts_with(b));
     for (n, o) in i.operands.iter().enumerate() {
         let defs = n == 0 && writes && !matches!(o, Operand::Address(..));
         registers(o, if defs { &mut flow.defs } else { &mut flow.uses });
@@ -470,6 +485,8 @@ impl Decoder<'_> {
             k: 0,
             x: u32::from(NONE),
             y: 0,
+            site: 0,
+            polls: false,
         }
     }
 

@@ -1,7 +1,6 @@
-//! Loads, stores, atomics and asynchronous copies, with every check.
+//! Operands of memory instructions: spaces, addresses, and what an atomic computes.
 
-use super::launch::Cta;
-use super::{File, LANES, Regs, put_raw, raw};
+use super::{File, LANES, Regs};
 use crate::error::FaultKind;
 use crate::ptx::Ty;
 
@@ -13,7 +12,7 @@ pub const LOCAL: u64 = 0x2000_0000_0000;
 pub const PARAM: u64 = 0x3000_0000_0000;
 
 /// State space of an access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Space {
     /// Global and constant memory.
     Global,
@@ -42,8 +41,22 @@ pub struct Address {
 
 impl Address {
     /// Addresses of all lanes.
+    #[inline(always)]
     pub fn lanes(&self, r: &Regs) -> [u64; LANES] {
-        raw(r, self.file, self.row).map(|x| x.wrapping_add(self.offset as u64))
+        let mut at = [0; LANES];
+        let offset = self.offset as u64;
+        if self.file == File::Q {
+            let row = &r.q[self.row as usize];
+            for l in 0..LANES {
+                at[l] = row[l].wrapping_add(offset);
+            }
+        } else {
+            let row = &r.w[self.row as usize];
+            for l in 0..LANES {
+                at[l] = u64::from(row[l]).wrapping_add(offset);
+            }
+        }
+        at
     }
 }
 
@@ -154,320 +167,6 @@ impl super::float::Format {
         let low = self.fma(a as u16, one, b as u16);
         u64::from(low) | u64::from(self.fma((a >> 16) as u16, one, (b >> 16) as u16)) << 16
     }
-}
-
-impl Cta<'_> {
-    /// Space and offset or address of a possibly generic address.
-    #[inline(always)]
-    fn resolve(&self, space: Space, a: u64) -> (Space, u64) {
-        if space != Space::Generic {
-            return (space, a);
-        }
-        match a >> 44 {
-            1 => (Space::Shared, a - SHARED),
-            2 => (Space::Local, a - LOCAL),
-            3 => (Space::Param, a - PARAM),
-            _ => (Space::Global, a),
-        }
-    }
-
-    /// Loads `N` bytes.
-    #[inline(always)]
-    pub fn load<const N: usize>(&mut self, warp: usize, lane: usize, space: Space, a: u64) -> Result<u64, LaneFault> {
-        if !a.is_multiple_of(N as u64) {
-            return Err((
-                lane,
-                FaultKind::Misaligned,
-                format!("address {a:#x} is not a multiple of {N}"),
-            ));
-        }
-        let (space, a) = self.resolve(space, a);
-        let (value, written) = match space {
-            Space::Global => {
-                let b = self.block(a, N as u64, lane)?;
-                b.load::<N>(a - b.start)
-            }
-            Space::Param => match self.params.get(a as usize..a as usize + N) {
-                Some(b) => (little(b), true),
-                None => return Err((lane, FaultKind::OutOfBounds, format!("parameter bytes at {a}"))),
-            },
-            _ => {
-                let i = self.bytes(space, warp, lane, a, N)?;
-                let (data, shadow) = self.arrays(space);
-                (little(&data[i..i + N]), shadow[i..i + N].iter().all(|s| *s == 1))
-            }
-        };
-        if !written {
-            let m = format!("{N} bytes at {a:#x} of {space:?} memory were never written");
-            return Err((lane, FaultKind::Uninitialised, m));
-        }
-        Ok(value)
-    }
-
-    /// Stores `N` bytes.
-    #[inline(always)]
-    pub fn store<const N: usize>(
-        &mut self,
-        warp: usize,
-        lane: usize,
-        space: Space,
-        a: u64,
-        v: u64,
-    ) -> Result<(), LaneFault> {
-        if !a.is_multiple_of(N as u64) {
-            return Err((
-                lane,
-                FaultKind::Misaligned,
-                format!("address {a:#x} is not a multiple of {N}"),
-            ));
-        }
-        let (space, a) = self.resolve(space, a);
-        match space {
-            Space::Global => {
-                let b = self.block(a, N as u64, lane)?;
-                if b.read_only {
-                    return Err((
-                        lane,
-                        FaultKind::ReadOnly,
-                        format!("{N} bytes at {a:#x} of constant memory"),
-                    ));
-                }
-                b.store::<N>(a - b.start, v);
-            }
-            Space::Param => return Err((lane, FaultKind::ReadOnly, format!("parameter bytes at {a}"))),
-            _ => {
-                let i = self.bytes(space, warp, lane, a, N)?;
-                let (data, shadow) = self.arrays(space);
-                data[i..i + N].copy_from_slice(&v.to_le_bytes()[..N]);
-                shadow[i..i + N].fill(1);
-            }
-        }
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn block(&mut self, a: u64, n: u64, lane: usize) -> Result<&crate::memory::Block, LaneFault> {
-        let (start, len, i) = self.last_block;
-        if a.wrapping_sub(start) < len && len - (a - start) >= n {
-            return Ok(self.memory.block(i));
-        }
-        match self.memory.find(a, n) {
-            Some(i) => {
-                let b = self.memory.block(i);
-                self.last_block = (b.start, b.len, i);
-                Ok(b)
-            }
-            None => {
-                let (kind, m) = self.memory.describe(a, n);
-                Err((lane, kind, m))
-            }
-        }
-    }
-
-    /// Index into the byte array of shared or local memory.
-    #[inline(always)]
-    fn bytes(&self, space: Space, warp: usize, lane: usize, a: u64, n: usize) -> Result<usize, LaneFault> {
-        let (size, base) = match space {
-            Space::Shared => (self.shared.len(), 0),
-            _ => (self.local_size, (warp * LANES + lane) * self.local_size),
-        };
-        if a > size as u64 || n as u64 > size as u64 - a {
-            let m = format!("{n} bytes at offset {a} of {size} bytes of {space:?} memory");
-            return Err((lane, FaultKind::OutOfBounds, m));
-        }
-        Ok(base + a as usize)
-    }
-
-    fn arrays(&mut self, space: Space) -> (&mut [u8], &mut [u8]) {
-        match space {
-            Space::Shared => (&mut self.shared, &mut self.shared_written),
-            _ => (&mut self.local, &mut self.local_written),
-        }
-    }
-
-    /// Executes a load for the lanes of `mask`.
-    pub fn run_load(&mut self, r: &mut Regs, warp: usize, op: &Access, mask: u32) -> Result<(), LaneFault> {
-        let at = op.at.lanes(r);
-        let n = op.ty.size();
-        self.check_vector(op, &at, mask)?;
-        self.count_access(op.at.space, &at, n * op.regs.len(), mask);
-        for (e, (file, row)) in op.regs.iter().enumerate() {
-            let mut v = [0; LANES];
-            for lane in lanes(mask) {
-                let a = at[lane].wrapping_add((e * n) as u64);
-                let x = match n {
-                    1 => self.load::<1>(warp, lane, op.at.space, a),
-                    2 => self.load::<2>(warp, lane, op.at.space, a),
-                    4 => self.load::<4>(warp, lane, op.at.space, a),
-                    _ => self.load::<8>(warp, lane, op.at.space, a),
-                }?;
-                v[lane] = if op.ty.signed() {
-                    super::convert::extend(x, op.ty) as u64
-                } else {
-                    x
-                };
-            }
-            if *row != super::NONE {
-                put_raw(r, *file, *row, v, mask);
-            }
-        }
-        Ok(())
-    }
-
-    /// Executes a store for the lanes of `mask`.
-    pub fn run_store(&mut self, r: &Regs, warp: usize, op: &Access, mask: u32) -> Result<(), LaneFault> {
-        let at = op.at.lanes(r);
-        let n = op.ty.size();
-        self.check_vector(op, &at, mask)?;
-        self.count_access(op.at.space, &at, n * op.regs.len(), mask);
-        for (e, (file, row)) in op.regs.iter().enumerate() {
-            let v = raw(r, *file, *row);
-            for lane in lanes(mask) {
-                let a = at[lane].wrapping_add((e * n) as u64);
-                match n {
-                    1 => self.store::<1>(warp, lane, op.at.space, a, v[lane]),
-                    2 => self.store::<2>(warp, lane, op.at.space, a, v[lane]),
-                    4 => self.store::<4>(warp, lane, op.at.space, a, v[lane]),
-                    _ => self.store::<8>(warp, lane, op.at.space, a, v[lane]),
-                }?;
-            }
-        }
-        Ok(())
-    }
-
-    fn check_vector(&self, op: &Access, at: &[u64; LANES], mask: u32) -> Result<(), LaneFault> {
-        let bytes = (op.ty.size() * op.regs.len()) as u64;
-        match lanes(mask).find(|l| !at[*l].is_multiple_of(bytes)) {
-            Some(l) => Err((
-                l,
-                FaultKind::Misaligned,
-                format!("address {:#x} is not a multiple of {bytes}", at[l]),
-            )),
-            None => Ok(()),
-        }
-    }
-
-    /// Executes an atomic, lane by lane in order.
-    pub fn run_atomic(&mut self, r: &mut Regs, warp: usize, op: &Atomic, mask: u32) -> Result<(), LaneFault> {
-        let at = op.at.lanes(r);
-        let b = raw(r, op.b.0, op.b.1);
-        let c = op.c.map_or([0; LANES], |(f, row)| raw(r, f, row));
-        let mut old = [0; LANES];
-        for lane in lanes(mask) {
-            let eight = op.ty.size() == 8;
-            // The load checks bounds, alignment and initialisation.
-            let seen = if eight {
-                self.load::<8>(warp, lane, op.at.space, at[lane])?
-            } else {
-                self.load::<4>(warp, lane, op.at.space, at[lane])?
-            };
-            let (space, a) = self.resolve(op.at.space, at[lane]);
-            old[lane] = if space == Space::Global {
-                let block = self.block(a, op.ty.size() as u64, lane)?;
-                if block.read_only {
-                    return Err((
-                        lane,
-                        FaultKind::ReadOnly,
-                        format!("atomic at {a:#x} of constant memory"),
-                    ));
-                }
-                let offset = a - block.start;
-                if eight {
-                    block.update64(offset, |x| apply(op.op, op.ty, x, b[lane], c[lane]))
-                } else {
-                    u64::from(block.update32(offset, |x| apply(op.op, op.ty, u64::from(x), b[lane], c[lane]) as u32))
-                }
-            } else {
-                let new = apply(op.op, op.ty, seen, b[lane], c[lane]);
-                if eight {
-                    self.store::<8>(warp, lane, space, a, new)?
-                } else {
-                    self.store::<4>(warp, lane, space, a, new)?
-                };
-                seen
-            };
-        }
-        if let Some((file, row)) = op.d {
-            put_raw(r, file, row, old, mask);
-        }
-        Ok(())
-    }
-
-    /// Reads the sources of `cp.async` now; the data reaches shared memory when the group is waited for.
-    pub fn copy_async(
-        &mut self,
-        r: &Regs,
-        warp: usize,
-        op: &CopyAsync,
-        mask: u32,
-    ) -> Result<Vec<(u64, u32)>, LaneFault> {
-        let (to, from) = (op.to.lanes(r), op.from.lanes(r));
-        let size = op.source.map(|row| r.w[row as usize]);
-        let mut out = Vec::with_capacity(LANES * 4);
-        self.count_access(Space::Global, &from, op.bytes as usize, mask);
-        for lane in lanes(mask) {
-            if !to[lane].is_multiple_of(op.bytes) || !from[lane].is_multiple_of(op.bytes) {
-                let m = format!("copy of {} bytes from {:#x} to {:#x}", op.bytes, from[lane], to[lane]);
-                return Err((lane, FaultKind::Misaligned, m));
-            }
-            self.bytes(Space::Shared, warp, lane, to[lane], op.bytes as usize)?;
-            let valid = size.map_or(op.bytes, |s| u64::from(s[lane]).min(op.bytes));
-            for word in (0..op.bytes).step_by(4) {
-                // A source size that is not a multiple of four ends within a word.
-                let mut v = 0;
-                if word + 4 <= valid {
-                    v = self.load::<4>(warp, lane, Space::Global, from[lane] + word)? as u32;
-                } else {
-                    for byte in word..valid.max(word) {
-                        let x = self.load::<1>(warp, lane, Space::Global, from[lane] + byte)? as u32;
-                        v |= x << (8 * (byte - word));
-                    }
-                }
-                out.push((to[lane] + word, v));
-            }
-        }
-        Ok(out)
-    }
-
-    /// `ldmatrix` for a whole warp.
-    pub fn load_matrix(&mut self, r: &mut Regs, warp: usize, op: &super::tensor::Matrix) -> Result<(), LaneFault> {
-        let at = op.at.lanes(r);
-        for (i, row) in op.d.iter().enumerate() {
-            let mut tile = [[0u32; 8]; 8];
-            let mut words = [0; LANES];
-            for line in 0..8 {
-                let lane = i * 8 + line;
-                if !at[lane].is_multiple_of(16) {
-                    return Err((
-                        lane,
-                        FaultKind::Misaligned,
-                        format!("address {:#x} is not a multiple of 16", at[lane]),
-                    ));
-                }
-                for w in 0..4 {
-                    let a = at[lane] + 4 * w as u64;
-                    words[line * 4 + w] = a;
-                    let x = self.load::<4>(warp, lane, op.at.space, a)? as u32;
-                    tile[line][2 * w] = x & 0xffff;
-                    tile[line][2 * w + 1] = x >> 16;
-                }
-            }
-            self.count_access(Space::Shared, &words, 4, u32::MAX);
-            r.w[*row as usize] = std::array::from_fn(|lane| {
-                let (g, t) = (lane >> 2, 2 * (lane & 3));
-                if op.trans {
-                    tile[t][g] | tile[t + 1][g] << 16
-                } else {
-                    tile[g][t] | tile[g][t + 1] << 16
-                }
-            });
-        }
-        Ok(())
-    }
-}
-
-fn little(b: &[u8]) -> u64 {
-    b.iter().rev().fold(0, |x, b| x << 8 | u64::from(*b))
 }
 
 /// Set bits of a mask, in order.

@@ -1,17 +1,27 @@
 //! The interpreter: decoded instructions, warp-wide registers, and the run loop.
 
+mod access;
 pub mod alu;
 pub mod alu_float;
+mod atomic;
+pub mod barrier;
 pub mod cfg;
 pub mod code;
+mod converge;
 pub mod convert;
+mod copy;
+pub mod counters;
 pub mod decode;
+mod finish;
 pub mod float;
 pub mod hopper;
 pub mod launch;
 pub mod mem;
 mod opcode;
 mod opcode_warp;
+pub mod region;
+pub mod schedule;
+pub mod site;
 pub mod tensor;
 pub mod warp;
 pub mod warp_ops;
@@ -86,7 +96,9 @@ pub enum Act {
     /// `bar.warp.sync`: mask in row `a`.
     WarpSync,
     /// CTA barrier: id in row `a`, thread count in row `b`.
-    Barrier(Option<warp::Reduce>),
+    Barrier(Option<barrier::Reduce>),
+    /// Arrival at a CTA barrier without waiting: id in row `a`, thread count in row `b`.
+    Arrive,
     /// Load.
     Load(Box<mem::Access>),
     /// Store.
@@ -133,70 +145,119 @@ pub struct Inst {
     pub x: u32,
     /// Reconvergence point and the like.
     pub y: u32,
+    /// Number of the memory access in its program; see [`site::Site`].
+    pub site: u32,
+    /// A backward branch whose loop looks at memory that others write: the warp lets others run before the next round.
+    pub polls: bool,
 }
 
 /// A type that fills the lanes of a row.
 pub trait Lane: Copy {
+    /// What the row holds: words or long words.
+    type Cell: Copy + Default;
+    /// The value of a cell.
+    fn of(cell: Self::Cell) -> Self;
+    /// The cell of a value.
+    fn cell(self) -> Self::Cell;
+    /// A row of the file that holds the type.
+    fn row(r: &Regs, row: u16) -> &[Self::Cell; LANES];
+    /// A row to write.
+    fn row_mut(r: &mut Regs, row: u16) -> &mut [Self::Cell; LANES];
+
     /// All lanes of a row.
-    fn get(r: &Regs, row: u16) -> [Self; LANES];
+    #[inline(always)]
+    fn get(r: &Regs, row: u16) -> [Self; LANES] {
+        Self::row(r, row).map(Self::of)
+    }
+
     /// Writes the lanes of the mask.
-    fn put(r: &mut Regs, row: u16, v: [Self; LANES], mask: u32);
+    #[inline(always)]
+    fn put(r: &mut Regs, row: u16, v: [Self; LANES], mask: u32) {
+        let out = v.map(Self::cell);
+        merge(Self::row_mut(r, row), &out, mask);
+    }
+}
+
+/// Overwrites the lanes of the mask.
+#[inline(always)]
+fn merge<C: Copy>(row: &mut [C; LANES], new: &[C; LANES], mask: u32) {
+    if mask == u32::MAX {
+        *row = *new;
+    } else {
+        for l in 0..LANES {
+            row[l] = if mask >> l & 1 == 1 { new[l] } else { row[l] };
+        }
+    }
 }
 
 macro_rules! lane {
-    ($t:ty, $file:ident, |$x:ident| $from:expr, |$y:ident| $to:expr) => {
+    ($t:ty, $cell:ty, $file:ident, |$x:ident| $from:expr, |$y:ident| $to:expr) => {
         impl Lane for $t {
+            type Cell = $cell;
             #[inline(always)]
-            fn get(r: &Regs, row: u16) -> [$t; LANES] {
-                r.$file[row as usize].map(|$x| $from)
+            fn of($x: $cell) -> $t {
+                $from
             }
             #[inline(always)]
-            fn put(r: &mut Regs, row: u16, v: [$t; LANES], mask: u32) {
-                let out = &mut r.$file[row as usize];
-                if mask == u32::MAX {
-                    *out = v.map(|$y| $to);
-                } else {
-                    for (lane, $y) in v.into_iter().enumerate() {
-                        if mask >> lane & 1 == 1 {
-                            out[lane] = $to;
-                        }
-                    }
-                }
+            fn cell(self) -> $cell {
+                let $y = self;
+                $to
+            }
+            #[inline(always)]
+            fn row(r: &Regs, row: u16) -> &[$cell; LANES] {
+                &r.$file[row as usize]
+            }
+            #[inline(always)]
+            fn row_mut(r: &mut Regs, row: u16) -> &mut [$cell; LANES] {
+                &mut r.$file[row as usize]
             }
         }
     };
 }
 
-lane!(u32, w, |x| x, |y| y);
-lane!(i32, w, |x| x as i32, |y| y as u32);
-lane!(u16, w, |x| x as u16, |y| u32::from(y));
-lane!(i16, w, |x| x as i16, |y| u32::from(y as u16));
-lane!(f32, w, |x| f32::from_bits(x), |y| y.to_bits());
-lane!(u64, q, |x| x, |y| y);
-lane!(i64, q, |x| x as i64, |y| y as u64);
-lane!(f64, q, |x| f64::from_bits(x), |y| y.to_bits());
+lane!(u32, u32, w, |x| x, |y| y);
+lane!(i32, u32, w, |x| x as i32, |y| y as u32);
+lane!(u16, u32, w, |x| x as u16, |y| u32::from(y));
+lane!(i16, u32, w, |x| x as i16, |y| u32::from(y as u16));
+lane!(f32, u32, w, |x| f32::from_bits(x), |y| y.to_bits());
+lane!(u64, u64, q, |x| x, |y| y);
+lane!(i64, u64, q, |x| x as i64, |y| y as u64);
+lane!(f64, u64, q, |x| f64::from_bits(x), |y| y.to_bits());
+
+// The results of all lanes are kept aside and then written: the compiler sees that they cannot overlap the sources, so
+// that the loops become vector code without a copy. Lanes outside the mask compute too; their results are dropped.
 
 /// `d = f(a)`.
 #[inline(always)]
 pub fn map1<A: Lane, D: Lane>(r: &mut Regs, i: &Inst, mask: u32, f: impl Fn(A) -> D) {
-    let out = A::get(r, i.a).map(f);
-    D::put(r, i.d, out, mask);
+    let mut out = [D::Cell::default(); LANES];
+    let a = A::row(r, i.a);
+    for l in 0..LANES {
+        out[l] = f(A::of(a[l])).cell();
+    }
+    merge(D::row_mut(r, i.d), &out, mask);
 }
 
 /// `d = f(a, b)`.
 #[inline(always)]
 pub fn map2<A: Lane, B: Lane, D: Lane>(r: &mut Regs, i: &Inst, mask: u32, f: impl Fn(A, B) -> D) {
-    let (a, b) = (A::get(r, i.a), B::get(r, i.b));
-    let out = std::array::from_fn(|l| f(a[l], b[l]));
-    D::put(r, i.d, out, mask);
+    let mut out = [D::Cell::default(); LANES];
+    let (a, b) = (A::row(r, i.a), B::row(r, i.b));
+    for l in 0..LANES {
+        out[l] = f(A::of(a[l]), B::of(b[l])).cell();
+    }
+    merge(D::row_mut(r, i.d), &out, mask);
 }
 
 /// `d = f(a, b, c)`.
 #[inline(always)]
 pub fn map3<A: Lane, B: Lane, C: Lane, D: Lane>(r: &mut Regs, i: &Inst, mask: u32, f: impl Fn(A, B, C) -> D) {
-    let (a, b, c) = (A::get(r, i.a), B::get(r, i.b), C::get(r, i.c));
-    let out = std::array::from_fn(|l| f(a[l], b[l], c[l]));
-    D::put(r, i.d, out, mask);
+    let mut out = [D::Cell::default(); LANES];
+    let (a, b, c) = (A::row(r, i.a), B::row(r, i.b), C::row(r, i.c));
+    for l in 0..LANES {
+        out[l] = f(A::of(a[l]), B::of(b[l]), C::of(c[l])).cell();
+    }
+    merge(D::row_mut(r, i.d), &out, mask);
 }
 
 /// A row of either file as raw 64-bit values.

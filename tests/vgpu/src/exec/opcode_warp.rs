@@ -1,11 +1,11 @@
 //! Operands of the opcodes that a whole warp or CTA executes together.
 
 use super::alu::Op;
+use super::barrier::Reduce;
 use super::decode::{Decoded, Decoder};
 use super::mem::{CopyAsync, Space};
 use super::opcode::{hints, need, space, unknown};
 use super::tensor::{Element, Matrix, Mma};
-use super::warp::Reduce;
 use super::{Act, Class, File, Inst, NONE, WarpAlu, warp_ops};
 use crate::ptx::{Operand, Ty};
 
@@ -24,6 +24,12 @@ impl Decoder<'_> {
         }
         let mut i = Self::blank(Act::Barrier(None), Class::Barrier);
         let first = if op.take("sync") {
+            0
+        } else if op.take("arrive") {
+            if o.len() != 2 {
+                return Err("bar.arrive needs a barrier and a number of threads".into());
+            }
+            i.act = Act::Arrive;
             0
         } else if op.take("red") {
             let kind = match () {

@@ -1,6 +1,5 @@
 //! Matrix instructions: `mma.sync` on row.col fragments and `ldmatrix`.
 
-use super::code::Build;
 use super::float::{BF16, F16, Format, Mode};
 use super::{LANES, Lane, Regs};
 
@@ -84,26 +83,9 @@ impl Mma {
         (a, b)
     }
 
-    /// Executes it for the whole warp; this processor supports `build`.
-    pub fn run(&self, r: &mut Regs, build: Build) {
-        match build {
-            Build::Portable => self.run_body(r),
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the caller's program was decoded for a processor with AVX2 and FMA.
-            Build::V3 => unsafe { self.run_fast(r) },
-            #[cfg(not(target_arch = "x86_64"))]
-            Build::V3 => self.run_body(r),
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn run_fast(&self, r: &mut Regs) {
-        self.run_body(r);
-    }
-
+    /// Executes it for the whole warp.
     #[inline(always)]
-    fn run_body(&self, r: &mut Regs) {
+    pub fn run(&self, r: &mut Regs) {
         let (a, b) = self.gather(r);
         let mut acc = [[0f32; 8]; 16];
         for (i, row) in self.c.iter().enumerate() {

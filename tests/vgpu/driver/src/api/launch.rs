@@ -69,6 +69,7 @@ pub fn launch(function: Handle, r: &Request, stream: Handle, params: In<usize>, 
         dynamic_shared: r.shared,
         threads: driver().config.threads,
         budget: driver().config.budget,
+        ..vgpu::Config::default()
     };
     st.submit(
         stream,

@@ -1,0 +1,489 @@
+//! Loads and stores of a warp, with every check: a fast path for a whole warp at once and a careful one lane by lane.
+//!
+//! The fast path does what needs no message; as soon as anything is unusual (a fault, lanes in different allocations or
+//! state spaces, race detection) the careful path does the whole access again from the start and names the lane.
+
+use super::launch::Cta;
+use super::mem::{Access, LOCAL, LaneFault, PARAM, SHARED, Space, lanes};
+use super::region::Region;
+use super::site::Shape;
+use super::{File, Inst, LANES, NONE, Regs, put_raw, raw};
+use crate::error::FaultKind;
+
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "memory and registers share the byte order of PTX"
+);
+
+/// The window that an address belongs to, as a number.
+#[inline(always)]
+fn window(a: u64) -> u64 {
+    let w = a >> 44;
+    if w > 3 { 0 } else { w }
+}
+
+fn misaligned(lane: usize, a: u64, bytes: u64) -> LaneFault {
+    let m = format!("address {a:#x} is not a multiple of {bytes}");
+    (lane, FaultKind::Misaligned, m)
+}
+
+impl Cta<'_> {
+    /// Space and address of an access; generic addresses lose their window. `None` when lanes are in different spaces.
+    #[inline(always)]
+    fn locate(&self, warp: usize, space: Space, at: &mut [u64; LANES], bytes: u64, mask: u32) -> Option<Space> {
+        let mut space = space;
+        if space == Space::Generic {
+            let first = at[mask.trailing_zeros() as usize & 31];
+            let w = window(first);
+            if lanes(mask).any(|l| window(at[l]) != w) {
+                return None;
+            }
+            space = [Space::Global, Space::Shared, Space::Local, Space::Param][w as usize];
+            if w > 0 {
+                at.iter_mut().for_each(|a| *a = a.wrapping_sub(w << 44));
+            }
+        }
+        if space == Space::Local {
+            // Each thread has its own bytes; an address over the end must not reach the next thread's.
+            let size = self.local_size as u64;
+            for l in 0..LANES {
+                if mask >> l & 1 == 1 && (at[l] > size || size - at[l] < bytes) {
+                    return None;
+                }
+                at[l] = at[l].wrapping_add((warp * LANES + l) as u64 * size);
+            }
+        }
+        Some(space)
+    }
+
+    /// The region in which an access lies altogether, if there is one.
+    #[inline(always)]
+    fn span(&mut self, space: Space, site: usize, first: u64) -> Option<&Region> {
+        let s = &mut self.sites[site];
+        let low = first.wrapping_add(s.low_end);
+        let region = match space {
+            Space::Global => {
+                let (start, len, index) = s.block;
+                let offset = low.wrapping_sub(start);
+                if offset < len && len - offset >= s.extent {
+                    return Some(self.memory.block(index));
+                }
+                let index = self.memory.find(low, s.extent)?;
+                let b = self.memory.block(index);
+                s.block = (b.start, b.len, index);
+                return Some(b);
+            }
+            Space::Shared => &self.resident[self.at].shared,
+            Space::Local => &self.resident[self.at].local,
+            _ => self.params,
+        };
+        let offset = low.wrapping_sub(region.start);
+        (offset <= region.len && region.len - offset >= s.extent).then_some(region)
+    }
+
+    /// Counts sectors or bank passes of an access of `bytes` a lane.
+    #[inline(always)]
+    pub(super) fn count(&mut self, space: Space, site: usize, bytes: u64, mask: u32, write: bool) {
+        let (s, c) = (&self.sites[site], &mut self.counters);
+        match space {
+            Space::Global => {
+                c.global_requests += 1;
+                c.global_sectors += s.sectors;
+                let moved = bytes * u64::from(mask.count_ones());
+                if write {
+                    c.global_written += moved;
+                } else {
+                    c.global_read += moved;
+                }
+            }
+            Space::Shared => {
+                c.shared_wavefronts += s.passes;
+                c.bank_conflicts += s.passes - s.least_passes;
+            }
+            _ => {}
+        }
+    }
+
+    /// Executes a load for the lanes of `mask`.
+    #[inline(always)]
+    pub fn run_load(&mut self, r: &mut Regs, warp: usize, i: &Inst, op: &Access, mask: u32) -> Result<(), LaneFault> {
+        let mut at = op.at.lanes(r);
+        let bytes = (op.ty.size() * op.regs.len()) as u64;
+        if let Some(space) = self.locate(warp, op.at.space, &mut at, bytes, mask) {
+            let site = i.site as usize;
+            let first = self.sites[site].see(&at, mask, bytes);
+            self.count(space, site, bytes, mask, false);
+            let shape = self.sites[site].shape;
+            if self.sites[site].misaligned.is_none()
+                && let Some(region) = self.span(space, site, first)
+                && load_fast(r, op, region, shape, &at, mask)
+            {
+                return Ok(());
+            }
+        }
+        self.load_lanes(r, warp, op, mask)
+    }
+
+    /// Executes a store for the lanes of `mask`.
+    #[inline(always)]
+    pub fn run_store(&mut self, r: &Regs, warp: usize, i: &Inst, op: &Access, mask: u32) -> Result<(), LaneFault> {
+        let mut at = op.at.lanes(r);
+        let bytes = (op.ty.size() * op.regs.len()) as u64;
+        if let Some(space) = self.locate(warp, op.at.space, &mut at, bytes, mask) {
+            let site = i.site as usize;
+            let first = self.sites[site].see(&at, mask, bytes);
+            self.count(space, site, bytes, mask, true);
+            let shape = self.sites[site].shape;
+            if self.sites[site].misaligned.is_none()
+                && let Some(region) = self.span(space, site, first)
+                && !region.read_only
+                && store_fast(r, op, region, shape, &at, mask)
+            {
+                return Ok(());
+            }
+        }
+        self.store_lanes(r, warp, op, mask)
+    }
+
+    /// Region and offset of one lane's access of `bytes`, checked for bounds and alignment.
+    pub(super) fn lane_region(
+        &self,
+        warp: usize,
+        lane: usize,
+        space: Space,
+        a: u64,
+        bytes: u64,
+    ) -> Result<(Space, &Region, u64), LaneFault> {
+        if !a.is_multiple_of(bytes) {
+            return Err(misaligned(lane, a, bytes));
+        }
+        let (space, a) = match (space, window(a)) {
+            (Space::Generic, 1) => (Space::Shared, a - SHARED),
+            (Space::Generic, 2) => (Space::Local, a - LOCAL),
+            (Space::Generic, 3) => (Space::Param, a - PARAM),
+            (Space::Generic, _) => (Space::Global, a),
+            (s, _) => (s, a),
+        };
+        let (region, size, base) = match space {
+            Space::Global => {
+                return match self.memory.find(a, bytes) {
+                    Some(i) => {
+                        let b = self.memory.block(i);
+                        Ok((space, b, a - b.start))
+                    }
+                    None => {
+                        let (kind, m) = self.memory.describe(a, bytes);
+                        Err((lane, kind, m))
+                    }
+                };
+            }
+            Space::Shared => {
+                let b = &self.resident[self.at].shared;
+                (b, b.len, 0)
+            }
+            Space::Local => {
+                let size = self.local_size as u64;
+                (&self.resident[self.at].local, size, (warp * LANES + lane) as u64 * size)
+            }
+            _ => (self.params, self.params.len, 0),
+        };
+        if a > size || bytes > size - a {
+            let m = format!("{bytes} bytes at offset {a} of {size} bytes of {space:?} memory");
+            return Err((lane, FaultKind::OutOfBounds, m));
+        }
+        Ok((space, region, base + a))
+    }
+
+    /// The fault of a read of bytes that nobody has written.
+    pub(super) fn unwritten(&self, lane: usize, space: Space, a: u64, bytes: u64) -> LaneFault {
+        let why = if space == Space::Shared && self.resident[self.at].copies_in_flight > 0 {
+            " (asynchronous copies are in flight: their data arrives when their group is waited for)"
+        } else {
+            ""
+        };
+        let m = format!("{bytes} bytes at {a:#x} of {space:?} memory were never written{why}");
+        (lane, FaultKind::Uninitialised, m)
+    }
+
+    #[inline(never)]
+    fn load_lanes(&mut self, r: &mut Regs, warp: usize, op: &Access, mask: u32) -> Result<(), LaneFault> {
+        let at = op.at.lanes(r);
+        let n = op.ty.size();
+        let bytes = (n * op.regs.len()) as u64;
+        let mut values = vec![[0u64; LANES]; op.regs.len()];
+        for lane in lanes(mask) {
+            let (space, region, offset) = self.lane_region(warp, lane, op.at.space, at[lane], bytes)?;
+            if !region.all_written(offset, bytes) {
+                // Parameters and globals are written as a whole; for vectors the first missing element is named.
+                let missing = (0..bytes).find(|b| !region.is_written(offset + b, 1)).unwrap_or(0);
+                let a = at[lane] + missing / n as u64 * n as u64;
+                return Err(self.unwritten(lane, space, a, n as u64));
+            }
+            for (e, row) in values.iter_mut().enumerate() {
+                let x = load_sized(region, offset + (e * n) as u64, n);
+                row[lane] = if op.ty.signed() {
+                    super::convert::extend(x, op.ty) as u64
+                } else {
+                    x
+                };
+            }
+        }
+        for ((file, row), v) in op.regs.iter().zip(values) {
+            if *row != NONE {
+                put_raw(r, *file, *row, v, mask);
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn store_lanes(&mut self, r: &Regs, warp: usize, op: &Access, mask: u32) -> Result<(), LaneFault> {
+        let at = op.at.lanes(r);
+        let n = op.ty.size();
+        let bytes = (n * op.regs.len()) as u64;
+        let values: Vec<[u64; LANES]> = op.regs.iter().map(|(file, row)| raw(r, *file, *row)).collect();
+        for lane in lanes(mask) {
+            let (space, region, offset) = self.lane_region(warp, lane, op.at.space, at[lane], bytes)?;
+            if region.read_only {
+                let what = if space == Space::Param {
+                    "parameters"
+                } else {
+                    "constant memory"
+                };
+                let m = format!("{bytes} bytes at {:#x} of {what}", at[lane]);
+                return Err((lane, FaultKind::ReadOnly, m));
+            }
+            for (e, row) in values.iter().enumerate() {
+                store_sized(region, offset + (e * n) as u64, n, row[lane]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Loads 1, 2, 4 or 8 bytes.
+pub(super) fn load_sized(region: &Region, offset: u64, n: usize) -> u64 {
+    match n {
+        1 => region.load::<1>(offset),
+        2 => region.load::<2>(offset),
+        4 => region.load::<4>(offset),
+        _ => region.load::<8>(offset),
+    }
+}
+
+/// Stores 1, 2, 4 or 8 bytes.
+pub(super) fn store_sized(region: &Region, offset: u64, n: usize, value: u64) {
+    match n {
+        1 => region.store::<1>(offset, value),
+        2 => region.store::<2>(offset, value),
+        4 => region.store::<4>(offset, value),
+        _ => region.store::<8>(offset, value),
+    }
+}
+
+/// Up to 1024 bytes as elements of any size.
+#[repr(align(32))]
+struct Buffer<const WORDS: usize>([u64; WORDS]);
+
+impl<const WORDS: usize> Buffer<WORDS> {
+    #[inline(always)]
+    fn get<const N: usize>(&self, i: usize) -> u64 {
+        assert!(i < WORDS * 8 / N);
+        // SAFETY: the assertion keeps the element inside the words; any bits are a valid integer.
+        unsafe {
+            let p = self.0.as_ptr();
+            match N {
+                1 => u64::from(*p.cast::<u8>().add(i)),
+                2 => u64::from(*p.cast::<u16>().add(i)),
+                4 => u64::from(*p.cast::<u32>().add(i)),
+                _ => *p.add(i),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn set<const N: usize>(&mut self, i: usize, x: u64) {
+        assert!(i < WORDS * 8 / N);
+        // SAFETY: as in `get`.
+        unsafe {
+            let p = self.0.as_mut_ptr();
+            match N {
+                1 => *p.cast::<u8>().add(i) = x as u8,
+                2 => *p.cast::<u16>().add(i) = x as u16,
+                4 => *p.cast::<u32>().add(i) = x as u32,
+                _ => *p.add(i) = x,
+            }
+        }
+    }
+}
+
+/// Writes `f(lane)` to the lanes of a row of words or long words.
+#[inline(always)]
+fn fill(r: &mut Regs, file: File, row: u16, mask: u32, f: impl Fn(usize) -> u64) {
+    if row == NONE {
+        return;
+    }
+    if file == File::Q {
+        let out = &mut r.q[row as usize];
+        for l in 0..LANES {
+            out[l] = if mask >> l & 1 == 1 { f(l) } else { out[l] };
+        }
+    } else if mask == u32::MAX {
+        let out = &mut r.w[row as usize];
+        for l in 0..LANES {
+            out[l] = f(l) as u32;
+        }
+    } else {
+        let out = &mut r.w[row as usize];
+        for l in 0..LANES {
+            out[l] = if mask >> l & 1 == 1 { f(l) as u32 } else { out[l] };
+        }
+    }
+}
+
+#[inline(always)]
+fn extended<const N: usize>(x: u64, signed: bool) -> u64 {
+    match (N, signed) {
+        (1, true) => x as u8 as i8 as i64 as u64,
+        (2, true) => x as u16 as i16 as i64 as u64,
+        (4, true) => x as u32 as i32 as i64 as u64,
+        _ => x,
+    }
+}
+
+/// Picks the code for the element size and the number of elements.
+macro_rules! sized {
+    ($op:expr, $f:ident($($arg:expr),*)) => {
+        match ($op.ty.size(), $op.regs.len()) {
+            (1, 1) => $f::<1, 1, 4>($($arg),*),
+            (2, 1) => $f::<2, 1, 8>($($arg),*),
+            (4, 1) => $f::<4, 1, 16>($($arg),*),
+            (8, 1) => $f::<8, 1, 32>($($arg),*),
+            (2, 2) => $f::<2, 2, 16>($($arg),*),
+            (4, 2) => $f::<4, 2, 32>($($arg),*),
+            (8, 2) => $f::<8, 2, 64>($($arg),*),
+            (2, 4) => $f::<2, 4, 32>($($arg),*),
+            (4, 4) => $f::<4, 4, 64>($($arg),*),
+            (8, 4) => $f::<8, 4, 128>($($arg),*),
+            (4, 8) => $f::<4, 8, 128>($($arg),*),
+            (1, 2) => $f::<1, 2, 8>($($arg),*),
+            (1, 4) => $f::<1, 4, 16>($($arg),*),
+            _ => return Default::default(),
+        }
+    };
+}
+
+/// Loads for all lanes when every byte is written; else does nothing and returns false. The whole access is in range.
+#[inline(always)]
+fn load_fast(r: &mut Regs, op: &Access, region: &Region, shape: Shape, at: &[u64; LANES], mask: u32) -> bool {
+    sized!(op, load_shape(r, op, region, shape, at, mask))
+}
+
+#[inline(always)]
+fn load_shape<const N: usize, const R: usize, const WORDS: usize>(
+    r: &mut Regs,
+    op: &Access,
+    region: &Region,
+    shape: Shape,
+    at: &[u64; LANES],
+    mask: u32,
+) -> bool {
+    let signed = op.ty.signed();
+    let head = at[mask.trailing_zeros() as usize & 31].wrapping_sub(region.start);
+    match shape {
+        Shape::Row if head.is_multiple_of(8) => {
+            if !region.all_written(head, (LANES * N * R) as u64) {
+                return false;
+            }
+            let mut buffer = Buffer([0; WORDS]);
+            region.read(head, &mut buffer.0);
+            for (e, (file, row)) in op.regs.iter().enumerate().take(R) {
+                fill(r, *file, *row, u32::MAX, |l| {
+                    extended::<N>(buffer.get::<N>(l * R + e), signed)
+                });
+            }
+        }
+        Shape::Same => {
+            if !region.is_written(head, (N * R) as u32) {
+                return false;
+            }
+            for (e, (file, row)) in op.regs.iter().enumerate().take(R) {
+                let x = extended::<N>(region.load::<N>(head + (e * N) as u64), signed);
+                fill(r, *file, *row, mask, |_| x);
+            }
+        }
+        _ => {
+            let (mut missing, mut offsets) = (0, [0; LANES]);
+            for l in 0..LANES {
+                offsets[l] = if mask >> l & 1 == 1 {
+                    at[l].wrapping_sub(region.start)
+                } else {
+                    head
+                };
+                // SAFETY: the caller checked that the access of every lane of the mask lies in the region.
+                missing |= unsafe { region.missing_unchecked(offsets[l], (N * R) as u32) };
+            }
+            if missing != 0 {
+                return false;
+            }
+            for (e, (file, row)) in op.regs.iter().enumerate().take(R) {
+                let mut values = [0; LANES];
+                for l in 0..LANES {
+                    // SAFETY: as above; the site found every lane's address aligned to the whole access.
+                    values[l] = unsafe { region.load_unchecked::<N>(offsets[l] + (e * N) as u64) };
+                }
+                fill(r, *file, *row, mask, |l| extended::<N>(values[l], signed));
+            }
+        }
+    }
+    true
+}
+
+/// Stores for all lanes; the whole access is in range of a region that may be written.
+#[inline(always)]
+fn store_fast(r: &Regs, op: &Access, region: &Region, shape: Shape, at: &[u64; LANES], mask: u32) -> bool {
+    sized!(op, store_shape(r, op, region, shape, at, mask))
+}
+
+#[inline(always)]
+fn store_shape<const N: usize, const R: usize, const WORDS: usize>(
+    r: &Regs,
+    op: &Access,
+    region: &Region,
+    shape: Shape,
+    at: &[u64; LANES],
+    mask: u32,
+) -> bool {
+    let head = at[0].wrapping_sub(region.start);
+    if shape == Shape::Row && head.is_multiple_of(8) {
+        let mut buffer = Buffer([0; WORDS]);
+        for (e, (file, row)) in op.regs.iter().enumerate().take(R) {
+            if *file == File::Q {
+                let row = &r.q[*row as usize];
+                for l in 0..LANES {
+                    buffer.set::<N>(l * R + e, row[l]);
+                }
+            } else {
+                let row = &r.w[*row as usize];
+                for l in 0..LANES {
+                    buffer.set::<N>(l * R + e, u64::from(row[l]));
+                }
+            }
+        }
+        region.write(head, &buffer.0);
+        region.mark_all(head, (LANES * N * R) as u64);
+        return true;
+    }
+    for (e, (file, row)) in op.regs.iter().enumerate().take(R) {
+        let row = raw(r, *file, *row);
+        for l in lanes(mask) {
+            let offset = at[l].wrapping_sub(region.start) + (e * N) as u64;
+            // SAFETY: the caller checked that the access of every lane of the mask lies in the region, aligned.
+            unsafe { region.put_unchecked::<N>(offset, row[l]) };
+        }
+    }
+    for l in lanes(mask) {
+        region.mark(at[l].wrapping_sub(region.start), (N * R) as u32);
+    }
+    true
+}
