@@ -46,11 +46,15 @@ pub(super) fn sites(code: &mut [Inst]) -> usize {
 
 /// Whether an instruction looks at what other threads may be about to write.
 fn looks(opcode: &str) -> bool {
-    // Waits on barrier objects let others run by themselves.
-    if opcode.starts_with("mbarrier.") {
-        return false;
-    }
-    const POLLS: [&str; 5] = [".volatile", ".relaxed", ".acquire", "nanosleep", "atom."];
+    const POLLS: [&str; 7] = [
+        ".volatile",
+        ".relaxed",
+        ".acquire",
+        "nanosleep",
+        "test_wait",
+        "try_wait",
+        "atom.",
+    ];
     POLLS.iter().any(|p| opcode.contains(p))
 }
 

@@ -15,7 +15,6 @@ pub(super) fn space(op: &mut Op<'_>) -> Space {
         ("const", Space::Global),
         ("shared", Space::Shared),
         ("shared::cta", Space::Shared),
-        ("shared::cluster", Space::Cluster),
         ("local", Space::Local),
         ("param", Space::Param),
         ("param::entry", Space::Param),
@@ -112,9 +111,6 @@ fn dot4<const SA: bool, const SB: bool>(r: &mut Regs, i: &Inst, m: u32) {
 
 impl Decoder<'_> {
     pub(super) fn opcode(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
-        if let Some(i) = self.hopper(op, o) {
-            return i;
-        }
         match op.base {
             "ld" | "ldu" | "st" => self.memory(op, o),
             "atom" | "red" => self.atomic(op, o),
@@ -387,7 +383,7 @@ impl Decoder<'_> {
         let to = op.take("to");
         let base = match space(op) {
             Space::Global => 0,
-            Space::Shared | Space::Cluster => SHARED,
+            Space::Shared => SHARED,
             Space::Local => LOCAL,
             Space::Param => PARAM,
             Space::Generic => return unknown(op),
