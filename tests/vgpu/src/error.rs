@@ -54,6 +54,16 @@ pub enum FaultKind {
     Watchdog,
     /// The kernel executed `trap`.
     Trap,
+    /// A barrier object in shared memory that is used wrongly.
+    Mbarrier,
+    /// An access to registers or shared memory that an asynchronous operation may still read or write.
+    InFlight,
+    /// Shared memory that ordinary stores and an asynchronous operation access without a proxy fence between.
+    ProxyFence,
+    /// A warpgroup instruction that not all of its threads execute alike, or without the fence or wait it needs.
+    Warpgroup,
+    /// A matrix descriptor or tensor map that is none.
+    Descriptor,
     /// A warp-level instruction whose mask names lanes that do not execute it, or none at all.
     BadMask,
 }

@@ -232,8 +232,20 @@ impl Kernel<'_> {
             }
             bytes[*at..at + n].copy_from_slice(arg);
         }
-        if config.cluster.contains(&0) || (0..3).any(|d| !config.grid[d].is_multiple_of(config.cluster[d])) {
-            let m = format!("grid {:?} is not whole clusters of {:?}", config.grid, config.cluster);
+        // A kernel compiled for clusters has their shape; a launch may repeat it.
+        let cluster = match p.limits.cluster {
+            Some(c) if config.cluster != [1; 3] && config.cluster != c => {
+                let m = format!(
+                    "kernel {} is for clusters of {c:?}, the launch asks for {:?}",
+                    p.name, config.cluster
+                );
+                return Err(Error::Invalid(m));
+            }
+            Some(c) => c,
+            None => config.cluster,
+        };
+        if cluster.contains(&0) || (0..3).any(|d| !config.grid[d].is_multiple_of(cluster[d])) {
+            let m = format!("grid {:?} is not whole clusters of {cluster:?}", config.grid);
             return Err(Error::Invalid(m));
         }
         let mut params = exec::region::Region::new(0, bytes.len() as u64);
@@ -244,7 +256,7 @@ impl Kernel<'_> {
         let shape = exec::launch::Shape {
             grid: config.grid,
             block: config.block,
-            cluster: config.cluster,
+            cluster,
             dynamic_shared: config.dynamic_shared,
             threads: config.threads,
             budget: config.budget,

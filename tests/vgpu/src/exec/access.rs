@@ -43,6 +43,9 @@ impl Cta<'_> {
                 at.iter_mut().for_each(|a| *a = a.wrapping_sub(w << 44));
             }
         }
+        if space == Space::Cluster {
+            return None;
+        }
         if space == Space::Local {
             // Each thread has its own bytes; an address over the end must not reach the next thread's.
             let size = self.local_size as u64;
@@ -129,6 +132,9 @@ impl Cta<'_> {
     pub fn run_store(&mut self, r: &Regs, warp: usize, i: &Inst, op: &Access, mask: u32) -> Result<(), LaneFault> {
         let mut at = op.at.lanes(r);
         let bytes = (op.ty.size() * op.regs.len()) as u64;
+        if self.program.asynchronous {
+            self.watch(warp, op.at.space, &at, bytes, mask)?;
+        }
         if let Some(space) = self.locate(warp, op.at.space, &mut at, bytes, mask) {
             let site = i.site as usize;
             let first = self.sites[site].see(&at, mask, bytes);
@@ -156,6 +162,11 @@ impl Cta<'_> {
     ) -> Result<(Space, &Region, u64), LaneFault> {
         if !a.is_multiple_of(bytes) {
             return Err(misaligned(lane, a, bytes));
+        }
+        // Shared memory of another block, and generic addresses that may be there.
+        if space == Space::Cluster || space == Space::Generic && window(a) == 1 {
+            let (slot, offset) = self.shared_place(space, a, bytes, bytes, lane)?;
+            return Ok((Space::Shared, &self.resident[slot].shared, offset));
         }
         let (space, a) = match (space, window(a)) {
             (Space::Generic, 1) => (Space::Shared, a - SHARED),
@@ -196,6 +207,11 @@ impl Cta<'_> {
 
     /// The fault of a read of bytes that nobody has written.
     pub(super) fn unwritten(&self, lane: usize, space: Space, a: u64, bytes: u64) -> LaneFault {
+        if space == Space::Shared
+            && let Some((kind, m)) = self.explain(a & 0xff_ffff, bytes)
+        {
+            return (lane, kind, m);
+        }
         let why = if space == Space::Shared && self.resident[self.at].copies_in_flight > 0 {
             " (asynchronous copies are in flight: their data arrives when their group is waited for)"
         } else {

@@ -13,6 +13,9 @@ impl Cta<'_> {
         let c = op.c.map_or([0; LANES], |(f, row)| raw(r, f, row));
         let bytes = op.ty.size() as u64;
         let (mut old, mut global) = ([0; LANES], 0);
+        if self.program.asynchronous {
+            self.watch(warp, op.at.space, &at, bytes, mask)?;
+        }
         for lane in lanes(mask) {
             let (space, region, offset) = self.lane_region(warp, lane, op.at.space, at[lane], bytes)?;
             if region.read_only {

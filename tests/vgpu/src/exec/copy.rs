@@ -26,6 +26,8 @@ pub(super) struct Copies {
     groups: VecDeque<usize>,
     /// Pieces that no group holds yet.
     open: usize,
+    /// The warp.
+    warp: usize,
 }
 
 impl Copies {
@@ -45,6 +47,7 @@ impl Copies {
             let n = self.groups.pop_front().unwrap_or(0);
             for piece in self.pieces.drain(..n) {
                 piece.deliver(&to.shared);
+                to.hopper.stored(piece.to, piece.to + u64::from(piece.bytes), self.warp);
             }
             to.copies_in_flight -= n;
         }
@@ -86,6 +89,10 @@ impl Cta<'_> {
         self.count(Space::Global, site, op.bytes, mask, false);
         self.sites[site + 1].see(&to, mask, op.bytes);
         self.count(Space::Shared, site + 1, op.bytes, mask, true);
+        copies.warp = warp;
+        if self.program.asynchronous {
+            self.watch(warp, Space::Shared, &to, op.bytes, mask)?;
+        }
         for lane in lanes(mask) {
             if !to[lane].is_multiple_of(op.bytes) || !from[lane].is_multiple_of(op.bytes) {
                 let m = format!("copy of {} bytes from {:#x} to {:#x}", op.bytes, from[lane], to[lane]);

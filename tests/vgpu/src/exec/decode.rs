@@ -38,6 +38,8 @@ pub enum RowInit {
     LaneMask(usize),
     /// Dynamic shared bytes.
     DynamicShared,
+    /// Something about clusters, by dimension.
+    Cluster(super::hopper::ClusterRegister, usize),
 }
 
 /// Where an instruction came from.
@@ -81,6 +83,10 @@ pub struct Program {
     pub ends: Vec<u32>,
     /// Memory instructions; see [`super::site::Site`].
     pub sites: usize,
+    /// Whether it has asynchronous instructions of sm_90a, which other accesses are checked against.
+    pub asynchronous: bool,
+    /// Registers of warpgroup products.
+    pub tracked: usize,
     /// What launches hand on to each other.
     pub pool: Mutex<Vec<Pooled>>,
 }
@@ -191,6 +197,8 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
     }
     let sites = finish::sites(&mut code);
     finish::polls(&mut code, f.body.iter().map(|i| i.opcode.as_str()));
+    let asynchronous = code.iter().any(|i| matches!(i.act, Act::Hopper(_)));
+    let tracked = super::hopper::track::wrap(&mut code, f);
     let source = f
         .body
         .iter()
@@ -214,12 +222,14 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
         limits: f.limits.clone(),
         ends: finish::ends(&code),
         sites,
+        asynchronous,
+        tracked,
         code,
         pool: Mutex::default(),
     })
 }
 
-fn registers(op: &Operand, out: &mut Vec<u32>) {
+pub(super) fn registers(op: &Operand, out: &mut Vec<u32>) {
     match op {
         Operand::Reg(r) | Operand::NotReg(r) => out.push(*r),
         Operand::Pair(a, b) => {
@@ -236,7 +246,7 @@ fn registers(op: &Operand, out: &mut Vec<u32>) {
     }
 }
 
-fn flow_of(i: &Instr) -> Flow {
+pub(super) fn flow_of(i: &Instr) -> Flow {
     let base = i.opcode.split('.').next().unwrap_or("");
     let mut flow = Flow {
         falls: true,
@@ -260,6 +270,11 @@ fn flow_of(i: &Instr) -> Flow {
     for (n, o) in i.operands.iter().enumerate() {
         let defs = n == 0 && writes && !matches!(o, Operand::Address(..));
         registers(o, if defs { &mut flow.defs } else { &mut flow.uses });
+    }
+    // A product adds to its accumulators.
+    if i.opcode.starts_with("wgmma.mma_async") {
+        let sums = flow.defs.clone();
+        flow.uses.extend(sums);
     }
     if let Some((r, _)) = i.guard {
         // Lanes that the guard leaves out keep the old value.
@@ -331,6 +346,9 @@ impl Decoder<'_> {
             "%lanemask_ge" => RowInit::LaneMask(3),
             "%lanemask_gt" => RowInit::LaneMask(4),
             "%dynamic_smem_size" => RowInit::DynamicShared,
+            _ if super::hopper::ClusterRegister::of(stem).is_some() => {
+                RowInit::Cluster(super::hopper::ClusterRegister::of(stem).ok_or("no register")?, dim)
+            }
             _ => return Err(format!("special register {name} is not known")),
         };
         let row = self.new_row(0);
@@ -452,7 +470,7 @@ impl Decoder<'_> {
                 let (declared, v) = self.symbol(name)?;
                 let fits = match space {
                     mem::Space::Generic | mem::Space::Global => matches!(declared, Space::Global | Space::Const),
-                    mem::Space::Shared => declared == Space::Shared,
+                    mem::Space::Shared | mem::Space::Cluster => declared == Space::Shared,
                     mem::Space::Local => declared == Space::Local,
                     mem::Space::Param => declared == Space::Param,
                 };

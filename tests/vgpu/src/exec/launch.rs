@@ -81,6 +81,8 @@ pub struct Resident {
     pub live: usize,
     /// Asynchronous copies to shared memory that nobody has waited for.
     pub copies_in_flight: usize,
+    /// What is asynchronous in the sm_90a set.
+    pub hopper: super::hopper::state::State,
 }
 
 /// What a warp reaches while it runs: the device, the CTAs on this host thread, and the counters of the thread.
@@ -110,6 +112,10 @@ pub struct Cta<'a> {
     pub guarded: u64,
     /// Warp instructions so far.
     pub issued: u64,
+    /// The kernel.
+    pub program: &'a Program,
+    /// What the sm_90a set keeps for all CTAs of the thread.
+    pub hopper: super::hopper::state::Shared,
 }
 
 impl Cta<'_> {

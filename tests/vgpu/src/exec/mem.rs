@@ -18,6 +18,8 @@ pub enum Space {
     Global,
     /// Shared memory of the CTA.
     Shared,
+    /// Shared memory of any CTA of the cluster.
+    Cluster,
     /// Memory of one thread.
     Local,
     /// Kernel parameters.

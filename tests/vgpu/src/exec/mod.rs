@@ -119,6 +119,10 @@ pub enum Act {
     LoadMatrix(Box<tensor::Matrix>),
     /// Reads the instruction counter.
     Clock,
+    /// An instruction of the sm_90a set.
+    Hopper(Box<hopper::Op>),
+    /// An instruction that touches registers of warpgroup products.
+    Touching(Box<hopper::track::Touching>),
 }
 
 /// A decoded instruction; `d`, `a`, `b`, `c` are rows.

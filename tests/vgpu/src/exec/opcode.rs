@@ -15,6 +15,7 @@ pub(super) fn space(op: &mut Op<'_>) -> Space {
         ("const", Space::Global),
         ("shared", Space::Shared),
         ("shared::cta", Space::Shared),
+        ("shared::cluster", Space::Cluster),
         ("local", Space::Local),
         ("param", Space::Param),
         ("param::entry", Space::Param),
@@ -111,6 +112,9 @@ fn dot4<const SA: bool, const SB: bool>(r: &mut Regs, i: &Inst, m: u32) {
 
 impl Decoder<'_> {
     pub(super) fn opcode(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
+        if let Some(i) = self.hopper(op, o) {
+            return i;
+        }
         match op.base {
             "ld" | "ldu" | "st" => self.memory(op, o),
             "atom" | "red" => self.atomic(op, o),
@@ -383,7 +387,7 @@ impl Decoder<'_> {
         let to = op.take("to");
         let base = match space(op) {
             Space::Global => 0,
-            Space::Shared => SHARED,
+            Space::Shared | Space::Cluster => SHARED,
             Space::Local => LOCAL,
             Space::Param => PARAM,
             Space::Generic => return unknown(op),

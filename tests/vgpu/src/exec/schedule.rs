@@ -39,7 +39,7 @@ pub struct Host<'a> {
     shape: &'a Shape,
     /// What warps reach.
     pub cta: Cta<'a>,
-    warps: Vec<Vec<Warp>>,
+    pub(super) warps: Vec<Vec<Warp>>,
     spare: Vec<(Resident, Vec<Warp>)>,
     /// How many of the spare ones have their constant rows set for this launch.
     random: Option<Random>,
@@ -77,6 +77,8 @@ impl<'a> Host<'a> {
             runs: vec![[0; 2]; p.code.len() + 1],
             guarded: 0,
             issued: 0,
+            program: p,
+            hopper: Default::default(),
         };
         let mut host = Host {
             p,
@@ -150,6 +152,7 @@ impl<'a> Host<'a> {
                     barriers: Barriers::default(),
                     live: 0,
                     copies_in_flight: 0,
+                    hopper: Default::default(),
                 };
                 (r, Vec::new())
             });
@@ -160,6 +163,9 @@ impl<'a> Host<'a> {
             resident.barriers = Barriers::default();
             resident.live = n_warps;
             resident.copies_in_flight = 0;
+            if p.asynchronous {
+                resident.hopper.reset(n_warps, shared);
+            }
             let fresh = warps.is_empty();
             warps.resize_with(n_warps, Warp::default);
             for (w, warp) in warps.iter_mut().enumerate() {
@@ -170,6 +176,7 @@ impl<'a> Host<'a> {
                 }
                 self.rows(warp, w, index, fresh);
                 let here = (threads - w * LANES).min(LANES);
+                warp.hopper.reset(p.tracked);
                 warp.start(if here == LANES { u32::MAX } else { (1 << here) - 1 });
             }
             self.cta.resident.push(resident);
@@ -182,7 +189,7 @@ impl<'a> Host<'a> {
         let [bx, by, _] = self.shape.block;
         let r = &mut warp.regs;
         for (row, init) in &self.p.init {
-            if !all && !matches!(init, RowInit::Block(_)) {
+            if !all && !matches!(init, RowInit::Block(_) | RowInit::Cluster(..)) {
                 continue;
             }
             let thread = |l: usize| (index * LANES + l) as u32;
@@ -203,6 +210,7 @@ impl<'a> Host<'a> {
                 RowInit::Block(d) => [block[*d]; LANES],
                 RowInit::BlockDim(d) => [self.shape.block[*d]; LANES],
                 RowInit::GridDim(d) => [self.shape.grid[*d]; LANES],
+                RowInit::Cluster(what, d) => [self.shape.cluster_register(*what, *d, block); LANES],
                 RowInit::LaneId => each(&|l| l as u32),
                 RowInit::WarpId => [index as u32; LANES],
                 RowInit::Warps => [self.shape.block_threads().div_ceil(LANES) as u32; LANES],
@@ -222,6 +230,7 @@ impl<'a> Host<'a> {
         let mut polls = 0;
         loop {
             let (mut ran, mut moved) = (false, false);
+            let events = self.cta.hopper.events;
             for (slot, w) in self.turns() {
                 let warp = &mut self.warps[slot][w];
                 if warp.done || warp.waiting.is_some() {
@@ -253,6 +262,8 @@ impl<'a> Host<'a> {
                 let m = format!("no warp can go on{}", self.report());
                 return Err(self.stuck(slot, w, FaultKind::Deadlock, m));
             }
+            moved |= self.cta.hopper.events != events;
+            self.idle(moved)?;
             polls = if moved { 0 } else { polls + 1 };
             if polls > PATIENCE {
                 // Someone else has to act: another host thread, or a CTA that is not resident yet.
@@ -287,6 +298,7 @@ impl<'a> Host<'a> {
         let arrival = match stop {
             Stop::Done => {
                 self.cta.resident[slot].live -= 1;
+                self.returned(slot, w)?;
                 // A barrier of all threads may have waited for this warp alone.
                 for id in 0..16 {
                     self.release(slot, id);
@@ -338,7 +350,7 @@ impl<'a> Host<'a> {
     }
 
     /// Where every warp stands that has not returned, one line each, up to 64.
-    fn report(&self) -> String {
+    pub(super) fn report(&self) -> String {
         let mut out = String::new();
         let mut left = 64;
         for (slot, warps) in self.warps.iter().enumerate() {
@@ -351,7 +363,10 @@ impl<'a> Host<'a> {
                 let pc = warp.pc() - usize::from(warp.waiting.is_some() && warp.pc() > 0);
                 let what = match warp.waiting {
                     Some(a) => format!("waits at {}", resident.barriers.describe(a.id, resident.live)),
-                    None => "runs".to_string(),
+                    None => match warp.hopper.blocked {
+                        Some(b) => self.cta.describe_wait(slot, b),
+                        None => "runs".to_string(),
+                    },
                 };
                 let at = self.p.source.get(pc).or(self.p.source.last());
                 let line = at.map_or(String::new(), |s| format!("PTX line {}: `{}`", s.line, s.text));
@@ -371,7 +386,7 @@ impl<'a> Host<'a> {
         self.fault(slot, w, (warp.pc().saturating_sub(back), e))
     }
 
-    fn fault(&self, slot: usize, warp: usize, (pc, (lane, kind, message)): At) -> Fault {
+    pub(super) fn fault(&self, slot: usize, warp: usize, (pc, (lane, kind, message)): At) -> Fault {
         let at = self.p.source.get(pc).or(self.p.source.last());
         Fault {
             kind,

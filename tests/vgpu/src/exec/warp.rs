@@ -57,6 +57,8 @@ pub struct Warp {
     /// Whether all lanes have returned.
     pub done: bool,
     pub(super) copies: Copies,
+    /// What the sm_90a set keeps.
+    pub(super) hopper: super::hopper::state::WarpState,
 }
 
 /// A fault with the instruction it happened at.
@@ -139,7 +141,7 @@ impl Warp {
                     self.set_pc(pc);
                     break None;
                 }
-                let i = &p.code[pc];
+                let mut i = &p.code[pc];
                 let active = self.guarded(i, mask);
                 if active != mask {
                     cta.guarded += u64::from((mask & !active).count_ones());
@@ -150,6 +152,11 @@ impl Warp {
                 }
                 let fault = |e: LaneFault| (pc, e);
                 let lane = active.trailing_zeros() as usize & 31;
+                if let Act::Touching(t) = &i.act {
+                    let touched = self.hopper.registers.touch(t, pc);
+                    touched.map_err(|m| fault((lane, FaultKind::InFlight, m)))?;
+                    i = &t.inner;
+                }
                 match &i.act {
                     // SAFETY: a module is only loaded for a build that this processor supports (`Module::load_for`).
                     Act::Alu(f) => unsafe { f(&mut self.regs, i, active) },
@@ -213,7 +220,7 @@ impl Warp {
                         break None;
                     }
                     Act::Trap => return Err(fault((lane, FaultKind::Trap, "the kernel trapped".into()))),
-                    Act::Nop => {}
+                    Act::Nop | Act::Touching(_) => {}
                     Act::Atomic(op) => cta.run_atomic(&mut self.regs, index, i, op, active).map_err(fault)?,
                     Act::CopyAsync(op) => cta
                         .copy_async(&self.regs, &mut self.copies, index, i, op, active)
@@ -225,6 +232,14 @@ impl Warp {
                             self.copies.commit();
                         }
                         self.copies.deliver(cta.own(), i.y as usize);
+                    }
+                    Act::Hopper(op) => {
+                        let step = super::hopper::run(op, self, p, cta, index, pc, active).map_err(fault)?;
+                        if step == Step::Again {
+                            cta.guarded -= u64::from((mask & !active).count_ones());
+                            self.set_pc(pc);
+                            break Some(Stop::Poll);
+                        }
                     }
                     Act::Clock => {
                         let now = cta.issued + (pc - from) as u64;

@@ -1,0 +1,672 @@
+//! Operands of the sm_90a opcodes.
+
+use super::bulk::{BulkCopy, Reduction, Tensor, Way};
+use super::descriptor::Major;
+use super::mbarrier::Arrival;
+use super::product::{Element, Sum};
+use super::{BarrierOp, Op, Product, Source, Turn};
+use crate::exec::alu::Op as Opcode;
+use crate::exec::decode::{Decoded, Decoder};
+use crate::exec::mem::{Address, AtomicOp, Space};
+use crate::exec::opcode::{need, unknown};
+use crate::exec::{Act, Class, File, Inst, NONE};
+use crate::ptx::{Operand, Ty};
+
+fn one_of<T: Copy>(op: &mut Opcode<'_>, names: &[(&str, T)]) -> Option<T> {
+    names.iter().find(|(n, _)| op.take(n)).map(|(_, v)| *v)
+}
+
+fn number(o: Option<&Operand>) -> Decoded<u64> {
+    match o {
+        Some(Operand::Int(n)) => Ok(*n),
+        _ => Err("expected a number".into()),
+    }
+}
+
+/// Order and scope, which change nothing here: memory is coherent and in program order.
+fn order(op: &mut Opcode<'_>) {
+    op.mods
+        .retain(|m| !matches!(*m, "acquire" | "release" | "relaxed" | "acq_rel" | "cta" | "cluster"));
+}
+
+/// State space of a barrier or a shared operand; whether it may be in another block.
+fn shared(op: &mut Opcode<'_>) -> Space {
+    if op.take("shared::cluster") {
+        Space::Cluster
+    } else if op.take("shared::cta") || op.take("shared") {
+        Space::Shared
+    } else {
+        Space::Generic
+    }
+}
+
+impl Decoder<'_> {
+    /// The instruction, if its opcode is one of this set.
+    pub(in crate::exec) fn hopper(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Option<Decoded<Inst>> {
+        let has = |m: &str| op.mods.contains(&m);
+        Some(match op.base {
+            "wgmma" => self.wgmma(op, o),
+            "mbarrier" => self.mbarrier(op, o),
+            "cp" if has("bulk") => self.bulk(op, o),
+            "cp" if has("mbarrier") => self.copy_arrive(op, o),
+            "fence" | "membar" if has("proxy") || has("mbarrier_init") || has("sync_restrict::shared::cluster") => {
+                self.proxy_fence(op, o)
+            }
+            "prefetch" if has("tensormap") => {
+                op.mods.retain(|m| !matches!(*m, "tensormap" | "param" | "const"));
+                Ok(Self::blank(Act::Nop, Class::Memory))
+            }
+            "elect" => self.elect(op, o),
+            "setmaxnreg" => self.setmaxnreg(op, o),
+            "griddepcontrol" => {
+                if !op.take("wait") && !op.take("launch_dependents") {
+                    return Some(unknown(op));
+                }
+                Ok(Self::blank(Act::Nop, Class::Control))
+            }
+            "barrier" if has("cluster") => self.cluster_barrier(op, o),
+            "mapa" => self.mapa(op, o),
+            "getctarank" => self.rank_of(op, o),
+            "st" | "red" if has("async") => self.store_async(op, o),
+            _ => return None,
+        })
+    }
+
+    fn own(op: Op, class: Class) -> Inst {
+        Self::blank(Act::Hopper(Box::new(op)), class)
+    }
+
+    fn wgmma(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Decoded<Inst> {
+        if !op.take("sync") || !op.take("aligned") {
+            return unknown(op);
+        }
+        if op.take("fence") {
+            need(o, 0)?;
+            return Ok(Self::own(Op::Fence, Class::Tensor));
+        }
+        if op.take("commit_group") {
+            need(o, 0)?;
+            return Ok(Self::own(Op::Commit, Class::Tensor));
+        }
+        if op.take("wait_group") {
+            need(o, 1)?;
+            return Ok(Self::own(Op::Wait(number(o.first())? as u32), Class::Tensor));
+        }
+        if !op.take("mma_async") {
+            return unknown(op);
+        }
+        let shape = op.mods.iter().position(|m| m.starts_with("m64n"));
+        let Some((n, k)) = shape.and_then(|i| op.mods.remove(i)[4..].split_once('k')) else {
+            return unknown(op);
+        };
+        let (Ok(n), Ok(k)) = (n.parse::<usize>(), k.parse::<usize>()) else {
+            return unknown(op);
+        };
+        let saturate = op.take("satfinite");
+        let types = std::mem::take(&mut op.mods);
+        let [d, a, b] = types[..] else {
+            op.mods = types;
+            return unknown(op);
+        };
+        let element = |name: &str| {
+            Some(match name {
+                "f16" => Element::F16,
+                "bf16" => Element::Bf16,
+                "tf32" => Element::Tf32,
+                "e4m3" => Element::E4m3,
+                "e5m2" => Element::E5m2,
+                "s8" => Element::S8,
+                "u8" => Element::U8,
+                _ => return None,
+            })
+        };
+        let (Some(ea), Some(eb)) = (element(a), element(b)) else {
+            op.mods = vec![a, b];
+            return unknown(op);
+        };
+        use Element::*;
+        let (bytes, float8) = (matches!(ea, S8 | U8), matches!(ea, E4m3 | E5m2));
+        let sum = match (d, ea) {
+            ("f32", F16 | Bf16 | Tf32 | E4m3 | E5m2) => Sum::F32,
+            ("f16", F16 | E4m3 | E5m2) => Sum::F16,
+            ("s32", S8 | U8) => Sum::S32 { saturate },
+            _ => return Err(format!("accumulators of type {d} for {a}")),
+        };
+        let pair = ea == eb || float8 && matches!(eb, E4m3 | E5m2) || bytes && matches!(eb, S8 | U8);
+        let wide = n.is_multiple_of(8) && (8..=256).contains(&n);
+        // Byte products exist for fewer widths.
+        let listed = !bytes || n <= 32 || n.is_multiple_of(16) && n <= 224;
+        if !pair || k != ea.k() || !wide || !listed || saturate && !bytes {
+            return Err(format!("no product m64n{n}k{k} of {a} and {b}"));
+        }
+        let per = if sum == Sum::F16 { n / 4 } else { n / 2 };
+        let d = self.words_of(&o[..1], per)?;
+        let from_registers = matches!(o.get(1), Some(Operand::Vector(_)));
+        let transposes = match (ea.size() == 2, from_registers) {
+            (true, false) => 2,
+            (true, true) => 1,
+            (false, _) => 0,
+        };
+        let scales = if bytes { 0 } else { 2 };
+        need(o, 4 + scales + transposes)?;
+        let a = if from_registers {
+            let rows = self.words_of(&o[1..2], 4)?;
+            Source::Registers([rows[0], rows[1], rows[2], rows[3]])
+        } else {
+            Source::Shared(self.src(&o[1], Ty::B64)?)
+        };
+        let b_row = self.src(&o[2], Ty::B64)?;
+        let scale_d = self.predicate(&o[3])?;
+        let mut negate = false;
+        for s in &o[4..4 + scales] {
+            match number(Some(s))? as i64 {
+                1 => {}
+                -1 => negate = !negate,
+                other => return Err(format!("scale {other} is neither 1 nor -1")),
+            }
+        }
+        let mut majors = [Major::K; 2];
+        for (i, t) in o[4 + scales..].iter().enumerate() {
+            majors[i + 2 - transposes.max(1)] = match number(Some(t))? {
+                0 => Major::K,
+                1 => Major::Mn,
+                other => return Err(format!("transposition {other} is neither 0 nor 1")),
+            };
+        }
+        let product = Product {
+            a: ea,
+            b: eb,
+            sum,
+            n,
+            d,
+            from: a,
+            descriptor: b_row,
+            scale_d,
+            negate,
+            major_a: majors[0],
+            major_b: majors[1],
+            tracked_d: Vec::new(),
+            tracked_a: Vec::new(),
+        };
+        Ok(Self::own(Op::Product(product), Class::Tensor))
+    }
+
+    fn words_of(&mut self, o: &[Operand], n: usize) -> Decoded<Vec<u16>> {
+        let list = match o.first() {
+            Some(v @ Operand::Vector(_)) => self.list(v, Ty::B32)?,
+            _ => return Err(format!("expected a vector of {n} registers")),
+        };
+        if list.len() != n || list.iter().any(|(f, row)| *f != File::W || *row == NONE) {
+            return Err(format!("expected {n} 32-bit registers, found {}", list.len()));
+        }
+        Ok(list.into_iter().map(|(_, row)| row).collect())
+    }
+
+    fn mbarrier(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Decoded<Inst> {
+        if op.take("pending_count") {
+            need(o, 2)?;
+            if op.ty() != Some(Ty::B64) {
+                return unknown(op);
+            }
+            let mut i = Self::blank(Act::Alu(super::PENDING_COUNT.pick(self.build)), Class::Barrier);
+            (i.d, i.a) = (self.dst(&o[0], Ty::B32)?, self.src(&o[1], Ty::B64)?);
+            return Ok(i);
+        }
+        if op.ty() != Some(Ty::B64) {
+            return unknown(op);
+        }
+        let base = op.mods.first().copied().unwrap_or("");
+        if !op.mods.is_empty() {
+            op.mods.remove(0);
+        }
+        let expect = base != "expect_tx" && op.take("expect_tx");
+        let no_complete = op.take("noComplete");
+        let parity = op.take("parity");
+        let space = shared(op);
+        order(op);
+        let (turn, first) = match base {
+            "init" => (
+                Turn::Init {
+                    count: self.count(o, 1)?,
+                },
+                0,
+            ),
+            "inval" => (Turn::Invalidate, 0),
+            "expect_tx" => (
+                Turn::ExpectTx {
+                    bytes: self.count(o, 1)?,
+                },
+                0,
+            ),
+            "complete_tx" => (
+                Turn::CompleteTx {
+                    bytes: self.count(o, 1)?,
+                },
+                0,
+            ),
+            "arrive" | "arrive_drop" => {
+                let token = match o.first() {
+                    Some(Operand::Sink) => NONE,
+                    Some(Operand::Reg(_)) if space != Space::Cluster => self.dst(&o[0], Ty::B64)?,
+                    Some(Operand::Address(..)) => return Err("no destination of the state; `_` drops it".into()),
+                    _ => return Err("the state of a barrier of another block cannot be kept; use `_`".into()),
+                };
+                let count = if expect || no_complete || o.len() > 2 {
+                    need(o, 3)?;
+                    Some(self.src(&o[2], Ty::U32)?)
+                } else {
+                    need(o, 2)?;
+                    None
+                };
+                let how = Arrival {
+                    no_complete,
+                    drop: base == "arrive_drop",
+                };
+                let turn = if expect {
+                    Turn::Arrive {
+                        token,
+                        how,
+                        count: None,
+                        bytes: count,
+                    }
+                } else {
+                    Turn::Arrive {
+                        token,
+                        how,
+                        count,
+                        bytes: None,
+                    }
+                };
+                (turn, 1)
+            }
+            "test_wait" | "try_wait" => {
+                let hinted = base == "try_wait" && o.len() == 4;
+                need(o, if hinted { 4 } else { 3 })?;
+                let state = self.src(&o[2], if parity { Ty::U32 } else { Ty::B64 })?;
+                let done = self.dst(&o[0], Ty::Pred)?;
+                (Turn::Wait { done, state, parity }, 1)
+            }
+            _ => {
+                op.mods.insert(0, base);
+                return unknown(op);
+            }
+        };
+        if first == 0 && !matches!(turn, Turn::Invalidate) {
+            need(o, 2)?;
+        }
+        let remote = matches!(
+            turn,
+            Turn::ExpectTx { .. } | Turn::CompleteTx { .. } | Turn::Arrive { .. }
+        );
+        if space == Space::Cluster && !remote {
+            return Err("only arrivals and transaction counts reach a barrier of another block".into());
+        }
+        let at = self.address(o.get(first).ok_or("no address")?, space)?;
+        Ok(Self::own(Op::Barrier(BarrierOp { at, turn }), Class::Barrier))
+    }
+
+    fn count(&mut self, o: &[Operand], n: usize) -> Decoded<u16> {
+        self.src(o.get(n).ok_or("no count")?, Ty::U32)
+    }
+
+    fn copy_arrive(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Decoded<Inst> {
+        need(o, 1)?;
+        if !["async", "mbarrier", "arrive", "b64"].iter().all(|m| op.take(m)) {
+            return unknown(op);
+        }
+        let extra = !op.take("noinc");
+        let space = shared(op);
+        let at = self.address(&o[0], space)?;
+        let turn = Turn::CopiesArrive { extra };
+        Ok(Self::own(Op::Barrier(BarrierOp { at, turn }), Class::Barrier))
+    }
+
+    fn bulk(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Decoded<Inst> {
+        let reduce = op.take("reduce");
+        if !op.take("async") || !op.take("bulk") {
+            return unknown(op);
+        }
+        if op.take("commit_group") {
+            need(o, 0)?;
+            return Ok(Self::own(Op::CommitCopies, Class::Memory));
+        }
+        if op.take("wait_group") {
+            need(o, 1)?;
+            let (keep, read) = (number(o.first())? as u32, op.take("read"));
+            return Ok(Self::own(Op::WaitCopies { keep, read }, Class::Memory));
+        }
+        let hint = op.take("L2::cache_hint");
+        let mut o = o.to_vec();
+        if hint {
+            let policy = o.pop().ok_or("no cache policy")?;
+            self.src(&policy, Ty::B64)?;
+        }
+        let prefetch = op.take("prefetch");
+        let tensor = op.take("tensor");
+        let rank = if tensor {
+            let Some(rank) = one_of(op, &[("1d", 1), ("2d", 2), ("3d", 3), ("4d", 4), ("5d", 5)]) else {
+                return unknown(op);
+            };
+            if op
+                .mods
+                .iter()
+                .any(|m| m.starts_with("im2col") || m.starts_with("tile::"))
+            {
+                return Err(
+                    "only the tile mode of tensor copies is executed here, not im2col, gather or scatter".into(),
+                );
+            }
+            op.take("tile");
+            rank
+        } else {
+            0
+        };
+        let reduction = if reduce {
+            // Tensor copies take the type from the map.
+            let ty = if tensor { Ty::B32 } else { op.ty().ok_or("no type")? };
+            Some(self.reduction(op, ty, tensor)?)
+        } else {
+            None
+        };
+        // Spaces come as destination, then source.
+        let spaces: Vec<&str> = op
+            .mods
+            .iter()
+            .copied()
+            .filter(|m| m.starts_with("shared") || *m == "global" || *m == "L2")
+            .collect();
+        op.mods.retain(|m| !spaces.contains(m));
+        let bytes = op.take("mbarrier::complete_tx::bytes");
+        let grouped = op.take("bulk_group");
+        let multicast = op.take("multicast::cluster");
+        let place = |d: &mut Self, at: usize| -> Decoded<(Option<Tensor>, Option<Address>)> {
+            match o.get(at) {
+                Some(Operand::Tensor(base, rest)) if tensor => {
+                    let [Operand::Vector(list)] = &rest[..] else {
+                        return Err("expected the coordinates of a tensor".into());
+                    };
+                    if list.len() != rank {
+                        return Err(format!("{} coordinates of a tensor of rank {rank}", list.len()));
+                    }
+                    let map = d.address(base, Space::Generic)?;
+                    let at = list.iter().map(|c| d.src(c, Ty::S32)).collect::<Decoded<_>>()?;
+                    Ok((Some(Tensor { map, at }), None))
+                }
+                Some(a @ Operand::Address(..)) if !tensor => Ok((None, Some(d.address(a, Space::Global)?))),
+                _ => Err("expected an address in global memory".into()),
+            }
+        };
+        let given = o.len();
+        let expect = |n: usize| {
+            if given == n {
+                Ok(())
+            } else {
+                Err(format!("expected {n} operands, found {given}"))
+            }
+        };
+        let sizes = usize::from(!tensor);
+        let (way, shared_at, global, size_at) = match &spaces[..] {
+            ["L2", "global"] if prefetch && !reduce && !bytes && !grouped && !multicast => {
+                expect(1 + sizes)?;
+                (Way::Prefetch, None, place(self, 0)?, 1)
+            }
+            [to @ ("shared::cluster" | "shared::cta"), "global"] if bytes && !grouped && !reduce && !prefetch => {
+                expect(3 + sizes + usize::from(multicast))?;
+                let to = if *to == "shared::cluster" {
+                    Space::Cluster
+                } else {
+                    Space::Shared
+                };
+                let bar = self.address(&o[2 + sizes], to)?;
+                let mask = if multicast {
+                    Some(self.src(&o[3 + sizes], Ty::U16)?)
+                } else {
+                    None
+                };
+                if multicast && to != Space::Cluster {
+                    return unknown(op);
+                }
+                let way = Way::Load { bar, multicast: mask };
+                (way, Some(self.address(&o[0], to)?), place(self, 1)?, 2)
+            }
+            ["global", "shared::cta"] if grouped && !bytes && !prefetch && !multicast => {
+                expect(2 + sizes)?;
+                (
+                    Way::Store,
+                    Some(self.address(&o[1], Space::Shared)?),
+                    place(self, 0)?,
+                    2,
+                )
+            }
+            ["shared::cluster", "shared::cta"] if bytes && !grouped && !prefetch && !tensor && !multicast => {
+                expect(4)?;
+                let (to, bar) = (
+                    self.address(&o[0], Space::Cluster)?,
+                    self.address(&o[3], Space::Cluster)?,
+                );
+                (
+                    Way::Across { to, bar },
+                    Some(self.address(&o[1], Space::Shared)?),
+                    (None, None),
+                    2,
+                )
+            }
+            _ => {
+                op.mods.extend(spaces);
+                return unknown(op);
+            }
+        };
+        let size = if tensor {
+            None
+        } else {
+            let at = if matches!(way, Way::Prefetch) { 1 } else { size_at };
+            Some(self.src(&o[at], Ty::U32)?)
+        };
+        let (tensor, global) = global;
+        let copy = BulkCopy {
+            way,
+            shared: shared_at,
+            global,
+            tensor,
+            size,
+            reduction,
+        };
+        Ok(Self::own(Op::Copy(copy), Class::Memory))
+    }
+
+    fn proxy_fence(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Decoded<Inst> {
+        let restricted = op.mods.iter().any(|m| m.starts_with("sync_restrict::"));
+        op.mods.retain(|m| !m.starts_with("sync_restrict::"));
+        if op.take("mbarrier_init") {
+            need(o, 0)?;
+            if !op.take("release") || !op.take("cluster") {
+                return unknown(op);
+            }
+            return Ok(Self::blank(Act::Nop, Class::Barrier));
+        }
+        if op.take("proxy") {
+            if op.take("alias") {
+                return Ok(Self::blank(Act::Nop, Class::Barrier));
+            }
+            if op.take("tensormap::generic") {
+                if op.take("acquire") {
+                    need(o, 2)?;
+                    if number(o.get(1))? != 128 {
+                        return Err("the size of a tensor map is 128".into());
+                    }
+                    self.address(&o[0], Space::Generic)?;
+                } else if !op.take("release") {
+                    return unknown(op);
+                }
+                op.mods.retain(|m| !matches!(*m, "cta" | "cluster" | "gpu" | "sys"));
+                return Ok(Self::blank(Act::Nop, Class::Barrier));
+            }
+            if op.take("async::generic") {
+                if !restricted {
+                    return unknown(op);
+                }
+                order(op);
+                return Ok(Self::own(Op::ProxyFence, Class::Barrier));
+            }
+            if op.take("async") {
+                need(o, 0)?;
+                // A fence for global memory alone does not order shared memory.
+                let global = op.take("global");
+                shared(op);
+                let what = if global {
+                    Act::Nop
+                } else {
+                    Act::Hopper(Box::new(Op::ProxyFence))
+                };
+                return Ok(Self::blank(what, Class::Barrier));
+            }
+            return unknown(op);
+        }
+        order(op);
+        Ok(Self::blank(Act::Nop, Class::Barrier))
+    }
+
+    fn elect(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Decoded<Inst> {
+        need(o, 2)?;
+        if !op.take("sync") {
+            return unknown(op);
+        }
+        let mut i = Self::blank(Act::Warp(super::ELECT.pick(self.build)), Class::Warp);
+        let (d, p) = self.dst_pair(&o[0], Ty::B32, Ty::Pred)?;
+        (i.d, i.x, i.y) = (d, u32::from(p), u32::from(self.src(&o[1], Ty::U32)?));
+        Ok(i)
+    }
+
+    fn setmaxnreg(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Decoded<Inst> {
+        need(o, 1)?;
+        let Some(grow) = one_of(op, &[("inc", true), ("dec", false)]) else {
+            return unknown(op);
+        };
+        if !["sync", "aligned", "u32"].iter().all(|m| op.take(m)) {
+            return unknown(op);
+        }
+        let count = number(o.first())?;
+        if !(24..=256).contains(&count) || !count.is_multiple_of(8) {
+            return Err(format!("{count} registers: a multiple of 8 from 24 to 256 is needed"));
+        }
+        let count = count as u32;
+        Ok(Self::own(Op::Registers { grow, count }, Class::Control))
+    }
+
+    fn cluster_barrier(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Decoded<Inst> {
+        need(o, 0)?;
+        op.take("cluster");
+        let aligned = op.take("aligned");
+        let Some(what) = one_of(op, &[("arrive", 0), ("wait", 1)]) else {
+            return unknown(op);
+        };
+        let orders: &[&str] = if what == 0 {
+            &["release", "relaxed"]
+        } else {
+            &["acquire"]
+        };
+        op.mods.retain(|m| !orders.contains(m));
+        let what = if what == 0 {
+            Op::ClusterArrive { aligned }
+        } else {
+            Op::ClusterWait { aligned }
+        };
+        Ok(Self::own(what, Class::Barrier))
+    }
+
+    fn mapa(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Decoded<Inst> {
+        need(o, 3)?;
+        let ty = op.ty().ok_or("no type")?;
+        let cluster = op.take("shared::cluster");
+        if !matches!(ty, Ty::U32 | Ty::U64) || !cluster && ty != Ty::U64 {
+            return unknown(op);
+        }
+        let f = match (ty, cluster) {
+            (Ty::U32, _) => super::MAPA_WORD,
+            (_, true) => super::MAPA_LONG,
+            _ => super::MAPA_GENERIC,
+        };
+        let mut i = Self::blank(Act::Alu(f.pick(self.build)), Class::Integer);
+        (i.d, i.a, i.b) = (self.dst(&o[0], ty)?, self.src(&o[1], ty)?, self.src(&o[2], Ty::U32)?);
+        Ok(i)
+    }
+
+    fn rank_of(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Decoded<Inst> {
+        need(o, 2)?;
+        let ty = op.ty().ok_or("no type")?;
+        op.take("shared::cluster");
+        let f = match ty {
+            Ty::U32 => super::RANK_WORD,
+            Ty::U64 => super::RANK_LONG,
+            _ => return unknown(op),
+        };
+        let mut i = Self::blank(Act::Alu(f.pick(self.build)), Class::Integer);
+        (i.d, i.a) = (self.dst(&o[0], Ty::B32)?, self.src(&o[1], ty)?);
+        i.b = self.src(&Operand::Special("%cluster_ctarank".into()), Ty::U32)?;
+        Ok(i)
+    }
+
+    fn store_async(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Decoded<Inst> {
+        need(o, 3)?;
+        op.take("async");
+        let reduce = op.base == "red";
+        let ty = op.ty().ok_or("no type")?;
+        let n = one_of(op, &[("v2", 2), ("v4", 4)]).unwrap_or(1);
+        order(op);
+        let weak = op.take("weak");
+        if !op.take("shared::cluster") || !op.take("mbarrier::complete_tx::bytes") || ty.size() < 4 || weak && reduce {
+            return unknown(op);
+        }
+        let reduction = if reduce {
+            Some(self.reduction(op, ty, false)?)
+        } else {
+            None
+        };
+        let value = self.list(&o[1], ty)?;
+        if value.len() != n
+            || value
+                .iter()
+                .any(|(f, row)| *row == NONE || *f != crate::exec::decode::file_of(ty))
+        {
+            return Err("the value does not fit the type".into());
+        }
+        let (to, bar) = (
+            self.address(&o[0], Space::Cluster)?,
+            self.address(&o[2], Space::Cluster)?,
+        );
+        let element = ty.size();
+        Ok(Self::own(
+            Op::StoreAsync {
+                to,
+                bar,
+                value,
+                element,
+                reduction,
+            },
+            Class::Memory,
+        ))
+    }
+
+    /// The operation of a reduction; `any` leaves the type to be checked when it runs.
+    fn reduction(&mut self, op: &mut Opcode<'_>, ty: Ty, any: bool) -> Decoded<Reduction> {
+        use AtomicOp::*;
+        op.take("noftz");
+        let names = [
+            ("and", And),
+            ("or", Or),
+            ("xor", Xor),
+            ("add", Add),
+            ("inc", Inc),
+            ("dec", Dec),
+            ("min", Min),
+            ("max", Max),
+        ];
+        let Some(what) = one_of(op, &names) else {
+            return unknown(op);
+        };
+        if any || Reduction::fits(what, ty) {
+            return Ok(Reduction { what, ty });
+        }
+        Err(format!("no reduction {what:?} of {ty:?}"))
+    }
+}
