@@ -364,7 +364,7 @@ impl<'a> Host<'a> {
                 let what = match warp.waiting {
                     Some(a) => format!("waits at {}", resident.barriers.describe(a.id, resident.live)),
                     None => match warp.hopper.blocked {
-                        Some(b) => self.cta.describe_wait(slot, b),
+                        Some(b) => self.cta.describe_wait(slot, w, b),
                         None => "runs".to_string(),
                     },
                 };

@@ -64,6 +64,16 @@ pub(in crate::exec) fn run(
         active,
     };
     warp.hopper.blocked = None;
+    // Others run once before anything asynchronous is known to be complete, so that what is released too early is seen.
+    let late = match op {
+        Op::Wait(_) => cta.own().hopper.products.iter().any(|q| q.warp == index),
+        Op::WaitCopies { .. } => cta.own().hopper.holds.iter().any(|x| x.origin.warp == index),
+        _ => false,
+    };
+    warp.hopper.let_others = late && !warp.hopper.let_others;
+    if warp.hopper.let_others {
+        return Ok(Step::Again);
+    }
     match op {
         Op::Product(x) => cta.product(&h, warp, x)?,
         Op::Fence | Op::Commit | Op::Wait(_) => {
@@ -165,14 +175,14 @@ impl Cta<'_> {
     }
 
     /// Why a warp waits, for reports.
-    pub(in crate::exec) fn describe_wait(&self, slot: usize, b: Blocked) -> String {
+    pub(in crate::exec) fn describe_wait(&self, slot: usize, warp: usize, b: Blocked) -> String {
         let s = &self.resident[slot].hopper;
         match b {
             Blocked::Barrier(at) => match s.barriers.get(&at) {
                 Some(l) => format!("waits at the mbarrier at shared offset {at:#x} ({})", l.barrier),
                 None => format!("waits at shared offset {at:#x}, which holds no mbarrier"),
             },
-            Blocked::Registers(n) => s.describe_registers(n),
+            Blocked::Registers(n) => s.describe_registers(warp, n),
             Blocked::Cluster => "waits at the barrier of the cluster".to_string(),
         }
     }

@@ -1,6 +1,7 @@
 //! The scheduler's part: what happens when nobody can go on, and when warps and blocks return.
 
 use super::act::line;
+use super::state::Blocked;
 use crate::error::{Fault, FaultKind};
 use crate::exec::schedule::Host;
 
@@ -20,8 +21,12 @@ impl Host<'_> {
         let mut stuck = None;
         for (slot, warps) in self.warps.iter().enumerate() {
             for (w, warp) in warps.iter().enumerate().filter(|(_, w)| !w.done) {
-                if warp.hopper.blocked.is_some() {
-                    stuck.get_or_insert((slot, w));
+                if let Some(b) = warp.hopper.blocked {
+                    // Registers that can never be had explain every other wait.
+                    let cause = matches!(b, Blocked::Registers(_));
+                    if cause || stuck.is_none() {
+                        stuck = Some((slot, w));
+                    }
                 } else if warp.waiting.is_none() {
                     // It looks at memory in a loop: the watchdog's case.
                     return Ok(());

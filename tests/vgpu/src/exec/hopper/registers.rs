@@ -29,14 +29,21 @@ pub fn at_launch(p: &Program) -> Option<u32> {
 }
 
 impl State {
-    /// What all warps hold and how much there is, for messages; `count` is what a warp asks for.
-    pub fn describe_registers(&self, count: u32) -> String {
+    /// Registers per thread of all warps, added up, when the warpgroup of a warp has `count`.
+    fn demand(&self, warp: usize, count: u32) -> u32 {
+        let mine = |w: usize| w / 4 == warp / 4;
+        let all = self.registers.iter().enumerate();
+        all.map(|(w, n)| if mine(w) { count } else { *n }).sum()
+    }
+
+    /// What all warpgroups hold and how much there is, for messages; a warp asks for `count`.
+    pub fn describe_registers(&self, warp: usize, count: u32) -> String {
         let groups: Vec<String> = self.registers.chunks(4).map(|g| g[0].to_string()).collect();
-        let held = self.registers.iter().sum::<u32>() * LANES as u32;
         format!(
-            "waits in setmaxnreg for {count} registers: the warpgroups hold {} per thread, {held} in all, of the {} the block \
-             was launched with",
+            "waits in setmaxnreg for {count} registers: the warpgroups hold {} per thread, and with {count} here they would \
+             hold {} registers of the {} that the block was launched with",
             groups.join(" + "),
+            self.demand(warp, count) * LANES as u32,
             self.pool * LANES as u32
         )
     }
@@ -86,12 +93,10 @@ impl Cta<'_> {
             );
             return Err(h.fault(FaultKind::Warpgroup, m));
         }
-        if grow {
-            let used: u32 = state.registers.iter().sum();
-            if used - held + count > state.pool {
-                warp.hopper.blocked = Some(Blocked::Registers(count));
-                return Ok(Step::Again);
-            }
+        // A warpgroup gets its registers together or not at all.
+        if grow && state.demand(h.warp, count) > state.pool {
+            warp.hopper.blocked = Some(Blocked::Registers(count));
+            return Ok(Step::Again);
         }
         state.registers[h.warp] = count;
         state.groups[h.warp / 4].registers[h.warp % 4] = (h.pc, mine + 1);

@@ -186,6 +186,8 @@ pub struct WarpState {
     pub registers: track::Registers,
     /// What it waits for.
     pub blocked: Option<Blocked>,
+    /// Whether it stands at a wait that could complete, but lets others run first.
+    pub let_others: bool,
     /// Round in which it last gave up waiting.
     pub gave_up: Option<u64>,
     /// Phase of the cluster barrier it has arrived in and not waited for.
@@ -197,6 +199,7 @@ impl WarpState {
     pub fn reset(&mut self, tracked: usize) {
         self.registers.reset(tracked);
         (self.blocked, self.cluster, self.gave_up) = (None, None, None);
+        self.let_others = false;
     }
 }
 
