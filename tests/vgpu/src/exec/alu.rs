@@ -57,11 +57,13 @@ pub struct Arith {
     pub src: Vec<Ty>,
     /// For the counters.
     pub class: Class,
+    /// Variant of the function, for [`Inst::k`].
+    pub k: u8,
 }
 
 pub(super) fn arith(f: Alu, d: Ty, src: &[Ty]) -> Option<Arith> {
     let class = match src.first() {
-        Some(Ty::F32 | Ty::F64 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2) => Class::Float,
+        Some(Ty::F32 | Ty::F64 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 | Ty::F32x2) => Class::Float,
         _ => Class::Integer,
     };
     Some(Arith {
@@ -69,6 +71,7 @@ pub(super) fn arith(f: Alu, d: Ty, src: &[Ty]) -> Option<Arith> {
         d,
         src: src.to_vec(),
         class,
+        k: 0,
     })
 }
 
@@ -146,20 +149,48 @@ pub fn integer(op: &mut Op<'_>) -> Option<Arith> {
         "mul" if is_int(ty) && op.take("lo") => arith(ints!(ty, f2, |a, b| a.wrapping_mul(b)), ty, &two),
         "mul" if op.take("wide") => arith(mul_wide(ty)?, wide?, &two),
         "mul" if op.take("hi") => arith(mul_hi(ty)?, ty, &two),
-        "mul24" if op.take("lo") => {
-            let f = match ty {
-                Ty::U32 => f2!(u32, |a, b| (a & 0xff_ffff).wrapping_mul(b & 0xff_ffff)),
-                Ty::S32 => f2!(i32, |a, b| (a << 8 >> 8).wrapping_mul(b << 8 >> 8)),
+        "mul24" => {
+            let high = op.take("hi");
+            op.take("lo");
+            let f = match (ty, high) {
+                (Ty::U32, false) => f2!(u32, |a, b| product24(a, b) as u32),
+                (Ty::U32, true) => f2!(u32, |a, b| (product24(a, b) >> 16) as u32),
+                (Ty::S32, false) => f2!(i32, |a, b| signed24(a, b) as i32),
+                (Ty::S32, true) => f2!(i32, |a, b| (signed24(a, b) >> 16) as i32),
                 _ => return None,
             };
             arith(f, ty, &two)
+        }
+        "mad24" => {
+            let (high, sat) = (op.take("hi"), op.take("sat"));
+            op.take("lo");
+            let f = match (ty, high, sat) {
+                (Ty::U32, false, _) => f3!(u32, |a, b, c| (product24(a, b) as u32).wrapping_add(c)),
+                (Ty::U32, true, _) => f3!(u32, |a, b, c| ((product24(a, b) >> 16) as u32).wrapping_add(c)),
+                (Ty::S32, false, _) => f3!(i32, |a, b, c| (signed24(a, b) as i32).wrapping_add(c)),
+                (Ty::S32, true, false) => f3!(i32, |a, b, c| ((signed24(a, b) >> 16) as i32).wrapping_add(c)),
+                (Ty::S32, true, true) => f3!(i32, |a, b, c| ((signed24(a, b) >> 16) as i32).saturating_add(c)),
+                _ => return None,
+            };
+            arith(f, ty, &[ty; 3])
         }
         "mad" if is_int(ty) && op.take("lo") => {
             arith(ints!(ty, f3, |a, b, c| a.wrapping_mul(b).wrapping_add(c)), ty, &[ty; 3])
         }
         "mad" if op.take("wide") => arith(mad_wide(ty)?, wide?, &[ty, ty, wide?]),
         "mad" if op.take("hi") => {
+            if op.take("sat") {
+                let f = f3!(i32, |a, b, c| (((i64::from(a) * i64::from(b)) >> 32) as i32)
+                    .saturating_add(c));
+                return arith(f, ty, &[ty; 3]);
+            }
             let f = match ty {
+                Ty::U16 => f3!(
+                    u16,
+                    |a, b, c| ((u32::from(a) * u32::from(b)) >> 16).wrapping_add(u32::from(c)) as u16
+                ),
+                Ty::S16 => f3!(i16, |a, b, c| (((i32::from(a) * i32::from(b)) >> 16) as i16)
+                    .wrapping_add(c)),
                 Ty::U32 => f3!(
                     u32,
                     |a, b, c| ((u64::from(a) * u64::from(b)) >> 32).wrapping_add(u64::from(c)) as u32
@@ -240,24 +271,19 @@ pub fn integer(op: &mut Op<'_>) -> Option<Arith> {
                 (Ty::S32, false) => f1!(i32, |a| 31u32.wrapping_sub((a ^ (a >> 31)).leading_zeros())),
                 (Ty::U64, false) => f1!(u64, |a| 63u32.wrapping_sub(a.leading_zeros())),
                 (Ty::S64, false) => f1!(i64, |a| 63u32.wrapping_sub((a ^ (a >> 63)).leading_zeros())),
+                (Ty::S32, true) => f1!(i32, |a| distance(u64::from((a ^ (a >> 31)) as u32), 32)),
+                (Ty::U64, true) => f1!(u64, |a| distance(a, 64)),
+                (Ty::S64, true) => f1!(i64, |a| distance((a ^ (a >> 63)) as u64, 64)),
                 _ => return None,
             };
             arith(f, Ty::U32, &[ty])
         }
-        "lop3" => {
-            let f: Alu = alu!(|r, i, m| {
-                map3(r, i, m, |a: u32, b: u32, c: u32| {
-                    (0..8).filter(|t| i.y >> t & 1 == 1).fold(0, |out, t: u32| {
-                        let side = |x: u32, bit: u32| if t >> bit & 1 == 1 { x } else { !x };
-                        out | side(a, 2) & side(b, 1) & side(c, 0)
-                    })
-                })
-            });
-            arith(f, ty, &[Ty::B32, Ty::B32, Ty::B32])
-        }
-        "prmt" => arith(f3!(u32, |a, b, c| permute(a, b, c)), ty, &[Ty::B32; 3]),
         "sad" => {
             let f = match ty {
+                Ty::U16 => f3!(u16, |a, b, c| a.abs_diff(b).wrapping_add(c)),
+                Ty::S16 => f3!(i16, |a, b, c| (a.abs_diff(b) as i16).wrapping_add(c)),
+                Ty::U64 => f3!(u64, |a, b, c| a.abs_diff(b).wrapping_add(c)),
+                Ty::S64 => f3!(i64, |a, b, c| (a.abs_diff(b) as i64).wrapping_add(c)),
                 Ty::U32 => f3!(u32, |a, b, c| a.abs_diff(b).wrapping_add(c)),
                 Ty::S32 => f3!(i32, |a, b, c| (a.abs_diff(b) as i32).wrapping_add(c)),
                 _ => return None,
@@ -267,6 +293,17 @@ pub fn integer(op: &mut Op<'_>) -> Option<Arith> {
         "cnot" => arith(ints!(ty, f1, |a| if a == 0 { 1 } else { 0 }), ty, &[ty]),
         _ => None,
     }
+}
+
+/// Product of the low 24 bits; `hi` forms take its bits 16 to 47.
+#[inline(always)]
+fn product24(a: u32, b: u32) -> u64 {
+    u64::from(a & 0xff_ffff) * u64::from(b & 0xff_ffff)
+}
+
+#[inline(always)]
+fn signed24(a: i32, b: i32) -> i64 {
+    i64::from(a << 8 >> 8) * i64::from(b << 8 >> 8)
 }
 
 fn mul_wide(ty: Ty) -> Option<Alu> {
@@ -347,13 +384,23 @@ fn funnel(op: &mut Op<'_>) -> Option<Alu> {
     })
 }
 
+/// Left shift that brings the highest set bit to the top; all ones for zero.
+#[inline(always)]
+fn distance(a: u64, width: u32) -> u32 {
+    if a == 0 {
+        u32::MAX
+    } else {
+        a.leading_zeros() - (64 - width)
+    }
+}
+
 #[inline(always)]
 fn join(low: u32, high: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
 #[inline(always)]
-fn permute(a: u32, b: u32, selector: u32) -> u32 {
+pub(super) fn permute(a: u32, b: u32, selector: u32) -> u32 {
     let bytes = join(a, b).to_le_bytes();
     let pick = |n: u32| {
         let s = selector >> (4 * n) & 15;
@@ -467,6 +514,11 @@ pub fn compare<T: Lane>(r: &mut Regs, i: &Inst, m: u32, f: impl Fn(T, T) -> bool
             _ => x ^ c,
         };
         (bits, other) = (combine(bits), combine(other));
+    }
+    // `set` gives the value in `y` where `setp` gives a predicate.
+    if i.y != 0 {
+        u32::put(r, i.d, std::array::from_fn(|l| (bits >> l & 1) * i.y), m);
+        return;
     }
     write_pred(r, i.d, bits, m);
     write_pred(r, i.x as u16, other, m);

@@ -47,6 +47,7 @@ pub fn floating(op: &mut Op<'_>) -> Option<Arith> {
     match op.ty()? {
         Ty::F32 => single(op),
         Ty::F64 => double(op),
+        Ty::F32x2 => pair(op),
         ty @ (Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2) => half(op, ty),
         _ => None,
     }
@@ -85,13 +86,36 @@ fn single(op: &mut Op<'_>) -> Option<Arith> {
         "abs" => f1!(f32, |a| a.abs()),
         "neg" if ftz => f1!(f32, |a| -flush(a)),
         "neg" => f1!(f32, |a| -a),
+        "min" | "max" if op.mods.contains(&"xorsign") => {
+            let nan = op.take("NaN");
+            op.take("xorsign");
+            op.take("abs");
+            match (op.base == "min", nan) {
+                (true, false) => variants!(ftz, false, f2, |a, b| cross(a, b, minimum(a.abs(), b.abs()))),
+                (true, true) => {
+                    variants!(ftz, false, f2, |a, b| cross(
+                        a,
+                        b,
+                        either_nan(a, b, minimum(a.abs(), b.abs()))
+                    ))
+                }
+                (false, false) => variants!(ftz, false, f2, |a, b| cross(a, b, maximum(a.abs(), b.abs()))),
+                (false, true) => {
+                    variants!(ftz, false, f2, |a, b| cross(
+                        a,
+                        b,
+                        either_nan(a, b, maximum(a.abs(), b.abs()))
+                    ))
+                }
+            }
+        }
         "min" | "max" => {
             let nan = op.take("NaN");
             match (op.base == "min", nan) {
                 (true, false) => variants!(ftz, false, f2, |a, b| minimum(a, b)),
                 (true, true) => variants!(ftz, false, f2, |a, b| either_nan(a, b, minimum(a, b))),
-                (false, false) => variants!(ftz, false, f2, |a, b| -minimum(-a, -b)),
-                (false, true) => variants!(ftz, false, f2, |a, b| either_nan(a, b, -minimum(-a, -b))),
+                (false, false) => variants!(ftz, false, f2, |a, b| maximum(a, b)),
+                (false, true) => variants!(ftz, false, f2, |a, b| either_nan(a, b, maximum(a, b))),
             }
         }
         // Sign of a, magnitude of b.
@@ -130,6 +154,18 @@ fn minimum(a: f32, b: f32) -> f32 {
     }
 }
 
+/// IEEE maximumNumber with +0 above -0.
+#[inline(always)]
+fn maximum(a: f32, b: f32) -> f32 {
+    -minimum(-a, -b)
+}
+
+/// The sign that `.xorsign.abs` gives the magnitude `x`.
+#[inline(always)]
+fn cross(a: f32, b: f32, x: f32) -> f32 {
+    f32::from_bits(x.to_bits() & 0x7fff_ffff | (a.to_bits() ^ b.to_bits()) & 0x8000_0000)
+}
+
 #[inline(always)]
 fn either_nan(a: f32, b: f32, x: f32) -> f32 {
     if a.is_nan() || b.is_nan() { f32::NAN } else { x }
@@ -138,7 +174,12 @@ fn either_nan(a: f32, b: f32, x: f32) -> f32 {
 fn double(op: &mut Op<'_>) -> Option<Arith> {
     let (mode, t) = (op.mode(), Ty::F64);
     let rn = mode.unwrap_or(Mode::Rn);
+    let (approx, ftz) = (op.take("approx"), op.take("ftz"));
     let f: Alu = match op.base {
+        // The approximations work on the upper half of their operand and leave the lower half of the result zero.
+        "rcp" if approx => f1!(f64, |a| upper(1.0 / upper(a))),
+        "rsqrt" if approx && ftz => f1!(f64, |a| upper(1.0 / upper(a).sqrt())),
+        "rsqrt" if approx => f1!(f64, |a| 1.0 / a.sqrt()),
         "add" => modes!(rn, |M| f2!(f64, |a, b| float::add64(a, b, M))),
         "sub" => modes!(rn, |M| f2!(f64, |a, b| float::add64(a, -b, M))),
         "mul" => modes!(rn, |M| f2!(f64, |a, b| float::mul64(a, b, M))),
@@ -148,13 +189,76 @@ fn double(op: &mut Op<'_>) -> Option<Arith> {
         "sqrt" if mode.is_some() => modes!(rn, |M| f1!(f64, |a| float::sqrt64(a, M))),
         "abs" => f1!(f64, |a| a.abs()),
         "neg" => f1!(f64, |a| -a),
-        "min" => f2!(f64, |a, b| a.min(b)),
-        "max" => f2!(f64, |a, b| a.max(b)),
+        "min" => f2!(f64, |a, b| minimum64(a, b)),
+        "max" => f2!(f64, |a, b| -minimum64(-a, -b)),
         "copysign" => f2!(f64, |a, b| b.copysign(a)),
         "mov" => f1!(u64, |a| a),
         _ => return None,
     };
     arith(f, t, &[t; 3][..sources(op.base)])
+}
+
+/// IEEE minimumNumber in double precision.
+#[inline(always)]
+fn minimum64(a: f64, b: f64) -> f64 {
+    match () {
+        () if a.is_nan() => b,
+        () if b.is_nan() => a,
+        () if a == b => f64::from_bits(if a.is_sign_negative() { a.to_bits() } else { b.to_bits() }),
+        () if a < b => a,
+        () => b,
+    }
+}
+
+/// Flushed to zero and cut to its upper 32 bits.
+#[inline(always)]
+fn upper(a: f64) -> f64 {
+    if a.is_nan() {
+        return f64::from_bits(0x7fff_ffff_0000_0000);
+    }
+    let flushed = if a.abs() < f64::MIN_POSITIVE {
+        0f64.copysign(a)
+    } else {
+        a
+    };
+    f64::from_bits(flushed.to_bits() & !0xffff_ffff)
+}
+
+/// Two f32 in 64 bits, each on its own.
+fn pair(op: &mut Op<'_>) -> Option<Arith> {
+    let (mode, ftz) = (op.mode().unwrap_or(Mode::Rn), op.take("ftz"));
+    macro_rules! both {
+        (|$($a:ident),+| $e:expr) => {
+            match ftz {
+                false => two!(|$($a),+| canon($e)),
+                true => two!(|$($a),+| { $(let $a = flush($a);)+ canon(flush($e)) }),
+            }
+        };
+    }
+    macro_rules! two {
+        (|$a:ident, $b:ident| $e:expr) => {
+            f2!(u64, |a, b| halves32([a, b, 0], |$a, $b, _| $e))
+        };
+        (|$a:ident, $b:ident, $c:ident| $e:expr) => {
+            f3!(u64, |a, b, c| halves32([a, b, c], |$a, $b, $c| $e))
+        };
+    }
+    let f: Alu = match op.base {
+        "add" => modes!(mode, |M| both!(|a, b| float::add32(a, b, M))),
+        "sub" => modes!(mode, |M| both!(|a, b| float::add32(a, -b, M))),
+        "mul" => modes!(mode, |M| both!(|a, b| float::mul32(a, b, M))),
+        "fma" => modes!(mode, |M| both!(|a, b, c| float::fma32(a, b, c, M))),
+        _ => return None,
+    };
+    arith(f, Ty::F32x2, &[Ty::F32x2; 3][..sources(op.base)])
+}
+
+#[inline(always)]
+fn halves32(x: [u64; 3], f: impl Fn(f32, f32, f32) -> f32) -> u64 {
+    let low = |x: u64| f32::from_bits(x as u32);
+    let high = |x: u64| f32::from_bits((x >> 32) as u32);
+    let [a, b, c] = x;
+    u64::from(f(low(a), low(b), low(c)).to_bits()) | u64::from(f(high(a), high(b), high(c)).to_bits()) << 32
 }
 
 /// Applies a 16-bit operation to both halves of packed values.
@@ -176,7 +280,15 @@ fn half_op<const BF: bool, const PACKED: bool>(
 ) {
     let format = if BF { BF16 } else { F16 };
     let (a, b, c) = (u32::get(r, i.a), u32::get(r, i.b), u32::get(r, i.c));
-    let v = std::array::from_fn(|l| halves(PACKED, [a[l], b[l], c[l]], |x, y, z| f(format, x, y, z)));
+    if i.k == 0 {
+        let v = std::array::from_fn(|l| halves(PACKED, [a[l], b[l], c[l]], |x, y, z| f(format, x, y, z)));
+        return u32::put(r, i.d, v, m);
+    }
+    let v = std::array::from_fn(|l| {
+        halves(PACKED, [a[l], b[l], c[l]], |x, y, z| {
+            modified(format, i.k, [x, y, z], |x, y, z| f(format, x, y, z))
+        })
+    });
     u32::put(r, i.d, v, m);
 }
 
@@ -195,22 +307,59 @@ fn half(op: &mut Op<'_>, ty: Ty) -> Option<Arith> {
     if mode.is_some_and(|m| m != Mode::Rn) {
         return None;
     }
-    let base = op.base;
-    let f = match base {
+    let (ftz, sat, relu, nan) = (op.take("ftz"), op.take("sat"), op.take("relu"), op.take("NaN"));
+    let cross = op.take("xorsign") && op.take("abs");
+    let approx = op.take("approx");
+    let f = match op.base {
         "add" => h!(|f, a, b, _c| f.fma(a, f.pack(1.0, Mode::Rn), b)),
         "sub" => h!(|f, a, b, _c| f.fma(b, f.pack(-1.0, Mode::Rn), a)),
         "mul" => h!(|f, a, b, _c| f.pack(f64::from(f.unpack(a)) * f64::from(f.unpack(b)), Mode::Rn)),
-        "fma" if mode.is_some() && op.take("relu") => h!(|f, a, b, c| relu(f, f.fma(a, b, c))),
         "fma" if mode.is_some() => h!(|f, a, b, c| f.fma(a, b, c)),
         "neg" => h!(|_f, a, _b, _c| a ^ 0x8000),
         "abs" => h!(|_f, a, _b, _c| a & 0x7fff),
+        "min" if nan => h!(|f, a, b, _c| pick(
+            f,
+            either_nan(f.unpack(a), f.unpack(b), minimum(f.unpack(a), f.unpack(b)))
+        )),
+        "max" if nan => h!(|f, a, b, _c| pick(
+            f,
+            either_nan(f.unpack(a), f.unpack(b), maximum(f.unpack(a), f.unpack(b)))
+        )),
         "min" => h!(|f, a, b, _c| pick(f, minimum(f.unpack(a), f.unpack(b)))),
-        "max" => h!(|f, a, b, _c| pick(f, -minimum(-f.unpack(a), -f.unpack(b)))),
-        "ex2" if op.take("approx") => h!(|f, a, _b, _c| f.pack(f64::from(f.unpack(a)).exp2(), Mode::Rn)),
-        "tanh" if op.take("approx") => h!(|f, a, _b, _c| f.pack(f64::from(f.unpack(a)).tanh(), Mode::Rn)),
+        "max" => h!(|f, a, b, _c| pick(f, maximum(f.unpack(a), f.unpack(b)))),
+        "ex2" if approx => h!(|f, a, _b, _c| f.pack(f64::from(f.unpack(a)).exp2(), Mode::Rn)),
+        "tanh" if approx => h!(|f, a, _b, _c| f.pack(f64::from(f.unpack(a)).tanh(), Mode::Rn)),
         _ => return None,
     };
-    arith(f, ty, &[ty; 3][..sources(op.base)])
+    let mut a = arith(f, ty, &[ty; 3][..sources(op.base)])?;
+    a.k = [ftz, sat, relu, cross]
+        .iter()
+        .enumerate()
+        .map(|(n, on)| u8::from(*on) << n)
+        .sum();
+    Some(a)
+}
+
+/// An operation with `k` of: 1 flush subnormals, 2 saturate, 4 negative to zero, 8 magnitudes with
+/// the product of the signs.
+#[inline(always)]
+fn modified(f: Format, k: u8, x: [u16; 3], op: impl Fn(u16, u16, u16) -> u16) -> u16 {
+    let flushed = |x: u16| if k & 1 != 0 && f.subnormal(x) { x & 0x8000 } else { x };
+    let mut y = x.map(flushed);
+    if k & 8 != 0 {
+        y = y.map(|x| x & 0x7fff);
+    }
+    let mut d = flushed(op(y[0], y[1], y[2]));
+    if k & 2 != 0 {
+        d = f.pack(f64::from(saturate(f.unpack(d))), Mode::Rn);
+    }
+    if k & 4 != 0 {
+        d = relu(f, d);
+    }
+    if k & 8 != 0 {
+        d = d & 0x7fff | (x[0] ^ x[1]) & 0x8000;
+    }
+    d
 }
 
 #[inline(always)]
@@ -243,6 +392,13 @@ pub fn compare_float(name: &str, ty: Ty, ftz: bool) -> Option<Alu> {
                 (Ty::F16, false) => alu!(|r, i, m| {
                     compare(r, i, m, |a: u16, b: u16| {
                         let ($a, $b) = (F16.unpack(a), F16.unpack(b));
+                        $e
+                    })
+                }),
+                (Ty::F16, true) => alu!(|r, i, m| {
+                    compare(r, i, m, |a: u16, b: u16| {
+                        let f = |x: u16| F16.unpack(if F16.subnormal(x) { x & 0x8000 } else { x });
+                        let ($a, $b) = (f(a), f(b));
                         $e
                     })
                 }),

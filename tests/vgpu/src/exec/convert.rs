@@ -3,7 +3,7 @@
 use super::alu::Op;
 use super::code::alu;
 use super::float::{BF16, F16, Mode, bf16, canon, flush, saturate, to_f32};
-use super::{Alu, File, Inst, Lane, Regs, put_raw, raw};
+use super::{Alu, File, Inst, Lane, Regs, convert_any, put_raw, raw};
 use crate::ptx::Ty;
 
 /// A decoded conversion.
@@ -16,9 +16,11 @@ pub struct Convert {
     pub s: Ty,
     /// Two sources packed into one destination (first one high).
     pub pair: bool,
+    /// Types and modifiers packed, for functions that take them from [`Inst::y`].
+    pub y: u32,
 }
 
-/// Files of destination and source in `k`: bit 0 and bit 1 say 64 bits.
+/// Files of destination and source in `k`: bit 0 and bit 1 say 64 bits; bit 2 that the destination register has 16.
 #[inline(always)]
 fn files(i: &Inst) -> (File, File) {
     let of = |bit: u8| if i.k & bit != 0 { File::Q } else { File::W };
@@ -28,7 +30,9 @@ fn files(i: &Inst) -> (File, File) {
 #[inline(always)]
 fn run(r: &mut Regs, i: &Inst, m: u32, f: impl Fn(u64) -> u64) {
     let (d, s) = files(i);
-    let v = raw(r, s, i.a).map(f);
+    // Registers of 16 bits are zero above.
+    let kept = if i.k & 4 != 0 { 0xffff } else { u64::MAX };
+    let v = raw(r, s, i.a).map(|x| f(x) & kept);
     put_raw(r, d, i.d, v, m);
 }
 
@@ -54,30 +58,21 @@ fn round(x: f64, mode: Mode) -> f64 {
         Mode::Rp => x.ceil(),
     }
 }
-/// Integer of `bits` width from a whole double; NaN is zero for narrow types as `cvt` defines for f32 sources.
+/// Integer of a whole double, saturated. NaN gives zero if neither side has 64 bits, and the sign bit alone otherwise.
 #[inline(always)]
-fn to_int(x: f64, ty: Ty) -> u64 {
+pub(super) fn to_int(x: f64, ty: Ty, from: Ty) -> u64 {
+    if x.is_nan() && (from == Ty::F64 || ty.size() == 8) {
+        return extend(1 << (8 * ty.size() - 1), ty) as u64;
+    }
     match ty {
         Ty::U8 => u64::from(x as u8),
         Ty::S8 => i64::from(x as i8) as u64,
         Ty::U16 => u64::from(x as u16),
-        Ty::S16 => i64::from(x as i16) as u64 & 0xffff,
+        Ty::S16 => i64::from(x as i16) as u64,
         Ty::U32 => u64::from(x as u32),
-        Ty::S32 => u64::from(x as i32 as u32),
-        Ty::U64 => {
-            if x.is_nan() {
-                1 << 63
-            } else {
-                x as u64
-            }
-        }
-        _ => {
-            if x.is_nan() {
-                1 << 63
-            } else {
-                x as i64 as u64
-            }
-        }
+        Ty::S32 => i64::from(x as i32) as u64,
+        Ty::U64 => x as u64,
+        _ => x as i64 as u64,
     }
 }
 /// Sign- or zero-extends the low bits of an integer type.
@@ -119,7 +114,28 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
             Ty::U8 | Ty::S8 | Ty::U16 | Ty::S16 | Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64
         )
     };
-    let single = |f: Alu| Some(Convert { f, d, s, pair: false });
+    let satfinite = op.take("satfinite");
+    let single = |f: Alu| {
+        Some(Convert {
+            f,
+            d,
+            s,
+            pair: false,
+            y: 0,
+        })
+    };
+    let slow = convert_any::decode(
+        d,
+        s,
+        convert_any::How {
+            whole,
+            mode,
+            ftz,
+            sat,
+            relu,
+            satfinite,
+        },
+    );
     macro_rules! by_type {
         ($ty:expr, |$t:ident| $e:expr, [$($v:ident),+]) => {
             match $ty { $(Ty::$v => { const $t: Ty = Ty::$v; $e })+ _ => return None }
@@ -184,8 +200,8 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
         }
         (Ty::F64, s) if int(s) => {
             let m = mode?;
-            if m != Mode::Rn && s.size() == 8 {
-                return None;
+            if m != Mode::Rn && s.size() == 8 || sat {
+                return slow;
             }
             single(by_type!(
                 s,
@@ -193,24 +209,13 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
                 [U8, S8, U16, S16, U32, S32, U64, S64]
             ))
         }
-        (Ty::F16 | Ty::Bf16, s) if int(s) && mode == Some(Mode::Rn) && s.size() < 8 => {
-            let f = by_type!(
-                s,
-                |S| match d {
-                    Ty::F16 => cv!(|x| u64::from(F16.pack(extend(x, S) as f64, Mode::Rn))),
-                    _ => cv!(|x| u64::from(BF16.pack(extend(x, S) as f64, Mode::Rn))),
-                },
-                [U8, S8, U16, S16, U32, S32]
-            );
-            single(f)
-        }
         (d, Ty::F32) if int(d) => {
             let m = whole?;
             let f = by_type!(
                 d,
                 |D| by_mode!(m, |M| match ftz {
-                    false => cv!(|x| to_int(round(f64::from(f32_of(x)), M), D)),
-                    true => cv!(|x| to_int(round(f64::from(flush(f32_of(x))), M), D)),
+                    false => cv!(|x| to_int(round(f64::from(f32_of(x)), M), D, Ty::F32)),
+                    true => cv!(|x| to_int(round(f64::from(flush(f32_of(x))), M), D, Ty::F32)),
                 }),
                 [U8, S8, U16, S16, U32, S32, U64, S64]
             );
@@ -220,19 +225,7 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
             let m = whole?;
             let f = by_type!(
                 d,
-                |D| by_mode!(m, |M| cv!(|x| to_int(round(f64::from_bits(x), M), D))),
-                [U8, S8, U16, S16, U32, S32, U64, S64]
-            );
-            single(f)
-        }
-        (d, Ty::F16 | Ty::Bf16) if int(d) => {
-            let m = whole?;
-            let f = by_type!(
-                d,
-                |D| by_mode!(m, |M| match s {
-                    Ty::F16 => cv!(|x| to_int(round(f64::from(F16.unpack(x as u16)), M), D)),
-                    _ => cv!(|x| to_int(round(f64::from(BF16.unpack(x as u16)), M), D)),
-                }),
+                |D| by_mode!(m, |M| cv!(|x| to_int(round(f64::from_bits(x), M), D, Ty::F64))),
                 [U8, S8, U16, S16, U32, S32, U64, S64]
             );
             single(f)
@@ -246,14 +239,15 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
                 (Some(m), false, true) => {
                     by_mode!(m, |M| cv!(|x| bits32(round(f64::from(flush(f32_of(x))), M) as f32)))
                 }
-                _ => return None,
+                _ => return slow,
             };
             single(f)
         }
-        (Ty::F64, Ty::F64) if mode.is_none() && !sat => {
+        (Ty::F64, Ty::F64) if mode.is_none() && !sat && whole.is_some() => {
             let m = whole?;
             single(by_mode!(m, |M| cv!(|x| round(f64::from_bits(x), M).to_bits())))
         }
+        (Ty::F64, Ty::F32) if sat => slow,
         (Ty::F64, Ty::F32) if ftz => single(cv!(|x| f64::from(flush(f32_of(x))).to_bits())),
         (Ty::F64, Ty::F32) => single(cv!(|x| f64::from(f32_of(x)).to_bits())),
         (Ty::F32, Ty::F64) => {
@@ -287,7 +281,13 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
                 (Ty::F16x2, Mode::Rz) => alu!(|r, i, m| pack2(r, i, m, |x| F16.pack(f64::from(x), Mode::Rz))),
                 _ => return None,
             };
-            Some(Convert { f, d, s, pair: true })
+            Some(Convert {
+                f,
+                d,
+                s,
+                pair: true,
+                y: 0,
+            })
         }
         // Round to nearest, ties away from zero, on the 10 fraction bits that tf32 keeps.
         (Ty::Tf32, Ty::F32) if op.take("rna") => single(cv!(|x| {
@@ -300,7 +300,7 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
                 u64::from((x as u32 + 0x1000) & !0x1fff)
             }
         })),
-        _ => None,
+        _ => slow,
     }
 }
 

@@ -7,7 +7,7 @@ use super::alu::Op;
 use super::cfg::{Flow, allocate, intervals, reconvergence};
 use super::code::Build;
 use super::schedule::Pooled;
-use super::{Act, Alu, Class, File, Inst, NONE, finish, mem};
+use super::{Act, Alu, Class, File, Inst, NONE, finish, forms, mem};
 use crate::error::{Error, Result};
 use crate::ptx::{Function, Instr, Limits, Operand, Space, Ty, Var};
 
@@ -103,7 +103,40 @@ pub(super) struct Decoder<'a> {
     rows: [usize; 3],
     constants: HashMap<(usize, u64), u16>,
     specials: HashMap<String, u16>,
+    /// Predicate row with the carry bits, once an instruction uses them.
+    carry: Option<u16>,
+    /// Whether the instruction may name special registers and variables as values: `mov` and `cvt` alone may.
+    values: bool,
     init: Vec<(u16, RowInit)>,
+}
+
+fn bits(t: Ty) -> bool {
+    matches!(t, Ty::B8 | Ty::B16 | Ty::B32 | Ty::B64 | Ty::B128)
+}
+
+fn integer(t: Ty) -> bool {
+    t.signed() || matches!(t, Ty::U8 | Ty::U16 | Ty::U32 | Ty::U64)
+}
+
+/// Whether a register may be an operand of an instruction's type: the same size, and bits on either side, integers on both,
+/// or the same float. Source: PTX ISA, "Type checking rules", table of operands and instructions.
+fn agrees(register: Ty, ty: Ty) -> bool {
+    register == ty || register.size() == ty.size() && compatible(register, ty)
+}
+
+fn compatible(register: Ty, ty: Ty) -> bool {
+    if register == Ty::Pred || ty == Ty::Pred {
+        return false;
+    }
+    bits(register) || bits(ty) || integer(register) && integer(ty)
+}
+
+/// Whether a register may hold a type in `ld`, `st` and `cvt`, where it may also be wider: not so a float that is not the same.
+/// Source: PTX ISA, "Operand size exceeding instruction-type size".
+fn holds(register: Ty, ty: Ty) -> bool {
+    let float = !bits(register) && !integer(register);
+    register == ty
+        || register.size() >= ty.size() && compatible(register, ty) && (!float || register.size() == ty.size())
 }
 
 /// Lays variables out one after the other; returns the end.
@@ -159,6 +192,8 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
         rows: [0; 3],
         constants: HashMap::new(),
         specials: HashMap::new(),
+        carry: None,
+        values: false,
         init: Vec::new(),
     };
     for (n, file) in [File::W, File::Q, File::P].into_iter().enumerate() {
@@ -263,10 +298,12 @@ pub(super) fn flow_of(i: &Instr) -> Flow {
         "ret" | "exit" | "trap" => flow.falls = i.guard.is_some(),
         _ => {}
     }
-    let writes = !matches!(base, "st" | "red" | "bra" | "cp" | "membar" | "fence" | "prefetch")
-        && !["bar.sync", "bar.arrive", "bar.warp"]
-            .iter()
-            .any(|b| i.opcode.starts_with(b));
+    // The first operand is the destination, but for these; an address is never one.
+    let writes = match base {
+        "st" | "red" | "bra" | "cp" | "membar" | "fence" | "prefetch" | "nanosleep" | "pmevent" | "setmaxnreg" => false,
+        "bar" | "barrier" => i.opcode.contains(".red"),
+        _ => true,
+    };
     for (n, o) in i.operands.iter().enumerate() {
         let defs = n == 0 && writes && !matches!(o, Operand::Address(..));
         registers(o, if defs { &mut flow.defs } else { &mut flow.uses });
@@ -319,6 +356,17 @@ impl Decoder<'_> {
         (self.rows[file] - 1).min(NONE as usize - 1) as u16
     }
 
+    /// The row of the carry bits.
+    pub(super) fn carry_row(&mut self) -> u16 {
+        if let Some(row) = self.carry {
+            return row;
+        }
+        let row = self.new_row(File::P as usize);
+        self.init.push((row, RowInit::Pred(false)));
+        self.carry = Some(row);
+        row
+    }
+
     fn special(&mut self, name: &str) -> Decoded<u16> {
         if let Some(row) = self.specials.get(name) {
             return Ok(*row);
@@ -338,7 +386,7 @@ impl Decoder<'_> {
             "%laneid" => RowInit::LaneId,
             "%warpid" => RowInit::WarpId,
             "%nwarpid" => RowInit::Warps,
-            "%smid" | "%gridid" => RowInit::Word(0),
+            "%smid" | "%is_explicit_cluster" => RowInit::Word(0),
             "%nsmid" => RowInit::Word(1),
             "%lanemask_eq" => RowInit::LaneMask(0),
             "%lanemask_le" => RowInit::LaneMask(1),
@@ -377,9 +425,8 @@ impl Decoder<'_> {
                 (file_of(t), self.row_of[*r as usize] as u16)
             }
             Operand::Int(x) => {
-                let float = matches!(ty, Ty::F32 | Ty::F64);
-                if float && *x != 0 {
-                    return Err("an integer literal where a float is needed".into());
+                if !bits(ty) && !integer(ty) && ty != Ty::Pred {
+                    return Err(format!("an integer literal where .{} is needed", ty.name()));
                 }
                 let bits = if ty.size() < 8 {
                     x & ((1 << (8 * ty.size())) - 1)
@@ -396,6 +443,10 @@ impl Decoder<'_> {
                 File::W,
                 self.constant(File::W, u64::from((f64::from_bits(*x) as f32).to_bits())),
             ),
+            Operand::Special(_) if !self.values => {
+                return Err("a special register is an operand of mov and cvt only".into());
+            }
+            Operand::Symbol(..) if !self.values => return Err("an address is a value in mov only".into()),
             Operand::Special(name) => (File::W, self.special(name)?),
             Operand::Symbol(name, offset) => {
                 let v = self.symbol(name)?.1.wrapping_add(*offset as u64);
@@ -405,13 +456,30 @@ impl Decoder<'_> {
         })
     }
 
-    /// Row of a source operand of a type; the register's file must fit.
+    /// Row of a source operand of a type; the register's type must agree with it.
     pub(super) fn src(&mut self, op: &Operand, ty: Ty) -> Decoded<u16> {
+        if let Operand::Reg(r) | Operand::NotReg(r) = op
+            && !agrees(self.reg_ty(*r), ty)
+        {
+            let t = self.reg_ty(*r).name();
+            return Err(format!("a register of type .{t} where .{} is needed", ty.name()));
+        }
         let (file, row) = self.any(op, ty)?;
         if file != file_of(ty) {
-            return Err(format!("an operand's register does not fit {ty:?}"));
+            return Err(format!("an operand does not fit .{}", ty.name()));
         }
         Ok(row)
+    }
+
+    /// Row of a register that a load, store or conversion names: it may be wider than the type.
+    pub(super) fn wider(&mut self, op: &Operand, ty: Ty) -> Decoded<(File, u16)> {
+        if let Operand::Reg(r) = op
+            && !holds(self.reg_ty(*r), ty)
+        {
+            let t = self.reg_ty(*r).name();
+            return Err(format!("a register of type .{t} cannot hold .{}", ty.name()));
+        }
+        self.any(op, ty)
     }
 
     /// Row of a destination; `_` gives [`NONE`] where `sink` allows it.
@@ -462,10 +530,16 @@ impl Decoder<'_> {
         let Operand::Address(base, offset) = op else {
             return Err("expected an address".into());
         };
+        let wide_only = matches!(space, mem::Space::Global | mem::Space::Generic);
         let (file, row) = match &**base {
-            Operand::Reg(r) if !matches!(self.reg_ty(*r).size(), 4 | 8) => {
-                return Err("the address is too narrow".into());
+            Operand::Reg(r) => {
+                let t = self.reg_ty(*r);
+                if !bits(t) && !integer(t) || t.size() != 8 && (t.size() != 4 || wide_only) {
+                    return Err(format!("a register of type .{} is no address in this space", t.name()));
+                }
+                self.any(base, Ty::U64)?
             }
+            Operand::Int(_) if wide_only => return Err("a number is no address in this space".into()),
             Operand::Symbol(name, o) => {
                 let (declared, v) = self.symbol(name)?;
                 let fits = match space {
@@ -510,7 +584,17 @@ impl Decoder<'_> {
 
     fn instruction(&mut self, i: &Instr) -> Decoded<Inst> {
         let mut op = Op::new(&i.opcode);
-        let inst = self.opcode(&mut op, &i.operands)?;
+        self.values = matches!(op.base, "mov" | "cvt" | "cvta");
+        let inst = match self.hopper(&mut op, &i.operands) {
+            Some(found) => found?,
+            None => {
+                // Calls that the runtime serves are no opcodes of PTX.
+                if !i.opcode.starts_with("call ") {
+                    op.mods = forms::check(op.base, &op.mods, self.f.sm)?;
+                }
+                self.opcode(&mut op, &i.operands)?
+            }
+        };
         if op.mods.is_empty() {
             Ok(inst)
         } else {

@@ -282,6 +282,13 @@ impl Format {
         }
     }
 
+    /// Whether the bits are a subnormal number.
+    #[inline(always)]
+    pub fn subnormal(self, bits: u16) -> bool {
+        let magnitude = bits & 0x7fff;
+        magnitude != 0 && magnitude >> self.fraction == 0
+    }
+
     /// `a * b + c` on bits, with one rounding.
     #[inline(always)]
     pub fn fma(self, a: u16, b: u16, c: u16) -> u16 {

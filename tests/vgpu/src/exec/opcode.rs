@@ -1,11 +1,12 @@
 //! Each opcode's operands: from its text to one [`Inst`].
 
-use super::alu::{Op, bit_field, compare_int, integer};
-use super::alu_float::{compare_float, floating};
+use super::alu::{Op, bit_field, integer};
+use super::alu_float::floating;
+use super::bits::more;
 use super::code::alu;
 use super::convert::convert;
-use super::decode::{Decoded, Decoder, file_of};
-use super::mem::{Access, Atomic, AtomicOp, LOCAL, PARAM, SHARED, Space};
+use super::decode::{Decoded, Decoder};
+use super::mem::Space;
 use super::{Act, Alu, Class, File, Inst, LANES, NONE, Regs, put_raw, raw};
 use crate::ptx::{Operand, Ty};
 
@@ -49,8 +50,8 @@ pub(super) fn unknown<T>(op: &Op<'_>) -> Decoded<T> {
     Err(format!("unknown opcode or modifiers of {}", op.base))
 }
 
-const PACK: Alu = alu!(|r, i, m| pack(r, i, m));
-const UNPACK: Alu = alu!(|r, i, m| unpack(r, i, m));
+pub(super) const PACK: Alu = alu!(|r, i, m| pack(r, i, m));
+pub(super) const UNPACK: Alu = alu!(|r, i, m| unpack(r, i, m));
 
 #[inline(always)]
 fn pack(r: &mut Regs, i: &Inst, m: u32) {
@@ -89,7 +90,8 @@ fn unpack(r: &mut Regs, i: &Inst, m: u32) {
 #[inline(always)]
 fn select<const LONG: bool>(r: &mut Regs, i: &Inst, m: u32) {
     let file = if LONG { File::Q } else { File::W };
-    let (a, b, p) = (raw(r, file, i.a), raw(r, file, i.b), r.p[i.c as usize]);
+    let (a, b) = (raw(r, file, i.a), raw(r, file, i.b));
+    let p = super::alu::pred(r, i.c, i.k != 0);
     put_raw(
         r,
         file,
@@ -112,9 +114,6 @@ fn dot4<const SA: bool, const SB: bool>(r: &mut Regs, i: &Inst, m: u32) {
 
 impl Decoder<'_> {
     pub(super) fn opcode(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
-        if let Some(i) = self.hopper(op, o) {
-            return i;
-        }
         match op.base {
             "ld" | "ldu" | "st" => self.memory(op, o),
             "atom" | "red" => self.atomic(op, o),
@@ -122,6 +121,12 @@ impl Decoder<'_> {
             "cvt" => self.cvt(op, o),
             "cvta" => self.cvta(op, o),
             "setp" => self.setp(op, o),
+            "set" => self.set(op, o),
+            "testp" => self.testp(op, o),
+            "slct" => self.slct(op, o),
+            "prmt" => self.prmt(op, o),
+            "lop3" => self.lop3(op, o),
+            "isspacep" => self.isspacep(op, o),
             "selp" => {
                 need(o, 4)?;
                 let ty = op.ty().ok_or("no type")?;
@@ -132,7 +137,8 @@ impl Decoder<'_> {
                 };
                 let mut i = Self::blank(self.alu(f), Class::Integer);
                 (i.d, i.a, i.b) = (self.dst(&o[0], ty)?, self.src(&o[1], ty)?, self.src(&o[2], ty)?);
-                i.c = self.src(&o[3], Ty::Pred)?;
+                let (row, not) = self.predicate(&o[3])?;
+                (i.c, i.k) = (row, u8::from(not));
                 Ok(i)
             }
             "bra" => {
@@ -146,19 +152,35 @@ impl Decoder<'_> {
                 Ok(i)
             }
             "ret" | "exit" => {
+                need(o, 0)?;
                 op.take("uni");
                 Ok(Self::blank(Act::Exit, Class::Control))
             }
-            "trap" => Ok(Self::blank(Act::Trap, Class::Control)),
+            "trap" if o.is_empty() => Ok(Self::blank(Act::Trap, Class::Control)),
             "bar" | "barrier" => self.barrier(op, o),
             "membar" | "fence" => {
-                op.mods
-                    .retain(|m| !matches!(*m, "gl" | "sc" | "acq_rel" | "cta" | "gpu" | "sys" | "cluster"));
+                need(o, 0)?;
+                op.mods.clear();
                 Ok(Self::blank(Act::Nop, Class::Barrier))
             }
-            "nanosleep" | "prefetch" | "prefetchu" | "brkpt" | "pmevent" => {
-                op.mods.clear();
-                Ok(Self::blank(Act::Nop, Class::Memory))
+            "prefetch" | "prefetchu" | "applypriority" | "discard" => self.cache_control(op, o),
+            "createpolicy" => self.policy(op, o),
+            "nanosleep" => {
+                need(o, 1)?;
+                self.src(&o[0], Ty::U32)?;
+                op.ty();
+                Ok(Self::blank(Act::Nop, Class::Control))
+            }
+            "brkpt" => {
+                need(o, 0)?;
+                Ok(Self::blank(Act::Nop, Class::Control))
+            }
+            "pmevent" => {
+                op.take("mask");
+                match o {
+                    [Operand::Int(_)] => Ok(Self::blank(Act::Nop, Class::Control)),
+                    _ => Err("pmevent takes a number".into()),
+                }
             }
             "cp" => self.copy(op, o),
             "shfl" | "vote" | "match" | "redux" | "activemask" => self.exchange(op, o),
@@ -183,18 +205,27 @@ impl Decoder<'_> {
         }
     }
 
-    fn arithmetic(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
+    pub(super) fn arithmetic(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
+        if let Some(i) = self.chain(op, o) {
+            return i;
+        }
         let last = op.mods.last().and_then(|m| Ty::from_name(m)).ok_or("no type")?;
-        let float = matches!(last, Ty::F32 | Ty::F64 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2);
+        let float = matches!(
+            last,
+            Ty::F32 | Ty::F64 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 | Ty::F32x2
+        );
         let found = match op.base {
             "bfe" | "bfi" => bit_field(op),
             _ if float => floating(op),
-            _ => integer(op),
+            _ => match more(op) {
+                Some(a) => Some(a),
+                None => integer(op),
+            },
         };
         let Some(a) = found else { return unknown(op) };
-        let lop3 = op.base == "lop3";
-        need(o, a.src.len() + 1 + usize::from(lop3))?;
+        need(o, a.src.len() + 1)?;
         let mut i = Self::blank(self.alu(a.f), a.class);
+        i.k = a.k;
         i.d = self.dst(&o[0], a.d)?;
         let mut rows = [NONE; 4];
         for (n, ty) in a.src.iter().enumerate() {
@@ -206,12 +237,6 @@ impl Decoder<'_> {
                 rows[n] = self.src(&o[n + 1], *ty)?;
             }
         }
-        if lop3 {
-            let Operand::Int(t) = o[4] else {
-                return Err("the table of lop3 is not a number".into());
-            };
-            i.y = t as u32;
-        }
         // Two-source functions over packed halves read all three rows.
         (i.a, i.b, i.c, i.x) = (rows[0], rows[1], rows[2], u32::from(rows[3]));
         if float {
@@ -221,211 +246,31 @@ impl Decoder<'_> {
         Ok(i)
     }
 
-    fn memory(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
-        need(o, 2)?;
-        let store = op.base == "st";
-        let ty = op.ty().ok_or("no type")?;
-        if matches!(ty, Ty::Pred | Ty::B128) {
-            return unknown(op);
-        }
-        let n = if op.take("v2") {
-            2
-        } else if op.take("v4") {
-            4
-        } else {
-            1
-        };
-        let at = space(op);
-        hints(op);
-        let (address, value) = if store { (&o[0], &o[1]) } else { (&o[1], &o[0]) };
-        let regs = self.list(value, ty)?;
-        if regs.len() != n {
-            return Err(format!("{} registers for a vector of {n}", regs.len()));
-        }
-        for (file, row) in &regs {
-            // Registers may be wider than the type, never narrower.
-            if *file == File::P || ty.size() == 8 && *file == File::W || store && *row == NONE {
-                return Err("a register does not fit the access".into());
-            }
-        }
-        let access = Box::new(Access {
-            at: self.address(address, at)?,
-            ty,
-            regs,
-        });
-        Ok(Self::blank(
-            if store { Act::Store(access) } else { Act::Load(access) },
-            Class::Memory,
-        ))
-    }
-
-    fn atomic(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
-        let ret = op.base == "atom";
-        let ty = op.ty().ok_or("no type")?;
-        let at = space(op);
-        op.take("noftz");
-        hints(op);
-        use AtomicOp::*;
-        let names = [
-            ("add", Add),
-            ("min", Min),
-            ("max", Max),
-            ("and", And),
-            ("or", Or),
-            ("xor", Xor),
-            ("exch", Exch),
-            ("cas", Cas),
-            ("inc", Inc),
-            ("dec", Dec),
-        ];
-        let Some((_, kind)) = names.into_iter().find(|(n, _)| op.take(n)) else {
-            return unknown(op);
-        };
-        let float = matches!(ty, Ty::F32 | Ty::F64 | Ty::F16x2 | Ty::Bf16x2);
-        if ty.size() < 4 || ty == Ty::B128 || float && kind != Add || !ret && matches!(kind, Exch | Cas) {
-            return unknown(op);
-        }
-        let first = usize::from(ret);
-        need(o, first + 2 + usize::from(kind == Cas))?;
-        let d = if ret && o[0] != Operand::Sink {
-            Some((file_of(ty), self.dst(&o[0], ty)?))
-        } else {
-            None
-        };
-        let b = (file_of(ty), self.src(&o[first + 1], ty)?);
-        let c = if kind == Cas {
-            Some((file_of(ty), self.src(&o[first + 2], ty)?))
-        } else {
-            None
-        };
-        let at = self.address(&o[first], at)?;
-        Ok(Self::blank(
-            Act::Atomic(Box::new(Atomic {
-                at,
-                ty,
-                op: kind,
-                d,
-                b,
-                c,
-            })),
-            Class::Atomic,
-        ))
-    }
-
-    fn mov(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
-        need(o, 2)?;
-        let ty = op.mods.last().and_then(|m| Ty::from_name(m)).ok_or("no type")?;
-        let unpacking = matches!(o[0], Operand::Vector(_));
-        if let Operand::Vector(v) = &o[usize::from(!unpacking)] {
-            op.ty();
-            let k = match (ty.size(), v.len()) {
-                (8, 2) => 0,
-                (4, 2) => 1,
-                (8, 4) => 2,
-                _ => return Err("a vector of this shape is not known in mov".into()),
-            };
-            let rows: Vec<u16> = self
-                .list(
-                    if unpacking { &o[0] } else { &o[1] },
-                    if k == 0 { Ty::B32 } else { Ty::B16 },
-                )?
-                .into_iter()
-                .map(|(f, row)| {
-                    if f == File::W {
-                        Ok(row)
-                    } else {
-                        Err("a part of the vector is too wide".to_string())
-                    }
-                })
-                .collect::<Decoded<_>>()?;
-            let mut i = Self::blank(self.alu(if unpacking { UNPACK } else { PACK }), Class::Integer);
-            i.k = k;
-            let at = |n: usize| rows.get(n).copied().unwrap_or(NONE);
-            if unpacking {
-                (i.d, i.b, i.c, i.x, i.a) = (at(0), at(1), at(2), u32::from(at(3)), self.src(&o[1], ty)?);
-            } else {
-                (i.a, i.b, i.c, i.x, i.d) = (at(0), at(1), at(2), u32::from(at(3)), self.dst(&o[0], ty)?);
-            }
-            return Ok(i);
-        }
-        if let Operand::Special(name) = &o[1]
-            && (name.starts_with("%clock") || name.starts_with("%globaltimer"))
-        {
-            op.ty();
-            let mut i = Self::blank(Act::Clock, Class::Integer);
-            (i.d, i.k) = (self.dst(&o[0], ty)?, u8::from(ty.size() == 8));
-            return Ok(i);
-        }
-        self.arithmetic(op, o)
-    }
-
     fn cvt(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
+        if op.take("pack") {
+            return self.cvt_pack(op, o);
+        }
         let Some(c) = convert(op) else { return unknown(op) };
         need(o, if c.pair { 3 } else { 2 })?;
         let mut i = Self::blank(self.alu(c.f), Class::Convert);
-        // Destination and source registers may be wider than the types.
-        let Operand::Reg(_) = o[0] else {
+        // Destination and source registers may be wider than the types; packed formats are bits of their size.
+        let plain = |t: Ty| match t {
+            Ty::Tf32 => Ty::B32,
+            Ty::E4m3x2 | Ty::E5m2x2 => Ty::B16,
+            t => t,
+        };
+        let Operand::Reg(r) = o[0] else {
             return Err("the destination is not a register".into());
         };
-        let ((df, d), (sf, a)) = (self.any(&o[0], c.d)?, self.any(&o[1], c.s)?);
-        let fits = |f: File, t: Ty| f == file_of(t) || f == File::Q && file_of(t) == File::W;
-        if !fits(df, c.d) || !fits(sf, c.s) || c.pair && (df, sf) != (File::W, File::W) {
-            return Err("a register does not fit the conversion".into());
-        }
-        (i.d, i.a, i.k) = (d, a, u8::from(df == File::Q) | u8::from(sf == File::Q) << 1);
+        let half = self.reg_ty(r).size() == 2;
+        let ((df, d), (sf, a)) = (self.wider(&o[0], plain(c.d))?, self.wider(&o[1], plain(c.s))?);
+        (i.d, i.a, i.y) = (d, a, c.y);
+        i.k = u8::from(df == File::Q) | u8::from(sf == File::Q) << 1 | u8::from(half) << 2;
         if c.pair {
-            i.b = self.src(&o[2], c.s)?;
-        }
-        Ok(i)
-    }
-
-    fn cvta(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
-        need(o, 2)?;
-        if op.ty() != Some(Ty::U64) {
-            return unknown(op);
-        }
-        let to = op.take("to");
-        let base = match space(op) {
-            Space::Global => 0,
-            Space::Shared | Space::Cluster => SHARED,
-            Space::Local => LOCAL,
-            Space::Param => PARAM,
-            Space::Generic => return unknown(op),
-        };
-        let mut add = Op::new("add.u64");
-        let Some(a) = integer(&mut add) else { return unknown(op) };
-        let mut i = Self::blank(self.alu(a.f), Class::Integer);
-        (i.d, i.a) = (self.dst(&o[0], Ty::U64)?, self.src(&o[1], Ty::U64)?);
-        i.b = self.src(&Operand::Int(if to { base.wrapping_neg() } else { base }), Ty::U64)?;
-        Ok(i)
-    }
-
-    fn setp(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
-        let ty = op.ty().ok_or("no type")?;
-        let ftz = op.take("ftz");
-        let (mut k, mut combined) = (0, false);
-        for (n, name) in [(1, "and"), (2, "or"), (3, "xor")] {
-            if op.mods.len() > 1 && op.take(name) {
-                (k, combined) = (n, true);
+            if (df, sf) != (File::W, File::W) {
+                return Err("a register does not fit the conversion".into());
             }
-        }
-        let Some(name) = op.mods.pop() else { return unknown(op) };
-        let float = matches!(ty, Ty::F32 | Ty::F64 | Ty::F16 | Ty::Bf16);
-        let f = if float {
-            compare_float(name, ty, ftz)
-        } else {
-            compare_int(name, ty).filter(|_| !ftz)
-        };
-        let Some(f) = f else { return unknown(op) };
-        need(o, 3 + usize::from(combined))?;
-        let mut i = Self::blank(self.alu(f), if float { Class::Float } else { Class::Integer });
-        let (d, q) = self.dst_pair(&o[0], Ty::Pred, Ty::Pred)?;
-        (i.d, i.x, i.k) = (d, u32::from(q), k);
-        (i.a, i.b) = (self.src(&o[1], ty)?, self.src(&o[2], ty)?);
-        if combined {
-            let (row, not) = self.predicate(&o[3])?;
-            i.c = row;
-            i.k |= u8::from(not) << 2;
+            i.b = self.src(&o[2], c.s)?;
         }
         Ok(i)
     }

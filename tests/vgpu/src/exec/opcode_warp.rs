@@ -166,8 +166,8 @@ impl Decoder<'_> {
                     (None, _) => return unknown(op),
                 };
                 let mut i = blank(warp_ops::REDUX);
-                (i.d, i.k) = (self.dst(&o[0], Ty::B32)?, k as u8);
-                (i.a, i.y) = (self.src(&o[1], Ty::B32)?, u32::from(self.src(&o[2], Ty::U32)?));
+                (i.d, i.k) = (self.dst(&o[0], Ty::U32)?, k as u8);
+                (i.a, i.y) = (self.src(&o[1], Ty::U32)?, u32::from(self.src(&o[2], Ty::U32)?));
                 Ok(i)
             }
         }

@@ -19,6 +19,7 @@ const BUILTIN: [&str; 2] = ["vprintf", "__assertfail"];
 /// The functions of a module by name.
 pub struct Calls<'a> {
     functions: HashMap<&'a str, &'a Function>,
+    sm: u32,
     /// Instructions that may still be made.
     left: Cell<usize>,
 }
@@ -57,6 +58,7 @@ impl<'a> Calls<'a> {
         }
         Calls {
             functions,
+            sm: module.sm(),
             left: Cell::new(MAX_BODY),
         }
     }
@@ -70,6 +72,7 @@ impl<'a> Calls<'a> {
             body: Vec::with_capacity(entry.body.len()),
             regs: Vec::new(),
             vars: Vec::new(),
+            sm: self.sm,
             ..entry.clone()
         };
         out.body.clear();

@@ -35,6 +35,11 @@ pub enum Ty {
     Tf32,
     F32,
     F64,
+    U16x2,
+    S16x2,
+    F32x2,
+    E4m3x2,
+    E5m2x2,
 }
 
 impl Ty {
@@ -62,17 +67,54 @@ impl Ty {
             "tf32" => Ty::Tf32,
             "f32" => Ty::F32,
             "f64" => Ty::F64,
+            "u16x2" => Ty::U16x2,
+            "s16x2" => Ty::S16x2,
+            "f32x2" => Ty::F32x2,
+            "e4m3x2" => Ty::E4m3x2,
+            "e5m2x2" => Ty::E5m2x2,
             _ => return None,
         })
+    }
+
+    /// The name without its dot.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ty::Pred => "pred",
+            Ty::B8 => "b8",
+            Ty::B16 => "b16",
+            Ty::B32 => "b32",
+            Ty::B64 => "b64",
+            Ty::B128 => "b128",
+            Ty::U8 => "u8",
+            Ty::U16 => "u16",
+            Ty::U32 => "u32",
+            Ty::U64 => "u64",
+            Ty::S8 => "s8",
+            Ty::S16 => "s16",
+            Ty::S32 => "s32",
+            Ty::S64 => "s64",
+            Ty::F16 => "f16",
+            Ty::F16x2 => "f16x2",
+            Ty::Bf16 => "bf16",
+            Ty::Bf16x2 => "bf16x2",
+            Ty::Tf32 => "tf32",
+            Ty::F32 => "f32",
+            Ty::F64 => "f64",
+            Ty::U16x2 => "u16x2",
+            Ty::S16x2 => "s16x2",
+            Ty::F32x2 => "f32x2",
+            Ty::E4m3x2 => "e4m3x2",
+            Ty::E5m2x2 => "e5m2x2",
+        }
     }
 
     /// Bytes in memory; a predicate counts as one.
     pub fn size(self) -> usize {
         match self {
             Ty::Pred | Ty::B8 | Ty::U8 | Ty::S8 => 1,
-            Ty::B16 | Ty::U16 | Ty::S16 | Ty::F16 | Ty::Bf16 => 2,
-            Ty::B32 | Ty::U32 | Ty::S32 | Ty::F32 | Ty::F16x2 | Ty::Bf16x2 | Ty::Tf32 => 4,
-            Ty::B64 | Ty::U64 | Ty::S64 | Ty::F64 => 8,
+            Ty::B16 | Ty::U16 | Ty::S16 | Ty::F16 | Ty::Bf16 | Ty::E4m3x2 | Ty::E5m2x2 => 2,
+            Ty::B32 | Ty::U32 | Ty::S32 | Ty::F32 | Ty::F16x2 | Ty::Bf16x2 | Ty::Tf32 | Ty::U16x2 | Ty::S16x2 => 4,
+            Ty::B64 | Ty::U64 | Ty::S64 | Ty::F64 | Ty::F32x2 => 8,
             Ty::B128 => 16,
         }
     }
@@ -228,8 +270,21 @@ pub struct Function {
     pub limits: Limits,
     /// Whether a body was given.
     pub defined: bool,
+    /// Number of the module's `.target sm_`; zero when it names none.
+    pub sm: u32,
     /// Line from 1.
     pub line: u32,
+}
+
+impl Module {
+    /// Number of `.target sm_`, without its letter; zero when there is none.
+    pub fn sm(&self) -> u32 {
+        let digits = |t: &String| {
+            let rest = t.strip_prefix("sm_").or(t.strip_prefix("compute_"))?;
+            rest.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().ok()
+        };
+        self.target.iter().find_map(digits).unwrap_or(0)
+    }
 }
 
 /// A whole module.
