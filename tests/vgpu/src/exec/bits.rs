@@ -149,9 +149,9 @@ pub(super) fn more(op: &mut Op<'_>) -> Option<Arith> {
             op.take("lo");
             let (b, a) = (op.ty()?, op.ty()?);
             let f: Alu = match (a == Ty::S32, b == Ty::S32) {
-                (false, false) => alu!(|r, i, m| dot2(r, i, m, |x| i64::from(x), |y| i64::from(y))),
-                (true, false) => alu!(|r, i, m| dot2(r, i, m, |x| i64::from(x as i16), |y| i64::from(y))),
-                (false, true) => alu!(|r, i, m| dot2(r, i, m, |x| i64::from(x), |y| i64::from(y as i8))),
+                (false, false) => alu!(|r, i, m| dot2(r, i, m, i64::from, i64::from)),
+                (true, false) => alu!(|r, i, m| dot2(r, i, m, |x| i64::from(x as i16), i64::from)),
+                (false, true) => alu!(|r, i, m| dot2(r, i, m, i64::from, |y| i64::from(y as i8))),
                 (true, true) => alu!(|r, i, m| dot2(r, i, m, |x| i64::from(x as i16), |y| i64::from(y as i8))),
             };
             let mut a = arith(

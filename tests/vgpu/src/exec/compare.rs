@@ -104,7 +104,7 @@ fn pair_predicates(r: &mut Regs, i: &Inst, m: u32, f: Format) {
 #[inline(always)]
 fn pair_values(r: &mut Regs, i: &Inst, m: u32, f: Format, one: u32) {
     let (low, high) = halves(r, i, f);
-    let v = std::array::from_fn(|l| (low >> l & 1) * one | (high >> l & 1) * one << 16);
+    let v = std::array::from_fn(|l| ((low >> l & 1) * one) | (((high >> l & 1) * one) << 16));
     u32::put(r, i.d, v, m);
 }
 
