@@ -11,6 +11,7 @@ use vgpu::Memory;
 use crate::code::{Code, Result};
 use crate::config::Config;
 use crate::ffi::Handle;
+use crate::graph::{Capture, Captured, Executable, Graph};
 use crate::module::{Function, Module};
 use crate::queue::{OpId, Queue};
 use crate::table::Table;
@@ -67,6 +68,8 @@ pub struct Stream {
     pub last: Option<OpId>,
     /// Operations that the next one has to wait for.
     pub waits: Vec<OpId>,
+    /// Its part in a capture.
+    pub captured: Option<Captured>,
 }
 
 /// An event.
@@ -75,8 +78,19 @@ pub struct Event {
     pub context: Handle,
     /// Made with `CU_EVENT_DISABLE_TIMING`.
     pub no_timing: bool,
+    /// The last record.
+    pub recorded: Recorded,
+}
+
+/// What the last record of an event left.
+#[derive(Clone)]
+pub enum Recorded {
+    /// There was none.
+    Never,
     /// The recording operation and where it leaves the time.
-    pub recorded: Option<(OpId, Arc<Mutex<Option<Instant>>>)>,
+    Queued(OpId, Arc<Mutex<Option<Instant>>>),
+    /// A place in a capture.
+    Captured(Captured),
 }
 
 /// An allocation that has not been freed.
@@ -101,6 +115,12 @@ pub struct State {
     pub thread_streams: BTreeMap<Handle, Vec<(ThreadId, Handle)>>,
     /// Events.
     pub events: Table<Event>,
+    /// Captures in progress.
+    pub captures: Table<Capture>,
+    /// Graphs.
+    pub graphs: Table<Graph>,
+    /// Graphs that can be launched.
+    pub executables: Table<Executable>,
     /// Modules.
     pub modules: Table<Arc<Module>>,
     /// Functions.
@@ -153,6 +173,9 @@ impl Driver {
                 streams: Table::new(0x52),
                 thread_streams: BTreeMap::new(),
                 events: Table::new(0x53),
+                captures: Table::new(0x56),
+                graphs: Table::new(0x57),
+                executables: Table::new(0x58),
                 modules: Table::new(0x54),
                 functions: Table::new(0x55),
                 allocations: BTreeMap::new(),
@@ -230,6 +253,7 @@ impl State {
             priority,
             last: None,
             waits: Vec::new(),
+            captured: None,
         })
     }
 

@@ -14,7 +14,7 @@ use crate::report::{append, quote, say};
 
 impl State {
     /// What an operation on `stream` has to wait for by the order of streams.
-    fn edges(&self, stream: Handle) -> Result<Vec<OpId>> {
+    pub fn edges(&self, stream: Handle) -> Result<Vec<OpId>> {
         let s = self.streams.get(stream)?;
         let mut deps: Vec<OpId> = s.waits.iter().copied().chain(s.last).collect();
         let null = self.contexts.get(s.context)?.null_stream;
@@ -30,15 +30,21 @@ impl State {
         Ok(deps)
     }
 
-    /// Queues an operation at the end of a stream (its true handle, as [`State::stream`] gives it).
-    pub fn submit(&mut self, stream: Handle, op: Op) -> Result<OpId> {
+    /// Queues an operation at the end of a stream (its true handle, as [`State::stream`] gives it). Gives its number, or
+    /// `None` when the stream is capturing and it was recorded.
+    pub fn submit(&mut self, stream: Handle, op: Op) -> Result<Option<OpId>> {
+        if let Some(part) = self.streams.get(stream)?.captured.clone() {
+            self.record(&part, stream, op)?;
+            return Ok(None);
+        }
+        self.no_implicit(stream)?;
         let deps = self.edges(stream)?;
         let context = self.streams.get(stream)?.context;
         let id = self.queue.push(op, stream, context, deps);
         let s = self.streams.get_mut(stream)?;
         s.waits.clear();
         s.last = Some(id);
-        Ok(id)
+        Ok(Some(id))
     }
 
     /// Everything that a stream has to end before it is idle.

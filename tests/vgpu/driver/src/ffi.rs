@@ -55,6 +55,18 @@ impl<T> Out<T> {
         }
     }
 
+    /// Reads what is there, leaves what `f` makes of it, and gives back what was read; `None` is an invalid argument.
+    pub fn replace_with(&self, f: impl FnOnce(T) -> Option<T>) -> Result<T>
+    where
+        T: Copy,
+    {
+        self.check()?;
+        // SAFETY: not null, and the C caller promises a valid `T` for arguments that go both ways.
+        let old = unsafe { self.0.read_unaligned() };
+        self.set(f(old).ok_or(Code::INVALID_VALUE)?)?;
+        Ok(old)
+    }
+
     /// Fills `n` places from an iterator that gives as many.
     pub fn set_all(&self, values: impl Iterator<Item = T>, n: usize) -> Result {
         self.check()?;

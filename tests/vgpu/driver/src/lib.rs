@@ -10,6 +10,7 @@ pub mod config;
 pub mod driver;
 pub mod executor;
 pub mod ffi;
+pub mod graph;
 pub mod module;
 pub mod op;
 pub mod queue;

@@ -42,9 +42,15 @@ fn destroy(context: Handle) -> Result {
     st.streams.remove_if(|s| s.context == context);
     st.events.remove_if(|e| e.context == context);
     st.thread_streams.remove(&context);
+    st.captures.remove_if(|c| c.context == context);
+    let graphs = st.graphs.remove_if(|g| g.context == context);
+    let executables = st.executables.remove_if(|e| e.context == context);
     st.functions.remove_if(|f| f.module.context == context);
     st.modules.remove_if(|m| m.context == context);
     st.contexts.remove(context)?;
+    drop(st);
+    // Operations of other libraries may call back when they go.
+    drop((graphs, executables));
     Ok(())
 }
 
@@ -101,8 +107,9 @@ api! {
 
     /// Waits for everything queued in the context.
     fn cuCtxSynchronize() {
-        let st = driver().state();
+        let mut st = driver().state();
         let context = st.healthy()?;
+        st.context_not_capturing(context)?;
         let tail = st.context_tail(context);
         driver().force(st, &tail).check(context)
     }

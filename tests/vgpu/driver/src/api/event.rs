@@ -2,23 +2,40 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::code::Code;
-use crate::driver::{Event, driver};
+use crate::code::{Code, Result};
+use crate::driver::{Event, Recorded, State, driver};
 use crate::ffi::{Handle, Out, api};
 use crate::op::Op;
+use crate::queue::OpId;
 
 const DISABLE_TIMING: u32 = 2;
 
+/// What to wait for so that an event has happened, with its context.
+fn target(st: &mut State, event: Handle) -> Result<(Handle, Vec<OpId>)> {
+    let e = st.events.get(event)?;
+    let context = e.context;
+    match e.recorded.clone() {
+        Recorded::Never => Ok((context, Vec::new())),
+        Recorded::Queued(id, _) => Ok((context, vec![id])),
+        Recorded::Captured(part) => {
+            st.invalidate(part.capture);
+            Err(Code::CAPTURED_EVENT)
+        }
+    }
+}
+
 /// Milliseconds between two events that have happened.
-fn elapsed(ms: Out<f32>, start: Handle, end: Handle) -> crate::code::Result {
+fn elapsed(ms: Out<f32>, start: Handle, end: Handle) -> Result {
     let st = driver().state();
     st.healthy()?;
     let (a, b) = (st.events.get(start)?, st.events.get(end)?);
     if a.no_timing || b.no_timing {
         return Err(Code::INVALID_HANDLE);
     }
-    let (Some((ia, ta)), Some((ib, tb))) = (&a.recorded, &b.recorded) else {
-        return Err(Code::INVALID_HANDLE);
+    let (ia, ta, ib, tb) = match (&a.recorded, &b.recorded) {
+        (Recorded::Queued(ia, ta), Recorded::Queued(ib, tb)) => (ia, ta, ib, tb),
+        (Recorded::Captured(_), _) | (_, Recorded::Captured(_)) => return Err(Code::CAPTURED_EVENT),
+        _ => return Err(Code::INVALID_HANDLE),
     };
     if !st.queue.done(*ia) || !st.queue.done(*ib) {
         return Err(Code::NOT_READY);
@@ -41,7 +58,7 @@ api! {
             return Err(Code::INVALID_VALUE);
         }
         let no_timing = flags & DISABLE_TIMING != 0;
-        out.set(st.events.insert(Event { context, no_timing, recorded: None }))
+        out.set(st.events.insert(Event { context, no_timing, recorded: Recorded::Never }))
     }
 
     /// Ends an event.
@@ -60,30 +77,34 @@ api! {
         if st.events.get(event)?.context != st.streams.get(stream)?.context {
             return Err(Code::INVALID_HANDLE);
         }
+        if let Some(part) = st.streams.get(stream)?.captured.clone() {
+            if !st.captures.get(part.capture)?.valid {
+                return Err(Code::STREAM_CAPTURE_INVALIDATED);
+            }
+            st.events.get_mut(event)?.recorded = Recorded::Captured(part);
+            return Ok(());
+        }
         let stamp = Arc::new(Mutex::new(None));
-        let id = st.submit(stream, Op::Record(stamp.clone()))?;
-        st.events.get_mut(event)?.recorded = Some((id, stamp));
+        if let Some(id) = st.submit(stream, Op::Record(stamp.clone()))? {
+            st.events.get_mut(event)?.recorded = Recorded::Queued(id, stamp);
+        }
         drop(driver().queued(st));
         Ok(())
     }
 
     /// Waits until the event has happened; an event never recorded has.
     fn cuEventSynchronize(event: Handle) {
-        let st = driver().state();
+        let mut st = driver().state();
         st.healthy()?;
-        let e = st.events.get(event)?;
-        let context = e.context;
-        let target: Vec<_> = e.recorded.iter().map(|(id, _)| *id).collect();
+        let (context, target) = target(&mut st, event)?;
         driver().force(st, &target).check(context)
     }
 
     /// Whether the event has happened.
     fn cuEventQuery(event: Handle) {
-        let st = driver().state();
+        let mut st = driver().state();
         st.healthy()?;
-        let e = st.events.get(event)?;
-        let context = e.context;
-        let target: Vec<_> = e.recorded.iter().map(|(id, _)| *id).collect();
+        let (context, target) = target(&mut st, event)?;
         let (st, happened) = driver().poll(st, &target);
         st.check(context)?;
         if happened { Ok(()) } else { Err(Code::NOT_READY) }

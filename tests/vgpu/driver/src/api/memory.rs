@@ -55,6 +55,7 @@ fn pages(bytes: usize) -> Result<std::alloc::Layout> {
 fn allocate_pinned(bytes: usize) -> Result<usize> {
     let mut st = driver().state();
     st.healthy()?;
+    st.safe_call()?;
     if bytes == 0 || bytes > 1 << 40 {
         return Err(Code::INVALID_VALUE);
     }
@@ -73,7 +74,10 @@ api! {
     /// Allocates memory of the current context's device.
     fn cuMemAlloc_v2(out: Out<u64>, bytes: usize) {
         out.check()?;
-        let context = driver().state().healthy()?;
+        let mut st = driver().state();
+        let context = st.healthy()?;
+        st.safe_call()?;
+        drop(st);
         out.set(allocate(context, bytes)?)
     }
 
@@ -84,6 +88,7 @@ api! {
         if address == 0 {
             return Ok(());
         }
+        st.safe_call()?;
         forget(&mut st, address)?;
         let tail = st.context_tail(context);
         drop(driver().force(st, &tail));

@@ -4,6 +4,7 @@ mod context;
 mod device;
 mod error;
 mod event;
+mod graph;
 mod launch;
 mod memory;
 mod module;

@@ -50,6 +50,7 @@ api! {
         st.healthy()?;
         let stream = st.stream(stream)?;
         let context = st.streams.get(stream)?.context;
+        st.not_capturing(stream)?;
         let tail = st.tail(stream)?;
         driver().force(st, &tail).check(context)
     }
@@ -60,6 +61,7 @@ api! {
         st.healthy()?;
         let stream = st.stream(stream)?;
         let context = st.streams.get(stream)?.context;
+        st.not_capturing(stream)?;
         let tail = st.tail(stream)?;
         let (st, idle) = driver().poll(st, &tail);
         st.check(context)?;
@@ -72,11 +74,7 @@ api! {
         let mut st = driver().state();
         st.healthy()?;
         let stream = st.stream(stream)?;
-        if let Some((id, _)) = &st.events.get(event)?.recorded {
-            let id = *id;
-            st.streams.get_mut(stream)?.waits.push(id);
-        }
-        Ok(())
+        st.wait_event(stream, event)
     }
 
     /// Calls a function of the host in stream order.

@@ -76,10 +76,16 @@ pub fn copy(stream: Handle, to: End, from: End, shape: [usize; 4], blocking: boo
             End::Device(at) => st.device_range(at, len)?,
         }
     }
+    let capturing = st.streams.get(stream)?.captured.is_some();
+    if blocking {
+        st.no_implicit(stream)?;
+        st.safe_call()?;
+    }
     let (mut wait, mut staged) = (false, None);
     let from_place = match from {
         End::Device(at) => Place::Device(at),
-        End::Host(at) if st.is_pinned(at, from_len) => {
+        // A graph reads host memory when it is launched, whatever kind it is.
+        End::Host(at) if capturing || st.is_pinned(at, from_len) => {
             wait |= blocking;
             Place::Host(at)
         }
@@ -92,7 +98,7 @@ pub fn copy(stream: Handle, to: End, from: End, shape: [usize; 4], blocking: boo
     let to_place = match to {
         End::Device(at) => Place::Device(at),
         End::Host(at) => {
-            wait |= blocking || !st.is_pinned(at, to_len);
+            wait |= blocking || !capturing && !st.is_pinned(at, to_len);
             Place::Host(at)
         }
     };
@@ -116,11 +122,12 @@ pub fn copy(stream: Handle, to: End, from: End, shape: [usize; 4], blocking: boo
         from_pitch,
     };
     let id = st.submit(stream, Op::Copy(copy))?;
-    if wait {
-        driver().force(st, &[id]).check(context)
-    } else {
-        drop(driver().queued(st));
-        Ok(())
+    match id {
+        Some(id) if wait => driver().force(st, &[id]).check(context),
+        _ => {
+            drop(driver().queued(st));
+            Ok(())
+        }
     }
 }
 
