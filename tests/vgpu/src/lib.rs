@@ -160,6 +160,11 @@ impl Module {
         self.globals.get(name).copied()
     }
 
+    /// Address and size of every global or constant variable.
+    pub fn variables(&self) -> impl Iterator<Item = (u64, usize)> {
+        self.globals.values().copied()
+    }
+
     /// A kernel by name.
     pub fn kernel(&self, name: &str) -> Result<Kernel<'_>> {
         let found = self.programs.get(name).map(|program| Kernel { program });
@@ -197,6 +202,16 @@ impl Kernel<'_> {
     /// Threads that `.maxntid` or `.reqntid` allow.
     pub fn max_threads(&self) -> Option<u32> {
         self.program.max_threads
+    }
+
+    /// What the directives of the kernel promise and demand.
+    pub fn limits(&self) -> &ptx::Limits {
+        &self.program.limits
+    }
+
+    /// Rows of 32-bit, 64-bit and predicate registers that a warp holds after registers that do not live together share one.
+    pub fn rows(&self) -> [usize; 3] {
+        self.program.rows
     }
 
     /// Runs the kernel to its end. `args` holds the bytes of each parameter.

@@ -28,6 +28,8 @@ pub struct Config {
     pub threads: usize,
     /// Warp instructions of a launch before the watchdog stops it (`VGPU_BUDGET`).
     pub budget: u64,
+    /// Version of the driver as `cuDriverGetVersion` gives it (`VGPU_DRIVER`, 12.0 to 13.9, default 12.9).
+    pub version: i32,
 }
 
 /// Bytes as `512`, `64K`, `300M` or `2G`.
@@ -73,6 +75,22 @@ impl Config {
                 t.parse().ok().filter(|n| (1..=256).contains(n))
             }),
             budget: setting("VGPU_BUDGET", 1 << 34, "a number of warp instructions", number),
+            version: setting("VGPU_DRIVER", 12090, "12.0 to 13.9", |t| {
+                let (major, minor) = t.trim().split_once('.')?;
+                let (major, minor) = (major.parse::<i32>().ok()?, minor.parse::<i32>().ok()?);
+                ((12..=13).contains(&major) && (0..=9).contains(&minor)).then_some(major * 1000 + minor * 10)
+            }),
+        }
+    }
+
+    /// Newest PTX version, times ten, that a driver of this version takes (release notes of the PTX ISA).
+    pub fn newest_ptx(&self) -> i32 {
+        let (major, minor) = (self.version / 1000, self.version % 1000 / 10);
+        match (major, minor) {
+            (12, 0..=5) => 80 + minor,
+            (12, 6) => 85,
+            (12, _) => 80 + minor - 1,
+            _ => 90 + minor,
         }
     }
 }

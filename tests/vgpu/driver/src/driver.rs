@@ -54,6 +54,8 @@ pub struct Context {
     pub flags: u32,
     /// `CUlimit` values that were set.
     pub limits: BTreeMap<u32, usize>,
+    /// `CUfunc_cache`, kept and without effect.
+    pub cache: u32,
 }
 
 /// A stream.
@@ -101,6 +103,56 @@ pub struct Allocation {
     pub context: Handle,
     /// Device it lies on.
     pub device: usize,
+    /// Made in stream order, from this pool.
+    pub pool: Option<Handle>,
+    /// Made in stream order.
+    pub ordered: bool,
+}
+
+/// Pinned host memory.
+#[derive(Clone, Copy)]
+pub struct Pinned {
+    /// Bytes.
+    pub len: usize,
+    /// Allocated by the library rather than registered with it.
+    pub own: bool,
+    /// Context it was made in.
+    pub context: Handle,
+    /// Flags of the allocation.
+    pub flags: u32,
+}
+
+/// A memory pool.
+pub struct Pool {
+    /// Its device.
+    pub device: usize,
+    /// The one a device has from the start.
+    pub default: bool,
+    /// Set as the device's current one.
+    pub current: bool,
+    /// Most bytes; 0 for all.
+    pub max: u64,
+    /// `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`, kept and without effect.
+    pub threshold: u64,
+    /// The three attributes about reuse, kept and without effect.
+    pub reuse: [i32; 3],
+    /// Most bytes in use at once.
+    pub high: u64,
+}
+
+impl Pool {
+    /// A pool with the settings of the documentation.
+    pub fn new(device: usize, default: bool, max: u64) -> Pool {
+        Pool {
+            device,
+            default,
+            current: false,
+            max,
+            threshold: 0,
+            reuse: [1; 3],
+            high: 0,
+        }
+    }
 }
 
 /// Everything with a handle, and the operations that have not ended.
@@ -127,12 +179,16 @@ pub struct State {
     pub functions: Table<Arc<Function>>,
     /// Device allocations by address.
     pub allocations: BTreeMap<u64, Allocation>,
-    /// Pinned host memory by address: bytes, and whether the library allocated it.
-    pub pinned: BTreeMap<usize, (usize, bool)>,
+    /// Pinned host memory by address.
+    pub pinned: BTreeMap<usize, Pinned>,
+    /// Memory pools.
+    pub pools: Table<Pool>,
     /// Bytes allocated on each device.
     pub used: Vec<u64>,
     /// Operations.
     pub queue: Queue,
+    /// Texts handed out for ever.
+    pub texts: BTreeMap<String, &'static std::ffi::CStr>,
     /// Texts of faults by code, for `cuGetErrorString`.
     pub fault_texts: BTreeMap<u32, &'static std::ffi::CStr>,
 }
@@ -180,8 +236,10 @@ impl Driver {
                 functions: Table::new(0x55),
                 allocations: BTreeMap::new(),
                 pinned: BTreeMap::new(),
+                pools: Table::new(0x59),
                 used: vec![0; config.devices],
                 queue: Queue::new(config.seed),
+                texts: BTreeMap::new(),
                 fault_texts: BTreeMap::new(),
             }),
             config,
@@ -267,6 +325,7 @@ impl State {
             null_stream: Handle::NULL,
             flags,
             limits: BTreeMap::new(),
+            cache: 0,
         });
         let null_stream = self.new_stream(handle, false, 0);
         if let Ok(c) = self.contexts.get_mut(handle) {
@@ -315,5 +374,16 @@ impl State {
                 .entry(code.0)
                 .or_insert_with(|| Box::leak(s.into_boxed_c_str()));
         }
+    }
+
+    /// A text that the caller may keep for ever. The same text is kept once.
+    pub fn keep(&mut self, text: &str) -> Result<&'static std::ffi::CStr> {
+        if let Some(t) = self.texts.get(text) {
+            return Ok(t);
+        }
+        let kept: &'static std::ffi::CStr =
+            Box::leak(CString::new(text).map_err(|_| Code::UNKNOWN)?.into_boxed_c_str());
+        self.texts.insert(text.to_owned(), kept);
+        Ok(kept)
     }
 }

@@ -128,7 +128,7 @@ impl Driver {
             let (mut choice, other) = (ready(&st, true), ready(&st, false));
             let mut forced = true;
             // Work nobody waits for goes first at times, and always when an awaited operation is not ready for its sake.
-            if !other.is_empty() && (choice.is_empty() && !asked.is_empty() || st.queue.draw(4) == 0) {
+            if !other.is_empty() && (choice.is_empty() && !asked.is_empty() || st.queue.digress()) {
                 (choice, forced) = (other, false);
             }
             if choice.is_empty() {

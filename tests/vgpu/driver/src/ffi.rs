@@ -104,6 +104,11 @@ impl<T: Copy> In<T> {
         Ok((0..n).map(|i| unsafe { self.0.add(i).read_unaligned() }).collect())
     }
 
+    /// What a caller who gives nothing gives.
+    pub const fn null() -> In<T> {
+        In(std::ptr::null())
+    }
+
     /// Whether the caller gave anything.
     pub fn is_some(&self) -> bool {
         !self.0.is_null()
@@ -168,17 +173,35 @@ pub fn guard(name: &'static str, body: impl FnOnce() -> Result) -> Code {
     code
 }
 
-/// Defines exported functions whose bodies end in `Ok(())` or leave with `?`.
+/// An exported function, for `cuGetProcAddress` and for the test that compares prototypes with cuda.h.
+pub struct Symbol {
+    /// Its name.
+    pub name: &'static str,
+    /// Where it is.
+    pub address: *const (),
+    /// Bytes of each argument.
+    pub sizes: &'static [usize],
+}
+
+/// Defines exported functions whose bodies end in `Ok(())` or leave with `?`, and the table `SYMBOLS` of them.
 macro_rules! api {
-    ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)*) => {$(
-        $(#[$meta])*
-        ///
-        /// # Safety
-        /// Pointers are null or valid as the documentation of the function of this name asks.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn $name($($arg: $ty),*) -> $crate::code::Code {
-            $crate::ffi::guard(stringify!($name), move || -> $crate::code::Result { $body })
-        }
-    )*};
+    ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)*) => {
+        $(
+            $(#[$meta])*
+            ///
+            /// # Safety
+            /// Pointers are null or valid as the documentation of the function of this name asks.
+            #[unsafe(no_mangle)]
+            pub unsafe extern "C" fn $name($($arg: $ty),*) -> $crate::code::Code {
+                $crate::ffi::guard(stringify!($name), move || -> $crate::code::Result { $body })
+            }
+        )*
+        /// The functions of this file.
+        pub const SYMBOLS: &[$crate::ffi::Symbol] = &[$($crate::ffi::Symbol {
+            name: stringify!($name),
+            address: $name as *const (),
+            sizes: &[$(size_of::<$ty>()),*],
+        }),*];
+    };
 }
 pub(crate) use api;

@@ -194,24 +194,38 @@ impl State {
         self.no_implicit(stream)
     }
 
-    /// Refuses what would make the null stream depend on a capture of a blocking stream.
-    pub fn no_implicit(&mut self, stream: Handle) -> Result {
+    /// Captures that the null stream would depend on, were it used.
+    fn implicit(&self, stream: Handle) -> Result<Vec<Handle>> {
         let context = self.streams.get(stream)?.context;
         if stream != self.contexts.get(context)?.null_stream {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let blocking = self
             .streams
             .iter()
             .filter(|(_, s)| s.context == context && !s.non_blocking);
-        let captures: Vec<Handle> = blocking
+        Ok(blocking
             .filter_map(|(_, s)| s.captured.as_ref())
             .map(|p| p.capture)
-            .collect();
+            .collect())
+    }
+
+    /// Refuses what would make the null stream depend on a capture of a blocking stream, and ends the capture as failed.
+    pub fn no_implicit(&mut self, stream: Handle) -> Result {
+        let captures = self.implicit(stream)?;
         for c in &captures {
             self.invalidate(*c);
         }
         if captures.is_empty() {
+            Ok(())
+        } else {
+            Err(Code::STREAM_CAPTURE_IMPLICIT)
+        }
+    }
+
+    /// As [`State::no_implicit`] for a mere question, which leaves the capture as it is.
+    pub fn no_implicit_query(&self, stream: Handle) -> Result {
+        if self.implicit(stream)?.is_empty() {
             Ok(())
         } else {
             Err(Code::STREAM_CAPTURE_IMPLICIT)

@@ -3,6 +3,7 @@
 //! `chip` says what a device poses as, `driver` holds everything with a handle, `queue` and `executor` order and run what streams
 //! are asked to do (`op`), and `api` holds the exported functions, a file for each group of the documentation.
 
+pub mod abi;
 pub mod api;
 pub mod chip;
 pub mod code;
@@ -12,6 +13,7 @@ pub mod executor;
 pub mod ffi;
 pub mod graph;
 pub mod module;
+pub mod occupancy;
 pub mod op;
 pub mod queue;
 pub mod report;

@@ -8,7 +8,7 @@ use vgpu::{Error, FaultKind};
 
 use crate::code::Code;
 use crate::driver::Driver;
-use crate::ffi::{HostAddress, IN_HOST_FUNCTION, host_bytes};
+use crate::ffi::{Handle, HostAddress, IN_HOST_FUNCTION, host_bytes};
 use crate::module::Function;
 
 /// One end of a copy.
@@ -89,6 +89,9 @@ impl Drop for External {
     }
 }
 
+/// `CUstreamCallback`.
+pub type StreamCallback = Option<unsafe extern "C" fn(Handle, Code, *mut c_void)>;
+
 /// An operation. Cloning is cheap; a graph runs its operations many times.
 #[derive(Clone)]
 pub enum Op {
@@ -104,6 +107,8 @@ pub enum Op {
     Fill(Fill),
     /// A host function with its argument.
     Host(unsafe extern "C" fn(*mut c_void), usize),
+    /// A host function that is told the stream and its status.
+    Callback(unsafe extern "C" fn(Handle, Code, *mut c_void), Handle, usize),
     /// The end of an allocation.
     Free(u64),
     /// Another library's.
@@ -147,7 +152,7 @@ impl Op {
             Op::Launch(l) => &l.function.name,
             Op::Copy(_) => "copy",
             Op::Fill(_) => "memset",
-            Op::Host(..) => "host function",
+            Op::Host(..) | Op::Callback(..) => "host function",
             Op::Free(_) => "free",
             Op::External(x) => &x.name,
         }
@@ -174,6 +179,13 @@ impl Op {
                 IN_HOST_FUNCTION.set(true);
                 // SAFETY: who queued the function promises that it may be called with `data` from any thread.
                 unsafe { f(*data as *mut c_void) };
+                IN_HOST_FUNCTION.set(false);
+                Ran::Done
+            }
+            Op::Callback(f, stream, data) => {
+                IN_HOST_FUNCTION.set(true);
+                // SAFETY: as for host functions.
+                unsafe { f(*stream, Code::SUCCESS, *data as *mut c_void) };
                 IN_HOST_FUNCTION.set(false);
                 Ran::Done
             }

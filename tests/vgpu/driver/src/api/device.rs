@@ -6,9 +6,6 @@ use crate::code::{Code, Result};
 use crate::driver::{Device, driver};
 use crate::ffi::{In, Out, api};
 
-/// The version that the interface follows.
-pub const VERSION: c_int = 12090;
-
 fn device(ordinal: c_int) -> Result<&'static Device> {
     if !driver().state().initialised {
         return Err(Code::NOT_INITIALIZED);
@@ -21,6 +18,10 @@ fn uuid(ordinal: usize) -> [u8; 16] {
     let mut id = *b"vgpu device no. ";
     id[15] = ordinal as u8;
     id
+}
+
+fn bus_id(ordinal: usize) -> String {
+    format!("0000:{:02X}:00.0", ordinal + 1)
 }
 
 api! {
@@ -36,9 +37,9 @@ api! {
         Ok(())
     }
 
-    /// The version, 12.9.
+    /// The version.
     fn cuDriverGetVersion(version: Out<c_int>) {
-        version.set(VERSION)
+        version.set(driver().config.version)
     }
 
     /// Tables of the driver for other libraries: there are none.
@@ -96,6 +97,20 @@ api! {
         let d = device(ordinal)?;
         let v = driver().config.chip.attribute(attribute, d.ordinal as c_int);
         value.set(v.ok_or(Code::INVALID_VALUE)?)
+    }
+
+    /// A device by its bus address, as `cuDeviceGetPCIBusId` gives it.
+    fn cuDeviceGetByPCIBusId(out: Out<c_int>, id: In<c_char>) {
+        let text = id.text()?;
+        let found = driver().devices.iter().find(|d| bus_id(d.ordinal).eq_ignore_ascii_case(&text));
+        out.set(found.ok_or(Code::INVALID_DEVICE)?.ordinal as c_int)
+    }
+
+    /// Bus address of a device.
+    fn cuDeviceGetPCIBusId(id: Out<c_char>, len: c_int, ordinal: c_int) {
+        let text = bus_id(device(ordinal)?.ordinal);
+        let len = usize::try_from(len).ok().filter(|n| *n > text.len()).ok_or(Code::INVALID_VALUE)?;
+        id.set_all(text.bytes().chain([0]).map(|b| b as c_char), len)
     }
 
     /// The compute capability.

@@ -48,6 +48,36 @@ fn elapsed(ms: Out<f32>, start: Handle, end: Handle) -> Result {
     }
 }
 
+/// Records an event at the end of a stream.
+fn record(event: Handle, stream: Handle, flags: u32) -> Result {
+    let mut st = driver().state();
+    st.healthy()?;
+    if flags > 1 {
+        return Err(Code::INVALID_VALUE);
+    }
+    let stream = st.stream(stream)?;
+    if st.events.get(event)?.context != st.streams.get(stream)?.context {
+        return Err(Code::INVALID_HANDLE);
+    }
+    if let Some(part) = st.streams.get(stream)?.captured.clone() {
+        if !st.captures.get(part.capture)?.valid {
+            return Err(Code::STREAM_CAPTURE_INVALIDATED);
+        }
+        if flags == 1 {
+            // CU_EVENT_RECORD_EXTERNAL: a node that records an event for the world outside of the graph.
+            return Err(Code::NOT_SUPPORTED);
+        }
+        st.events.get_mut(event)?.recorded = Recorded::Captured(part);
+        return Ok(());
+    }
+    let stamp = Arc::new(Mutex::new(None));
+    if let Some(id) = st.submit(stream, Op::Record(stamp.clone()))? {
+        st.events.get_mut(event)?.recorded = Recorded::Queued(id, stamp);
+    }
+    drop(driver().queued(st));
+    Ok(())
+}
+
 api! {
     /// An event.
     fn cuEventCreate(out: Out<Handle>, flags: u32) {
@@ -71,25 +101,12 @@ api! {
 
     /// The event happens when the stream comes to this point.
     fn cuEventRecord(event: Handle, stream: Handle) {
-        let mut st = driver().state();
-        st.healthy()?;
-        let stream = st.stream(stream)?;
-        if st.events.get(event)?.context != st.streams.get(stream)?.context {
-            return Err(Code::INVALID_HANDLE);
-        }
-        if let Some(part) = st.streams.get(stream)?.captured.clone() {
-            if !st.captures.get(part.capture)?.valid {
-                return Err(Code::STREAM_CAPTURE_INVALIDATED);
-            }
-            st.events.get_mut(event)?.recorded = Recorded::Captured(part);
-            return Ok(());
-        }
-        let stamp = Arc::new(Mutex::new(None));
-        if let Some(id) = st.submit(stream, Op::Record(stamp.clone()))? {
-            st.events.get_mut(event)?.recorded = Recorded::Queued(id, stamp);
-        }
-        drop(driver().queued(st));
-        Ok(())
+        record(event, stream, 0)
+    }
+
+    /// As `cuEventRecord`; outside of a capture the flag changes nothing.
+    fn cuEventRecordWithFlags(event: Handle, stream: Handle, flags: u32) {
+        record(event, stream, flags)
     }
 
     /// Waits until the event has happened; an event never recorded has.

@@ -1,10 +1,12 @@
 //! Stream capture, graphs and their launches.
 
+use crate::abi::UpdateInfo;
 use crate::code::{Code, Result};
 use crate::driver::driver;
 use crate::ffi::{Handle, Out, api};
 use crate::graph::{Executable, Graph, Mode, THREAD_MODE};
 
+const UPDATE_TOPOLOGY_CHANGED: u32 = 2;
 const STATUS_NONE: u32 = 0;
 const STATUS_ACTIVE: u32 = 1;
 const STATUS_INVALIDATED: u32 = 2;
@@ -74,7 +76,7 @@ api! {
         st.current()?;
         let stream = st.stream(stream)?;
         status.check()?;
-        st.no_implicit(stream)?;
+        st.no_implicit_query(stream)?;
         let part = st.streams.get(stream)?.captured.clone();
         status.set(match part.map(|p| st.captures.get(p.capture).is_ok_and(|c| c.valid)) {
             None => STATUS_NONE,
@@ -91,7 +93,7 @@ api! {
         st.current()?;
         let stream = st.stream(stream)?;
         status.check()?;
-        st.no_implicit(stream)?;
+        st.no_implicit_query(stream)?;
         let part = st.streams.get(stream)?.captured.clone();
         let Some(p) = part else {
             return status.set(STATUS_NONE);
@@ -187,15 +189,4 @@ api! {
         drop(gone);
         Ok(())
     }
-}
-
-const UPDATE_TOPOLOGY_CHANGED: u32 = 2;
-
-/// `CUgraphExecUpdateResultInfo`.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct UpdateInfo {
-    result: u32,
-    error_node: Handle,
-    error_from: Handle,
 }

@@ -1,19 +1,37 @@
 //! Memory of devices and pinned memory of the host.
 
 use crate::code::{Code, Result};
-use crate::driver::{Allocation, State, driver};
+use crate::driver::{Allocation, Pinned, State, driver};
 use crate::ffi::{Handle, Out, api};
 use crate::op::Op;
+use crate::report::say;
 
-/// Allocates on the device of a context.
-fn allocate(context: Handle, bytes: usize) -> Result<u64> {
+/// Allocates on a device in the name of a context.
+fn allocate(context: Handle, device: usize, bytes: usize, ordered: bool, pool: Option<Handle>) -> Result<u64> {
     if bytes == 0 {
         return Err(Code::INVALID_VALUE);
     }
     let mut st = driver().state();
-    let device = st.device(context)?;
+    if let Some(p) = pool {
+        let held = st
+            .allocations
+            .values()
+            .filter(|a| a.pool == pool)
+            .map(|a| a.len as u64)
+            .sum::<u64>()
+            + bytes as u64;
+        let p = st.pools.get_mut(p).map_err(|_| Code::INVALID_VALUE)?;
+        if p.max > 0 && held > p.max {
+            return Err(Code::OUT_OF_MEMORY);
+        }
+        p.high = p.high.max(held);
+    }
     let limit = driver().config.memory;
-    if st.used[device] + bytes as u64 > limit {
+    if bytes as u64 > limit - st.used[device] {
+        let used = st.used[device];
+        say(&format!(
+            "device {device}: {bytes} bytes asked for, {used} of {limit} are in use (VGPU_MEMORY)"
+        ));
         return Err(Code::OUT_OF_MEMORY);
     }
     st.used[device] += bytes as u64;
@@ -29,6 +47,8 @@ fn allocate(context: Handle, bytes: usize) -> Result<u64> {
                     len: bytes,
                     context,
                     device,
+                    pool,
+                    ordered,
                 },
             );
             Ok(address)
@@ -40,11 +60,38 @@ fn allocate(context: Handle, bytes: usize) -> Result<u64> {
     }
 }
 
+/// Allocates in stream order, from the current pool of the stream's device unless one is named.
+pub fn allocate_async(out: Out<u64>, bytes: usize, stream: Handle, pool: Option<Handle>) -> Result {
+    out.check()?;
+    let mut st = driver().state();
+    st.healthy()?;
+    let stream = st.stream(stream)?;
+    if st.streams.get(stream)?.captured.is_some() {
+        say("allocations inside of a capture are not offered: allocate before it begins");
+        return Err(Code::NOT_SUPPORTED);
+    }
+    let context = st.streams.get(stream)?.context;
+    let mut device = st.device(context)?;
+    let pool = match pool {
+        Some(p) => {
+            device = st.pools.get(p).map_err(|_| Code::INVALID_VALUE)?.device;
+            Some(p)
+        }
+        None => st
+            .pools
+            .iter()
+            .find(|(_, p)| p.current && p.device == device)
+            .map(|(h, _)| h),
+    };
+    drop(st);
+    out.set(allocate(context, device, bytes, true, pool)?)
+}
+
 /// Takes an allocation out of the table: from now on no call may name it.
-fn forget(st: &mut State, address: u64) -> Result {
+fn forget(st: &mut State, address: u64) -> Result<Allocation> {
     let a = st.allocations.remove(&address).ok_or(Code::INVALID_VALUE)?;
     st.used[a.device] -= a.len as u64;
-    Ok(())
+    Ok(a)
 }
 
 /// Pages of the host that hold `bytes`.
@@ -52,9 +99,9 @@ fn pages(bytes: usize) -> Result<std::alloc::Layout> {
     std::alloc::Layout::from_size_align(bytes, 4096).map_err(|_| Code::INVALID_VALUE)
 }
 
-fn allocate_pinned(bytes: usize) -> Result<usize> {
+fn allocate_pinned(bytes: usize, flags: u32) -> Result<usize> {
     let mut st = driver().state();
-    st.healthy()?;
+    let context = st.healthy()?;
     st.safe_call()?;
     if bytes == 0 || bytes > 1 << 40 {
         return Err(Code::INVALID_VALUE);
@@ -66,7 +113,15 @@ fn allocate_pinned(bytes: usize) -> Result<usize> {
     }
     // SAFETY: just allocated with this size. NaNs, so that reading before writing shows.
     unsafe { p.write_bytes(vgpu::memory::FILL, bytes) };
-    st.pinned.insert(p as usize, (bytes, true));
+    st.pinned.insert(
+        p as usize,
+        Pinned {
+            len: bytes,
+            own: true,
+            context,
+            flags,
+        },
+    );
     Ok(p as usize)
 }
 
@@ -77,11 +132,30 @@ api! {
         let mut st = driver().state();
         let context = st.healthy()?;
         st.safe_call()?;
+        let device = st.device(context)?;
         drop(st);
-        out.set(allocate(context, bytes)?)
+        out.set(allocate(context, device, bytes, false, None)?)
     }
 
-    /// Frees memory after everything queued in the context has ended; null is nothing to free.
+    /// Allocates rows whose pitch suits copies: 512 bytes.
+    fn cuMemAllocPitch_v2(out: Out<u64>, pitch: Out<usize>, width: usize, height: usize, element: u32) {
+        out.check()?;
+        pitch.check()?;
+        let mut st = driver().state();
+        let context = st.healthy()?;
+        st.safe_call()?;
+        let device = st.device(context)?;
+        drop(st);
+        if ![4, 8, 16].contains(&element) || width == 0 {
+            return Err(Code::INVALID_VALUE);
+        }
+        let row = width.checked_next_multiple_of(512).ok_or(Code::INVALID_VALUE)?;
+        let bytes = row.checked_mul(height).ok_or(Code::INVALID_VALUE)?;
+        out.set(allocate(context, device, bytes, false, None)?)?;
+        pitch.set(row)
+    }
+
+    /// Frees memory. Waits for what is queued in the context, but not for memory that was allocated in stream order.
     fn cuMemFree_v2(address: u64) {
         let mut st = driver().state();
         let context = st.healthy()?;
@@ -89,21 +163,18 @@ api! {
             return Ok(());
         }
         st.safe_call()?;
-        forget(&mut st, address)?;
-        let tail = st.context_tail(context);
-        drop(driver().force(st, &tail));
+        if forget(&mut st, address)?.ordered {
+            drop(st);
+        } else {
+            let tail = st.context_tail(context);
+            drop(driver().force(st, &tail));
+        }
         driver().release(address).map_err(|_| Code::INVALID_VALUE)
     }
 
     /// Allocates in stream order.
     fn cuMemAllocAsync(out: Out<u64>, bytes: usize, stream: Handle) {
-        out.check()?;
-        let mut st = driver().state();
-        st.healthy()?;
-        let stream = st.stream(stream)?;
-        let context = st.streams.get(stream)?.context;
-        drop(st);
-        out.set(allocate(context, bytes)?)
+        allocate_async(out, bytes, stream, None)
     }
 
     /// Frees in stream order.
@@ -113,6 +184,9 @@ api! {
         let stream = st.stream(stream)?;
         if address == 0 {
             return Ok(());
+        }
+        if st.streams.get(stream)?.captured.is_some() {
+            return Err(Code::INVALID_VALUE);
         }
         forget(&mut st, address)?;
         st.submit(stream, Op::Free(address))?;
@@ -135,20 +209,20 @@ api! {
         if flags & !7 != 0 {
             return Err(Code::INVALID_VALUE);
         }
-        out.set(allocate_pinned(bytes)?)
+        out.set(allocate_pinned(bytes, flags)?)
     }
 
     /// Pinned host memory.
     fn cuMemAllocHost_v2(out: Out<usize>, bytes: usize) {
         out.check()?;
-        out.set(allocate_pinned(bytes)?)
+        out.set(allocate_pinned(bytes, 0)?)
     }
 
     /// Frees pinned host memory after everything queued in the context has ended.
     fn cuMemFreeHost(address: usize) {
         let mut st = driver().state();
         let context = st.current()?;
-        let Some((bytes, true)) = st.pinned.get(&address).copied() else {
+        let Some(Pinned { len: bytes, own: true, .. }) = st.pinned.get(&address).copied() else {
             return Err(Code::INVALID_VALUE);
         };
         st.pinned.remove(&address);
@@ -156,6 +230,48 @@ api! {
         drop(driver().force(st, &tail));
         // SAFETY: the table says that this library allocated these bytes; nothing queued names them any more.
         unsafe { std::alloc::dealloc(address as *mut u8, pages(bytes)?) };
+        Ok(())
+    }
+
+    /// Flags that pinned memory was allocated with.
+    fn cuMemHostGetFlags(flags: Out<u32>, address: usize) {
+        let st = driver().state();
+        st.current()?;
+        let found = st.pinned.range(..=address).next_back().filter(|(start, p)| address - **start < p.len);
+        flags.set(found.ok_or(Code::INVALID_VALUE)?.1.flags)
+    }
+
+    /// Makes host memory pinned.
+    fn cuMemHostRegister_v2(address: usize, bytes: usize, flags: u32) {
+        let mut st = driver().state();
+        let context = st.healthy()?;
+        st.safe_call()?;
+        if address == 0 || bytes == 0 || flags & !0xf != 0 {
+            return Err(Code::INVALID_VALUE);
+        }
+        if flags & 8 != 0 {
+            return Err(Code::NOT_SUPPORTED);
+        }
+        let end = address.checked_add(bytes).ok_or(Code::INVALID_VALUE)?;
+        if st.pinned.range(..end).next_back().is_some_and(|(start, p)| start + p.len > address) {
+            return Err(Code::HOST_MEMORY_ALREADY_REGISTERED);
+        }
+        st.pinned.insert(address, Pinned { len: bytes, own: false, context, flags });
+        Ok(())
+    }
+
+    /// Makes registered memory pageable again, after everything queued in the context has ended.
+    fn cuMemHostUnregister(address: usize) {
+        let mut st = driver().state();
+        let context = st.current()?;
+        match st.pinned.get(&address) {
+            Some(Pinned { own: false, .. }) => {}
+            Some(_) => return Err(Code::INVALID_VALUE),
+            None => return Err(Code::HOST_MEMORY_NOT_REGISTERED),
+        }
+        st.pinned.remove(&address);
+        let tail = st.context_tail(context);
+        drop(driver().force(st, &tail));
         Ok(())
     }
 }

@@ -13,6 +13,8 @@
 //! int vgpuMemoryCheck(CUdeviceptr at, size_t bytes, int initialised);
 //! // The device of a stream.
 //! int vgpuStreamDevice(CUstream stream, int *device);
+//! // Every exported function as lines "name bytes-of-argument ...", for the test that compares prototypes with cuda.h.
+//! int vgpuSymbols(const char **text);
 //! ```
 
 use std::ffi::{c_char, c_int, c_void};
@@ -20,7 +22,7 @@ use std::sync::Arc;
 
 use crate::code::Code;
 use crate::driver::driver;
-use crate::ffi::{Handle, HostAddress, In, Out, api, host_bytes};
+use crate::ffi::{Handle, HostAddress, In, Out, Symbol, api, host_bytes};
 use crate::op::{External, Op};
 use crate::report::say;
 
@@ -97,5 +99,13 @@ api! {
         let stream = st.stream(stream)?;
         let context = st.streams.get(stream)?.context;
         device.set(st.device(context)? as c_int)
+    }
+
+    /// Every exported function with the sizes of its arguments.
+    fn vgpuSymbols(out: Out<*const c_char>) {
+        let sizes = |s: &Symbol| s.sizes.iter().map(|n| format!(" {n}")).collect::<String>();
+        let text: String = super::symbols().map(|s| format!("{}{}\n", s.name, sizes(s))).collect();
+        let kept = driver().state().keep(&text)?;
+        out.set(kept.as_ptr())
     }
 }

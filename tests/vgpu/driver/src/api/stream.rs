@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use crate::code::Code;
 use crate::driver::driver;
 use crate::ffi::{Handle, HostFn, Out, api};
-use crate::op::Op;
+use crate::op::{Op, StreamCallback};
 
 const NON_BLOCKING: u32 = 1;
 
@@ -70,10 +70,16 @@ api! {
 
     /// What follows on the stream waits for the event as it was recorded last.
     fn cuStreamWaitEvent(stream: Handle, event: Handle, flags: u32) {
-        let _ = flags;
         let mut st = driver().state();
         st.healthy()?;
+        if flags & !1 != 0 {
+            return Err(Code::INVALID_VALUE);
+        }
         let stream = st.stream(stream)?;
+        if flags == 1 && st.streams.get(stream)?.captured.is_some() {
+            // CU_EVENT_WAIT_EXTERNAL: a node that waits for an event outside of the graph.
+            return Err(Code::NOT_SUPPORTED);
+        }
         st.wait_event(stream, event)
     }
 
@@ -84,6 +90,57 @@ api! {
         let stream = st.stream(stream)?;
         let f = function.ok_or(Code::INVALID_VALUE)?;
         st.submit(stream, Op::Host(f, data))?;
+        drop(driver().queued(st));
+        Ok(())
+    }
+
+    /// Flags of a stream.
+    fn cuStreamGetFlags(stream: Handle, flags: Out<u32>) {
+        let mut st = driver().state();
+        let stream = st.stream(stream)?;
+        flags.set(u32::from(st.streams.get(stream)?.non_blocking))
+    }
+
+    /// Priority of a stream.
+    fn cuStreamGetPriority(stream: Handle, priority: Out<c_int>) {
+        let mut st = driver().state();
+        let stream = st.stream(stream)?;
+        priority.set(st.streams.get(stream)?.priority)
+    }
+
+    /// Context of a stream.
+    fn cuStreamGetCtx(stream: Handle, out: Out<Handle>) {
+        let mut st = driver().state();
+        let stream = st.stream(stream)?;
+        out.set(st.streams.get(stream)?.context)
+    }
+
+    /// Device of a stream.
+    fn cuStreamGetDevice(stream: Handle, out: Out<c_int>) {
+        let mut st = driver().state();
+        let stream = st.stream(stream)?;
+        let context = st.streams.get(stream)?.context;
+        out.set(st.device(context)? as c_int)
+    }
+
+    /// A number that no other stream has.
+    fn cuStreamGetId(stream: Handle, id: Out<u64>) {
+        let mut st = driver().state();
+        id.set(st.stream(stream)?.0 as u64)
+    }
+
+    /// Calls a function of the host in stream order with the status of the stream.
+    fn cuStreamAddCallback(stream: Handle, callback: StreamCallback, data: usize, flags: u32) {
+        let mut st = driver().state();
+        st.healthy()?;
+        if flags != 0 {
+            return Err(Code::INVALID_VALUE);
+        }
+        let f = callback.ok_or(Code::INVALID_VALUE)?;
+        let handle = stream;
+        let stream = st.stream(stream)?;
+        st.not_capturing(stream)?;
+        st.submit(stream, Op::Callback(f, handle, data))?;
         drop(driver().queued(st));
         Ok(())
     }

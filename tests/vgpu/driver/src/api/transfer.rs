@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
+use crate::abi::{Memcpy2d, Memcpy2dEnd};
 use crate::code::{Code, Result};
 use crate::driver::{State, driver};
-use crate::ffi::{Handle, HostAddress, api, host_bytes};
+use crate::ffi::{Handle, HostAddress, In, api, host_bytes};
 use crate::op::{Copy, Fill, Op, Place};
 use crate::report::say;
 
@@ -24,7 +25,7 @@ impl State {
     /// Whether host memory is pinned as a whole.
     pub fn is_pinned(&self, at: HostAddress, len: usize) -> bool {
         let found = self.pinned.range(..=at).next_back();
-        found.is_some_and(|(start, (n, _))| at - start <= *n && n - (at - start) >= len)
+        found.is_some_and(|(start, p)| at - start <= p.len && p.len - (at - start) >= len)
     }
 
     /// Refuses a range that no living allocation holds.
@@ -102,6 +103,8 @@ pub fn copy(stream: Handle, to: End, from: End, shape: [usize; 4], blocking: boo
             Place::Host(at)
         }
     };
+    // Between host and host there is no asynchronous form.
+    wait |= !capturing && matches!((to, from), (End::Host(_), End::Host(_)));
     let context = st.streams.get(stream)?.context;
     if blocking && staged.is_some() {
         let tail = st.tail(stream)?;
@@ -171,6 +174,56 @@ fn elements(to: u64, value: u32, size: usize, width: usize) -> Fill {
     }
 }
 
+/// Which end an address of the unified address space is.
+fn end_of(address: u64) -> End {
+    match driver().device_of(address) {
+        Some(_) => End::Device(address),
+        None => End::Host(address as usize),
+    }
+}
+
+fn copy_2d(stream: Handle, c: &Memcpy2d, blocking: bool) -> Result {
+    let place = |e: &Memcpy2dEnd| -> Result<End> {
+        let offset =
+            e.y.checked_mul(e.pitch)
+                .and_then(|n| n.checked_add(e.x))
+                .ok_or(Code::INVALID_VALUE)?;
+        if c.height > 1 && e.pitch < c.width.saturating_add(e.x) {
+            return Err(Code::INVALID_VALUE);
+        }
+        match e.kind {
+            HOST if e.host == 0 => Err(Code::INVALID_VALUE),
+            HOST => Ok(End::Host(e.host + offset)),
+            DEVICE => Ok(End::Device(e.device + offset as u64)),
+            UNIFIED => Ok(end_of(e.device + offset as u64)),
+            ARRAY => Err(Code::NOT_SUPPORTED),
+            _ => Err(Code::INVALID_VALUE),
+        }
+    };
+    let (to, from) = (place(&c.to)?, place(&c.from)?);
+    copy(
+        stream,
+        to,
+        from,
+        [c.width, c.height, c.to.pitch, c.from.pitch],
+        blocking,
+    )
+}
+
+const HOST: u32 = 1;
+const DEVICE: u32 = 2;
+const ARRAY: u32 = 3;
+const UNIFIED: u32 = 4;
+
+fn contexts(a: Handle, b: Handle) -> Result {
+    let st = driver().state();
+    st.current()?;
+    for c in [a, b] {
+        st.contexts.get(c).map_err(|_| Code::INVALID_CONTEXT)?;
+    }
+    Ok(())
+}
+
 api! {
     /// Host to device; returns when the source may be changed.
     fn cuMemcpyHtoD_v2(to: u64, from: HostAddress, bytes: usize) {
@@ -204,11 +257,39 @@ api! {
 
     /// Between devices in stream order.
     fn cuMemcpyPeerAsync(to: u64, to_context: Handle, from: u64, from_context: Handle, bytes: usize, stream: Handle) {
-        let st = driver().state();
-        st.contexts.get(to_context).map_err(|_| Code::INVALID_CONTEXT)?;
-        st.contexts.get(from_context).map_err(|_| Code::INVALID_CONTEXT)?;
-        drop(st);
+        contexts(to_context, from_context)?;
         copy(stream, End::Device(to), End::Device(from), line(bytes), false)
+    }
+
+    /// Between devices.
+    fn cuMemcpyPeer(to: u64, to_context: Handle, from: u64, from_context: Handle, bytes: usize) {
+        contexts(to_context, from_context)?;
+        copy(Handle::NULL, End::Device(to), End::Device(from), line(bytes), true)
+    }
+
+    /// Between any two addresses.
+    fn cuMemcpy(to: u64, from: u64, bytes: usize) {
+        copy(Handle::NULL, end_of(to), end_of(from), line(bytes), true)
+    }
+
+    /// Between any two addresses in stream order.
+    fn cuMemcpyAsync(to: u64, from: u64, bytes: usize, stream: Handle) {
+        copy(stream, end_of(to), end_of(from), line(bytes), false)
+    }
+
+    /// Rows between any two places but arrays.
+    fn cuMemcpy2D_v2(c: In<Memcpy2d>) {
+        copy_2d(Handle::NULL, &c.get()?, true)
+    }
+
+    /// As `cuMemcpy2D_v2`; any alignment is as good as another here.
+    fn cuMemcpy2DUnaligned_v2(c: In<Memcpy2d>) {
+        copy_2d(Handle::NULL, &c.get()?, true)
+    }
+
+    /// Rows in stream order.
+    fn cuMemcpy2DAsync_v2(c: In<Memcpy2d>, stream: Handle) {
+        copy_2d(stream, &c.get()?, false)
     }
 
     /// Sets bytes.
@@ -239,5 +320,30 @@ api! {
     /// Sets 32-bit elements in stream order.
     fn cuMemsetD32Async(to: u64, value: u32, n: usize, stream: Handle) {
         fill(stream, elements(to, value, 4, n))
+    }
+
+    /// Sets bytes of rows.
+    fn cuMemsetD2D8_v2(to: u64, pitch: usize, value: u8, width: usize, height: usize) {
+        fill(Handle::NULL, Fill { to, value: u32::from(value), size: 1, width, height, pitch })
+    }
+
+    /// Sets 16-bit elements of rows.
+    fn cuMemsetD2D16_v2(to: u64, pitch: usize, value: u16, width: usize, height: usize) {
+        fill(Handle::NULL, Fill { to, value: u32::from(value), size: 2, width, height, pitch })
+    }
+
+    /// Sets 32-bit elements of rows.
+    fn cuMemsetD2D32_v2(to: u64, pitch: usize, value: u32, width: usize, height: usize) {
+        fill(Handle::NULL, Fill { to, value, size: 4, width, height, pitch })
+    }
+
+    /// Sets bytes of rows in stream order.
+    fn cuMemsetD2D8Async(to: u64, pitch: usize, value: u8, width: usize, height: usize, stream: Handle) {
+        fill(stream, Fill { to, value: u32::from(value), size: 1, width, height, pitch })
+    }
+
+    /// Sets 32-bit elements of rows in stream order.
+    fn cuMemsetD2D32Async(to: u64, pitch: usize, value: u32, width: usize, height: usize, stream: Handle) {
+        fill(stream, Fill { to, value, size: 4, width, height, pitch })
     }
 }
