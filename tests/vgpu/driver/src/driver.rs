@@ -179,6 +179,8 @@ pub struct State {
     pub functions: Table<Arc<Function>>,
     /// Device allocations by address.
     pub allocations: BTreeMap<u64, Allocation>,
+    /// Variables of modules by address: their bytes.
+    pub variables: BTreeMap<u64, usize>,
     /// Pinned host memory by address.
     pub pinned: BTreeMap<usize, Pinned>,
     /// Memory pools.
@@ -235,6 +237,7 @@ impl Driver {
                 modules: Table::new(0x54),
                 functions: Table::new(0x55),
                 allocations: BTreeMap::new(),
+                variables: BTreeMap::new(),
                 pinned: BTreeMap::new(),
                 pools: Table::new(0x59),
                 used: vec![0; config.devices],

@@ -6,3 +6,15 @@
 mod basics;
 #[path = "it/child.rs"]
 mod child;
+#[path = "it/errors.rs"]
+mod errors;
+#[path = "it/graphs.rs"]
+mod graphs;
+#[path = "it/header.rs"]
+mod header;
+#[path = "it/raw.rs"]
+mod raw;
+#[path = "it/streams.rs"]
+mod streams;
+#[path = "it/symbols.rs"]
+mod symbols;

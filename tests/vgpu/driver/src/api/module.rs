@@ -140,7 +140,9 @@ pub fn load(text: &str, options: &mut Options, library: bool) -> Result<Handle> 
         max_registers: options.max_registers,
         library,
     };
-    Ok(driver().state().modules.insert(Arc::new(module)))
+    let mut st = driver().state();
+    st.variables.extend(module.image.variables());
+    Ok(st.modules.insert(Arc::new(module)))
 }
 
 /// Ends a module or a library, and its variables.
@@ -156,6 +158,9 @@ pub fn unload(module: Handle, library: bool) -> Result {
     let mut st = driver().force(st, &tail);
     let m = st.modules.remove(module)?;
     st.functions.remove_if(|f| Arc::ptr_eq(&f.module, &m));
+    for (address, _) in m.image.variables() {
+        st.variables.remove(&address);
+    }
     drop(st);
     for (address, _) in m.image.variables() {
         // Allocated when the module was loaded, and freed here alone.

@@ -34,20 +34,12 @@ impl State {
         if found.is_some_and(|(start, a)| at - start <= a.len as u64 && a.len as u64 - (at - start) >= len as u64) {
             return Ok(());
         }
-        if self.module_range(at, len) {
+        let found = self.variables.range(..=at).next_back();
+        if found.is_some_and(|(start, n)| at - start <= *n as u64 && *n as u64 - (at - start) >= len as u64) {
             return Ok(());
         }
         say(&format!("{len} bytes at {at:#x} lie in no living allocation"));
         Err(Code::INVALID_VALUE)
-    }
-
-    fn module_range(&self, at: u64, len: usize) -> bool {
-        let Some(d) = driver().device_of(at) else {
-            return false;
-        };
-        // Variables of modules have no entry in the table of allocations.
-        let used = d.memory().range_of(at);
-        used.is_some_and(|(start, n)| !self.allocations.contains_key(&start) && at - start + len as u64 <= n as u64)
     }
 }
 

@@ -72,3 +72,12 @@ pub fn inside(env: &[(&str, &str)], body: impl FnOnce()) -> Option<Ran> {
     );
     Some(ran)
 }
+
+/// Runs `body` in a child for each of twelve seeds.
+pub fn under_seeds(body: fn()) {
+    for seed in 0..12 {
+        if inside(&[("VGPU_SEED", &seed.to_string())], body).is_none() {
+            return;
+        }
+    }
+}
