@@ -9,7 +9,10 @@ pub mod comm;
 pub mod commands;
 pub mod config;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod data;
+pub mod dirs;
 pub mod error;
 pub mod generate;
 pub mod model;
@@ -17,3 +20,7 @@ pub mod optim;
 pub mod rng;
 pub mod tensor;
 pub mod train;
+
+// Tests shared with tests/ name the library as they do there.
+#[cfg(test)]
+extern crate self as ringtune;

@@ -147,110 +147,32 @@ pub fn backward(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::backend::{Device, Norms};
-    use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, thread_counts, values};
+    use crate::backend::Write;
+    use crate::cpu::testing::norms::{self, SHAPES, Types};
+    use crate::cpu::testing::{cpus, normal, thread_counts};
     use crate::tensor::DType;
-
-    /// out, dx, dw of groups of the weight's width, every step passed through `round`.
-    fn reference(x: &[f64], w: &[f64], dout: &[f64], eps: f64, round: impl Fn(f64) -> f64) -> [Vec<f64>; 3] {
-        let d = w.len();
-        let (mut out, mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; x.len()], vec![0.0; d]);
-        for g in (0..x.len()).step_by(d) {
-            let mean = round((g..g + d).fold(0.0, |s, i| round(s + round(x[i] * x[i]))) / d as f64);
-            let r = round(1.0 / round((mean + eps).sqrt()));
-            let dot = (g..g + d).fold(0.0, |s, i| {
-                round(s + round(round(dout[i] * w[i - g]) * round(x[i] * r)))
-            });
-            for i in g..g + d {
-                let normed = round(x[i] * r);
-                out[i] = round(normed * w[i - g]);
-                dx[i] = round(r * round(round(dout[i] * w[i - g]) - round(normed * round(dot / d as f64))));
-                dw[i - g] = round(dw[i - g] + round(dout[i] * normed));
-            }
-        }
-        [out, dx, dw]
-    }
-
-    fn run(dev: &Cpu, dtype: DType, n: usize, c: usize, [x, w, dout]: &[Vec<f32>; 3], write: Write) -> [Vec<f32>; 3] {
-        let d = w.len();
-        let (xt, wt, dt) = (
-            tensor(dev, n, c, dtype, x),
-            tensor(dev, 1, d, dtype, w),
-            tensor(dev, n, c, dtype, dout),
-        );
-        let mut out = dev.alloc(n, c, dtype).unwrap();
-        let mut rstd = dev.alloc(n, c / d, DType::F32).unwrap();
-        dev.rmsnorm_forward(&mut out, &mut rstd, &xt, &wt, 1e-5).unwrap();
-        let mut dx = tensor(dev, n, c, dtype, &vec![0.0; n * c]);
-        let mut dw = tensor(dev, 1, d, DType::F32, &vec![0.0; d]);
-        dev.rmsnorm_backward(&mut dx, Some(&mut dw), &dt, &xt, &wt, &rstd, write)
-            .unwrap();
-        [&out, &dx, &dw].map(|t| values(dev, t))
-    }
 
     #[test]
     fn forward_and_backward_follow_the_formula() {
         for dev in cpus() {
+            let name = format!("{:?}", dev.level());
             for dtype in [DType::F32, DType::Bf16] {
-                for (n, c, d) in [(1, 8, 8), (7, 33, 33), (130, 48, 16), (33, 576, 576)] {
-                    let inputs = [normal(1, n * c), normal(2, d), normal(3, n * c)];
-                    let [x, w, dout] = inputs.each_ref().map(|x| stored(dtype, x));
-                    let exact = reference(&x, &w, &dout, 1e-5, |x| x);
-                    let plain = reference(&x, &w, &dout, 1e-5, |x| rounded(dtype, x));
-                    for write in [Write::Set, Write::Add] {
-                        let ours = run(&dev, dtype, n, c, &inputs, write);
-                        for (i, name) in ["out", "dx", "dw"].into_iter().enumerate() {
-                            let what = format!("{:?} {dtype:?} {n}x{c}/{d} {name}", dev.level());
-                            let stored_as = if i == 2 { DType::F32 } else { dtype };
-                            assert_close(&what, &ours[i], &exact[i], &plain[i], stored_as);
-                        }
-                    }
-                }
+                norms::follow_the_formula(&dev, &name, Types::all(dtype), &SHAPES);
             }
-        }
-    }
-
-    #[test]
-    fn the_reference_gradient_is_that_of_the_reference() {
-        let (n, d) = (3, 7);
-        let [x, w, dout] = [normal(4, n * d), normal(5, d), normal(6, n * d)].map(|x| stored(DType::F32, &x));
-        let [_, dx, dw] = reference(&x, &w, &dout, 1e-5, |x| x);
-        let value = |x: &[f64], w: &[f64]| -> f64 {
-            reference(x, w, &dout, 1e-5, |x| x)[0]
-                .iter()
-                .zip(&dout)
-                .map(|(o, d)| o * d)
-                .sum()
-        };
-        let moved = |v: &[f64], i: usize, by: f64| -> Vec<f64> {
-            v.iter()
-                .enumerate()
-                .map(|(j, &x)| if i == j { x + by } else { x })
-                .collect()
-        };
-        for (i, dx) in dx.iter().enumerate() {
-            let slope = (value(&moved(&x, i, 1e-5), &w) - value(&moved(&x, i, -1e-5), &w)) / 2e-5;
-            assert!((slope - dx).abs() < 1e-7, "dx {i}: {slope} {dx}");
-        }
-        for (i, dw) in dw.iter().enumerate() {
-            let slope = (value(&x, &moved(&w, i, 1e-5)) - value(&x, &moved(&w, i, -1e-5))) / 2e-5;
-            assert!((slope - dw).abs() < 1e-7, "dw {i}: {slope} {dw}");
+            for t in Types::mixes() {
+                norms::follow_the_formula(&dev, &name, t, &SHAPES[1..3]);
+            }
         }
     }
 
     #[test]
     fn bits_depend_neither_on_threads_nor_on_the_rows_around() {
-        let (n, c) = (200, 40);
-        let inputs = [normal(7, n * c), normal(8, c), normal(9, n * c)];
         let devs = thread_counts();
-        let first = run(&devs[0], DType::Bf16, n, c, &inputs, Write::Set);
-        let cut = |x: &[f32]| x[70 * c..90 * c].to_vec();
+        let first = norms::bits_do_not_depend_on_the_rows_around(&devs[0], "one thread", 40);
+        let inputs = [normal(7, 200 * 40), normal(8, 40), normal(9, 200 * 40)];
         for dev in &devs {
-            assert_eq!(run(dev, DType::Bf16, n, c, &inputs, Write::Set), first);
-            let part = [cut(&inputs[0]), inputs[1].clone(), cut(&inputs[2])];
-            let [out, dx, _] = run(dev, DType::Bf16, 20, c, &part, Write::Set);
-            assert_eq!((out, dx), (cut(&first[0]), cut(&first[1])));
+            let again = norms::run(dev, Types::all(DType::Bf16), (200, 40), &inputs, Write::Set, 0.0);
+            assert_eq!(again, first, "{} threads", dev.threads());
         }
     }
 }

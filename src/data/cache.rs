@@ -5,15 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::data::token_file::{self, Content, TokenFile};
 use crate::error::Result;
 
-/// Where token files are kept unless a folder is named: `$RINGTUNE_CACHE`, `$XDG_CACHE_HOME/ringtune`, `~/.cache/ringtune`, or
-/// a folder beside the working directory.
-pub fn default_dir() -> PathBuf {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    var("RINGTUNE_CACHE")
-        .or_else(|| var("XDG_CACHE_HOME").map(|p| p.join("ringtune")))
-        .or_else(|| var("HOME").map(|p| p.join(".cache/ringtune")))
-        .unwrap_or_else(|| PathBuf::from(".ringtune-cache"))
-}
+/// Where token files are kept unless a folder is named.
+pub use crate::dirs::cache as default_dir;
 
 /// A key over named parts; lengths are hashed too, so no two lists of parts collide by running together.
 pub fn key(parts: &[&[u8]]) -> String {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor; a module imports from lower floors and from itself.
 const FLOORS: &[&[&str]] = &[
-    &["error", "rng"],
+    &["error", "rng", "dirs"],
     &["tensor", "backend"],
     &["cpu", "cuda", "data"],
     &["model", "comm"],

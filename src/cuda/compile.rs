@@ -1,0 +1,361 @@
+//! From a kernel's source to what a device loads: headers put in place, NVRTC, and a cache on disk that ranks may share.
+//!
+//! A cached file is named by the hash of everything that decides its bytes (source with headers, defines, architecture, options,
+//! NVRTC's version) and holds a hash of its own bytes: one that was damaged is noticed and made again. It is written under another
+//! name and renamed, so that ranks which start together see whole files; the last of them wins, with the same bytes.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::nvrtc::{Compiled, Nvrtc};
+use crate::error::{Context, Error, Result};
+
+/// A source file of `kernels/`, as it stands in the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// Path in the repository.
+    pub name: &'static str,
+    /// Its text.
+    pub text: &'static str,
+}
+
+macro_rules! sources {
+    ($($id:ident = $path:literal;)+) => {
+        $(#[doc = concat!("`", $path, "`.")]
+        pub const $id: Source = Source { name: $path, text: include_str!(concat!("../../", $path)) };)+
+    };
+}
+
+sources! {
+    CAST = "kernels/cast.cu";
+    MATMUL = "kernels/matmul.cu";
+    MATMUL_F32 = "kernels/matmul_f32.cu";
+    RMSNORM = "kernels/rmsnorm.cu";
+}
+
+mod headers {
+    use super::Source;
+
+    sources! {
+        PTX = "kernels/common/ptx.cuh";
+        REDUCE = "kernels/common/reduce.cuh";
+        TILE = "kernels/common/tile.cuh";
+        TYPES = "kernels/common/types.cuh";
+    }
+}
+
+/// What `#include` finds.
+const HEADERS: &[Source] = &[headers::PTX, headers::REDUCE, headers::TILE, headers::TYPES];
+
+/// A define: name and value; an empty value for a mere flag.
+pub type Define = (&'static str, String);
+
+/// What the image is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Machine code for `sm_` of this compute capability (major · 10 + minor).
+    Cubin(u32),
+    /// PTX for `compute_` of this one, which the driver compiles.
+    Ptx(u32),
+}
+
+impl Target {
+    /// The best target for a device of capability `cc` among what NVRTC compiles for: machine code where it knows the device, PTX of
+    /// the newest older one elsewhere.
+    ///
+    /// # Errors
+    /// If NVRTC knows nothing that runs on it, or the device is older than the kernels need.
+    pub fn for_device(cc: u32, nvrtc: &Nvrtc) -> Result<Self> {
+        if cc < 80 {
+            return Err(Error::new(format!(
+                "cuda: the device has compute capability {}.{}, the kernels need 8.0 or newer (Ampere)",
+                cc / 10,
+                cc % 10
+            )));
+        }
+        if nvrtc.archs().contains(&cc) {
+            return Ok(Self::Cubin(cc));
+        }
+        match nvrtc
+            .archs()
+            .iter()
+            .copied()
+            .filter(|&a| a < cc)
+            .max()
+            .filter(|&a| a >= 80)
+        {
+            Some(older) => Ok(Self::Ptx(older)),
+            None => Err(Error::new(format!(
+                "cuda: {}: NVRTC {}.{} compiles for nothing that runs on compute capability {}.{}; name a newer one with RINGTUNE_NVRTC",
+                nvrtc.path().display(),
+                nvrtc.version().0,
+                nvrtc.version().1,
+                cc / 10,
+                cc % 10
+            ))),
+        }
+    }
+
+    /// PTX of the same capability.
+    pub fn ptx(self) -> Self {
+        match self {
+            Self::Cubin(cc) | Self::Ptx(cc) => Self::Ptx(cc),
+        }
+    }
+}
+
+/// NVRTC's word for it. Hopper's own instructions exist in `sm_90a` alone.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cubin(cc) => write!(f, "sm_{cc}{}", if *cc == 90 { "a" } else { "" }),
+            Self::Ptx(cc) => write!(f, "compute_{cc}"),
+        }
+    }
+}
+
+/// The text that NVRTC gets: each `#include "…"` replaced by the header, once, with `#line` so that messages name the real place.
+///
+/// # Errors
+/// If a header is not among those of the program.
+pub fn inlined(source: &Source) -> Result<String> {
+    let mut text = String::new();
+    inline_into(&mut text, source, &mut BTreeSet::new())?;
+    Ok(text)
+}
+
+fn inline_into(out: &mut String, source: &Source, seen: &mut BTreeSet<&'static str>) -> Result<()> {
+    use fmt::Write;
+    seen.insert(source.name);
+    let _ = writeln!(out, "#line 1 \"{}\"", source.name);
+    for (i, line) in source.text.lines().enumerate() {
+        let Some(name) = line.strip_prefix("#include \"").and_then(|l| l.strip_suffix('"')) else {
+            // Each header is put in once, and `#pragma once` means nothing inside one file.
+            out.push_str(if line.trim() == "#pragma once" { "" } else { line });
+            out.push('\n');
+            continue;
+        };
+        // A header is named from kernels/ or from beside its includer.
+        let header = HEADERS
+            .iter()
+            .find(|h| h.name.rsplit('/').next() == name.rsplit('/').next())
+            .ok_or_else(|| Error::new(format!("{}: line {}: there is no header {name}", source.name, i + 1)))?;
+        if !seen.contains(header.name) {
+            inline_into(out, header, seen)?;
+        }
+        let _ = writeln!(out, "#line {} \"{}\"", i + 2, source.name);
+    }
+    Ok(())
+}
+
+/// `kernels/matmul.cu [ALIGNED=1 …]`: how messages name a compilation.
+pub fn label(source: &Source, defines: &[Define]) -> String {
+    let words: Vec<String> = defines
+        .iter()
+        .map(|(n, v)| if v.is_empty() { (*n).into() } else { format!("{n}={v}") })
+        .collect();
+    format!("{} [{}]", source.name, words.join(" "))
+}
+
+fn options(target: Target, defines: &[Define]) -> Vec<String> {
+    let mut options = vec![
+        format!("--gpu-architecture={target}"),
+        "--std=c++17".into(),
+        // Lines for profilers, sanitizers and the emulator; the code is the same.
+        "--generate-line-info".into(),
+    ];
+    if let Target::Cubin(_) = target {
+        // Registers, spills and shared memory in the log.
+        options.push("--ptxas-options=-v".into());
+    }
+    options.extend(defines.iter().map(|(n, v)| {
+        if v.is_empty() {
+            format!("--define-macro={n}")
+        } else {
+            format!("--define-macro={n}={v}")
+        }
+    }));
+    options
+}
+
+/// Compiles without looking into the cache.
+///
+/// # Errors
+/// NVRTC's log as it is, under the name of the file and its defines.
+pub fn compile(nvrtc: &Nvrtc, source: &Source, defines: &[Define], target: Target) -> Result<Compiled> {
+    nvrtc
+        .compile(source.name, &inlined(source)?, &options(target, defines))
+        .map_err(|log| Error::new(format!("{} for {target}: NVRTC:\n{log}", label(source, defines))))
+}
+
+/// Compiles for one target and keeps what it made.
+pub struct Compiler {
+    nvrtc: &'static Nvrtc,
+    target: Target,
+    /// `None`: nothing is kept.
+    cache: Option<PathBuf>,
+    dump: Option<PathBuf>,
+}
+
+impl Compiler {
+    /// A compiler for `target` with its cache in `cache/kernels`. PTX is also written into the folder that `RINGTUNE_DUMP_PTX` names.
+    pub fn new(nvrtc: &'static Nvrtc, target: Target, cache: Option<&Path>) -> Self {
+        Self {
+            nvrtc,
+            target,
+            cache: cache.map(|c| c.join("kernels")),
+            dump: std::env::var_os("RINGTUNE_DUMP_PTX")
+                .filter(|d| !d.is_empty())
+                .map(PathBuf::from),
+        }
+    }
+
+    /// What it compiles for.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// The same for another target.
+    pub fn with_target(&self, target: Target) -> Self {
+        Self {
+            target,
+            cache: self.cache.clone(),
+            dump: self.dump.clone(),
+            ..*self
+        }
+    }
+
+    /// The image of a source with its defines: machine code, or PTX text ending with a zero byte.
+    ///
+    /// # Errors
+    /// If the source does not compile. A cache that cannot be written only costs time, and is passed over.
+    pub fn image(&self, source: &Source, defines: &[Define]) -> Result<Vec<u8>> {
+        let key = self.key(source, defines)?;
+        let file = self.cache.as_ref().map(|dir| dir.join(format!("{key}.image")));
+        // A dump needs the text, which an image of machine code does not hold.
+        let cached = file.as_deref().filter(|_| self.dump.is_none()).and_then(read_checked);
+        if let Some(image) = cached {
+            return Ok(image);
+        }
+        let compiled = compile(self.nvrtc, source, defines, self.target)?;
+        if let Some(dir) = &self.dump {
+            let name = source.name.rsplit('/').next().unwrap_or(source.name);
+            let path = dir.join(format!("{name}.{}.{}.ptx", self.target, &key[..12]));
+            let header = format!("// {}\n", label(source, defines));
+            fs::create_dir_all(dir)
+                .and_then(|()| fs::write(&path, [header.as_bytes(), &compiled.ptx].concat()))
+                .context(|| format!("RINGTUNE_DUMP_PTX: {}", path.display()))?;
+        }
+        let image = match self.target {
+            Target::Cubin(_) => compiled.cubin,
+            Target::Ptx(_) => [compiled.ptx, vec![0]].concat(),
+        };
+        if let Some(file) = file {
+            // Without a cache the next start compiles again.
+            let _ = write_checked(&file, &image);
+        }
+        Ok(image)
+    }
+
+    fn key(&self, source: &Source, defines: &[Define]) -> Result<String> {
+        let mut h = blake3::Hasher::new();
+        let mut part = |bytes: &[u8]| {
+            h.update(&(bytes.len() as u64).to_le_bytes());
+            h.update(bytes);
+        };
+        part(inlined(source)?.as_bytes());
+        options(self.target, defines).iter().for_each(|o| part(o.as_bytes()));
+        let (major, minor) = self.nvrtc.version();
+        part(format!("{major}.{minor} {}", self.nvrtc.path().display()).as_bytes());
+        Ok(h.finalize().to_hex()[..32].to_string())
+    }
+}
+
+/// First bytes of a cached image; what follows is the hash of the rest, then the rest.
+const MAGIC: &[u8; 8] = b"rtkern01";
+
+/// The image in a file; `None` where there is none or it is damaged.
+fn read_checked(file: &Path) -> Option<Vec<u8>> {
+    let bytes = fs::read(file).ok()?;
+    let (hash, image) = bytes.strip_prefix(MAGIC)?.split_at_checked(32)?;
+    (blake3::hash(image).as_bytes() == hash).then(|| image.to_vec())
+}
+
+fn write_checked(file: &Path, image: &[u8]) -> std::io::Result<()> {
+    let dir = file.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(dir)?;
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = dir.join(format!(".{name}.{}", std::process::id()));
+    let bytes = [MAGIC, blake3::hash(image).as_bytes().as_slice(), image].concat();
+    fs::write(&temporary, bytes)?;
+    fs::rename(&temporary, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_put_in_once_and_lines_keep_their_names() {
+        let text = inlined(&MATMUL).unwrap();
+        assert!(text.starts_with("#line 1 \"kernels/matmul.cu\"\n"));
+        assert_eq!(text.matches("#line 1 \"kernels/common/ptx.cuh\"").count(), 1);
+        assert!(!text.contains("#include") && !text.contains("#pragma once"));
+        // The line after an include has the number it has in the file.
+        let at = MATMUL
+            .text
+            .lines()
+            .position(|l| l.contains("constexpr int THREADS"))
+            .unwrap();
+        let before: Vec<&str> = text
+            .lines()
+            .take_while(|l| !l.contains("constexpr int THREADS"))
+            .collect();
+        let marker = before.iter().rposition(|l| l.starts_with("#line")).unwrap();
+        let n: usize = before[marker].split(' ').nth(1).unwrap().parse().unwrap();
+        assert_eq!(n + before.len() - marker - 1, at + 1);
+        let bad = Source {
+            name: "kernels/x.cu",
+            text: "\n#include \"common/none.cuh\"",
+        };
+        assert_eq!(
+            inlined(&bad).unwrap_err().to_string(),
+            "kernels/x.cu: line 2: there is no header common/none.cuh"
+        );
+    }
+
+    #[test]
+    fn a_damaged_image_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("sub/a.image");
+        write_checked(&file, b"image").unwrap();
+        assert_eq!(read_checked(&file).unwrap(), b"image");
+        let good = fs::read(&file).unwrap();
+        for cut in [0, 7, 39, good.len() - 1] {
+            fs::write(&file, &good[..cut]).unwrap();
+            assert_eq!(read_checked(&file), None, "{cut} bytes");
+        }
+        let mut flipped = good.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        fs::write(&file, flipped).unwrap();
+        assert_eq!(read_checked(&file), None);
+        assert_eq!(
+            fs::read_dir(dir.path().join("sub")).unwrap().count(),
+            1,
+            "no temporary file stays"
+        );
+    }
+
+    #[test]
+    fn targets_have_nvrtcs_names() {
+        assert_eq!(Target::Cubin(90).to_string(), "sm_90a");
+        assert_eq!(Target::Cubin(80).to_string(), "sm_80");
+        assert_eq!(Target::Cubin(120).ptx().to_string(), "compute_120");
+        assert_eq!(
+            label(&CAST, &[("SRC_T", "float".into()), ("FLAG", String::new())]),
+            "kernels/cast.cu [SRC_T=float FLAG]"
+        );
+    }
+}

@@ -1,0 +1,139 @@
+//! One launch: arguments held to the kernel's list, then the only call that runs code on the device.
+
+use cudarc::driver::{LaunchConfig, PushKernelArg};
+
+use super::context::{Cuda, CudaBuf};
+use super::error::DriverResult;
+use super::kernels::{Kernel, Param};
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
+
+/// A launch being put together. It borrows its tensors until it is queued, so that a destination is never also a source.
+pub struct Launch<'a> {
+    dev: &'a Cuda,
+    kernel: &'a Kernel,
+    blocks: usize,
+    shared: usize,
+    /// The bits of each argument; the low bytes of narrow ones.
+    args: Vec<u64>,
+    given: Vec<Param>,
+    /// Borrowed until the launch.
+    tensors: Vec<Borrowed<'a>>,
+}
+
+/// A tensor of a launch; only its borrow matters.
+enum Borrowed<'a> {
+    Read(&'a Tensor<Cuda>),
+    Written(&'a Tensor<Cuda>),
+}
+
+impl<'a> Launch<'a> {
+    /// A launch of `blocks` blocks in one dimension, with `shared` bytes of dynamic shared memory.
+    pub fn new(dev: &'a Cuda, kernel: &'a Kernel, blocks: usize, shared: usize) -> Self {
+        Self {
+            dev,
+            kernel,
+            blocks,
+            shared,
+            args: Vec::new(),
+            given: Vec::new(),
+            tensors: Vec::new(),
+        }
+    }
+
+    fn push(mut self, param: Param, bits: u64) -> Self {
+        self.given.push(param);
+        self.args.push(bits);
+        self
+    }
+
+    /// A tensor that the kernel writes, or reads and writes.
+    pub fn write(mut self, t: &'a mut Tensor<Cuda>) -> Self {
+        let address = self.dev.address(&t.buf);
+        self.tensors.push(Borrowed::Written(t));
+        self.push(Param::Out, address)
+    }
+
+    /// A destination that this launch does not use.
+    pub fn no_write(self) -> Self {
+        self.push(Param::Out, 0)
+    }
+
+    /// A tensor that the kernel reads.
+    pub fn read(mut self, t: &'a Tensor<Cuda>) -> Self {
+        self.tensors.push(Borrowed::Read(t));
+        let address = self.dev.address(&t.buf);
+        self.push(Param::In, address)
+    }
+
+    /// A count or index.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    pub fn u32(self, x: usize) -> Self {
+        let x = u32::try_from(x).unwrap_or_else(|_| panic!("{}: {x} does not fit 32 bits", self.kernel.entry));
+        self.push(Param::U32, u64::from(x))
+    }
+
+    /// Yes as 1, no as 0.
+    pub fn flag(self, on: bool) -> Self {
+        self.push(Param::U32, u64::from(on))
+    }
+
+    /// A large count or stride.
+    pub fn u64(self, x: usize) -> Self {
+        self.push(Param::U64, x as u64)
+    }
+
+    /// A factor.
+    pub fn f32(self, x: f32) -> Self {
+        self.push(Param::F32, u64::from(x.to_bits()))
+    }
+
+    /// Queues it on the device's stream. Without blocks there is nothing to do.
+    ///
+    /// # Errors
+    /// If the kernel does not compile or load, or the driver refuses the launch.
+    ///
+    /// # Panics
+    /// If the arguments differ from the kernel's list.
+    pub fn run(self) -> Result<()> {
+        let Kernel {
+            entry, params, threads, ..
+        } = *self.kernel;
+        assert_eq!(self.given, params, "{entry}: parameters of the launch");
+        for t in &self.tensors {
+            let (Borrowed::Read(t) | Borrowed::Written(t)) = t;
+            assert!(
+                t.dtype() == DType::I32 || self.dev.address(&t.buf).is_multiple_of(CudaBuf::ALIGNMENT),
+                "{entry}: alignment"
+            );
+        }
+        if self.blocks == 0 {
+            return Ok(());
+        }
+        let blocks = u32::try_from(self.blocks).ok().filter(|&b| b <= i32::MAX as u32);
+        let blocks = blocks.unwrap_or_else(|| panic!("{entry}: {} blocks, more than a grid holds", self.blocks));
+        let function = self.dev.function(self.kernel, self.shared)?;
+        let mut builder = self.dev.stream().launch_builder(&function);
+        for bits in &self.args {
+            builder.arg(bits);
+        }
+        let config = LaunchConfig {
+            grid_dim: (blocks, 1, 1),
+            block_dim: (threads as u32, 1, 1),
+            shared_mem_bytes: self.shared as u32,
+        };
+        // SAFETY: the arguments have the kinds and order of the kernel's list (asserted above), which a test compares with the
+        // compiled entry. Buffers hold what the caller of `Launch` checked: shapes and types of its tensors. Buffers are freed in
+        // stream order, after this launch.
+        let launched = unsafe { builder.launch(config) };
+        launched.doing(|| {
+            format!(
+                "launching {entry} with {blocks} blocks of {threads} threads and {} bytes of shared memory",
+                self.shared
+            )
+        })?;
+        Ok(())
+    }
+}

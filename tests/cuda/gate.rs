@@ -1,0 +1,210 @@
+//! Every kernel in every configuration, held to what ptxas says of it, without a GPU: no register is spilled, shared memory is within
+//! the architecture's limit, parameters are those of the table, and the emulator reads its PTX.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use ringtune::cuda::compile::{Target, compile, label};
+use ringtune::cuda::kernels::{self, Kernel, Param};
+
+use crate::skip::nvrtc;
+
+/// What ptxas reports of one entry.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Report {
+    registers: usize,
+    /// Bytes of spill stores and loads.
+    spills: usize,
+    stack: usize,
+    /// Static shared memory in bytes.
+    shared: usize,
+}
+
+/// The number before a word.
+fn before(line: &str, words: &str) -> Option<usize> {
+    line.split(words)
+        .next()
+        .filter(|head| head.len() < line.len())?
+        .trim_end()
+        .rsplit([' ', ','])
+        .next()?
+        .parse()
+        .ok()
+}
+
+fn reports(log: &str) -> BTreeMap<String, Report> {
+    let mut all = BTreeMap::new();
+    let mut entry = String::new();
+    for line in log.lines() {
+        if let Some(name) = line.split("Compiling entry function '").nth(1) {
+            entry = name.split('\'').next().unwrap().to_string();
+            all.insert(entry.clone(), Report::default());
+            continue;
+        }
+        let Some(report) = all.get_mut(&entry) else { continue };
+        if let Some(n) = before(line, " bytes stack frame") {
+            report.stack = n;
+        }
+        if let (Some(stores), Some(loads)) = (before(line, " bytes spill stores"), before(line, " bytes spill loads")) {
+            report.spills = stores + loads;
+        }
+        if let Some(n) = before(line, " registers") {
+            report.registers = n;
+        }
+        if let Some(n) = before(line, " bytes smem") {
+            report.shared = n;
+        }
+    }
+    all
+}
+
+#[test]
+fn a_report_of_ptxas_is_read() {
+    let log = "ptxas info    : 4 bytes gmem, 8 bytes cmem[4]\nptxas info    : Compiling entry function 'f' for 'sm_80'\n\
+        ptxas info    : Function properties for f\nptxas         .     24 bytes stack frame, 20 bytes spill stores, 16 bytes spill loads\n\
+        ptxas info    : Used 255 registers, used 1 barriers, 32 bytes smem, 408 bytes cmem[0]\n";
+    let expected = Report {
+        registers: 255,
+        spills: 36,
+        stack: 24,
+        shared: 32,
+    };
+    assert_eq!(reports(log)["f"], expected);
+}
+
+/// Kinds of the parameters of an entry in PTX, pointers told from integers by nothing but their width.
+fn ptx_params(ptx: &str, entry: &str) -> Vec<&'static str> {
+    let head = ptx
+        .split(&format!(".entry {entry}("))
+        .nth(1)
+        .unwrap_or_else(|| panic!("no entry {entry}"));
+    let list = head.split(')').next().unwrap();
+    let kinds = list.lines().filter_map(|l| l.trim().strip_prefix(".param "));
+    kinds
+        .map(|l| match l.split_whitespace().next().unwrap() {
+            ".u64" | ".b64" => "64",
+            ".u32" | ".b32" => "32",
+            ".f32" => "f32",
+            other => panic!("{entry}: parameter {other}"),
+        })
+        .collect()
+}
+
+fn table_params(kernel: &Kernel) -> Vec<&'static str> {
+    let kind = |p: &Param| match p {
+        Param::In | Param::Out | Param::U64 => "64",
+        Param::U32 => "32",
+        Param::F32 => "f32",
+    };
+    kernel.params.iter().map(kind).collect()
+}
+
+/// Compiles the configurations of one architecture for it, checks each, and writes a row of the table of kernels/README.md for each
+/// into the folder of test files.
+fn check_arch(cc: u32, shared_limit: usize) {
+    let Some(nvrtc) = nvrtc() else { return };
+    if !nvrtc.archs().contains(&cc) {
+        crate::skip::skipped(&format!("NVRTC {:?} does not compile for {cc}", nvrtc.version()));
+        return;
+    }
+    let target = Target::Cubin(cc);
+    let mut wrong = Vec::new();
+    let mut rows = BTreeMap::new();
+    // Entries of one module are compiled together.
+    let mut logs: BTreeMap<String, BTreeMap<String, Report>> = BTreeMap::new();
+    for (kernel, dynamic) in kernels::all(cc) {
+        let name = label(&kernel.source, &kernel.defines);
+        let all = logs.entry(name.clone()).or_insert_with(|| {
+            let compiled = compile(nvrtc, &kernel.source, &kernel.defines, target).unwrap();
+            let ptx = String::from_utf8_lossy(&compiled.ptx).into_owned();
+            assert_eq!(
+                ptx_params(&ptx, kernel.entry),
+                table_params(&kernel),
+                "{name}: {} in the table",
+                kernel.entry
+            );
+            reports(&compiled.log)
+        });
+        let Some(report) = all.get(kernel.entry) else {
+            panic!("{name}: ptxas reports nothing of {}", kernel.entry)
+        };
+        let shared = report.shared + dynamic;
+        if report.spills > 0 || report.stack > 0 || shared > shared_limit {
+            wrong.push(format!(
+                "{name} {}: {report:?}, {shared} bytes of shared memory",
+                kernel.entry
+            ));
+        }
+        // 64 K registers a multiprocessor, given to warps in units of 256.
+        let warps = kernel.threads.div_ceil(32);
+        if (report.registers * 32).next_multiple_of(256) * warps > 65_536 {
+            wrong.push(format!(
+                "{name}: {} registers for {} threads",
+                report.registers, kernel.threads
+            ));
+        }
+        rows.insert(format!("{} {name}", kernel.entry), (report.clone(), shared));
+    }
+    assert!(rows.len() > 50, "only {} configurations", rows.len());
+    assert!(wrong.is_empty(), "{target}:\n{}", wrong.join("\n"));
+    let mut table = String::new();
+    for (name, (r, shared)) in rows {
+        let _ = writeln!(
+            table,
+            "| {target} | {name} | {} | {shared} | {} |",
+            r.registers, r.spills
+        );
+    }
+    std::fs::write(format!("{}/kernels_{target}.md", env!("CARGO_TARGET_TMPDIR")), table).unwrap();
+}
+
+#[test]
+fn no_configuration_spills_on_sm_80() {
+    check_arch(80, 163 * 1024);
+}
+
+#[test]
+fn no_configuration_spills_on_sm_90a() {
+    check_arch(90, 227 * 1024);
+}
+
+#[test]
+fn no_configuration_spills_on_sm_120() {
+    check_arch(120, 99 * 1024);
+}
+
+/// What the emulator runs: PTX for compute_80. It refuses at loading what it does not know.
+#[test]
+fn the_emulator_reads_every_configuration() {
+    let Some(nvrtc) = nvrtc() else { return };
+    for cc in [80, 120] {
+        for (kernel, _) in kernels::all(cc) {
+            let name = label(&kernel.source, &kernel.defines);
+            let compiled = compile(nvrtc, &kernel.source, &kernel.defines, Target::Ptx(80)).unwrap();
+            let text = String::from_utf8(compiled.ptx).unwrap();
+            let mut memory = vgpu::Memory::new();
+            let module = vgpu::Module::load(&text, &mut memory).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(module.kernel(kernel.entry).is_ok(), "{name}: {}", kernel.entry);
+        }
+    }
+}
+
+/// A mistake in a kernel is shown with its file, its line and the defines, as NVRTC words it.
+#[test]
+fn a_source_that_does_not_compile_is_shown_where_it_stands() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let mut kernel = kernels::cast(ringtune::tensor::DType::F32, ringtune::tensor::DType::Bf16);
+    kernel.defines[0].1 = "no_such_type".into();
+    let e = compile(nvrtc, &kernel.source, &kernel.defines, Target::Ptx(80))
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        e.starts_with("kernels/cast.cu [DST_T=no_such_type SRC_T=bf16] for compute_80: NVRTC:\n"),
+        "{e}"
+    );
+    assert!(
+        e.contains("kernels/cast.cu(13)") && e.contains("no_such_type") && !e.contains("\\n"),
+        "{e}"
+    );
+}

@@ -1,0 +1,46 @@
+//! What a test needs of the machine, or a visible line that it was skipped and why.
+
+use std::io::Write;
+
+use ringtune::cuda::nvrtc::Nvrtc;
+use ringtune::cuda::{Cuda, device_library};
+
+/// Says that a test is skipped: on stderr, and in the file that `RINGTUNE_SKIP_LOG` names, from which `make test` counts.
+///
+/// # Panics
+/// With `RINGTUNE_NO_SKIP=1`.
+pub fn skipped(reason: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_string();
+    let line = format!("skipped: cuda {name}: {reason}");
+    assert!(
+        !std::env::var("RINGTUNE_NO_SKIP").is_ok_and(|v| v == "1"),
+        "RINGTUNE_NO_SKIP=1 and {line}"
+    );
+    eprintln!("{line}");
+    if let Some(path) = std::env::var_os("RINGTUNE_SKIP_LOG") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let _ = file.unwrap().write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+/// NVRTC, or `None` after a line.
+pub fn nvrtc() -> Option<&'static Nvrtc> {
+    Nvrtc::get().map_err(|e| skipped(&e.to_string())).ok()
+}
+
+/// Device 0, or `None` after a line. Its compiled kernels are kept beside the test programs.
+pub fn device() -> Option<Cuda> {
+    if let Err(e) = device_library::require() {
+        skipped(&e.to_string());
+        return None;
+    }
+    nvrtc()?;
+    match Cuda::count().unwrap() {
+        0 => {
+            skipped("the driver sees no GPU");
+            None
+        }
+        // From here on a failure is one.
+        _ => Some(Cuda::with_cache(0, Some(env!("CARGO_TARGET_TMPDIR").as_ref())).unwrap()),
+    }
+}
