@@ -3,34 +3,41 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 CARGO ?= cargo
 OUT ?= demo_out
+CMD ?= target/release/ringtune doctor
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build test lint bench demo install clean-demo
+.PHONY: help bootstrap tools build test lint bench demo install vgpu clean-demo
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-bootstrap: ## install what the build needs, only where it is missing
+bootstrap: tools ## install what the build and the tests need, only where it is missing
+	@scripts/nvrtc.sh
+
+tools:
 	@scripts/bootstrap.sh
 
-build: bootstrap ## build the program: target/release/ringtune
+build: tools ## build the program: target/release/ringtune
 	$(CARGO) build --release
 
 test: bootstrap ## format, lints, every test, documentation: what CI runs
 	@scripts/test.sh
 
-lint: bootstrap ## format and lints alone
+lint: tools ## format and lints alone
 	@scripts/test.sh lint
 
-bench: bootstrap ## time the kernels and whole training steps on this machine; results are checked first
+bench: tools ## time the kernels and whole training steps on this machine; results are checked first
 	$(CARGO) bench --bench kernels
 	$(CARGO) bench --bench step
 
 demo: build ## the whole job on real text: pretrain, fine-tune, evaluate, generate, merge (OUT=folder)
 	@scripts/demo.sh "$(OUT)"
 
+vgpu: build ## run a command on the emulated GPU of tests/vgpu (CMD="target/release/ringtune doctor")
+	@scripts/vgpu.sh $(CMD)
+
 clean-demo: ## forget what the demo wrote, so that it starts from nothing
 	rm -rf "$(OUT)"
 
-install: bootstrap ## install the program into ~/.cargo/bin
+install: tools ## install the program into ~/.cargo/bin
 	$(CARGO) install --path . --locked

@@ -54,6 +54,7 @@ pub fn command() -> Clap {
         .subcommand(commands::eval::command())
         .subcommand(commands::generate::command())
         .subcommand(commands::merge::command())
+        .subcommand(commands::doctor::command())
 }
 
 /// The flags of both trainings, and those of looking.
@@ -366,6 +367,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         "eval" => commands::eval::run(m),
         "generate" => commands::generate::run(m),
         "merge" => commands::merge::run(m),
+        "doctor" => commands::doctor::run(m),
         "parity" => {
             let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").clone();
             let dtype = match m.get_one::<String>("mixed_precision").map(String::as_str) {

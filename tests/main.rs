@@ -9,6 +9,9 @@ mod check;
 mod checkpoint;
 #[path = "it/crash.rs"]
 mod crash;
+#[cfg(feature = "cuda")]
+#[path = "it/doctor.rs"]
+mod doctor;
 #[path = "it/eval.rs"]
 mod eval;
 #[path = "it/floors.rs"]

@@ -5,8 +5,7 @@
 #[path = "../common/close.rs"]
 mod close;
 mod device;
-
-
+mod doctor;
 mod gate;
 mod matmul;
 mod norm;
