@@ -17,6 +17,7 @@ pub const FILL: u8 = 0xff;
 pub struct Memory {
     blocks: Vec<Region>,
     freed: BTreeMap<u64, u64>,
+    reserved: BTreeMap<u64, u64>,
     next: u64,
     used: u64,
 }
@@ -45,15 +46,33 @@ impl Memory {
 
     /// Allocates `bytes` (256-byte aligned address); contents are undefined until written.
     pub fn alloc(&mut self, bytes: usize) -> Result<u64> {
+        let start = self.reserve(bytes)?;
+        self.commit(start)?;
+        Ok(start)
+    }
+
+    /// Gives out the address of an allocation that [`Memory::commit`] makes later; until then every access is an error.
+    pub fn reserve(&mut self, bytes: usize) -> Result<u64> {
         if bytes == 0 || bytes as u64 > 1 << 40 {
             return Err(Error::Invalid(format!("allocation of {bytes} bytes")));
         }
         let start = self.next.max(BASE);
         // Addresses are never used again, so that a stale pointer can always be named.
         self.next = (start + bytes as u64 + 2 * RED_ZONE).next_multiple_of(256);
-        self.used += bytes as u64;
-        self.blocks.push(Region::new(start, bytes as u64));
+        self.reserved.insert(start, bytes as u64);
         Ok(start)
+    }
+
+    /// Makes a reserved allocation, or one that was freed again at its old address; contents are undefined until written.
+    pub fn commit(&mut self, address: u64) -> Result<()> {
+        let known = self.reserved.remove(&address).or_else(|| self.freed.remove(&address));
+        let (Some(len), Err(i)) = (known, self.blocks.binary_search_by_key(&address, |b| b.start)) else {
+            let m = format!("{address:#x} is no address that was reserved or freed");
+            return Err(Error::Invalid(m));
+        };
+        self.used += len;
+        self.blocks.insert(i, Region::new(address, len));
+        Ok(())
     }
 
     /// Frees an allocation by its first address.
@@ -104,6 +123,14 @@ impl Memory {
                 address - s
             );
             return (FaultKind::UseAfterFree, m);
+        }
+        let early = self.reserved.range(..=address).next_back();
+        if let Some((s, n)) = early.filter(|(s, n)| address - **s < **n) {
+            let m = format!(
+                "{len} bytes at {address:#x}, {} bytes into memory of {n} bytes whose allocation has not happened yet",
+                address - s
+            );
+            return (FaultKind::OutOfBounds, m);
         }
         let near = self
             .blocks
@@ -198,15 +225,20 @@ impl Memory {
 
     /// Copies within the device; what was never written stays so at the destination. The ranges may overlap.
     pub fn copy(&self, to: u64, from: u64, len: usize) -> Result<()> {
+        self.copy_from(to, self, from, len)
+    }
+
+    /// As [`Memory::copy`], from the memory of another device.
+    pub fn copy_from(&self, to: u64, other: &Memory, from: u64, len: usize) -> Result<()> {
         if len == 0 {
             return Ok(());
         }
-        let (a, at) = self.host_range(from, len)?;
+        let (a, at) = other.host_range(from, len)?;
         let (b, bt) = self.host_range(to, len)?;
         let whole = a.all_written(at as u64, len as u64);
         if whole {
             let mut bytes = vec![0; len];
-            self.read(from, &mut bytes)?;
+            other.read(from, &mut bytes)?;
             return self.write(to, &bytes);
         }
         let data: Vec<(u64, bool)> = (at..at + len)

@@ -105,8 +105,22 @@ pub struct Allocation {
     pub device: usize,
     /// Made in stream order, from this pool.
     pub pool: Option<Handle>,
-    /// Made in stream order.
-    pub ordered: bool,
+    /// How it came to be.
+    pub origin: Origin,
+}
+
+/// How an allocation came to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// At once.
+    Call,
+    /// In stream order, by this operation.
+    Stream(OpId),
+    /// By a node of a graph; `live` from its launch to its free.
+    Graph {
+        /// Whether it is allocated in the order of calls.
+        live: bool,
+    },
 }
 
 /// Pinned host memory.
@@ -259,6 +273,14 @@ impl Driver {
     pub fn device_of(&self, address: u64) -> Option<&Device> {
         let at = address.checked_sub(vgpu::memory::BASE)?;
         self.devices.get(usize::try_from(at / DEVICE_STRIDE).ok()?)
+    }
+
+    /// Starts an allocation whose address was given out before.
+    pub fn commit(&self, address: u64) -> vgpu::Result<()> {
+        match self.device_of(address) {
+            Some(d) => d.change(|m| m.commit(address)),
+            None => Err(vgpu::Error::Invalid(format!("{address:#x} is no address of a device"))),
+        }
     }
 
     /// Ends an allocation in the memory of its device.

@@ -74,7 +74,7 @@ impl Driver {
         let failed = st.contexts.get(context).map_or(true, |c| c.error.is_some());
         drop(st);
         let ran = match op {
-            Op::Free(_) | Op::Record(_) => op.run(self, forced),
+            Op::Commit(_) | Op::Free(_) | Op::Record(_) => op.run(self, forced),
             _ if failed => Ran::Done,
             _ => op.run(self, forced),
         };

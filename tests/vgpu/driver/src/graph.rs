@@ -5,8 +5,9 @@
 use std::collections::BTreeSet;
 use std::thread::ThreadId;
 
+use crate::api::memory::set_live;
 use crate::code::{Code, Result};
-use crate::driver::{Recorded, State};
+use crate::driver::{Origin, Recorded, State};
 use crate::ffi::Handle;
 use crate::op::Op;
 use crate::queue::OpId;
@@ -316,6 +317,33 @@ impl State {
         }
     }
 
+    /// Notes what a launch does to the allocations of its graph. Gives those that an earlier launch left and this one has to free
+    /// first; without the flag for that, they are an error.
+    fn graph_memory(&mut self, exec: Handle) -> Result<Vec<u64>> {
+        let e = self.executables.get(exec)?;
+        let of = |f: fn(&Op) -> Option<u64>| e.nodes.iter().filter_map(|n| f(&n.op)).collect::<Vec<u64>>();
+        let made = of(|op| if let Op::Commit(a) = op { Some(*a) } else { None });
+        let freed = of(|op| if let Op::Free(a) = op { Some(*a) } else { None });
+        let auto_free = e.auto_free;
+        let live = |a: &&u64| {
+            self.allocations
+                .get(a)
+                .is_some_and(|x| x.origin == Origin::Graph { live: true })
+        };
+        let left: Vec<u64> = made.iter().filter(live).copied().collect();
+        if !left.is_empty() && !auto_free {
+            say("launch of a graph whose allocations of an earlier launch were not freed");
+            return Err(Code::INVALID_VALUE);
+        }
+        for address in made {
+            set_live(self, address, !freed.contains(&address))?;
+        }
+        for address in freed {
+            set_live(self, address, false)?;
+        }
+        Ok(left)
+    }
+
     /// Queues every node of an executable on a stream, or records them when the stream is capturing.
     pub fn launch_graph(&mut self, exec: Handle, stream: Handle) -> Result {
         let e = self.executables.get(exec)?;
@@ -346,8 +374,15 @@ impl State {
             return Ok(());
         }
         self.no_implicit(stream)?;
+        let left = self.graph_memory(exec)?;
         let mut before = self.edges(stream)?;
         before.extend(last);
+        for address in left {
+            let id = self
+                .queue
+                .push(Op::Free(address), stream, context, before.iter().copied());
+            before = vec![id];
+        }
         let mut ids: Vec<OpId> = Vec::with_capacity(nodes.len());
         for n in &nodes {
             let deps: Vec<OpId> = if n.deps.is_empty() {

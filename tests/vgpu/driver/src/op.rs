@@ -109,6 +109,8 @@ pub enum Op {
     Host(unsafe extern "C" fn(*mut c_void), usize),
     /// A host function that is told the stream and its status.
     Callback(unsafe extern "C" fn(Handle, Code, *mut c_void), Handle, usize),
+    /// The start of an allocation in stream order.
+    Commit(u64),
     /// The end of an allocation.
     Free(u64),
     /// Another library's.
@@ -153,6 +155,7 @@ impl Op {
             Op::Copy(_) => "copy",
             Op::Fill(_) => "memset",
             Op::Host(..) | Op::Callback(..) => "host function",
+            Op::Commit(_) => "allocation",
             Op::Free(_) => "free",
             Op::External(x) => &x.name,
         }
@@ -189,6 +192,10 @@ impl Op {
                 IN_HOST_FUNCTION.set(false);
                 Ran::Done
             }
+            Op::Commit(address) => match driver.commit(*address) {
+                Ok(()) => Ran::Done,
+                Err(e) => failed(e, "allocation"),
+            },
             Op::Free(address) => match driver.release(*address) {
                 Ok(()) => Ran::Done,
                 Err(e) => failed(e, "free"),
@@ -230,7 +237,7 @@ fn nowhere(address: u64, len: usize) -> Error {
 fn copy(driver: &Driver, c: &Copy) -> vgpu::Result<()> {
     for row in 0..c.height {
         let (to_offset, from_offset) = (row * c.to_pitch, row * c.from_pitch);
-        // Within one device what was never written stays so.
+        // Between devices, too, what was never written stays so.
         if let (Place::Device(to), Place::Device(from)) = (&c.to, &c.from) {
             let (to, from) = (to + to_offset as u64, from + from_offset as u64);
             let (a, b) = (driver.device_of(to), driver.device_of(from));
@@ -240,8 +247,14 @@ fn copy(driver: &Driver, c: &Copy) -> vgpu::Result<()> {
             );
             if a.ordinal == b.ordinal {
                 a.memory().copy(to, from, c.width)?;
-                continue;
+            } else {
+                // Always in this order, so that two copies that go both ways cannot hold one memory each and wait for the other.
+                let (first, second) = if a.ordinal < b.ordinal { (a, b) } else { (b, a) };
+                let (m, n) = (first.memory(), second.memory());
+                let (m, n) = if first.ordinal == a.ordinal { (&m, &n) } else { (&n, &m) };
+                m.copy_from(to, n, from, c.width)?;
             }
+            continue;
         }
         let bytes = match &c.from {
             Place::Device(from) => {

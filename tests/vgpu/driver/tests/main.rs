@@ -12,6 +12,12 @@ mod errors;
 mod graphs;
 #[path = "it/header.rs"]
 mod header;
+#[path = "it/limits.rs"]
+mod limits;
+#[path = "it/memory.rs"]
+mod memory;
+#[path = "it/modules.rs"]
+mod modules;
 #[path = "it/raw.rs"]
 mod raw;
 #[path = "it/streams.rs"]

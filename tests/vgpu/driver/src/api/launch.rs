@@ -1,6 +1,7 @@
 //! Launches, and what may be asked of and set on a function.
 
 use std::ffi::{c_char, c_int};
+use std::io::Write;
 use std::sync::atomic::Ordering::Relaxed;
 
 use vgpu::tensor_map;
@@ -180,6 +181,9 @@ pub fn launch(function: Handle, r: &Request, stream: Handle, params: In<usize>, 
         dynamic_shared: r.shared,
         threads: driver().config.threads,
         budget: driver().config.budget,
+        cluster: r.cluster(&f)?,
+        cooperative: r.extras.cooperative,
+        output: vgpu::Output::new(print),
         ..vgpu::Config::default()
     };
     st.submit(
@@ -196,6 +200,13 @@ pub fn launch(function: Handle, r: &Request, stream: Handle, params: In<usize>, 
     )?;
     let st = driver().queued(st);
     st.check(context)
+}
+
+/// Where kernels print. Flushed at once: nothing else does so for a library when the process ends.
+fn print(text: &str) {
+    let mut out = std::io::stdout();
+    // A closed stdout is no reason to stop.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 /// The bytes of each argument, from an array of pointers or from one buffer.

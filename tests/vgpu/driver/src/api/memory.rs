@@ -1,17 +1,24 @@
 //! Memory of devices and pinned memory of the host.
 
 use crate::code::{Code, Result};
-use crate::driver::{Allocation, Pinned, State, driver};
+use crate::driver::{Allocation, Origin, Pinned, State, driver};
 use crate::ffi::{Handle, Out, api};
 use crate::op::Op;
 use crate::report::say;
 
-/// Allocates on a device in the name of a context.
-fn allocate(context: Handle, device: usize, bytes: usize, ordered: bool, pool: Option<Handle>) -> Result<u64> {
+/// Takes `bytes` of a device's memory, and of a pool's.
+fn claim(st: &mut State, device: usize, bytes: usize, pool: Option<Handle>) -> Result {
     if bytes == 0 {
         return Err(Code::INVALID_VALUE);
     }
-    let mut st = driver().state();
+    let limit = driver().config.memory;
+    if bytes as u64 > limit - st.used[device] {
+        let used = st.used[device];
+        say(&format!(
+            "device {device}: {bytes} bytes asked for, {used} of {limit} are in use (VGPU_MEMORY)"
+        ));
+        return Err(Code::OUT_OF_MEMORY);
+    }
     if let Some(p) = pool {
         let held = st
             .allocations
@@ -26,15 +33,15 @@ fn allocate(context: Handle, device: usize, bytes: usize, ordered: bool, pool: O
         }
         p.high = p.high.max(held);
     }
-    let limit = driver().config.memory;
-    if bytes as u64 > limit - st.used[device] {
-        let used = st.used[device];
-        say(&format!(
-            "device {device}: {bytes} bytes asked for, {used} of {limit} are in use (VGPU_MEMORY)"
-        ));
-        return Err(Code::OUT_OF_MEMORY);
-    }
     st.used[device] += bytes as u64;
+    Ok(())
+}
+
+/// Allocates at once on the device of a context.
+fn allocate(context: Handle, bytes: usize) -> Result<u64> {
+    let mut st = driver().state();
+    let device = st.device(context)?;
+    claim(&mut st, device, bytes, None)?;
     drop(st);
     // Without the lock: a running launch holds the memory, and it may take the lock when it ends.
     let made = driver().devices[device].change(|m| m.alloc(bytes));
@@ -47,8 +54,8 @@ fn allocate(context: Handle, device: usize, bytes: usize, ordered: bool, pool: O
                     len: bytes,
                     context,
                     device,
-                    pool,
-                    ordered,
+                    pool: None,
+                    origin: Origin::Call,
                 },
             );
             Ok(address)
@@ -60,16 +67,13 @@ fn allocate(context: Handle, device: usize, bytes: usize, ordered: bool, pool: O
     }
 }
 
-/// Allocates in stream order, from the current pool of the stream's device unless one is named.
+/// Allocates in stream order, from the current pool of the stream's device unless one is named. While the stream captures, the
+/// allocation becomes a node of the graph; its memory stays with the context.
 pub fn allocate_async(out: Out<u64>, bytes: usize, stream: Handle, pool: Option<Handle>) -> Result {
     out.check()?;
     let mut st = driver().state();
     st.healthy()?;
     let stream = st.stream(stream)?;
-    if st.streams.get(stream)?.captured.is_some() {
-        say("allocations inside of a capture are not offered: allocate before it begins");
-        return Err(Code::NOT_SUPPORTED);
-    }
     let context = st.streams.get(stream)?.context;
     let mut device = st.device(context)?;
     let pool = match pool {
@@ -83,8 +87,34 @@ pub fn allocate_async(out: Out<u64>, bytes: usize, stream: Handle, pool: Option<
             .find(|(_, p)| p.current && p.device == device)
             .map(|(h, _)| h),
     };
+    claim(&mut st, device, bytes, pool)?;
     drop(st);
-    out.set(allocate(context, device, bytes, true, pool)?)
+    let reserved = driver().devices[device].change(|m| m.reserve(bytes));
+    let mut st = driver().state();
+    let queued = match reserved {
+        Ok(address) => st.submit(stream, Op::Commit(address)).map(|id| (address, id)),
+        Err(_) => Err(Code::OUT_OF_MEMORY),
+    };
+    let (address, id) = match queued {
+        Ok(done) => done,
+        Err(code) => {
+            st.used[device] -= bytes as u64;
+            return Err(code);
+        }
+    };
+    let origin = id.map_or(Origin::Graph { live: false }, Origin::Stream);
+    st.allocations.insert(
+        address,
+        Allocation {
+            len: bytes,
+            context,
+            device,
+            pool,
+            origin,
+        },
+    );
+    drop(driver().queued(st));
+    out.set(address)
 }
 
 /// Takes an allocation out of the table: from now on no call may name it.
@@ -92,6 +122,12 @@ fn forget(st: &mut State, address: u64) -> Result<Allocation> {
     let a = st.allocations.remove(&address).ok_or(Code::INVALID_VALUE)?;
     st.used[a.device] -= a.len as u64;
     Ok(a)
+}
+
+/// Notes whether an allocation of a graph is allocated, in the order of calls.
+pub fn set_live(st: &mut State, address: u64, live: bool) -> Result {
+    st.allocations.get_mut(&address).ok_or(Code::INVALID_VALUE)?.origin = Origin::Graph { live };
+    Ok(())
 }
 
 /// Pages of the host that hold `bytes`.
@@ -132,9 +168,8 @@ api! {
         let mut st = driver().state();
         let context = st.healthy()?;
         st.safe_call()?;
-        let device = st.device(context)?;
         drop(st);
-        out.set(allocate(context, device, bytes, false, None)?)
+        out.set(allocate(context, bytes)?)
     }
 
     /// Allocates rows whose pitch suits copies: 512 bytes.
@@ -144,14 +179,13 @@ api! {
         let mut st = driver().state();
         let context = st.healthy()?;
         st.safe_call()?;
-        let device = st.device(context)?;
         drop(st);
         if ![4, 8, 16].contains(&element) || width == 0 {
             return Err(Code::INVALID_VALUE);
         }
         let row = width.checked_next_multiple_of(512).ok_or(Code::INVALID_VALUE)?;
         let bytes = row.checked_mul(height).ok_or(Code::INVALID_VALUE)?;
-        out.set(allocate(context, device, bytes, false, None)?)?;
+        out.set(allocate(context, bytes)?)?;
         pitch.set(row)
     }
 
@@ -163,12 +197,19 @@ api! {
             return Ok(());
         }
         st.safe_call()?;
-        if forget(&mut st, address)?.ordered {
-            drop(st);
-        } else {
-            let tail = st.context_tail(context);
-            drop(driver().force(st, &tail));
-        }
+        let tail = match st.allocations.get(&address).ok_or(Code::INVALID_VALUE)?.origin {
+            Origin::Call => st.context_tail(context),
+            Origin::Stream(id) => vec![id],
+            Origin::Graph { live: false } => return Err(Code::INVALID_VALUE),
+            Origin::Graph { live: true } => {
+                set_live(&mut st, address, false)?;
+                let tail = st.context_tail(context);
+                drop(driver().force(st, &tail));
+                return driver().release(address).map_err(|_| Code::INVALID_VALUE);
+            }
+        };
+        forget(&mut st, address)?;
+        drop(driver().force(st, &tail));
         driver().release(address).map_err(|_| Code::INVALID_VALUE)
     }
 
@@ -185,10 +226,16 @@ api! {
         if address == 0 {
             return Ok(());
         }
-        if st.streams.get(stream)?.captured.is_some() {
-            return Err(Code::INVALID_VALUE);
+        let capturing = st.streams.get(stream)?.captured.is_some();
+        match (st.allocations.get(&address).ok_or(Code::INVALID_VALUE)?.origin, capturing) {
+            (Origin::Graph { live: true }, false) => set_live(&mut st, address, false)?,
+            // A free node; what it does to the allocation is known at the launch.
+            (Origin::Graph { .. }, true) => {}
+            (Origin::Graph { live: false }, false) | (_, true) => return Err(Code::INVALID_VALUE),
+            (_, false) => {
+                forget(&mut st, address)?;
+            }
         }
-        forget(&mut st, address)?;
         st.submit(stream, Op::Free(address))?;
         drop(driver().queued(st));
         Ok(())

@@ -321,3 +321,51 @@ fn a_graph_launched_into_a_capture_becomes_part_of_it() {
         assert_eq!(get(p, 32, s), [8; 32]);
     });
 }
+
+#[test]
+fn allocations_of_a_graph_live_from_their_node_to_their_free() {
+    under_seeds(|| {
+        start(0);
+        let m = load(KERNELS);
+        let (s, p) = (stream(), alloc(128));
+        let capture = |free: bool| {
+            let mut scratch = 0;
+            ok!(cuStreamBeginCapture_v2(s, GLOBAL));
+            ok!(cuMemAllocAsync(&mut scratch, 128, s));
+            launch(kernel(m, "set"), 1, 32, 0, s, &[scratch, 4]);
+            launch(kernel(m, "copy"), 1, 32, 0, s, &[p, scratch]);
+            if free {
+                ok!(cuMemFreeAsync(scratch, s));
+            }
+            (end(s), scratch)
+        };
+        let (g, scratch) = capture(true);
+        let e = executable(g);
+        ok!(cuGraphLaunch(e, s));
+        ok!(cuGraphLaunch(e, s));
+        assert_eq!(get(p, 32, s), [4; 32]);
+        fails!(CUDA_ERROR_INVALID_VALUE, cuMemFreeAsync(scratch, s));
+
+        // Left by the graph: it has to be freed before the next launch, or the executable does that itself.
+        let (g, scratch) = capture(false);
+        let e = executable(g);
+        ok!(cuGraphLaunch(e, s));
+        fails!(CUDA_ERROR_INVALID_VALUE, cuGraphLaunch(e, s));
+        assert_eq!(get(scratch, 32, s), [4; 32]);
+        ok!(cuMemFreeAsync(scratch, s));
+        ok!(cuGraphLaunch(e, s));
+        ok!(cuMemFree_v2(scratch));
+        let mut again = null_mut();
+        ok!(cuGraphInstantiateWithFlags(&mut again, g, 1));
+        ok!(cuGraphLaunch(again, s));
+        ok!(cuGraphLaunch(again, s));
+        ok!(cuStreamSynchronize(s));
+
+        // Other memory is not freed by a graph.
+        let mut outside = 0;
+        ok!(cuMemAllocAsync(&mut outside, 128, s));
+        ok!(cuStreamBeginCapture_v2(s, GLOBAL));
+        fails!(CUDA_ERROR_INVALID_VALUE, cuMemFreeAsync(outside, s));
+        end(s);
+    });
+}

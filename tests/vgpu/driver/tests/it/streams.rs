@@ -281,6 +281,38 @@ fn memory_freed_while_another_stream_uses_it_is_found_under_some_seeds() {
     );
 }
 
+/// Memory is allocated on one stream and used on another at once, with or without waiting for the allocation.
+fn allocate_and_use(ordered: bool) -> u32 {
+    start(0);
+    let m = load(KERNELS);
+    let (a, b, e) = (stream(), stream(), event());
+    let mut p = 0;
+    ok!(cuMemAllocAsync(&mut p, 128, a));
+    if ordered {
+        ok!(cuEventRecord(e, a));
+        ok!(cuStreamWaitEvent(b, e, 0));
+    }
+    launch(kernel(m, "set"), 1, 32, 0, b, &[p, 1]);
+    // SAFETY: the stream lives.
+    unsafe { cuStreamSynchronize(b) as u32 }
+}
+
+#[test]
+fn memory_used_after_its_allocation_is_right_under_every_seed() {
+    assert_eq!(wrong(allocate_and_use, true, 0).unwrap_or(0), 0);
+}
+
+#[test]
+fn memory_used_before_its_allocation_on_another_stream_is_found_under_some_seeds() {
+    let Some(n) = wrong(allocate_and_use, false, 0) else {
+        return;
+    };
+    assert!(n >= SEEDS.len() / 3);
+    // The child runs the program at the line above and comes no further.
+    let ran = inside(&[("VGPU_SEED", "0")], || ()).expect("this is the parent");
+    assert!(ran.err.contains("has not happened yet"), "{}", ran.err);
+}
+
 #[test]
 fn freeing_waits_for_plain_memory_and_not_for_ordered_memory() {
     inside(&[], || {
