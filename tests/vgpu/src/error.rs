@@ -54,6 +54,8 @@ pub enum FaultKind {
     Watchdog,
     /// The kernel executed `trap`.
     Trap,
+    /// An `assert` of the kernel failed.
+    Assert,
     /// A barrier object in shared memory that is used wrongly.
     Mbarrier,
     /// An access to registers or shared memory that an asynchronous operation may still read or write.

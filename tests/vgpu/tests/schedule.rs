@@ -203,7 +203,7 @@ fn barriers_that_contradict_each_other_are_errors() {
         &shape(1, 96),
     );
     assert_eq!(f.unwrap_err().kind, FaultKind::Barrier);
-    let f = run("bar.sync 1, 40;", &shape(1, 64)).unwrap_err();
+    let f = run("mov.u32 %r0, 40; bar.sync 1, %r0;", &shape(1, 64)).unwrap_err();
     assert_eq!(f.kind, FaultKind::Barrier);
     assert!(f.message.contains("not a multiple of 32"), "{}", f.message);
 }

@@ -83,7 +83,7 @@ impl Cta<'_> {
         mask: u32,
     ) -> Result<(), LaneFault> {
         let (to, from) = (op.to.lanes(r), op.from.lanes(r));
-        let size = op.source.map(|row| r.w[row as usize]);
+        let size = op.limits(r);
         let site = i.site as usize;
         self.sites[site].see(&from, mask, op.bytes);
         self.count(Space::Global, site, op.bytes, mask, false);

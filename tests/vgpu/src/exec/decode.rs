@@ -334,6 +334,11 @@ impl Decoder<'_> {
         self.f.regs[r as usize]
     }
 
+    /// Whether the operand is a predicate register.
+    pub(super) fn is_predicate(&self, o: &Operand) -> bool {
+        matches!(o, Operand::Reg(r) | Operand::NotReg(r) if self.reg_ty(*r) == Ty::Pred)
+    }
+
     fn constant(&mut self, file: File, bits: u64) -> u16 {
         let n = file as usize;
         if let Some(row) = self.constants.get(&(n, bits)) {

@@ -114,6 +114,23 @@ pub struct CopyAsync {
     pub bytes: u64,
     /// Row with the source size, the rest is zero.
     pub source: Option<u16>,
+    /// Predicate row, and whether it is negated, that says to write zeros whatever the source holds.
+    pub ignore: Option<(u16, bool)>,
+}
+
+impl CopyAsync {
+    /// Bytes that each lane takes from its source, if the instruction limits them.
+    pub fn limits(&self, r: &Regs) -> Option<[u32; LANES]> {
+        match self.ignore {
+            Some((row, not)) => {
+                let skip = super::alu::pred(r, row, not);
+                Some(std::array::from_fn(|l| {
+                    if skip >> l & 1 == 1 { 0 } else { self.bytes as u32 }
+                }))
+            }
+            None => self.source.map(|row| r.w[row as usize]),
+        }
+    }
 }
 
 /// Lane and reason of a fault.

@@ -24,6 +24,8 @@ pub mod mem;
 mod opcode;
 mod opcode_memory;
 mod opcode_warp;
+pub mod printf;
+pub mod rare;
 pub mod region;
 pub mod schedule;
 pub mod site;
@@ -124,6 +126,8 @@ pub enum Act {
     LoadMatrix(Box<tensor::Matrix>),
     /// Reads the instruction counter.
     Clock,
+    /// `printf`, `stmatrix` and others that need no hurry.
+    Rare(Box<rare::Rare>),
     /// An instruction of the sm_90a set.
     Hopper(Box<hopper::Op>),
     /// An instruction that touches registers of warpgroup products.

@@ -114,6 +114,9 @@ fn dot4<const SA: bool, const SB: bool>(r: &mut Regs, i: &Inst, m: u32) {
 
 impl Decoder<'_> {
     pub(super) fn opcode(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
+        if let Some(name) = op.base.strip_prefix("call ") {
+            return self.builtin(name, o);
+        }
         match op.base {
             "ld" | "ldu" | "st" => self.memory(op, o),
             "atom" | "red" => self.atomic(op, o),
@@ -186,6 +189,8 @@ impl Decoder<'_> {
             "shfl" | "vote" | "match" | "redux" | "activemask" => self.exchange(op, o),
             "mma" => self.mma(op, o),
             "ldmatrix" => self.ldmatrix(op, o),
+            "stmatrix" => self.stmatrix(op, o),
+            "movmatrix" => self.movmatrix(op, o),
             "dp4a" => {
                 need(o, 4)?;
                 let (b, a) = (op.ty().ok_or("no type")?, op.ty().ok_or("no type")?);

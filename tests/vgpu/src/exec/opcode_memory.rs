@@ -18,7 +18,7 @@ fn in_window(r: &mut Regs, i: &Inst, m: u32) {
 
 impl Decoder<'_> {
     /// Takes the operand of a `.L2::cache_hint`, which changes nothing here.
-    fn cache_policy<'o>(&mut self, op: &mut Op<'_>, o: &'o [Operand]) -> Decoded<&'o [Operand]> {
+    pub(super) fn cache_policy<'o>(&mut self, op: &mut Op<'_>, o: &'o [Operand]) -> Decoded<&'o [Operand]> {
         if !op.take("L2::cache_hint") {
             return Ok(o);
         }

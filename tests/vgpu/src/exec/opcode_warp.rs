@@ -57,8 +57,15 @@ impl Decoder<'_> {
             return Err("barriers are numbered 0 to 15".into());
         }
         i.a = self.src(id, Ty::U32)?;
-        if o.len() == first * 2 + 2 {
-            i.b = self.src(&o[first + 1], Ty::U32)?;
+        match o.len() - first - first {
+            1 => {}
+            2 => {
+                if matches!(o[first + 1], Operand::Int(n) if n % 32 != 0) {
+                    return Err("the number of threads at a barrier is a multiple of 32".into());
+                }
+                i.b = self.src(&o[first + 1], Ty::U32)?;
+            }
+            _ => return Err("too many operands".into()),
         }
         Ok(i)
     }
@@ -87,11 +94,27 @@ impl Decoder<'_> {
         if !shared || !op.take("global") {
             return unknown(op);
         }
+        let cg = op.mods.contains(&"cg");
+        let o = self.cache_policy(op, o)?;
         hints(op);
         let Some(Operand::Int(bytes @ (4 | 8 | 16))) = o.get(2) else {
             return Err("copies move 4, 8 or 16 bytes".into());
         };
-        let source = o.get(3).map(|s| self.src(s, Ty::U32)).transpose()?;
+        if cg && *bytes != 16 {
+            return Err("cp.async.cg moves 16 bytes".into());
+        }
+        let mut ignore = None;
+        let source = match o.get(3) {
+            // A predicate says whether the source is ignored and zeros are written.
+            Some(p @ (Operand::Reg(_) | Operand::NotReg(_))) if self.is_predicate(p) => {
+                ignore = Some(self.predicate(p)?);
+                None
+            }
+            s => s.map(|s| self.src(s, Ty::U32)).transpose()?,
+        };
+        if o.len() > 4 {
+            return Err("too many operands".into());
+        }
         let (to, from) = (self.address(&o[0], Space::Shared)?, self.address(&o[1], Space::Global)?);
         Ok(Self::blank(
             Act::CopyAsync(Box::new(CopyAsync {
@@ -99,6 +122,7 @@ impl Decoder<'_> {
                 from,
                 bytes: *bytes,
                 source,
+                ignore,
             })),
             Class::Memory,
         ))
@@ -173,7 +197,7 @@ impl Decoder<'_> {
         }
     }
 
-    fn words(&mut self, op: &Operand, n: usize) -> Decoded<Vec<u16>> {
+    pub(super) fn words(&mut self, op: &Operand, n: usize) -> Decoded<Vec<u16>> {
         let list = self.list(op, Ty::B32)?;
         if list.len() != n || list.iter().any(|(f, row)| *f != File::W || *row == NONE) {
             return Err(format!("expected {n} 32-bit registers"));
@@ -185,6 +209,9 @@ impl Decoder<'_> {
         need(o, 4)?;
         let types: Vec<Ty> = (0..4).map_while(|_| op.ty()).collect();
         let [c, b, a, d] = types[..] else { return unknown(op) };
+        if matches!(a, Ty::U8 | Ty::S8 | Ty::F64) {
+            return self.mma_rare(op, o, a, b);
+        }
         if !["sync", "aligned", "row", "col"].iter().all(|m| op.take(m)) || a != b || c != d {
             return unknown(op);
         }

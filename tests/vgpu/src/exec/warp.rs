@@ -241,6 +241,7 @@ impl Warp {
                             break Some(Stop::Poll);
                         }
                     }
+                    Act::Rare(op) => op.run(&mut self.regs, cta, index, active).map_err(fault)?,
                     Act::Clock => {
                         let now = cta.issued + (pc - from) as u64;
                         if i.k == 1 {
