@@ -330,6 +330,11 @@ impl Decoder<'_> {
         Act::Alu(f.pick(self.build))
     }
 
+    /// Number of the `.target`.
+    pub(super) fn sm(&self) -> u32 {
+        self.f.sm
+    }
+
     pub(super) fn reg_ty(&self, r: u32) -> Ty {
         self.f.regs[r as usize]
     }
@@ -372,7 +377,7 @@ impl Decoder<'_> {
         row
     }
 
-    fn special(&mut self, name: &str) -> Decoded<u16> {
+    pub(super) fn special(&mut self, name: &str) -> Decoded<u16> {
         if let Some(row) = self.specials.get(name) {
             return Ok(*row);
         }
@@ -391,7 +396,7 @@ impl Decoder<'_> {
             "%laneid" => RowInit::LaneId,
             "%warpid" => RowInit::WarpId,
             "%nwarpid" => RowInit::Warps,
-            "%smid" | "%is_explicit_cluster" => RowInit::Word(0),
+            "%smid" => RowInit::Word(0),
             "%nsmid" => RowInit::Word(1),
             "%lanemask_eq" => RowInit::LaneMask(0),
             "%lanemask_le" => RowInit::LaneMask(1),

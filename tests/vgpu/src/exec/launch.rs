@@ -146,7 +146,8 @@ impl Cta<'_> {
             c.instructions[i.class as usize] += times;
             c.lanes += lanes;
         }
-        c.lanes -= self.guarded;
+        // After a fault the last stretch was not counted, but the lanes that its guards left out were.
+        c.lanes = c.lanes.saturating_sub(self.guarded);
         c
     }
 }

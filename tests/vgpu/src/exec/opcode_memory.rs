@@ -206,6 +206,9 @@ impl Decoder<'_> {
     /// `mov` from a special register, which may be wider or narrower than the type says.
     fn move_special(&mut self, op: &mut Op<'_>, d: &Operand, name: &str, ty: Ty) -> Decoded<Inst> {
         op.ty();
+        if ty == Ty::Pred && name == "%is_explicit_cluster" {
+            return self.explicit_cluster(d);
+        }
         if matches!(ty, Ty::F32 | Ty::F64 | Ty::Pred) {
             return Err("special registers hold integers".into());
         }

@@ -18,6 +18,8 @@ pub(super) struct Here<'p> {
     pub pc: usize,
     /// Lanes that execute it.
     pub active: u32,
+    /// Whether the warp has tried it before and waited since.
+    pub again: bool,
 }
 
 impl Here<'_> {
@@ -62,8 +64,8 @@ pub(in crate::exec) fn run(
         warp: index,
         pc,
         active,
+        again: warp.hopper.blocked.take().is_some(),
     };
-    warp.hopper.blocked = None;
     // Others run once before anything asynchronous is known to be complete, so that what is released too early is seen.
     let late = match op {
         Op::Wait(_) => cta.own().hopper.products.iter().any(|q| q.warp == index),

@@ -44,6 +44,22 @@ impl Decoder<'_> {
     /// The instruction, if its opcode is one of this set.
     pub(in crate::exec) fn hopper(&mut self, op: &mut Opcode<'_>, o: &[Operand]) -> Option<Decoded<Inst>> {
         let has = |m: &str| op.mods.contains(&m);
+        // Barrier objects are older than the rest.
+        let newer = match op.base {
+            "wgmma" | "elect" | "setmaxnreg" | "griddepcontrol" | "mapa" | "getctarank" => true,
+            "mbarrier" => has("try_wait") || has("expect_tx") || has("complete_tx"),
+            "cp" => has("bulk"),
+            "barrier" => has("cluster"),
+            "st" | "red" => has("async"),
+            _ => false,
+        };
+        if newer && self.sm() < 90 {
+            return Some(Err(format!(
+                "{} needs .target sm_90, the module says sm_{}",
+                op.base,
+                self.sm()
+            )));
+        }
         Some(match op.base {
             "wgmma" => self.wgmma(op, o),
             "mbarrier" => self.mbarrier(op, o),
@@ -70,6 +86,14 @@ impl Decoder<'_> {
             "st" | "red" if has("async") => self.store_async(op, o),
             _ => return None,
         })
+    }
+
+    /// `mov.pred` from `%is_explicit_cluster`: whether that number is not zero.
+    pub(in crate::exec) fn explicit_cluster(&mut self, d: &Operand) -> Decoded<Inst> {
+        let mut i = Self::blank(Act::Alu(super::IS_CLUSTER.pick(self.build)), Class::Integer);
+        i.d = self.dst(d, Ty::Pred)?;
+        i.a = self.special("%is_explicit_cluster")?;
+        Ok(i)
     }
 
     fn own(op: Op, class: Class) -> Inst {
@@ -602,7 +626,7 @@ impl Decoder<'_> {
         };
         let mut i = Self::blank(Act::Alu(f.pick(self.build)), Class::Integer);
         (i.d, i.a) = (self.dst(&o[0], Ty::B32)?, self.src(&o[1], ty)?);
-        i.b = self.src(&Operand::Special("%cluster_ctarank".into()), Ty::U32)?;
+        i.b = self.special("%cluster_ctarank")?;
         Ok(i)
     }
 

@@ -269,6 +269,11 @@ const RANK_LONG: Code<Handler> = alu!(|r, i, m| {
         m,
     );
 });
+const IS_CLUSTER: Code<Handler> = alu!(|r, i, m| {
+    let a = u32::get(r, i.a);
+    let bits = (0..LANES).fold(0, |b, l| b | u32::from(a[l] != 0) << l);
+    super::alu::write_pred(r, i.d, bits, m);
+});
 const PENDING_COUNT: Code<Handler> = alu!(|r, i, m| {
     let a = u64::get(r, i.a);
     u32::put(r, i.d, a.map(mbarrier::pending_count), m);

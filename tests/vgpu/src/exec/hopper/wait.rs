@@ -155,8 +155,8 @@ impl Cta<'_> {
                 }
             };
             let mut yes = ends(self.live(slot, offset, lane)?).map_err(|m| misuse(lane, offset, m))?;
-            // Copies arrive while somebody waits: one at each try in seeded order, all at once otherwise.
-            while !yes && self.deliver_to(slot, Some(offset), lane, h)? {
+            // Copies arrive while somebody waits and others have run: one at each try in seeded order, else all at once.
+            while !yes && h.again && self.deliver_to(slot, Some(offset), lane, h)? {
                 yes = ends(self.live(slot, offset, lane)?).map_err(|m| misuse(lane, offset, m))?;
                 if self.shape.seed.is_some() {
                     break;
