@@ -23,6 +23,9 @@ const ESCAPE: char = '\u{fdd0}';
 const GENERATION: char = '\u{fdd1}';
 const END_GENERATION: char = '\u{fdd2}';
 
+/// Lines of a template and characters of a line stay below this.
+const MOST: usize = 60_000;
+
 /// A parsed chat template.
 #[derive(Debug)]
 pub(super) struct Jinja {
@@ -44,11 +47,19 @@ impl Jinja {
             n_marks > 0,
             "no {{% generation %}} mark, expected {{% generation %}} … {{% endgeneration %}} around what the assistant says"
         );
+        // The engine counts lines and columns in 16 bits.
+        let longest = marked.split('\n').map(|l| l.chars().count()).max().unwrap_or(0);
+        let lines = marked.split('\n').count();
+        ensure!(
+            longest < MOST && lines < MOST,
+            "the template has {lines} lines, the longest of {longest} characters, expected fewer than {MOST} of each"
+        );
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|e| jinja_error(&e))?);
-        // A template is a file like any other: it must not run forever.
-        env.set_fuel(Some(5_000_000));
+        // A template is a file like any other: it must not run forever or fill the memory. A unit pays for an instruction or for
+        // 64 bytes of text: a line of the greatest length taken, 16 MiB, costs a sixth of it.
+        env.set_fuel(Some(1_500_000));
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         env.add_function(
@@ -260,8 +271,9 @@ fn mark_generation(source: &str) -> Result<(String, usize)> {
     let mut rest = source;
     let (mut n, mut open) = (0, false);
     while let Some(at) = rest.find("{%") {
-        let Some(len) = rest[at..].find("%}") else { break };
-        let tag = &rest[at + 2..at + len];
+        // From behind the opening on: `{%}` is no tag.
+        let Some(len) = rest[at + 2..].find("%}") else { break };
+        let tag = &rest[at + 2..at + 2 + len];
         let (left, tag) = tag.strip_prefix('-').map_or(("", tag), |t| ("-", t));
         let (right, tag) = tag.strip_suffix('-').map_or(("", tag), |t| ("-", t));
         let mark = match tag.trim() {
@@ -280,7 +292,7 @@ fn mark_generation(source: &str) -> Result<(String, usize)> {
                 n += 1;
                 out.push_str(&rest[..at]);
                 out.push_str(&format!("{{%{left} if true %}}{{{{ '{mark}' }}}}{{% endif {right}%}}"));
-                rest = &rest[at + len + 2..];
+                rest = &rest[at + 2 + len + 2..];
             }
             None => {
                 out.push_str(&rest[..at + 2]);
@@ -298,7 +310,19 @@ fn mark_generation(source: &str) -> Result<(String, usize)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::TemplateOptions;
     use super::*;
+
+    #[test]
+    fn what_the_engine_cannot_count_is_refused() {
+        let names = TemplateOptions::default().names;
+        let make = |filler: String| Jinja::new(&format!("{{% generation %}}x{{% endgeneration %}}{filler}"), &names);
+        assert!(make("y".repeat(50_000)).is_ok());
+        for filler in ["y".repeat(70_000) + "{{ '", "\n".repeat(70_000) + "{{ '"] {
+            let e = make(filler).unwrap_err().to_string();
+            assert!(e.contains("expected fewer than 60000"), "{e}");
+        }
+    }
 
     #[test]
     fn tags_keep_their_white_space_control() {
@@ -308,6 +332,7 @@ mod tests {
             marked,
             "a\n  {%- if true %}{{ '\u{fdd1}' }}{% endif -%}\n b {% if true %}{{ '\u{fdd2}' }}{% endif %}\nc"
         );
+        assert_eq!(mark_generation("{%} {% if a %}").unwrap().1, 0);
         assert!(mark_generation("{% generation %}").is_err());
         assert!(mark_generation("{% endgeneration %}{% generation %}").is_err());
     }
