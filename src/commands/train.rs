@@ -16,6 +16,7 @@ use super::startup::{
 };
 use super::warn;
 use crate::checkpoint::TensorSource;
+use crate::checkpoint::fs::write_json;
 use crate::checkpoint::peft::AdapterConfig;
 use crate::checkpoint::resize::Resized;
 use crate::checkpoint::safetensors::ModelFiles;
@@ -32,7 +33,7 @@ use crate::error::{Context, Result};
 use crate::train::artifact::{Artifact, Reconfigured};
 use crate::train::checkpoints::RESIZED_BASE;
 use crate::train::companions::Companions;
-use crate::train::gen_test::{GenRun, generation_test, held_out_rows};
+use crate::train::gen_test::{GenRun, SAMPLES, generation_test, held_out_rows};
 use crate::train::init::RandomModel;
 use crate::train::merged::{self, MergeCheck};
 use crate::train::report::table;
@@ -52,9 +53,11 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
     run::check_output_dir(&job.output_dir)?;
     let dev = Cpu::new(settings.threads)?;
     let base = ModelFiles::open(&job.model_path)?;
-    base.hf_config().warnings.iter().for_each(|w| warn(w));
+    let mut warnings = base.hf_config().warnings.clone();
+    warnings.iter().for_each(|w| warn(w));
     let mut tokenizer = open_tokenizer(job)?;
     let template = open_template(job, &mut tokenizer)?;
+    warnings.extend(tokenizer.warnings());
     let resize = plan_resize(&base, &tokenizer, job.pad_vocab_to, settings.seed)?;
     let mut data = job.data.clone();
     data.row.max_seq_len = row_length(settings.max_seq_len, base.config())?;
@@ -118,6 +121,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
         packing: data.packing,
         fingerprints,
         preview,
+        warnings,
     };
     let ended = run::run(&dev, &Solo, &spec, stop)?;
     let mut written = vec![match settings.lora {
@@ -156,6 +160,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
         };
         let report = generation_test(&dev, &ended.work.config, &ended.work.params, &run, &prompts)?;
         println!("\n{}", report.text(test.max_new_tokens).trim_end());
+        write_json(&job.output_dir.join(SAMPLES), &report.to_json())?;
     }
     report_written(&written, settings.quiet);
     Ok(())
@@ -174,6 +179,7 @@ pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
     run::check_output_dir(&run_dir)?;
     let dev = Cpu::new(settings.threads)?;
     let tokenizer = Tokenizer::open(&job.tokenizer_path, job.special_ids)?;
+    let warnings = tokenizer.warnings();
     let config =
         new_model_config(&job.config_text, &tokenizer).context(|| format!("model config {}", job.config_name))?;
     let mut data = job.data.clone();
@@ -199,6 +205,7 @@ pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
         val: prepared.val,
         packing: data.packing,
         preview,
+        warnings,
     };
     run::run(&dev, &Solo, &spec, stop)?;
     report_written(&[("model", final_dir)], settings.quiet);

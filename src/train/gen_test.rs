@@ -20,6 +20,9 @@ use crate::model::config::ModelConfig;
 use crate::model::{LoraSpec, Params};
 use crate::tensor::DType;
 
+/// What [`GenReport::to_json`] gives, in the folder of a run.
+pub const SAMPLES: &str = "samples.json";
+
 /// The first held-out rows of each data set in turn, `n` in all.
 ///
 /// # Errors

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod merged;
 pub mod metrics;
 pub mod plan;
+pub mod record;
 pub mod report;
 pub mod run;
 pub mod saver;

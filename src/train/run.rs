@@ -10,6 +10,7 @@ use super::batches::{LoadedBatches, PlannedEval};
 use super::checkpoints::{Checkpoints, RESIZED_BASE};
 use super::companions::Companions;
 use super::metrics::{Metrics, round3};
+use super::record;
 use super::report::{available_memory, memory_table, settings_table};
 use super::settings::{ResolvedSetting, Resume, TrainSettings};
 use super::signals::StopFlag;
@@ -61,11 +62,13 @@ pub struct RunSpec<'a> {
     pub fingerprints: Fingerprints,
     /// Lines to print after the tables: the first rows with their mask.
     pub preview: Vec<String>,
+    /// What the user was warned of before the run began.
+    pub warnings: Vec<String>,
 }
 
 impl RunSpec<'_> {
     /// The table with the values that follow from the model and from other settings in the place of their description.
-    fn resolved_settings(&self) -> Vec<ResolvedSetting> {
+    pub(super) fn resolved_settings(&self) -> Vec<ResolvedSetting> {
         let value = |r: &ResolvedSetting| match r.name.as_str() {
             "learning_rate" => format!("{:e}", self.peak_lr),
             "max_seq_len" => self.train.max_seq_len().to_string(),
@@ -195,6 +198,9 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     spec.preview.iter().for_each(|line| say(line));
     if spec.new_rows.is_some() {
         checkpoints.write_resized_base(state.step > 0)?;
+    }
+    if comm.is_main() {
+        record::write(dev, spec, &work, (state.step, max_steps), shape)?;
     }
     let cursor = Cursor {
         epoch: state.epoch,

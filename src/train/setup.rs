@@ -86,7 +86,8 @@ pub fn workload<B: Backend>(
     })
 }
 
-fn trained_weights<B: Backend>(grads: &Grads<B>) -> u64 {
+/// Number of weights that have a gradient.
+pub(super) fn trained_weights<B: Backend>(grads: &Grads<B>) -> u64 {
     named(grads)
         .iter()
         .filter_map(|(_, t)| t.as_ref())
