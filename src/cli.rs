@@ -55,6 +55,7 @@ pub fn command() -> Clap {
         .subcommand(commands::generate::command())
         .subcommand(commands::merge::command())
         .subcommand(commands::doctor::command())
+        .subcommand(commands::report::command())
 }
 
 /// The flags of both trainings, and those of looking.
@@ -368,6 +369,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         "generate" => commands::generate::run(m),
         "merge" => commands::merge::run(m),
         "doctor" => commands::doctor::run(m),
+        "report" => commands::report::run(m),
         "parity" => {
             let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").clone();
             let dtype = match m.get_one::<String>("mixed_precision").map(String::as_str) {

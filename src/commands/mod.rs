@@ -14,6 +14,7 @@ pub mod pack;
 pub mod parity;
 pub mod prepare;
 pub mod preview;
+pub mod report;
 pub mod startup;
 pub mod style;
 pub mod templates;

@@ -7,6 +7,7 @@ mod table;
 mod train;
 mod value;
 
+pub use file::read as read_file;
 pub use lookup::{Source, find_config};
 pub use resolve::{Origin, Resolved, Typed};
 pub use table::TABLE;
