@@ -26,6 +26,8 @@ mod golden_steps;
 mod gradients;
 #[path = "it/hf_config.rs"]
 mod hf_config;
+#[path = "it/hostile.rs"]
+mod hostile;
 #[path = "it/loader.rs"]
 mod loader;
 #[path = "it/merge.rs"]
@@ -36,6 +38,8 @@ mod merge_cmd;
 mod mix;
 #[path = "it/pack.rs"]
 mod pack;
+#[path = "../fuzz/src/parsers.rs"]
+mod parsers;
 #[path = "it/peft.rs"]
 mod peft;
 #[path = "it/prepare.rs"]
@@ -46,6 +50,8 @@ mod program;
 mod readme;
 #[path = "common/reference.rs"]
 mod reference;
+#[path = "it/report.rs"]
+mod report;
 #[path = "it/resize.rs"]
 mod resize;
 #[path = "it/resume.rs"]
@@ -58,6 +64,8 @@ mod runs;
 mod safetensors;
 #[path = "it/schedule.rs"]
 mod schedule;
+#[path = "../fuzz/src/seeds.rs"]
+mod seeds;
 #[path = "it/settings.rs"]
 mod settings;
 #[path = "it/templates.rs"]

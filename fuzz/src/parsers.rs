@@ -1,0 +1,415 @@
+//! Every parser of bytes that ringtune did not make itself, each as a function of bytes that must end: with a value or an
+//! error, never with a panic, a loop, or memory that the input only claims to need.
+//!
+//! Fuzz targets and the bounded run in `tests/it/hostile.rs` share this file and the seeds.
+
+use std::cell::OnceCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ringtune::checkpoint::peft::Adapter;
+use ringtune::checkpoint::safetensors::{ModelFiles, TensorFile};
+use ringtune::checkpoint::state::Fingerprints;
+use ringtune::checkpoint::tokenizer_files::read_added_tokens;
+use ringtune::checkpoint::tokenizer_json::tokenizer_json;
+use ringtune::checkpoint::{hf_config, manifest};
+use ringtune::commands::report::parse_metrics;
+use ringtune::data::encode::encode_rendered;
+use ringtune::data::jsonl::{BadRows, Message, Role, RowOptions, parse_rows};
+use ringtune::data::prepare::{self, Dataset, Paths, PrepareSpec};
+use ringtune::data::raw_tokens::{RawTokens, RawWidth};
+use ringtune::data::template::{Purpose, Template, TemplateOptions};
+use ringtune::data::token_file::TokenFile;
+use ringtune::data::tokenizer::{SpecialIds, Specials, Tokenizer};
+use ringtune::train::checkpoints::read_state;
+use ringtune::train::state::RunState;
+
+use crate::seeds::{
+    adapter_config_seeds, added_token_seeds, alpaca_seeds, config_seeds, dolly_seeds, file, jinja_seeds,
+    manifest_seeds, metrics_seeds, oasst_seeds, raw_token_seeds, row_seeds, run_record_seeds, safetensors_seeds,
+    sentencepiece_seeds, settings_file_seeds, shard_index_seeds, token_file_seeds, trainer_state_seeds,
+};
+
+/// A parser and how its input looks.
+#[derive(Clone, Copy)]
+pub struct Parser {
+    /// Name of the fuzz target.
+    pub name: &'static str,
+    /// The parser.
+    pub run: fn(&[u8]),
+    /// Inputs that it takes, to start from.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// All of them.
+pub const ALL: &[Parser] = &[
+    Parser {
+        name: "jsonl_rows",
+        run: jsonl_rows,
+        seeds: row_seeds,
+    },
+    Parser {
+        name: "token_file",
+        run: token_file,
+        seeds: token_file_seeds,
+    },
+    Parser {
+        name: "raw_tokens",
+        run: raw_tokens,
+        seeds: raw_token_seeds,
+    },
+    Parser {
+        name: "safetensors",
+        run: safetensors,
+        seeds: safetensors_seeds,
+    },
+    Parser {
+        name: "shard_index",
+        run: shard_index,
+        seeds: shard_index_seeds,
+    },
+    Parser {
+        name: "config_json",
+        run: config_json,
+        seeds: config_seeds,
+    },
+    Parser {
+        name: "adapter_config",
+        run: adapter_config,
+        seeds: adapter_config_seeds,
+    },
+    Parser {
+        name: "sentencepiece",
+        run: sentencepiece,
+        seeds: sentencepiece_seeds,
+    },
+    Parser {
+        name: "added_tokens",
+        run: added_tokens,
+        seeds: added_token_seeds,
+    },
+    Parser {
+        name: "manifest",
+        run: manifest_json,
+        seeds: manifest_seeds,
+    },
+    Parser {
+        name: "trainer_state",
+        run: trainer_state,
+        seeds: trainer_state_seeds,
+    },
+    Parser {
+        name: "settings_file",
+        run: settings_file,
+        seeds: settings_file_seeds,
+    },
+    Parser {
+        name: "jinja",
+        run: jinja,
+        seeds: jinja_seeds,
+    },
+    Parser {
+        name: "dolly",
+        run: dolly,
+        seeds: dolly_seeds,
+    },
+    Parser {
+        name: "oasst",
+        run: oasst,
+        seeds: oasst_seeds,
+    },
+    Parser {
+        name: "alpaca",
+        run: alpaca,
+        seeds: alpaca_seeds,
+    },
+    Parser {
+        name: "metrics",
+        run: metrics,
+        seeds: metrics_seeds,
+    },
+    Parser {
+        name: "run_record",
+        run: run_record,
+        seeds: run_record_seeds,
+    },
+];
+
+/// The parser of a name.
+///
+/// # Panics
+/// If there is none.
+pub fn by_name(name: &str) -> Parser {
+    let found = ALL.iter().find(|p| p.name == name);
+    *found.unwrap_or_else(|| panic!("no parser {name}"))
+}
+
+/// A folder of this thread, in memory where there is such a file system, for parsers that read files.
+pub fn scratch() -> PathBuf {
+    thread_local! {
+        static DIR: OnceCell<tempfile::TempDir> = const { OnceCell::new() };
+    }
+    let make = || {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() {
+            tempfile::tempdir_in(memory)
+        } else {
+            tempfile::tempdir()
+        }
+        .expect("a temporary folder")
+    };
+    DIR.with(|d| d.get_or_init(make).path().to_path_buf())
+}
+
+/// The bytes as a file of this name.
+fn as_file(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = scratch().join(name);
+    fs::create_dir_all(path.parent().expect("a folder")).expect("a folder can be made");
+    fs::write(&path, bytes).expect("a file can be written");
+    path
+}
+
+fn jsonl_rows(bytes: &[u8]) {
+    for bad_rows in [BadRows::Fail, BadRows::Skip] {
+        let options = RowOptions {
+            max_line_bytes: 1 << 16,
+            bad_rows,
+        };
+        if let Ok(rows) = parse_rows("rows.jsonl", bytes, &options) {
+            for row in &rows.rows {
+                std::hint::black_box((row.prompt(), row.response(), row.context()));
+            }
+        }
+    }
+}
+
+/// As it is, and with a checksum that is right, so that what lies behind it is reached.
+fn token_file(bytes: &[u8]) {
+    let open = |bytes: &[u8]| {
+        let Ok(f) = TokenFile::open(&as_file("x.tok", bytes)) else {
+            return;
+        };
+        for doc in 0..f.n_docs() {
+            let info = f.info(doc);
+            f.visit(doc, 0, f.doc_len(doc), |token, supervised| {
+                std::hint::black_box((token, supervised, info));
+            });
+        }
+    };
+    open(bytes);
+    if bytes.len() >= 152 {
+        let mut mended = bytes.to_vec();
+        let mut h = blake3::Hasher::new();
+        h.update(&bytes[..120]).update(&bytes[152..]);
+        mended[120..152].copy_from_slice(h.finalize().as_bytes());
+        open(&mended);
+    }
+}
+
+fn raw_tokens(bytes: &[u8]) {
+    let path = as_file("x.bin", bytes);
+    for width in [None, Some(RawWidth::U16), Some(RawWidth::U32)] {
+        let Ok(raw) = RawTokens::open(&path, 300, 3, width) else {
+            continue;
+        };
+        for doc in 0..raw.n_docs() {
+            raw.visit(doc, 0, raw.doc_len(doc), |token, supervised| {
+                std::hint::black_box((token, supervised));
+            });
+        }
+    }
+}
+
+/// As it is, and with a header length that fits, so that changes of the header's text are reached.
+fn safetensors(bytes: &[u8]) {
+    let open = |bytes: &[u8]| {
+        let path = as_file("x.safetensors", bytes);
+        let Ok(f) = TensorFile::open(&path) else { return };
+        let names: Vec<String> = f.names().map(String::from).collect();
+        for name in names {
+            std::hint::black_box((f.info(&name), f.load(&name).is_ok()));
+        }
+    };
+    open(bytes);
+    if let Some(end) = bytes.iter().rposition(|&b| b == b'}').filter(|&end| end > 8) {
+        let mut mended = bytes.to_vec();
+        mended[..8].copy_from_slice(&(end as u64 + 1 - 8).to_le_bytes());
+        open(&mended);
+    }
+}
+
+fn shard_index(bytes: &[u8]) {
+    as_file(
+        "model/config.json",
+        &file("tests/data/model/tiny-llama-tied/config.json"),
+    );
+    as_file("model/model-00001-of-00002.safetensors", &safetensors_seeds()[1]);
+    let path = as_file("model/model.safetensors.index.json", bytes);
+    std::hint::black_box(ModelFiles::open(path.parent().expect("a folder")).is_ok());
+}
+
+fn config_json(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(config) = hf_config::parse(text) {
+        // What a model of such a shape would need is only counted.
+        let c = &config.model;
+        std::hint::black_box((c.q_dim(), c.kv_dim(), c.n_layers));
+    }
+}
+
+/// The configuration beside weights that fit, and weights beside a configuration that fits.
+fn adapter_config(bytes: &[u8]) {
+    const GOLDEN: &str = "tests/data/golden/tiny-llama-tied/adapter_all";
+    as_file(
+        "adapter/adapter_model.safetensors",
+        &file(&format!("{GOLDEN}/adapter_model.safetensors")),
+    );
+    let path = as_file("adapter/adapter_config.json", bytes);
+    let Ok(adapter) = Adapter::open(path.parent().expect("a folder")) else {
+        return;
+    };
+    std::hint::black_box((
+        adapter.config.scale(),
+        adapter.lora(0, "q_proj").is_ok(),
+        adapter.lora(usize::MAX, "x").is_ok(),
+    ));
+}
+
+/// Loading, the text of a hostile row, and the export.
+fn sentencepiece(bytes: &[u8]) {
+    let Ok(mut t) = Tokenizer::from_bytes("x.model", bytes.to_vec(), SpecialIds::default()) else {
+        return;
+    };
+    t.add_chatml();
+    for text in ["Hello,  world\n", "<|im_end|></s>", "é\u{1f642}\0\u{fffd}", ""] {
+        if let Ok(ids) = t.encode(text) {
+            assert!(
+                !ids.iter().any(|&id| t.is_control(id)),
+                "a control token came from text"
+            );
+            std::hint::black_box(t.decode(&ids, Specials::Show));
+        }
+    }
+    std::hint::black_box((t.newline_id().is_ok(), tokenizer_json(t.bytes(), &[]).is_ok()));
+}
+
+fn added_tokens(bytes: &[u8]) {
+    let path = as_file("added/added_tokens.json", bytes);
+    std::hint::black_box(read_added_tokens(path.parent().expect("a folder")).is_ok());
+}
+
+fn manifest_json(bytes: &[u8]) {
+    as_file("run/checkpoint-2/a.txt", b"abc");
+    let path = as_file("run/checkpoint-2/manifest.json", bytes);
+    let checkpoint = path.parent().expect("a folder");
+    if manifest::verify(checkpoint).is_ok() {
+        assert_eq!(fs::read(checkpoint.join("a.txt")).ok().as_deref(), Some(&b"abc"[..]));
+    }
+    std::hint::black_box(manifest::find_newest(&scratch().join("run")).is_ok());
+}
+
+fn trainer_state(bytes: &[u8]) {
+    let path = as_file("state/trainer_state.json", bytes);
+    let now = Fingerprints([("data".to_string(), "abc".to_string())].into());
+    let allowed = ["data".to_string()];
+    std::hint::black_box(read_state(path.parent().expect("a folder"), &now, &allowed, u64::MAX).is_ok());
+    std::hint::black_box(RunState::read(&path).is_ok());
+}
+
+fn settings_file(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    std::hint::black_box(ringtune::config::read_file(text, "c.json").is_ok());
+}
+
+fn jinja(bytes: &[u8]) {
+    let Ok(source) = std::str::from_utf8(bytes) else { return };
+    let Ok(template) = Template::from_jinja("x", source, TemplateOptions::default()) else {
+        return;
+    };
+    let talk = [
+        Message::new(Role::System, "be brief"),
+        Message::new(Role::User, "a <|im_end|> b"),
+        Message::new(Role::Assistant, "c"),
+    ];
+    for purpose in [Purpose::Train, Purpose::Generate] {
+        if let Ok(rendered) = template.render(&talk, purpose) {
+            std::hint::black_box(rendered.text_and_spans(template.names()));
+            std::hint::black_box(encode_rendered(&small_tokenizer(), &rendered).is_ok());
+        }
+    }
+}
+
+/// Opened once: a template is tried some thousand times.
+fn small_tokenizer() -> Arc<Tokenizer> {
+    thread_local! {
+        static TOKENIZER: Arc<Tokenizer> = {
+            let bytes = sentencepiece_seeds().swap_remove(1);
+            let mut t = Tokenizer::from_bytes("seed", bytes, SpecialIds::default()).expect("the seed loads");
+            t.add_chatml();
+            Arc::new(t)
+        };
+    }
+    TOKENIZER.with(Arc::clone)
+}
+
+/// Reads an upstream file of a data set and writes its rows.
+fn prepare_one(dataset: Dataset, name: &str, bytes: &[u8]) {
+    let source = as_file(&format!("from_{}/{name}", dataset.name()), bytes);
+    for multi_turn in [false, true] {
+        let spec = PrepareSpec {
+            datasets: vec![dataset],
+            output_dir: scratch().join("prepared"),
+            source_dir: Some(source.parent().expect("a folder").to_path_buf()),
+            cache_dir: None,
+            multi_turn,
+            paths: if multi_turn { Paths::All } else { Paths::Best },
+        };
+        std::hint::black_box(prepare::run(&spec).is_ok());
+        if dataset != Dataset::Oasst1 {
+            break;
+        }
+    }
+}
+
+fn dolly(bytes: &[u8]) {
+    prepare_one(Dataset::Dolly15k, "databricks-dolly-15k.jsonl", bytes);
+}
+
+fn oasst(bytes: &[u8]) {
+    prepare_one(Dataset::Oasst1, "oasst.jsonl", bytes);
+}
+
+fn alpaca(bytes: &[u8]) {
+    prepare_one(Dataset::Alpaca, "alpaca", bytes);
+}
+
+/// A run's figures, and the page that shows them.
+fn metrics(bytes: &[u8]) {
+    let read = parse_metrics(bytes);
+    assert!(read.steps.iter().all(|p| p.step >= 0.0 && p.tokens.is_finite()));
+    let path = as_file("figures/metrics.jsonl", bytes);
+    page_of(path.parent().expect("a folder"));
+}
+
+/// What a run is made of and its samples, beside figures that can be read.
+fn run_record(bytes: &[u8]) {
+    as_file("record/metrics.jsonl", &metrics_seeds()[1]);
+    as_file("record/samples.json", bytes);
+    as_file("record/trainer_state.json", bytes);
+    let path = as_file("record/run.json", bytes);
+    page_of(path.parent().expect("a folder"));
+}
+
+/// Whatever the files say, the page holds its own two scripts and no element of theirs.
+fn page_of(dir: &Path) {
+    let to = scratch().join("report.html");
+    if let Ok(page) = ringtune::commands::report::html_of(&[dir.to_path_buf()]) {
+        assert_eq!(
+            page.matches("<script").count(),
+            2,
+            "an element of a file is in the page"
+        );
+        fs::write(to, page).expect("a file can be written");
+    }
+}
