@@ -33,6 +33,18 @@ api! {
     }
 
     /// About managed memory.
+    fn cuMemAdvise(at: u64, bytes: usize, advice: u32, device: c_int) {
+        let _ = (at, bytes, advice, device);
+        refuse()
+    }
+
+    /// About managed memory.
+    fn cuMemPrefetchAsync(at: u64, bytes: usize, device: c_int, stream: Handle) {
+        let _ = (at, bytes, device, stream);
+        refuse()
+    }
+
+    /// About managed memory.
     fn cuStreamAttachMemAsync(stream: Handle, at: u64, bytes: usize, flags: u32) {
         let _ = (stream, at, bytes, flags);
         refuse()

@@ -349,7 +349,12 @@ fn occupancy_is_that_of_the_calculator() {
         let (major, minor) = cc.split_once('.').unwrap();
         let mut compiler = Command::new("cc");
         compiler.args(["-O1", "-w", "-I"]).arg(folder.parent().unwrap());
-        let program = build_c(&mut compiler, include_str!("occupancy.c"), &format!("occupancy-{cc}"));
+        let program = build_c(
+            &mut compiler,
+            include_str!("occupancy.c"),
+            &format!("occupancy-{cc}"),
+            &[],
+        );
         let figures = [optin, shared, threads, sms].map(|n| n.to_string());
         let mut child = Command::new(program)
             .args([major, minor])
@@ -367,8 +372,8 @@ fn occupancy_is_that_of_the_calculator() {
     }
 }
 
-/// Compiles a C program; gives its path.
-pub fn build_c(compiler: &mut Command, text: &str, name: &str) -> std::path::PathBuf {
+/// Compiles a C program with libraries; gives its path.
+pub fn build_c(compiler: &mut Command, text: &str, name: &str, libraries: &[std::path::PathBuf]) -> std::path::PathBuf {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
     let stem = format!("{name}-{}", std::process::id());
     let (source, program) = (folder.join(format!("{stem}.c")), folder.join(stem));
@@ -377,6 +382,7 @@ pub fn build_c(compiler: &mut Command, text: &str, name: &str) -> std::path::Pat
         .arg("-o")
         .arg(&program)
         .arg(&source)
+        .args(libraries)
         .output()
         .expect("a C compiler");
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
