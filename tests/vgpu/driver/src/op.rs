@@ -132,6 +132,7 @@ fn code_of(kind: FaultKind) -> Code {
     match kind {
         FaultKind::OutOfBounds | FaultKind::UseAfterFree | FaultKind::ReadOnly => Code::ILLEGAL_ADDRESS,
         FaultKind::Misaligned => Code::MISALIGNED_ADDRESS,
+        FaultKind::Assert => Code::ASSERT,
         FaultKind::Deadlock | FaultKind::Watchdog => Code::LAUNCH_TIMEOUT,
         _ => Code::LAUNCH_FAILED,
     }
