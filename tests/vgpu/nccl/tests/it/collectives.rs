@@ -205,3 +205,58 @@ fn calls_queue_up_and_keep_their_order() {
         assert!(ends.iter().all(|e| e.success()));
     });
 }
+
+/// Seconds that all threads of this process have run.
+fn processor_seconds() -> f64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the place is a local.
+    assert_eq!(
+        unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut t) },
+        0
+    );
+    t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
+}
+
+/// Prints the time of the collectives that training makes; `--nocapture` of the parent shows it.
+#[test]
+fn time_of_all_reduce() {
+    let ran = inside(&[], || {
+        let ends = processes(2, |r| {
+            let bytes = 64 << 20;
+            let mut x = r.upload(&vec![0; bytes]);
+            let at = r.address_mut(&mut x);
+            // Time of the processor too: it holds on a busy machine.
+            let mut best = [f64::INFINITY; 2];
+            let before = processor_seconds();
+            for _ in 0..5 {
+                for (count, best) in [bytes / 4, 1].into_iter().zip(&mut best) {
+                    r.stream.synchronize().unwrap();
+                    let start = std::time::Instant::now();
+                    ok(r.all_reduce(at, at, count, D::ncclFloat32, Op::ncclSum));
+                    r.stream.synchronize().unwrap();
+                    *best = best.min(start.elapsed().as_secs_f64());
+                }
+            }
+            let processor = (processor_seconds() - before) / 5.0;
+            println!(
+                "rank {}: 64 MiB {:.1} ms ({:.1} ms of processor), 4 bytes {:.0} us",
+                r.rank,
+                best[0] * 1e3,
+                processor * 1e3,
+                best[1] * 1e6
+            );
+            assert_eq!(r.download(&x), vec![0; bytes]);
+        });
+        assert!(ends.iter().all(|e| e.success()));
+    });
+    if let Some(ran) = ran {
+        print!(
+            "{}",
+            ran.out
+                .lines()
+                .filter(|l| l.contains("MiB"))
+                .map(|l| format!("{l}\n"))
+                .collect::<String>()
+        );
+    }
+}
