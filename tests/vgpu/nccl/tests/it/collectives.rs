@@ -210,10 +210,8 @@ fn calls_queue_up_and_keep_their_order() {
 fn processor_seconds() -> f64 {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the place is a local.
-    assert_eq!(
-        unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut t) },
-        0
-    );
+    let code = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut t) };
+    assert_eq!(code, 0);
     t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
 }
 
