@@ -14,3 +14,4 @@ mod norms;
 #[path = "../common/products.rs"]
 mod products;
 mod skip;
+mod traffic;

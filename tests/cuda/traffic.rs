@@ -1,0 +1,138 @@
+//! What the kernels ask of memory, counted by the emulator: every request to global memory is made of whole sectors, and the loop of a
+//! product meets no bank of shared memory twice. Needs NVRTC, no device.
+
+use ringtune::backend::MatMul;
+use ringtune::cuda::compile::{Target, compile};
+use ringtune::cuda::kernels::{self, Kernel};
+use ringtune::cuda::tiles::Tile;
+use ringtune::tensor::DType;
+use vgpu::{Config, Counters, Memory, Module};
+
+use crate::products::{OPS, Shape};
+use crate::skip::nvrtc;
+
+/// An argument of a launch.
+enum Arg {
+    /// A buffer of so many bytes, all zero.
+    Buffer(usize),
+    U32(u32),
+    F32(f32),
+}
+
+/// Runs a kernel on buffers of zeros.
+fn run(kernel: &Kernel, blocks: usize, shared: usize, args: &[Arg]) -> Option<Counters> {
+    let ptx = compile(nvrtc()?, &kernel.source, &kernel.defines, Target::Ptx(80))
+        .unwrap()
+        .ptx;
+    let mut memory = Memory::new();
+    let module = Module::load(&String::from_utf8(ptx).unwrap(), &mut memory).unwrap();
+    let bytes: Vec<Vec<u8>> = args
+        .iter()
+        .map(|arg| match arg {
+            Arg::Buffer(n) => {
+                let address = memory.alloc(*n).unwrap();
+                memory.write(address, &vec![0; *n]).unwrap();
+                address.to_le_bytes().to_vec()
+            }
+            Arg::U32(x) => x.to_le_bytes().to_vec(),
+            Arg::F32(x) => x.to_le_bytes().to_vec(),
+        })
+        .collect();
+    let config = Config {
+        grid: [blocks as u32, 1, 1],
+        block: [kernel.threads as u32, 1, 1],
+        dynamic_shared: shared,
+        ..Config::default()
+    };
+    let args: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
+    Some(module.launch(kernel.entry, &config, &args, &memory).unwrap())
+}
+
+fn matmul(tile: Tile, op: MatMul, Shape { m, n, k }: Shape) -> Option<Counters> {
+    let kernel = kernels::matmul(tile, op, DType::Bf16, DType::Bf16, true);
+    let (block_m, block_n) = tile.block();
+    let [(ar, ac), (br, bc)] = Shape { m, n, k }.operands(op);
+    let words = [m, n, k, ac, bc].map(|x| Arg::U32(x as u32));
+    let mut args = vec![
+        Arg::Buffer(m * n * 2),
+        Arg::Buffer(ar * ac * 2),
+        Arg::Buffer(br * bc * 2),
+    ];
+    args.extend(words);
+    args.extend([Arg::F32(1.0), Arg::U32(1), Arg::U32(0)]);
+    run(&kernel, m.div_ceil(block_m) * n.div_ceil(block_n), tile.shared(), &args)
+}
+
+#[test]
+fn a_product_reads_whole_sectors_and_its_loop_meets_no_bank_twice() {
+    for tile in Tile::ALL {
+        let (block_m, block_n) = tile.block();
+        for op in OPS {
+            let s = Shape {
+                m: 2 * block_m,
+                n: block_n,
+                k: 128,
+            };
+            let Some(short) = matmul(tile, op, s) else { return };
+            let Some(long) = matmul(tile, op, Shape { k: 320, ..s }) else {
+                return;
+            };
+            let what = format!("{tile:?} {op:?}: {long:?}");
+            assert_eq!(long.tensor_flops, (2 * s.m * s.n * 320) as u64, "{what}");
+            // Each tile of A and of B is read once per tile of C; C is written once.
+            let read = 2 * 320 * (s.m * (s.n / block_n) + s.n * (s.m / block_m));
+            assert_eq!(
+                (long.global_read, long.global_written),
+                (read as u64, (2 * s.m * s.n) as u64),
+                "{what}"
+            );
+            assert_eq!(
+                long.global_sectors * 32,
+                long.global_read + long.global_written,
+                "{what}"
+            );
+            // What conflicts there are belong to the staging of the result, which k does not lengthen.
+            assert_eq!(long.bank_conflicts, short.bank_conflicts, "{what}");
+            // One barrier for each 64 steps, one before the loop, per warp.
+            let warps = (kernels::matmul(tile, op, DType::Bf16, DType::Bf16, true).threads / 32 * 2) as u64;
+            assert_eq!(long.barriers - short.barriers, warps * 3, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_norm_reads_and_writes_whole_sectors() {
+    let (rows, width) = (32, 2048);
+    let bytes = rows * width * 2;
+    let b = DType::Bf16;
+    let kernel = kernels::rmsnorm_forward(b, b, b, width);
+    let counts = [rows, width, kernel.threads].map(|x| Arg::U32(x as u32));
+    let mut args = vec![
+        Arg::Buffer(bytes),
+        Arg::Buffer(rows * 4),
+        Arg::Buffer(bytes),
+        Arg::Buffer(width * 2),
+        Arg::F32(1e-5),
+    ];
+    args.extend(counts);
+    let Some(c) = run(&kernel, rows, 0, &args) else { return };
+    // x twice (the second time from a cache), the weight, out; a sector of its own for each rstd.
+    assert_eq!(c.global_sectors as usize * 32, bytes * 4 + rows * 32, "{c:?}");
+
+    let kernel = kernels::rmsnorm_backward(b, b, b, b, width);
+    let blocks = rows / kernels::NORM_ROUNDS;
+    let mut args = vec![
+        Arg::Buffer(bytes),
+        Arg::Buffer(blocks * width * 4),
+        Arg::Buffer(bytes),
+        Arg::Buffer(bytes),
+    ];
+    args.extend([Arg::Buffer(width * 2), Arg::Buffer(rows * 4)]);
+    args.extend([rows, width, kernel.threads, 0, 1].map(|x| Arg::U32(x as u32)));
+    let Some(c) = run(&kernel, blocks, width * 4, &args) else {
+        return;
+    };
+    // x, dout and w twice, dx once, the partial sums once; each warp reads the sector of its rstd.
+    let sectors = (bytes * 7 + blocks * width * 4) / 32 + rows * (kernel.threads / 32);
+    assert_eq!(c.global_sectors as usize, sectors, "{c:?}");
+}
