@@ -245,7 +245,7 @@ pub fn properties(ordinal: usize) -> Result<Properties> {
         memory: unsafe { result::device::total_mem(device) }.doing(what)?,
         sm_count: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
         shared_limit: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
-        emulated: name.to_lowercase().contains("vgpu"),
+        emulated: name.starts_with("vgpu "),
         name,
     })
 }

@@ -5,7 +5,7 @@ use super::tiles::{Tile, k_major};
 use crate::backend::MatMul;
 use crate::tensor::DType;
 
-/// A parameter of an entry, in order. [`super::launch::Launch`] holds each launch to this list, and a test holds the list to the
+/// A parameter of an entry, in order. `launch::Launch` holds each launch to this list, and a test holds the list to the
 /// PTX that the source becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Param {

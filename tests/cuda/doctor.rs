@@ -145,3 +145,69 @@ fn ptx_is_dumped_where_it_is_asked_for() {
         );
     }
 }
+
+/// `RINGTUNE_NVRTC` before the loader's path, that before `CUDA_HOME`, that before the user's cache; none is an error with words.
+#[test]
+fn nvrtc_is_looked_for_in_the_documented_order() {
+    let Some(nvrtc) = crate::skip::nvrtc() else { return };
+    let root = tempfile::tempdir().unwrap();
+    let toolkit = root.path().join("toolkit");
+    let lib = toolkit.join("lib64");
+    std::fs::create_dir_all(&lib).unwrap();
+    std::os::unix::fs::symlink(nvrtc.path(), lib.join("libnvrtc.so.12")).unwrap();
+    let cached = root.path().join("cache/ringtune").join(ringtune::cuda::nvrtc::CACHED);
+    std::fs::create_dir_all(&cached).unwrap();
+    std::os::unix::fs::symlink(&lib, cached.join("lib")).unwrap();
+    let (empty, lib) = (root.path().join("none"), lib.to_str().unwrap());
+    let run = |env: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringtune"));
+        command
+            .args(["doctor", "--json"])
+            .env("XDG_CACHE_HOME", &empty)
+            .env("RINGTUNE_CACHE", root.path());
+        for name in ["LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "RINGTUNE_NVRTC"] {
+            command.env_remove(name);
+        }
+        json(&command.envs(env.iter().copied()).output().unwrap())["nvrtc"].clone()
+    };
+    let bare = run(&[]);
+    // A system with a compiler of its own in the loader's path shows less of the order.
+    let system = bare["works"] == true;
+    if !system {
+        let error = bare["error"].as_str().unwrap();
+        assert!(
+            error.starts_with("NVRTC, the compiler for CUDA kernels, was not found"),
+            "{error}"
+        );
+        let cache = root.path().join("cache");
+        let cache = ("XDG_CACHE_HOME", cache.to_str().unwrap());
+        assert_eq!(run(&[cache])["origin"], "the user's cache");
+        assert_eq!(
+            run(&[cache, ("CUDA_HOME", toolkit.to_str().unwrap())])["origin"],
+            "CUDA_HOME"
+        );
+        let path = [
+            cache,
+            ("CUDA_HOME", toolkit.to_str().unwrap()),
+            ("LD_LIBRARY_PATH", lib),
+        ];
+        assert_eq!(run(&path)["origin"], "the loader's path");
+    }
+    let file = format!("{lib}/libnvrtc.so.12");
+    for named in [lib, file.as_str()] {
+        let found = run(&[("RINGTUNE_NVRTC", named), ("LD_LIBRARY_PATH", lib)]);
+        assert_eq!(
+            (&found["origin"], &found["works"]),
+            (&"RINGTUNE_NVRTC".into(), &true.into()),
+            "{found}"
+        );
+    }
+    // What it names is not a compiler: no other is taken.
+    std::fs::write(root.path().join("text"), "not a library").unwrap();
+    let text = root.path().join("text");
+    let found = run(&[("RINGTUNE_NVRTC", text.to_str().unwrap()), ("LD_LIBRARY_PATH", lib)]);
+    assert!(
+        found["works"] == false && found["error"].as_str().unwrap().contains("/text"),
+        "{found}"
+    );
+}

@@ -32,7 +32,7 @@ pub struct UniqueId {
 pub struct ConfigHead {
     /// Bytes of the caller's whole structure.
     pub size: usize,
-    /// [`CONFIG_MAGIC`].
+    /// `CONFIG_MAGIC`.
     pub magic: u32,
     /// Version of the caller's header.
     pub version: u32,

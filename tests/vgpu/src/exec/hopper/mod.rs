@@ -1,6 +1,6 @@
 //! The sm_90a set: warpgroup products, barriers in shared memory, bulk and tensor copies, clusters.
 //!
-//! Whatever is asynchronous on the device is a record in [`State`] here: copies that were not delivered, ranges of shared
+//! Whatever is asynchronous on the device is a record in `State` here: copies that were not delivered, ranges of shared
 //! memory that copies and products may still read, products that nobody has waited for. The records are what the checks
 //! look at; delivering them is what waiting does.
 
