@@ -10,7 +10,8 @@ use crate::driver::table;
 use crate::error::{Code, Failure, Result, describe, last, report};
 use crate::group::{self, Start};
 use crate::join::{Job, NO_COLOR, Split};
-use crate::shared::{MAX_RANKS, fresh_name, is_name, sweep};
+use crate::shared::{MAX_RANKS, fresh_name, is_name};
+use crate::sweep::sweep;
 
 /// The version this library answers: 2.30.0, whose prototypes it follows.
 const VERSION: c_int = 23000;

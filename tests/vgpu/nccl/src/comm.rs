@@ -9,7 +9,8 @@ use crate::call::{Dtype, Factor};
 use crate::driver::{Context, Stream, Table};
 use crate::error::{Code, Failure, Result, report};
 use crate::join::Job;
-use crate::shared::{Shared, state, thread_id};
+use crate::member::{state, thread_id};
+use crate::shared::Shared;
 
 /// A lock whose holder panicked is taken all the same: the values guarded here are valid after every statement.
 pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {

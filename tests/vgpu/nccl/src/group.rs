@@ -10,8 +10,8 @@ use crate::comm::{Comm, lock};
 use crate::driver::Stream;
 use crate::error::{Code, Failure, Result};
 use crate::join::{Job, Split, SplitStep};
+use crate::member::state;
 use crate::operation::enqueue;
-use crate::shared::state;
 
 /// An init or split that waits for the end of the group.
 pub(crate) enum Start {

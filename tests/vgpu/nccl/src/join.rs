@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::comm::{Comm, lock};
 use crate::error::{Code, Failure, Result, cuda};
-use crate::shared::{Opened, Shared, state, wait};
+use crate::member::state;
+use crate::shared::{Opened, Shared, wait};
 
 /// `NCCL_SPLIT_NOCOLOR`: the rank takes no part in the new communicators.
 pub(crate) const NO_COLOR: i32 = -1;

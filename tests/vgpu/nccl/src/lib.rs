@@ -19,11 +19,13 @@ mod engine;
 mod error;
 mod group;
 mod join;
+mod member;
 mod operation;
 mod point;
 mod reduce;
 mod shared;
 mod stall;
+mod sweep;
 
 pub use api::*;
 pub use api_comm::*;

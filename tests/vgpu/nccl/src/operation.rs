@@ -297,7 +297,7 @@ impl Operation {
         if was_active {
             let me = self.comm.shared().member(self.comm.rank);
             me.set_current(None);
-            me.waits_for.store(crate::shared::NOBODY, Release);
+            me.waits_for.store(crate::member::NOBODY, Release);
         }
         lock(&self.comm.pending).retain(|p| p.0 != self.number);
         self.arrived

@@ -8,11 +8,11 @@ use std::ffi::CString;
 use std::fs;
 use std::mem::size_of;
 use std::ptr;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use std::time::Duration;
 
-use crate::call::Words;
 use crate::error::{Code, Failure, Result};
+use crate::member::{Mail, Member, NOBODY, started, state, thread_id};
 
 /// Bytes of a slot.
 pub const SLOT: usize = 1 << 20;
@@ -24,30 +24,11 @@ pub const MAIL: usize = 128 << 10;
 pub const MAILS: usize = 2;
 /// Most ranks of a communicator.
 pub const MAX_RANKS: usize = 64;
-/// Calls that stay readable: a rank is never two calls ahead of another, so four are ample.
-const CALLS: usize = 4;
 const PAGE: usize = 4096;
-const MAGIC: u64 = u64::from_le_bytes(*b"vgpunccl");
-const VERSION: u32 = 1;
-const FOLDER: &str = "/dev/shm";
+pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"vgpunccl");
+pub(crate) const VERSION: u32 = 1;
+pub(crate) const FOLDER: &str = "/dev/shm";
 const PREFIX: &str = "vgpu-nccl-";
-
-/// What a rank is doing with the communicator; `Member::state`.
-pub mod state {
-    /// Nobody came yet.
-    pub const EMPTY: u32 = 0;
-    /// Takes part.
-    pub const JOINED: u32 = 1;
-    /// Destroyed its communicator.
-    pub const LEFT: u32 = 2;
-    /// Aborted it.
-    pub const ABORTED: u32 = 3;
-    /// Met an error; the message says which.
-    pub const FAILED: u32 = 4;
-}
-
-/// Nobody: [`Member::waits_for`] of a rank that does not wait.
-pub const NOBODY: u32 = u32::MAX;
 
 #[repr(C, align(4096))]
 struct Header {
@@ -58,152 +39,6 @@ struct Header {
     /// Counts everything published; waiters sleep on it.
     bell: AtomicU32,
     sleepers: AtomicU32,
-}
-
-/// One rank's page.
-#[repr(C, align(4096))]
-pub struct Member {
-    pub state: AtomicU32,
-    pub pid: AtomicU32,
-    /// Thread that used the communicator last.
-    pub tid: AtomicU32,
-    /// Start time of the process, so that a number used again is told apart.
-    pub started: AtomicU64,
-    pub device: AtomicU32,
-    pub uuid: [AtomicU64; 2],
-    /// Chunks put into slots so far, and chunks of all ranks read so far.
-    pub produced: AtomicU64,
-    pub consumed: AtomicU64,
-    /// Collective calls posted so far.
-    pub posted: AtomicU64,
-    calls: [[AtomicU64; 6]; CALLS],
-    /// What the rank runs now, for messages; kind 255 means nothing.
-    current: [AtomicU64; 6],
-    /// Rank this one needs something of, or [`NOBODY`]; how often it looked in vain; what it got done.
-    pub waits_for: AtomicU32,
-    pub looks: AtomicU64,
-    pub progress: AtomicU64,
-    /// Rung by ranks that wait for this one: its queue must run.
-    pub wanted: AtomicU32,
-    /// Splits posted so far; colour and key of the last two.
-    pub splits: AtomicU64,
-    split: [[AtomicU64; 2]; 2],
-    message_len: AtomicU32,
-    message: [AtomicU8; 1024],
-}
-
-/// Mailbox from one rank to another.
-#[repr(C, align(64))]
-pub struct Mail {
-    /// Chunks put in, chunks taken out.
-    pub sent: AtomicU64,
-    pub taken: AtomicU64,
-    /// Words of the call each chunk belongs to, and the bytes of the chunk.
-    heads: [[AtomicU64; 7]; MAILS],
-}
-
-fn store(to: &[AtomicU64], from: &[u64]) {
-    for (t, f) in to.iter().zip(from) {
-        t.store(*f, Relaxed);
-    }
-}
-
-fn load<const N: usize>(from: &[AtomicU64]) -> [u64; N] {
-    std::array::from_fn(|i| from[i].load(Relaxed))
-}
-
-impl Member {
-    /// Publishes collective number `number`; the caller counts [`Member::posted`] up.
-    pub fn post(&self, number: u64, words: &Words) {
-        store(&self.calls[number as usize % CALLS], words);
-        self.posted.store(number + 1, Release);
-    }
-
-    /// Collective number `number`, if posted.
-    pub fn posted_call(&self, number: u64) -> Option<Words> {
-        (self.posted.load(Acquire) > number).then(|| load(&self.calls[number as usize % CALLS]))
-    }
-
-    pub fn set_current(&self, words: Option<&Words>) {
-        store(&self.current, words.unwrap_or(&[255; 6]));
-    }
-
-    /// What the rank runs now.
-    pub fn current(&self) -> Option<Words> {
-        let words: Words = load(&self.current);
-        (words[0] != 255).then_some(words)
-    }
-
-    pub fn post_split(&self, number: u64, color: i32, key: i32) {
-        store(&self.split[number as usize % 2], &[color as u64, key as u64]);
-        self.splits.store(number + 1, Release);
-    }
-
-    /// Colour and key of split `number`, if posted.
-    pub fn posted_split(&self, number: u64) -> Option<(i32, i32)> {
-        (self.splits.load(Acquire) > number).then(|| {
-            let [color, key] = load(&self.split[number as usize % 2]);
-            (color as i32, key as i32)
-        })
-    }
-
-    /// Says why the rank failed.
-    pub fn fail(&self, text: &str) {
-        let bytes = &text.as_bytes()[..text.len().min(self.message.len())];
-        for (to, from) in self.message.iter().zip(bytes) {
-            to.store(*from, Relaxed);
-        }
-        self.message_len.store(bytes.len() as u32, Relaxed);
-        self.state.store(state::FAILED, Release);
-    }
-
-    pub fn message(&self) -> String {
-        let n = (self.message_len.load(Relaxed) as usize).min(self.message.len());
-        let bytes: Vec<u8> = self.message[..n].iter().map(|b| b.load(Relaxed)).collect();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// Whether the process is still there. A process that ended and waits for its parent counts as gone.
-    pub fn alive(&self) -> bool {
-        let pid = self.pid.load(Acquire);
-        started(pid).is_some_and(|s| s == self.started.load(Relaxed))
-    }
-
-    /// Whether the thread that used the communicator last is still there.
-    pub fn thread_alive(&self) -> bool {
-        let (pid, tid) = (self.pid.load(Acquire), self.tid.load(Relaxed));
-        fs::metadata(format!("/proc/{pid}/task/{tid}")).is_ok()
-    }
-}
-
-impl Mail {
-    pub fn set_head(&self, chunk: u64, words: &Words, bytes: usize) {
-        let head = &self.heads[chunk as usize % MAILS];
-        store(&head[..6], words);
-        head[6].store(bytes as u64, Relaxed);
-    }
-
-    pub fn head(&self, chunk: u64) -> (Words, usize) {
-        let head = &self.heads[chunk as usize % MAILS];
-        (load(&head[..6]), head[6].load(Relaxed) as usize)
-    }
-}
-
-/// Start time of a running process in clock ticks since boot; `None` if it ended.
-pub fn started(pid: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; fields are counted behind it.
-    let mut fields = text[text.rfind(')')? + 1..].split_ascii_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
-}
-
-/// Kernel's number of the calling thread.
-pub fn thread_id() -> u32 {
-    // SAFETY: gettid has no arguments and cannot fail.
-    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
 }
 
 /// The mapped memory of a communicator.
@@ -219,7 +54,7 @@ unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
-const fn members_at() -> usize {
+pub(crate) const fn members_at() -> usize {
     size_of::<Header>()
 }
 
@@ -524,48 +359,4 @@ pub fn fresh_name() -> String {
 /// Whether `name` may be a name of ours: nothing that leads out of the folder.
 pub fn is_name(name: &str) -> bool {
     name.starts_with(PREFIX) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-}
-
-/// Removes what communicators left behind whose ranks were killed before all had joined.
-pub fn sweep() {
-    let Ok(entries) = fs::read_dir(FOLDER) else {
-        return;
-    };
-    for name in entries.flatten().filter_map(|e| e.file_name().into_string().ok()) {
-        if is_name(&name) && is_stale(&name) {
-            let _ = fs::remove_file(format!("{FOLDER}/{name}"));
-        }
-    }
-}
-
-fn is_stale(name: &str) -> bool {
-    use std::os::unix::fs::FileExt;
-    let path = format!("{FOLDER}/{name}");
-    let (Ok(file), Ok(about)) = (fs::File::open(&path), fs::metadata(&path)) else {
-        return false;
-    };
-    // Whoever made it may be between two steps: young files are left alone.
-    let age = about.modified().ok().and_then(|t| t.elapsed().ok()).unwrap_or_default();
-    if age < Duration::from_secs(2) {
-        return false;
-    }
-    // Three words at `at`; zeros where the file ends.
-    let words = |at: usize| {
-        let mut bytes = [0; 24];
-        let _ = file.read_exact_at(&mut bytes, at as u64);
-        [0, 8, 16].map(|i| u64::from_le_bytes(bytes[i..i + 8].try_into().expect("eight bytes")))
-    };
-    let [magic, about_ranks, _] = words(0);
-    if magic != MAGIC || about_ranks as u32 != VERSION {
-        return age > Duration::from_secs(600);
-    }
-    let ranks = ((about_ranks >> 32) as usize).min(MAX_RANKS);
-    // Fields of a member in their order: state and process, thread, start.
-    let members = (0..ranks).map(|r| words(members_at() + r * size_of::<Member>()));
-    let joined: Vec<(u32, u64)> = members
-        .filter(|w| w[0] as u32 != state::EMPTY)
-        .map(|w| ((w[0] >> 32) as u32, w[2]))
-        .collect();
-    joined.iter().all(|(pid, start)| started(*pid) != Some(*start)) && !joined.is_empty()
-        || age > Duration::from_secs(600)
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crate::call::describe;
 use crate::comm::Comm;
 use crate::error::{Code, Failure, Result, cuda};
-use crate::shared::{NOBODY, Shared, state};
+use crate::member::{NOBODY, state};
+use crate::shared::Shared;
 
 /// How long a wait may last before the other rank's queue is asked to run.
 const PATIENCE: Duration = Duration::from_millis(5);

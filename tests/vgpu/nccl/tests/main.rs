@@ -10,6 +10,8 @@ mod collectives;
 mod communicators;
 #[path = "it/faults.rs"]
 mod faults;
+#[path = "it/graphs.rs"]
+mod graphs;
 #[path = "it/points.rs"]
 mod points;
 #[path = "it/ranks.rs"]
