@@ -145,9 +145,11 @@ fn every_name_of_the_interface_is_exported() {
         ncclRedOpDestroy ncclReduce ncclBroadcast ncclAllReduce ncclReduceScatter ncclAllGather ncclSend ncclRecv ncclGroupEnd \
         ncclGroupStart ncclBcast ncclCommGetAsyncError ncclGetErrorString ncclGetLastError ncclMemAlloc ncclMemFree";
     inside(&[], || {
-        // SAFETY: constant C strings.
-        let [library, other] =
-            [c"libnccl.so", c"libnccl.so.2"].map(|n| unsafe { libc::dlopen(n.as_ptr(), libc::RTLD_NOW) });
+        let open = |name: &std::ffi::CStr| {
+            // SAFETY: a C string.
+            unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) }
+        };
+        let (library, other) = (open(c"libnccl.so"), open(c"libnccl.so.2"));
         assert!(!library.is_null());
         assert_eq!(library, other, "both names lead to one library");
         for name in NAMES.split_ascii_whitespace() {
@@ -156,9 +158,7 @@ fn every_name_of_the_interface_is_exported() {
             assert!(unsafe { !libc::dlsym(library, c.as_ptr()).is_null() }, "{name}");
         }
         // SAFETY: null is what is asked about.
-        assert_eq!(
-            unsafe { sys::ncclCommDestroy(std::ptr::null_mut()) },
-            R::ncclInvalidArgument
-        );
+        let code = unsafe { sys::ncclCommDestroy(std::ptr::null_mut()) };
+        assert_eq!(code, R::ncclInvalidArgument);
     });
 }
