@@ -33,8 +33,8 @@ pub struct Comm {
     pub(crate) device: i32,
     pub(crate) uuid: [u8; 16],
     pub(crate) context: Context,
-    /// The context was retained for this communicator.
-    primary: bool,
+    /// The context was retained for this communicator and not yet released.
+    primary: AtomicBool,
     pub(crate) driver: &'static Table,
     pub(crate) timeout: Duration,
     /// Set once all ranks have joined.
@@ -45,6 +45,8 @@ pub struct Comm {
     pub(crate) failure: OnceLock<Failure>,
     pub(crate) aborted: AtomicBool,
     pub(crate) finalized: AtomicBool,
+    /// Destroyed: what graphs still hold must not run.
+    pub(crate) destroyed: AtomicBool,
     /// Number of the operation that runs, 0 for none.
     pub(crate) active: AtomicU64,
     /// Operations in the order of their calls, outside of graphs, with the stream of each, until done.
@@ -100,7 +102,7 @@ impl Comm {
             device,
             uuid: driver.uuid_of(device),
             context,
-            primary,
+            primary: AtomicBool::new(primary),
             driver,
             timeout: timeout()?,
             shared: OnceLock::new(),
@@ -108,6 +110,7 @@ impl Comm {
             failure: OnceLock::new(),
             aborted: AtomicBool::new(false),
             finalized: AtomicBool::new(false),
+            destroyed: AtomicBool::new(false),
             active: AtomicU64::new(0),
             pending: Mutex::new(Vec::new()),
             graph_streams: Mutex::new(Vec::new()),
@@ -232,7 +235,17 @@ impl Comm {
             shared.ring();
             shared.want(self.rank);
         }
+        self.destroyed.store(true, Release);
         self.forget();
+        self.release_context();
+    }
+
+    /// Gives the primary context back; never from `drop` alone, which the driver may cause while it holds its own lock.
+    fn release_context(&self) {
+        if self.primary.swap(false, AcqRel) {
+            // SAFETY: the driver validates the device, whose context `new` retained.
+            unsafe { (self.driver.release)(self.device) };
+        }
     }
 
     /// The factor's bits, read from the device if it lies there.
@@ -293,9 +306,7 @@ impl Comm {
 
 impl Drop for Comm {
     fn drop(&mut self) {
-        if self.primary {
-            // SAFETY: the driver validates the device, whose context `new` retained.
-            unsafe { (self.driver.release)(self.device) };
-        }
+        // Only a communicator whose init failed comes here with its context.
+        self.release_context();
     }
 }

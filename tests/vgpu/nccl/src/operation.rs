@@ -187,6 +187,10 @@ impl Operation {
             self.finish(&mut running);
             return f.cuda;
         }
+        if self.comm.destroyed.load(Acquire) {
+            let text = "an operation of a graph runs on a communicator that was destroyed".to_owned();
+            return self.comm.fail(Failure::usage(text)).cuda;
+        }
         match self.advance(&mut running, forced) {
             Ok(true) => {
                 self.finish(&mut running);

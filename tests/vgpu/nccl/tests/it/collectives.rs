@@ -3,7 +3,7 @@
 use cudarc::nccl::sys::{ncclDataType_t as D, ncclRedOp_t as Op};
 
 use crate::child::inside;
-use crate::ranks::{DTYPES, OPS, Rank, ok, processes, size, threads};
+use crate::ranks::{DTYPES, OPS, Rank, ok, processes, processor_seconds, size, threads};
 use crate::reference::{input, reduced, same};
 
 /// Inputs of all ranks, `count` elements each.
@@ -204,15 +204,6 @@ fn calls_queue_up_and_keep_their_order() {
         });
         assert!(ends.iter().all(|e| e.success()));
     });
-}
-
-/// Seconds that all threads of this process have run.
-fn processor_seconds() -> f64 {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the place is a local.
-    let code = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut t) };
-    assert_eq!(code, 0);
-    t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
 }
 
 /// Prints the time of the collectives that training makes; `--nocapture` of the parent shows it.

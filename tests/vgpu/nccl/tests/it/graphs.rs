@@ -77,6 +77,28 @@ fn a_mismatch_inside_of_a_graph_is_found_at_its_launch() {
 }
 
 #[test]
+fn a_graph_outlives_its_communicator_and_says_so() {
+    inside(&[], || {
+        threads(2, |r| {
+            let mut x = r.upload(&[0; 64]);
+            let at = r.address_mut(&mut x);
+            r.stream.synchronize().unwrap();
+            r.stream.begin_capture(THREAD).unwrap();
+            ok(r.all_reduce(at, at, 4, F, Op::ncclSum));
+            let graph = r.stream.end_capture(Flags(0)).unwrap().unwrap();
+            ok(r.destroy());
+            graph.launch().unwrap();
+            assert!(r.stream.synchronize().is_err());
+            assert!(
+                last_error().contains("communicator that was destroyed"),
+                "{}",
+                last_error()
+            );
+        });
+    });
+}
+
+#[test]
 fn a_group_of_messages_in_a_graph() {
     inside(&[], || {
         threads(2, |r| {

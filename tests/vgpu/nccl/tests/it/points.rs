@@ -6,7 +6,7 @@ use cudarc::driver::{CudaContext, CudaStream};
 use cudarc::nccl::sys::{self, ncclDataType_t as D, ncclRedOp_t as Op, ncclResult_t as R};
 
 use crate::child::inside;
-use crate::ranks::{DTYPES, Rank, fresh_id, group, last_error, ok, processes, size, threads};
+use crate::ranks::{DTYPES, Rank, fresh_id, group, last_error, ok, processes, processor_seconds, size, threads};
 use crate::reference::{input, reduced, same};
 
 /// Every rank sends to its right neighbour, of every type, from nothing to several mailbox chunks.
@@ -133,6 +133,46 @@ fn one_thread_drives_two_devices_in_a_group() {
             ranks.iter().for_each(|r| ok(r.destroy()));
         });
     }
+}
+
+#[test]
+fn destroy_runs_what_is_pending_on_both_devices() {
+    inside(&[], || {
+        let (ranks, d) = (both(), D::ncclFloat32);
+        let mut slices: Vec<_> = ranks.iter().map(|r| r.upload(&3f32.to_le_bytes())).collect();
+        ok(group(|| {
+            for (r, s) in ranks.iter().zip(&mut slices) {
+                let at = r.address_mut(s);
+                ok(r.all_reduce(at, at, 1, d, Op::ncclSum));
+            }
+        }));
+        // The first one's flush needs the other device's stream.
+        ranks.iter().for_each(|r| ok(r.destroy()));
+        for (r, s) in ranks.iter().zip(&slices) {
+            assert_eq!(r.download(s), 6f32.to_le_bytes());
+        }
+    });
+}
+
+#[test]
+fn waiting_leaves_the_processor_to_others() {
+    inside(&[], || {
+        let ends = processes(2, |r| {
+            let mut x = r.upload(&[0; 4]);
+            let at = r.address_mut(&mut x);
+            r.stream.synchronize().unwrap();
+            if r.rank == 1 {
+                std::thread::sleep(std::time::Duration::from_millis(1500));
+            }
+            let before = processor_seconds();
+            ok(r.all_reduce(at, at, 1, D::ncclFloat32, Op::ncclSum));
+            r.stream.synchronize().unwrap();
+            // Rank 0 waited for about 1.5 s.
+            let used = processor_seconds() - before;
+            assert!(used < 0.4, "{used} s of processor");
+        });
+        assert!(ends.iter().all(|e| e.success()));
+    });
 }
 
 #[test]

@@ -246,3 +246,12 @@ pub fn processes(n: usize, body: impl FnOnce(&Rank)) -> Vec<std::process::ExitSt
     body(&rank);
     others.iter_mut().map(|c| c.wait().unwrap()).collect()
 }
+
+/// Seconds that all threads of this process have run.
+pub fn processor_seconds() -> f64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the place is a local.
+    let code = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut t) };
+    assert_eq!(code, 0);
+    t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
+}
