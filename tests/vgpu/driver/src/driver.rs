@@ -11,7 +11,7 @@ use vgpu::Memory;
 use crate::code::{Code, Result};
 use crate::config::Config;
 use crate::ffi::Handle;
-use crate::graph::{Capture, Captured, Executable, Graph};
+use crate::graph::{Capture, Captured, Executable, Graph, Node};
 use crate::module::{Function, Module};
 use crate::queue::{OpId, Queue};
 use crate::table::Table;
@@ -203,6 +203,8 @@ pub struct State {
     pub used: Vec<u64>,
     /// Operations.
     pub queue: Queue,
+    /// Nodes of failed captures. Operations of other libraries may call back when they go, so they are dropped without the lock.
+    pub trash: Vec<Node>,
     /// Texts handed out for ever.
     pub texts: BTreeMap<String, &'static std::ffi::CStr>,
     /// Texts of faults by code, for `cuGetErrorString`.
@@ -256,6 +258,7 @@ impl Driver {
                 pools: Table::new(0x59),
                 used: vec![0; config.devices],
                 queue: Queue::new(config.seed),
+                trash: Vec::new(),
                 texts: BTreeMap::new(),
                 fault_texts: BTreeMap::new(),
             }),

@@ -151,10 +151,12 @@ impl State {
             }
         }
         if !c.valid {
+            self.trash.extend(c.nodes);
             return Err(Code::STREAM_CAPTURE_INVALIDATED);
         }
         if ancestors(&c.nodes, &part.frontier).len() < c.nodes.len() {
             say("end of capture: another stream of the capture has work that the first stream does not wait for");
+            self.trash.extend(c.nodes);
             return Err(Code::STREAM_CAPTURE_UNJOINED);
         }
         Ok(Graph {

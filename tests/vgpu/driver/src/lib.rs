@@ -12,6 +12,7 @@ pub mod driver;
 pub mod executor;
 pub mod ffi;
 pub mod graph;
+pub mod leaks;
 pub mod module;
 pub mod occupancy;
 pub mod op;

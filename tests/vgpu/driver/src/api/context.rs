@@ -56,34 +56,41 @@ fn destroy(context: Handle) -> Result {
     let st = driver().state();
     let tail = st.context_tail(context);
     let mut st = driver().force(st, &tail);
-    let gone: Vec<u64> = st
-        .allocations
+    crate::leaks::report(&st, context);
+    let modules = st.modules.remove_if(|m| m.context == context);
+    let mut gone: Vec<u64> = modules
         .iter()
-        .filter(|(_, a)| a.context == context)
-        .map(|(p, _)| *p)
+        .flat_map(|m| m.image.variables())
+        .map(|(address, _)| address)
         .collect();
-    for address in gone {
-        if let Some(a) = st.allocations.remove(&address) {
-            st.used[a.device] -= a.len as u64;
-            // The table said that the allocation lives.
-            let _ = driver().release(address);
-        }
+    for address in &gone {
+        st.variables.remove(address);
     }
-    st.streams.remove_if(|s| s.context == context);
-    st.events.remove_if(|e| e.context == context);
-    st.thread_streams.remove(&context);
-    st.captures.remove_if(|c| c.context == context);
-    let graphs = st.graphs.remove_if(|g| g.context == context);
-    let executables = st.executables.remove_if(|e| e.context == context);
-    st.functions.remove_if(|f| f.module.context == context);
+    let ours = st.allocations.iter().filter(|(_, a)| a.context == context);
+    for (address, device, len) in ours.map(|(p, a)| (*p, a.device, a.len)).collect::<Vec<_>>() {
+        st.allocations.remove(&address);
+        st.used[device] -= len as u64;
+        gone.push(address);
+    }
     for p in st.pinned.values_mut().filter(|p| p.context == context) {
         // Pinned memory serves every context; it stays until it is freed.
         p.context = Handle::NULL;
     }
+    st.streams.remove_if(|s| s.context == context);
+    st.events.remove_if(|e| e.context == context);
+    st.thread_streams.remove(&context);
+    st.functions.remove_if(|f| f.module.context == context);
+    let captures = st.captures.remove_if(|c| c.context == context);
+    let graphs = st.graphs.remove_if(|g| g.context == context);
+    let executables = st.executables.remove_if(|e| e.context == context);
     st.contexts.remove(context)?;
     drop(st);
-    // Operations of other libraries may call back when they go.
-    drop((graphs, executables));
+    // Operations of other libraries may call back when they go: not under the lock.
+    drop((captures, graphs, executables));
+    for address in gone {
+        // Allocations of graphs that never ran are known by address only.
+        let _ = driver().release(address);
+    }
     Ok(())
 }
 

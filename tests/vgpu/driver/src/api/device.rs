@@ -33,7 +33,9 @@ api! {
         if driver().devices.is_empty() {
             return Err(Code::NO_DEVICE);
         }
-        driver().state().initialised = true;
+        if !std::mem::replace(&mut driver().state().initialised, true) {
+            crate::leaks::watch();
+        }
         Ok(())
     }
 

@@ -64,6 +64,9 @@ api! {
         match st.end_capture(stream) {
             Ok(graph) => out.set(st.graphs.insert(graph)),
             Err(code) => {
+                let trash = std::mem::take(&mut st.trash);
+                drop(st);
+                drop(trash);
                 out.set(Handle::NULL)?;
                 Err(code)
             }

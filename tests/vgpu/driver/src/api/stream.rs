@@ -40,7 +40,16 @@ api! {
             return Err(Code::INVALID_HANDLE);
         }
         let stream = st.stream(stream)?;
-        st.streams.remove(stream)?;
+        let tail = st.tail(stream)?;
+        let gone = st.streams.remove(stream)?;
+        if let Some(part) = gone.captured {
+            st.invalidate(part.capture);
+        }
+        if !gone.non_blocking {
+            // The null stream still waits for what is queued.
+            let null = st.contexts.get(gone.context)?.null_stream;
+            st.streams.get_mut(null)?.waits.extend(tail);
+        }
         Ok(())
     }
 

@@ -356,7 +356,7 @@ fn occupancy_is_that_of_the_calculator() {
             &[],
         );
         let figures = [optin, shared, threads, sms].map(|n| n.to_string());
-        let mut child = Command::new(program)
+        let mut child = Command::new(&program)
             .args([major, minor])
             .args(figures)
             .stdin(std::process::Stdio::piped())
@@ -385,6 +385,7 @@ pub fn build_c(compiler: &mut Command, text: &str, name: &str, libraries: &[std:
         .args(libraries)
         .output()
         .expect("a C compiler");
+    std::fs::remove_file(source).unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     program
 }

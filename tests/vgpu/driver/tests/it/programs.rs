@@ -75,6 +75,7 @@ fn a_c_program_with_the_real_header() {
     if let Ok(needed) = needed {
         assert!(String::from_utf8_lossy(&needed.stdout).contains("[libcuda.so.1]"));
     }
+    std::fs::remove_file(program).unwrap();
     std::fs::remove_dir_all(folder).unwrap();
 }
 

@@ -160,6 +160,10 @@ fn the_null_stream_waits_for_blocking_streams_and_they_for_it() {
         ok!(cuMemsetD32Async(p, 2, 1, own));
         ok!(cuMemcpyDtoDAsync_v2(q, p, 4, null_mut()));
         assert_eq!(get(q, 1, null_mut()), [2]);
+        // A destroyed stream ends what was queued on it, and the null stream waits for that.
+        ok!(cuMemsetD32Async(p, 3, 1, blocking));
+        ok!(cuStreamDestroy_v2(blocking));
+        assert_eq!(get(p, 1, null_mut()), [3]);
     });
 }
 
