@@ -460,6 +460,19 @@ fn copies_used_too_early_or_overwritten_are_found() {
         )
         .is_ok()
     );
+    // Matrices are stored by the same proxy as words.
+    let matrix = "mul.lo.u32 %r1, %t, 16; add.u32 %r1, %r1, %s; stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r1], {%r0, %r0, %r0, %r0};";
+    ONE.finds(
+        &out("", "cp.async.bulk.wait_group 0;").replace(fill, matrix),
+        ProxyFence,
+        "without a fence.proxy.async",
+    );
+    ONE.words(
+        &out(fence, "cp.async.bulk.wait_group 0;").replace(fill, &format!("mov.u32 %r0, 1; {matrix}")),
+        &[],
+        64,
+    )
+    .unwrap();
     // Data that is not there cannot be sent on.
     ONE.finds(
         &format!("INIT @!%q0 bra END; EXPECT 64; {load} {store} cp.async.bulk.wait_group 0; END: WAIT"),

@@ -307,3 +307,77 @@ fn cluster_gemm_with_multicast_matches_f64() {
         }
     }
 }
+
+/// The products that Triton compiled (tests/cuda/hopper_triton.py): `tensors` through maps, else through pointers.
+fn triton(rows: usize, columns: usize, k: usize, tensors: bool, seed: Option<u64>) {
+    let mut m = Memory::new();
+    let module = Module::load(include_str!("cuda/hopper_triton.ptx"), &mut m).unwrap();
+    let (a, b) = (noise(rows * k, 7), noise(columns * k, 8));
+    let (da, db) = (upload(&mut m, &a), upload(&mut m, &b));
+    let out = upload(&mut m, &vec![0; rows * columns]);
+    let shape = Config {
+        grid: [rows.div_ceil(128) as u32, columns.div_ceil(128) as u32, 1],
+        block: [if tensors { 256 } else { 128 }, 1, 1],
+        dynamic_shared: 98328,
+        threads: 2,
+        seed,
+        ..Config::default()
+    };
+    let (word, long) = (
+        |x: usize| (x as u32).to_le_bytes().to_vec(),
+        |x: u64| x.to_le_bytes().to_vec(),
+    );
+    // Both kernels end with two scratch pointers.
+    let args: Vec<Vec<u8>> = if tensors {
+        // A descriptor is a map, its shape and its strides.
+        let descriptor = |map: [u8; 128], r: usize, c: usize| [map.to_vec(), word(r), word(c), long(c as u64), long(1)];
+        [
+            descriptor(map(da, rows, k, 128), rows, k),
+            descriptor(map(db, columns, k, 128), columns, k),
+            descriptor(map(out, rows, columns, 128), rows, columns),
+        ]
+        .into_iter()
+        .flatten()
+        .chain([word(k), long(0), long(0)])
+        .collect()
+    } else {
+        vec![
+            long(da),
+            long(db),
+            long(out),
+            word(rows),
+            word(columns),
+            word(k),
+            long(0),
+            long(0),
+        ]
+    };
+    let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
+    module
+        .launch(if tensors { "tensors" } else { "pointers" }, &shape, &args, &m)
+        .unwrap();
+    let mut bytes = vec![0; rows * columns * 2];
+    m.read(out, &mut bytes).unwrap();
+    for i in 0..rows {
+        for j in 0..columns {
+            let at = (i * columns + j) * 2;
+            let got = value(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+            let b_at = |l: usize| if tensors { b[j * k + l] } else { b[l * columns + j] };
+            let want: f64 = (0..k).map(|l| value(a[i * k + l]) * value(b_at(l))).sum();
+            assert!(
+                (got - want).abs() <= want.abs() / 256.0 + 1e-4,
+                "({i}, {j}): {got}, {want}; seed {seed:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn triton_products_match_f64() {
+    for seed in [None, Some(1)] {
+        triton(128, 256, 192, true, seed);
+        triton(256, 128, 192, false, seed);
+    }
+    triton(208, 144, 128, true, None);
+    triton(208, 144, 128, false, None);
+}

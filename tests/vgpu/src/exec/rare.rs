@@ -105,6 +105,10 @@ impl Rare {
             }
             Rare::StoreMatrix { at, rows, trans } => {
                 let at_lanes = at.lanes(r);
+                if cta.program.asynchronous {
+                    let mask = super::region::ones(8 * rows.len() as u32) as u32;
+                    cta.watch(warp, at.space, &at_lanes, 16, mask)?;
+                }
                 for (n, row) in rows.iter().enumerate() {
                     let tile = tile(&r.w[*row as usize], *trans);
                     for (i, line) in tile.iter().enumerate() {

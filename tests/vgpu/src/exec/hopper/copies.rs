@@ -12,7 +12,7 @@ use crate::exec::mem::{Address, LaneFault, PARAM, SHARED, lanes};
 use crate::exec::region::Region;
 use crate::exec::warp::Warp;
 use crate::exec::{Lane, Regs};
-use crate::tensor_map::{ALIGN, BYTES, DataType, TensorMap};
+use crate::tensor_map::{ALIGN, BYTES, DataType, Swizzle, TensorMap};
 
 /// Why a copy is wrong.
 type Wrong = (FaultKind, String);
@@ -27,6 +27,37 @@ fn read(region: &Region, offset: u64, len: u64) -> Bytes {
 fn pieces(m: &TensorMap, to: u64, row: &tile::Row, len: u64) -> impl Iterator<Item = (usize, u64)> {
     let (swizzle, start) = (m.swizzle, to + row.offset);
     (0..len / 16).map(move |c| ((c * 16) as usize, swizzle.place(start + c * 16, 0)))
+}
+
+/// Moves a row that lies in the tensor altogether, is written and starts at a multiple of eight; else returns false.
+fn deliver_row(
+    from: &Region,
+    offset: u64,
+    to: &Region,
+    start: u64,
+    swizzle: Swizzle,
+    len: usize,
+    pitch: usize,
+) -> bool {
+    if !offset.is_multiple_of(8) || !from.all_written(offset, len as u64) {
+        return false;
+    }
+    // At most 256 elements of eight bytes.
+    let mut words = [0; 256];
+    let row = &mut words[..len / 8];
+    from.read(offset, row);
+    for (c, piece) in row.as_chunks::<2>().0.iter().enumerate() {
+        let at = swizzle.place(start + 16 * c as u64, 0);
+        to.write(at, piece);
+        if len != pitch {
+            to.mark(at, 16);
+        }
+    }
+    if len == pitch {
+        // Pieces change places within the row's own bytes.
+        to.mark_all(start, len as u64);
+    }
+    true
 }
 
 impl Cta<'_> {
@@ -419,7 +450,22 @@ impl Cta<'_> {
         let size = map.data_type.size();
         let (len, fill) = (map.counts()[0] * size, tile::fill(map));
         let outside = Bytes::new((0..len).map(|i| (fill >> (8 * (i % size))) as u8).collect());
+        let pitch = tile::pitch(map) as usize;
         for row in tile::rows(map, at) {
+            if row.inside * size == len && map.data_type != DataType::F32Ftz {
+                let from = self.global(row.address, len as u64, false)?;
+                if deliver_row(
+                    from,
+                    row.address - from.start,
+                    to,
+                    start + row.offset,
+                    map.swizzle,
+                    len,
+                    pitch,
+                ) {
+                    continue;
+                }
+            }
             let mut bytes = if row.inside * size == len {
                 Bytes::default()
             } else {

@@ -94,6 +94,70 @@ pub struct Operand {
 }
 
 impl Operand {
+    /// Addresses of the sixteen pieces of eight rows: for K-major (row, piece 0..2), for MN-major (k 0..16).
+    #[inline(always)]
+    pub fn block(&self, group: usize) -> [u64; 16] {
+        let d = &self.at;
+        let (span, group) = (d.swizzle.span() as u64, (self.first / 8 + group) as u64);
+        let (base, line, next, far) = match (self.major, d.swizzle) {
+            (Major::K, Swizzle::None) => (d.start + group * d.stride, 16, d.leading, 0),
+            (Major::K, _) => (d.start + group * d.stride, span, 16, 0),
+            (Major::Mn, Swizzle::None) => (d.start + group * d.stride, 16, 0, d.leading),
+            (Major::Mn, _) => {
+                let wide = span / 16;
+                (
+                    d.start + group % wide * 16 + group / wide * d.leading,
+                    span,
+                    0,
+                    d.stride,
+                )
+            }
+        };
+        let mut out = [0; 16];
+        for (i, a) in out.iter_mut().enumerate() {
+            let i = i as u64;
+            let offset = match self.major {
+                Major::K => i / 2 * line + i % 2 * next,
+                Major::Mn => i % 8 * line + i / 8 * far,
+            };
+            *a = d.swizzle.place((base + offset) & 0x3_ffff, d.base);
+        }
+        out
+    }
+
+    /// A range that holds the operand, with up to 127 bytes more on each side; `None` when addresses wrap around.
+    pub fn bounds(&self) -> Option<(u64, u64)> {
+        let d = &self.at;
+        let (groups, first) = ((self.rows / 8) as u64, (self.first / 8) as u64);
+        let span = d.swizzle.span() as u64;
+        let along = |first: u64, n: u64| (first * d.stride, (first + n - 1) * d.stride);
+        let (low, high) = match (self.major, d.swizzle) {
+            (Major::K, Swizzle::None) => {
+                let (l, h) = along(first, groups);
+                (l, h + 7 * 16 + d.leading)
+            }
+            (Major::K, _) => {
+                let (l, h) = along(first, groups);
+                (l, h + 7 * span + 16)
+            }
+            (Major::Mn, Swizzle::None) => {
+                let (l, h) = along(first, groups);
+                (l, h + 7 * 16 + d.leading)
+            }
+            (Major::Mn, _) => {
+                let wide = span / 16;
+                let last = first + groups - 1;
+                (
+                    first / wide * d.leading,
+                    last / wide * d.leading + 7 * span + d.stride + (wide - 1) * 16,
+                )
+            }
+        };
+        // The swizzle moves pieces within a line of 128 bytes.
+        let (low, high) = ((d.start + low) & !127, (d.start + high + 16).next_multiple_of(128));
+        (high <= 0x4_0000).then_some((low, high))
+    }
+
     /// Addresses of all pieces: for K-major (row, piece 0..2), for MN-major (group of 8 rows, k 0..16).
     pub fn pieces(&self) -> impl Iterator<Item = u64> + '_ {
         let (first, n, per) = match self.major {
@@ -133,6 +197,25 @@ mod tests {
         assert_eq!(d, want);
         for bit in [14, 15, 30, 31, 46, 47, 48, 52, 61] {
             assert!(Descriptor::decode(bits | 1 << bit).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn blocks_and_bounds_agree_with_pieces() {
+        for mode in 0..4 {
+            for major in [Major::K, Major::Mn] {
+                for (first, rows) in [(0, 256), (48, 16), (16, 16)] {
+                    let at = Descriptor::decode(0x47 | 0x28 << 16 | 0x140 << 32 | 3 << 49 | mode << 62).unwrap();
+                    let o = Operand { at, major, first, rows };
+                    let all: Vec<u64> = (0..rows / 8).flat_map(|j| o.block(j)).collect();
+                    assert_eq!(all, o.pieces().collect::<Vec<_>>(), "{o:?}");
+                    let ((low, high), (least, most)) = (o.bounds().unwrap(), o.range());
+                    assert!(
+                        low <= least && least - low < 256 && most <= high && high - most < 256,
+                        "{o:?}"
+                    );
+                }
+            }
         }
     }
 

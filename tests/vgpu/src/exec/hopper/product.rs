@@ -89,15 +89,29 @@ pub fn tile_of_registers(r: &Regs, rows: &[u16; 4], element: Element, out: &mut 
     }
 }
 
-/// Sets the elements of one 16-byte piece of A: row `mn` (or eight rows from `8 * mn`) and piece as in `Descriptor::piece`.
-#[inline(always)]
-pub fn tile_piece(out: &mut TileA, major: Major, mn: usize, piece: usize, element: Element, bytes: u128) {
+/// Eight rows of A from their sixteen pieces (as `Operand::block` orders them); `group` 0 are rows 0 to 7.
+pub fn tile_of_pieces(
+    out: &mut TileA,
+    major: Major,
+    group: usize,
+    element: Element,
+    pieces: &[u128; 16],
+    build: Build,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if build == Build::V3 && element.size() == 2 {
+        // SAFETY: a program is only decoded for V3 when the processor supports it (`Module::load_for`).
+        return unsafe { fast::tile16(out, major, group, element, pieces) };
+    }
+    let _ = build;
     let (n, bits) = (16 / element.size(), 8 * element.size());
-    for e in 0..n {
-        let v = element.value((bytes >> (bits * e)) as u32);
-        match major {
-            Major::K => out[mn][piece * n + e] = v,
-            Major::Mn => out[8 * mn + e][piece] = v,
+    for (i, bytes) in pieces.iter().enumerate() {
+        for e in 0..n {
+            let v = element.value((bytes >> (bits * e)) as u32);
+            match major {
+                Major::K => out[8 * group + i / 2][i % 2 * n + e] = v,
+                Major::Mn => out[8 * group + e][i] = v,
+            }
         }
     }
 }
@@ -126,7 +140,7 @@ fn panel_body(out: &mut PanelB, pieces: &[u128; 16], major: Major, element: Elem
 
 #[cfg(target_arch = "x86_64")]
 mod fast {
-    use super::{Element, Major, PanelB};
+    use super::{Element, Major, PanelB, TileA};
     use std::arch::x86_64::*;
 
     #[inline]
@@ -145,6 +159,18 @@ mod fast {
         };
         // SAFETY: both are 32 bytes of plain floats.
         unsafe { std::mem::transmute::<__m256, [f32; 8]>(v) }
+    }
+
+    /// `tile_of_pieces` for 16-bit elements.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn tile16(out: &mut TileA, major: Major, group: usize, element: Element, pieces: &[u128; 16]) {
+        for (i, p) in pieces.iter().enumerate() {
+            let v = widen(vector(*p), element);
+            match major {
+                Major::K => out[8 * group + i / 2][i % 2 * 8..][..8].copy_from_slice(&v),
+                Major::Mn => v.iter().enumerate().for_each(|(e, x)| out[8 * group + e][i] = *x),
+            }
+        }
     }
 
     /// `panel_body` for 16-bit elements.

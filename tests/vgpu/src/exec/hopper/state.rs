@@ -137,7 +137,8 @@ pub struct State {
     pub committed: HashMap<(usize, usize), u32>,
     /// Clock of the last ordinary store to each 16-byte piece and its warp; zero where there was none, or a copy since.
     stamps: Vec<u32>,
-    stamped: bool,
+    /// Range in which ordinary stores were.
+    stamped: (u64, u64),
     /// Counts fences, from 1.
     clock: u32,
     /// Clock after the last `fence.proxy.async` of each warp.
@@ -230,12 +231,17 @@ impl State {
         }
         let stamp = self.clock << WARP_BITS | warp as u32;
         self.stamps[(start / 16) as usize..end.div_ceil(16) as usize].fill(stamp);
-        self.stamped = true;
+        let (low, high) = self.stamped;
+        self.stamped = if low == high {
+            (start, end)
+        } else {
+            (low.min(start), high.max(end))
+        };
     }
 
     /// A copy has written a range.
     pub fn copied(&mut self, start: u64, end: u64) {
-        if self.stamped {
+        if !self.unstamped(start, end) {
             self.stamps[(start / 16) as usize..end.div_ceil(16) as usize].fill(0);
         }
     }
@@ -246,9 +252,10 @@ impl State {
         self.fences[warp] = self.clock;
     }
 
-    /// Whether ordinary stores lie in no range at all.
-    pub fn unstamped(&self) -> bool {
-        !self.stamped
+    /// Whether no ordinary store was in a range.
+    pub fn unstamped(&self, start: u64, end: u64) -> bool {
+        let (low, high) = self.stamped;
+        end <= low || high <= start
     }
 
     /// The warp whose ordinary store to the piece at `address` was not fenced by it or by the reader.

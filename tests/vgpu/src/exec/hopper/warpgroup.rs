@@ -1,7 +1,7 @@
 //! `wgmma.mma_async` of one warp: agreement of the warpgroup, checks of the operands, the product, the record of it.
 
 use super::act::{Here, line};
-use super::descriptor::{Descriptor, Major, Operand};
+use super::descriptor::{Descriptor, Operand};
 use super::product::{self, Form, TileA};
 use super::state::InFlight;
 use super::{Product, Source};
@@ -86,9 +86,9 @@ impl Cta<'_> {
                 };
                 let range = self.readable(h, &a, "A")?;
                 let shared = &self.resident[self.at].shared;
-                for (i, at) in a.pieces().enumerate() {
-                    let per = if a.major == Major::K { 2 } else { 16 };
-                    product::tile_piece(&mut tile, a.major, i / per, i % per, x.a, fetch(shared, at));
+                for group in 0..2 {
+                    let pieces = a.block(group).map(|at| fetch(shared, at));
+                    product::tile_of_pieces(&mut tile, a.major, group, x.a, &pieces, h.p.build);
                 }
                 self.in_flight(h, group, a, range);
             }
@@ -103,13 +103,7 @@ impl Cta<'_> {
         };
         let shared = &self.resident[self.at].shared;
         let pieces = |j: usize, out: &mut [u128; 16]| {
-            for (i, p) in out.iter_mut().enumerate() {
-                let at = match b.major {
-                    Major::K => b.at.piece(Major::K, 8 * j + i / 2, i % 2),
-                    Major::Mn => b.at.piece(Major::Mn, j, i),
-                };
-                *p = fetch(shared, at);
-            }
+            *out = b.block(j).map(|at| fetch(shared, at));
         };
         product::multiply(&mut warp.regs, &x.d, &mut tile, &form, b.major, h.p.build, pieces);
         self.counters.tensor_flops += (2 * 16 * x.n * x.a.k()) as u64;
@@ -163,6 +157,14 @@ impl Cta<'_> {
     /// lowest address and end.
     fn readable(&self, h: &Here<'_>, o: &Operand, name: &str) -> Result<(u64, u64), LaneFault> {
         let Resident { shared, hopper, .. } = &self.resident[self.at];
+        // Usually everything around the operand is written, and nothing by ordinary stores.
+        if let Some((low, high)) = o.bounds()
+            && high <= shared.len
+            && hopper.unstamped(low, high)
+            && shared.all_written(low, high - low)
+        {
+            return Ok((low, high));
+        }
         let (low, high) = o.range();
         if high > shared.len {
             let m = format!(
@@ -170,10 +172,6 @@ impl Cta<'_> {
                 shared.len
             );
             return Err(h.fault(FaultKind::OutOfBounds, m));
-        }
-        // Usually everything between the first and the last piece is written, and nothing by ordinary stores.
-        if hopper.unstamped() && shared.all_written(low, high - low) {
-            return Ok((low, high));
         }
         for at in o.pieces() {
             if !shared.is_written(at, 16) {
