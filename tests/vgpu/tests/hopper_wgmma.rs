@@ -1,61 +1,11 @@
 //! Warpgroup products: every width, layout and type against sums over f64, with layouts written from the ISA text.
 
-use vgpu::{Config, Counters, Error, Fault, FaultKind, Memory, Module};
+#[path = "support/wgmma_checks.rs"]
+mod checks;
+#[path = "support/wgmma.rs"]
+mod wgmma;
 
-const SPACE: usize = 98304;
-
-/// An operand in shared memory: element (mn, k) lies at `place`.
-#[derive(Clone, Copy, Debug)]
-struct Layout {
-    /// Bytes of the swizzle: 0, 32, 64, 128.
-    span: usize,
-    /// Whether K is contiguous.
-    k_major: bool,
-    /// Leading and stride byte offsets.
-    leading: usize,
-    stride: usize,
-    start: usize,
-    /// Bytes of an element.
-    size: usize,
-}
-
-impl Layout {
-    /// The tables of the ISA text: core matrices of 8 rows of 16 bytes without swizzle; otherwise patterns of 8 rows as wide
-    /// as the swizzle, in which 16-byte piece c of row r lies at c xor (r, r / 2 or r / 4).
-    fn place(&self, mn: usize, k: usize) -> usize {
-        let per = 16 / self.size;
-        let (line, along) = if self.k_major { (mn, k) } else { (k, mn) };
-        let (piece, inside) = (along / per, along % per * self.size);
-        if self.span == 0 {
-            // Without swizzle the leading offset goes along K; the stride along M or N.
-            let (group, next) = if self.k_major {
-                (self.stride, self.leading)
-            } else {
-                (self.leading, self.stride)
-            };
-            return self.start + line / 8 * group + line % 8 * 16 + piece * next + inside;
-        }
-        let wide = self.span / 16;
-        let (row, column) = (line % 8, piece % wide);
-        let column = match self.span {
-            128 => column ^ row,
-            64 => column ^ (row / 2),
-            _ => column ^ (row / 4),
-        };
-        self.start + line / 8 * self.stride + piece / wide * self.leading + row * self.span + column * 16 + inside
-    }
-
-    fn descriptor(&self) -> u64 {
-        let mode = match self.span {
-            0 => 0,
-            128 => 1,
-            64 => 2,
-            _ => 3u64,
-        };
-        let f = |x: usize| (x >> 4) as u64;
-        f(self.start) | f(self.leading) << 16 | f(self.stride) << 32 | mode << 62
-    }
-}
+use wgmma::{B_START, Layout, SPACE, k_major, kernel, launch};
 
 /// Numbers from a linear congruential generator.
 struct Noise(u64);
@@ -150,72 +100,6 @@ struct Case {
     lb: Layout,
     scales: (i32, i32),
     add: bool,
-}
-
-/// A kernel of one warpgroup: fills shared memory from `image`, loads registers of A and of the sums, runs `body`, stores.
-fn kernel(sums: usize, body: &str) -> String {
-    let list = |p: &str, n: usize| (0..n).map(|i| format!("%{p}{i}")).collect::<Vec<_>>().join(", ");
-    let each = |f: &dyn Fn(usize) -> String, n: usize| (0..n).map(f).collect::<String>();
-    format!(
-        ".version 8.0\n.target sm_90a\n.address_size 64
-        .entry k(.param .u64 image, .param .u64 regs, .param .u64 sums, .param .u64 out, .param .u64 da, .param .u64 db, .param .u32 add) {{
-        .reg .b64 %p<12>; .reg .b32 %t, %s, %r<8>, %a<4>, %d<{sums}>; .reg .b64 %da, %db; .reg .pred %q, %add;
-        .shared .align 1024 .b8 sm[{SPACE}];
-        mov.u32 %t, %tid.x; mov.u32 %s, sm; ld.param.u64 %p0, [image]; ld.param.u64 %p1, [regs]; ld.param.u64 %p2, [sums];
-        ld.param.u64 %p3, [out]; ld.param.u64 %da, [da]; ld.param.u64 %db, [db];
-        ld.param.u32 %r6, [add]; setp.ne.u32 %add, %r6, 0;
-        shl.b32 %r0, %t, 4;
-        COPY: cvt.u64.u32 %p4, %r0; add.u64 %p5, %p0, %p4; ld.global.v4.u32 {{%r1, %r2, %r3, %r4}}, [%p5];
-        add.u32 %r5, %s, %r0; st.shared.v4.u32 [%r5], {{%r1, %r2, %r3, %r4}};
-        add.u32 %r0, %r0, 2048; setp.lt.u32 %q, %r0, {SPACE}; @%q bra COPY;
-        mul.wide.u32 %p6, %t, 16; add.u64 %p6, %p1, %p6; ld.global.v4.u32 {{{}}}, [%p6];
-        mul.wide.u32 %p7, %t, {}; add.u64 %p8, %p2, %p7; {}
-        fence.proxy.async; bar.sync 0;
-        {body}
-        add.u64 %p9, %p3, %p7; {} ret; }}",
-        list("a", 4),
-        sums * 4,
-        each(&|i| format!("ld.global.u32 %d{i}, [%p8+{}];\n", 4 * i), sums),
-        each(&|i| format!("st.global.u32 [%p9+{}], %d{i};\n", 4 * i), sums),
-    )
-}
-
-struct Ran {
-    out: Vec<u32>,
-    counters: Counters,
-}
-
-fn launch(text: &str, image: &[u8], regs: &[u32], sums: &[u32], da: u64, db: u64, add: bool) -> Result<Ran, Error> {
-    let mut m = Memory::new();
-    let module = Module::load(text, &mut m).unwrap_or_else(|e| panic!("{e}\n{text}"));
-    let words = |v: &[u32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-    let mut put = |v: &[u8]| {
-        let a = m.alloc(v.len()).unwrap();
-        m.write(a, v).unwrap();
-        a
-    };
-    let (image, regs, sums_at) = (put(image), put(&words(regs)), put(&words(sums)));
-    let out = put(&words(sums));
-    let shape = Config {
-        block: [128, 1, 1],
-        ..Config::default()
-    };
-    let args = [image, regs, sums_at, out, da, db].map(u64::to_le_bytes);
-    let mut args: Vec<&[u8]> = args.iter().map(|a| &a[..]).collect();
-    let add = u32::from(add).to_le_bytes();
-    args.push(&add);
-    let counters = module.launch("k", &shape, &args, &m)?;
-    let mut bytes = vec![0; sums.len() * 4];
-    m.read(out, &mut bytes).unwrap();
-    Ok(Ran {
-        out: bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|c| u32::from_le_bytes(*c))
-            .collect(),
-        counters,
-    })
 }
 
 fn half(bits: u32) -> f64 {
@@ -329,17 +213,6 @@ fn check(c: &Case) {
     }
 }
 
-fn k_major(span: usize, size: usize, start: usize) -> Layout {
-    Layout {
-        span,
-        k_major: true,
-        leading: if span == 0 { 128 } else { 16 },
-        stride: if span == 0 { 288 } else { 8 * span },
-        start,
-        size,
-    }
-}
-
 /// Layouts of an operand of `rows` rows: every swizzle, K- and MN-major where the type allows both.
 fn layouts(size: usize, rows: usize, start: usize) -> Vec<Layout> {
     let mut list: Vec<Layout> = [0, 32, 64, 128].iter().map(|s| k_major(*s, size, start)).collect();
@@ -364,8 +237,6 @@ fn layouts(size: usize, rows: usize, start: usize) -> Vec<Layout> {
     }
     list
 }
-
-const B_START: usize = 32768;
 
 #[test]
 fn every_width_in_bf16() {
@@ -507,199 +378,5 @@ fn a_start_inside_the_pattern_moves_along_k() {
                 );
             }
         }
-    }
-}
-
-/// Runs `body` with a product of eight columns at hand: `MMA` stands for it, `GROUP` for commit and wait.
-fn small(body: &str) -> Result<Ran, Fault> {
-    let mma = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%d0, %d1, %d2, %d3}, %da, %db, 1, 1, 1, 0, 0;";
-    let rs = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%d0, %d1, %d2, %d3}, {%a0, %a1, %a2, %a3}, %db, 1, 1, 1, 0;";
-    let body = body
-        .replace("MMA", mma)
-        .replace("RS", rs)
-        .replace("FENCE", "wgmma.fence.sync.aligned;")
-        .replace("COMMIT", "wgmma.commit_group.sync.aligned;")
-        .replace("WAIT", "wgmma.wait_group.sync.aligned 0;");
-    let (da, db) = (k_major(128, 2, 0).descriptor(), k_major(128, 2, B_START).descriptor());
-    match launch(&kernel(4, &body), &[0; SPACE], &[0; 512], &[0; 512], da, db, true) {
-        Ok(r) => Ok(r),
-        Err(Error::Fault(f)) => Err(*f),
-        Err(e) => panic!("{body}: {e}"),
-    }
-}
-
-#[track_caller]
-fn finds(body: &str, kind: FaultKind, text: &str) {
-    match small(body) {
-        Err(f) if f.kind == kind && f.message.contains(text) => {}
-        Err(f) => panic!("{body}: {f:?}"),
-        Ok(_) => panic!("{body}: nothing found"),
-    }
-}
-
-#[test]
-fn correct_sequences_raise_no_alarm() {
-    for body in [
-        "FENCE MMA COMMIT WAIT",
-        // Two products in a row on the same accumulators need no fence between.
-        "FENCE MMA MMA COMMIT MMA COMMIT WAIT",
-        "FENCE MMA COMMIT WAIT add.f32 %d0, %d0, %d1; FENCE MMA COMMIT WAIT",
-        "FENCE RS COMMIT WAIT mov.u32 %a0, 0; FENCE RS COMMIT WAIT",
-        // Reading A's registers while they are read is harmless.
-        "FENCE RS COMMIT mov.u32 %r0, %a0; WAIT",
-        // After one group of two, the first one's operands are free.
-        "FENCE MMA COMMIT wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%a0, %a1, %a2, %a3}, %db, %db, 1, 1, 1, 0, 0;
-         COMMIT wgmma.wait_group.sync.aligned 1; mov.u32 %r0, %d0; st.shared.u32 [%s], %r0; WAIT",
-    ] {
-        if let Err(f) = small(body) {
-            panic!("{body}: {f:?}");
-        }
-    }
-}
-
-#[test]
-fn registers_in_flight_are_found() {
-    use FaultKind::{InFlight, Warpgroup};
-    finds(
-        "FENCE MMA COMMIT mov.u32 %r0, %d0; WAIT",
-        InFlight,
-        "before wgmma.wait_group",
-    );
-    finds(
-        "FENCE MMA mov.u32 %r0, %d0; COMMIT WAIT",
-        InFlight,
-        "before wgmma.commit_group",
-    );
-    finds("FENCE MMA COMMIT mov.u32 %d3, 0; WAIT", InFlight, "is written");
-    finds("FENCE RS COMMIT mov.u32 %a1, 0; WAIT", InFlight, "is written");
-    finds(
-        "FENCE MMA COMMIT wgmma.wait_group.sync.aligned 1; mov.u32 %r0, %d0;",
-        InFlight,
-        "is read",
-    );
-    // The first group is waited for, the second is not.
-    finds(
-        "FENCE MMA COMMIT MMA COMMIT wgmma.wait_group.sync.aligned 1; mov.u32 %r0, %d0;",
-        InFlight,
-        "is read",
-    );
-    finds("MMA COMMIT WAIT", Warpgroup, "first product");
-    finds(
-        "FENCE mov.u32 %d0, 0; MMA COMMIT WAIT",
-        Warpgroup,
-        "without a wgmma.fence since",
-    );
-    finds(
-        "FENCE mov.u32 %a0, 0; RS COMMIT WAIT",
-        Warpgroup,
-        "without a wgmma.fence since",
-    );
-    finds(
-        "FENCE MMA COMMIT WAIT mov.u32 %r0, %d0; MMA COMMIT WAIT",
-        Warpgroup,
-        "without a wgmma.fence since",
-    );
-}
-
-#[test]
-fn shared_operands_in_flight_are_found() {
-    use FaultKind::{InFlight, ProxyFence};
-    finds(
-        "FENCE MMA COMMIT st.shared.u32 [%s], %t; WAIT",
-        InFlight,
-        "wgmma.wait_group has not waited",
-    );
-    finds(
-        "FENCE MMA COMMIT st.shared.u32 [%s+32768], %t; WAIT",
-        InFlight,
-        "wgmma.wait_group has not waited",
-    );
-    finds(
-        "FENCE MMA COMMIT atom.shared.add.u32 %r0, [%s], 1; WAIT",
-        InFlight,
-        "wgmma.wait_group has not waited",
-    );
-    // The bytes beside the operand are free.
-    assert!(small("FENCE MMA COMMIT st.shared.u32 [%s+64], %t; st.shared.u32 [%s+33792], %t; WAIT").is_ok());
-    finds(
-        "st.shared.u32 [%s], %t; bar.sync 0; FENCE MMA COMMIT WAIT",
-        ProxyFence,
-        "without a fence.proxy.async",
-    );
-    assert!(small("st.shared.u32 [%s], 0; fence.proxy.async.shared::cta; bar.sync 0; FENCE MMA COMMIT WAIT").is_ok());
-    // The fence of the thread that issues the product, after the barrier, orders them as well.
-    assert!(small("st.shared.u32 [%s], 0; bar.sync 0; fence.proxy.async; FENCE MMA COMMIT WAIT").is_ok());
-}
-
-#[test]
-fn warpgroups_must_agree() {
-    use FaultKind::Warpgroup;
-    let warp0 = "setp.lt.u32 %q, %t, 32;";
-    finds(
-        &format!("{warp0} FENCE @%q bra SKIP; MMA SKIP: COMMIT WAIT"),
-        Warpgroup,
-        "warp 0",
-    );
-    finds(
-        &format!("{warp0} @%q add.u64 %db, %db, 64; FENCE MMA COMMIT WAIT"),
-        Warpgroup,
-        "different descriptors",
-    );
-    finds(
-        "setp.lt.u32 %q, %t, 5; @%q add.u64 %db, %db, 64; FENCE MMA COMMIT WAIT",
-        Warpgroup,
-        "lane 5",
-    );
-    finds(
-        "setp.lt.u32 %q, %t, 5; FENCE @%q bra SKIP; MMA SKIP: COMMIT WAIT",
-        Warpgroup,
-        "execute the product",
-    );
-    finds("FENCE MMA ret;", Warpgroup, "wgmma.wait_group");
-}
-
-#[test]
-fn descriptors_are_checked() {
-    use FaultKind::{Descriptor, OutOfBounds};
-    finds("or.b64 %db, %db, 0x4000; FENCE MMA COMMIT WAIT", Descriptor, "unused");
-    finds(
-        "mov.u64 %p10, 0x3fff; or.b64 %db, %db, %p10; FENCE MMA COMMIT WAIT",
-        OutOfBounds,
-        "98304 bytes",
-    );
-}
-
-#[test]
-fn invalid_products_are_refused_when_loaded() {
-    let refused = |line: &str| {
-        let text = kernel(128, line);
-        match Module::load(&text, &mut Memory::new()) {
-            Err(Error::Unsupported { message, .. }) => message,
-            other => panic!("{line}: {:?}", other.err()),
-        }
-    };
-    let d = |n: usize| (0..n).map(|i| format!("%d{i}")).collect::<Vec<_>>().join(", ");
-    let mma = |shape: &str, n: usize, tail: &str| {
-        format!("wgmma.mma_async.sync.aligned.{shape} {{{}}}, %da, %db, {tail};", d(n))
-    };
-    for line in [
-        mma("m64n12k16.f32.bf16.bf16", 6, "1, 1, 1, 0, 0"),
-        mma("m64n16k8.f32.bf16.bf16", 8, "1, 1, 1, 0, 0"),
-        mma("m64n16k16.f32.bf16.f16", 8, "1, 1, 1, 0, 0"),
-        mma("m64n16k16.f16.bf16.bf16", 4, "1, 1, 1, 0, 0"),
-        mma("m64n16k16.f32.bf16.bf16", 4, "1, 1, 1, 0, 0"),
-        mma("m64n16k16.f32.bf16.bf16", 8, "1, 1, 1, 0"),
-        mma("m64n16k16.f32.bf16.bf16", 8, "1, 2, 1, 0, 0"),
-        mma("m64n16k16.f32.bf16.bf16", 8, "1, 1, 1, 0, 2"),
-        mma("m64n16k8.f32.tf32.tf32", 8, "1, 1, 1, 0, 0"),
-        mma("m64n40k32.s32.s8.s8", 20, "1"),
-        mma("m64n16k32.f32.e4m3.s8", 8, "1, 1, 1"),
-        "wgmma.mma_async.aligned.m64n8k16.f32.bf16.bf16 {%d0, %d1, %d2, %d3}, %da, %db, 1, 1, 1, 0, 0;".into(),
-        "wgmma.fence.aligned;".into(),
-        "wgmma.wait_group.sync.aligned %r0;".into(),
-        "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 {%d0, %d1, %d2, %d3}, %da, %db, %r0, 0, 1, 1, 1, 0, 0;"
-            .into(),
-    ] {
-        assert!(!refused(&line).is_empty());
     }
 }

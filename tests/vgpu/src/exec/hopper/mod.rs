@@ -10,6 +10,7 @@ pub mod bytes;
 mod cluster;
 mod copies;
 mod decode;
+mod decode_copies;
 pub mod descriptor;
 pub mod fp8;
 mod host;
