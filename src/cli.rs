@@ -144,7 +144,7 @@ fn inspect() -> Clap {
                 .arg(
                     path("tokenizer")
                         .long("tokenizer")
-                        .help("SentencePiece model for the preview"),
+                        .help("Tokenizer for the preview: .model, tokenizer.json or a folder"),
                 )
                 .arg(json()),
         )
@@ -173,7 +173,7 @@ fn inspect() -> Clap {
                         .long("tokenizer")
                         .alias("tokenizer_path")
                         .required(true)
-                        .help("SentencePiece model"),
+                        .help("Tokenizer: .model, tokenizer.json or a folder"),
                 )
                 .arg(
                     Arg::new("special_ids")

@@ -28,6 +28,8 @@ mod gradients;
 mod hf_config;
 #[path = "it/hostile.rs"]
 mod hostile;
+#[path = "common/json_tokenizers.rs"]
+mod json_tokenizers;
 #[path = "it/loader.rs"]
 mod loader;
 #[path = "it/merge.rs"]
@@ -74,6 +76,8 @@ mod templates;
 mod token_file;
 #[path = "it/tokenizer.rs"]
 mod tokenizer;
+#[path = "it/tokenizer_in.rs"]
+mod tokenizer_in;
 #[path = "it/tokenizer_json.rs"]
 mod tokenizer_json;
 #[path = "it/train.rs"]

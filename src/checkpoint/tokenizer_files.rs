@@ -17,19 +17,30 @@ pub struct SpecialToken {
     pub id: u32,
 }
 
+/// Where the tokenizer's vocabulary is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Vocabulary<'a> {
+    /// A SentencePiece model, copied byte for byte as `tokenizer.model`; `tokenizer.json` is made from it.
+    SentencePiece(&'a [u8]),
+    /// `tokenizer.json` alone, and the `tokenizer_config.json` that came with it, whose other keys are kept.
+    Json(Option<&'a Value>),
+}
+
 /// Everything the files are made from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TokenizerFiles<'a> {
-    /// The SentencePiece model, copied byte for byte.
-    pub model: &'a [u8],
-    /// Beginning of a text.
-    pub bos: SpecialToken,
+    /// Where the vocabulary is.
+    pub vocabulary: Vocabulary<'a>,
+    /// Beginning of a text, where there is such a token.
+    pub bos: Option<SpecialToken>,
     /// End of a turn or text as the tokenizer was made: `</s>`.
     pub eos: SpecialToken,
-    /// Unknown text.
-    pub unk: SpecialToken,
-    /// Padding; never the end token, else a trainer would mask every end.
-    pub pad: SpecialToken,
+    /// Unknown text, where there is such a token.
+    pub unk: Option<SpecialToken>,
+    /// Padding, where there is such a token; never the end token, else a trainer would mask every end.
+    pub pad: Option<SpecialToken>,
+    /// Ids besides at which an answer ends.
+    pub more_stops: Vec<u32>,
     /// `<|im_start|>` and `<|im_end|>` in this order, with ChatML; the second one then is the model's end token.
     pub chatml: Option<[SpecialToken; 2]>,
     /// Tokens that the SentencePiece model does not hold, in the order of their ids: those added for ChatML.
@@ -48,29 +59,40 @@ impl TokenizerFiles<'_> {
         self.chatml.as_ref().map_or(&self.eos, |[_, im_end]| im_end)
     }
 
-    /// Ids that end generation: with ChatML `[im_end, eos]`, else `[eos]`.
+    /// Ids that end generation: with ChatML `[im_end, eos]`, else `[eos]`, then those besides.
     pub fn stop_ids(&self) -> Vec<u32> {
-        let mut ids = vec![self.end().id];
-        if self.eos.id != self.end().id {
-            ids.push(self.eos.id);
+        let mut ids = Vec::new();
+        for id in [self.end().id, self.eos.id]
+            .into_iter()
+            .chain(self.more_stops.iter().copied())
+        {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
         }
         ids
     }
 
-    /// Writes tokenizer.model, tokenizer_config.json, special_tokens_map.json, generation_config.json and, where there are
-    /// such, added_tokens.json and chat_template.jinja.
+    /// Writes tokenizer.model (of a SentencePiece model), tokenizer_config.json, special_tokens_map.json,
+    /// generation_config.json and, where there are such, added_tokens.json and chat_template.jinja.
     ///
     /// # Errors
     /// If the padding token is an end token, or a file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        for end in self.stop_ids() {
+        for end in [self.end().id, self.eos.id] {
             ensure!(
-                self.pad.id != end,
+                self.pad.as_ref().is_none_or(|pad| pad.id != end),
                 "the padding token has the id {end} of an end token; every end would be masked as padding"
             );
         }
         create_dir_all(dir)?;
-        write_bytes(&dir.join("tokenizer.model"), self.model)?;
+        let model = dir.join("tokenizer.model");
+        match self.vocabulary {
+            Vocabulary::SentencePiece(bytes) => write_bytes(&model, bytes)?,
+            // That of an earlier save would win over tokenizer.json.
+            Vocabulary::Json(_) if model.exists() => std::fs::remove_file(&model).at(&model)?,
+            Vocabulary::Json(_) => {}
+        }
         write_json(&dir.join("tokenizer_config.json"), &self.tokenizer_config())?;
         write_json(&dir.join("special_tokens_map.json"), &self.special_tokens_map())?;
         write_json(&dir.join("generation_config.json"), &self.generation_config())?;
@@ -98,7 +120,8 @@ impl TokenizerFiles<'_> {
 
     /// All special tokens by id.
     fn specials(&self) -> Vec<&SpecialToken> {
-        let mut all: Vec<&SpecialToken> = vec![&self.pad, &self.unk, &self.bos, &self.eos];
+        let mut all: Vec<&SpecialToken> = [&self.pad, &self.unk, &self.bos].into_iter().flatten().collect();
+        all.push(&self.eos);
         all.extend(self.chatml.iter().flatten().chain(&self.added));
         all.sort_by_key(|t| t.id);
         all.dedup_by_key(|t| t.id);
@@ -106,14 +129,42 @@ impl TokenizerFiles<'_> {
     }
 
     fn tokenizer_config(&self) -> Value {
-        let mut decoder = Map::new();
+        let (mut v, mut decoder) = self.base_config();
         for t in self.specials() {
             let entry = json!({
                 "content": t.text, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": true,
             });
             decoder.insert(t.id.to_string(), entry);
         }
-        let mut v = json!({
+        v["added_tokens_decoder"] = Value::Object(decoder);
+        for (key, value) in self.special_tokens_map().as_object().expect("an object was made") {
+            v[key] = value.clone();
+        }
+        if let Some(template) = self.chat_template {
+            v["chat_template"] = json!(template);
+        }
+        v
+    }
+
+    /// What tokenizer_config.json says before special tokens and template, and its table of added tokens.
+    fn base_config(&self) -> (Value, Map<String, Value>) {
+        if let Vocabulary::Json(from) = self.vocabulary {
+            let mut v = from.cloned().unwrap_or_else(|| json!({}));
+            let decoder = match v["added_tokens_decoder"].take() {
+                Value::Object(map) => map,
+                _ => Map::new(),
+            };
+            if !v["tokenizer_class"].is_string() {
+                // The class that takes tokenizer.json as it is.
+                v["tokenizer_class"] = json!("PreTrainedTokenizerFast");
+            }
+            v["clean_up_tokenization_spaces"] = json!(false);
+            if v["model_max_length"].is_null() {
+                v["model_max_length"] = json!(self.max_length);
+            }
+            return (v, decoder);
+        }
+        let v = json!({
             "tokenizer_class": "LlamaTokenizer",
             "add_bos_token": self.add_bos,
             "add_eos_token": false,
@@ -125,26 +176,36 @@ impl TokenizerFiles<'_> {
             "use_default_system_prompt": false,
             "sp_model_kwargs": {},
             "model_max_length": self.max_length,
-            "added_tokens_decoder": decoder,
         });
-        for (key, value) in self.special_tokens_map().as_object().expect("an object was made") {
-            v[key] = value.clone();
-        }
-        if let Some(template) = self.chat_template {
-            v["chat_template"] = json!(template);
-        }
-        v
+        (v, Map::new())
     }
 
     fn special_tokens_map(&self) -> Value {
-        let mut v = json!({
-            "bos_token": self.bos.text,
-            "eos_token": self.end().text,
-            "unk_token": self.unk.text,
-            "pad_token": self.pad.text,
-        });
+        let mut v = json!({});
+        let tokens = [
+            ("bos_token", self.bos.as_ref()),
+            ("eos_token", Some(self.end())),
+            ("unk_token", self.unk.as_ref()),
+            ("pad_token", self.pad.as_ref()),
+        ];
+        for (key, token) in tokens {
+            if let Some(token) = token {
+                v[key] = json!(token.text);
+            }
+        }
         if let Some([im_start, im_end]) = &self.chatml {
-            v["additional_special_tokens"] = json!([im_start.text, im_end.text]);
+            let mut more = vec![json!(im_start.text), json!(im_end.text)];
+            if let Vocabulary::Json(Some(from)) = self.vocabulary {
+                let known = from["additional_special_tokens"].as_array().into_iter().flatten();
+                let text = |t: &Value| t.as_str().or(t["content"].as_str()).map(String::from);
+                let known: Vec<Value> = known.filter_map(text).map(Value::from).collect();
+                more.extend(
+                    known
+                        .into_iter()
+                        .filter(|t| *t != im_start.text.as_str() && *t != im_end.text.as_str()),
+                );
+            }
+            v["additional_special_tokens"] = json!(more);
         }
         v
     }
@@ -156,7 +217,8 @@ impl TokenizerFiles<'_> {
         } else {
             json!(stops)
         };
-        json!({"bos_token_id": self.bos.id, "eos_token_id": eos, "pad_token_id": self.pad.id})
+        let id = |token: &Option<SpecialToken>| token.as_ref().map(|t| t.id);
+        json!({"bos_token_id": id(&self.bos), "eos_token_id": eos, "pad_token_id": id(&self.pad)})
     }
 }
 
@@ -228,11 +290,12 @@ mod tests {
     fn files(chatml: bool) -> TokenizerFiles<'static> {
         let pair = [token("<|im_start|>", 4096), token("<|im_end|>", 4097)];
         TokenizerFiles {
-            model: b"model",
-            bos: token("<s>", 2),
+            vocabulary: Vocabulary::SentencePiece(b"model"),
+            bos: Some(token("<s>", 2)),
             eos: token("</s>", 3),
-            unk: token("<unk>", 1),
-            pad: token("<pad>", 0),
+            unk: Some(token("<unk>", 1)),
+            pad: Some(token("<pad>", 0)),
+            more_stops: Vec::new(),
             added: if chatml { pair.to_vec() } else { Vec::new() },
             chatml: chatml.then_some(pair),
             add_bos: !chatml,
@@ -276,7 +339,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for pad in [3, 4097] {
             let mut f = files(true);
-            f.pad.id = pad;
+            f.pad = Some(token("<pad>", pad));
             let message = f.write(dir.path()).unwrap_err().to_string();
             assert!(
                 message.contains("padding token") && message.contains(&pad.to_string()),

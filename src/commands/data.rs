@@ -26,17 +26,15 @@ const DEFAULT_SEQ_LEN: usize = 1024;
 /// If none is named or found, or it is not one that can be trained with.
 pub fn tokenizer(settings: &Resolved) -> Result<Tokenizer> {
     let special = special_ids(settings)?;
+    let model = settings.opt_path("model_path");
     let path = match settings.path("tokenizer_path") {
         Some(path) => path,
         None => {
-            let beside = settings
-                .opt_path("model_path")
-                .map(|m| m.join("tokenizer.model"))
-                .filter(|p| p.is_file());
+            let beside = model.as_deref().and_then(Tokenizer::in_folder);
             beside.ok_or_else(|| settings.missing("tokenizer_path"))?
         }
     };
-    Tokenizer::open(&path, special)
+    Tokenizer::open_beside(&path, special, model.as_deref())
 }
 
 fn special_ids(settings: &Resolved) -> Result<SpecialIds> {

@@ -12,7 +12,7 @@ use crate::train::settings::{ResolvedSetting, TrainSettings};
 pub struct SftJob {
     /// The model to fine-tune.
     pub model_path: PathBuf,
-    /// The SentencePiece model; `None`: `tokenizer.model` in the model's folder.
+    /// The tokenizer: a SentencePiece model, a `tokenizer.json` or a folder; `None`: the one in the model's folder.
     pub tokenizer_path: Option<PathBuf>,
     /// Ids the tokenizer has to have.
     pub special_ids: SpecialIds,

@@ -26,17 +26,17 @@ use crate::train::setup;
 /// Longest row where neither the user nor the model asks for less.
 const DEFAULT_SEQ_LEN: usize = 1024;
 
-/// The tokenizer of a job: the one it names, or `tokenizer.model` in the model's folder.
+/// The tokenizer of a job: the one it names, or the one in the model's folder.
 ///
 /// # Errors
 /// If it is missing or cannot be trained with.
 pub fn open_tokenizer(job: &SftJob) -> Result<Tokenizer> {
-    Tokenizer::open(&tokenizer_path(job), job.special_ids)
+    Tokenizer::open_beside(&tokenizer_path(job), job.special_ids, Some(&job.model_path))
 }
 
 /// Where a job's tokenizer lies.
 pub fn tokenizer_path(job: &SftJob) -> PathBuf {
-    let beside = || job.model_path.join("tokenizer.model");
+    let beside = || Tokenizer::in_folder(&job.model_path).unwrap_or_else(|| job.model_path.join("tokenizer.model"));
     job.tokenizer_path.clone().unwrap_or_else(beside)
 }
 
@@ -109,7 +109,12 @@ pub fn plan_resize_of(
                 let like = if tokenizer.control(Control::ImEnd).ok() == Some(id as u32) {
                     special.eos
                 } else {
-                    special.bos
+                    // Any token but EOS: two rows made from one are all but equal, and an adapter could not tell them apart.
+                    special
+                        .bos
+                        .or(special.unk)
+                        .or(tokenizer.newline_id().ok())
+                        .unwrap_or(special.eos)
                 };
                 tokens.push(NewToken {
                     id,
@@ -131,8 +136,8 @@ pub fn with_token_ids(
     template: Option<&Template>,
 ) -> Result<ModelConfig> {
     let special = tokenizer.special();
-    config.bos_token_id = Some(special.bos);
-    config.pad_token_id = Some(special.pad);
+    config.bos_token_id = special.bos;
+    config.pad_token_id = special.pad;
     config.eos_token_ids = vec![match template.is_some_and(Template::needs_chatml) {
         true => tokenizer.control(Control::ImEnd)?,
         false => special.eos,

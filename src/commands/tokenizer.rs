@@ -12,10 +12,9 @@ use crate::error::Result;
 /// If there is none, or it is not one that can be used.
 pub fn open_tokenizer(given: Option<&Path>, folders: &[&Path], special: SpecialIds) -> Result<Tokenizer> {
     if let Some(path) = given {
-        return Tokenizer::open(path, special);
+        return Tokenizer::open_beside(path, special, folders.first().copied());
     }
-    let found = folders.iter().map(|d| d.join("tokenizer.model")).find(|p| p.is_file());
-    match found {
+    match folders.iter().find_map(|d| Tokenizer::in_folder(d)) {
         Some(path) => Tokenizer::open(&path, special),
         None => {
             let places: Vec<String> = folders.iter().map(|d| d.display().to_string()).collect();

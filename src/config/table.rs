@@ -60,10 +60,10 @@ pub static TABLE: &[Setting] = &[
         .unset("required"),
     set(MODEL, C::PRETRAIN, "model_config", Path, "Shape of the new model: a config.json, or tiny, small or base")
         .unset("required"),
-    set(MODEL, C::DATA, "tokenizer_path", Path, "SentencePiece model (.model)")
+    set(MODEL, C::DATA, "tokenizer_path", Path, "Tokenizer: a SentencePiece model (.model), a tokenizer.json, or a folder with one")
         .alias(&["tokenizer_name_or_path"])
-        .unset("sft: tokenizer.model in the model's folder; otherwise required"),
-    set(MODEL, C::DATA, "special_ids", Text, "Ids the tokenizer has to have, as pad,unk,bos,eos; Llama-2: 0,0,1,2")
+        .unset("sft: the one in the model's folder; otherwise required"),
+    set(MODEL, C::DATA, "special_ids", Text, "Ids a SentencePiece model has to have, as pad,unk,bos,eos (Llama-2: 0,0,1,2); of a tokenizer.json, instead of what its files say")
         .default("0,1,2,3"),
     set(MODEL, C::SFT, "pad_vocab_to", Int(1), "Pad embedding and head to this many rows, which the softmax never sees")
         .unset("no padding"),

@@ -7,7 +7,7 @@
 //! the `<0x0A>` id and the text between two of them is encoded on its own.
 
 use crate::data::jsonl::{Message, Row};
-use crate::data::template::{Piece, Purpose, Rendered, Segment, Template};
+use crate::data::template::{Control, Piece, Purpose, Rendered, Segment, Template};
 use crate::data::tokenizer::{Newline, Tokenizer};
 use crate::error::Result;
 
@@ -41,7 +41,10 @@ pub fn encode_rendered(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Enc
     let is_control = |s: &Segment| matches!(s.piece, Piece::Control(_));
     for stretch in rendered.segments.chunk_by(|a, b| !is_control(a) && !is_control(b)) {
         if let Piece::Control(token) = stretch[0].piece {
-            out.push(tokenizer.control(token)?, stretch[0].supervised);
+            // A vocabulary without a begin token begins with nothing.
+            if token != Control::Bos || tokenizer.special().bos.is_some() {
+                out.push(tokenizer.control(token)?, stretch[0].supervised);
+            }
         } else if matches!(tokenizer.newline(), Newline::Kept(_)) {
             encode_stretch(tokenizer, stretch.iter().map(|s| (text_of(s), s.supervised)), &mut out)?;
         } else {
@@ -75,7 +78,8 @@ fn encode_stretch<'a>(
     }
     let cuts: Vec<usize> = runs.iter().skip(1).map(|&(at, _)| at).collect();
     let mut run = 0;
-    for token in tokenizer.encode_cut(&text, &cuts, false)? {
+    let continuing = tokenizer.prefix_once() && !out.tokens.is_empty();
+    for token in tokenizer.encode_cut(&text, &cuts, continuing)? {
         while run + 1 < runs.len() && runs[run + 1].0 <= token.begin {
             run += 1;
         }
@@ -112,12 +116,22 @@ pub fn encode_prompt(tokenizer: &Tokenizer, template: &Template, messages: &[Mes
     Ok(encode_rendered(tokenizer, &template.render(messages, Purpose::Generate)?)?.tokens)
 }
 
-/// The ids that end a response.
+/// The ids that end a response: those of the template first, then those of the model's files.
 ///
 /// # Errors
 /// As [`Tokenizer::control`].
 pub fn stop_ids(tokenizer: &Tokenizer, template: &Template) -> Result<Vec<u32>> {
-    template.stop_controls().iter().map(|&c| tokenizer.control(c)).collect()
+    let mut ids: Vec<u32> = template
+        .stop_controls()
+        .iter()
+        .map(|&c| tokenizer.control(c))
+        .collect::<Result<_>>()?;
+    for &id in tokenizer.more_stops() {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
 }
 
 /// What to do with a row longer than the model's rows.

@@ -22,7 +22,7 @@ use crate::data::raw_tokens::{RawTokens, RawWidth};
 use crate::data::sft::{SetReport, SftData};
 use crate::data::split::split_sets;
 use crate::data::token_file::{Content, Counts, DocInfo, Meta, TokenFile};
-use crate::data::tokenizer::{Newline, Tokenizer};
+use crate::data::tokenizer::{Format, Newline, Tokenizer};
 use crate::data::train_set::{Piece, PieceSet, Tokens, TrainSet};
 use crate::error::{Context, Error, Result};
 use crate::{bail, ensure};
@@ -332,7 +332,10 @@ fn encode_texts(
         (Newline::Kept(id), Some(bytes)) => bytes[usize::from(b'\n')] == id,
         _ => false,
     };
-    let splits = by_bytes && !tokenizer.pieces().iter().any(|p| p.text.contains('\n'));
+    // A byte-level vocabulary joins newlines with what follows, so its texts are encoded whole.
+    let splits = by_bytes
+        && tokenizer.format() == Format::SentencePiece
+        && !tokenizer.pieces().iter().any(|p| p.text.contains('\n'));
     let blocks: Vec<(usize, &str, bool)> = texts
         .iter()
         .enumerate()
@@ -368,7 +371,7 @@ fn encode_texts(
                     ..DocInfo::default()
                 },
                 Encoded {
-                    tokens: vec![special.bos],
+                    tokens: special.bos.into_iter().collect(),
                     supervised: Vec::new(),
                 },
             )
@@ -380,6 +383,7 @@ fn encode_texts(
     for (info, doc) in &mut docs {
         doc.tokens.push(special.eos);
         doc.supervised = vec![true; doc.tokens.len()];
+        // Nothing predicts the first token.
         doc.supervised[0] = false;
         info.n_targets = doc.n_targets() as u32;
     }

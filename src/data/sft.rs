@@ -429,7 +429,7 @@ fn encode_file(
 }
 
 impl Findings {
-    fn add(&mut self, line: u32, outcome: &Outcome, lost: Lost, unk: u32) {
+    fn add(&mut self, line: u32, outcome: &Outcome, lost: Lost, unk: Option<u32>) {
         let (encoded, tokens) = match outcome {
             Outcome::Kept(e) => (Some(e), e.tokens.len()),
             Outcome::Truncated(e, n) => (Some(e), *n),
@@ -445,7 +445,7 @@ impl Findings {
         if lost.blanks {
             Self::count(&mut self.blanks_lost, line);
         }
-        if encoded.is_some_and(|e| e.tokens.contains(&unk)) {
+        if encoded.zip(unk).is_some_and(|(e, unk)| e.tokens.contains(&unk)) {
             Self::count(&mut self.unknown, line);
         }
     }

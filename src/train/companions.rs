@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::checkpoint::fs::write_bytes;
-use crate::checkpoint::tokenizer_files::{SpecialToken, TokenizerFiles};
+use crate::checkpoint::tokenizer_files::{SpecialToken, TokenizerFiles, Vocabulary};
 use crate::checkpoint::tokenizer_json::{ControlToken, tokenizer_json};
 use crate::data::template::{Control, Template};
-use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::{Format, Tokenizer, with_control_tokens};
 use crate::error::Result;
 
 /// Everything the tokenizer's files are made from; shared with the thread that writes checkpoints.
@@ -56,11 +56,15 @@ impl Companions {
             .zip(t.added())
             .map(|(id, text)| SpecialToken { text: text.clone(), id });
         let files = TokenizerFiles {
-            model: t.bytes(),
-            bos: token(ids.bos),
+            vocabulary: match t.format() {
+                Format::SentencePiece => Vocabulary::SentencePiece(t.bytes()),
+                Format::Json => Vocabulary::Json(t.config()),
+            },
+            bos: ids.bos.map(token),
             eos: token(ids.eos),
-            unk: token(ids.unk),
-            pad: token(ids.pad),
+            unk: ids.unk.map(token),
+            pad: ids.pad.map(token),
+            more_stops: t.more_stops().to_vec(),
             chatml,
             added: added.collect(),
             add_bos: !self.chatml,
@@ -78,8 +82,17 @@ impl Companions {
                     id: t.id,
                 })
                 .collect();
-            match tokenizer_json(t.bytes(), &control) {
-                Ok(value) => Some(value.to_string().into_bytes()),
+            let made = match t.format() {
+                Format::SentencePiece => tokenizer_json(t.bytes(), &control).map(|v| v.to_string().into_bytes()),
+                Format::Json => {
+                    let ends = [files.bos.as_ref(), Some(&files.eos)].into_iter().flatten();
+                    let tokens = ends.chain(files.chatml.iter().flatten());
+                    let tokens: Vec<(String, u32)> = tokens.map(|t| (t.text.clone(), t.id)).collect();
+                    with_control_tokens(t.name(), t.bytes(), &tokens)
+                }
+            };
+            match made {
+                Ok(bytes) => Some(bytes),
                 Err(e) => {
                     eprintln!("warning: no tokenizer.json is written: {e}");
                     None

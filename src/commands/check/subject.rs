@@ -16,7 +16,7 @@ use crate::data::pretrain;
 use crate::data::progress::Progress;
 use crate::data::sft::{self, SftData, SftDataSpec};
 use crate::data::template::{Control, Template};
-use crate::data::tokenizer::{Newline, SpecialIds, Tokenizer};
+use crate::data::tokenizer::{Newline, SpecialTokens, Tokenizer};
 use crate::data::train_set::Tokens;
 use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
@@ -214,8 +214,8 @@ fn ids_agree(check: &mut Check, place: &str, config: &ModelConfig, tokenizer: Op
             .advice("make sure that the tokenizer is the model's own; the files written say the tokenizer's ids"),
         );
     };
-    if let Some(bos) = config.bos_token_id.filter(|&id| id != special.bos) {
-        differs("bos_token_id", bos.to_string(), special.bos);
+    if let Some((found, bos)) = config.bos_token_id.zip(special.bos).filter(|(a, b)| a != b) {
+        differs("bos_token_id", found.to_string(), bos);
     }
     // A model that was fine-tuned with ChatML ends its turns with another token than texts.
     let ends = [Some(special.eos), t.control(Control::ImEnd).ok()];
@@ -225,7 +225,7 @@ fn ids_agree(check: &mut Check, place: &str, config: &ModelConfig, tokenizer: Op
 }
 
 fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Template>) {
-    let SpecialIds { pad, unk, bos, eos } = t.special();
+    let SpecialTokens { pad, unk, bos, eos } = t.special();
     let (newline, text) = match t.newline() {
         Newline::Kept(id) => ("kept", format!("kept as id {id}")),
         Newline::Lost(id) => (
@@ -249,6 +249,7 @@ fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Templat
     }
     let stops: Vec<u32> = template.and_then(|p| stop_ids(t, p).ok()).unwrap_or_default();
     let named = |id: u32| format!("{} ({id})", t.piece(id).unwrap_or("?"));
+    let named_or_none = |id: Option<u32>| id.map_or("none".to_string(), named);
     let mut lines = vec![
         format!(
             "{}, {} pieces, {:?}",
@@ -259,9 +260,9 @@ fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Templat
         format!("hash          {}", t.hash()),
         format!(
             "special ids   pad {}, unk {}, bos {}, eos {}",
-            named(pad),
-            named(unk),
-            named(bos),
+            named_or_none(pad),
+            named_or_none(unk),
+            named_or_none(bos),
             named(eos)
         ),
         format!("newlines      {text}"),

@@ -17,7 +17,7 @@ use super::{Out, note, warn};
 use crate::backend::Backend;
 use crate::data::encode::{encode_prompt, stop_ids};
 use crate::data::jsonl::{Message, Role};
-use crate::data::template::{Control, Template};
+use crate::data::template::Template;
 use crate::data::tokenizer::Tokenizer;
 use crate::ensure;
 use crate::error::{Context, Error, Result};
@@ -208,7 +208,7 @@ impl<B: Backend> Speaker<'_, B> {
 
     /// Text to be continued as it is, after BOS where the tokenizer has it.
     fn raw(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = vec![self.tokenizer.control(Control::Bos)?];
+        let mut ids: Vec<u32> = self.tokenizer.special().bos.into_iter().collect();
         ids.extend(self.tokenizer.encode(text)?);
         Ok(ids)
     }

@@ -91,7 +91,8 @@ fn report(path: &Path, tokenizer: Option<Tokenizer>) -> Result<Report> {
     match ending.as_str() {
         "safetensors" => tensor_file(path),
         "jsonl" => rows(path),
-        "model" => sentencepiece(path),
+        "model" => tokenizer_file(path),
+        "json" if path.file_name().is_some_and(|f| f == "tokenizer.json") => tokenizer_file(path),
         "json"
             if path
                 .file_name()
@@ -100,7 +101,7 @@ fn report(path: &Path, tokenizer: Option<Tokenizer>) -> Result<Report> {
             folder(&path.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf))
         }
         _ => bail!(
-            "{}: expected a token file, .safetensors, .model or .jsonl file, or the folder of a model, adapter or \
+            "{}: expected a token file, .safetensors, .model, tokenizer.json or .jsonl file, or the folder of a model, adapter or \
              checkpoint; found a file of {} that is none of them",
             path.display(),
             bytes(meta.len())
@@ -368,7 +369,7 @@ fn rows(path: &Path) -> Result<Report> {
     Ok(Report { facts, parts, preview })
 }
 
-fn sentencepiece(path: &Path) -> Result<Report> {
+fn tokenizer_file(path: &Path) -> Result<Report> {
     let t = Tokenizer::open(path, SpecialIds::default())?;
     let s = t.special();
     let mut facts = vec![

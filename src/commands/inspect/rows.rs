@@ -76,7 +76,9 @@ pub fn packs(settings: &Resolved, epoch: u64, json: bool) -> Result<()> {
     let style = Style::stdout();
     let mut out = Out::new();
     for row in 0..plan.n_rows() {
-        let packed = data.train.packed_row(&plan, row, tokenizer.special().pad);
+        // A vocabulary without padding: its end token fills the row, and no label marks it.
+        let special = tokenizer.special();
+        let packed = data.train.packed_row(&plan, row, special.pad.unwrap_or(special.eos));
         if json {
             let line = json!({
                 "row": row, "input_ids": packed.input_ids, "labels": packed.labels,

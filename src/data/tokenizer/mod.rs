@@ -1,72 +1,35 @@
-//! SentencePiece tokenizers, checked before use: special ids, byte fallback, newlines, ChatML tokens.
+//! Tokenizers, SentencePiece models and `tokenizer.json` files, checked before use: special ids, bytes, newlines, ChatML tokens.
 //!
 //! How text becomes ids:
 //!
-//! * [`Tokenizer::encode_raw`] is SentencePiece's own `encode`.
-//! * [`Tokenizer::encode`] never yields a control token. A vocabulary may hold `<|im_end|>` as a user-defined symbol, which
-//!   SentencePiece matches anywhere in text; where that happens the text is cut inside the symbol and both parts are
-//!   encoded apart, so the ids spell the symbol as plain text.
+//! * [`Tokenizer::encode_raw`] is the library's own `encode`.
+//! * [`Tokenizer::encode`] never yields a control token. A vocabulary may hold `<|im_end|>` as a symbol that the library
+//!   matches anywhere in text; where that happens the text is cut inside the symbol and both parts are encoded apart, so the
+//!   ids spell the symbol as plain text.
 //! * A stretch between two control tokens is encoded on its own, so the model's dummy prefix `▁` comes at its start, as
-//!   in transformers. See `encode.rs` for stretches that are supervised in part.
+//!   in transformers. A `tokenizer.json` may say that it comes once, before the first stretch ([`Tokenizer::prefix_once`]).
+//!   See `encode.rs` for stretches that are supervised in part.
 //! * A model that loses newlines (SentencePiece's default normaliser does) gets those of the template as the
 //!   `<0x0A>` id; [`Tokenizer::warnings`] says that newlines in the data are lost.
 
-use std::collections::HashMap;
+mod hf_special;
+mod hugging_face;
+mod sentencepiece;
+mod special;
+
 use std::path::Path;
 
-use sentencepiece::SentencePieceProcessor;
-use sentencepiece_model::{ModelType, SentencePieceModel, Type};
+use sentencepiece_model::{ModelType, Type};
+use serde_json::Value;
 
-use crate::data::sp_model;
+use self::hugging_face::HuggingFace;
+use self::sentencepiece::SentencePiece;
+use crate::bail;
 use crate::data::template::{Control, ControlNames, IM_END, IM_START};
 use crate::error::{Context, Error, Result};
-use crate::{bail, ensure};
 
-/// Ids of the special tokens; `pad` may be absent only where no map asks for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SpecialIds {
-    /// Padding; never equal to `eos`.
-    pub pad: u32,
-    /// Unknown text.
-    pub unk: u32,
-    /// Begin of sequence.
-    pub bos: u32,
-    /// End of sequence.
-    pub eos: u32,
-}
-
-impl Default for SpecialIds {
-    fn default() -> Self {
-        Self {
-            pad: 0,
-            unk: 1,
-            bos: 2,
-            eos: 3,
-        }
-    }
-}
-
-impl SpecialIds {
-    /// Reads `pad,unk,bos,eos`, four distinct ids; `pad` may equal `unk`, as users of Llama-2's vocabulary choose.
-    ///
-    /// # Errors
-    /// A usage error if it is anything else.
-    pub fn parse(text: &str) -> Result<Self> {
-        let ids: Result<Vec<u32>, _> = text.split(',').map(|s| s.trim().parse::<u32>()).collect();
-        let Ok(&[pad, unk, bos, eos]) = ids.as_deref() else {
-            return Err(Error::usage(format!(
-                "special ids \"{text}\", expected four ids pad,unk,bos,eos such as 0,1,2,3"
-            )));
-        };
-        let this = Self { pad, unk, bos, eos };
-        if pad == eos || bos == eos || unk == bos || unk == eos || pad == bos {
-            return Err(Error::usage(format!(
-                "special ids \"{text}\" are not distinct, expected four ids of which only pad and unk may agree"
-            )));
-        }
-        Ok(this)
-    }
-}
+pub use self::hugging_face::with_control_tokens;
+pub use self::special::{SpecialIds, SpecialTokens};
 
 /// Whether control tokens are printed by [`Tokenizer::decode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,18 +73,37 @@ pub struct Token {
     pub end: usize,
 }
 
-/// A checked SentencePiece tokenizer with the control tokens of the run.
-#[derive(Debug)]
-pub struct Tokenizer {
-    name: String,
-    sp: SentencePieceProcessor,
-    /// The same model without a dummy prefix: for text that continues a stretch.
-    continuing: SentencePieceProcessor,
+/// What a file says about its tokenizer.
+struct Opened {
     pieces: Vec<VocabPiece>,
     model_type: ModelType,
-    special: SpecialIds,
-    newline: Newline,
+    special: SpecialTokens,
     byte_ids: Option<Vec<u32>>,
+    more_stops: Vec<u32>,
+    prefix_once: bool,
+    config: Option<Value>,
+}
+
+/// Form of a tokenizer's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `tokenizer.model`
+    SentencePiece,
+    /// `tokenizer.json`
+    Json,
+}
+
+enum Engine {
+    SentencePiece(Box<SentencePiece>),
+    HuggingFace(Box<HuggingFace>),
+}
+
+/// A checked tokenizer with the control tokens of the run.
+pub struct Tokenizer {
+    name: String,
+    engine: Engine,
+    opened: Opened,
+    newline: Newline,
     im: Option<[u32; 2]>,
     /// Tokens appended to the vocabulary, in order of their ids.
     added: Vec<String>,
@@ -129,20 +111,50 @@ pub struct Tokenizer {
     bytes: Vec<u8>,
 }
 
-// SAFETY: encoding and decoding are `const` methods of a `SentencePieceProcessor` that keeps no hidden state; the library
-// documents them as safe to call from several threads once the model is loaded, and nothing here changes it afterwards.
-unsafe impl Sync for Tokenizer {}
-// SAFETY: the processor owns its memory and uses no thread-local state.
-unsafe impl Send for Tokenizer {}
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "Tokenizer({}, {} tokens)", self.name, self.vocab_size())
+    }
+}
 
 impl Tokenizer {
-    /// Opens a `.model` file and checks its special ids.
+    /// Opens a `.model` or `tokenizer.json` file, or the one in a folder, and checks its special ids.
     ///
     /// # Errors
-    /// If the file cannot be read, is no SentencePiece model, or has other special ids than `special`.
+    /// If the file cannot be read, is no tokenizer, or has other special ids than `special`.
     pub fn open(path: &Path, special: SpecialIds) -> Result<Self> {
-        let bytes = std::fs::read(path).context(|| format!("tokenizer {}", path.display()))?;
-        Self::from_bytes(&path.display().to_string(), bytes, special)
+        Self::open_beside(path, special, None)
+    }
+
+    /// As [`Tokenizer::open`]; where the files beside a `tokenizer.json` say nothing about its special tokens, those of
+    /// the folder `model` are asked.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::open`].
+    pub fn open_beside(path: &Path, special: SpecialIds, model: Option<&Path>) -> Result<Self> {
+        let inside = Self::in_folder(path);
+        if path.is_dir() && inside.is_none() {
+            bail!(
+                "tokenizer {}: expected tokenizer.model or tokenizer.json in this folder, found neither",
+                path.display()
+            );
+        }
+        let path = inside.as_deref().unwrap_or(path);
+        let name = path.display().to_string();
+        let bytes = std::fs::read(path).context(|| format!("tokenizer {name}"))?;
+        let above = path
+            .parent()
+            .map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+        let folders: Vec<&Path> = above.into_iter().chain(model).collect();
+        Self::from_bytes_beside(&name, bytes, special, &folders)
+    }
+
+    /// The tokenizer's file in a folder: the SentencePiece model where there is one, else `tokenizer.json`.
+    pub fn in_folder(dir: &Path) -> Option<std::path::PathBuf> {
+        ["tokenizer.model", "tokenizer.json"]
+            .map(|n| dir.join(n))
+            .into_iter()
+            .find(|p| p.is_file())
     }
 
     /// As [`Tokenizer::open`], from the bytes of a file called `name` in messages.
@@ -150,61 +162,46 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::open`].
     pub fn from_bytes(name: &str, bytes: Vec<u8>, special: SpecialIds) -> Result<Self> {
-        let model = sp_model::parse(&bytes).context(|| format!("tokenizer {name}"))?;
-        check_special_ids(name, &model, special)?;
-        let load = |bytes: &[u8]| {
-            SentencePieceProcessor::from_serialized_proto(bytes).map_err(|e| {
-                Error::new(format!(
-                    "tokenizer {name}: expected a SentencePiece model, found one that does not load ({e})"
-                ))
-            })
+        Self::from_bytes_beside(name, bytes, special, &[])
+    }
+
+    fn from_bytes_beside(name: &str, bytes: Vec<u8>, special: SpecialIds, folders: &[&Path]) -> Result<Self> {
+        // No SentencePiece model begins with a brace: a protobuf's first byte is a field's number.
+        let json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
+        let (engine, opened) = match json {
+            true => {
+                let (engine, opened) = HuggingFace::open(name, &bytes, special, folders)?;
+                (Engine::HuggingFace(Box::new(engine)), opened)
+            }
+            false => {
+                let (engine, opened) = SentencePiece::open(name, &bytes, special)?;
+                (Engine::SentencePiece(Box::new(engine)), opened)
+            }
         };
-        let sp = load(&bytes)?;
-        ensure!(
-            sp.len() == model.pieces.len(),
-            "tokenizer {name}: expected {} pieces, found {} after loading",
-            model.pieces.len(),
-            sp.len()
-        );
-        let continuing = load(&sp_model::without_dummy_prefix(&bytes))?;
-        let pieces: Vec<VocabPiece> = model
-            .pieces
-            .iter()
-            .map(|p| VocabPiece {
-                text: p.piece().to_string(),
-                score: p.score(),
-                kind: p.r#type(),
-            })
-            .collect();
         let mut this = Self {
             name: name.to_string(),
-            sp,
-            continuing,
-            byte_ids: sp_model::byte_ids(&model),
-            pieces,
-            model_type: model.trainer().map_or(ModelType::Unigram, |t| t.model_type()),
-            special,
+            engine,
+            opened,
             newline: Newline::Missing,
             im: None,
             added: Vec::new(),
             hash: blake3::hash(&bytes).to_hex().to_string(),
             bytes,
         };
-        let at = |text: &str| this.pieces.iter().position(|p| p.text == text).map(|i| i as u32);
-        this.im = at(IM_START).zip(at(IM_END)).map(|(s, e)| [s, e]);
+        this.im = this.id_of(IM_START).zip(this.id_of(IM_END)).map(|(s, e)| [s, e]);
         this.newline = this.find_newline()?;
         Ok(this)
     }
 
     fn find_newline(&self) -> Result<Newline> {
         let ids = self.encode_raw("\n")?;
-        if let Some(&last) = ids.last().filter(|&&id| id != self.special.unk)
+        if let Some(&last) = ids.last().filter(|&&id| Some(id) != self.opened.special.unk)
             && self.decode_raw(&ids)?.ends_with('\n')
         {
             return Ok(Newline::Kept(last));
         }
         Ok(self
-            .byte_ids
+            .byte_ids()
             .as_ref()
             .map_or(Newline::Missing, |b| Newline::Lost(b[usize::from(b'\n')])))
     }
@@ -225,10 +222,12 @@ impl Tokenizer {
 
     /// The id of a piece or an added token by its exact text.
     pub fn id_of(&self, text: &str) -> Option<u32> {
-        let added = || self.added.iter().position(|t| t == text).map(|i| self.pieces.len() + i);
-        self.pieces
+        let pieces = self.pieces();
+        let added = || self.added.iter().position(|t| t == text).map(|i| pieces.len() + i);
+        pieces
             .iter()
             .position(|p| p.text == text)
+            .filter(|_| !text.is_empty())
             .or_else(added)
             .map(|i| i as u32)
     }
@@ -240,17 +239,40 @@ impl Tokenizer {
 
     /// Pieces and added tokens.
     pub fn vocab_size(&self) -> usize {
-        self.pieces.len() + self.added.len()
+        self.pieces().len() + self.added.len()
     }
 
-    /// The pieces of the model file, by id.
+    /// The pieces of the file, by id; an id without a token has no text.
     pub fn pieces(&self) -> &[VocabPiece] {
-        &self.pieces
+        &self.opened.pieces
+    }
+
+    /// Form of the file.
+    pub fn format(&self) -> Format {
+        match self.engine {
+            Engine::SentencePiece(_) => Format::SentencePiece,
+            Engine::HuggingFace(_) => Format::Json,
+        }
+    }
+
+    /// The `tokenizer_config.json` beside a `tokenizer.json`.
+    pub fn config(&self) -> Option<&Value> {
+        self.opened.config.as_ref()
+    }
+
+    /// Ids besides the end token at which the model's files say that an answer ends.
+    pub fn more_stops(&self) -> &[u32] {
+        &self.opened.more_stops
+    }
+
+    /// Whether the dummy prefix stands before the first stretch of a text alone, not before each one.
+    pub fn prefix_once(&self) -> bool {
+        self.opened.prefix_once
     }
 
     /// Unigram or BPE.
     pub fn model_type(&self) -> ModelType {
-        self.model_type
+        self.opened.model_type
     }
 
     /// Tokens appended by [`Tokenizer::add_chatml`], in order; the first has the id `pieces().len()`.
@@ -259,8 +281,8 @@ impl Tokenizer {
     }
 
     /// Ids of the special tokens.
-    pub fn special(&self) -> SpecialIds {
-        self.special
+    pub fn special(&self) -> SpecialTokens {
+        self.opened.special
     }
 
     /// blake3 of the model file, in hex. Added tokens are not part of it.
@@ -278,37 +300,43 @@ impl Tokenizer {
         self.newline
     }
 
-    /// The ids of the 256 bytes, with byte fallback.
+    /// The ids of the 256 bytes, with byte fallback or a byte-level vocabulary.
     pub fn byte_ids(&self) -> Option<&[u32]> {
-        self.byte_ids.as_deref()
+        self.opened.byte_ids.as_deref()
     }
 
     /// The text of a token as in the vocabulary.
     pub fn piece(&self, id: u32) -> Option<&str> {
         let i = id as usize;
-        self.pieces
-            .get(i)
-            .map(|p| p.text.as_str())
-            .or_else(|| self.added.get(i.checked_sub(self.pieces.len())?).map(String::as_str))
+        let pieces = self.pieces();
+        match pieces.get(i) {
+            Some(p) => (!p.text.is_empty()).then_some(p.text.as_str()),
+            None => self.added.get(i - pieces.len()).map(String::as_str),
+        }
     }
 
     /// How BOS and EOS of this vocabulary are written, for templates.
     pub fn control_names(&self) -> ControlNames {
         let text = |id: u32| self.piece(id).expect("special ids were checked").to_string();
+        let special = self.special();
         ControlNames {
-            bos: text(self.special.bos),
-            eos: text(self.special.eos),
+            // A vocabulary without a begin token: templates print nothing for it.
+            bos: special.bos.map(text).unwrap_or_default(),
+            eos: text(special.eos),
         }
     }
 
     /// The id of a control token.
     ///
     /// # Errors
-    /// If it is a ChatML token and the vocabulary has none; see [`Tokenizer::add_chatml`].
+    /// If the vocabulary has no such token; ChatML's are made by [`Tokenizer::add_chatml`].
     pub fn control(&self, token: Control) -> Result<u32> {
         match token {
-            Control::Bos => Ok(self.special.bos),
-            Control::Eos => Ok(self.special.eos),
+            Control::Bos => match self.special().bos {
+                Some(id) => Ok(id),
+                None => bail!("tokenizer {}: no token begins a text", self.name),
+            },
+            Control::Eos => Ok(self.special().eos),
             Control::ImStart | Control::ImEnd => match self.im {
                 Some(ids) => Ok(ids[usize::from(token == Control::ImEnd)]),
                 None => bail!(
@@ -321,12 +349,16 @@ impl Tokenizer {
 
     /// Whether an id steers a conversation and so may never come from text.
     pub fn is_control(&self, id: u32) -> bool {
-        let s = self.special;
-        id == s.bos
+        let s = self.special();
+        let id_is = |token: Option<u32>| token == Some(id);
+        id_is(s.bos)
             || id == s.eos
-            || (id == s.pad && id != s.unk)
+            || (id_is(s.pad) && s.pad != s.unk)
             || self.im.is_some_and(|ids| ids.contains(&id))
-            || id as usize >= self.pieces.len()
+            || match self.pieces().get(id as usize) {
+                None => true,
+                Some(piece) => self.format() == Format::Json && piece.kind == Type::Control,
+            }
     }
 
     /// What a user should know about this model, one sentence each.
@@ -338,10 +370,14 @@ impl Tokenizer {
                 self.name
             ));
         }
-        if self.byte_ids.is_none() {
+        if self.byte_ids().is_none() {
+            let fate = match self.special().unk {
+                Some(id) => format!("become <unk> (id {id})"),
+                None => "are lost".to_string(),
+            };
             out.push(format!(
-                "tokenizer {}: no byte fallback, so unknown characters become <unk> (id {})",
-                self.name, self.special.unk
+                "tokenizer {}: no byte fallback, so unknown characters {fate}",
+                self.name
             ));
         }
         out
@@ -363,7 +399,7 @@ impl Tokenizer {
         }
     }
 
-    /// SentencePiece's own `encode`: user-defined symbols are matched, nothing is added.
+    /// The library's own `encode`: user-defined symbols are matched, nothing is added.
     ///
     /// # Errors
     /// If the library fails.
@@ -431,7 +467,8 @@ impl Tokenizer {
     /// Text in byte tokens, or as unknown where there are none.
     fn spell(&self, text: &str) -> Result<Vec<Token>> {
         let end = text.len();
-        Ok(match &self.byte_ids {
+        let unknown = |id| Token { id, begin: 0, end };
+        Ok(match self.byte_ids() {
             Some(ids) => text
                 .bytes()
                 .enumerate()
@@ -441,11 +478,7 @@ impl Tokenizer {
                     end: i + 1,
                 })
                 .collect(),
-            None => vec![Token {
-                id: self.special.unk,
-                begin: 0,
-                end,
-            }],
+            None => self.special().unk.map(unknown).into_iter().collect(),
         })
     }
 
@@ -453,35 +486,27 @@ impl Tokenizer {
         if text.is_empty() {
             return Ok(Vec::new());
         }
-        let sp = if continuing { &self.continuing } else { &self.sp };
-        let pieces = sp
-            .encode(text)
-            .map_err(|e| Error::new(format!("tokenizer {}: {e}", self.name)))?;
-        Ok(pieces
-            .into_iter()
-            .map(|p| Token {
-                id: p.id,
-                begin: p.span.0 as usize,
-                end: p.span.1 as usize,
-            })
-            .collect())
+        match &self.engine {
+            Engine::SentencePiece(sp) => sp.encode(text, continuing),
+            Engine::HuggingFace(hf) => hf.encode(text, continuing),
+        }
+        .map_err(|e| Error::new(format!("tokenizer {}: {e}", self.name)))
     }
 
-    /// SentencePiece's own `decode` of ids of the model file.
+    /// The library's own `decode` of ids of the file.
     ///
     /// # Errors
-    /// If an id is not of the model file.
+    /// If an id is not of the file.
     pub fn decode_raw(&self, ids: &[u32]) -> Result<String> {
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.pieces.len()) {
-            bail!(
-                "tokenizer {}: expected ids below {}, found {id}",
-                self.name,
-                self.pieces.len()
-            );
+        let n = self.pieces().len();
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= n) {
+            bail!("tokenizer {}: expected ids below {n}, found {id}", self.name);
         }
-        self.sp
-            .decode_piece_ids(ids)
-            .map_err(|e| Error::new(format!("tokenizer {}: {e}", self.name)))
+        match &self.engine {
+            Engine::SentencePiece(sp) => sp.decode(ids),
+            Engine::HuggingFace(hf) => hf.decode(ids),
+        }
+        .map_err(|e| Error::new(format!("tokenizer {}: {e}", self.name)))
     }
 
     /// Ids to text: each stretch between control tokens on its own, control tokens by name or left out. Ids beyond the
@@ -502,54 +527,4 @@ impl Tokenizer {
         }
         out
     }
-}
-
-fn check_special_ids(name: &str, model: &SentencePieceModel, expected: SpecialIds) -> Result<()> {
-    let n = model.pieces.len();
-    let asked = [
-        ("pad", expected.pad),
-        ("unk", expected.unk),
-        ("bos", expected.bos),
-        ("eos", expected.eos),
-    ];
-    let default = SpecialIds::default() == expected;
-    let trainer = model.trainer();
-    let found = [
-        trainer.map_or(-1, |t| t.pad_id()),
-        trainer.map_or(0, |t| t.unk_id()),
-        trainer.map_or(1, |t| t.bos_id()),
-        trainer.map_or(2, |t| t.eos_id()),
-    ];
-    let show = |id: i32| if id < 0 { "none".to_string() } else { id.to_string() };
-    // A map given by hand may name any piece as padding, since many models have none.
-    let differs = asked
-        .iter()
-        .zip(found)
-        .any(|((what, id), found)| i64::from(found) != i64::from(*id) && (default || *what != "pad" || found >= 0));
-    let list = |ids: [String; 4]| format!("pad {}, unk {}, bos {}, eos {}", ids[0], ids[1], ids[2], ids[3]);
-    ensure!(
-        !differs,
-        "tokenizer {name}: wrong special ids, expected {}, found {}; pass --special-ids pad,unk,bos,eos to accept another map",
-        list(asked.map(|(_, id)| id.to_string())),
-        list(found.map(show))
-    );
-    for (what, id) in asked {
-        ensure!(
-            (id as usize) < n,
-            "tokenizer {name}: expected the id of {what} below {n}, found {id}"
-        );
-    }
-    let kinds: HashMap<u32, Type> = asked
-        .iter()
-        .map(|&(_, id)| (id, model.pieces[id as usize].r#type()))
-        .collect();
-    for (what, id) in [("bos", expected.bos), ("eos", expected.eos)] {
-        let kind = kinds[&id];
-        ensure!(
-            matches!(kind, Type::Control | Type::UserDefined),
-            "tokenizer {name}: expected {what} (id {id}) to be a control piece, found {:?} of kind {kind:?}",
-            model.pieces[id as usize].piece()
-        );
-    }
-    Ok(())
 }
