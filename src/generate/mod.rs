@@ -44,8 +44,8 @@ pub struct Generated {
     pub stopped: bool,
 }
 
-/// Continues every prompt. `on_token(prompt, token)` is called for each new token as it comes; where it breaks, that sequence
-/// ends there, with the token as its last.
+/// Continues every prompt. `on_token(prompt, token, logits)` is called for each new token as it comes, with the logits it was
+/// chosen from; where it breaks, that sequence ends there, with the token as its last.
 ///
 /// The result for a prompt does not depend on the other prompts or on the batch.
 ///
@@ -58,7 +58,7 @@ pub fn generate<B: Backend>(
     p: &Params<B>,
     prompts: &[Vec<u32>],
     options: &GenerateOptions,
-    mut on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
+    mut on_token: impl FnMut(usize, u32, &[f32]) -> ControlFlow<()>,
 ) -> Result<Vec<Generated>> {
     options.sampling.check()?;
     for (i, prompt) in prompts.iter().enumerate() {
@@ -123,12 +123,13 @@ fn accept(
     prompts: &[Vec<u32>],
     out: &mut [Generated],
     options: &GenerateOptions,
-    on_token: &mut impl FnMut(usize, u32) -> ControlFlow<()>,
+    on_token: &mut impl FnMut(usize, u32, &[f32]) -> ControlFlow<()>,
 ) -> Result<bool> {
     let seen = [prompts[i].as_slice(), &out[i].tokens].concat();
-    let token = options.sampling.choose(&logits[..c.n_classes], &seen, i as u64)?;
+    let logits = &logits[..c.n_classes];
+    let token = options.sampling.choose(logits, &seen, i as u64)?;
     out[i].tokens.push(token);
-    let asked = on_token(i, token);
+    let asked = on_token(i, token, logits);
     out[i].stopped = options.stop_ids.contains(&token);
     Ok(asked.is_continue() && !out[i].stopped && out[i].tokens.len() < options.max_new_tokens)
 }

@@ -124,14 +124,9 @@ pub fn generation_test<B: Backend>(
                 ..Default::default()
             },
         };
-        generate(
-            dev,
-            config,
-            params,
-            &prompts,
-            &options,
-            |_, _| ControlFlow::Continue(()),
-        )
+        generate(dev, config, params, &prompts, &options, |_, _, _| {
+            ControlFlow::Continue(())
+        })
     };
     let greedy = answer(0.0, 1.0)?;
     let sampled = answer(f64::from(run.test.temperature), f64::from(run.test.top_p))?;

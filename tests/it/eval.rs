@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::program::Workplace;
+use crate::program::{Workplace, first_rows, repository};
 use crate::tuned::{fails, json, ok, tuned, untuned};
 
 /// Runs `eval` with `words` on rows.jsonl and gives its report.
@@ -85,6 +85,44 @@ fn adapter_merged_and_base_are_found_in_an_output_folder() {
         report(&w, "--model_path elsewhere/moved --base_model base")["all"],
         adapter["all"]
     );
+}
+
+/// Losses that transformers and PEFT computed on the same rows; see tests/python/record_eval.py.
+#[test]
+fn losses_are_those_of_transformers() {
+    let w = Workplace::new();
+    for file in ["eval", "chat"] {
+        w.write(
+            &format!("{file}.jsonl"),
+            first_rows(&format!("data/demo/{file}.jsonl"), 60),
+        );
+    }
+    let golden: Value = serde_json::from_slice(&fs::read("tests/data/golden/eval.json").unwrap()).unwrap();
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 8);
+    for case in cases {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let data = repository().join("tests/data");
+        let base = data.join("model").join(text("model"));
+        let adapter = data.join("golden").join(text("model")).join("adapter_all");
+        let model = match case["adapter"] == true {
+            true => format!("--model_path {} --base-model {}", adapter.display(), base.display()),
+            false => format!("--model_path {}", base.display()),
+        };
+        let line = format!(
+            "ringtune eval {model} --prompt_template {} --dataset_paths {}.jsonl --tokenizer_path {} --output r.json --quiet",
+            text("template"),
+            text("file"),
+            base.join("tokenizer.model").display()
+        );
+        ok(w.shell(&line));
+        let found = &json(&w, "r.json")["all"];
+        assert_eq!(found["supervised_tokens"], case["supervised_tokens"], "{case}");
+        assert_eq!(found["rows"], case["rows"]);
+        let error = |key: &str| (found[key].as_f64().unwrap() - case[key].as_f64().unwrap()).abs();
+        assert!(error("loss") < 1e-5, "{case}: {found}");
+        assert!(error("token_accuracy") < 1e-9, "{case}: {found}");
+    }
 }
 
 #[test]

@@ -172,6 +172,28 @@ fn answers_end_at_stop_texts_and_tokens() {
 }
 
 #[test]
+fn log_probabilities_are_those_of_the_tokens_chosen() {
+    let w = untuned();
+    let found = objects(
+        &w,
+        &format!("{BASE} --raw --greedy --json --logprobs 3 --max-new-tokens 5 'What is the'"),
+    );
+    let places = found[0]["logprobs"].as_array().unwrap();
+    assert_eq!(places.len(), 5);
+    for (place, id) in places.iter().zip(found[0]["ids"].as_array().unwrap()) {
+        assert_eq!(place.as_array().unwrap().len(), 3);
+        assert_eq!(&place[0][0], id, "the likeliest token was taken");
+        let p = |i: usize| place[i][1].as_f64().unwrap();
+        assert!(p(0) < 0.0 && p(0) >= p(1) && p(1) >= p(2), "{place}");
+    }
+    assert_eq!(
+        w.shell(&format!("{BASE} --raw --logprobs 3 a")).code,
+        Some(2),
+        "without --json there is nowhere to print them"
+    );
+}
+
+#[test]
 fn a_conversation_remembers_until_reset() {
     let w = tuned(&[]);
     let chat = |turns: &str| {

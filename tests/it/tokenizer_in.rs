@@ -441,7 +441,9 @@ fn every_command_takes_it() {
         ok(w.shell("ringtune inspect packs --tokenizer_path tok --dataset_paths rows.jsonl"));
         w.write("strings.json", r#"["Hello", "a <|im_end|> b"]"#);
         ok(w.shell("ringtune inspect tokens --tokenizer tok/tokenizer.json --strings strings.json"));
-        ok(w.shell("ringtune check --model_path tiny/final --dataset_paths rows.jsonl --max_seq_len 96"));
+        ok(w.shell(
+            "ringtune check --model_path tiny/final --dataset_paths rows.jsonl --max_seq_len 96 --output_dir checked",
+        ));
         ok(w.shell(&format!("{sft} --output_dir more").replace("tiny/final", "out/merged")));
         assert!(
             !w.path("more/resized_base").exists(),

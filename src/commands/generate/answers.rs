@@ -38,6 +38,8 @@ pub(super) struct Answer<'a> {
     stop: StopText,
     text: String,
     ids: Vec<u32>,
+    /// For each new token, the likeliest ones and their log probabilities.
+    logprobs: Vec<serde_json::Value>,
     ended: Option<Reason>,
 }
 
@@ -48,6 +50,7 @@ impl<'a> Answer<'a> {
             stop: StopText::new(stop_texts),
             text: String::new(),
             ids: Vec::new(),
+            logprobs: Vec::new(),
             ended: None,
         }
     }
@@ -121,7 +124,11 @@ impl<'a> Answers<'a> {
     }
 
     /// Takes the next token of answer `i` and prints what can be printed; whether the answer goes on.
-    pub fn push(&mut self, i: usize, token: u32, out: &mut Out) -> io::Result<ControlFlow<()>> {
+    pub fn push(&mut self, i: usize, token: u32, logits: &[f32], out: &mut Out) -> io::Result<ControlFlow<()>> {
+        if self.args.logprobs > 0 {
+            let top = top_logprobs(logits, self.args.logprobs);
+            self.answers[i].logprobs.push(json!(top));
+        }
         let new = self.answers[i].push(token, self.stop_ids, self.most);
         if self.prompts.len() == 1 && !self.args.json {
             show(out, &new)?;
@@ -140,14 +147,18 @@ impl<'a> Answers<'a> {
     fn print(&self, i: usize, out: &mut Out) -> io::Result<()> {
         let answer = &self.answers[i];
         if self.args.json {
-            let line = json!({
+            let mut line = json!({
                 "prompt": self.prompts[i],
                 "text": answer.text,
                 "finish_reason": answer.ended.map(Reason::name),
                 "prompt_tokens": self.prompt_ids[i].len(),
                 "new_tokens": answer.ids.len(),
+                "prompt_ids": self.prompt_ids[i],
                 "ids": answer.ids,
             });
+            if self.args.logprobs > 0 {
+                line["logprobs"] = json!(answer.logprobs);
+            }
             writeln!(out, "{line}")?;
         } else if self.prompts.len() == 1 {
             writeln!(out)?;
@@ -156,5 +167,33 @@ impl<'a> Answers<'a> {
             writeln!(out, "{gap}prompt: {}\n{}", self.prompts[i], answer.text)?;
         }
         out.flush()
+    }
+}
+
+/// The `n` likeliest tokens with the logarithm of their probabilities, before any filter; lower ids first on ties.
+fn top_logprobs(logits: &[f32], n: usize) -> Vec<(u32, f64)> {
+    let top = logits.iter().fold(f32::NEG_INFINITY, |m, &l| m.max(l));
+    let sum: f64 = logits.iter().map(|&l| f64::from(l - top).exp()).sum();
+    let lse = f64::from(top) + sum.ln();
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
+    order.truncate(n);
+    order
+        .into_iter()
+        .map(|id| (id, f64::from(logits[id as usize]) - lse))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_probabilities_sum_to_one() {
+        let found = top_logprobs(&[1.0, 3.0, 3.0, -2.0], 3);
+        assert_eq!(found.iter().map(|f| f.0).collect::<Vec<_>>(), [1, 2, 0]);
+        let all: f64 = top_logprobs(&[1.0, 3.0, 3.0, -2.0], 9).iter().map(|f| f.1.exp()).sum();
+        assert!((all - 1.0).abs() < 1e-12);
+        assert!((found[0].1 - found[2].1 - 2.0).abs() < 1e-12);
     }
 }

@@ -74,7 +74,7 @@ fn answer<B: Backend>(speaker: &Speaker<B>, turns: &[Message], out: &mut Out) ->
         &loaded.params,
         &[ids],
         &options,
-        |_, token| {
+        |_, token, _| {
             let new = answer.push(token, &speaker.stop_ids, room);
             if let Err(e) = show(out, &new) {
                 broken = Some(e);

@@ -48,6 +48,8 @@ pub(super) struct GenerateArgs {
     pub stop_ids: Vec<u32>,
     pub batch_size: usize,
     pub json: bool,
+    /// Likeliest tokens to print with each new one.
+    pub logprobs: usize,
 }
 
 /// The command's flags.
@@ -120,6 +122,11 @@ pub fn command() -> Command {
                 .default_value("8")
                 .help("Prompts at once; changes speed and memory only"),
         )
+        .arg(
+            count("logprobs", "logprobs", 1)
+                .requires("json")
+                .help("With --json: the N likeliest tokens at each place and their log probabilities"),
+        )
         .arg(switch("json", "json").help("Print an object a prompt: prompt, text, token ids, why it ended"))
 }
 
@@ -164,6 +171,7 @@ impl GenerateArgs {
             stop_ids: m.get_many("stop_ids").into_iter().flatten().copied().collect(),
             batch_size: number("batch_size").expect("it has a default"),
             json: m.get_flag("json"),
+            logprobs: number("logprobs").unwrap_or(0),
             model,
         })
     }

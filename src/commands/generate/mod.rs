@@ -188,12 +188,19 @@ impl<B: Backend> Speaker<'_, B> {
         let options = self.options(room);
         let loaded = &self.loaded;
         let mut failed = None;
-        generate(self.dev, &loaded.config, &loaded.params, &ids, &options, |i, token| {
-            answers.push(i, token, &mut out).unwrap_or_else(|e| {
-                failed.get_or_insert(e);
-                std::ops::ControlFlow::Break(())
-            })
-        })?;
+        generate(
+            self.dev,
+            &loaded.config,
+            &loaded.params,
+            &ids,
+            &options,
+            |i, token, logits| {
+                answers.push(i, token, logits, &mut out).unwrap_or_else(|e| {
+                    failed.get_or_insert(e);
+                    std::ops::ControlFlow::Break(())
+                })
+            },
+        )?;
         match failed {
             Some(e) => Err(Error::from(e).context("standard output")),
             None => Ok(out.flush()?),

@@ -292,7 +292,7 @@ impl<B: Backend> Run<'_, B> {
                 &params,
                 std::slice::from_ref(&prompt),
                 &options,
-                |_, _| std::ops::ControlFlow::Continue(()),
+                |_, _, _| std::ops::ControlFlow::Continue(()),
             )?
             .swap_remove(0)
             .tokens;
