@@ -7,7 +7,7 @@ use crate::program::{Workplace, code_blocks, first_rows, repository};
 
 /// A model small enough for 500 steps in seconds.
 const SHAPE: &str = r#"{"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
 
 /// A budget of few steps; the commands themselves stay as they are.
@@ -51,10 +51,15 @@ fn pretrain(w: &Workplace, name: &str, folder: &str) {
     );
 }
 
+fn readme_blocks() -> Vec<String> {
+    code_blocks(&fs::read_to_string(repository().join("README.md")).unwrap(), "bash")
+}
+
 fn sft_examples() -> Vec<String> {
-    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
-    let blocks = code_blocks(&readme, "bash").into_iter();
-    blocks.filter(|b| b.contains("checkpoints/mix-")).collect()
+    readme_blocks()
+        .into_iter()
+        .filter(|b| b.contains("checkpoints/mix-"))
+        .collect()
 }
 
 #[test]
@@ -108,6 +113,26 @@ fn the_five_training_examples_run_verbatim() {
             w.write("config/sft_tiny.json", budget(3));
         }
     }
+    // What the resumed run wrote is what the README evaluates, merges and talks to.
+    w.write("data/sft/eval_dataset.jsonl", first_rows("data/demo/eval.jsonl", 12));
+    let block = readme_blocks()
+        .into_iter()
+        .find(|b| b.contains("ringtune eval"))
+        .unwrap();
+    let lines = block.replace("\\\n", " ");
+    assert_eq!(lines.lines().count(), 5);
+    for line in lines.lines().map(|l| l.split(" #").next().unwrap()) {
+        let outcome = w.shell(line);
+        assert_eq!(outcome.code, Some(0), "{line}\n{}", outcome.stderr);
+        let expected = match line {
+            _ if line.contains("--gen_only") => "generation test on 10",
+            _ if line.contains("--no_lora") => "perplexity",
+            _ if line.contains("ringtune merge") => "merged model",
+            _ if line.contains("ringtune eval") => "perplexity",
+            _ => "",
+        };
+        assert!(outcome.stdout.contains(expected), "{line}\n{}", outcome.stdout);
+    }
 }
 
 /// `ringtune sft --mixed_precision bf16 …` and `ringtune --mixed_precision bf16 sft …` are the same run.
@@ -148,7 +173,7 @@ fn other_commands_of_the_readme_exist() {
     let mut ran = 0;
     for block in code_blocks(&readme, "bash")
         .iter()
-        .filter(|b| !b.contains("checkpoints/mix-"))
+        .filter(|b| !b.contains("checkpoints/"))
     {
         let commands = block.replace("\\\n", " ");
         for line in commands.lines().map(|l| l.split(" #").next().unwrap().trim()) {
