@@ -268,6 +268,55 @@ fn a_from_registers_matches_f64() {
 }
 
 #[test]
+fn a_group_in_flight_overlaps_the_next() {
+    let k = 576;
+    let run = |seed: Option<u64>, bug: u32| {
+        let mut m = Memory::new();
+        let module = Module::load(TEXT, &mut m).unwrap();
+        let (a, b) = (noise(128 * k, 9), noise(128 * k, 10));
+        let (da, db) = (upload(&mut m, &a), upload(&mut m, &b));
+        let out = m.alloc(128 * 128 * 4).unwrap();
+        let maps = [map(da, 128, k, 128), map(db, 128, k, 128)];
+        let shape = Config {
+            block: [288, 1, 1],
+            dynamic_shared: 3 * 32768,
+            seed,
+            budget: 20_000_000,
+            ..Config::default()
+        };
+        let (out_bytes, steps, bug) = (out.to_le_bytes(), (k as u32 / 64).to_le_bytes(), bug.to_le_bytes());
+        module.launch("pipelined", &shape, &[&maps[0], &maps[1], &out_bytes, &steps, &bug], &m)?;
+        let mut bytes = vec![0; 128 * 128 * 4];
+        m.read(out, &mut bytes).unwrap();
+        for (i, c) in bytes.as_chunks::<4>().0.iter().enumerate() {
+            let want = reference(&a, &b, k, i / 128, i % 128);
+            let got = f64::from(f32::from_le_bytes(*c));
+            assert!((got - want).abs() < 1e-4, "({}, {}): {got}, {want}", i / 128, i % 128);
+        }
+        Ok(())
+    };
+    for seed in [None, Some(1), Some(2)] {
+        run(seed, NONE).unwrap();
+        let fault = |bug: u32| match run(seed, bug) {
+            Err(Error::Fault(f)) => *f,
+            other => panic!("{bug}: {other:?}"),
+        };
+        // The buffer is given back while its products may still read it.
+        let f = fault(EARLY_RELEASE);
+        assert!(
+            f.kind == FaultKind::InFlight && f.message.contains("has not waited"),
+            "{f:?}"
+        );
+        // The results are read while the last group is in flight.
+        let f = fault(NO_WAIT);
+        assert!(
+            f.kind == FaultKind::InFlight && f.message.contains("is read before"),
+            "{f:?}"
+        );
+    }
+}
+
+#[test]
 fn cluster_gemm_with_multicast_matches_f64() {
     let (rows, columns, k) = (256, 256, 320);
     for seed in [None, Some(3), Some(4)] {

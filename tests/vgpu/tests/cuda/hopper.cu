@@ -182,6 +182,57 @@ gemm(const __grid_constant__ Map a, const __grid_constant__ Map b, const __grid_
     if (threadIdx.x % 128 == 0) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
+// out (128, 128) f32 = a (128, K) * b (128, K)^T: one product group stays in flight while the next is issued.
+extern "C" __global__ void __launch_bounds__(288)
+pipelined(const __grid_constant__ Map a, const __grid_constant__ Map b, float *out, int steps, int bug) {
+    extern __shared__ __align__(1024) unsigned char space[];
+    __shared__ __align__(8) u64 full[STAGES], empty[STAGES];
+    u32 base = smem(space);
+    int group = __shfl_sync(~0u, threadIdx.x / 128, 0), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            bar_init(smem(&full[i]), 1);
+            bar_init(smem(&empty[i]), 8);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;");
+    }
+    __syncthreads();
+    if (group == 2) {
+        if (elect()) {
+            for (int k = 0; k < steps; k++) {
+                int s = k % STAGES;
+                bar_wait(smem(&empty[s]), (k / STAGES & 1) ^ 1);
+                bar_expect(smem(&full[s]), TILE_A + TILE_B);
+                tma_load(base + s * TILE_A, &a, smem(&full[s]), k * 64, 0);
+                tma_load(base + STAGES * TILE_A + s * TILE_B, &b, smem(&full[s]), k * 64, 0);
+            }
+        }
+        return;
+    }
+    float d[64];
+    for (int k = 0; k < steps; k++) {
+        int s = k % STAGES;
+        bar_wait(smem(&full[s]), k / STAGES & 1);
+        u32 at = base + s * TILE_A + group * 64 * 128, bt = base + STAGES * TILE_A + s * TILE_B;
+        wgmma_fence();
+#pragma unroll
+        for (int q = 0; q < 4; q++) mma128(d, descriptor(at + 32 * q), descriptor(bt + 32 * q), k + q > 0);
+        wgmma_commit();
+        if (bug == EARLY_RELEASE) {
+            // The buffer of the group that is still in flight.
+            if (lane == 0) bar_arrive(smem(&empty[s]));
+            wgmma_wait<1>();
+        } else {
+            wgmma_wait<1>();
+            if (k > 0 && lane == 0) bar_arrive(smem(&empty[(k - 1) % STAGES]));
+        }
+    }
+    if (bug != NO_WAIT) wgmma_wait<0>();
+    int row = group * 64 + warp % 4 * 16 + lane / 4, col = lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 64; i++) out[(row + (i / 2 & 1) * 8) * 128 + col + i / 4 * 8 + i % 2] = d[i];
+}
+
 // out (64, 64) f32 = a (64, K) f16 in registers * b (K, 64) f16, stored N-major in shared memory without swizzle.
 extern "C" __global__ void __launch_bounds__(128) registers_a(const u16 *a, const u16 *b, float *out, int k, int bug) {
     __shared__ __align__(128) u16 tile[16 * 64];
