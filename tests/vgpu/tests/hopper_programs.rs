@@ -317,6 +317,54 @@ fn a_group_in_flight_overlaps_the_next() {
 }
 
 #[test]
+fn attention_with_probabilities_in_registers_matches_f64() {
+    let (n, scale) = (192, 0.125f32);
+    for seed in [None, Some(1)] {
+        let mut m = Memory::new();
+        let module = Module::load(TEXT, &mut m).unwrap();
+        let [q, k, v] = [11, 12, 13].map(|s| noise(n * 64, s));
+        let maps = [&q, &k, &v].map(|x| {
+            let at = upload(&mut m, x);
+            map(at, n, 64, 64)
+        });
+        let out = m.alloc(n * 64 * 4).unwrap();
+        let shape = Config {
+            grid: [n as u32 / 64, 1, 1],
+            block: [128, 1, 1],
+            dynamic_shared: 3 * 64 * 128,
+            seed,
+            ..Config::default()
+        };
+        let (out_bytes, scale_bytes) = (out.to_le_bytes(), scale.to_le_bytes());
+        let args: [&[u8]; 5] = [&maps[0], &maps[1], &maps[2], &out_bytes, &scale_bytes];
+        module.launch("attention", &shape, &args, &m).unwrap();
+        let mut bytes = vec![0; n * 64 * 4];
+        m.read(out, &mut bytes).unwrap();
+        let got: Vec<f32> = bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|c| f32::from_le_bytes(*c))
+            .collect();
+        for i in 0..n {
+            let weights: Vec<f64> = (0..=i)
+                .map(|j| (reference(&q, &k, 64, i, j) * f64::from(scale)).exp())
+                .collect();
+            let sum: f64 = weights.iter().sum();
+            for c in 0..64 {
+                let want = (0..=i).map(|j| weights[j] * value(v[j * 64 + c])).sum::<f64>() / sum;
+                // Probabilities are rounded to bf16 before the second product: 2^-9 of values below 1.
+                assert!(
+                    (f64::from(got[i * 64 + c]) - want).abs() < 2e-3,
+                    "({i}, {c}): {}, {want}",
+                    got[i * 64 + c]
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn cluster_gemm_with_multicast_matches_f64() {
     let (rows, columns, k) = (256, 256, 320);
     for seed in [None, Some(3), Some(4)] {

@@ -104,6 +104,32 @@ __device__ void rs64(float (&d)[32], const u32 (&a)[4], u64 b, int add) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
+__device__ void scores64(float (&d)[32], u64 a, u64 b, int add) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31 "
+        "}, %32, %33, p, 1, 1, 0, 0; }"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        : "l"(a), "l"(b), "r"(add));
+}
+
+__device__ void values64(float (&d)[32], const u32 (&a)[4], u64 b, int add) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31 "
+        "}, {%32, %33, %34, %35}, %36, p, 1, 1, 1; }"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
 enum { NONE, NO_EXPECT, WRONG_PARITY, NO_PROXY_FENCE, NO_WGMMA_FENCE, TOO_MANY_REGISTERS, EARLY_RELEASE, NO_WAIT };
 enum { STAGES = 3, TILE_A = 128 * 64 * 2, TILE_B = 128 * 64 * 2, HALF_OUT = 64 * 64 * 2 };
 
@@ -308,4 +334,82 @@ cluster_gemm(const __grid_constant__ Map a, const __grid_constant__ Map b, float
     }
     // No block may leave while another still arrives at its barriers.
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Causal attention of one head: out (N, 64) f32 = softmax(q k^T scale) v, q, k, v (N, 64) bf16. A block has 64 queries;
+// scores and probabilities stay in registers, which are A of the second product.
+extern "C" __global__ void __launch_bounds__(128)
+attention(const __grid_constant__ Map q, const __grid_constant__ Map k, const __grid_constant__ Map v, float *out,
+          float scale) {
+    enum { TILE = 64 * 128 };
+    extern __shared__ __align__(1024) unsigned char space[];
+    __shared__ __align__(8) u64 full;
+    u32 sq = smem(space), sk = sq + TILE, sv = sk + TILE;
+    int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
+    if (threadIdx.x == 0) {
+        bar_init(smem(&full), 1);
+        asm volatile("fence.mbarrier_init.release.cluster;");
+    }
+    __syncthreads();
+    const float far = -__int_as_float(0x7f800000);
+    float o[32], top[2] = {far, far}, sum[2] = {0, 0};
+    for (int j = 0; j <= blockIdx.x; j++) {
+        if (threadIdx.x == 0) {
+            bar_expect(smem(&full), (j == 0 ? 3 : 2) * TILE);
+            if (j == 0) tma_load(sq, &q, smem(&full), 0, blockIdx.x * 64);
+            tma_load(sk, &k, smem(&full), 0, j * 64);
+            tma_load(sv, &v, smem(&full), 0, j * 64);
+        }
+        bar_wait(smem(&full), j & 1);
+        float s[32];
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; i++) scores64(s, descriptor(sq + 32 * i), descriptor(sk + 32 * i), i > 0);
+        wgmma_commit();
+        wgmma_wait<0>();
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float m = top[h];
+#pragma unroll
+            for (int i = 0; i < 32; i++) {
+                if ((i / 2 & 1) != h) continue;
+                bool seen = j < blockIdx.x || i / 4 * 8 + col + i % 2 <= row + h * 8;
+                s[i] = seen ? s[i] * scale : far;
+                m = fmaxf(m, s[i]);
+            }
+            m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
+            m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
+            float keep = __expf(top[h] - m);
+            top[h] = m;
+            sum[h] *= keep;
+#pragma unroll
+            for (int i = 0; i < 32; i++) {
+                if ((i / 2 & 1) != h) continue;
+                s[i] = __expf(s[i] - m);
+                sum[h] += s[i];
+                if (j > 0) o[i] *= keep;
+            }
+        }
+        // Sixteen keys are 2048 bytes of v; its channels are contiguous, so B is N-major.
+        u32 p[4][4];
+#pragma unroll
+        for (int i = 0; i < 16; i++) p[i / 4][i % 4] = bf16x2(s[2 * i], s[2 * i + 1]);
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; i++) values64(o, p[i], descriptor(sv + 2048 * i), j + i > 0);
+        wgmma_commit();
+        wgmma_wait<0>();
+        // Nobody reads k and v any more when the next ones are loaded.
+        __syncthreads();
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
+        sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
+    }
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+        int h = i / 2 & 1;
+        out[(blockIdx.x * 64 + row + h * 8) * 64 + i / 4 * 8 + col + i % 2] = o[i] / sum[h];
+    }
 }
