@@ -46,6 +46,8 @@ pub enum FaultKind {
     ReadOnly,
     /// A barrier reached by only some live threads of a warp.
     DivergentBarrier,
+    /// Two accesses of one byte, at least one of them a write, that nothing orders.
+    Race,
     /// Warps that disagree about a barrier's threads, or one that does not exist.
     Barrier,
     /// Every warp waits for something that cannot happen.

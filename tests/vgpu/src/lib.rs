@@ -53,8 +53,39 @@ pub struct Config {
     pub cooperative: bool,
     /// Seed of the order in which blocks and warps run; without one they run first to last.
     pub seed: Option<u64>,
+    /// Checks beside those that are always on.
+    pub checks: Checks,
     /// Where kernels print.
     pub output: Output,
+}
+
+/// Checks that slow a launch down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checks {
+    /// Races between the warps of a block in shared memory, and between blocks in global memory.
+    pub races: bool,
+}
+
+impl Checks {
+    /// From `VGPU_CHECK`, names with commas between: `races`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a name that is not known.
+    pub fn from_env() -> Result<Checks> {
+        let names = std::env::var("VGPU_CHECK").unwrap_or_default();
+        let mut checks = Checks::default();
+        for name in names.split(',').map(str::trim).filter(|n| !n.is_empty()) {
+            match name {
+                "races" => checks.races = true,
+                _ => {
+                    return Err(Error::Invalid(format!(
+                        "VGPU_CHECK={names}: there is no check {name}; known: races"
+                    )));
+                }
+            }
+        }
+        Ok(checks)
+    }
 }
 
 /// An environment variable that holds a number.
@@ -74,6 +105,7 @@ impl Default for Config {
             cluster: [1; 3],
             cooperative: false,
             seed: number("VGPU_SEED"),
+            checks: Checks::default(),
             output: Output::default(),
         }
     }
@@ -276,6 +308,7 @@ impl Kernel<'_> {
             threads: config.threads,
             budget: config.budget,
             cooperative: config.cooperative,
+            races: config.checks.races || Checks::from_env()?.races,
             seed: config.seed,
         };
         let counters = exec::launch::launch(p, memory, &params, &shape, &config.output)?;

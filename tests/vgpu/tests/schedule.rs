@@ -222,3 +222,15 @@ fn every_order_of_blocks_and_warps_gives_the_same_result() {
         assert_eq!(run(body, &config).unwrap(), want, "seed {seed}");
     }
 }
+
+#[test]
+fn a_seeded_turn_may_end_between_any_two_instructions() {
+    // Two warps without a branch take tickets: with some seed they take turns, without one they do not.
+    let body = "atom.global.add.u32 %r0, [%flag], 1; atom.global.add.u32 %r1, [%flag], 1; sub.u32 %o, %r1, %r0;";
+    let apart = |seed| {
+        let config = Config { seed, ..shape(1, 64) };
+        run(body, &config).unwrap().into_iter().any(|o| o > 63)
+    };
+    assert!(!apart(None));
+    assert!((0..200).any(|seed| apart(Some(seed))));
+}

@@ -5,8 +5,9 @@
 
 use super::launch::Cta;
 use super::mem::{Access, LOCAL, LaneFault, PARAM, SHARED, Space, lanes};
-use super::region::Region;
-use super::site::Shape;
+use super::races::Kind;
+use super::region::{Region, ones};
+use super::site::{Shape, place};
 use super::{File, Inst, LANES, NONE, Regs, put_raw, raw};
 use crate::error::FaultKind;
 
@@ -61,7 +62,7 @@ impl Cta<'_> {
 
     /// The region in which an access lies altogether, if there is one.
     #[inline(always)]
-    fn span(&mut self, space: Space, site: usize, first: u64) -> Option<&Region> {
+    pub(super) fn span(&mut self, space: Space, site: usize, first: u64) -> Option<&Region> {
         let s = &mut self.sites[site];
         let low = first.wrapping_add(s.low_end);
         let region = match space {
@@ -113,18 +114,19 @@ impl Cta<'_> {
         let mut at = op.at.lanes(r);
         let bytes = (op.ty.size() * op.regs.len()) as u64;
         if let Some(space) = self.locate(warp, op.at.space, &mut at, bytes, mask) {
-            let site = i.site as usize;
-            let first = self.sites[site].see(&at, mask, bytes);
+            let site = place(i.site, warp);
+            let first = self.sites[site].see(space, &at, mask, bytes);
             self.count(space, site, bytes, mask, false);
             let shape = self.sites[site].shape;
-            if self.sites[site].misaligned.is_none()
+            if self.races.is_none()
+                && self.sites[site].misaligned.is_none()
                 && let Some(region) = self.span(space, site, first)
                 && load_fast(r, op, region, shape, &at, mask)
             {
                 return Ok(());
             }
         }
-        self.load_lanes(r, warp, op, mask)
+        self.load_lanes(r, warp, i.order, op, mask)
     }
 
     /// Executes a store for the lanes of `mask`.
@@ -136,11 +138,12 @@ impl Cta<'_> {
             self.watch(warp, op.at.space, &at, bytes, mask)?;
         }
         if let Some(space) = self.locate(warp, op.at.space, &mut at, bytes, mask) {
-            let site = i.site as usize;
-            let first = self.sites[site].see(&at, mask, bytes);
+            let site = place(i.site, warp);
+            let first = self.sites[site].see(space, &at, mask, bytes);
             self.count(space, site, bytes, mask, true);
             let shape = self.sites[site].shape;
-            if self.sites[site].misaligned.is_none()
+            if self.races.is_none()
+                && self.sites[site].misaligned.is_none()
                 && let Some(region) = self.span(space, site, first)
                 && !region.read_only
                 && store_fast(r, op, region, shape, &at, mask)
@@ -148,7 +151,7 @@ impl Cta<'_> {
                 return Ok(());
             }
         }
-        self.store_lanes(r, warp, op, mask)
+        self.store_lanes(r, warp, i.order, op, mask)
     }
 
     /// Region and offset of one lane's access of `bytes`, checked for bounds and alignment.
@@ -205,6 +208,20 @@ impl Cta<'_> {
         Ok((space, region, base + a))
     }
 
+    /// What [`Cta::record`] wants to know of a place: the CTA whose shared memory it is in, and the offset or address.
+    pub(super) fn place_of(&self, space: Space, region: &Region, offset: u64) -> (usize, u64) {
+        if self.races.is_none() {
+            return (self.at, offset);
+        }
+        match space {
+            Space::Shared => {
+                let mine = |r: &super::launch::Resident| std::ptr::eq(&r.shared, region);
+                (self.resident.iter().position(mine).unwrap_or(self.at), offset)
+            }
+            _ => (self.at, region.start + offset),
+        }
+    }
+
     /// The fault of a read of bytes that nobody has written.
     pub(super) fn unwritten(&self, lane: usize, space: Space, a: u64, bytes: u64) -> LaneFault {
         if space == Space::Shared
@@ -222,7 +239,7 @@ impl Cta<'_> {
     }
 
     #[inline(never)]
-    fn load_lanes(&mut self, r: &mut Regs, warp: usize, op: &Access, mask: u32) -> Result<(), LaneFault> {
+    fn load_lanes(&mut self, r: &mut Regs, warp: usize, order: u8, op: &Access, mask: u32) -> Result<(), LaneFault> {
         let at = op.at.lanes(r);
         let n = op.ty.size();
         let bytes = (n * op.regs.len()) as u64;
@@ -243,6 +260,10 @@ impl Cta<'_> {
                     x
                 };
             }
+            let place = self.place_of(space, region, offset);
+            if !region.read_only {
+                self.record((warp, lane), space, place.0, (place.1, bytes), Kind::Read, order)?;
+            }
         }
         for ((file, row), v) in op.regs.iter().zip(values) {
             if *row != NONE {
@@ -253,7 +274,7 @@ impl Cta<'_> {
     }
 
     #[inline(never)]
-    fn store_lanes(&mut self, r: &Regs, warp: usize, op: &Access, mask: u32) -> Result<(), LaneFault> {
+    fn store_lanes(&mut self, r: &Regs, warp: usize, order: u8, op: &Access, mask: u32) -> Result<(), LaneFault> {
         let at = op.at.lanes(r);
         let n = op.ty.size();
         let bytes = (n * op.regs.len()) as u64;
@@ -272,6 +293,8 @@ impl Cta<'_> {
             for (e, row) in values.iter().enumerate() {
                 store_sized(region, offset + (e * n) as u64, n, row[lane]);
             }
+            let place = self.place_of(space, region, offset);
+            self.record((warp, lane), space, place.0, (place.1, bytes), Kind::Write, order)?;
         }
         Ok(())
     }
@@ -333,30 +356,6 @@ impl<const WORDS: usize> Buffer<WORDS> {
     }
 }
 
-/// Writes `f(lane)` to the lanes of a row of words or long words.
-#[inline(always)]
-fn fill(r: &mut Regs, file: File, row: u16, mask: u32, f: impl Fn(usize) -> u64) {
-    if row == NONE {
-        return;
-    }
-    if file == File::Q {
-        let out = &mut r.q[row as usize];
-        for l in 0..LANES {
-            out[l] = if mask >> l & 1 == 1 { f(l) } else { out[l] };
-        }
-    } else if mask == u32::MAX {
-        let out = &mut r.w[row as usize];
-        for l in 0..LANES {
-            out[l] = f(l) as u32;
-        }
-    } else {
-        let out = &mut r.w[row as usize];
-        for l in 0..LANES {
-            out[l] = if mask >> l & 1 == 1 { f(l) as u32 } else { out[l] };
-        }
-    }
-}
-
 #[inline(always)]
 fn extended<const N: usize>(x: u64, signed: bool) -> u64 {
     match (N, signed) {
@@ -414,9 +413,25 @@ fn load_shape<const N: usize, const R: usize, const WORDS: usize>(
             let mut buffer = Buffer([0; WORDS]);
             region.read(head, &mut buffer.0);
             for (e, (file, row)) in op.regs.iter().enumerate().take(R) {
-                fill(r, *file, *row, u32::MAX, |l| {
-                    extended::<N>(buffer.get::<N>(l * R + e), signed)
-                });
+                // One loop per case: without the choice inside they become vector code.
+                if *row == NONE {
+                    continue;
+                } else if *file == File::Q {
+                    let out = &mut r.q[*row as usize];
+                    for l in 0..LANES {
+                        out[l] = extended::<N>(buffer.get::<N>(l * R + e), signed);
+                    }
+                } else if signed {
+                    let out = &mut r.w[*row as usize];
+                    for l in 0..LANES {
+                        out[l] = extended::<N>(buffer.get::<N>(l * R + e), true) as u32;
+                    }
+                } else {
+                    let out = &mut r.w[*row as usize];
+                    for l in 0..LANES {
+                        out[l] = buffer.get::<N>(l * R + e) as u32;
+                    }
+                }
             }
         }
         Shape::Same => {
@@ -425,7 +440,9 @@ fn load_shape<const N: usize, const R: usize, const WORDS: usize>(
             }
             for (e, (file, row)) in op.regs.iter().enumerate().take(R) {
                 let x = extended::<N>(region.load::<N>(head + (e * N) as u64), signed);
-                fill(r, *file, *row, mask, |_| x);
+                if *row != NONE {
+                    put_raw(r, *file, *row, [x; LANES], mask);
+                }
             }
         }
         _ => {
@@ -448,7 +465,12 @@ fn load_shape<const N: usize, const R: usize, const WORDS: usize>(
                     // SAFETY: as above; the site found every lane's address aligned to the whole access.
                     values[l] = unsafe { region.load_unchecked::<N>(offsets[l] + (e * N) as u64) };
                 }
-                fill(r, *file, *row, mask, |l| extended::<N>(values[l], signed));
+                if signed {
+                    values.iter_mut().for_each(|x| *x = extended::<N>(*x, true));
+                }
+                if *row != NONE {
+                    put_raw(r, *file, *row, values, mask);
+                }
             }
         }
     }
@@ -498,8 +520,24 @@ fn store_shape<const N: usize, const R: usize, const WORDS: usize>(
             unsafe { region.put_unchecked::<N>(offset, row[l]) };
         }
     }
-    for l in lanes(mask) {
-        region.mark(at[l].wrapping_sub(region.start), (N * R) as u32);
-    }
+    mark_lanes(region, at, (N * R) as u32, mask);
     true
+}
+
+/// Says that the bytes of the lanes are written; neighbours often share a word of the bitmap.
+#[inline(always)]
+fn mark_lanes(region: &Region, at: &[u64; LANES], bytes: u32, mask: u32) {
+    let (mut word, mut bits) = (usize::MAX, 0);
+    for l in lanes(mask) {
+        let offset = at[l].wrapping_sub(region.start);
+        let w = (offset / 64) as usize;
+        if w != word {
+            if bits != 0 {
+                region.set_bits(word, bits);
+            }
+            (word, bits) = (w, 0);
+        }
+        bits |= ones(bytes) << (offset & 63);
+    }
+    region.set_bits(word, bits);
 }

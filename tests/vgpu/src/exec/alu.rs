@@ -500,10 +500,10 @@ fn logic(r: &mut Regs, i: &Inst, m: u32, f: impl Fn(u32, u32) -> u32) {
 /// writes `d` and, if asked, the complement to row `x`.
 #[inline(always)]
 pub fn compare<T: Lane>(r: &mut Regs, i: &Inst, m: u32, f: impl Fn(T, T) -> bool) {
-    let (a, b) = (T::get(r, i.a), T::get(r, i.b));
-    let mut bits = 0;
+    let (a, b) = (T::row(r, i.a), T::row(r, i.b));
+    let mut bits = 0u32;
     for l in 0..LANES {
-        bits |= u32::from(f(a[l], b[l])) << l;
+        bits |= if f(T::of(a[l]), T::of(b[l])) { 1 << l } else { 0 };
     }
     let mut other = !bits;
     if i.k & 3 != 0 {

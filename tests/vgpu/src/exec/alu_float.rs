@@ -77,7 +77,7 @@ fn single(op: &mut Op<'_>) -> Option<Arith> {
         "sqrt" if mode.is_some() => modes!(rn, |M| variants!(ftz, false, f1, |a| float::sqrt32(a, M))),
         "sqrt" if approx => variants!(ftz, false, f1, |a| a.sqrt()),
         "rsqrt" if approx => variants!(ftz, false, f1, |a| (1.0 / f64::from(a).sqrt()) as f32),
-        "ex2" if approx => variants!(ftz, false, f1, |a| f64::from(a).exp2() as f32),
+        "ex2" if approx => variants!(ftz, false, f1, |a| float::exp2_32(a)),
         "lg2" if approx => variants!(ftz, false, f1, |a| f64::from(a).log2() as f32),
         "sin" if approx => variants!(ftz, false, f1, |a| f64::from(a).sin() as f32),
         "cos" if approx => variants!(ftz, false, f1, |a| f64::from(a).cos() as f32),

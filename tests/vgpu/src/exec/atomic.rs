@@ -2,6 +2,8 @@
 
 use super::launch::Cta;
 use super::mem::{Atomic, LaneFault, Space, apply, lanes};
+use super::races::{Kind, STRONG};
+use super::site::place;
 use super::{Inst, LANES, Regs, put_raw, raw};
 use crate::error::FaultKind;
 
@@ -31,10 +33,19 @@ impl Cta<'_> {
                 2 => u64::from(region.update16(offset, |x| apply(op.op, op.ty, u64::from(x), b[lane], c[lane]) as u16)),
                 _ => u64::from(region.update32(offset, |x| apply(op.op, op.ty, u64::from(x), b[lane], c[lane]) as u32)),
             };
+            let spot = self.place_of(space, region, offset);
+            self.record(
+                (warp, lane),
+                space,
+                spot.0,
+                (spot.1, bytes),
+                Kind::Atomic,
+                i.order | STRONG,
+            )?;
         }
         if global > 0 {
-            let site = &mut self.sites[i.site as usize];
-            site.see(&at, mask, bytes);
+            let site = &mut self.sites[place(i.site, warp)];
+            site.see(Space::Global, &at, mask, bytes);
             self.counters.global_requests += 1;
             self.counters.global_sectors += site.sectors;
             self.counters.global_read += global * bytes;

@@ -229,6 +229,7 @@ impl Warp {
             y: u32::from(w + 4),
             site: 0,
             polls: false,
+            order: 0,
         };
         for (k, active) in here {
             let from = at(self, *k);

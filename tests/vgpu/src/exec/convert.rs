@@ -3,7 +3,7 @@
 use super::alu::Op;
 use super::code::alu;
 use super::float::{BF16, F16, Mode, bf16, canon, flush, saturate, to_f32};
-use super::{Alu, File, Inst, Lane, Regs, convert_any, put_raw, raw};
+use super::{Alu, File, Inst, Regs, convert_any, map1, map2};
 use crate::ptx::Ty;
 
 /// A decoded conversion.
@@ -32,8 +32,13 @@ fn run(r: &mut Regs, i: &Inst, m: u32, f: impl Fn(u64) -> u64) {
     let (d, s) = files(i);
     // Registers of 16 bits are zero above.
     let kept = if i.k & 4 != 0 { 0xffff } else { u64::MAX };
-    let v = raw(r, s, i.a).map(|x| f(x) & kept);
-    put_raw(r, d, i.d, v, m);
+    // One loop per pair of files: words alone become vector code of words.
+    match (d, s) {
+        (File::Q, File::Q) => map1(r, i, m, |x: u64| f(x) & kept),
+        (File::Q, _) => map1(r, i, m, |x: u32| f(u64::from(x)) & kept),
+        (_, File::Q) => map1(r, i, m, |x: u64| (f(x) & kept) as u32),
+        _ => map1(r, i, m, |x: u32| (f(u64::from(x)) & kept) as u32),
+    }
 }
 
 macro_rules! cv {
@@ -353,7 +358,5 @@ fn int_to_f32(x: i128, mode: Mode) -> f32 {
 
 #[inline(always)]
 fn pack2(r: &mut Regs, i: &Inst, m: u32, f: impl Fn(f32) -> u16) {
-    let (a, b) = (f32::get(r, i.a), f32::get(r, i.b));
-    let v = std::array::from_fn(|l| u32::from(f(a[l])) << 16 | u32::from(f(b[l])));
-    u32::put(r, i.d, v, m);
+    map2(r, i, m, |a: f32, b: f32| u32::from(f(a)) << 16 | u32::from(f(b)));
 }

@@ -231,6 +231,9 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
         )));
     }
     let sites = finish::sites(&mut code);
+    let ends = finish::ends(&code);
+    finish::chains(&mut code, &ends);
+    finish::orders(&mut code, f.body.iter().map(|i| i.opcode.as_str()));
     finish::polls(&mut code, f.body.iter().map(|i| i.opcode.as_str()));
     let asynchronous = code.iter().any(|i| matches!(i.act, Act::Hopper(_)));
     let tracked = super::hopper::track::wrap(&mut code, f);
@@ -255,7 +258,7 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
         build,
         max_threads: f.limits.threads(),
         limits: f.limits.clone(),
-        ends: finish::ends(&code),
+        ends,
         sites,
         asynchronous,
         tracked,
@@ -589,6 +592,7 @@ impl Decoder<'_> {
             y: 0,
             site: 0,
             polls: false,
+            order: 0,
         }
     }
 

@@ -1,6 +1,8 @@
 //! What is worked out over a decoded kernel as a whole: stretches, numbers of memory instructions, loops that poll.
 
-use super::{Act, Inst};
+use super::races::{FENCE, RELEASE, STRONG};
+use super::tensor::Element;
+use super::{Act, Inst, NONE};
 
 /// For each instruction the end of the stretch it is in: no instruction before it jumps, and no jump leads to one after
 /// the first.
@@ -52,6 +54,42 @@ fn looks(opcode: &str) -> bool {
     }
     const POLLS: [&str; 5] = [".volatile", ".relaxed", ".acquire", "nanosleep", "atom."];
     POLLS.iter().any(|p| opcode.contains(p))
+}
+
+/// Marks bf16 products (in `k`) whose A is that of the instruction before, which stands in the same stretch.
+pub(super) fn chains(code: &mut [Inst], ends: &[u32]) {
+    for n in 1..code.len() {
+        let (Act::Mma(last), Act::Mma(now)) = (&code[n - 1].act, &code[n].act) else {
+            continue;
+        };
+        let same = now.element == Element::Bf16 && last.element == now.element && last.k == now.k && last.a == now.a;
+        let kept = !last.d.iter().any(|d| now.a.contains(d));
+        let free = code[n - 1].guard == NONE && code[n].guard == NONE && ends[n - 1] == ends[n];
+        code[n].k = u8::from(same && kept && free);
+    }
+}
+
+/// Says of every instruction how it orders memory.
+pub(super) fn orders<'a>(code: &mut [Inst], opcodes: impl Iterator<Item = &'a str>) {
+    for (i, opcode) in code.iter_mut().zip(opcodes) {
+        let has = |names: &[&str]| names.iter().any(|n| opcode.split('.').any(|part| part == *n));
+        let base = opcode.split('.').next().unwrap_or("");
+        let mut order = 0;
+        if matches!(base, "atom" | "red") || has(&["volatile", "relaxed", "acquire", "release", "acq_rel", "mmio"]) {
+            order |= STRONG;
+        }
+        if has(&["release", "acq_rel"]) {
+            order |= RELEASE;
+        }
+        if matches!(base, "membar" | "fence") {
+            order = FENCE;
+        }
+        i.order = order;
+        // What the access itself does is looked up in the instruction inside.
+        if let Act::Touching(t) = &mut i.act {
+            t.inner.order = order;
+        }
+    }
 }
 
 /// Marks the backward branches of loops that poll.

@@ -16,7 +16,10 @@ pub enum Mode {
 /// The NaN that single-precision instructions return.
 #[inline(always)]
 pub fn canon(x: f32) -> f32 {
-    if x.is_nan() { f32::from_bits(0x7fff_ffff) } else { x }
+    // On bits: the compiler counts one NaN as good as another, and drops a choice between two (seen after `sqrt`).
+    let bits = x.to_bits();
+    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
+    f32::from_bits(if nan { 0x7fff_ffff } else { bits })
 }
 
 /// Subnormals become zero of the same sign.
@@ -100,18 +103,27 @@ pub fn fma32(a: f32, b: f32, c: f32, mode: Mode) -> f32 {
 /// `a + b`.
 #[inline(always)]
 pub fn add32(a: f32, b: f32, mode: Mode) -> f32 {
+    if mode == Mode::Rn {
+        return a + b;
+    }
     fma32(a, 1.0, b, mode)
 }
 
 /// `a * b`.
 #[inline(always)]
 pub fn mul32(a: f32, b: f32, mode: Mode) -> f32 {
+    if mode == Mode::Rn {
+        return a * b;
+    }
     to_f32(f64::from(a) * f64::from(b), mode)
 }
 
 /// `a / b`.
 #[inline(always)]
 pub fn div32(a: f32, b: f32, mode: Mode) -> f32 {
+    if mode == Mode::Rn {
+        return a / b;
+    }
     let (x, y) = (f64::from(a), f64::from(b));
     let q = x / y;
     if !q.is_finite() || q == 0.0 || y.is_infinite() {
@@ -124,6 +136,9 @@ pub fn div32(a: f32, b: f32, mode: Mode) -> f32 {
 /// Square root.
 #[inline(always)]
 pub fn sqrt32(a: f32, mode: Mode) -> f32 {
+    if mode == Mode::Rn {
+        return a.sqrt();
+    }
     let x = f64::from(a);
     let s = x.sqrt();
     if !s.is_finite() || s == 0.0 {
@@ -131,6 +146,39 @@ pub fn sqrt32(a: f32, mode: Mode) -> f32 {
     } else {
         to_f32(odd(s, (-s).mul_add(s, x)), mode)
     }
+}
+
+/// `2^x` rounded to f32, the double before it off by less than 2^-40: straight arithmetic that becomes vector code.
+#[inline(always)]
+pub fn exp2_32(x: f32) -> f32 {
+    let x = f64::from(x);
+    // Beyond this the result is 0 or infinity in any case; NaN goes through.
+    let x = if x < -1000.0 { -1000.0 } else { x };
+    let x = if x > 1000.0 { 1000.0 } else { x };
+    // Adding 1.5 * 2^52 leaves the nearest whole number in the low bits.
+    const SHIFT: f64 = 6_755_399_441_055_744.0;
+    let shifted = x + SHIFT;
+    let t = (x - (shifted - SHIFT)) * std::f64::consts::LN_2;
+    // The series of e^t up to t^10; |t| < 0.35, so that what is left out is below 2^-41.
+    let series = [
+        1.0 / 3_628_800.0,
+        1.0 / 362_880.0,
+        1.0 / 40_320.0,
+        1.0 / 5_040.0,
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ];
+    let mut y = 0.0;
+    for c in series {
+        y = y * t + c;
+    }
+    let power = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
+    (y * power) as f32
 }
 
 /// Rounds `r`, the nearest double of an exact value `r + e`, in a direction.

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use super::barrier::Barriers;
 use super::counters::Counters;
 use super::decode::Program;
+use super::races::Races;
 use super::region::Region;
 use super::schedule::Host;
 use super::site::Site;
+use super::tensor::Widened;
 use crate::error::{Error, Fault, Result};
 use crate::memory::Memory;
 use crate::output::Output;
@@ -30,6 +32,8 @@ pub struct Shape {
     pub budget: u64,
     /// Whether all blocks run at the same time.
     pub cooperative: bool,
+    /// Whether races are looked for.
+    pub races: bool,
     /// Order of blocks and warps; `None` is first to last.
     pub seed: Option<u64>,
 }
@@ -112,6 +116,12 @@ pub struct Cta<'a> {
     pub guarded: u64,
     /// Warp instructions so far.
     pub issued: u64,
+    /// The A of the last product, and its slot, warp and instruction.
+    pub widened: Box<(Widened, [usize; 3])>,
+    /// The running instruction.
+    pub pc: usize,
+    /// Race detection, when it is on.
+    pub races: Option<Races>,
     /// The kernel.
     pub program: &'a Program,
     /// What the sm_90a set keeps for all CTAs of the thread.
@@ -209,7 +219,12 @@ impl Random {
 /// Runs a kernel; `params` is the parameter block.
 pub fn launch(p: &Program, memory: &Memory, params: &Region, shape: &Shape, output: &Output) -> Result<Counters> {
     let (queue, spent) = (Queue::new(shape), AtomicU64::new(0));
-    let threads = shape.threads.clamp(1, queue.total.max(1));
+    // Race detection sees every access in one order: it needs one host thread.
+    let threads = if shape.races {
+        1
+    } else {
+        shape.threads.clamp(1, queue.total.max(1))
+    };
     let result: Mutex<(Counters, Option<(usize, Fault)>)> = Mutex::default();
     let work = |index: usize| {
         let mut host = Host::new(p, memory, params, shape, output);

@@ -21,10 +21,13 @@ pub mod forms;
 pub mod hopper;
 pub mod launch;
 pub mod mem;
+#[cfg(target_arch = "x86_64")]
+mod mma_v3;
 mod opcode;
 mod opcode_memory;
 mod opcode_warp;
 pub mod printf;
+pub mod races;
 pub mod rare;
 pub mod region;
 pub mod schedule;
@@ -162,6 +165,8 @@ pub struct Inst {
     pub site: u32,
     /// A backward branch whose loop looks at memory that others write: the warp lets others run before the next round.
     pub polls: bool,
+    /// How it orders memory: bits of [`races`].
+    pub order: u8,
 }
 
 /// A type that fills the lanes of a row.
@@ -180,13 +185,21 @@ pub trait Lane: Copy {
     /// All lanes of a row.
     #[inline(always)]
     fn get(r: &Regs, row: u16) -> [Self; LANES] {
-        Self::row(r, row).map(Self::of)
+        let row = Self::row(r, row);
+        let mut out = [Self::of(row[0]); LANES];
+        for l in 0..LANES {
+            out[l] = Self::of(row[l]);
+        }
+        out
     }
 
     /// Writes the lanes of the mask.
     #[inline(always)]
     fn put(r: &mut Regs, row: u16, v: [Self; LANES], mask: u32) {
-        let out = v.map(Self::cell);
+        let mut out = [Self::Cell::default(); LANES];
+        for l in 0..LANES {
+            out[l] = v[l].cell();
+        }
         merge(Self::row_mut(r, row), &out, mask);
     }
 }
@@ -276,17 +289,25 @@ pub fn map3<A: Lane, B: Lane, C: Lane, D: Lane>(r: &mut Regs, i: &Inst, mask: u3
 /// A row of either file as raw 64-bit values.
 #[inline(always)]
 pub fn raw(r: &Regs, file: File, row: u16) -> [u64; LANES] {
-    match file {
-        File::Q => r.q[row as usize],
-        _ => r.w[row as usize].map(u64::from),
+    if file == File::Q {
+        return r.q[row as usize];
     }
+    let (mut out, row) = ([0; LANES], &r.w[row as usize]);
+    for l in 0..LANES {
+        out[l] = u64::from(row[l]);
+    }
+    out
 }
 
 /// Writes raw values to a row of either file.
 #[inline(always)]
 pub fn put_raw(r: &mut Regs, file: File, row: u16, v: [u64; LANES], mask: u32) {
-    match file {
-        File::Q => u64::put(r, row, v, mask),
-        _ => u32::put(r, row, v.map(|x| x as u32), mask),
+    if file == File::Q {
+        return merge(&mut r.q[row as usize], &v, mask);
     }
+    let mut out = [0; LANES];
+    for l in 0..LANES {
+        out[l] = v[l] as u32;
+    }
+    merge(&mut r.w[row as usize], &out, mask);
 }

@@ -13,6 +13,8 @@ pub struct Region {
     pub len: u64,
     /// Whether kernels may only read it.
     pub read_only: bool,
+    /// Whether only one host thread ever touches it, so that its bits need no locked instructions.
+    pub alone: bool,
     data: Box<[AtomicU64]>,
     written: Box<[AtomicU64]>,
 }
@@ -36,6 +38,7 @@ impl Region {
             start,
             len,
             read_only: false,
+            alone: false,
             data: words(len.div_ceil(8)),
             written: words(len.div_ceil(64)),
         }
@@ -114,6 +117,42 @@ impl Region {
         !w >> (offset & 63) & ones(n)
     }
 
+    /// Two long words at once, as [`Region::load_unchecked`].
+    ///
+    /// # Safety
+    /// `offset` is a multiple of eight and `offset + 16` at most the length.
+    #[inline(always)]
+    pub unsafe fn pair_unchecked(&self, offset: u64) -> [u64; 2] {
+        // SAFETY: the caller's promise is that of both loads.
+        unsafe { [self.load_unchecked::<8>(offset), self.load_unchecked::<8>(offset + 8)] }
+    }
+
+    /// The bits of 16 bytes: all ones when each of them is written.
+    ///
+    /// # Safety
+    /// `offset` is a multiple of 16 and inside the region.
+    #[inline(always)]
+    pub unsafe fn written16_unchecked(&self, offset: u64) -> u16 {
+        // SAFETY: the bitmap has a bit for each byte; sixteen of them make one aligned half word of it.
+        unsafe {
+            let p = self.written.as_ptr().cast::<AtomicU16>().add((offset / 16) as usize);
+            (*p).load(Relaxed)
+        }
+    }
+
+    /// Copies 16 bytes out in one move.
+    ///
+    /// # Safety
+    /// `offset + 16` is at most the length, and the region is only touched by this host thread.
+    #[inline(always)]
+    pub unsafe fn copy16_alone(&self, offset: u64, to: &mut [u64; 2]) {
+        // SAFETY: the caller keeps the bytes inside the data and other threads away from it.
+        unsafe {
+            let from = self.data.as_ptr().cast::<u8>().add(offset as usize);
+            from.copy_to_nonoverlapping(to.as_mut_ptr().cast(), 16);
+        }
+    }
+
     /// Stores `N` bytes at an offset that is a multiple of `N` and in range, without saying that they are written.
     #[inline(always)]
     pub fn put<const N: usize>(&self, offset: u64, value: u64) {
@@ -148,19 +187,39 @@ impl Region {
     /// Says that `n` bytes, aligned so that they lie within 64, are written.
     #[inline(always)]
     pub fn mark(&self, offset: u64, n: u32) {
-        let (cell, bits) = (&self.written[(offset / 64) as usize], ones(n) << (offset & 63));
-        if cell.load(Relaxed) & bits != bits {
+        self.set_bits((offset / 64) as usize, ones(n) << (offset & 63));
+    }
+
+    /// Sets bits of one word of the bitmap.
+    #[inline(always)]
+    pub fn set_bits(&self, word: usize, bits: u64) {
+        let cell = &self.written[word];
+        let old = cell.load(Relaxed);
+        if self.alone {
+            cell.store(old | bits, Relaxed);
+        } else if old & bits != bits {
             cell.fetch_or(bits, Relaxed);
         }
     }
 
-    /// Calls `f` with each word of the bitmap that a range touches, and the bits of the range in it.
+    /// Clears bits of one word of the bitmap.
     #[inline(always)]
-    fn bits(&self, offset: u64, len: u64, mut f: impl FnMut(&AtomicU64, u64)) {
+    pub fn clear_bits(&self, word: usize, bits: u64) {
+        let cell = &self.written[word];
+        if self.alone {
+            cell.store(cell.load(Relaxed) & !bits, Relaxed);
+        } else {
+            cell.fetch_and(!bits, Relaxed);
+        }
+    }
+
+    /// Calls `f` with the place of each word of the bitmap that a range touches, and the bits of the range in it.
+    #[inline(always)]
+    fn bits(offset: u64, len: u64, mut f: impl FnMut(usize, u64)) {
         let (mut at, end) = (offset, offset + len);
         while at < end {
             let n = (64 - (at & 63)).min(end - at);
-            f(&self.written[(at / 64) as usize], ones(n as u32) << (at & 63));
+            f((at / 64) as usize, ones(n as u32) << (at & 63));
             at += n;
         }
     }
@@ -169,25 +228,19 @@ impl Region {
     #[inline(always)]
     pub fn all_written(&self, offset: u64, len: u64) -> bool {
         let mut missing = 0;
-        self.bits(offset, len, |cell, bits| missing |= !cell.load(Relaxed) & bits);
+        Self::bits(offset, len, |w, bits| missing |= !self.written[w].load(Relaxed) & bits);
         missing == 0
     }
 
     /// Says that all bytes of a range are written.
     #[inline(always)]
     pub fn mark_all(&self, offset: u64, len: u64) {
-        self.bits(offset, len, |cell, bits| {
-            if cell.load(Relaxed) & bits != bits {
-                cell.fetch_or(bits, Relaxed);
-            }
-        });
+        Self::bits(offset, len, |w, bits| self.set_bits(w, bits));
     }
 
     /// Says that no byte of a range is written.
     pub fn unmark(&self, offset: u64, len: u64) {
-        self.bits(offset, len, |cell, bits| {
-            cell.fetch_and(!bits, Relaxed);
-        });
+        Self::bits(offset, len, |w, bits| self.clear_bits(w, bits));
     }
 
     /// Reads consecutive long words at an offset that is a multiple of eight.

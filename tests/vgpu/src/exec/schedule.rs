@@ -11,8 +11,10 @@ use super::counters::Counters;
 use super::decode::{Program, RowInit};
 use super::launch::{Cta, Queue, Random, Resident, Shape};
 use super::mem::LaneFault;
+use super::races::Races;
 use super::region::Region;
-use super::site::Site;
+use super::site::{Site, WARPS};
+use super::tensor::Widened;
 use super::warp::{At, Stop, Warp};
 use super::{LANES, Lane};
 use crate::error::{Fault, FaultKind};
@@ -41,7 +43,8 @@ pub struct Host<'a> {
     pub cta: Cta<'a>,
     pub(super) warps: Vec<Vec<Warp>>,
     spare: Vec<(Resident, Vec<Warp>)>,
-    /// How many of the spare ones have their constant rows set for this launch.
+    /// The warps in the order of the present round.
+    turns: Vec<(usize, usize)>,
     random: Option<Random>,
 }
 
@@ -61,7 +64,7 @@ impl<'a> Host<'a> {
             Some(x) => (x.resident.into_iter().zip(x.warps).collect(), x.sites),
             None => (Vec::new(), Vec::new()),
         };
-        sites.resize_with(p.sites, Site::default);
+        sites.resize_with(p.sites * WARPS, Site::default);
         // Allocations may have come and gone since the last launch.
         sites.iter_mut().for_each(|s| s.block = (0, 0, 0));
         let cta = Cta {
@@ -77,6 +80,9 @@ impl<'a> Host<'a> {
             runs: vec![[0; 2]; p.code.len() + 1],
             guarded: 0,
             issued: 0,
+            pc: 0,
+            widened: Box::new((Widened([[[0.0; LANES]; 2]; 4]), [usize::MAX; 3])),
+            races: shape.races.then(Races::default),
             program: p,
             hopper: Default::default(),
         };
@@ -86,6 +92,7 @@ impl<'a> Host<'a> {
             cta,
             warps: Vec::new(),
             spare,
+            turns: Vec::new(),
             random: shape.seed.map(Random),
         };
         for (_, warps) in &mut host.spare {
@@ -160,6 +167,7 @@ impl<'a> Host<'a> {
             resident.cluster_rank = rank;
             resident.shared.reset(shared);
             resident.local.reset(local);
+            (resident.shared.alone, resident.local.alone) = (true, true);
             resident.barriers = Barriers::default();
             resident.live = n_warps;
             resident.copies_in_flight = 0;
@@ -178,6 +186,9 @@ impl<'a> Host<'a> {
                 let here = (threads - w * LANES).min(LANES);
                 warp.hopper.reset(p.tracked);
                 warp.start(if here == LANES { u32::MAX } else { (1 << here) - 1 });
+            }
+            if let Some(races) = &mut self.cta.races {
+                races.start(self.cta.resident.len());
             }
             self.cta.resident.push(resident);
             self.warps.push(warps);
@@ -231,7 +242,9 @@ impl<'a> Host<'a> {
         loop {
             let (mut ran, mut moved) = (false, false);
             let events = self.cta.hopper.events;
-            for (slot, w) in self.turns() {
+            self.take_turns();
+            for turn in 0..self.turns.len() {
+                let (slot, w) = self.turns[turn];
                 let warp = &mut self.warps[slot][w];
                 if warp.done || warp.waiting.is_some() {
                     continue;
@@ -239,7 +252,15 @@ impl<'a> Host<'a> {
                 ran = true;
                 self.cta.at = slot;
                 let slice = match &mut self.random {
-                    Some(r) => 1 + r.below(2000) as u64,
+                    // Half of the turns are so short that warps meet in the middle of anything.
+                    Some(r) => {
+                        let short = r.below(2) == 0;
+                        if short {
+                            1 + r.below(16) as u64
+                        } else {
+                            1 << r.below(12)
+                        }
+                    }
                     None => SLICE,
                 };
                 let before = self.cta.issued;
@@ -279,18 +300,20 @@ impl<'a> Host<'a> {
         }
     }
 
-    /// The warps of this round in their order.
-    fn turns(&mut self) -> Vec<(usize, usize)> {
-        let all = self.warps.iter().enumerate();
-        let mut list: Vec<_> = all
-            .flat_map(|(s, warps)| (0..warps.len()).map(move |w| (s, w)))
-            .collect();
+    /// Puts the warps of the next round in order.
+    fn take_turns(&mut self) {
+        let total = self.warps.iter().map(Vec::len).sum::<usize>();
+        if self.turns.len() != total || self.random.is_some() {
+            let all = self.warps.iter().enumerate();
+            self.turns.clear();
+            self.turns
+                .extend(all.flat_map(|(s, warps)| (0..warps.len()).map(move |w| (s, w))));
+        }
         if let Some(r) = &mut self.random {
-            for i in (1..list.len()).rev() {
-                list.swap(i, r.below(i + 1));
+            for i in (1..self.turns.len()).rev() {
+                self.turns.swap(i, r.below(i + 1));
             }
         }
-        list
     }
 
     /// Does what a warp stopped for.
@@ -315,6 +338,9 @@ impl<'a> Host<'a> {
         let waits = matches!(stop, Stop::Barrier(_));
         let here = self.cta.resident[slot].barriers.arrive(w, &arrival, waits);
         here.map_err(|m| self.stuck(slot, w, FaultKind::Barrier, m))?;
+        if let Some(races) = &mut self.cta.races {
+            races.arrive(slot, arrival.id, w);
+        }
         self.release(slot, arrival.id);
         Ok(())
     }
@@ -325,6 +351,9 @@ impl<'a> Host<'a> {
         let Some(done) = resident.barriers.complete(id, resident.live) else {
             return;
         };
+        if let Some(races) = &mut self.cta.races {
+            races.depart(slot, id, done.warps);
+        }
         for (w, warp) in self.warps[slot].iter_mut().enumerate() {
             if done.warps >> w & 1 == 0 {
                 continue;

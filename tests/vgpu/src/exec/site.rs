@@ -5,7 +5,7 @@
 //! costs a comparison of the pattern and one check of the bounds.
 
 use super::LANES;
-use super::mem::lanes;
+use super::mem::{Space, lanes};
 
 /// How the lanes' addresses lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,14 +18,17 @@ pub enum Shape {
     Any,
 }
 
-/// The last pattern of one memory instruction.
+/// Warps that keep patterns of their own: tiles are often swizzled by the row, so that neighbouring warps differ.
+pub const WARPS: usize = 4;
+
+/// The last pattern of one memory instruction in every fourth warp.
 pub struct Site {
     mask: u32,
     low: u64,
     /// Address of each lane relative to the first active one; zero for lanes outside the mask.
-    relative: [u64; LANES],
-    /// All ones for lanes of the mask.
-    chosen: [u64; LANES],
+    relative: [i32; LANES],
+    /// Zero, or ones when the lanes are too far apart to be kept.
+    far: u64,
     /// Lowest address relative to the first active lane's.
     pub low_end: u64,
     /// Bytes from the lowest address to the end of the highest.
@@ -50,7 +53,7 @@ impl Default for Site {
             mask: 0,
             low: 0,
             relative: [0; LANES],
-            chosen: [0; LANES],
+            far: 0,
             low_end: 0,
             extent: 0,
             shape: Shape::Any,
@@ -63,53 +66,67 @@ impl Default for Site {
     }
 }
 
+/// The place of the site of access `number` in a warp.
+#[inline(always)]
+pub fn place(number: u32, warp: usize) -> usize {
+    number as usize * WARPS + warp % WARPS
+}
+
 impl Site {
-    /// Brings the site up to date with the addresses of the lanes of `mask` (not empty), of `bytes` each, and returns the
-    /// address of the first active lane.
+    /// Brings the site up to date with the addresses of the lanes of `mask` (not empty), of `bytes` each, in `space`, and
+    /// returns the address of the first active lane.
     #[inline(always)]
-    pub fn see(&mut self, at: &[u64; LANES], mask: u32, bytes: u64) -> u64 {
+    pub fn see(&mut self, space: Space, at: &[u64; LANES], mask: u32, bytes: u64) -> u64 {
         let first = at[mask.trailing_zeros() as usize & 31];
-        let mut other = u64::from(mask ^ self.mask) | (first & 127 ^ self.low);
+        // What follows from the pattern depends on the first address too: sectors have 32 bytes, banks four (a pattern
+        // that moves by whole banks keeps its conflicts), and accesses are aligned to their size.
+        let keep = if space == Space::Global { 31 } else { (bytes - 1) | 3 };
+        let mut other = u64::from(mask ^ self.mask) | ((first ^ self.low) & keep) | self.far;
         if mask == u32::MAX {
             for l in 0..LANES {
-                other |= at[l].wrapping_sub(first) ^ self.relative[l];
+                other |= at[l].wrapping_sub(first) ^ i64::from(self.relative[l]) as u64;
             }
         } else {
             for l in 0..LANES {
-                other |= (at[l].wrapping_sub(first) ^ self.relative[l]) & self.chosen[l];
+                let chosen = 0u64.wrapping_sub(u64::from(mask >> l & 1));
+                other |= (at[l].wrapping_sub(first) ^ i64::from(self.relative[l]) as u64) & chosen;
             }
         }
         if other != 0 {
-            self.learn(at, mask, bytes);
+            self.learn(space, at, mask, bytes);
         }
         first
     }
 
     #[inline(never)]
-    fn learn(&mut self, at: &[u64; LANES], mask: u32, bytes: u64) {
+    fn learn(&mut self, space: Space, at: &[u64; LANES], mask: u32, bytes: u64) {
         let first = at[mask.trailing_zeros() as usize & 31];
-        (self.mask, self.low) = (mask, first & 127);
-        let (mut low, mut high) = (i64::MAX, i64::MIN);
-        let (mut row, mut same) = (mask == u32::MAX, true);
+        (self.mask, self.low) = (mask, first);
+        let (mut low, mut high, mut out_of_row, mut apart, mut odd) = (0, 0, u64::from(!mask), 0, 0u32);
         for l in 0..LANES {
-            let on = mask >> l & 1 == 1;
-            let relative = if on { at[l].wrapping_sub(first) } else { 0 };
-            self.relative[l] = relative;
-            self.chosen[l] = if on { u64::MAX } else { 0 };
+            let chosen = 0u64.wrapping_sub(u64::from(mask >> l & 1));
+            let relative = at[l].wrapping_sub(first) & chosen;
+            self.relative[l] = relative as i32;
             (low, high) = (low.min(relative as i64), high.max(relative as i64));
-            row &= relative == l as u64 * bytes;
-            same &= relative == 0;
+            out_of_row |= relative ^ (l as u64 * bytes);
+            apart |= relative;
+            odd |= u32::from(at[l] & (bytes - 1) & chosen != 0) << l;
         }
+        let far = i32::try_from(low).is_err() || i32::try_from(high).is_err();
+        self.far = u64::from(far);
         self.low_end = low as u64;
         self.extent = (high.wrapping_sub(low) as u64).saturating_add(bytes);
-        self.shape = match (row, same) {
-            (true, _) => Shape::Row,
-            (_, true) => Shape::Same,
+        self.shape = match (out_of_row, apart) {
+            (0, _) => Shape::Row,
+            (_, 0) => Shape::Same,
             _ => Shape::Any,
         };
-        self.misaligned = lanes(mask).find(|l| !at[*l].is_multiple_of(bytes));
-        self.sectors = sectors(at, bytes, mask);
-        (self.passes, self.least_passes) = passes(at, bytes, mask);
+        self.misaligned = (odd != 0).then_some(odd.trailing_zeros() as usize);
+        match space {
+            Space::Global => self.sectors = sectors(at, bytes, mask),
+            Space::Shared => (self.passes, self.least_passes) = passes(at, bytes, mask),
+            _ => {}
+        }
     }
 }
 
@@ -126,10 +143,15 @@ fn sectors(at: &[u64; LANES], bytes: u64, mask: u32) -> u64 {
     if sorted {
         return n;
     }
-    let mut all: Vec<u64> = lanes(mask).flat_map(|l| at[l] >> 5..=last(l)).collect();
+    // No lane touches more than two: accesses have at most 32 bytes, or are misaligned and will be refused.
+    let (mut all, mut len) = ([u64::MAX; 2 * LANES], 0);
+    for l in lanes(mask) {
+        (all[len], all[len + 1]) = (at[l] >> 5, last(l));
+        len += 2;
+    }
+    let all = &mut all[..len];
     all.sort_unstable();
-    all.dedup();
-    all.len() as u64
+    1 + all.windows(2).filter(|w| w[0] != w[1]).count() as u64
 }
 
 /// Passes over the 32 banks, and the passes without conflicts: wide accesses are served in groups of lanes that together
@@ -147,24 +169,26 @@ fn passes(at: &[u64; LANES], bytes: u64, mask: u32) -> (u64, u64) {
     (all, least)
 }
 
-/// Largest number of different words that lanes want from one bank.
+/// Largest number of different words that lanes want from one bank; together they want at most 64 words.
 fn bank_passes(at: &[u64; LANES], bytes: u64, mask: u32) -> u64 {
-    let touched = |l: usize| at[l] >> 2..at[l].saturating_add(bytes).div_ceil(4);
-    let (mut seen, mut clash) = ([u64::MAX; 32], false);
-    for w in lanes(mask).flat_map(touched) {
-        let s = &mut seen[w as usize & 31];
-        clash |= *s != u64::MAX && *s != w;
-        *s = w;
+    // Per bank a chain of the different words seen so far: its length, its last word, and each word's predecessor.
+    let (mut length, mut head) = ([0u64; 32], [0u8; 32]);
+    let (mut words, mut before, mut n) = ([0u64; 64], [0u8; 64], 0usize);
+    let mut most = 1;
+    for l in lanes(mask) {
+        for w in at[l] >> 2..=at[l].saturating_add(bytes - 1) >> 2 {
+            let bank = w as usize & 31;
+            let (mut i, mut left) = (head[bank] as usize, length[bank]);
+            while left > 0 && words[i & 63] != w {
+                (i, left) = (before[i & 63] as usize, left - 1);
+            }
+            if left == 0 && n < 64 {
+                (words[n], before[n], head[bank]) = (w, head[bank], n as u8);
+                length[bank] += 1;
+                most = most.max(length[bank]);
+                n += 1;
+            }
+        }
     }
-    if !clash {
-        return 1;
-    }
-    let mut words: Vec<u64> = lanes(mask).flat_map(touched).collect();
-    words.sort_unstable();
-    words.dedup();
-    let mut count = [0; 32];
-    for w in words {
-        count[w as usize & 31] += 1;
-    }
-    count.into_iter().max().unwrap_or(1)
+    most
 }

@@ -1,6 +1,7 @@
 //! Matrix instructions: `mma.sync` on row.col fragments and `ldmatrix`.
 
-use super::float::{BF16, F16, Format, Mode};
+use super::code::Build;
+use super::float::{BF16, F16, Format, Mode, canon};
 use super::{LANES, Lane, Regs};
 
 /// Element type of A and B.
@@ -13,6 +14,10 @@ pub enum Element {
     /// 32-bit registers of which 19 bits count.
     Tf32,
 }
+
+/// The A of the last bf16 product as f32: per register the first elements of its words, and the second ones.
+#[repr(align(32))]
+pub struct Widened(pub [[[f32; LANES]; 2]; 4]);
 
 /// A matrix multiply: rows of the fragments, `m16n8k{k}`.
 pub struct Mma {
@@ -83,9 +88,23 @@ impl Mma {
         (a, b)
     }
 
-    /// Executes it for the whole warp.
+    /// Executes it for the whole warp; this processor supports `build`. `reuse` says that `widened` is this A;
+    /// the result says whether it can be from now on.
     #[inline(always)]
-    pub fn run(&self, r: &mut Regs) {
+    pub fn run(&self, r: &mut Regs, build: Build, widened: &mut Widened, reuse: bool) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller's program was decoded for a processor with AVX2, FMA and F16C.
+        if build == Build::V3 && unsafe { super::mma_v3::product(self, r, widened, reuse) } {
+            return true;
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (build, widened, reuse);
+        self.run_body(r);
+        false
+    }
+
+    #[inline(never)]
+    fn run_body(&self, r: &mut Regs) {
         let (a, b) = self.gather(r);
         let mut acc = [[0f32; 8]; 16];
         for (i, row) in self.c.iter().enumerate() {
@@ -107,7 +126,7 @@ impl Mma {
                     let h = |c: usize| u32::from(F16.pack(f64::from(acc[g + 8 * i][c]), Mode::Rn));
                     h(2 * t) | h(2 * t + 1) << 16
                 } else {
-                    acc[g + 8 * (i >> 1)][2 * t + (i & 1)].to_bits()
+                    canon(acc[g + 8 * (i >> 1)][2 * t + (i & 1)]).to_bits()
                 }
             });
             u32::put(r, *row, v, u32::MAX);

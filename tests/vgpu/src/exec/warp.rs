@@ -6,6 +6,7 @@ use super::copy::Copies;
 use super::decode::Program;
 use super::launch::Cta;
 use super::mem::LaneFault;
+use super::races::FENCE;
 use super::{Act, Inst, LANES, Lane, NONE, Regs};
 use crate::error::FaultKind;
 
@@ -134,6 +135,8 @@ impl Warp {
                 self.live &= !mask;
                 continue;
             };
+            // A turn may end anywhere.
+            let end = end.min(from + (limit - cta.issued) as usize);
             // A stretch without labels and jumps: its lanes stay the same, so that it is counted as a whole.
             let mut pc = from;
             let stop = loop {
@@ -150,6 +153,7 @@ impl Warp {
                         continue;
                     }
                 }
+                cta.pc = pc;
                 let fault = |e: LaneFault| (pc, e);
                 let lane = active.trailing_zeros() as usize & 31;
                 if let Act::Touching(t) = &i.act {
@@ -167,7 +171,12 @@ impl Warp {
                         return Err(fault((lane, FaultKind::BadMask, text)));
                     }
                     Act::Mma(op) => {
-                        op.run(&mut self.regs);
+                        // An instruction with the A of the one before it finds it widened already.
+                        let here = [cta.at, index, pc];
+                        let (widened, last) = &mut *cta.widened;
+                        let reuse = i.k != 0 && *last == [cta.at, index, pc - 1];
+                        let kept = op.run(&mut self.regs, p.build, widened, reuse);
+                        *last = if kept { here } else { [usize::MAX; 3] };
                         cta.counters.tensor_flops += 2 * 16 * 8 * op.k as u64;
                     }
                     Act::LoadMatrix(op) => cta.load_matrix(&mut self.regs, index, i, op).map_err(fault)?,
@@ -220,7 +229,11 @@ impl Warp {
                         break None;
                     }
                     Act::Trap => return Err(fault((lane, FaultKind::Trap, "the kernel trapped".into()))),
-                    Act::Nop | Act::Touching(_) => {}
+                    Act::Nop | Act::Touching(_) => {
+                        if i.order & FENCE != 0 {
+                            cta.fence();
+                        }
+                    }
                     Act::Atomic(op) => cta.run_atomic(&mut self.regs, index, i, op, active).map_err(fault)?,
                     Act::CopyAsync(op) => cta
                         .copy_async(&self.regs, &mut self.copies, index, i, op, active)
@@ -231,9 +244,12 @@ impl Warp {
                         if i.k == 1 {
                             self.copies.commit();
                         }
-                        self.copies.deliver(cta.own(), i.y as usize);
+                        self.copies.deliver(cta, i.y as usize).map_err(fault)?;
                     }
                     Act::Hopper(op) => {
+                        if cta.races.is_some() {
+                            cta.meeting(index);
+                        }
                         let step = super::hopper::run(op, self, p, cta, index, pc, active).map_err(fault)?;
                         if step == Step::Again {
                             cta.guarded -= u64::from((mask & !active).count_ones());

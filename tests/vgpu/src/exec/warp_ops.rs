@@ -16,14 +16,19 @@ pub(super) const ACTIVE_MASK: Alu = alu!(|r, i, m| u32::put(r, i.d, [m; LANES], 
 /// Checks that a member mask names exactly lanes that are here, for every lane that executes.
 #[inline(always)]
 fn members(r: &Regs, row: u16, active: u32) -> Result<u32, String> {
-    let masks = u32::get(r, row);
+    let masks = u32::row(r, row);
     let first = masks[active.trailing_zeros() as usize % LANES];
-    for (lane, m) in masks.iter().enumerate() {
-        if active >> lane & 1 == 1 && (*m != first || m >> lane & 1 == 0) {
-            return Err(format!(
-                "lane {lane} gives member mask {m:#010x}, the first lane {first:#010x}"
-            ));
-        }
+    let mut wrong = 0;
+    for l in 0..LANES {
+        wrong |= u32::from(masks[l] != first) << l;
+    }
+    wrong = (wrong | !first) & active;
+    if wrong != 0 {
+        let lane = wrong.trailing_zeros() as usize;
+        return Err(format!(
+            "lane {lane} gives member mask {:#010x}, the first lane {first:#010x}",
+            masks[lane]
+        ));
     }
     // Named lanes that are not here have returned: the run loop waits for all others before it comes here.
     Ok(first & active)
@@ -33,10 +38,11 @@ fn members(r: &Regs, row: u16, active: u32) -> Result<u32, String> {
 #[inline(always)]
 pub fn shuffle(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
     members(r, i.y as u16, m)?;
-    let (a, b, c) = (u32::get(r, i.a), u32::get(r, i.b), u32::get(r, i.c));
-    let (mut out, mut ok) = ([0; LANES], 0u32);
-    for lane in 0..LANES as u32 {
-        let l = lane as usize;
+    let (b, c) = (u32::row(r, i.b), u32::row(r, i.c));
+    // Where each lane reads, and the lanes whose source is in range: plain arithmetic on all lanes, without branches.
+    let (mut from, mut ok) = ([0u32; LANES], 0u32);
+    for l in 0..LANES {
+        let lane = l as u32;
         let (b, clamp, seg) = (b[l] & 31, c[l] & 31, c[l] >> 8 & 31);
         let max = lane & seg | clamp & !seg;
         let min = lane & seg;
@@ -46,14 +52,22 @@ pub fn shuffle(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
             2 => (lane ^ b, (lane ^ b) <= max),
             _ => (min | b & !seg, (min | b & !seg) <= max),
         };
-        let from = if inside { j } else { lane };
-        if m >> lane & 1 == 1 && m >> from & 1 == 0 {
-            return Err(format!(
-                "lane {lane} reads lane {from}, which does not execute the shuffle"
-            ));
-        }
-        out[l] = a[from as usize];
-        ok |= u32::from(inside) << lane;
+        from[l] = if inside { j & 31 } else { lane };
+        ok |= u32::from(inside) << l;
+    }
+    let a = u32::row(r, i.a);
+    let (mut out, mut missing) = ([0; LANES], 0);
+    for l in 0..LANES {
+        let source = from[l] as usize & 31;
+        out[l] = a[source];
+        missing |= (!m >> source & 1) << l;
+    }
+    if missing & m != 0 {
+        let lane = (missing & m).trailing_zeros() as usize;
+        return Err(format!(
+            "lane {lane} reads lane {}, which does not execute the shuffle",
+            from[lane]
+        ));
     }
     u32::put(r, i.d, out, m);
     write_pred(r, i.x as u16, ok, m);

@@ -223,6 +223,11 @@ impl State {
         };
     }
 
+    /// Whether stores are followed at all.
+    pub fn keeps_stamps(&self) -> bool {
+        !self.stamps.is_empty()
+    }
+
     /// An ordinary store of `warp` to a range.
     pub fn stored(&mut self, start: u64, end: u64, warp: usize) {
         // Kernels without asynchronous instructions keep no stamps; addresses out of range fail elsewhere.

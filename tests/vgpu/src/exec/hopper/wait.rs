@@ -116,7 +116,7 @@ impl Cta<'_> {
         extra: bool,
     ) -> Result<(), LaneFault> {
         warp.copies.commit();
-        warp.copies.deliver(self.own(), 0);
+        warp.copies.deliver(self, 0)?;
         let b = self.live(slot, offset, lane)?;
         if !extra {
             return b
