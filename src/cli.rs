@@ -65,6 +65,7 @@ fn check() -> Clap {
     let switch = |id, name| flag(id, name).action(ArgAction::SetTrue);
     with_settings(Clap::new("check"), of_trainings)
         .about("Say what sft (or pretrain) with the same flags would do, and every problem, without training")
+        .after_help(commands::check::CODES)
         .arg(switch("pretrain", "pretrain").help("Check a pretrain instead of an sft"))
         .arg(switch("json", "json").help("Print one JSON object"))
         .arg(

@@ -15,10 +15,16 @@ use ringtune::checkpoint::tokenizer_files::read_added_tokens;
 use ringtune::checkpoint::tokenizer_json::tokenizer_json;
 use ringtune::checkpoint::{hf_config, manifest};
 use ringtune::commands::report::parse_metrics;
-use ringtune::data::encode::encode_rendered;
+use ringtune::commands::startup::new_model_config;
+use ringtune::data::encode::{Overflow, encode_rendered};
 use ringtune::data::jsonl::{BadRows, Message, Role, RowOptions, parse_rows};
+use ringtune::data::mix::WeightUnit;
 use ringtune::data::prepare::{self, Dataset, Paths, PrepareSpec};
+use ringtune::data::pretrain::{self, PretrainDataSpec};
+use ringtune::data::progress::Progress;
 use ringtune::data::raw_tokens::{RawTokens, RawWidth};
+use ringtune::data::sft::{RowSpec, token_file_of};
+use ringtune::data::template::cases::render_cases;
 use ringtune::data::template::{Purpose, Template, TemplateOptions};
 use ringtune::data::token_file::TokenFile;
 use ringtune::data::tokenizer::{SpecialIds, Specials, Tokenizer};
@@ -26,9 +32,10 @@ use ringtune::train::checkpoints::read_state;
 use ringtune::train::state::RunState;
 
 use crate::seeds::{
-    adapter_config_seeds, added_token_seeds, alpaca_seeds, config_seeds, dolly_seeds, file, jinja_seeds,
-    manifest_seeds, metrics_seeds, oasst_seeds, raw_token_seeds, row_seeds, run_record_seeds, safetensors_seeds,
-    sentencepiece_seeds, settings_file_seeds, shard_index_seeds, token_file_seeds, trainer_state_seeds,
+    adapter_config_seeds, added_token_seeds, alpaca_seeds, config_seeds, conversation_seeds, dolly_seeds, file,
+    jinja_seeds, manifest_seeds, metrics_seeds, oasst_seeds, raw_token_seeds, row_seeds, run_record_seeds,
+    safetensors_seeds, sentencepiece_seeds, settings_file_seeds, shard_index_seeds, text_jsonl_seeds, text_seeds,
+    token_file_seeds, trainer_state_seeds,
 };
 
 /// A parser and how its input looks.
@@ -123,6 +130,26 @@ pub const ALL: &[Parser] = &[
         name: "alpaca",
         run: alpaca,
         seeds: alpaca_seeds,
+    },
+    Parser {
+        name: "encoded_rows",
+        run: encoded_rows,
+        seeds: row_seeds,
+    },
+    Parser {
+        name: "pretrain_text",
+        run: pretrain_text,
+        seeds: text_seeds,
+    },
+    Parser {
+        name: "pretrain_jsonl",
+        run: pretrain_jsonl,
+        seeds: text_jsonl_seeds,
+    },
+    Parser {
+        name: "conversations",
+        run: conversations,
+        seeds: conversation_seeds,
     },
     Parser {
         name: "metrics",
@@ -256,6 +283,7 @@ fn config_json(bytes: &[u8]) {
         let c = &config.model;
         std::hint::black_box((c.q_dim(), c.kv_dim(), c.n_layers));
     }
+    std::hint::black_box(new_model_config(text, &small_tokenizer()).is_ok());
 }
 
 /// The configuration beside weights that fit, and weights beside a configuration that fits.
@@ -382,6 +410,73 @@ fn oasst(bytes: &[u8]) {
 
 fn alpaca(bytes: &[u8]) {
     prepare_one(Dataset::Alpaca, "alpaca", bytes);
+}
+
+/// Rows to a token file: template, tokenizer, cutting, and the file read back.
+fn encoded_rows(bytes: &[u8]) {
+    let path = as_file("encoded/rows.jsonl", bytes);
+    let t = small_tokenizer();
+    let template = Template::load("chatml", TemplateOptions::default()).expect("built in");
+    for (overflow, bad_rows) in [(Overflow::Truncate, BadRows::Skip), (Overflow::Drop, BadRows::Fail)] {
+        let spec = RowSpec {
+            max_seq_len: 48,
+            overflow,
+            rows: RowOptions {
+                bad_rows,
+                ..RowOptions::default()
+            },
+            skip_log: None,
+            cache_dir: scratch().join("encoded"),
+        };
+        if let Ok(f) = token_file_of(&path, &spec, &t, &template, Progress::Hide, &mut |_| ()) {
+            assert!((0..f.n_docs()).all(|d| f.doc_len(d) <= 48 && f.info(d).n_targets > 0));
+            fs::remove_file(f.path()).expect("it can be removed");
+        }
+    }
+}
+
+/// A text of pretraining, and JSON Lines of it.
+fn pretrain_text(bytes: &[u8]) {
+    text_as("text/x.txt", bytes);
+}
+
+fn pretrain_jsonl(bytes: &[u8]) {
+    text_as("text/x.jsonl", bytes);
+}
+
+fn text_as(name: &str, bytes: &[u8]) {
+    let path = as_file(name, bytes);
+    let spec = PretrainDataSpec {
+        paths: vec![path.clone()],
+        val_paths: Vec::new(),
+        weights: None,
+        weight_unit: WeightUnit::Samples,
+        epoch_samples: None,
+        val_fraction: 0.1,
+        max_seq_len: 16,
+        packing: true,
+        seed: 1,
+        raw_width: None,
+        cache_dir: scratch().join("text"),
+    };
+    if let Ok(data) = pretrain::prepare(&spec, &small_tokenizer(), Progress::Hide, &mut |_| ()) {
+        assert!(
+            data.train
+                .sets()
+                .iter()
+                .all(|s| s.pieces.iter().all(|p| p.len <= 16 && p.len > 1))
+        );
+    }
+    for entry in fs::read_dir(scratch().join("text")).into_iter().flatten().flatten() {
+        if entry.path().extension().is_some_and(|e| e == "tok") {
+            fs::remove_file(entry.path()).expect("it can be removed");
+        }
+    }
+}
+
+/// The conversations of `inspect templates`.
+fn conversations(bytes: &[u8]) {
+    std::hint::black_box(render_cases(bytes, None, &TemplateOptions::default()).is_ok());
 }
 
 /// A run's figures, and the page that shows them.

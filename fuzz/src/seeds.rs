@@ -303,3 +303,30 @@ fn parquet(compression: Compression) -> Vec<u8> {
     group.close().expect("a whole group");
     writer.into_inner().expect("a whole file")
 }
+
+/// Inputs of `pretrain_text`.
+pub fn text_seeds() -> Vec<Vec<u8>> {
+    let book = file("data/demo/pretrain_valid.txt");
+    vec![
+        book[..3000].to_vec(),
+        b"\xef\xbb\xbfone\r\n\r\n\r\ntwo\n\n\nthree".to_vec(),
+    ]
+}
+
+/// Inputs of `pretrain_jsonl`.
+pub fn text_jsonl_seeds() -> Vec<Vec<u8>> {
+    vec![b"{\"text\": \"one two three\"}\n{\"text\": \"four\", \"x\": 1}\n".to_vec()]
+}
+
+/// Inputs of `conversations`.
+pub fn conversation_seeds() -> Vec<Vec<u8>> {
+    let mut all: serde_json::Value = serde_json::from_slice(&file("tests/data/templates.json")).expect("JSON");
+    all["conversations"].as_array_mut().expect("a list").truncate(2);
+    let two = serde_json::json!({"conversations": all["conversations"]});
+    let own = serde_json::json!({
+        "conversations": [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]],
+        "templates": {"x": "{{ messages[0].content }}{% generation %}{{ messages[1].content }}{% endgeneration %}"},
+        "alpaca_inputs": {"0": "input"}, "cases": [{"conversation": 0, "template": "x", "applies": false}],
+    });
+    vec![two.to_string().into_bytes(), own.to_string().into_bytes()]
+}

@@ -6,6 +6,7 @@ use std::path::Path;
 use ringtune::checkpoint::TensorSource;
 use ringtune::checkpoint::resize::{NewToken, Resize, Resized};
 use ringtune::checkpoint::safetensors::ModelFiles;
+use ringtune::commands::check::CODES;
 use ringtune::cpu::{Cpu, LOGITS_ROWS};
 use ringtune::train::memory::{Demand, estimate, remedy};
 use ringtune::train::settings::{Precision, Recompute, TrainSettings};
@@ -64,7 +65,12 @@ fn check(w: &Workplace, more: &[&str]) -> Value {
 
 fn codes(report: &Value, severity: &str) -> Vec<String> {
     let list = report[severity].as_array().unwrap();
-    list.iter().map(|f| f["code"].as_str().unwrap().to_string()).collect()
+    let codes: Vec<String> = list.iter().map(|f| f["code"].as_str().unwrap().to_string()).collect();
+    for code in &codes {
+        let listed = CODES.split([' ', ',', '\n']).any(|word| word == code);
+        assert!(listed, "{code} is not in the help");
+    }
+    codes
 }
 
 /// The one problem of a report, which has this code and place.

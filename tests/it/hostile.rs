@@ -13,7 +13,7 @@ use ringtune::rng::Stream;
 
 use crate::parsers;
 
-/// Mutations of each parser.
+/// Mutations of each parser, unless `HOSTILE_ROUNDS` asks for more: then they are other ones.
 const ROUNDS: u64 = 2500;
 /// A mutation is at most this long.
 const LONGEST: usize = 1 << 16;
@@ -23,6 +23,10 @@ const INPUT_LIMIT: Duration = Duration::from_secs(5);
 const PARSER_LIMIT: Duration = Duration::from_secs(150);
 /// Address space that a parser may take beyond what the process has at its start: 64 KiB of input justify no more.
 const MEMORY_LIMIT_KB: u64 = 400 << 10;
+
+fn rounds() -> u64 {
+    std::env::var("HOSTILE_ROUNDS").map_or(ROUNDS, |n| n.parse().unwrap())
+}
 
 /// A number of the process from `/proc/self/status`, in KiB.
 fn status(key: &str) -> u64 {
@@ -136,7 +140,12 @@ fn run_parser(name: &str, current: &Path) {
     let parser = parsers::by_name(name);
     let seeds = (parser.seeds)();
     let mut dice = Dice {
-        stream: Stream::new(&[0x686f_7374, u64::from_le_bytes(*b"hostile!"), name.len() as u64]),
+        stream: Stream::new(&[
+            0x686f_7374,
+            u64::from_le_bytes(*b"hostile!"),
+            name.len() as u64,
+            rounds(),
+        ]),
         at: 0,
     };
     // A panic is caught to say with which input; its own message stays.
@@ -152,7 +161,7 @@ fn run_parser(name: &str, current: &Path) {
     // Threads and libraries are there after the seeds.
     let base = seeds.iter().map(|seed| run(seed, "a seed")).max().unwrap();
     run(b"", "nothing");
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         let seed = &seeds[dice.below(seeds.len())];
         let other = &seeds[dice.below(seeds.len())];
         let input = mutate(seed, other, &mut dice);
@@ -163,7 +172,7 @@ fn run_parser(name: &str, current: &Path) {
             (peak - base) >> 10
         );
     }
-    println!("{name}: {} inputs", seeds.len() as u64 + 1 + ROUNDS);
+    println!("{name}: {} inputs", seeds.len() as u64 + 1 + rounds());
 }
 
 /// Starts this program again for one parser and waits for it.
@@ -189,12 +198,13 @@ fn survives(name: &str) {
         .stderr(Stdio::from(log))
         .spawn()
         .unwrap();
+    let limit = PARSER_LIMIT * (rounds() / ROUNDS).max(1) as u32;
     let start = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break Some(status);
         }
-        if start.elapsed() > PARSER_LIMIT {
+        if start.elapsed() > limit {
             child.kill().unwrap();
             child.wait().unwrap();
             break None;
@@ -208,7 +218,7 @@ fn survives(name: &str) {
     }
     let kept = std::env::temp_dir().join(format!("ringtune-hostile-{name}"));
     let _ = std::fs::copy(&current, &kept);
-    let how = status.map_or(format!("did not end within {PARSER_LIMIT:?}"), |s| s.to_string());
+    let how = status.map_or(format!("did not end within {limit:?}"), |s| s.to_string());
     let tail: Vec<&str> = text.lines().rev().take(30).collect();
     let tail: Vec<&str> = tail.into_iter().rev().collect();
     panic!("{name}: {how}; the input is {}\n{}", kept.display(), tail.join("\n"));
@@ -234,5 +244,6 @@ macro_rules! parsers {
 
 parsers! {
     jsonl_rows token_file raw_tokens safetensors shard_index config_json adapter_config sentencepiece added_tokens manifest
-    trainer_state settings_file jinja dolly oasst alpaca metrics run_record
+    trainer_state settings_file jinja dolly oasst alpaca encoded_rows pretrain_text pretrain_jsonl conversations
+    metrics run_record
 }

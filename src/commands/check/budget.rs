@@ -100,10 +100,8 @@ pub fn steps(check: &mut Check, subject: &Subject) -> Option<Steps> {
 
 /// Memory by class against what there is, and which settings to change where it does not fit.
 pub fn memory(check: &mut Check, subject: &Subject, device: Option<u64>) {
-    let Some(config) = &subject.config else { return };
-    let max_seq_len = match &subject.data {
-        Some(data) => data.train.max_seq_len(),
-        None => return,
+    let (Some(config), Some(max_seq_len)) = (&subject.config, subject.max_seq_len) else {
+        return;
     };
     let demand = Demand {
         config,
@@ -202,7 +200,9 @@ pub fn time(check: &mut Check, subject: &Subject, steps: Option<Steps>, options:
         lines.push(format!("about {} at {}/s", duration(seconds), flop(rate)));
         facts["at_rate"] = json!({"flops_per_second": rate, "seconds": seconds});
     }
-    if options.time {
+    // What does not fit here cannot be measured here.
+    let fits = check.findings.iter().all(|f| f.code != "memory");
+    if options.time && fits {
         match measure(subject, config) {
             Ok(Some(m)) => {
                 let seconds = tokens / m.tokens * m.seconds;

@@ -270,24 +270,26 @@ fn endings(check: &mut Check, data: &SftData, stops: &[u32]) {
     }
 }
 
-/// A document's content, as a number.
-fn content(set: &PieceSet, piece: usize) -> u64 {
+/// A document's content, as a number. `buffer` is kept from one to the next.
+fn content(set: &PieceSet, piece: usize, buffer: &mut Vec<u8>) -> u64 {
     let p = set.pieces[piece];
-    let mut h = blake3::Hasher::new();
+    buffer.clear();
     set.tokens
         .visit(p.doc as usize, p.start as usize, p.len as usize, |token, supervised| {
-            h.update(&token.to_le_bytes()).update(&[u8::from(supervised)]);
+            // Ids stay far below 2^31: the loss bit has room beside them.
+            buffer.extend((token << 1 | u32::from(supervised)).to_le_bytes());
         });
-    u64::from_le_bytes(h.finalize().as_bytes()[..8].try_into().expect("8 bytes"))
+    u64::from_le_bytes(blake3::hash(buffer).as_bytes()[..8].try_into().expect("8 bytes"))
 }
 
 /// Equal rows within the training data, and between training and validation.
 fn duplicates(check: &mut Check, subject: &Subject, data: &SftData) {
+    let mut buffer = Vec::new();
     let mut seen: HashMap<u64, (usize, usize)> = HashMap::new();
     let (mut repeated, mut first) = (0u64, None);
     for (s, set) in data.train.sets().iter().enumerate() {
         for piece in 0..set.pieces.len() {
-            match seen.entry(content(set, piece)) {
+            match seen.entry(content(set, piece, &mut buffer)) {
                 std::collections::hash_map::Entry::Vacant(e) => {
                     e.insert((s, piece));
                 }
@@ -311,7 +313,7 @@ fn duplicates(check: &mut Check, subject: &Subject, data: &SftData) {
     for set in &data.val {
         for piece in 0..set.pieces.len() {
             let same_prompt = subject.template.is_some() && prompt_of(set, piece).is_some_and(|h| prompts.contains(&h));
-            if same_prompt || seen.contains_key(&content(set, piece)) {
+            if same_prompt || seen.contains_key(&content(set, piece, &mut buffer)) {
                 leaked += 1;
                 leak.get_or_insert_with(|| format!("{}:{}", set.name, set.line(piece)));
             }

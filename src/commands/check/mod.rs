@@ -19,6 +19,19 @@ use crate::config::{Command, Resolved};
 use crate::error::{Error, Result};
 pub use finding::{Finding, Severity};
 
+/// What the help says of findings.
+pub const CODES: &str = "\
+Exit codes: 0 no problem (there may be warnings), 1 a problem: the training would fail or be wrong, 2 flags or configuration.
+Each finding has a code in brackets:
+  settings, no-effect, schedule, warmup, few-steps      settings among each other
+  model, lora, lora-rank, vocabulary, token-ids         the model, and whether the tokenizer is its own
+  tokenizer, newline, byte-fallback, template           the tokenizer and the template
+  data, data-missing, bad-row, row-length, over-long    data sets and rows, with file and line
+  newlines-lost, blanks-lost, unknown-characters        text that the tokenizer does not keep
+  unsupervised, low-supervision, end-not-trained        what is trained of the rows
+  duplicate-rows, validation-leak, no-validation, mix   data sets among each other
+  packing, memory, time, disk, output-folder, resume    what the run needs and where it writes";
+
 /// What `check` takes besides the training's flags.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {

@@ -51,6 +51,8 @@ pub struct Subject {
     pub tokenizer: Option<Tokenizer>,
     /// The template; `None` in pretraining.
     pub template: Option<Template>,
+    /// Tokens of a full row.
+    pub max_seq_len: Option<usize>,
     /// Tokenised data.
     pub data: Option<SftData>,
 }
@@ -84,6 +86,7 @@ pub fn sft(check: &mut Check, job: &SftJob) -> Subject {
         new_rows: None,
         tokenizer,
         template,
+        max_seq_len: None,
         data: None,
     };
     grow(check, &mut subject, job);
@@ -108,6 +111,7 @@ pub fn sft(check: &mut Check, job: &SftJob) -> Subject {
         ),
         None => job.settings.max_seq_len,
     };
+    subject.max_seq_len = rows;
     data.row.max_seq_len = rows.unwrap_or(data.row.max_seq_len);
     // Where skipped rows go is a matter of the training itself.
     data.row.skip_log = None;
@@ -135,6 +139,7 @@ pub fn pretrain(check: &mut Check, job: &PretrainJob) -> Subject {
         new_rows: None,
         tokenizer,
         template: None,
+        max_seq_len: None,
         data: None,
     };
     let Some(t) = &subject.tokenizer else { return subject };
@@ -147,6 +152,7 @@ pub fn pretrain(check: &mut Check, job: &PretrainJob) -> Subject {
     if let Some(rows) = check.take("row-length", "max_seq_len", rows) {
         let mut data = job.data.clone();
         data.max_seq_len = rows;
+        subject.max_seq_len = Some(rows);
         if all_there(check, data.paths.iter().chain(&data.val_paths)) {
             let prepared = pretrain::prepare(&data, t, Progress::Hide, &mut |_| ());
             subject.data = check.take("data", "", prepared);

@@ -1,0 +1,4 @@
+//! Fuzz target: see `encoded_rows` in `src/parsers.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| ringtune_fuzz::run("encoded_rows", bytes));
