@@ -241,9 +241,14 @@ impl Kernel<'_> {
         &self.program.limits
     }
 
-    /// Rows of 32-bit, 64-bit and predicate registers that a warp holds after registers that do not live together share one.
-    pub fn rows(&self) -> [usize; 3] {
-        self.program.rows
+    /// 32-bit registers that a thread holds at once after registers that do not live together share one; 64-bit ones count twice.
+    /// Constants and special registers, which machine code names in its instructions, do not count.
+    pub fn registers(&self) -> usize {
+        let p = self.program;
+        let long = |i: &exec::decode::RowInit| matches!(i, exec::decode::RowInit::Long(_));
+        let word = |i: &exec::decode::RowInit| !long(i) && !matches!(i, exec::decode::RowInit::Pred(_));
+        let given = |f: &dyn Fn(&exec::decode::RowInit) -> bool| p.init.iter().filter(|(_, i)| f(i)).count();
+        p.rows[0].saturating_sub(given(&word)) + 2 * p.rows[1].saturating_sub(given(&long))
     }
 
     /// Runs the kernel to its end. `args` holds the bytes of each parameter.

@@ -102,7 +102,7 @@ impl Function {
             .min(crate::chip::BLOCK_THREADS)
     }
 
-    /// Registers of a thread: what the decoded kernel keeps at once (64-bit ones count twice, predicates have a file of their own) in
+    /// Registers of a thread: what the decoded kernel keeps at once (64-bit ones count twice; no constants, no predicates) in
     /// steps of 8, as `ptxas` is held to by `.maxnreg`, `.maxntid` with `.minnctapersm`, and the option of the load.
     ///
     /// An estimate: `ptxas` also moves, recomputes and spills values.
@@ -110,8 +110,8 @@ impl Function {
         let Ok(k) = self.module.image.kernel(&self.name) else {
             return 0;
         };
-        let ([words, longs, _], limits) = (k.rows(), k.limits());
-        let estimate = (words + 2 * longs).max(8).next_multiple_of(8) as u32;
+        let limits = k.limits();
+        let estimate = k.registers().max(8).next_multiple_of(8) as u32;
         let mut most = REGISTERS_PER_THREAD as u32;
         if let Some(n) = limits.max_regs.or(self.module.max_registers) {
             most = most.min(n);

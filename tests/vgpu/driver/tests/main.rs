@@ -18,6 +18,8 @@ mod limits;
 mod memory;
 #[path = "it/modules.rs"]
 mod modules;
+#[path = "it/order.rs"]
+mod order;
 #[path = "it/private.rs"]
 mod private;
 #[path = "it/programs.rs"]
