@@ -37,6 +37,27 @@ fn scopes_hide_outer_names() {
 }
 
 #[test]
+fn directives_may_touch_and_one_register_may_stand_in_braces() {
+    let text = format!(
+        "{HEAD}.visible .entry k(.param .u64 p) {{ .reg.b64 a; .reg .b32 %r<2>; ld.param.u64 a, [p];\n\
+         ld.global.b32 {{ %r1 }}, [ a + 0 ]; {{.reg.b16 l,h; mov.b32 {{l, h}}, %r1; mov.b32 %r1, {{h, l}}; }}\n\
+         st.global.b32 [ a + 4 ], {{ %r1 }}; ret; }}"
+    );
+    let mut memory = Memory::new();
+    let module = Module::load(&text, &mut memory).unwrap();
+    let at = memory.alloc(8).unwrap();
+    memory.write(at, &0x1234_5678u32.to_le_bytes()).unwrap();
+    let config = vgpu::Config {
+        block: [1, 1, 1],
+        ..Default::default()
+    };
+    module.launch("k", &config, &[&at.to_le_bytes()], &memory).unwrap();
+    let mut out = [0; 4];
+    memory.read(at + 4, &mut out).unwrap();
+    assert_eq!(u32::from_le_bytes(out), 0x5678_1234);
+}
+
+#[test]
 fn errors_name_line_and_text() {
     let e = parse(&format!("{HEAD}.entry k() {{\n  mov.u32 %r1, 1;\n}}")).unwrap_err();
     let Error::Parse { line, text, .. } = &e else {

@@ -63,7 +63,8 @@ impl Decoder<'_> {
             Operand::Vector(list) => list.as_slice(),
             one => std::slice::from_ref(one),
         };
-        if list.len() != n || (n > 1) != matches!(value, Operand::Vector(_)) {
+        // One register may stand in braces, as Triton writes it.
+        if list.len() != n || n > 1 && !matches!(value, Operand::Vector(_)) {
             return Err(format!("{} registers for a vector of {n}", list.len()));
         }
         let mut regs = Vec::with_capacity(n);

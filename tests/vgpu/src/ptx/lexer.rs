@@ -104,9 +104,11 @@ pub fn lex(text: &str) -> Result<Vec<Token<'_>>> {
             i += 1;
             while i < bytes.len() {
                 let scoped = bytes[i..].starts_with(b"::") && bytes.get(i + 2).is_some_and(u8::is_ascii_alphanumeric);
+                // A directive ends at the next one: `.reg.b16` is `.reg .b16`.
+                let next = c == b'.' && bytes[i] == b'.';
                 if scoped {
                     i += 2;
-                } else if word_part(bytes[i]) {
+                } else if word_part(bytes[i]) && !next {
                     i += 1;
                 } else {
                     break;
