@@ -109,7 +109,12 @@ fn a_lock_inside_one_warp_is_taken_by_each_lane_in_turn() {
         TRY: atom.global.cas.b32 %r0, [%flag], 0, 1; setp.ne.u32 %q0, %r0, 0; @%q0 bra TRY;
         ld.global.u32 %r1, [%flag+4]; add.u32 %r1, %r1, 1; st.global.u32 [%flag+4], %r1; mov.u32 %o, %r1;
         membar.gl; atom.global.exch.b32 %r2, [%flag], 0;";
-    let mut got = run(body, &shape(2, 64)).unwrap();
+    // Each hand-over takes thousands of rounds without progress first.
+    let config = Config {
+        budget: 1 << 34,
+        ..shape(2, 64)
+    };
+    let mut got = run(body, &config).unwrap();
     got.sort_unstable();
     assert_eq!(got, (1..=128).collect::<Vec<_>>());
 }
@@ -233,4 +238,15 @@ fn a_seeded_turn_may_end_between_any_two_instructions() {
     };
     assert!(!apart(None));
     assert!((0..200).any(|seed| apart(Some(seed))));
+}
+
+#[test]
+fn lanes_that_leave_a_counting_loop_early_still_meet_at_its_end() {
+    // Every warp only counts with atomics for hundreds of rounds; lanes leave after different numbers of them, and a
+    // barrier of the whole warp follows.
+    let body = "mov.u32 %r0, 0; mul.lo.u32 %r1, %t, 30;
+        LOOP: atom.global.add.u32 %r2, [%flag], 1; add.u32 %r0, %r0, 1; setp.lt.u32 %q0, %r0, %r1; @%q0 bra LOOP;
+        bar.sync 0; ld.global.u32 %o, [%flag];";
+    let want: u32 = (0..64).map(|t| (t * 30).max(1)).sum();
+    assert_eq!(run(body, &shape(1, 64)).unwrap(), vec![want; 64]);
 }

@@ -132,6 +132,7 @@ impl Cta<'_> {
     /// Executes a store for the lanes of `mask`.
     #[inline(always)]
     pub fn run_store(&mut self, r: &Regs, warp: usize, i: &Inst, op: &Access, mask: u32) -> Result<(), LaneFault> {
+        self.changes += 1;
         let mut at = op.at.lanes(r);
         let bytes = (op.ty.size() * op.regs.len()) as u64;
         if self.program.asynchronous {

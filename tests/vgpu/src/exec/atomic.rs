@@ -14,7 +14,7 @@ impl Cta<'_> {
         let b = raw(r, op.b.0, op.b.1);
         let c = op.c.map_or([0; LANES], |(f, row)| raw(r, f, row));
         let bytes = op.ty.size() as u64;
-        let (mut old, mut global) = ([0; LANES], 0);
+        let (mut old, mut global, mut changed) = ([0; LANES], 0, false);
         if self.program.asynchronous {
             self.watch(warp, op.at.space, &at, bytes, mask)?;
         }
@@ -33,6 +33,8 @@ impl Cta<'_> {
                 2 => u64::from(region.update16(offset, |x| apply(op.op, op.ty, u64::from(x), b[lane], c[lane]) as u16)),
                 _ => u64::from(region.update32(offset, |x| apply(op.op, op.ty, u64::from(x), b[lane], c[lane]) as u32)),
             };
+            let new = apply(op.op, op.ty, old[lane], b[lane], c[lane]);
+            changed |= new != old[lane];
             let spot = self.place_of(space, region, offset);
             self.record(
                 (warp, lane),
@@ -43,6 +45,7 @@ impl Cta<'_> {
                 i.order | STRONG,
             )?;
         }
+        self.changes += u64::from(changed);
         if global > 0 {
             let site = &mut self.sites[place(i.site, warp)];
             site.see(Space::Global, &at, mask, bytes);

@@ -116,6 +116,8 @@ pub struct Cta<'a> {
     pub guarded: u64,
     /// Warp instructions so far.
     pub issued: u64,
+    /// Stores, and atomics that changed something, so far.
+    pub changes: u64,
     /// The A of the last product, and its slot, warp and instruction.
     pub widened: Box<(Widened, [usize; 3])>,
     /// The running instruction.

@@ -23,7 +23,8 @@ use crate::output::Output;
 
 /// Instructions one warp runs before the next one gets its turn.
 const SLICE: u64 = 100_000;
-/// Rounds in which every warp only polled before another CTA joins.
+/// Rounds in which every warp only polled and no memory changed before another CTA joins. Lanes that wait for others of
+/// their warp go on alone only after hundreds of times as many.
 const PATIENCE: u32 = 64;
 /// What a poll counts for the watchdog beside its instructions: its time goes to the scheduler.
 const POLL_COST: u64 = 64;
@@ -80,6 +81,7 @@ impl<'a> Host<'a> {
             runs: vec![[0; 2]; p.code.len() + 1],
             guarded: 0,
             issued: 0,
+            changes: 0,
             pc: 0,
             widened: Box::new((Widened([[[0.0; LANES]; 2]; 4]), [usize::MAX; 3])),
             races: shape.races.then(Races::default),
@@ -241,7 +243,7 @@ impl<'a> Host<'a> {
         let mut polls = 0;
         loop {
             let (mut ran, mut moved) = (false, false);
-            let events = self.cta.hopper.events;
+            let (events, changes) = (self.cta.hopper.events, self.cta.changes);
             self.take_turns();
             for turn in 0..self.turns.len() {
                 let (slot, w) = self.turns[turn];
@@ -283,18 +285,19 @@ impl<'a> Host<'a> {
                 let m = format!("no warp can go on{}", self.report());
                 return Err(self.stuck(slot, w, FaultKind::Deadlock, m));
             }
-            moved |= self.cta.hopper.events != events;
+            // A loop that looks at memory makes progress while it changes some: counts in shared memory, for one.
+            moved |= self.cta.hopper.events != events || self.cta.changes != changes;
             self.idle(moved)?;
             polls = if moved { 0 } else { polls + 1 };
-            if polls > PATIENCE {
+            if polls > 0 && polls % PATIENCE == 0 {
                 // Someone else has to act: another host thread, or a CTA that is not resident yet.
-                polls = 0;
                 match queue.and_then(Queue::take) {
                     Some((_, n)) => self.admit(n),
-                    None => {
-                        std::thread::yield_now();
-                        self.warps.iter_mut().flatten().for_each(Warp::run_ahead);
-                    }
+                    None => std::thread::yield_now(),
+                }
+                let last_resort = PATIENCE * if self.shape.threads > 1 { 10_000 } else { 200 };
+                if polls % last_resort == 0 {
+                    self.warps.iter_mut().flatten().for_each(Warp::run_ahead);
                 }
             }
         }
