@@ -1,7 +1,7 @@
 //! Planted mistakes (tests/cuda/planted.cu, compiled by NVRTC 12.9.86 with line information): each is found, with its kind, kernel,
 //! line of the CUDA source and thread. The counters see slow accesses that are no mistakes.
 
-use vgpu::{Config, Counters, Error, Fault, FaultKind, Memory, Module};
+use vgpu::{Checks, Config, Counters, Error, Fault, FaultKind, Memory, Module};
 
 const SOURCE: &str = include_str!("cuda/planted.cu");
 
@@ -205,5 +205,27 @@ fn counters_see_accesses_that_do_not_coalesce() {
             (2, sectors + 4),
             "stride {stride}"
         );
+    }
+}
+
+#[test]
+fn a_missing_barrier_is_a_race() {
+    for seed in [None, Some(1), Some(2), Some(3)] {
+        let mut b = Bench::new();
+        let (x, y) = (b.ones(64), b.fresh(64));
+        let shape = || Config {
+            checks: Checks { races: true },
+            seed,
+            ..threads(64)
+        };
+        let f = match b.run("missing_sync", shape(), &[p(x), p(y)]) {
+            Err(Error::Fault(f)) => *f,
+            other => panic!("{other:?}"),
+        };
+        // Which of the two accesses comes second depends on the order of the warps.
+        let load = marked("missing_sync");
+        assert_eq!((f.kind, f.kernel.as_str()), (FaultKind::Race, "missing_sync"), "{f:?}");
+        assert!([load - 1, load].map(Some).contains(&f.source_line), "{f:?}");
+        b.run("with_sync", shape(), &[p(x), p(y)]).unwrap();
     }
 }

@@ -68,8 +68,6 @@ impl Comm {
             *look = now + LIVENESS;
             if !peer.alive() {
                 dead = Some(format!("is dead: its process {} ended", peer.pid.load(Relaxed)));
-            } else if waited > self.timeout / 4 && !peer.thread_alive() {
-                dead = Some(format!("is dead: its thread {} ended", peer.tid.load(Relaxed)));
             } else if let Some(text) = self.circle(stall, now) {
                 return Err(Failure::usage(format!("{}: {text}", what())));
             }
@@ -86,6 +84,15 @@ impl Comm {
             shared.want(other);
         }
         if waited > self.timeout {
+            // Not before: another thread may make the next call, after a long time of other work.
+            if !peer.thread_alive() {
+                let (tid, seconds) = (peer.tid.load(Relaxed), waited.as_secs_f64());
+                let text = format!(
+                    "{}: rank {other} is dead: its thread {tid} ended, and no other came in {seconds:.1} s",
+                    what()
+                );
+                return Err(Failure::new(Code::RemoteError, text).with_cuda(cuda::TIMEOUT));
+            }
             let does = describe_current(shared, other);
             let text = format!(
                 "{}: rank {other} has not come in {:.1} s (VGPU_NCCL_TIMEOUT); it {does}",

@@ -38,7 +38,7 @@ fn is_stale(name: &str) -> bool {
     };
     let [magic, about_ranks, _] = words(0);
     if magic != MAGIC || about_ranks as u32 != VERSION {
-        return age > Duration::from_secs(600);
+        return age > Duration::from_secs(60);
     }
     let ranks = ((about_ranks >> 32) as usize).min(MAX_RANKS);
     // Fields of a member in their order: state and process, thread, start.
@@ -48,5 +48,5 @@ fn is_stale(name: &str) -> bool {
         .map(|w| ((w[0] >> 32) as u32, w[2]))
         .collect();
     joined.iter().all(|(pid, start)| started(*pid) != Some(*start)) && !joined.is_empty()
-        || age > Duration::from_secs(600)
+        || age > Duration::from_secs(60)
 }

@@ -1,6 +1,6 @@
 //! A device for tests: memory, a module, launches whose arguments are Rust values.
 
-use vgpu::{Config, Counters, Memory, Module};
+use vgpu::{Checks, Config, Counters, Memory, Module};
 
 /// Memory and one module.
 pub struct Device {
@@ -84,7 +84,7 @@ impl Device {
     }
 }
 
-/// A launch on two host threads.
+/// A launch on two host threads with every check on.
 pub fn shape(grid: [usize; 3], block: usize, dynamic_shared: usize, seed: Option<u64>) -> Config {
     Config {
         grid: grid.map(|x| x as u32),
@@ -92,6 +92,7 @@ pub fn shape(grid: [usize; 3], block: usize, dynamic_shared: usize, seed: Option
         dynamic_shared,
         threads: 2,
         seed,
+        checks: Checks { races: true },
         ..Config::default()
     }
 }

@@ -331,7 +331,15 @@ fn shared_memory_is_taken_away() {
             .env("VGPU_TEST_DIE", "1")
             .spawn()
             .unwrap();
-        while left(doomed.id()) == 0 {
+        let doomed_id = doomed.id();
+        // Killed when it has joined: the first word of the first member's page says so.
+        let joined = || {
+            let name = format!("vgpu-nccl-{}-", doomed_id);
+            let file = std::fs::read_dir("/dev/shm").unwrap().flatten();
+            let file = file.map(|e| e.path()).find(|p| p.to_string_lossy().contains(&name));
+            file.is_some_and(|p| std::fs::read(p).is_ok_and(|bytes| bytes.get(4096) == Some(&1)))
+        };
+        while !joined() {
             assert!(doomed.try_wait().unwrap().is_none(), "the doomed rank ended by itself");
             std::thread::sleep(std::time::Duration::from_millis(5));
         }

@@ -168,7 +168,7 @@ fn a_killed_process_is_named() {
 
 #[test]
 fn a_thread_that_ended_is_named() {
-    inside(&[("VGPU_NCCL_TIMEOUT", "4")], || {
+    inside(&[("VGPU_NCCL_TIMEOUT", "0.7")], || {
         let id = fresh_id();
         let spawn = |rank| std::thread::spawn(move || Rank::join(rank, 2, id));
         let other = spawn(1);
