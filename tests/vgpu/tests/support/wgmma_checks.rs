@@ -189,6 +189,9 @@ fn invalid_products_are_refused_when_loaded() {
         mma("m64n16k32.f32.e4m3.s8", 8, "1, 1, 1"),
         "wgmma.mma_async.aligned.m64n8k16.f32.bf16.bf16 {%d0, %d1, %d2, %d3}, %da, %db, 1, 1, 1, 0, 0;".into(),
         "wgmma.fence.aligned;".into(),
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16;".into(),
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%d0, %d1, %d2, %d3};".into(),
+        "wgmma.mma_async.sync.aligned.m64nk.f32.bf16.bf16 {%d0, %d1, %d2, %d3}, %da, %db, 1, 1, 1, 0, 0;".into(),
         "wgmma.wait_group.sync.aligned %r0;".into(),
         "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 {%d0, %d1, %d2, %d3}, %da, %db, %r0, 0, 1, 1, 1, 0, 0;"
             .into(),

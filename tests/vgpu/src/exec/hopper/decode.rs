@@ -162,7 +162,7 @@ impl Decoder<'_> {
             return Err(format!("no product m64n{n}k{k} of {a} and {b}"));
         }
         let per = if sum == Sum::F16 { n / 4 } else { n / 2 };
-        let d = self.words_of(&o[..1], per)?;
+        let d = self.words_of(o, per)?;
         let from_registers = matches!(o.get(1), Some(Operand::Vector(_)));
         let transposes = match (ea.size() == 2, from_registers) {
             (true, false) => 2,
