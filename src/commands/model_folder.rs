@@ -104,6 +104,8 @@ pub(super) struct ModelArgs {
     pub tokenizer_path: Option<PathBuf>,
     pub special_ids: SpecialIds,
     pub prompt_template: Option<String>,
+    /// The template where none is named and none is saved with the model.
+    pub default_template: &'static str,
     pub supervise_turn_newline: bool,
     pub dtype: DType,
     pub seed: u64,
@@ -122,6 +124,7 @@ impl ModelArgs {
             tokenizer_path: path("tokenizer_path"),
             special_ids: SpecialIds::parse(text("special_ids").expect("it has a default"))?,
             prompt_template: text("prompt_template").map(String::from),
+            default_template: "chatml",
             supervise_turn_newline: false,
             dtype: match text("mixed_precision") {
                 Some("bf16") => DType::Bf16,
@@ -222,7 +225,7 @@ impl ModelFolder {
         open_tokenizer(args.tokenizer_path.as_deref(), &folders, args.special_ids)
     }
 
-    /// The template named, or the one saved with the model, or ChatML; with the tokens it needs.
+    /// The template named, or the one saved with the model, or the default; with the tokens it needs.
     pub fn template(&self, args: &ModelArgs, tokenizer: &mut Tokenizer) -> Result<Template> {
         let options = || TemplateOptions {
             supervise_turn_newline: args.supervise_turn_newline,
@@ -232,7 +235,16 @@ impl ModelFolder {
         let template = match &args.prompt_template {
             Some(name) => Template::load(name, options())?,
             None if saved.is_file() => load_saved(&saved, &options())?,
-            None => Template::load("chatml", options())?,
+            None => {
+                let unread = tokenizer.config().is_some_and(|c| !c["chat_template"].is_null());
+                if unread && args.default_template == "chatml" {
+                    warn(&format!(
+                        "{}: the chat template in tokenizer_config.json is not read; ChatML is used unless --prompt-template names another",
+                        self.dir.display()
+                    ));
+                }
+                Template::load(args.default_template, options())?
+            }
         };
         if template.needs_chatml() {
             tokenizer.add_chatml();

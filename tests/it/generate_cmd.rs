@@ -54,6 +54,10 @@ fn greedy_tokens_are_the_recorded_ones() {
         let n = ids("new_ids").len();
         let line = format!("{BASE} --raw --greedy --json --prompt-file prompt.txt --max-new-tokens {n} {stop}");
         let found = objects(&w, &line);
+        assert!(
+            !w.shell(&line).stderr.contains("not trained with"),
+            "raw text needs no ChatML token"
+        );
         assert_eq!(found[0]["ids"], case["new_ids"], "{text}");
         assert_eq!(found[0]["prompt_tokens"], ids("prompt_ids").len());
         let reason = if stops.is_empty() { "length" } else { "stop_token" };

@@ -136,7 +136,12 @@ impl GenerateArgs {
         let number = |id: &str| m.get_one::<u64>(id).map(|&n| usize::try_from(n).unwrap_or(usize::MAX));
         let float = |id: &str| *m.get_one::<f64>(id).expect("it has a default");
         let texts = |id: &str| -> Vec<String> { m.get_many(id).into_iter().flatten().cloned().collect() };
-        let model = ModelArgs::of(m)?;
+        let raw = m.get_flag("raw");
+        let model = ModelArgs {
+            // Text that is continued as it is needs no token of ChatML: a model without them is not grown.
+            default_template: if raw { "plain" } else { "chatml" },
+            ..ModelArgs::of(m)?
+        };
         let (words, batch) = (texts("prompts"), m.get_flag("batch"));
         if batch && !words.is_empty() {
             return Err(Error::usage(
@@ -153,7 +158,7 @@ impl GenerateArgs {
             asked,
             batch,
             system: m.get_one::<String>("system").cloned(),
-            style: if m.get_flag("raw") { Style::Raw } else { Style::Template },
+            style: if raw { Style::Raw } else { Style::Template },
             sampling: Sampling {
                 temperature: if m.get_flag("greedy") {
                     0.0
