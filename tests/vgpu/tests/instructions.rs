@@ -492,3 +492,80 @@ fn sixteen_bit_arithmetic() {
         [both(9.0, 14.0)]
     );
 }
+
+/// 128-bit sums, differences and products by carries, as compilers write them.
+#[test]
+fn carry_chains() {
+    let wide = |lo: u64, hi: u64| u128::from(hi) << 64 | u128::from(lo);
+    let cases = triples(&INTS);
+    for (op, f) in [
+        ("add", u128::wrapping_add as fn(u128, u128) -> u128),
+        ("sub", u128::wrapping_sub),
+    ] {
+        let words = format!(
+            "mov.b64 {{%r0, %r1}}, %a; mov.b64 {{%r2, %r3}}, %b; mov.b64 {{%r4, %r5}}, %c;
+            {op}.cc.u32 %r6, %r0, %r2; {op}c.cc.u32 %r7, %r1, %r3; {op}c.u32 %r8, %r4, %r5; "
+        );
+        let longs = format!("{op}.cc.u64 %p4, %a, %b; {op}c.cc.s64 %p5, %b, %c; {op}c.s64 %d, 0, 0;");
+        for (c, got) in cases
+            .iter()
+            .zip(run(&(words.clone() + "mov.b64 %d, {%r6, %r7};"), &cases))
+        {
+            assert_eq!(got, f(c[0].into(), c[1].into()) as u64, "{op} {c:x?}");
+        }
+        for (c, got) in cases.iter().zip(run(&(words + "cvt.u64.u32 %d, %r8;"), &cases)) {
+            // The third step takes the carry out of the second.
+            let (_, carry) = if op == "add" {
+                c[0].overflowing_add(c[1])
+            } else {
+                c[0].overflowing_sub(c[1])
+            };
+            let (x, y) = (c[2] as u32, (c[2] >> 32) as u32);
+            let want = f(u128::from(x), u128::from(y)).wrapping_add(if carry { f(0, 1) } else { 0 }) as u32;
+            assert_eq!(got, u64::from(want), "{op} {c:x?}");
+        }
+        for (c, got) in cases.iter().zip(run(&longs, &cases)) {
+            let sum = f(wide(c[0], c[1]), wide(c[1], c[2]));
+            let out = if op == "add" {
+                wide(c[1], 0) + wide(c[2], 0) + u128::from(c[0].overflowing_add(c[1]).1)
+            } else {
+                0
+            };
+            let carry = if op == "add" {
+                out >> 64 != 0
+            } else {
+                sum > wide(c[0], c[1])
+            };
+            assert_eq!(got, if carry { f(0, 1) as u64 } else { 0 }, "{op} {c:x?}");
+        }
+    }
+    // The product of two doublewords, low words first.
+    let body = "mov.b64 {%r0, %r1}, %a; mov.b64 {%r2, %r3}, %b; mul.lo.u32 %r4, %r0, %r2; mul.hi.u32 %r5, %r0, %r2;
+        mov.u32 %r6, 0; mov.u32 %r7, 0; mad.lo.cc.u32 %r5, %r0, %r3, %r5; madc.hi.u32 %r6, %r0, %r3, %r6;
+        mad.lo.cc.u32 %r5, %r1, %r2, %r5; madc.hi.cc.u32 %r6, %r1, %r2, %r6; addc.u32 %r7, %r7, 0;
+        mad.lo.cc.u32 %r6, %r1, %r3, %r6; madc.hi.u32 %r7, %r1, %r3, %r7; ";
+    for (c, got) in cases
+        .iter()
+        .zip(run(&format!("{body} mov.b64 %d, {{%r6, %r7}};"), &cases))
+    {
+        assert_eq!(got, ((u128::from(c[0]) * u128::from(c[1])) >> 64) as u64, "{c:x?}");
+    }
+    for (c, got) in cases
+        .iter()
+        .zip(run(&format!("{body} mov.b64 %d, {{%r4, %r5}};"), &cases))
+    {
+        assert_eq!(got, c[0].wrapping_mul(c[1]), "{c:x?}");
+    }
+    let borrow = "sub.cc.u32 %o, %x, %y; subc.u32 %r0, %z, 0; addc.u32 %r1, 0, 0; mov.b64 %d, {%o, %r0};";
+    for (c, got) in cases.iter().zip(run(borrow, &cases)) {
+        let (low, b) = (c[0] as u32).overflowing_sub(c[1] as u32);
+        let high = (c[2] as u32).wrapping_sub(u32::from(b));
+        assert_eq!(got, u64::from(low) | u64::from(high) << 32, "{c:x?}");
+    }
+    let signed = "mad.hi.cc.s32 %o, %x, %y, %z; madc.lo.s32 %r0, 0, 0, 0; mov.b64 %d, {%o, %r0};";
+    for (c, got) in cases.iter().zip(run(signed, &cases)) {
+        let high = ((i64::from(c[0] as i32) * i64::from(c[1] as i32)) >> 32) as u32;
+        let (sum, carry) = high.overflowing_add(c[2] as u32);
+        assert_eq!(got, u64::from(sum) | u64::from(carry) << 32, "{c:x?}");
+    }
+}

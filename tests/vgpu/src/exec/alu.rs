@@ -290,7 +290,15 @@ pub fn integer(op: &mut Op<'_>) -> Option<Arith> {
             };
             arith(f, ty, &[ty; 3])
         }
-        "cnot" => arith(ints!(ty, f1, |a| if a == 0 { 1 } else { 0 }), ty, &[ty]),
+        "cnot" => {
+            let f = match ty {
+                Ty::B16 => f1!(u16, |a| u16::from(a == 0)),
+                Ty::B32 => f1!(u32, |a| u32::from(a == 0)),
+                Ty::B64 => f1!(u64, |a| u64::from(a == 0)),
+                _ => return None,
+            };
+            arith(f, ty, &[ty])
+        }
         _ => None,
     }
 }

@@ -181,66 +181,137 @@ pub fn exp2_32(x: f32) -> f32 {
     (y * power) as f32
 }
 
-/// Rounds `r`, the nearest double of an exact value `r + e`, in a direction.
-#[inline(always)]
-fn direct64(r: f64, e: f64, mode: Mode) -> f64 {
-    if !r.is_finite() || e == 0.0 {
-        return r;
+/// `sig * 2^e` rounded to double precision in a direction. The last bit of `sig` may stand for anything below it.
+fn round64(negative: bool, sig: u128, e: i32, mode: Mode) -> f64 {
+    const LOW: i32 = -1074;
+    let sign = u64::from(negative) << 63;
+    if sig == 0 {
+        return f64::from_bits(sign);
     }
-    match mode {
-        Mode::Rm if e < 0.0 => r.next_down(),
-        Mode::Rp if e > 0.0 => r.next_up(),
-        Mode::Rz if r > 0.0 && e < 0.0 => r.next_down(),
-        Mode::Rz if r < 0.0 && e > 0.0 => r.next_up(),
-        _ => r,
+    let top = 127 - sig.leading_zeros() as i32 + e;
+    let unit = (top - 52).max(LOW);
+    let shift = unit - e;
+    let (m, rest) = match shift {
+        ..=0 => ((sig << -shift) as u64, false),
+        1..=127 => ((sig >> shift) as u64, sig & ((1 << shift) - 1) != 0),
+        _ => (0, true),
+    };
+    // Nearest has a path of its own: the hardware's.
+    let away = rest && (mode == Mode::Rm && negative || mode == Mode::Rp && !negative);
+    // The hidden bit carries into the exponent by itself.
+    let bits = m + u64::from(away) + (((unit - LOW) as u64) << 52);
+    const INFINITE: u64 = 0x7ff << 52;
+    if bits < INFINITE {
+        return f64::from_bits(sign | bits);
+    }
+    let to_max = mode == Mode::Rz || mode == Mode::Rm && !negative || mode == Mode::Rp && negative;
+    f64::from_bits(sign | (INFINITE - u64::from(to_max)))
+}
+
+/// Sign, significand and power of two of a finite double.
+fn parts64(x: f64) -> (bool, u128, i32) {
+    let bits = x.to_bits();
+    let (field, f) = ((bits >> 52) as i32 & 0x7ff, u128::from(bits & ((1 << 52) - 1)));
+    let (sig, e) = if field == 0 {
+        (f, -1074)
+    } else {
+        (f | 1 << 52, field - 1075)
+    };
+    (x.is_sign_negative(), sig, e)
+}
+
+/// [`parts64`] with 53 significant bits for subnormals too.
+fn whole64(x: f64) -> (bool, u128, i32) {
+    let (neg, sig, e) = parts64(x);
+    let up = (sig.leading_zeros() as i32 - 75).max(0);
+    if sig == 0 {
+        (neg, sig, e)
+    } else {
+        (neg, sig << up, e - up)
     }
 }
 
-/// `a * b + c` in double precision; the error of the nearest result after Boldo and Muller, "Exact and approximated
-/// error of the FMA" (2011).
+/// Sum of two values with significands of at most 106 bits, rounded once.
+fn sum64(a: (bool, u128, i32), b: (bool, u128, i32), mode: Mode) -> f64 {
+    // The highest bit goes to bit 125, so that what is lost of the smaller one is far below every rounding.
+    let normal = |(neg, sig, e): (bool, u128, i32)| {
+        let up = sig.leading_zeros() as i32 - 2;
+        (neg, sig << up, e - up)
+    };
+    if a.1 == 0 || b.1 == 0 {
+        let zero = if a.0 == b.0 { a.0 } else { mode == Mode::Rm };
+        return match (a.1, b.1) {
+            (0, 0) => round64(zero, 0, 0, mode),
+            (0, _) => round64(b.0, b.1, b.2, mode),
+            _ => round64(a.0, a.1, a.2, mode),
+        };
+    }
+    let (a, b) = (normal(a), normal(b));
+    let (big, small) = if (a.2, a.1) >= (b.2, b.1) { (a, b) } else { (b, a) };
+    let gap = (big.2 - small.2).min(127) as u32;
+    let lost = gap > 0 && small.1 & ((1 << gap) - 1) != 0;
+    let moved = small.1 >> gap | u128::from(lost);
+    if big.0 == small.0 {
+        return round64(big.0, big.1 + moved, big.2, mode);
+    }
+    let rest = big.1 - moved;
+    round64(if rest == 0 { mode == Mode::Rm } else { big.0 }, rest, big.2, mode)
+}
+
+/// `a * b + c` in double precision.
 #[inline(always)]
 pub fn fma64(a: f64, b: f64, c: f64, mode: Mode) -> f64 {
-    let r = a.mul_add(b, c);
-    if mode == Mode::Rn || !r.is_finite() {
-        return r;
+    let near = a.mul_add(b, c);
+    if mode == Mode::Rn || !a.is_finite() || !b.is_finite() || !c.is_finite() {
+        return near;
     }
-    let p = a * b;
-    let low = a.mul_add(b, -p);
-    let (a1, a2) = two_sum(c, low);
-    let (b1, b2) = two_sum(p, a1);
-    let g = (b1 - r) + b2;
-    zero_sign(direct64(r, g + a2, mode), p, c, mode)
+    let ((s, m, e), (t, n, f)) = (parts64(a), parts64(b));
+    sum64((s != t, m * n, e + f), parts64(c), mode)
 }
 
 /// `a + b` in double precision.
 #[inline(always)]
 pub fn add64(a: f64, b: f64, mode: Mode) -> f64 {
-    let (s, e) = two_sum(a, b);
-    zero_sign(direct64(s, e, mode), a, b, mode)
+    if mode == Mode::Rn || !a.is_finite() || !b.is_finite() {
+        return a + b;
+    }
+    sum64(parts64(a), parts64(b), mode)
 }
 
 /// `a * b` in double precision.
 #[inline(always)]
 pub fn mul64(a: f64, b: f64, mode: Mode) -> f64 {
-    let p = a * b;
-    direct64(p, a.mul_add(b, -p), mode)
+    if mode == Mode::Rn || !a.is_finite() || !b.is_finite() {
+        return a * b;
+    }
+    let ((s, m, e), (t, n, f)) = (parts64(a), parts64(b));
+    round64(s != t, m * n, e + f, mode)
 }
 
 /// `a / b` in double precision.
 #[inline(always)]
 pub fn div64(a: f64, b: f64, mode: Mode) -> f64 {
-    let q = a / b;
-    if !q.is_finite() || b.is_infinite() {
-        return q;
+    if mode == Mode::Rn || !a.is_finite() || !b.is_finite() || b == 0.0 {
+        return a / b;
     }
-    direct64(q, (-q).mul_add(b, a) * b.signum(), mode)
+    let ((s, m, e), (t, n, f)) = (whole64(a), whole64(b));
+    let q = (m << 73) / n;
+    round64(s != t, q << 1 | u128::from(q * n != m << 73), e - f - 74, mode)
 }
 
 /// Square root in double precision.
 #[inline(always)]
 pub fn sqrt64(a: f64, mode: Mode) -> f64 {
-    let s = a.sqrt();
-    direct64(s, (-s).mul_add(s, a), mode)
+    let near = a.sqrt();
+    if mode == Mode::Rn || !near.is_finite() || near == 0.0 {
+        return near;
+    }
+    let (_, m, e) = whole64(a);
+    // An even power of two, and more bits than the root needs.
+    let up = 70 + (e & 1);
+    let m = m << up;
+    let r = m.isqrt();
+    round64(false, r << 1 | u128::from(r * r != m), (e - up) / 2 - 1, mode)
 }
 
 /// A binary float format narrower than f32, by fraction and exponent bits.

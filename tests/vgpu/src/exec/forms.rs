@@ -1,6 +1,8 @@
 //! Which opcodes PTX has: every mnemonic with the modifiers it takes, in their order. An instruction outside this table is
 //! refused when a module is loaded, as the assembler does. Source: PTX ISA 8.8 and 9.0, sections 9.7.1 to 9.7.16.
 
+use crate::ptx::Ty;
+
 /// Mnemonic, modifiers and the first `sm_` that has the form.
 ///
 /// Modifiers are groups in order, separated by spaces: `a|b` takes one of them, `a|b?` at most one. `@name` stands for a
@@ -154,7 +156,6 @@ const FORMS: &[Form] = &[
     ("atom", "relaxed|acquire|release|acq_rel? @scope? @atspace? exch b32|b64", 0),
     ("atom", "relaxed|acquire|release|acq_rel? @scope? @atspace? cas b32|b64", 0),
     ("atom", "relaxed|acquire|release|acq_rel? @scope? @atspace? cas b16", 70),
-    ("atom", "relaxed|acquire|release|acq_rel? @scope? global add L2::cache_hint? v2|v4 f32", 90),
     ("red", "relaxed|release? @scope? @atspace? add u32|s32|u64|f32", 0),
     ("red", "relaxed|release? @scope? global? add L2::cache_hint u32|s32|u64|f32", 80),
     ("red", "relaxed|release? @scope? @atspace? add f64", 60),
@@ -171,7 +172,6 @@ const FORMS: &[Form] = &[
     ("red", "relaxed|release? @scope? global? inc|dec L2::cache_hint u32", 80),
     ("red", "relaxed|release? @scope? @atspace? and|or|xor b32|b64", 0),
     ("red", "relaxed|release? @scope? global? and|or|xor L2::cache_hint b32|b64", 80),
-    ("red", "relaxed|release? @scope? global add L2::cache_hint? v2|v4 f32", 90),
     // Barriers, fences and exchange between lanes, 9.7.13.
     ("bar", "cta? sync|arrive", 0), ("bar", "cta? red popc u32", 0), ("bar", "cta? red and|or pred", 0), ("bar", "warp sync", 0),
     ("barrier", "cta? sync|arrive aligned?", 0), ("barrier", "cta? red popc aligned? u32", 0), ("barrier", "cta? red and|or aligned? pred", 0),
@@ -234,31 +234,40 @@ fn groups(pattern: &'static str) -> Vec<Group> {
         .collect()
 }
 
-/// Takes one modifier for each group, wherever it stands; `out` gets them in the order of the form.
-fn matches<'a>(groups: &[Group], mods: &mut Vec<&'a str>, out: &mut Vec<&'a str>) -> bool {
+/// Takes one modifier for each group, wherever it stands; `out` gets them in the order of the form. Types stay in the order
+/// of the text: `place` is that of the last one taken.
+fn matches<'a>(
+    groups: &[Group],
+    mods: &mut Vec<(usize, &'a str)>,
+    out: &mut Vec<&'a str>,
+    place: Option<usize>,
+) -> bool {
     let Some((first, rest)) = groups.split_first() else {
         return mods.is_empty();
     };
-    // What stands first in the text is taken first, so that two groups of types get theirs in order.
-    let place = |o: &&str| {
-        let piece = o.split('.').next().unwrap_or(o);
-        mods.iter().position(|m| *m == piece)
-    };
-    let mut options: Vec<(usize, &str)> = first.options.iter().filter_map(|o| Some((place(o)?, *o))).collect();
-    options.sort_by_key(|(at, _)| *at);
-    for (_, option) in options {
-        let (kept, mark) = (mods.clone(), out.len());
+    for option in &first.options {
+        let (kept, mark, mut last) = (mods.clone(), out.len(), place);
         let found = option.split('.').all(|piece| {
-            let at = mods.iter().position(|m| *m == piece);
-            at.map(|i| out.push(mods.remove(i))).is_some()
+            let Some(i) = mods.iter().position(|(_, m)| *m == piece) else {
+                return false;
+            };
+            let (at, m) = mods.remove(i);
+            if Ty::from_name(m).is_some() {
+                if last.is_some_and(|l| at < l) {
+                    return false;
+                }
+                last = Some(at);
+            }
+            out.push(m);
+            true
         });
-        if found && matches(rest, mods, out) {
+        if found && matches(rest, mods, out, last) {
             return true;
         }
         *mods = kept;
         out.truncate(mark);
     }
-    first.optional && matches(rest, mods, out)
+    first.optional && matches(rest, mods, out, place)
 }
 
 /// The modifiers of an instruction of `sm` in the order of the ISA text. The assembler takes them in any order as long as
@@ -281,7 +290,7 @@ pub fn check<'a>(base: &str, mods: &[&'a str], sm: u32) -> Result<Vec<&'a str>, 
         let groups = groups(pattern);
         let mut out = Vec::with_capacity(mods.len());
         // A form has at most nine groups; more modifiers than that match none.
-        if mods.len() <= 16 && matches(&groups, &mut mods.to_vec(), &mut out) {
+        if mods.len() <= 16 && matches(&groups, &mut mods.iter().copied().enumerate().collect(), &mut out, None) {
             let since = floor.max(*since);
             if since <= sm {
                 return Ok(out);

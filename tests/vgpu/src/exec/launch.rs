@@ -158,7 +158,7 @@ impl Cta<'_> {
             c.instructions[i.class as usize] += times;
             c.lanes += lanes;
         }
-        // After a fault the last stretch was not counted, but the lanes that its guards left out were.
+        // A warp that stopped at a fault has not counted its last stretch, but the lanes its guards left out.
         c.lanes = c.lanes.saturating_sub(self.guarded);
         c
     }

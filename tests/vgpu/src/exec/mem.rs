@@ -151,8 +151,8 @@ pub fn apply(op: AtomicOp, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
         }
         (Add, Ty::F32) => u64::from(super::float::canon(f(old) + f(b)).to_bits()),
         (Add, Ty::F64) => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
-        (Add, Ty::F16x2) => super::float::F16.add_pair(old, b),
-        (Add, Ty::Bf16x2) => super::float::BF16.add_pair(old, b),
+        (Add, Ty::F16 | Ty::F16x2) => super::float::F16.add_pair(old, b),
+        (Add, Ty::Bf16 | Ty::Bf16x2) => super::float::BF16.add_pair(old, b),
         (Add, _) => old.wrapping_add(b),
         (Min, Ty::S32) => (old as i32).min(b as i32) as u32 as u64,
         (Max, Ty::S32) => (old as i32).max(b as i32) as u32 as u64,

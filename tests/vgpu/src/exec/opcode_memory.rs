@@ -8,11 +8,15 @@ use super::opcode::{PACK, UNPACK, hints, need, space, unknown};
 use super::{Act, Class, Inst, LANES, Lane, NONE, Regs};
 use crate::ptx::{self, Operand, Ty};
 
-/// `isspacep`: whether the address is in window `y`, by the bits that no address below uses.
+/// `isspacep`: whether the address is in window `y` (1 to 3), or for 0 in none of them.
 #[inline(always)]
 fn in_window(r: &mut Regs, i: &Inst, m: u32) {
     let a = u64::get(r, i.a);
-    let bits = (0..LANES).fold(0, |b, l| b | u32::from(a[l] >> 44 == u64::from(i.y)) << l);
+    let inside = |a: u64| match (a >> 44, i.y) {
+        (w, 0) => !(1..=3).contains(&w),
+        (w, y) => w == u64::from(y),
+    };
+    let bits = (0..LANES).fold(0, |b, l| b | u32::from(inside(a[l])) << l);
     super::alu::write_pred(r, i.d, bits, m);
 }
 
@@ -104,14 +108,6 @@ impl Decoder<'_> {
         let ret = op.base == "atom";
         let o = self.cache_policy(op, o)?;
         let ty = op.ty().ok_or("no type")?;
-        let vector = match () {
-            () if op.take("v2") => 2,
-            () if op.take("v4") => 4,
-            () => 1,
-        };
-        if vector > 1 {
-            return Err("vectors of atomics are not known".into());
-        }
         let at = space(op);
         op.take("noftz");
         hints(op);
