@@ -78,7 +78,7 @@ pub fn edges(ty: &str) -> Vec<u64> {
             let n = half.len();
             (0..n).map(|i| half[i] | half[(7 * i + 3) % n] << 32).collect()
         }
-        "e4m3x2" | "e5m2x2" => (0..256).map(|i: u64| i | (i * 7 + 3 & 255) << 8).collect(),
+        "e4m3x2" | "e5m2x2" => (0..256).map(|i: u64| i | (((i * 7 + 3) & 255) << 8)).collect(),
         _ => {
             let bits: u32 = ty[1..].parse().unwrap();
             let max = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };

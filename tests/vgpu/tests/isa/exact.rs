@@ -38,6 +38,7 @@ pub struct Fixed([u64; LIMBS]);
 
 /// A number, its sign, and whether something below the fixed point was cut off.
 #[derive(Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a test holds a few of them at a time")]
 pub enum Number {
     Nan,
     Infinite(bool),

@@ -226,7 +226,11 @@ fn stmatrix_puts_rows_where_the_addresses_say() {
     for n in [1usize, 2, 4] {
         for trans in ["", ".trans"] {
             let input: Vec<Vec<u32>> = (0..32u32)
-                .map(|l| (0..4).map(|i| (2 * l + 1) << 16 | 2 * l | i << 28 | i << 12).collect())
+                .map(|l| {
+                    (0..4)
+                        .map(|i| ((2 * l + 1) << 16) | (2 * l) | (i << 28) | (i << 12))
+                        .collect()
+                })
                 .collect();
             let regs: Vec<String> = (0..n).map(|i| format!("%w{i}")).collect();
             // Lane l gives row l; afterwards each lane reads its 16 bytes back.
@@ -256,7 +260,7 @@ fn stmatrix_puts_rows_where_the_addresses_say() {
 
 #[test]
 fn movmatrix_transposes() {
-    let input: Vec<Vec<u32>> = (0..32u32).map(|l| vec![(2 * l + 1) << 16 | 2 * l]).collect();
+    let input: Vec<Vec<u32>> = (0..32u32).map(|l| vec![((2 * l + 1) << 16) | (2 * l)]).collect();
     for (l, got) in warp("movmatrix.sync.aligned.m8n8.trans.b16 %w0, %w0;", &input)
         .into_iter()
         .enumerate()

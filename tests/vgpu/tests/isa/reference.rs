@@ -582,7 +582,7 @@ fn compare(base: &str, mods: &[&'static str], x: &[u64]) -> Vec<Want> {
     };
     if pair {
         return vec![Want::Bits(
-            u64::from(combined(low)) * one | (u64::from(combined(high)) * one) << 16,
+            (u64::from(combined(low)) * one) | ((u64::from(combined(high)) * one) << 16),
         )];
     }
     vec![Want::Bits(u64::from(combined(holds(x[0], x[1]))) * one)]
