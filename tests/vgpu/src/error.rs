@@ -7,6 +7,8 @@ use std::fmt;
 pub enum Error {
     /// The text is not PTX as the parser knows it.
     Parse {
+        /// The kernel or function whose parameters, directives or body it stands in.
+        kernel: Option<String>,
         /// Line of the PTX text, from 1.
         line: u32,
         /// What was expected or wrong.
@@ -96,7 +98,17 @@ pub struct Fault {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Parse { line, message, text } => write!(f, "PTX line {line}: {message} at `{text}`"),
+            Error::Parse {
+                kernel,
+                line,
+                message,
+                text,
+            } => {
+                if let Some(kernel) = kernel {
+                    write!(f, "kernel {kernel}, ")?;
+                }
+                write!(f, "PTX line {line}: {message} at `{text}`")
+            }
             Error::Unsupported {
                 kernel,
                 line,

@@ -120,7 +120,7 @@ fn integer(t: Ty) -> bool {
 
 /// Whether a register may be an operand of an instruction's type: the same size, and bits on either side, integers on both,
 /// or the same float. Source: PTX ISA, "Type checking rules", table of operands and instructions.
-fn agrees(register: Ty, ty: Ty) -> bool {
+pub(super) fn agrees(register: Ty, ty: Ty) -> bool {
     register == ty || register.size() == ty.size() && compatible(register, ty)
 }
 

@@ -2,7 +2,7 @@
 
 use super::alu::Op;
 use super::barrier::Reduce;
-use super::decode::{Decoded, Decoder};
+use super::decode::{Decoded, Decoder, agrees, registers};
 use super::mem::{CopyAsync, Space};
 use super::opcode::{hints, need, space, unknown};
 use super::tensor::{Element, Matrix, Mma};
@@ -205,6 +205,20 @@ impl Decoder<'_> {
         Ok(list.into_iter().map(|(_, row)| row).collect())
     }
 
+    /// `n` 32-bit registers whose type agrees with `ty`: unlike other operands, fragments are checked against their elements.
+    pub(super) fn fragment(&mut self, op: &Operand, n: usize, ty: Ty) -> Decoded<Vec<u16>> {
+        let mut named = Vec::new();
+        registers(op, &mut named);
+        if let Some(other) = named.iter().map(|r| self.reg_ty(*r)).find(|t| !agrees(*t, ty)) {
+            return Err(format!(
+                "a register of type .{} in a fragment of .{}",
+                other.name(),
+                ty.name()
+            ));
+        }
+        self.words(op, n)
+    }
+
     pub(super) fn mma(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
         need(o, 4)?;
         let types: Vec<Ty> = (0..4).map_while(|_| op.ty()).collect();
@@ -228,16 +242,22 @@ impl Decoder<'_> {
             _ => return unknown(op),
         };
         let half = c == Ty::F16;
+        let packed = match element {
+            Element::F16 => Ty::F16x2,
+            Element::Bf16 => Ty::Bf16x2,
+            Element::Tf32 => Ty::Tf32,
+        };
+        let sums = if half { Ty::F16x2 } else { Ty::F32 };
         let na = if element == Element::Tf32 { k / 2 } else { k / 4 };
         let nc = if half { 2 } else { 4 };
         let m = Mma {
             element,
             k,
             half,
-            d: self.words(&o[0], nc)?,
-            a: self.words(&o[1], na)?,
-            b: self.words(&o[2], na / 2)?,
-            c: self.words(&o[3], nc)?,
+            d: self.fragment(&o[0], nc, sums)?,
+            a: self.fragment(&o[1], na, packed)?,
+            b: self.fragment(&o[2], na / 2, packed)?,
+            c: self.fragment(&o[3], nc, sums)?,
         };
         Ok(Self::blank(Act::Mma(Box::new(m)), Class::Tensor))
     }

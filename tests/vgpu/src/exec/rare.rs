@@ -315,10 +315,10 @@ impl Decoder<'_> {
         }
         let (na, nb, nc) = (m * k / 128, k / 16, m / 4);
         let rows = [
-            self.words(&o[0], nc)?,
+            self.fragment(&o[0], nc, Ty::S32)?,
             self.words(&o[1], na)?,
             self.words(&o[2], nb)?,
-            self.words(&o[3], nc)?,
+            self.fragment(&o[3], nc, Ty::S32)?,
         ];
         let product = Rare::Bytes {
             shape: (m, k),

@@ -171,7 +171,15 @@ impl<'a> Parser<'a> {
                 if n > 1 {
                     return Err(self.error_at(t, "a range of vectors"));
                 }
-                b.scopes[scope].ranges.insert(name.to_string(), (base, count));
+                let scope = &mut b.scopes[scope];
+                // `%r<9>` declares `%r1` too.
+                let single = |n: &String| {
+                    n.strip_prefix(name)
+                        .is_some_and(|n| number_of(n).is_some_and(|n| n < count))
+                };
+                if scope.names.keys().any(single) || scope.ranges.insert(name.to_string(), (base, count)).is_some() {
+                    return Err(self.error_at(t, "the register is declared twice"));
+                }
                 count
             } else if n > 1 {
                 for (i, part) in ["x", "y", "z", "w"].into_iter().take(n as usize).enumerate() {
@@ -180,7 +188,9 @@ impl<'a> Parser<'a> {
                 b.scopes[scope].vectors.insert(name.to_string(), (base, n));
                 n
             } else {
-                if b.scopes[scope].names.insert(name.to_string(), base).is_some() {
+                let scope = &mut b.scopes[scope];
+                let ranged = splits(name).any(|(stem, n)| scope.ranges.get(stem).is_some_and(|(_, count)| n < *count));
+                if ranged || scope.names.insert(name.to_string(), base).is_some() {
                     return Err(self.error_at(t, "the register is declared twice"));
                 }
                 1
@@ -289,14 +299,22 @@ pub(super) fn is_special(w: &str) -> bool {
     NAMES.contains(&w.split('.').next().unwrap_or(w))
 }
 
-pub(super) fn lookup(name: &str, scope: usize, scopes: &[Scope]) -> Option<Found> {
-    // `%r12` may be number 12 of `%r<..>` or number 2 of `%r1<..>`; numbers have no leading zero.
+/// The number at the end of a register's name; numbers have no leading zero.
+fn number_of(digits: &str) -> Option<u32> {
+    let plain = digits.bytes().all(|b| b.is_ascii_digit()) && (digits.len() == 1 || !digits.starts_with('0'));
+    digits.parse().ok().filter(|_| plain)
+}
+
+/// Every way to read a name as one of a range: `%r12` may be number 12 of `%r<..>` or number 2 of `%r1<..>`.
+fn splits(name: &str) -> impl Iterator<Item = (&str, u32)> {
     let digits = name.bytes().rev().take_while(u8::is_ascii_digit).count().min(7);
-    let splits: Vec<(&str, u32)> = (1..=digits)
+    (1..=digits)
         .map(|n| name.split_at(name.len() - n))
-        .filter(|(_, n)| n.len() == 1 || !n.starts_with('0'))
-        .filter_map(|(stem, n)| Some((stem, n.parse().ok()?)))
-        .collect();
+        .filter_map(|(stem, n)| Some((stem, number_of(n)?)))
+}
+
+pub(super) fn lookup(name: &str, scope: usize, scopes: &[Scope]) -> Option<Found> {
+    let splits: Vec<(&str, u32)> = splits(name).collect();
     let mut at = Some(scope);
     while let Some(s) = at {
         if let Some(r) = scopes[s].names.get(name) {

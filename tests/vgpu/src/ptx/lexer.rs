@@ -17,6 +17,8 @@ pub enum Kind<'a> {
     Str(&'a str),
     /// One punctuation character.
     Punct(char),
+    /// What starts like a number and is none. No statement takes it; the parser then knows in which kernel it stands.
+    Malformed,
     /// After the last token.
     End,
 }
@@ -73,6 +75,7 @@ pub fn lex(text: &str) -> Result<Vec<Token<'_>>> {
                 }
                 if i >= bytes.len() {
                     return Err(Error::Parse {
+                        kernel: None,
                         line: first_line,
                         message: "comment without an end".into(),
                         text: "/*".into(),
@@ -84,6 +87,7 @@ pub fn lex(text: &str) -> Result<Vec<Token<'_>>> {
             _ => {}
         }
         let fail = |message: &str, end: usize| Error::Parse {
+            kernel: None,
             line: first_line,
             message: message.into(),
             text: String::from_utf8_lossy(&bytes[start..end.min(bytes.len())]).into_owned(),
@@ -125,7 +129,7 @@ pub fn lex(text: &str) -> Result<Vec<Token<'_>>> {
             {
                 i += 1;
             }
-            number(&text[start..i]).ok_or_else(|| fail("malformed number", i))?
+            number(&text[start..i]).unwrap_or(Kind::Malformed)
         } else if c.is_ascii() && !c.is_ascii_control() {
             i += 1;
             Kind::Punct(c as char)

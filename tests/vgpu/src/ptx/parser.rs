@@ -30,6 +30,14 @@ pub fn parse(text: &str) -> Result<Module> {
     p.module()
 }
 
+/// The error of a function's text, with its name.
+fn within(function: &str, mut e: Error) -> Error {
+    if let Error::Parse { kernel, .. } = &mut e {
+        *kernel = Some(function.into());
+    }
+    e
+}
+
 pub(super) struct Parser<'a> {
     pub(super) text: &'a str,
     pub(super) tokens: Vec<Token<'a>>,
@@ -62,9 +70,14 @@ impl<'a> Parser<'a> {
             .chars()
             .take(80)
             .collect();
+        let message = match t.kind {
+            Kind::Malformed => "malformed number".into(),
+            _ => message.into(),
+        };
         Error::Parse {
+            kernel: None,
             line: t.line,
-            message: message.into(),
+            message,
             text,
         }
     }
@@ -303,24 +316,7 @@ impl<'a> Parser<'a> {
             b.f.returns = self.params(&mut b)?;
         }
         b.f.name = self.word("a function name")?.to_string();
-        if self.is('(') {
-            b.f.params = self.params(&mut b)?;
-        }
-        loop {
-            let t = self.peek();
-            match t.kind {
-                Kind::Punct(';') => {
-                    self.next();
-                    return Ok(b.f);
-                }
-                Kind::Punct('{') => break,
-                Kind::Word(w) => self.attribute(w, &mut b.f)?,
-                _ => return self.error("expected a function body"),
-            }
-        }
-        b.f.defined = true;
-        self.next();
-        self.block(&mut b, 0, 0)?;
+        self.definition(&mut b).map_err(|e| within(&b.f.name, e))?;
         let Body {
             mut f,
             scopes,
@@ -332,6 +328,28 @@ impl<'a> Parser<'a> {
             }
         }
         Ok(f)
+    }
+
+    /// What follows a function's name: parameters, directives, and the body if there is one.
+    fn definition(&mut self, b: &mut Body) -> Result<()> {
+        if self.is('(') {
+            b.f.params = self.params(b)?;
+        }
+        loop {
+            let t = self.peek();
+            match t.kind {
+                Kind::Punct(';') => {
+                    self.next();
+                    return Ok(());
+                }
+                Kind::Punct('{') => break,
+                Kind::Word(w) => self.attribute(w, &mut b.f)?,
+                _ => return self.error("expected a function body"),
+            }
+        }
+        b.f.defined = true;
+        self.next();
+        self.block(b, 0, 0)
     }
 
     /// A directive between the parameters and the body.
