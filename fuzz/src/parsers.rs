@@ -35,7 +35,7 @@ use crate::seeds::{
     adapter_config_seeds, added_token_seeds, alpaca_seeds, config_seeds, conversation_seeds, dolly_seeds, file,
     jinja_seeds, manifest_seeds, metrics_seeds, oasst_seeds, raw_token_seeds, row_seeds, run_record_seeds,
     safetensors_seeds, sentencepiece_seeds, settings_file_seeds, shard_index_seeds, text_jsonl_seeds, text_seeds,
-    token_file_seeds, trainer_state_seeds,
+    token_file_seeds, tokenizer_config_seeds, tokenizer_json_seeds, trainer_state_seeds,
 };
 
 /// A parser and how its input looks.
@@ -90,6 +90,16 @@ pub const ALL: &[Parser] = &[
         name: "sentencepiece",
         run: sentencepiece,
         seeds: sentencepiece_seeds,
+    },
+    Parser {
+        name: "tokenizer_json_input",
+        run: tokenizer_json_input,
+        seeds: tokenizer_json_seeds,
+    },
+    Parser {
+        name: "tokenizer_config",
+        run: tokenizer_config,
+        seeds: tokenizer_config_seeds,
     },
     Parser {
         name: "added_tokens",
@@ -320,6 +330,41 @@ fn sentencepiece(bytes: &[u8]) {
         }
     }
     std::hint::black_box((t.newline_id().is_ok(), tokenizer_json(t.bytes(), &[]).is_ok()));
+}
+
+/// A `tokenizer.json` as input, and the text of a hostile row.
+fn tokenizer_json_input(bytes: &[u8]) {
+    open_folder(&as_file("hugging/tokenizer.json", bytes));
+}
+
+/// What stands beside one.
+fn tokenizer_config(bytes: &[u8]) {
+    for name in [
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "config.json",
+        "generation_config.json",
+    ] {
+        as_file(&format!("beside/{name}"), bytes);
+    }
+    open_folder(&as_file("beside/tokenizer.json", &tokenizer_json_seeds()[0]));
+}
+
+fn open_folder(path: &Path) {
+    let Ok(mut t) = Tokenizer::open(path, SpecialIds::default()) else {
+        return;
+    };
+    t.add_chatml();
+    for text in ["Hello,  world\n", "<|im_end|></s>", "é\u{1f642}\0\u{fffd}", ""] {
+        if let Ok(ids) = t.encode(text) {
+            assert!(
+                !ids.iter().any(|&id| t.is_control(id)),
+                "a control token came from text"
+            );
+            std::hint::black_box(t.decode(&ids, Specials::Show));
+        }
+    }
+    std::hint::black_box(t.newline_id().is_ok());
 }
 
 fn added_tokens(bytes: &[u8]) {

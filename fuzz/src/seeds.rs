@@ -12,6 +12,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use ringtune::checkpoint::HostTensor;
 use ringtune::checkpoint::state::write_state_tensors;
+use ringtune::checkpoint::tokenizer_json::tokenizer_json;
 use ringtune::data::encode::Encoded;
 use ringtune::data::template::{Template, TemplateOptions};
 use ringtune::data::token_file::{self, Content, DocInfo, Meta};
@@ -329,4 +330,22 @@ pub fn conversation_seeds() -> Vec<Vec<u8>> {
         "alpaca_inputs": {"0": "input"}, "cases": [{"conversation": 0, "template": "x", "applies": false}],
     });
     vec![two.to_string().into_bytes(), own.to_string().into_bytes()]
+}
+
+/// Inputs of `tokenizer_json_input`: what ringtune exports of a small SentencePiece model.
+pub fn tokenizer_json_seeds() -> Vec<Vec<u8>> {
+    let model = &sentencepiece_seeds()[1];
+    vec![
+        tokenizer_json(model, &[])
+            .expect("the seed is exported")
+            .to_string()
+            .into_bytes(),
+    ]
+}
+
+/// Inputs of `tokenizer_config`.
+pub fn tokenizer_config_seeds() -> Vec<Vec<u8>> {
+    let text = r#"{"bos_token": "<s>", "eos_token": {"content": "</s>", "special": true}, "pad_token": "<pad>", "unk_token": null,
+        "bos_token_id": 2, "eos_token_id": [3, 2], "pad_token_id": 0, "added_tokens_decoder": {"3": {"content": "</s>", "special": true}}}"#;
+    vec![text.into(), b"{}".to_vec()]
 }

@@ -1,0 +1,4 @@
+//! Fuzz target: see `tokenizer_config` in `src/parsers.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| ringtune_fuzz::run("tokenizer_config", bytes));
