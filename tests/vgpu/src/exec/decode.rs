@@ -105,6 +105,8 @@ pub(super) struct Decoder<'a> {
     specials: HashMap<String, u16>,
     /// Predicate row with the carry bits, once an instruction uses them.
     carry: Option<u16>,
+    /// Rows for addresses and a half, once a `wmma` instruction uses them.
+    matrix: Option<(u16, u16)>,
     /// Whether the instruction may name special registers and variables as values: `mov` and `cvt` alone may.
     values: bool,
     init: Vec<(u16, RowInit)>,
@@ -193,6 +195,7 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
         constants: HashMap::new(),
         specials: HashMap::new(),
         carry: None,
+        matrix: None,
         values: false,
         init: Vec::new(),
     };
@@ -378,6 +381,16 @@ impl Decoder<'_> {
         self.init.push((row, RowInit::Pred(false)));
         self.carry = Some(row);
         row
+    }
+
+    /// Rows that `wmma` instructions use for addresses and for a half.
+    pub(super) fn matrix_rows(&mut self) -> (u16, u16) {
+        if let Some(rows) = self.matrix {
+            return rows;
+        }
+        let rows = (self.new_row(File::Q as usize), self.new_row(File::W as usize));
+        self.matrix = Some(rows);
+        rows
     }
 
     pub(super) fn special(&mut self, name: &str) -> Decoded<u16> {

@@ -38,7 +38,7 @@ pub(super) fn sites(code: &mut [Inst]) -> usize {
     for i in code {
         i.site = next;
         next += match i.act {
-            Act::Load(_) | Act::Store(_) | Act::Atomic(_) | Act::LoadMatrix(_) => 1,
+            Act::Load(_) | Act::Store(_) | Act::Atomic(_) | Act::LoadMatrix(_) | Act::Wmma(_) => 1,
             Act::CopyAsync(_) => 2,
             _ => 0,
         };

@@ -36,6 +36,7 @@ const GROUPS: &[(&str, &str)] = &[
     ("evict2", "L2::evict_normal|L2::evict_first|L2::evict_last"),
     ("prefetch", "L2::64B|L2::128B|L2::256B"),
     ("irnd", "rni|rzi|rmi|rpi"),
+    ("wmma", "m16n16k16|m32n8k16|m8n32k16"),
     ("smallint", "u8|u16|u32|u64|s8|s16|s32|s64"),
 ];
 
@@ -191,6 +192,19 @@ const FORMS: &[Form] = &[
     ("ldmatrix", "sync aligned m8n8 x1|x2|x4 trans? shared|shared::cta? b16", 75),
     ("stmatrix", "sync aligned m8n8 x1|x2|x4 trans? shared|shared::cta? b16", 90),
     ("movmatrix", "sync aligned m8n8 trans b16", 75),
+    ("wmma", "load a|b sync aligned row|col @wmma global|shared|shared::cta? f16", 70),
+    ("wmma", "load a|b sync aligned row|col @wmma global|shared|shared::cta? u8|s8", 72),
+    ("wmma", "load a|b sync aligned row|col @wmma global|shared|shared::cta? bf16", 80),
+    ("wmma", "load a|b sync aligned row|col m16n16k8 global|shared|shared::cta? tf32", 80),
+    ("wmma", "load c sync aligned row|col @wmma global|shared|shared::cta? f16|f32|s32", 70),
+    ("wmma", "load c sync aligned row|col m16n16k8 global|shared|shared::cta? f32", 80),
+    ("wmma", "store d sync aligned row|col @wmma global|shared|shared::cta? f16|f32|s32", 70),
+    ("wmma", "store d sync aligned row|col m16n16k8 global|shared|shared::cta? f32", 80),
+    ("wmma", "mma sync aligned row|col row|col @wmma f16|f32 f16|f32", 70),
+    ("wmma", "mma sync aligned row|col row|col @wmma f32 bf16 bf16 f32", 80),
+    ("wmma", "mma sync aligned row|col row|col m16n16k8 f32 tf32 tf32 f32", 80),
+    ("wmma", "mma sync aligned row|col row|col @wmma satfinite? s32 s8 s8 s32", 72),
+    ("wmma", "mma sync aligned row|col row|col @wmma satfinite? s32 u8 u8 s32", 72),
     // Control flow, 9.7.12 and 9.7.16.
     ("bra", "uni?", 0), ("ret", "uni?", 0), ("exit", "", 0), ("trap", "", 0), ("brkpt", "", 0),
     ("nanosleep", "u32", 70), ("pmevent", "mask?", 0),
@@ -251,6 +265,11 @@ fn matches<'a>(
             let Some(i) = mods.iter().position(|(_, m)| *m == piece) else {
                 return false;
             };
+            // Layouts of A and B stay in their order too.
+            let layout = |m: &str| matches!(m, "row" | "col");
+            if layout(piece) && mods[..i].iter().any(|(_, m)| layout(m)) {
+                return false;
+            }
             let (at, m) = mods.remove(i);
             if Ty::from_name(m).is_some() {
                 if last.is_some_and(|l| at < l) {

@@ -26,6 +26,7 @@ mod mma_v3;
 mod opcode;
 mod opcode_memory;
 mod opcode_warp;
+mod opcode_wmma;
 pub mod printf;
 pub mod races;
 pub mod rare;
@@ -35,6 +36,7 @@ pub mod site;
 pub mod tensor;
 pub mod warp;
 pub mod warp_ops;
+pub mod wmma;
 
 /// Threads of a warp.
 pub const LANES: usize = 32;
@@ -127,6 +129,8 @@ pub enum Act {
     Mma(Box<tensor::Mma>),
     /// `ldmatrix`.
     LoadMatrix(Box<tensor::Matrix>),
+    /// `wmma` loads, stores and products.
+    Wmma(Box<wmma::Wmma>),
     /// Reads the instruction counter.
     Clock,
     /// `printf`, `stmatrix` and others that need no hurry.

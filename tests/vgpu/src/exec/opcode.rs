@@ -191,6 +191,7 @@ impl Decoder<'_> {
             "ldmatrix" => self.ldmatrix(op, o),
             "stmatrix" => self.stmatrix(op, o),
             "movmatrix" => self.movmatrix(op, o),
+            "wmma" => self.wmma(op, o),
             "dp4a" => {
                 need(o, 4)?;
                 let (b, a) = (op.ty().ok_or("no type")?, op.ty().ok_or("no type")?);

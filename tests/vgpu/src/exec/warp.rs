@@ -166,7 +166,7 @@ impl Warp {
                     Act::Alu(f) => unsafe { f(&mut self.regs, i, active) },
                     Act::Load(op) => cta.run_load(&mut self.regs, index, i, op, active).map_err(fault)?,
                     Act::Store(op) => cta.run_store(&self.regs, index, i, op, active).map_err(fault)?,
-                    Act::Mma(_) | Act::LoadMatrix(_) if active != u32::MAX => {
+                    Act::Mma(_) | Act::LoadMatrix(_) | Act::Wmma(_) if active != u32::MAX => {
                         let text = format!("a matrix instruction with lanes {active:#010x} only");
                         return Err(fault((lane, FaultKind::BadMask, text)));
                     }
@@ -257,6 +257,7 @@ impl Warp {
                             break Some(Stop::Poll);
                         }
                     }
+                    Act::Wmma(op) => op.run(&mut self.regs, cta, index, i).map_err(fault)?,
                     Act::Rare(op) => op.run(&mut self.regs, cta, index, active).map_err(fault)?,
                     Act::Clock => {
                         let now = cta.issued + (pc - from) as u64;

@@ -47,6 +47,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("subc", "instructions.rs"),
     ("trap", "isa/exchange.rs"),
     ("vote", "isa/exchange.rs"),
+    ("wmma", "wmma.rs"),
 ];
 
 /// Every choice of modifiers.
