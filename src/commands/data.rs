@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::jobs::{PretrainJob, SftJob};
+use super::startup::DEFAULT_SEQ_LEN;
 use crate::checkpoint::hf_config;
 use crate::config::{Resolved, find_config};
 use crate::data::cache;
@@ -16,9 +17,6 @@ use crate::data::sft::{RowSpec, SftDataSpec};
 use crate::data::template::{Template, TemplateOptions};
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
-
-/// Longest row where neither a setting nor the model says less.
-const DEFAULT_SEQ_LEN: usize = 1024;
 
 /// The tokenizer of `tokenizer_path`, or the one in the model's folder.
 ///

@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 
 use super::model_folder::{Loaded, ModelArgs, ModelFolder, count, long, model_flags, path};
+use super::startup::DEFAULT_SEQ_LEN;
 use super::{Out, note, warn};
 use crate::backend::Backend;
 use crate::checkpoint::TensorSource;
@@ -28,8 +29,6 @@ use crate::train::gen_test::{GenReport, GenRun, generation_test, held_out_rows};
 use crate::train::report::{grouped, table};
 use crate::train::settings::GenTest;
 
-/// Longest row where neither the user nor the model asks for less, as in training.
-const DEFAULT_SEQ_LEN: usize = 1024;
 /// Prompts answered with `--gen-only` when their number is left open.
 const DEFAULT_SAMPLES: usize = 5;
 

@@ -23,8 +23,8 @@ use crate::train::artifact::Artifact;
 use crate::train::settings::TrainSettings;
 use crate::train::setup;
 
-/// Longest row where neither the user nor the model asks for less.
-const DEFAULT_SEQ_LEN: usize = 1024;
+/// Longest row where neither the user nor the model asks for less, in training and in evaluation.
+pub(super) const DEFAULT_SEQ_LEN: usize = 1024;
 
 /// The tokenizer of a job: the one it names, or the one in the model's folder.
 ///
