@@ -24,21 +24,14 @@ fn main() -> Result<()> {
         }
     }
     let dev = Cpu::new(threads)?;
-    let bench = Bench {
-        peak: peak_gflops(dev.threads()),
-        filter,
-        dev,
-    };
+    let bench = Bench { peak: peak_gflops(dev.threads()), filter, dev };
     println!(
         "{}; peak in registers: {:.0} GFLOP/s f32, {:.0} GFLOP/s bf16",
         bench.dev.describe(),
         bench.peak.0,
         bench.peak.1
     );
-    println!(
-        "{:<34} {:>10} {:>8} {:>6} {:>7}",
-        "kernel", "us", "GFLOP/s", "% peak", "GB/s"
-    );
+    println!("{:<34} {:>10} {:>8} {:>6} {:>7}", "kernel", "us", "GFLOP/s", "% peak", "GB/s");
     matmuls(&bench)?;
     attention(&bench)?;
     heads(&bench)?;
@@ -100,11 +93,7 @@ impl Bench {
         let peak = if dtype == DType::Bf16 { self.peak.1 } else { self.peak.0 };
         let gflops = flop / seconds / 1e9;
         let gbs = bytes / seconds / 1e9;
-        println!(
-            "{name:<34} {:>10.1} {gflops:>8.0} {:>6.0} {gbs:>7.1}",
-            seconds * 1e6,
-            100.0 * gflops / peak
-        );
+        println!("{name:<34} {:>10.1} {gflops:>8.0} {:>6.0} {gbs:>7.1}", seconds * 1e6, 100.0 * gflops / peak);
         Ok(())
     }
 
@@ -126,17 +115,9 @@ impl Bench {
 
 /// Stops the bench when a sampled value is further from the expected one than the storage type explains.
 fn verify(name: &str, dtype: DType, found: f32, expected: f64, size: f64) {
-    let unit = if dtype == DType::Bf16 {
-        1.0 / 128.0
-    } else {
-        1.0 / 65536.0
-    };
+    let unit = if dtype == DType::Bf16 { 1.0 / 128.0 } else { 1.0 / 65536.0 };
     let error = (f64::from(found) - expected).abs();
-    assert!(
-        error <= unit * size,
-        "{name}: found {found}, expected {expected}, allowed error {}",
-        unit * size
-    );
+    assert!(error <= unit * size, "{name}: found {found}, expected {expected}, allowed error {}", unit * size);
 }
 
 fn matmuls(b: &Bench) -> Result<()> {
@@ -199,46 +180,10 @@ fn matmuls(b: &Bench) -> Result<()> {
 
 fn attention(b: &Bench) -> Result<()> {
     let cases = [
-        (
-            "tiny attention 4x512",
-            4,
-            512,
-            Heads {
-                n_query: 8,
-                n_kv: 4,
-                head_dim: 32,
-            },
-        ),
-        (
-            "small attention 1x512",
-            1,
-            512,
-            Heads {
-                n_query: 9,
-                n_kv: 3,
-                head_dim: 64,
-            },
-        ),
-        (
-            "small attention 8x64",
-            8,
-            64,
-            Heads {
-                n_query: 9,
-                n_kv: 3,
-                head_dim: 64,
-            },
-        ),
-        (
-            "small attention 1x2048",
-            1,
-            2048,
-            Heads {
-                n_query: 9,
-                n_kv: 3,
-                head_dim: 64,
-            },
-        ),
+        ("tiny attention 4x512", 4, 512, Heads { n_query: 8, n_kv: 4, head_dim: 32 }),
+        ("small attention 1x512", 1, 512, Heads { n_query: 9, n_kv: 3, head_dim: 64 }),
+        ("small attention 8x64", 8, 64, Heads { n_query: 9, n_kv: 3, head_dim: 64 }),
+        ("small attention 1x2048", 1, 2048, Heads { n_query: 9, n_kv: 3, head_dim: 64 }),
     ];
     for dtype in [DType::F32, DType::Bf16] {
         for (name, docs, len, heads) in cases {
@@ -247,11 +192,7 @@ fn attention(b: &Bench) -> Result<()> {
                 continue;
             }
             let n = docs * len;
-            let Heads {
-                n_query: h,
-                n_kv,
-                head_dim: d,
-            } = heads;
+            let Heads { n_query: h, n_kv, head_dim: d } = heads;
             let (q, qv) = b.normal(1, n, h * d, dtype)?;
             let (k, kv) = b.normal(2, n, n_kv * d, dtype)?;
             let (v, vv) = b.normal(3, n, n_kv * d, dtype)?;
@@ -262,16 +203,14 @@ fn attention(b: &Bench) -> Result<()> {
             let mut out = b.dev.alloc(n, h * d, dtype)?;
             let mut lse = b.dev.alloc(n, h, DType::F32)?;
             let mask = Mask { window: None };
-            b.dev
-                .attention_forward(&mut out, &mut lse, &q, &k, &v, &doc_start, heads, mask)?;
+            b.dev.attention_forward(&mut out, &mut lse, &q, &k, &v, &doc_start, heads, mask)?;
             let ov = b.values(&out)?;
             for s in 0..16 {
                 let (i, head) = (s * 7919 % n, s % h);
                 let at = |j: usize| j * n_kv * d + head / (h / n_kv) * d;
                 let score = |j: usize| -> f64 {
-                    let dot: f64 = (0..d)
-                        .map(|l| f64::from(qv[(i * h + head) * d + l]) * f64::from(kv[at(j) + l]))
-                        .sum();
+                    let dot: f64 =
+                        (0..d).map(|l| f64::from(qv[(i * h + head) * d + l]) * f64::from(kv[at(j) + l])).sum();
                     (dot / (d as f64).sqrt()).exp()
                 };
                 let keys = starts[i] as usize..i + 1;
@@ -283,8 +222,7 @@ fn attention(b: &Bench) -> Result<()> {
             let flop = 2.0 * (docs * h * len * len * d) as f64;
             let bytes = (n * (2 * h + 2 * n_kv) * d * dtype.bytes()) as f64;
             b.time(&format!("{name} forward"), dtype, flop, bytes, || {
-                b.dev
-                    .attention_forward(&mut out, &mut lse, &q, &k, &v, &doc_start, heads, mask)
+                b.dev.attention_forward(&mut out, &mut lse, &q, &k, &v, &doc_start, heads, mask)
             })?;
             let mut dq = b.dev.alloc(n, h * d, dtype)?;
             let (mut dk, mut dv) = (b.dev.alloc(n, n_kv * d, dtype)?, b.dev.alloc(n, n_kv * d, dtype)?);
@@ -300,10 +238,7 @@ fn attention(b: &Bench) -> Result<()> {
 
 fn heads(b: &Bench) -> Result<()> {
     for dtype in [DType::F32, DType::Bf16] {
-        for (name, n, v, c) in [
-            ("tiny head and loss", 2048, 32000, 256),
-            ("small head and loss", 512, 49152, 576),
-        ] {
+        for (name, n, v, c) in [("tiny head and loss", 2048, 32000, 256), ("small head and loss", 512, 49152, 576)] {
             let name = format!("{name} {dtype:?}");
             if !b.wants(&name) {
                 continue;
@@ -315,23 +250,15 @@ fn heads(b: &Bench) -> Result<()> {
             b.dev.upload_i32(&mut targets, &ids)?;
             let mut loss = b.dev.alloc(n, 1, DType::F32)?;
             let (mut dx, mut dw) = (b.dev.alloc(n, c, dtype)?, b.dev.alloc(v, c, DType::F32)?);
-            let how = CrossEntropy {
-                n_classes: v,
-                scale: 1.0 / n as f32,
-                dw_first_row: 0,
-            };
+            let how = CrossEntropy { n_classes: v, scale: 1.0 / n as f32, dw_first_row: 0 };
             let mut run = |loss: &mut Tensor<Cpu>| {
-                b.dev
-                    .linear_cross_entropy(loss, None, Some(&mut dx), Some(&mut dw), &x, &w, &targets, how)
+                b.dev.linear_cross_entropy(loss, None, Some(&mut dx), Some(&mut dw), &x, &w, &targets, how)
             };
             run(&mut loss)?;
             let lv = b.values(&loss)?;
             for i in [0, n / 3, n - 1] {
-                let logit = |j: usize| -> f64 {
-                    (0..c)
-                        .map(|l| f64::from(xv[i * c + l]) * f64::from(wv[j * c + l]))
-                        .sum()
-                };
+                let logit =
+                    |j: usize| -> f64 { (0..c).map(|l| f64::from(xv[i * c + l]) * f64::from(wv[j * c + l])).sum() };
                 let sum: f64 = (0..v).map(|j| logit(j).exp()).sum();
                 verify(&name, dtype, lv[i], sum.ln() - logit(ids[i] as usize), 1.0);
             }
@@ -356,69 +283,41 @@ fn streams(b: &Bench) -> Result<()> {
         for row in [0, n - 1] {
             let x = &xv[row * c..(row + 1) * c];
             let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / c as f64;
-            verify(
-                "rmsnorm",
-                dtype,
-                ov[row * c],
-                f64::from(x[0]) / (mean + 1e-5).sqrt() * f64::from(wv[0]),
-                1.0,
-            );
+            verify("rmsnorm", dtype, ov[row * c], f64::from(x[0]) / (mean + 1e-5).sqrt() * f64::from(wv[0]), 1.0);
         }
         let one = (n * c) as f64;
         if b.wants("rmsnorm") {
-            b.time(
-                &format!("tiny rmsnorm forward {dtype:?}"),
-                dtype,
-                4.0 * one,
-                2.0 * one * size,
-                || b.dev.rmsnorm_forward(&mut out, &mut rstd, &x, &w, 1e-5),
-            )?;
+            b.time(&format!("tiny rmsnorm forward {dtype:?}"), dtype, 4.0 * one, 2.0 * one * size, || {
+                b.dev.rmsnorm_forward(&mut out, &mut rstd, &x, &w, 1e-5)
+            })?;
             let mut dx = b.dev.alloc(n, c, dtype)?;
             let mut dw = b.dev.alloc(1, c, DType::F32)?;
-            b.time(
-                &format!("tiny rmsnorm backward {dtype:?}"),
-                dtype,
-                9.0 * one,
-                4.0 * one * size,
-                || {
-                    b.dev
-                        .rmsnorm_backward(&mut dx, Some(&mut dw), &out, &x, &w, &rstd, Write::Add)
-                },
-            )?;
+            b.time(&format!("tiny rmsnorm backward {dtype:?}"), dtype, 9.0 * one, 4.0 * one * size, || {
+                b.dev.rmsnorm_backward(&mut dx, Some(&mut dw), &out, &x, &w, &rstd, Write::Add)
+            })?;
         }
         if b.wants("swiglu") {
             let (gate, gv) = b.normal(3, n, f, dtype)?;
             let (up, uv) = b.normal(4, n, f, dtype)?;
             let mut act = b.dev.alloc(n, f, dtype)?;
             let wide = (n * f) as f64;
-            b.time(
-                &format!("tiny swiglu forward {dtype:?}"),
-                dtype,
-                15.0 * wide,
-                3.0 * wide * size,
-                || b.dev.swiglu_forward(&mut act, &gate, &up),
-            )?;
+            b.time(&format!("tiny swiglu forward {dtype:?}"), dtype, 15.0 * wide, 3.0 * wide * size, || {
+                b.dev.swiglu_forward(&mut act, &gate, &up)
+            })?;
             let av = b.values(&act)?;
             let g = f64::from(gv[9]);
             verify("swiglu", dtype, av[9], g / (1.0 + (-g).exp()) * f64::from(uv[9]), 1.0);
             let (mut dg, mut du) = (b.dev.alloc(n, f, dtype)?, b.dev.alloc(n, f, dtype)?);
-            b.time(
-                &format!("tiny swiglu backward {dtype:?}"),
-                dtype,
-                20.0 * wide,
-                5.0 * wide * size,
-                || b.dev.swiglu_backward(&mut dg, &mut du, &act, &gate, &up),
-            )?;
+            b.time(&format!("tiny swiglu backward {dtype:?}"), dtype, 20.0 * wide, 5.0 * wide * size, || {
+                b.dev.swiglu_backward(&mut dg, &mut du, &act, &gate, &up)
+            })?;
         }
         if b.wants("adamw") {
             let (rows, cols) = (12_500, 1000);
             let (g, gv) = b.normal(5, rows, cols, DType::F32)?;
             let (mut p, _) = b.normal(6, rows, cols, dtype)?;
             let (mut master, mv) = b.normal(6, rows, cols, DType::F32)?;
-            let (mut m, mut v) = (
-                b.dev.alloc(rows, cols, DType::F32)?,
-                b.dev.alloc(rows, cols, DType::F32)?,
-            );
+            let (mut m, mut v) = (b.dev.alloc(rows, cols, DType::F32)?, b.dev.alloc(rows, cols, DType::F32)?);
             let step = AdamWStep {
                 lr: 1e-3,
                 beta1: 0.9,
@@ -430,30 +329,13 @@ fn streams(b: &Bench) -> Result<()> {
                 grad_scale: 1.0,
             };
             let master_of = |dtype| dtype == DType::Bf16;
-            let mut update = || {
-                b.dev.adamw(
-                    &mut p,
-                    master_of(dtype).then_some(&mut master),
-                    &mut m,
-                    &mut v,
-                    &g,
-                    step,
-                    0,
-                )
-            };
+            let mut update =
+                || b.dev.adamw(&mut p, master_of(dtype).then_some(&mut master), &mut m, &mut v, &g, step, 0);
             update()?;
             let elements = (rows * cols) as f64;
-            b.time(
-                &format!("adamw 12.5M {dtype:?}"),
-                dtype,
-                15.0 * elements,
-                elements * (24.0 + size),
-                &mut update,
-            )?;
+            b.time(&format!("adamw 12.5M {dtype:?}"), dtype, 15.0 * elements, elements * (24.0 + size), &mut update)?;
             assert!(gv[3] != 0.0 && mv[3].is_finite());
-            b.time("norm2 12.5M", DType::F32, 2.0 * elements, 4.0 * elements, || {
-                b.dev.norm2(&[&g]).map(|_| ())
-            })?;
+            b.time("norm2 12.5M", DType::F32, 2.0 * elements, 4.0 * elements, || b.dev.norm2(&[&g]).map(|_| ()))?;
         }
     }
     Ok(())

@@ -37,60 +37,18 @@ struct Case {
 }
 
 const CASES: [Case; 8] = [
-    case(
-        "tiny full f32",
-        false,
-        false,
-        Precision::F32,
-        Some(PyTorch(2180, None, 2180)),
-    ),
-    case(
-        "tiny full bf16",
-        false,
-        false,
-        Precision::Bf16,
-        Some(PyTorch(2260, Some(2906), 1635)),
-    ),
+    case("tiny full f32", false, false, Precision::F32, Some(PyTorch(2180, None, 2180))),
+    case("tiny full bf16", false, false, Precision::Bf16, Some(PyTorch(2260, Some(2906), 1635))),
     case("tiny LoRA f32", false, true, Precision::F32, None),
-    case(
-        "tiny LoRA bf16",
-        false,
-        true,
-        Precision::Bf16,
-        Some(PyTorch(2519, Some(3849), 1604)),
-    ),
-    case(
-        "small full f32",
-        true,
-        false,
-        Precision::F32,
-        Some(PyTorch(235, None, 3699)),
-    ),
-    case(
-        "small full bf16",
-        true,
-        false,
-        Precision::Bf16,
-        Some(PyTorch(232, Some(368), 3476)),
-    ),
+    case("tiny LoRA bf16", false, true, Precision::Bf16, Some(PyTorch(2519, Some(3849), 1604))),
+    case("small full f32", true, false, Precision::F32, Some(PyTorch(235, None, 3699))),
+    case("small full bf16", true, false, Precision::Bf16, Some(PyTorch(232, Some(368), 3476))),
     case("small LoRA f32", true, true, Precision::F32, None),
-    case(
-        "small LoRA bf16",
-        true,
-        true,
-        Precision::Bf16,
-        Some(PyTorch(362, Some(439), 2595)),
-    ),
+    case("small LoRA bf16", true, true, Precision::Bf16, Some(PyTorch(362, Some(439), 2595))),
 ];
 
 const fn case(name: &'static str, small: bool, lora: bool, precision: Precision, pytorch: Option<PyTorch>) -> Case {
-    Case {
-        name,
-        small,
-        lora,
-        precision,
-        pytorch,
-    }
+    Case { name, small, lora, precision, pytorch }
 }
 
 fn main() -> Result<()> {
@@ -130,11 +88,7 @@ fn main() -> Result<()> {
 }
 
 fn model(small: bool) -> ModelConfig {
-    let heads = |n_query, n_kv, head_dim| Heads {
-        n_query,
-        n_kv,
-        head_dim,
-    };
+    let heads = |n_query, n_kv, head_dim| Heads { n_query, n_kv, head_dim };
     let (vocab_size, hidden_size, intermediate_size, n_layers, heads) = match small {
         true => (49152, 576, 1536, 30, heads(9, 3, 64)),
         false => (32000, 256, 688, 6, heads(8, 4, 32)),
@@ -168,37 +122,19 @@ fn batch(rows: usize, vocab: usize) -> MicroBatch {
     let tokens: Vec<i32> = (0..rows * len).map(draw).collect();
     let targets: Vec<i32> = tokens.iter().map(|&t| (t * 7 + 3) % vocab as i32).collect();
     let doc_start = (0..rows * len).map(|i| (i / len * len) as i32).collect();
-    MicroBatch {
-        n_valid: targets.len(),
-        tokens,
-        targets,
-        doc_start,
-        samples: (0..rows as u32).collect(),
-    }
+    MicroBatch { n_valid: targets.len(), tokens, targets, doc_start, samples: (0..rows as u32).collect() }
 }
 
 fn run(case: &Case, threads: Option<usize>) -> Result<()> {
     let dev = Cpu::new(threads)?;
     let config = model(case.small);
     let rows = if case.small { 1 } else { 4 };
-    let lora = LoraSettings {
-        r: 16,
-        alpha: 32.0,
-        dropout: 0.0,
-        ..Default::default()
-    };
-    let settings = TrainSettings {
-        precision: case.precision,
-        lora: case.lora.then_some(lora),
-        ..Default::default()
-    };
+    let lora = LoraSettings { r: 16, alpha: 32.0, dropout: 0.0, ..Default::default() };
+    let settings = TrainSettings { precision: case.precision, lora: case.lora.then_some(lora), ..Default::default() };
     let batch = batch(rows, config.vocab_size);
     let tokens = batch.tokens.len();
     let mut work = workload(&dev, &RandomModel::new(config, 1), &settings, None, tokens)?;
-    let step = Step {
-        micro_batches: vec![batch],
-        ..Default::default()
-    };
+    let step = Step { micro_batches: vec![batch], ..Default::default() };
     let lr = if case.lora { 5e-3 } else { 1e-3 };
     let (mut times, mut losses, mut flops) = (vec![], vec![], 0.0);
     let begin = Instant::now();
@@ -207,11 +143,7 @@ fn run(case: &Case, threads: Option<usize>) -> Result<()> {
         let stepped = work.step(&dev, &Solo, &step, i, lr)?;
         dev.synchronize()?;
         times.push(t.elapsed().as_secs_f64());
-        ensure!(
-            stepped.loss.is_finite() && stepped.problem.is_none(),
-            "{}: step {i}: {stepped:?}",
-            case.name
-        );
+        ensure!(stepped.loss.is_finite() && stepped.problem.is_none(), "{}: step {i}: {stepped:?}", case.name);
         losses.push(stepped.loss);
         flops = stepped.flops;
         if i >= 5 && begin.elapsed().as_secs_f64() > 8.0 {
@@ -224,15 +156,9 @@ fn run(case: &Case, threads: Option<usize>) -> Result<()> {
     times.sort_by(f64::total_cmp);
     let seconds = times[times.len() / 2];
     let peak = peak_mib().map_or("-".into(), |m| m.to_string());
-    let pytorch = case
-        .pytorch
-        .as_ref()
-        .map_or("-".into(), |PyTorch(eager, compiled, mib)| {
-            format!(
-                "{eager} / {} tok/s, {mib} MiB",
-                compiled.map_or("-".into(), |c| c.to_string())
-            )
-        });
+    let pytorch = case.pytorch.as_ref().map_or("-".into(), |PyTorch(eager, compiled, mib)| {
+        format!("{eager} / {} tok/s, {mib} MiB", compiled.map_or("-".into(), |c| c.to_string()))
+    });
     println!(
         "{:<16} {:>8.0} {:>9.0} {:>8.0} {peak:>9}   {pytorch}",
         case.name,
@@ -247,9 +173,5 @@ fn run(case: &Case, threads: Option<usize>) -> Result<()> {
 fn peak_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
-    line.split_whitespace()
-        .nth(1)?
-        .parse::<u64>()
-        .ok()
-        .map(|kib| kib / 1024)
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
 }

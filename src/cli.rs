@@ -95,23 +95,9 @@ fn check() -> Clap {
 fn parity() -> Clap {
     Clap::new("parity")
         .about("Run a recorded case and compare losses, gradients, steps and generation within its tolerances")
-        .arg(
-            path("case_dir")
-                .required(true)
-                .help("Folder with golden.json and golden.safetensors"),
-        )
-        .arg(
-            path("model")
-                .long("model")
-                .required(true)
-                .help("The model the case was recorded with"),
-        )
-        .arg(
-            path("out")
-                .long("out")
-                .required(true)
-                .help("Where tensors, metrics, models and adapters go"),
-        )
+        .arg(path("case_dir").required(true).help("Folder with golden.json and golden.safetensors"))
+        .arg(path("model").long("model").required(true).help("The model the case was recorded with"))
+        .arg(path("out").long("out").required(true).help("Where tensors, metrics, models and adapters go"))
         .arg(
             Arg::new("mixed_precision")
                 .long("mixed-precision")
@@ -124,12 +110,7 @@ fn parity() -> Clap {
 }
 
 fn inspect() -> Clap {
-    let json = || {
-        Arg::new("json")
-            .long("json")
-            .action(ArgAction::SetTrue)
-            .help("Print JSON lines")
-    };
+    let json = || Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON lines");
     let epoch = || {
         let arg = Arg::new("epoch").long("epoch").value_name("N").default_value("0");
         arg.value_parser(value_parser!(u64)).help("Which epoch, from 0")
@@ -152,18 +133,8 @@ fn inspect() -> Clap {
         .subcommand(
             Clap::new("templates")
                 .about("Render conversations and show which bytes are trained")
-                .arg(
-                    path("conversations")
-                        .long("conversations")
-                        .required(true)
-                        .help("JSON file of conversations"),
-                )
-                .arg(
-                    Arg::new("template")
-                        .long("template")
-                        .value_name("NAME")
-                        .help("One template instead of all"),
-                )
+                .arg(path("conversations").long("conversations").required(true).help("JSON file of conversations"))
+                .arg(Arg::new("template").long("template").value_name("NAME").help("One template instead of all"))
                 .arg(json()),
         )
         .subcommand(
@@ -184,12 +155,7 @@ fn inspect() -> Clap {
                         .default_value("0,1,2,3")
                         .help("Ids the tokenizer has to have: pad,unk,bos,eos"),
                 )
-                .arg(
-                    path("strings")
-                        .long("strings")
-                        .required(true)
-                        .help("JSON file of strings"),
-                )
+                .arg(path("strings").long("strings").required(true).help("JSON file of strings"))
                 .arg(json()),
         )
         .subcommand(
@@ -252,20 +218,11 @@ fn flag(setting: &'static Setting) -> Arg {
         (_, None) if setting.unset == "required" => help += " [required]",
         (_, None) => help += &format!(" [default: {}]", setting.unset),
     }
-    let arg = Arg::new(setting.key)
-        .long(dashed)
-        .aliases(names)
-        .help_heading(setting.group)
-        .help(help);
+    let arg = Arg::new(setting.key).long(dashed).aliases(names).help_heading(setting.group).help(help);
     match setting.kind {
-        Kind::Bool => arg
-            .action(ArgAction::SetTrue)
-            .conflicts_with(format!("no:{}", setting.key)),
+        Kind::Bool => arg.action(ArgAction::SetTrue).conflicts_with(format!("no:{}", setting.key)),
         // Negative numbers reach the setting's own message, which says what is expected.
-        kind if kind.is_list() => arg
-            .num_args(1..)
-            .value_name(kind.placeholder())
-            .allow_negative_numbers(true),
+        kind if kind.is_list() => arg.num_args(1..).value_name(kind.placeholder()).allow_negative_numbers(true),
         kind @ (Kind::Int(_) | Kind::Float(_)) => arg.value_name(kind.placeholder()).allow_hyphen_values(true),
         kind => arg.value_name(kind.placeholder()),
     }
@@ -273,19 +230,11 @@ fn flag(setting: &'static Setting) -> Arg {
 
 fn off_flag(setting: &'static Setting) -> Arg {
     let dashed = setting.off_flag();
-    let mut names = vec![
-        dashed.replace('-', "_"),
-        format!("no-{}", setting.flag()),
-        format!("no_{}", setting.key),
-    ];
+    let mut names = vec![dashed.replace('-', "_"), format!("no-{}", setting.flag()), format!("no_{}", setting.key)];
     names.sort_unstable();
     names.dedup();
     names.retain(|n| *n != dashed);
-    Arg::new(format!("no:{}", setting.key))
-        .long(dashed)
-        .aliases(names)
-        .action(ArgAction::SetTrue)
-        .hide(true)
+    Arg::new(format!("no:{}", setting.key)).long(dashed).aliases(names).action(ArgAction::SetTrue).hide(true)
 }
 
 /// What was typed for each setting of `command`; `before` is the mixed precision typed before the command.
@@ -331,8 +280,7 @@ fn resolve_quietly(command: Command, matches: &ArgMatches, before: Option<&Strin
     // The pool for tokenising; the first to set it wins, and nobody else does.
     if let Some(threads) = resolved.int("threads") {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads as usize);
-        pool.build_global()
-            .map_err(|e| Error::new(format!("cannot start {threads} threads: {e}")))?;
+        pool.build_global().map_err(|e| Error::new(format!("cannot start {threads} threads: {e}")))?;
     }
     Ok(resolved)
 }
@@ -346,9 +294,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     let before = matches.get_one::<String>(BEFORE);
     let (name, m) = matches.subcommand().expect("clap requires a command");
     if before.is_some() && !["pretrain", "sft", "check"].contains(&name) {
-        return Err(Error::usage(format!(
-            "--mixed-precision: has no effect on `{name}`; leave it out"
-        )));
+        return Err(Error::usage(format!("--mixed-precision: has no effect on `{name}`; leave it out")));
     }
     match name {
         "sft" => {
@@ -378,15 +324,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
                 _ => DType::F32,
             };
             let (case, model, out) = (path("case_dir"), path("model"), path("out"));
-            commands::parity::run(
-                &Cpu::new(None)?,
-                &ParityArgs {
-                    case,
-                    model,
-                    out,
-                    dtype,
-                },
-            )
+            commands::parity::run(&Cpu::new(None)?, &ParityArgs { case, model, out, dtype })
         }
         _ => unreachable!("clap knows no other command"),
     }
@@ -420,9 +358,7 @@ fn run_check(m: &ArgMatches, before: Option<&String>) -> Result<()> {
         flops_rate: m.get_one("flops_rate").copied(),
     };
     if let Some(rate) = options.flops_rate.filter(|r| !(r.is_finite() && *r > 0.0)) {
-        return Err(Error::usage(format!(
-            "--flops-rate: expected a number above 0, found {rate}"
-        )));
+        return Err(Error::usage(format!("--flops-rate: expected a number above 0, found {rate}")));
     }
     // The warnings of the settings are among the findings.
     let resolved = resolve_quietly(command, m, before)?;
@@ -436,11 +372,7 @@ fn run_inspect(matches: &ArgMatches) -> Result<()> {
     let text = |id: &str| m.get_one::<String>(id).map(String::as_str);
     let json = m.get_flag("json");
     match name {
-        "file" => inspect::file::run(
-            path("path"),
-            m.get_one::<PathBuf>("tokenizer").map(PathBuf::as_path),
-            json,
-        ),
+        "file" => inspect::file::run(path("path"), m.get_one::<PathBuf>("tokenizer").map(PathBuf::as_path), json),
         "templates" => inspect::templates::run(path("conversations"), text("template"), json),
         "tokens" => {
             let special_ids = text("special_ids").expect("it has a default");

@@ -32,26 +32,17 @@ impl Error {
 
     /// An error in data, a file, the device or a peer (exit code 1).
     pub fn new(message: impl Into<String>) -> Self {
-        Self {
-            kind: Kind::Run,
-            chain: vec![message.into()],
-        }
+        Self { kind: Kind::Run, chain: vec![message.into()] }
     }
 
     /// An error in flags or configuration (exit code 2).
     pub fn usage(message: impl Into<String>) -> Self {
-        Self {
-            kind: Kind::Usage,
-            chain: vec![message.into()],
-        }
+        Self { kind: Kind::Usage, chain: vec![message.into()] }
     }
 
     /// The run was asked to stop and saved its state (exit code [`Error::EXIT_REQUEUE`]).
     pub fn interrupted(message: impl Into<String>) -> Self {
-        Self {
-            kind: Kind::Interrupted,
-            chain: vec![message.into()],
-        }
+        Self { kind: Kind::Interrupted, chain: vec![message.into()] }
     }
 
     /// Adds an outer context, printed before what is there: `context: cause`.
@@ -124,10 +115,7 @@ mod tests {
     #[test]
     fn chain_prints_from_the_outside_in() {
         let io = std::io::Error::new(std::io::ErrorKind::NotFound, "no such file");
-        let e: Error = Err::<(), _>(io)
-            .context(|| "data/a.jsonl".to_string())
-            .unwrap_err()
-            .context("sft");
+        let e: Error = Err::<(), _>(io).context(|| "data/a.jsonl".to_string()).unwrap_err().context("sft");
         assert_eq!(e.to_string(), "sft: data/a.jsonl: no such file");
         assert_eq!(e.exit_code(), 1);
         assert_eq!(Error::usage("x").context("y").exit_code(), 2);

@@ -42,13 +42,7 @@ pub struct Tensor<B: Device> {
 impl<B: Device> Tensor<B> {
     /// Wraps a buffer; for backends only, which guarantee that `buf` holds `rows * cols` elements of `dtype`.
     pub fn from_buf(buf: B::Buf, rows: usize, cols: usize, dtype: DType) -> Self {
-        Self {
-            buf,
-            rows,
-            cols,
-            capacity: rows * cols,
-            dtype,
-        }
+        Self { buf, rows, cols, capacity: rows * cols, dtype }
     }
 
     /// Logical height.
@@ -99,11 +93,7 @@ impl<B: Device> Tensor<B> {
     /// # Panics
     /// If the shape exceeds the capacity.
     pub fn set_shape(&mut self, rows: usize, cols: usize) {
-        assert!(
-            rows * cols <= self.capacity,
-            "set_shape: {rows} x {cols} in a tensor of {} elements",
-            self.capacity
-        );
+        assert!(rows * cols <= self.capacity, "set_shape: {rows} x {cols} in a tensor of {} elements", self.capacity);
         (self.rows, self.cols) = (rows, cols);
     }
 }
@@ -122,11 +112,7 @@ pub struct HostTensor {
 impl HostTensor {
     /// A tensor of zeros.
     pub fn zeros(rows: usize, cols: usize) -> Self {
-        Self {
-            rows,
-            cols,
-            data: vec![0.0; rows * cols],
-        }
+        Self { rows, cols, data: vec![0.0; rows * cols] }
     }
 
     /// Row `i`.
@@ -147,11 +133,7 @@ impl HostTensor {
         if self.data.iter().all(|x| x.is_finite()) {
             return Ok(());
         }
-        let first = self
-            .data
-            .iter()
-            .position(|x| !x.is_finite())
-            .expect("one is not finite");
+        let first = self.data.iter().position(|x| !x.is_finite()).expect("one is not finite");
         let count = self.data.iter().filter(|x| !x.is_finite()).count();
         let (row, col) = (first / self.cols, first % self.cols);
         bail!(

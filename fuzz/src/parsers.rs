@@ -51,126 +51,30 @@ pub struct Parser {
 
 /// All of them.
 pub const ALL: &[Parser] = &[
-    Parser {
-        name: "jsonl_rows",
-        run: jsonl_rows,
-        seeds: row_seeds,
-    },
-    Parser {
-        name: "token_file",
-        run: token_file,
-        seeds: token_file_seeds,
-    },
-    Parser {
-        name: "raw_tokens",
-        run: raw_tokens,
-        seeds: raw_token_seeds,
-    },
-    Parser {
-        name: "safetensors",
-        run: safetensors,
-        seeds: safetensors_seeds,
-    },
-    Parser {
-        name: "shard_index",
-        run: shard_index,
-        seeds: shard_index_seeds,
-    },
-    Parser {
-        name: "config_json",
-        run: config_json,
-        seeds: config_seeds,
-    },
-    Parser {
-        name: "adapter_config",
-        run: adapter_config,
-        seeds: adapter_config_seeds,
-    },
-    Parser {
-        name: "sentencepiece",
-        run: sentencepiece,
-        seeds: sentencepiece_seeds,
-    },
-    Parser {
-        name: "tokenizer_json_input",
-        run: tokenizer_json_input,
-        seeds: tokenizer_json_seeds,
-    },
-    Parser {
-        name: "tokenizer_config",
-        run: tokenizer_config,
-        seeds: tokenizer_config_seeds,
-    },
-    Parser {
-        name: "added_tokens",
-        run: added_tokens,
-        seeds: added_token_seeds,
-    },
-    Parser {
-        name: "manifest",
-        run: manifest_json,
-        seeds: manifest_seeds,
-    },
-    Parser {
-        name: "trainer_state",
-        run: trainer_state,
-        seeds: trainer_state_seeds,
-    },
-    Parser {
-        name: "settings_file",
-        run: settings_file,
-        seeds: settings_file_seeds,
-    },
-    Parser {
-        name: "jinja",
-        run: jinja,
-        seeds: jinja_seeds,
-    },
-    Parser {
-        name: "dolly",
-        run: dolly,
-        seeds: dolly_seeds,
-    },
-    Parser {
-        name: "oasst",
-        run: oasst,
-        seeds: oasst_seeds,
-    },
-    Parser {
-        name: "alpaca",
-        run: alpaca,
-        seeds: alpaca_seeds,
-    },
-    Parser {
-        name: "encoded_rows",
-        run: encoded_rows,
-        seeds: row_seeds,
-    },
-    Parser {
-        name: "pretrain_text",
-        run: pretrain_text,
-        seeds: text_seeds,
-    },
-    Parser {
-        name: "pretrain_jsonl",
-        run: pretrain_jsonl,
-        seeds: text_jsonl_seeds,
-    },
-    Parser {
-        name: "conversations",
-        run: conversations,
-        seeds: conversation_seeds,
-    },
-    Parser {
-        name: "metrics",
-        run: metrics,
-        seeds: metrics_seeds,
-    },
-    Parser {
-        name: "run_record",
-        run: run_record,
-        seeds: run_record_seeds,
-    },
+    Parser { name: "jsonl_rows", run: jsonl_rows, seeds: row_seeds },
+    Parser { name: "token_file", run: token_file, seeds: token_file_seeds },
+    Parser { name: "raw_tokens", run: raw_tokens, seeds: raw_token_seeds },
+    Parser { name: "safetensors", run: safetensors, seeds: safetensors_seeds },
+    Parser { name: "shard_index", run: shard_index, seeds: shard_index_seeds },
+    Parser { name: "config_json", run: config_json, seeds: config_seeds },
+    Parser { name: "adapter_config", run: adapter_config, seeds: adapter_config_seeds },
+    Parser { name: "sentencepiece", run: sentencepiece, seeds: sentencepiece_seeds },
+    Parser { name: "tokenizer_json_input", run: tokenizer_json_input, seeds: tokenizer_json_seeds },
+    Parser { name: "tokenizer_config", run: tokenizer_config, seeds: tokenizer_config_seeds },
+    Parser { name: "added_tokens", run: added_tokens, seeds: added_token_seeds },
+    Parser { name: "manifest", run: manifest_json, seeds: manifest_seeds },
+    Parser { name: "trainer_state", run: trainer_state, seeds: trainer_state_seeds },
+    Parser { name: "settings_file", run: settings_file, seeds: settings_file_seeds },
+    Parser { name: "jinja", run: jinja, seeds: jinja_seeds },
+    Parser { name: "dolly", run: dolly, seeds: dolly_seeds },
+    Parser { name: "oasst", run: oasst, seeds: oasst_seeds },
+    Parser { name: "alpaca", run: alpaca, seeds: alpaca_seeds },
+    Parser { name: "encoded_rows", run: encoded_rows, seeds: row_seeds },
+    Parser { name: "pretrain_text", run: pretrain_text, seeds: text_seeds },
+    Parser { name: "pretrain_jsonl", run: pretrain_jsonl, seeds: text_jsonl_seeds },
+    Parser { name: "conversations", run: conversations, seeds: conversation_seeds },
+    Parser { name: "metrics", run: metrics, seeds: metrics_seeds },
+    Parser { name: "run_record", run: run_record, seeds: run_record_seeds },
 ];
 
 /// The parser of a name.
@@ -189,12 +93,7 @@ pub fn scratch() -> PathBuf {
     }
     let make = || {
         let memory = Path::new("/dev/shm");
-        if memory.is_dir() {
-            tempfile::tempdir_in(memory)
-        } else {
-            tempfile::tempdir()
-        }
-        .expect("a temporary folder")
+        if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.expect("a temporary folder")
     };
     DIR.with(|d| d.get_or_init(make).path().to_path_buf())
 }
@@ -209,10 +108,7 @@ fn as_file(name: &str, bytes: &[u8]) -> PathBuf {
 
 fn jsonl_rows(bytes: &[u8]) {
     for bad_rows in [BadRows::Fail, BadRows::Skip] {
-        let options = RowOptions {
-            max_line_bytes: 1 << 16,
-            bad_rows,
-        };
+        let options = RowOptions { max_line_bytes: 1 << 16, bad_rows };
         if let Ok(rows) = parse_rows("rows.jsonl", bytes, &options) {
             for row in &rows.rows {
                 std::hint::black_box((row.prompt(), row.response(), row.context()));
@@ -277,10 +173,7 @@ fn safetensors(bytes: &[u8]) {
 }
 
 fn shard_index(bytes: &[u8]) {
-    as_file(
-        "model/config.json",
-        &file("tests/data/model/tiny-llama-tied/config.json"),
-    );
+    as_file("model/config.json", &file("tests/data/model/tiny-llama-tied/config.json"));
     as_file("model/model-00001-of-00002.safetensors", &safetensors_seeds()[1]);
     let path = as_file("model/model.safetensors.index.json", bytes);
     std::hint::black_box(ModelFiles::open(path.parent().expect("a folder")).is_ok());
@@ -299,10 +192,7 @@ fn config_json(bytes: &[u8]) {
 /// The configuration beside weights that fit, and weights beside a configuration that fits.
 fn adapter_config(bytes: &[u8]) {
     const GOLDEN: &str = "tests/data/golden/tiny-llama-tied/adapter_all";
-    as_file(
-        "adapter/adapter_model.safetensors",
-        &file(&format!("{GOLDEN}/adapter_model.safetensors")),
-    );
+    as_file("adapter/adapter_model.safetensors", &file(&format!("{GOLDEN}/adapter_model.safetensors")));
     let path = as_file("adapter/adapter_config.json", bytes);
     let Ok(adapter) = Adapter::open(path.parent().expect("a folder")) else {
         return;
@@ -322,10 +212,7 @@ fn sentencepiece(bytes: &[u8]) {
     t.add_chatml();
     for text in ["Hello,  world\n", "<|im_end|></s>", "é\u{1f642}\0\u{fffd}", ""] {
         if let Ok(ids) = t.encode(text) {
-            assert!(
-                !ids.iter().any(|&id| t.is_control(id)),
-                "a control token came from text"
-            );
+            assert!(!ids.iter().any(|&id| t.is_control(id)), "a control token came from text");
             std::hint::black_box(t.decode(&ids, Specials::Show));
         }
     }
@@ -339,12 +226,7 @@ fn tokenizer_json_input(bytes: &[u8]) {
 
 /// What stands beside one.
 fn tokenizer_config(bytes: &[u8]) {
-    for name in [
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "config.json",
-        "generation_config.json",
-    ] {
+    for name in ["tokenizer_config.json", "special_tokens_map.json", "config.json", "generation_config.json"] {
         as_file(&format!("beside/{name}"), bytes);
     }
     open_folder(&as_file("beside/tokenizer.json", &tokenizer_json_seeds()[0]));
@@ -357,10 +239,7 @@ fn open_folder(path: &Path) {
     t.add_chatml();
     for text in ["Hello,  world\n", "<|im_end|></s>", "é\u{1f642}\0\u{fffd}", ""] {
         if let Ok(ids) = t.encode(text) {
-            assert!(
-                !ids.iter().any(|&id| t.is_control(id)),
-                "a control token came from text"
-            );
+            assert!(!ids.iter().any(|&id| t.is_control(id)), "a control token came from text");
             std::hint::black_box(t.decode(&ids, Specials::Show));
         }
     }
@@ -466,10 +345,7 @@ fn encoded_rows(bytes: &[u8]) {
         let spec = RowSpec {
             max_seq_len: 48,
             overflow,
-            rows: RowOptions {
-                bad_rows,
-                ..RowOptions::default()
-            },
+            rows: RowOptions { bad_rows, ..RowOptions::default() },
             skip_log: None,
             cache_dir: scratch().join("encoded"),
         };
@@ -505,12 +381,7 @@ fn text_as(name: &str, bytes: &[u8]) {
         cache_dir: scratch().join("text"),
     };
     if let Ok(data) = pretrain::prepare(&spec, &small_tokenizer(), Progress::Hide, &mut |_| ()) {
-        assert!(
-            data.train
-                .sets()
-                .iter()
-                .all(|s| s.pieces.iter().all(|p| p.len <= 16 && p.len > 1))
-        );
+        assert!(data.train.sets().iter().all(|s| s.pieces.iter().all(|p| p.len <= 16 && p.len > 1)));
     }
     for entry in fs::read_dir(scratch().join("text")).into_iter().flatten().flatten() {
         if entry.path().extension().is_some_and(|e| e == "tok") {
@@ -545,11 +416,7 @@ fn run_record(bytes: &[u8]) {
 fn page_of(dir: &Path) {
     let to = scratch().join("report.html");
     if let Ok(page) = ringtune::commands::report::html_of(&[dir.to_path_buf()]) {
-        assert_eq!(
-            page.matches("<script").count(),
-            2,
-            "an element of a file is in the page"
-        );
+        assert_eq!(page.matches("<script").count(), 2, "an element of a file is in the page");
         fs::write(to, page).expect("a file can be written");
     }
 }

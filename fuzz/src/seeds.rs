@@ -48,19 +48,8 @@ pub fn row_seeds() -> Vec<Vec<u8>> {
 /// Inputs of `token_file`.
 pub fn token_file_seeds() -> Vec<Vec<u8>> {
     let doc = |n: u32| {
-        let encoded = Encoded {
-            tokens: (0..n).collect(),
-            supervised: (0..n).map(|i| i % 2 == 0).collect(),
-        };
-        (
-            DocInfo {
-                line: n,
-                n_targets: n / 2,
-                prompt_hash: 7,
-                source: 0,
-            },
-            encoded,
-        )
+        let encoded = Encoded { tokens: (0..n).collect(), supervised: (0..n).map(|i| i % 2 == 0).collect() };
+        (DocInfo { line: n, n_targets: n / 2, prompt_hash: 7, source: 0 }, encoded)
     };
     [300, 70_000]
         .into_iter()
@@ -69,10 +58,7 @@ pub fn token_file_seeds() -> Vec<Vec<u8>> {
                 vocab_size,
                 tokenizer_hash: "ab".repeat(32),
                 settings_hash: "cd".repeat(32),
-                meta: Meta {
-                    sources: vec!["a.jsonl".into()],
-                    ..Meta::default()
-                },
+                meta: Meta { sources: vec!["a.jsonl".into()], ..Meta::default() },
                 docs: [3, 17, 40].map(doc).to_vec(),
             };
             let path = scratch().join("seed.tok");
@@ -96,11 +82,7 @@ pub fn raw_token_seeds() -> Vec<Vec<u8>> {
 /// Inputs of `safetensors`.
 pub fn safetensors_seeds() -> Vec<Vec<u8>> {
     let path = scratch().join("seed.safetensors");
-    let t = HostTensor {
-        rows: 2,
-        cols: 3,
-        data: vec![0.5; 6],
-    };
+    let t = HostTensor { rows: 2, cols: 3, data: vec![0.5; 6] };
     let tensors = [("m.a".to_string(), t.clone()), ("v.a".to_string(), t)];
     write_state_tensors(&path, &tensors).expect("tensors can be written");
     let mixed = br#"{"__metadata__":{"format":"pt"},"a":{"dtype":"BF16","shape":[2,1],"data_offsets":[0,4]},"b":{"dtype":"F16","shape":[2],"data_offsets":[4,8]}}"#;
@@ -113,34 +95,20 @@ pub fn safetensors_seeds() -> Vec<Vec<u8>> {
 /// Inputs of `shard_index`.
 pub fn shard_index_seeds() -> Vec<Vec<u8>> {
     let text = r#"{"metadata": {"total_size": 8}, "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00001-of-00002.safetensors"}}"#;
-    vec![
-        text.into(),
-        br#"{"weight_map": {"a": "../x", "b": "model-00002-of-00002.safetensors"}}"#.to_vec(),
-    ]
+    vec![text.into(), br#"{"weight_map": {"a": "../x", "b": "model-00002-of-00002.safetensors"}}"#.to_vec()]
 }
 
 /// Inputs of `config`.
 pub fn config_seeds() -> Vec<Vec<u8>> {
-    let dirs = [
-        "tiny-llama-tied",
-        "llama3-rope",
-        "mistral-window",
-        "qwen2-untied",
-        "qwen3-tied",
-    ];
-    let mut all: Vec<Vec<u8>> = dirs
-        .iter()
-        .map(|d| file(&format!("tests/data/model/{d}/config.json")))
-        .collect();
+    let dirs = ["tiny-llama-tied", "llama3-rope", "mistral-window", "qwen2-untied", "qwen3-tied"];
+    let mut all: Vec<Vec<u8>> = dirs.iter().map(|d| file(&format!("tests/data/model/{d}/config.json"))).collect();
     all.push(file("tests/data/model/llama3-rope/config_v5.json"));
     all
 }
 
 /// Inputs of `adapter_config`.
 pub fn adapter_config_seeds() -> Vec<Vec<u8>> {
-    vec![file(
-        "tests/data/golden/tiny-llama-tied/adapter_all/adapter_config.json",
-    )]
+    vec![file("tests/data/golden/tiny-llama-tied/adapter_all/adapter_config.json")]
 }
 
 /// Models small enough to be loaded thousands of times: the smallest of the tests, and the start of a larger one.
@@ -186,16 +154,8 @@ pub fn manifest_seeds() -> Vec<Vec<u8>> {
 /// Inputs of `trainer_state`.
 pub fn trainer_state_seeds() -> Vec<Vec<u8>> {
     let settings = TrainSettings::default();
-    let facts = RunFacts {
-        settings: &settings,
-        output_dir: Path::new("out"),
-        max_steps: 40,
-    };
-    let mut value = RunState {
-        step: 3,
-        ..RunState::default()
-    }
-    .to_json(facts);
+    let facts = RunFacts { settings: &settings, output_dir: Path::new("out"), max_steps: 40 };
+    let mut value = RunState { step: 3, ..RunState::default() }.to_json(facts);
     value["ringtune"]["fingerprints"] = serde_json::json!({"data": "abc"});
     vec![value.to_string().into_bytes()]
 }
@@ -228,22 +188,13 @@ pub fn dolly_seeds() -> Vec<Vec<u8>> {
 pub fn oasst_seeds() -> Vec<Vec<u8>> {
     let flat = String::from_utf8(file("tests/data/prepare/raw_oasst_edge_messages.jsonl")).expect("UTF-8");
     let tree = br#"{"message_tree_id": "t", "tree_state": "ready_for_export", "prompt": {"message_id": "t", "text": "q", "role": "prompter", "lang": "en", "replies": [{"message_id": "u", "text": "a", "role": "assistant", "lang": "en", "rank": 0, "replies": []}]}}"#;
-    vec![
-        flat.lines().take(6).collect::<Vec<_>>().join("\n").into_bytes(),
-        tree.to_vec(),
-        gzip(tree),
-    ]
+    vec![flat.lines().take(6).collect::<Vec<_>>().join("\n").into_bytes(), tree.to_vec(), gzip(tree)]
 }
 
 /// Inputs of `alpaca`.
 pub fn alpaca_seeds() -> Vec<Vec<u8>> {
     let array = file("tests/data/prepare/raw_alpaca_edge.json");
-    vec![
-        parquet(Compression::UNCOMPRESSED),
-        parquet(Compression::SNAPPY),
-        gzip(&array),
-        array,
-    ]
+    vec![parquet(Compression::UNCOMPRESSED), parquet(Compression::SNAPPY), gzip(&array), array]
 }
 
 /// Inputs of `metrics`.
@@ -257,12 +208,7 @@ pub fn metrics_seeds() -> Vec<Vec<u8>> {
     let eval = r#"{"eval_loss": 2.5, "eval_perplexity": 12.2, "eval_mean_token_accuracy": 0.4, "eval_a_loss": 2.0, "eval_b_loss": 3.0, "epoch": 0.1, "step": 2}"#;
     let skipped =
         r#"{"step": 3, "epoch": 0.2, "skipped": "loss", "why": "the loss is not finite", "samples": ["a.jsonl:3"]}"#;
-    let whole = format!(
-        "{}\n{}\n{eval}\n{skipped}\n{}\n{{\"step\": 5, \"lo",
-        line(1),
-        line(2),
-        line(4)
-    );
+    let whole = format!("{}\n{}\n{eval}\n{skipped}\n{}\n{{\"step\": 5, \"lo", line(1), line(2), line(4));
     vec![whole.into_bytes(), format!("{}\n", line(1)).into_bytes()]
 }
 
@@ -308,10 +254,7 @@ fn parquet(compression: Compression) -> Vec<u8> {
 /// Inputs of `pretrain_text`.
 pub fn text_seeds() -> Vec<Vec<u8>> {
     let book = file("data/demo/pretrain_valid.txt");
-    vec![
-        book[..3000].to_vec(),
-        b"\xef\xbb\xbfone\r\n\r\n\r\ntwo\n\n\nthree".to_vec(),
-    ]
+    vec![book[..3000].to_vec(), b"\xef\xbb\xbfone\r\n\r\n\r\ntwo\n\n\nthree".to_vec()]
 }
 
 /// Inputs of `pretrain_jsonl`.
@@ -335,12 +278,7 @@ pub fn conversation_seeds() -> Vec<Vec<u8>> {
 /// Inputs of `tokenizer_json_input`: what ringtune exports of a small SentencePiece model.
 pub fn tokenizer_json_seeds() -> Vec<Vec<u8>> {
     let model = &sentencepiece_seeds()[1];
-    vec![
-        tokenizer_json(model, &[])
-            .expect("the seed is exported")
-            .to_string()
-            .into_bytes(),
-    ]
+    vec![tokenizer_json(model, &[]).expect("the seed is exported").to_string().into_bytes()]
 }
 
 /// Inputs of `tokenizer_config`.

@@ -52,10 +52,7 @@ pub fn load_adapter<B: Backend>(dev: &B, params: &mut Weights<Tensor<B>>, adapte
             let Some((a, b)) = adapter.lora(i, short)? else {
                 continue;
             };
-            let lora = Lora {
-                a: upload(dev, &a, DType::F32)?,
-                b: upload(dev, &b, DType::F32)?,
-            };
+            let lora = Lora { a: upload(dev, &a, DType::F32)?, b: upload(dev, &b, DType::F32)? };
             names::linear_mut(layer, place).lora = Some(lora);
         }
     }
@@ -78,13 +75,7 @@ pub struct DeviceSource<'a, B: Backend> {
 impl<'a, B: Backend> DeviceSource<'a, B> {
     /// The parameters themselves.
     pub fn new(dev: &'a B, config: &'a ModelConfig, params: &'a Weights<Tensor<B>>) -> Self {
-        Self {
-            dev,
-            config,
-            params: names::named(params),
-            master: Box::new(|_| None),
-            first_row: 0,
-        }
+        Self { dev, config, params: names::named(params), master: Box::new(|_| None), first_row: 0 }
     }
 
     /// With masters: `master(name)` is the f32 tensor of the trained rows of a weight; those of the embedding and head begin at
@@ -101,16 +92,10 @@ impl<'a, B: Backend> DeviceSource<'a, B> {
     /// # Errors
     /// If there is none of that name or the device refuses the copy.
     pub fn get(&self, name: &str) -> Result<HostTensor> {
-        let Some((_, tensor)) = self.params.iter().find(|(n, _)| n == name) else {
-            bail!("no weight {name}")
-        };
+        let Some((_, tensor)) = self.params.iter().find(|(n, _)| n == name) else { bail!("no weight {name}") };
         let mut host = download(self.dev, tensor)?;
         if let Some(master) = (self.master)(name) {
-            let start = if master.shape() == tensor.shape() {
-                0
-            } else {
-                self.first_row * tensor.cols()
-            };
+            let start = if master.shape() == tensor.shape() { 0 } else { self.first_row * tensor.cols() };
             self.dev.download(&mut host.data[start..start + master.len()], master)?;
         }
         Ok(host)

@@ -72,9 +72,7 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
 /// # Errors
 /// If one of them cannot be created.
 pub fn create_dir_all(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir)
-        .at(dir)
-        .context(|| "cannot create the folder".to_string())
+    fs::create_dir_all(dir).at(dir).context(|| "cannot create the folder".to_string())
 }
 
 /// Writes `path` through a temporary file beside it: content, flush, fsync, rename, fsync of the folder.
@@ -83,10 +81,7 @@ pub fn create_dir_all(dir: &Path) -> Result<()> {
 /// If anything of it fails; then `path` is as it was and the temporary file is removed.
 pub fn write_atomic(path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let dir = parent(path);
-    let name = path
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     ensure!(!name.is_empty(), "{}: not a file name", path.display());
     let temp = dir.join(format!(".{name}.{}.tmp", std::process::id()));
     let result = write_synced(&temp, content)
@@ -104,17 +99,8 @@ pub fn write_atomic(path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<
 /// # Errors
 /// If it cannot be created or written; `content` reports errors without the path, it is added here.
 pub fn write_synced(path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)
-        .at(path)?;
-    let mut out = Checked {
-        inner: BufWriter::with_capacity(1 << 20, file),
-        path,
-        failed: None,
-    };
+    let file = OpenOptions::new().write(true).create(true).truncate(true).open(path).at(path)?;
+    let mut out = Checked { inner: BufWriter::with_capacity(1 << 20, file), path, failed: None };
     let result = content(&mut out);
     if let Some(e) = out.failed.take() {
         return Err(e);

@@ -77,26 +77,14 @@ pub fn parse(text: &str) -> Result<HfConfig> {
             hidden_size / n_query
         }
     };
-    ensure!(
-        head_dim.is_multiple_of(2),
-        "head_dim {head_dim} is odd; rotary embeddings turn pairs"
-    );
+    ensure!(head_dim.is_multiple_of(2), "head_dim {head_dim} is odd; rotary embeddings turn pairs");
     let n_layers = keys.dim("num_hidden_layers")?;
-    ensure!(
-        n_layers <= MAX_LAYERS,
-        "num_hidden_layers: expected at most {MAX_LAYERS}, found {n_layers}"
-    );
+    ensure!(n_layers <= MAX_LAYERS, "num_hidden_layers: expected at most {MAX_LAYERS}, found {n_layers}");
     let vocab_size = keys.dim("vocab_size")?;
     let n_classes = keys.opt_dim("unpadded_vocab_size")?.unwrap_or(vocab_size);
-    ensure!(
-        n_classes <= vocab_size,
-        "unpadded_vocab_size {n_classes} is above vocab_size {vocab_size}"
-    );
+    ensure!(n_classes <= vocab_size, "unpadded_vocab_size {n_classes} is above vocab_size {vocab_size}");
     let rms_norm_eps = keys.opt_number("rms_norm_eps")?.unwrap_or(1e-6);
-    ensure!(
-        (0.0..1.0).contains(&rms_norm_eps),
-        "rms_norm_eps: expected 0 to below 1, found {rms_norm_eps}"
-    );
+    ensure!((0.0..1.0).contains(&rms_norm_eps), "rms_norm_eps: expected 0 to below 1, found {rms_norm_eps}");
     let (rope_theta, rope_scaling) = rope(&keys)?;
     let bias = keys.opt_bool("attention_bias")?.unwrap_or(false);
     let id = |key: &str| keys.opt_id(key);
@@ -107,11 +95,7 @@ pub fn parse(text: &str) -> Result<HfConfig> {
         hidden_size,
         intermediate_size: keys.dim("intermediate_size")?,
         n_layers,
-        heads: Heads {
-            n_query,
-            n_kv,
-            head_dim,
-        },
+        heads: Heads { n_query, n_kv, head_dim },
         max_position: keys.opt_dim("max_position_embeddings")?.unwrap_or(match architecture {
             Architecture::Llama => 2048,
             Architecture::Mistral => 131_072,
@@ -132,21 +116,14 @@ pub fn parse(text: &str) -> Result<HfConfig> {
         eos_token_ids: eos_ids(&keys)?,
         pad_token_id: id("pad_token_id")?,
     };
-    let ids = [
-        ("bos_token_id", model.bos_token_id),
-        ("pad_token_id", model.pad_token_id),
-    ];
+    let ids = [("bos_token_id", model.bos_token_id), ("pad_token_id", model.pad_token_id)];
     let eos = model.eos_token_ids.iter().map(|&e| ("eos_token_id", Some(e)));
     for (key, id) in ids.into_iter().chain(eos) {
         if let Some(id) = id.filter(|&id| id as usize >= vocab_size) {
             warnings.push(format!("config.json: {key} {id} is not below vocab_size {vocab_size}"));
         }
     }
-    Ok(HfConfig {
-        model,
-        dtype: dtype(&keys)?,
-        warnings,
-    })
+    Ok(HfConfig { model, dtype: dtype(&keys)?, warnings })
 }
 
 /// The family, from `model_type` and `architectures`, which have to agree.
@@ -166,11 +143,7 @@ fn architecture(keys: &Keys) -> Result<Architecture> {
         Some(Value::Array(list)) => {
             let fits = list.is_empty() || list.iter().any(|v| v.as_str() == Some(class));
             let found = || Value::Array(list.clone()).to_string();
-            ensure!(
-                fits,
-                "architectures: expected [{class:?}] for model_type {model_type}, found {}",
-                found()
-            );
+            ensure!(fits, "architectures: expected [{class:?}] for model_type {model_type}, found {}", found());
         }
         Some(other) => bail!("architectures: expected a list, found {}", kind(other)),
     }
@@ -180,15 +153,9 @@ fn architecture(keys: &Keys) -> Result<Architecture> {
 /// Refuses by name what would change the model's function, and notes what has no effect.
 fn refuse_unsupported(keys: &Keys, architecture: Architecture, warnings: &mut Vec<String>) -> Result<()> {
     if let Some(act) = keys.opt_text("hidden_act")? {
-        ensure!(
-            act == "silu" || act == "swish",
-            "hidden_act {act:?} is not supported; expected silu"
-        );
+        ensure!(act == "silu" || act == "swish", "hidden_act {act:?} is not supported; expected silu");
     }
-    ensure!(
-        !keys.opt_bool("mlp_bias")?.unwrap_or(false),
-        "mlp_bias true is not supported"
-    );
+    ensure!(!keys.opt_bool("mlp_bias")?.unwrap_or(false), "mlp_bias true is not supported");
     for key in ["quantization_config", "compression_config"] {
         ensure!(
             keys.get(key).is_none(),
@@ -217,19 +184,13 @@ fn refuse_unsupported(keys: &Keys, architecture: Architecture, warnings: &mut Ve
 fn rope(keys: &Keys) -> Result<(f64, RopeScaling)> {
     let v4_theta = keys.opt_number("rope_theta")?;
     let v4 = match keys.opt_object("rope_scaling")? {
-        Some(map) => Some(scaling(&Keys {
-            map,
-            prefix: "rope_scaling.",
-        })?),
+        Some(map) => Some(scaling(&Keys { map, prefix: "rope_scaling." })?),
         None => None,
     };
     let (theta, found) = match keys.opt_object("rope_parameters")? {
         None => (v4_theta, v4.unwrap_or(RopeScaling::Default)),
         Some(map) => {
-            let inner = Keys {
-                map,
-                prefix: "rope_parameters.",
-            };
+            let inner = Keys { map, prefix: "rope_parameters." };
             for key in ["full_attention", "sliding_attention"] {
                 ensure!(
                     inner.get(key).is_none(),
@@ -238,37 +199,24 @@ fn rope(keys: &Keys) -> Result<(f64, RopeScaling)> {
             }
             let theta = inner.opt_number("rope_theta")?;
             if let (Some(a), Some(b)) = (theta, v4_theta) {
-                ensure!(
-                    a == b,
-                    "rope_theta {b} and rope_parameters.rope_theta {a} contradict each other"
-                );
+                ensure!(a == b, "rope_theta {b} and rope_parameters.rope_theta {a} contradict each other");
             }
             let v5 = scaling(&inner)?;
             if let Some(v4) = v4 {
-                ensure!(
-                    v4 == v5,
-                    "rope_scaling and rope_parameters contradict each other: {v4:?} and {v5:?}"
-                );
+                ensure!(v4 == v5, "rope_scaling and rope_parameters contradict each other: {v4:?} and {v5:?}");
             }
             (theta.or(v4_theta), v5)
         }
     };
     let theta = theta.unwrap_or(10_000.0);
-    ensure!(
-        theta >= 1.0 && theta.is_finite(),
-        "rope_theta: expected at least 1, found {theta}"
-    );
+    ensure!(theta >= 1.0 && theta.is_finite(), "rope_theta: expected at least 1, found {theta}");
     Ok((theta, found))
 }
 
 /// One rope dictionary: `rope_type` (or the old `type`) and its numbers.
 fn scaling(keys: &Keys) -> Result<RopeScaling> {
     if let Some(f) = keys.opt_number("partial_rotary_factor")? {
-        ensure!(
-            f == 1.0,
-            "{}partial_rotary_factor {f} is not supported; expected 1",
-            keys.prefix
-        );
+        ensure!(f == 1.0, "{}partial_rotary_factor {f} is not supported; expected 1", keys.prefix);
     }
     let rope_type = match (keys.opt_text("rope_type")?, keys.opt_text("type")?) {
         (Some(a), Some(b)) if a != b => bail!("{}rope_type {a:?} and type {b:?} contradict each other", keys.prefix),
@@ -276,25 +224,15 @@ fn scaling(keys: &Keys) -> Result<RopeScaling> {
     };
     let positive = |key: &str| -> Result<f64> {
         let x = keys.number(key)?;
-        ensure!(
-            x > 0.0 && x.is_finite(),
-            "{}{key}: expected a positive number, found {x}",
-            keys.prefix
-        );
+        ensure!(x > 0.0 && x.is_finite(), "{}{key}: expected a positive number, found {x}", keys.prefix);
         Ok(x)
     };
     match rope_type {
         "default" => Ok(RopeScaling::Default),
-        "linear" => Ok(RopeScaling::Linear {
-            factor: positive("factor")?,
-        }),
+        "linear" => Ok(RopeScaling::Linear { factor: positive("factor")? }),
         "llama3" => {
             let (low, high) = (positive("low_freq_factor")?, positive("high_freq_factor")?);
-            ensure!(
-                low < high,
-                "{}low_freq_factor {low} is not below high_freq_factor {high}",
-                keys.prefix
-            );
+            ensure!(low < high, "{}low_freq_factor {low} is not below high_freq_factor {high}", keys.prefix);
             Ok(RopeScaling::Llama3 {
                 factor: positive("factor")?,
                 low_freq_factor: low,
@@ -302,10 +240,7 @@ fn scaling(keys: &Keys) -> Result<RopeScaling> {
                 original_max_position: keys.dim("original_max_position_embeddings")?,
             })
         }
-        other => bail!(
-            "{}rope_type {other:?} is not supported; expected default, linear or llama3",
-            keys.prefix
-        ),
+        other => bail!("{}rope_type {other:?} is not supported; expected default, linear or llama3", keys.prefix),
     }
 }
 
@@ -333,16 +268,10 @@ fn sliding_window(keys: &Keys, architecture: Architecture, n_layers: usize) -> R
     match keys.get("layer_types") {
         None => {}
         Some(Value::Array(types)) => {
-            ensure!(
-                types.len() == n_layers,
-                "layer_types: expected {n_layers} entries, found {}",
-                types.len()
-            );
+            ensure!(types.len() == n_layers, "layer_types: expected {n_layers} entries, found {}", types.len());
             let sliding = types.iter().filter(|t| t.as_str() == Some("sliding_attention")).count();
             let full = types.iter().filter(|t| t.as_str() == Some("full_attention")).count();
-            if let Some(t) = types
-                .iter()
-                .find(|t| !matches!(t.as_str(), Some("sliding_attention" | "full_attention")))
+            if let Some(t) = types.iter().find(|t| !matches!(t.as_str(), Some("sliding_attention" | "full_attention")))
             {
                 bail!("layer_types: {t} is not supported; expected full_attention or sliding_attention");
             }
@@ -387,10 +316,7 @@ fn dtype(keys: &Keys) -> Result<Option<SaveDType>> {
             "auto" => continue,
             other => bail!("{key} {other:?} is not supported; expected bfloat16, float16 or float32"),
         };
-        ensure!(
-            found.is_none_or(|f| f == this),
-            "dtype and torch_dtype contradict each other"
-        );
+        ensure!(found.is_none_or(|f| f == this), "dtype and torch_dtype contradict each other");
         found = Some(this);
     }
     Ok(found)
@@ -456,9 +382,7 @@ impl<'a> Keys<'a> {
     fn opt_dim(&self, key: &str) -> Result<Option<usize>> {
         let what = format!("a whole number from 1 to {MAX_DIM}");
         self.typed(key, &what, |v| {
-            v.as_u64()
-                .and_then(|n| usize::try_from(n).ok())
-                .filter(|n| (1..=MAX_DIM).contains(n))
+            v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=MAX_DIM).contains(n))
         })
     }
 
@@ -510,12 +434,7 @@ pub fn to_json(c: &ModelConfig, dtype: SaveDType) -> Value {
     let scaling = match c.rope_scaling {
         RopeScaling::Default => None,
         RopeScaling::Linear { factor } => Some(json!({"rope_type": "linear", "factor": factor})),
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position,
-        } => Some(json!({
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => Some(json!({
             "rope_type": "llama3",
             "factor": factor,
             "low_freq_factor": low_freq_factor,
@@ -570,11 +489,7 @@ pub fn to_json(c: &ModelConfig, dtype: SaveDType) -> Value {
             v["use_sliding_window"] = json!(windowed);
             v["sliding_window"] = json!(c.sliding_window);
             v["max_window_layers"] = json!(if windowed { 0 } else { c.n_layers });
-            let layer = if windowed {
-                "sliding_attention"
-            } else {
-                "full_attention"
-            };
+            let layer = if windowed { "sliding_attention" } else { "full_attention" };
             v["layer_types"] = json!(vec![layer; c.n_layers]);
         }
     }

@@ -48,9 +48,7 @@ pub struct FileRecord {
 /// If the file cannot be read.
 pub fn hash_file(path: &Path) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
-    File::open(path)
-        .and_then(|f| hasher.update_reader(f).map(drop))
-        .at(path)?;
+    File::open(path).and_then(|f| hasher.update_reader(f).map(drop)).at(path)?;
     Ok(hasher.finalize().to_hex().to_string())
 }
 
@@ -74,12 +72,7 @@ impl CheckpointWriter {
             fs::remove_dir_all(&temp).at(&temp)?;
         }
         fs::create_dir(&temp).at(&temp)?;
-        Ok(Self {
-            output_dir: output_dir.to_path_buf(),
-            temp,
-            step,
-            finished: false,
-        })
+        Ok(Self { output_dir: output_dir.to_path_buf(), temp, step, finished: false })
     }
 
     /// The temporary folder, for functions that write files into a folder.
@@ -103,12 +96,7 @@ impl CheckpointWriter {
         let mut files = BTreeMap::new();
         list_files(&self.temp, "", &mut files)?;
         ensure!(!files.is_empty(), "{}: a checkpoint without files", self.temp.display());
-        let manifest = Manifest {
-            format: FORMAT.to_string(),
-            version: VERSION,
-            step: self.step,
-            files,
-        };
+        let manifest = Manifest { format: FORMAT.to_string(), version: VERSION, step: self.step, files };
         let value = serde_json::to_value(&manifest).expect("a manifest always prints");
         write_json(&self.temp.join(MANIFEST), &value)?;
         Ok(manifest)
@@ -146,10 +134,7 @@ impl CheckpointWriter {
     }
 
     fn explain(&self, e: Error) -> Error {
-        e.context(format!(
-            "checkpoint at step {} was not written, earlier ones are untouched",
-            self.step
-        ))
+        e.context(format!("checkpoint at step {} was not written, earlier ones are untouched", self.step))
     }
 }
 
@@ -178,13 +163,7 @@ fn list_files(dir: &Path, prefix: &str, files: &mut BTreeMap<String, FileRecord>
         let file = File::open(&path).at(&path)?;
         file.sync_all().at(&path)?;
         let bytes = file.metadata().at(&path)?.len();
-        files.insert(
-            name,
-            FileRecord {
-                bytes,
-                blake3: hash_file(&path)?,
-            },
-        );
+        files.insert(name, FileRecord { bytes, blake3: hash_file(&path)? });
     }
     sync_dir(dir)
 }
@@ -203,28 +182,13 @@ pub fn verify(checkpoint: &Path) -> Result<Manifest> {
 fn read_manifest(checkpoint: &Path) -> Result<Manifest> {
     ensure!(checkpoint.is_dir(), "no such checkpoint folder");
     let path = checkpoint.join(MANIFEST);
-    ensure!(
-        path.is_file(),
-        "{MANIFEST} is missing; the checkpoint was not finished or is not one of ringtune"
-    );
+    ensure!(path.is_file(), "{MANIFEST} is missing; the checkpoint was not finished or is not one of ringtune");
     let text = read_text(&path, 64 << 20)?;
     let m: Manifest = serde_json::from_str(&text).map_err(|e| Error::new(format!("{MANIFEST} is damaged: {e}")))?;
-    ensure!(
-        m.format == FORMAT,
-        "{MANIFEST}: expected format {FORMAT:?}, found {:?}",
-        m.format
-    );
-    ensure!(
-        m.version == VERSION,
-        "{MANIFEST}: expected version {VERSION}, found {}",
-        m.version
-    );
+    ensure!(m.format == FORMAT, "{MANIFEST}: expected format {FORMAT:?}, found {:?}", m.format);
+    ensure!(m.version == VERSION, "{MANIFEST}: expected version {VERSION}, found {}", m.version);
     if let Some(step) = step_of(checkpoint) {
-        ensure!(
-            m.step == step,
-            "{MANIFEST} is of step {}, the folder's name says {step}",
-            m.step
-        );
+        ensure!(m.step == step, "{MANIFEST} is of step {}, the folder's name says {step}", m.step);
     }
     ensure!(!m.files.is_empty(), "{MANIFEST} lists no file");
     Ok(m)
@@ -232,27 +196,17 @@ fn read_manifest(checkpoint: &Path) -> Result<Manifest> {
 
 fn check_files(checkpoint: &Path, manifest: &Manifest) -> Result<()> {
     for (name, record) in &manifest.files {
-        let plain = Path::new(name)
-            .components()
-            .all(|c| matches!(c, std::path::Component::Normal(_)));
-        ensure!(
-            plain,
-            "{MANIFEST}: {name:?} is not the name of a file in the checkpoint"
-        );
+        let plain = Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)));
+        ensure!(plain, "{MANIFEST}: {name:?} is not the name of a file in the checkpoint");
         let path = checkpoint.join(name);
-        let Ok(meta) = fs::metadata(&path) else {
-            bail!("{name} is missing")
-        };
+        let Ok(meta) = fs::metadata(&path) else { bail!("{name} is missing") };
         let (want, got) = (record.bytes, meta.len());
         ensure!(want == got, "{name}: expected {want} bytes, found {got}");
     }
     // Sizes first: they are cheap and catch most damage before gigabytes are hashed.
     for (name, record) in &manifest.files {
         let found = hash_file(&checkpoint.join(name))?;
-        ensure!(
-            found == record.blake3,
-            "{name}: its content differs from the hash in {MANIFEST}"
-        );
+        ensure!(found == record.blake3, "{name}: its content differs from the hash in {MANIFEST}");
     }
     Ok(())
 }
@@ -357,11 +311,7 @@ pub fn rotate(output_dir: &Path, keep: usize, best: Option<&Path>, known_good: O
     let Some(excess) = others.len().checked_sub(keep).filter(|&n| n > 0) else {
         return Ok(Vec::new());
     };
-    let newest_valid = all
-        .iter()
-        .rev()
-        .map(|(_, p)| p)
-        .find(|p| same(p, known_good) || verify(p).is_ok());
+    let newest_valid = all.iter().rev().map(|(_, p)| p).find(|p| same(p, known_good) || verify(p).is_ok());
     let mut removed = Vec::new();
     for path in others.into_iter().take(excess).filter(|p| Some(*p) != newest_valid) {
         remove(path)?;

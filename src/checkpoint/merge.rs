@@ -13,22 +13,15 @@ use crate::model::config::ModelConfig;
 /// # Panics
 /// If the shapes disagree.
 pub fn add_update(w: &mut HostTensor, a: &HostTensor, b: &HostTensor, scale: f32) {
-    assert_eq!(
-        (w.rows, w.cols, b.cols),
-        (b.rows, a.cols, a.rows),
-        "merge: shapes of W, A and B"
-    );
+    assert_eq!((w.rows, w.cols, b.cols), (b.rows, a.cols, a.rows), "merge: shapes of W, A and B");
     let (cols, r) = (w.cols, a.rows);
-    w.data
-        .par_chunks_mut(cols)
-        .zip(b.data.par_chunks(r))
-        .for_each(|(row, b)| {
-            let mut delta = vec![0.0f32; cols];
-            for (k, &bk) in b.iter().enumerate() {
-                delta.iter_mut().zip(a.row(k)).for_each(|(d, &x)| *d += bk * x);
-            }
-            row.iter_mut().zip(&delta).for_each(|(w, &d)| *w += scale * d);
-        });
+    w.data.par_chunks_mut(cols).zip(b.data.par_chunks(r)).for_each(|(row, b)| {
+        let mut delta = vec![0.0f32; cols];
+        for (k, &bk) in b.iter().enumerate() {
+            delta.iter_mut().zip(a.row(k)).for_each(|(d, &x)| *d += bk * x);
+        }
+        row.iter_mut().zip(&delta).for_each(|(w, &d)| *w += scale * d);
+    });
 }
 
 /// A base model with the vocabulary an adapter brings, low-rank updates not applied: what base + adapter runs on.

@@ -20,11 +20,7 @@ pub struct WeightInfo {
 impl WeightInfo {
     /// The shape in files.
     pub fn file_shape(&self) -> Vec<usize> {
-        if self.vector {
-            vec![self.cols]
-        } else {
-            vec![self.rows, self.cols]
-        }
+        if self.vector { vec![self.cols] } else { vec![self.rows, self.cols] }
     }
 
     /// Number of elements.
@@ -71,12 +67,7 @@ pub fn linear_shape(c: &ModelConfig, short: &str) -> (usize, usize) {
 pub fn weights(c: &ModelConfig) -> Vec<WeightInfo> {
     let mut all = Vec::new();
     let mut push = |name: String, rows: usize, cols: usize, vector: bool| {
-        all.push(WeightInfo {
-            name,
-            rows,
-            cols,
-            vector,
-        });
+        all.push(WeightInfo { name, rows, cols, vector });
     };
     push(EMBED.to_string(), c.vocab_size, c.hidden_size, false);
     for i in 0..c.n_layers {
@@ -89,12 +80,7 @@ pub fn weights(c: &ModelConfig) -> Vec<WeightInfo> {
                     push(format!("{layer}.self_attn.q_norm.weight"), 1, c.heads.head_dim, true);
                     push(format!("{layer}.self_attn.k_norm.weight"), 1, c.heads.head_dim, true);
                 }
-                push(
-                    format!("{layer}.post_attention_layernorm.weight"),
-                    1,
-                    c.hidden_size,
-                    true,
-                );
+                push(format!("{layer}.post_attention_layernorm.weight"), 1, c.hidden_size, true);
             }
             push(format!("{layer}.{place}.weight"), rows, cols, false);
             let biased = match c.attention_bias {
@@ -123,10 +109,7 @@ pub fn named<T>(w: &Weights<T>) -> Vec<(String, &T)> {
         all.push((at("input_layernorm.weight"), &l.attn_norm));
         for (_, place) in LINEARS {
             if place == "mlp.gate_proj" {
-                let norms = [
-                    ("self_attn.q_norm.weight", &l.q_norm),
-                    ("self_attn.k_norm.weight", &l.k_norm),
-                ];
+                let norms = [("self_attn.q_norm.weight", &l.q_norm), ("self_attn.k_norm.weight", &l.k_norm)];
                 all.extend(norms.into_iter().filter_map(|(n, t)| Some((at(n), t.as_ref()?))));
                 all.push((at("post_attention_layernorm.weight"), &l.mlp_norm));
             }
@@ -190,36 +173,16 @@ pub fn build<T>(c: &ModelConfig, mut make: impl FnMut(&WeightInfo) -> Result<T>)
         let matrices = LINEARS.map(|(_, place)| take(&format!("{place}.weight")));
         let biases = LINEARS.map(|(_, place)| opt(&format!("{place}.bias")));
         let (q_norm, k_norm) = (opt("self_attn.q_norm.weight"), opt("self_attn.k_norm.weight"));
-        let mut products = matrices
-            .into_iter()
-            .zip(biases)
-            .map(|(w, bias)| Linear { w, bias, lora: None });
+        let mut products = matrices.into_iter().zip(biases).map(|(w, bias)| Linear { w, bias, lora: None });
         let mut next = || products.next().expect("seven products");
         let (q, k, v, o) = (next(), next(), next(), next());
         let (gate, up, down) = (next(), next(), next());
-        layers.push(Layer {
-            attn_norm,
-            q,
-            k,
-            v,
-            o,
-            q_norm,
-            k_norm,
-            mlp_norm,
-            gate,
-            up,
-            down,
-        });
+        layers.push(Layer { attn_norm, q, k, v, o, q_norm, k_norm, mlp_norm, gate, up, down });
     }
     let mut last = |name: &str| all.remove(name);
     let (embed, final_norm) = (last(EMBED), last("model.norm.weight"));
     let lm_head = last(LM_HEAD);
     assert!(all.is_empty(), "weights without a place: {:?}", all.keys());
     let expected = "`weights` lists the embedding and the final norm";
-    Ok(Weights {
-        embed: embed.expect(expected),
-        layers,
-        final_norm: final_norm.expect(expected),
-        lm_head,
-    })
+    Ok(Weights { embed: embed.expect(expected), layers, final_norm: final_norm.expect(expected), lm_head })
 }

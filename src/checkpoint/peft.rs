@@ -51,11 +51,7 @@ impl AdapterConfig {
 
     fn to_json(&self) -> Value {
         let whole = self.alpha.fract() == 0.0 && self.alpha.abs() < 1e15;
-        let alpha = if whole {
-            json!(self.alpha as i64)
-        } else {
-            json!(self.alpha)
-        };
+        let alpha = if whole { json!(self.alpha as i64) } else { json!(self.alpha) };
         json!({
             "alpha_pattern": {},
             "auto_mapping": null,
@@ -107,21 +103,13 @@ impl Adapter {
         let map = value.as_object().expect("read_json gives objects");
         let mut config = parse_config(map).context(|| path.display().to_string())?;
         if !dir.join(WEIGHTS).is_file() && dir.join("adapter_model.bin").is_file() {
-            bail!(
-                "{}: adapter_model.bin is not read; save the adapter with safe_serialization",
-                dir.display()
-            );
+            bail!("{}: adapter_model.bin is not read; save the adapter with safe_serialization", dir.display());
         }
         let file = TensorFile::open(&dir.join(WEIGHTS))?;
         let (targets, n_layers) = targets_in(&file, &config).context(|| file.path().display().to_string())?;
         check_target_modules(map, &targets).context(|| path.display().to_string())?;
         config.targets = targets;
-        Ok(Self {
-            dir: dir.to_path_buf(),
-            config,
-            file,
-            n_layers,
-        })
+        Ok(Self { dir: dir.to_path_buf(), config, file, n_layers })
     }
 
     /// The folder.
@@ -137,10 +125,7 @@ impl Adapter {
         if layer >= self.n_layers || !self.config.targets.iter().any(|t| t == short) {
             return Ok(None);
         }
-        let (_, place) = LINEARS
-            .into_iter()
-            .find(|(s, _)| *s == short)
-            .expect("one of the seven products");
+        let (_, place) = LINEARS.into_iter().find(|(s, _)| *s == short).expect("one of the seven products");
         let key = |part: &str| format!("{PREFIX}model.layers.{layer}.{place}.lora_{part}.weight");
         Ok(Some((self.file.load(&key("A"))?, self.file.load(&key("B"))?)))
     }
@@ -171,32 +156,19 @@ impl Adapter {
             base.n_layers
         );
         let expect = |key: &str, want: [usize; 2]| -> Result<()> {
-            let (got, _) = self
-                .file
-                .info(key)
-                .expect("the keys were checked when the adapter was opened");
-            ensure!(
-                got == want,
-                "{path}: {key}: expected shape {want:?} for this base model, found {got:?}"
-            );
+            let (got, _) = self.file.info(key).expect("the keys were checked when the adapter was opened");
+            ensure!(got == want, "{path}: {key}: expected shape {want:?} for this base model, found {got:?}");
             Ok(())
         };
         for layer in 0..self.n_layers {
-            for (short, place) in LINEARS
-                .iter()
-                .filter(|(s, _)| self.config.targets.iter().any(|t| t == s))
-            {
+            for (short, place) in LINEARS.iter().filter(|(s, _)| self.config.targets.iter().any(|t| t == s)) {
                 let (rows, cols) = names::linear_shape(base, short);
                 let key = |part: &str| format!("{PREFIX}model.layers.{layer}.{place}.lora_{part}.weight");
                 expect(&key("A"), [self.config.r, cols])?;
                 expect(&key("B"), [rows, self.config.r])?;
             }
         }
-        let rows = |name: &str| {
-            self.file
-                .info(&format!("{PREFIX}{name}"))
-                .map(|(shape, _)| shape.to_vec())
-        };
+        let rows = |name: &str| self.file.info(&format!("{PREFIX}{name}")).map(|(shape, _)| shape.to_vec());
         let mut config = base.clone();
         let (embed, head) = (rows(EMBED), rows(LM_HEAD));
         let Some(vocab) = embed.as_ref().or(head.as_ref()).map(|shape| shape[0]) else {
@@ -217,10 +189,7 @@ impl Adapter {
         }
         if base.tied && self.file.info(&format!("{PREFIX}{LM_HEAD}")).is_some() {
             let same = self.full(LM_HEAD)? == self.full(EMBED)?;
-            ensure!(
-                same,
-                "{path}: {LM_HEAD} differs from {EMBED}, but the base model ties them"
-            );
+            ensure!(same, "{path}: {LM_HEAD} differs from {EMBED}, but the base model ties them");
         }
         if vocab != base.vocab_size {
             config.vocab_size = vocab;
@@ -241,22 +210,14 @@ impl Adapter {
         }
         let name = &self.config.base;
         let config = self.dir.join(CONFIG);
-        ensure!(
-            !name.is_empty(),
-            "{}: base_model_name_or_path is empty; name the base model",
-            config.display()
-        );
+        ensure!(!name.is_empty(), "{}: base_model_name_or_path is empty; name the base model", config.display());
         let here = std::path::absolute(&self.dir).context(|| self.dir.display().to_string())?;
         let above = here.ancestors().take(4).map(|d| d.join(name));
         // An output folder that was moved still has the grown base in it, or above its checkpoints.
         let grown = Path::new(name).file_name().filter(|n| *n == RESIZED_BASE);
-        let beside = grown
-            .into_iter()
-            .flat_map(|n| here.ancestors().take(2).map(move |d| d.join(n)));
-        let found = std::iter::once(PathBuf::from(name))
-            .chain(above)
-            .chain(beside)
-            .find(|d| d.join("config.json").is_file());
+        let beside = grown.into_iter().flat_map(|n| here.ancestors().take(2).map(move |d| d.join(n)));
+        let found =
+            std::iter::once(PathBuf::from(name)).chain(above).chain(beside).find(|d| d.join("config.json").is_file());
         match found {
             Some(dir) => Ok(dir),
             None => bail!(
@@ -273,29 +234,14 @@ fn parse_config(map: &Map<String, Value>) -> Result<AdapterConfig> {
     let get = |key: &str| map.get(key).filter(|v| !v.is_null());
     let wrong = |key: &str, what: &str, v: &Value| Error::new(format!("{key}: expected {what}, found {v}"));
     let peft_type = get("peft_type").and_then(Value::as_str).unwrap_or("missing");
-    ensure!(
-        peft_type == "LORA",
-        "peft_type {peft_type} is not supported; expected LORA"
-    );
+    ensure!(peft_type == "LORA", "peft_type {peft_type} is not supported; expected LORA");
     if let Some(task) = get("task_type") {
-        ensure!(
-            task == "CAUSAL_LM",
-            "task_type {task} is not supported; expected CAUSAL_LM"
-        );
+        ensure!(task == "CAUSAL_LM", "task_type {task} is not supported; expected CAUSAL_LM");
     }
     // Settings that change what the adapter computes: only these values are understood.
     let fixed: [(&str, &[Value]); 5] = [
         ("bias", &[json!("none")]),
-        (
-            "init_lora_weights",
-            &[
-                json!(true),
-                json!(false),
-                json!("gaussian"),
-                json!("eva"),
-                json!("orthogonal"),
-            ],
-        ),
+        ("init_lora_weights", &[json!(true), json!(false), json!("gaussian"), json!("eva"), json!("orthogonal")]),
         ("megatron_config", &[]),
         ("layers_to_transform", &[]),
         ("exclude_modules", &[json!([])]),
@@ -337,48 +283,28 @@ fn parse_config(map: &Map<String, Value>) -> Result<AdapterConfig> {
         ensure!(off, "{key} is not supported; expected it to be off");
     }
     if let Some(list) = get("modules_to_save") {
-        let names = list
-            .as_array()
-            .ok_or_else(|| wrong("modules_to_save", "a list", list))?;
-        let other = names
-            .iter()
-            .find(|n| !matches!(n.as_str(), Some("embed_tokens" | "lm_head")));
+        let names = list.as_array().ok_or_else(|| wrong("modules_to_save", "a list", list))?;
+        let other = names.iter().find(|n| !matches!(n.as_str(), Some("embed_tokens" | "lm_head")));
         if let Some(n) = other {
             bail!("modules_to_save {n} is not supported; expected null, embed_tokens or lm_head");
         }
     }
     let Some(r) = get("r") else { bail!("missing key r") };
-    let rank = r
-        .as_u64()
-        .filter(|n| (1..=MAX_RANK).contains(n))
-        .ok_or_else(|| wrong("r", "a positive rank", r))?;
-    let Some(alpha) = get("lora_alpha") else {
-        bail!("missing key lora_alpha")
-    };
-    let finite = |key, v: &Value| {
-        v.as_f64()
-            .filter(|x| x.is_finite())
-            .ok_or_else(|| wrong(key, "a number", v))
-    };
+    let rank = r.as_u64().filter(|n| (1..=MAX_RANK).contains(n)).ok_or_else(|| wrong("r", "a positive rank", r))?;
+    let Some(alpha) = get("lora_alpha") else { bail!("missing key lora_alpha") };
+    let finite = |key, v: &Value| v.as_f64().filter(|x| x.is_finite()).ok_or_else(|| wrong(key, "a number", v));
     let dropout = get("lora_dropout").map_or(Ok(0.0), |v| finite("lora_dropout", v))?;
-    ensure!(
-        (0.0..1.0).contains(&dropout),
-        "lora_dropout: expected 0 to below 1, found {dropout}"
-    );
+    ensure!((0.0..1.0).contains(&dropout), "lora_dropout: expected 0 to below 1, found {dropout}");
     let base = match get("base_model_name_or_path") {
         None => String::new(),
-        Some(v) => v
-            .as_str()
-            .ok_or_else(|| wrong("base_model_name_or_path", "a path", v))?
-            .to_string(),
+        Some(v) => v.as_str().ok_or_else(|| wrong("base_model_name_or_path", "a path", v))?.to_string(),
     };
     Ok(AdapterConfig {
         r: rank as usize,
         alpha: finite("lora_alpha", alpha)?,
         dropout,
-        rslora: get("use_rslora").map_or(Ok(false), |v| {
-            v.as_bool().ok_or_else(|| wrong("use_rslora", "true or false", v))
-        })?,
+        rslora: get("use_rslora")
+            .map_or(Ok(false), |v| v.as_bool().ok_or_else(|| wrong("use_rslora", "true or false", v)))?,
         targets: Vec::new(),
         base,
     })
@@ -393,10 +319,7 @@ fn targets_in(file: &TensorFile, config: &AdapterConfig) -> Result<(Vec<String>,
         };
         if name == EMBED || name == LM_HEAD {
             let (shape, _) = file.info(key).expect("a name of the file");
-            ensure!(
-                shape.len() == 2,
-                "{key}: expected two dimensions, found shape {shape:?}"
-            );
+            ensure!(shape.len() == 2, "{key}: expected two dimensions, found shape {shape:?}");
             continue;
         }
         ensure!(!name.contains("lora_magnitude_vector"), "{key}: DoRA is not supported");
@@ -406,32 +329,15 @@ fn targets_in(file: &TensorFile, config: &AdapterConfig) -> Result<(Vec<String>,
         let (shape, dtype) = file.info(key).expect("a name of the file");
         let rank = if part == 0 { shape.first() } else { shape.get(1) };
         let (two, r) = (shape.len() == 2, config.r);
-        ensure!(
-            two && rank == Some(&r),
-            "{key}: expected rank {r} from {CONFIG}, found shape {shape:?}"
-        );
-        ensure!(
-            matches!(dtype.as_str(), "F32" | "BF16" | "F16"),
-            "{key}: element type {dtype} is not supported"
-        );
+        ensure!(two && rank == Some(&r), "{key}: expected rank {r} from {CONFIG}, found shape {shape:?}");
+        ensure!(matches!(dtype.as_str(), "F32" | "BF16" | "F16"), "{key}: element type {dtype} is not supported");
         layers.entry((layer, short)).or_default()[part] = true;
     }
-    let Some(n_layers) = layers.keys().map(|(i, _)| i + 1).max() else {
-        bail!("no low-rank update in it")
-    };
-    let targets: Vec<String> = LINEARS
-        .iter()
-        .map(|(s, _)| *s)
-        .filter(|s| layers.keys().any(|(_, t)| t == s))
-        .map(String::from)
-        .collect();
+    let Some(n_layers) = layers.keys().map(|(i, _)| i + 1).max() else { bail!("no low-rank update in it") };
+    let targets: Vec<String> =
+        LINEARS.iter().map(|(s, _)| *s).filter(|s| layers.keys().any(|(_, t)| t == s)).map(String::from).collect();
     // The count is bounded by the keys, so that a layer number of 10^9 in a hostile file costs nothing.
-    ensure!(
-        n_layers <= layers.len(),
-        "layers up to {} but only {} updates",
-        n_layers - 1,
-        layers.len()
-    );
+    ensure!(n_layers <= layers.len(), "layers up to {} but only {} updates", n_layers - 1, layers.len());
     for i in 0..n_layers {
         for t in &targets {
             match layers.get(&(i, t.as_str())) {
@@ -464,9 +370,7 @@ fn check_target_modules(map: &Map<String, Value>, targets: &[String]) -> Result<
         return Ok(());
     };
     for module in list {
-        let Some(name) = module.as_str() else {
-            bail!("target_modules: expected names, found {module}")
-        };
+        let Some(name) = module.as_str() else { bail!("target_modules: expected names, found {module}") };
         let short = name.rsplit('.').next().unwrap_or(name);
         ensure!(
             targets.iter().any(|t| t == short),
@@ -492,11 +396,7 @@ pub fn save_adapter(
     create_dir_all(dir)?;
     let mut entries = Vec::new();
     let mut push = |name: &str, shape: [usize; 2]| {
-        entries.push(Entry {
-            name: format!("{PREFIX}{name}"),
-            shape: shape.to_vec(),
-            dtype: SaveDType::F32,
-        });
+        entries.push(Entry { name: format!("{PREFIX}{name}"), shape: shape.to_vec(), dtype: SaveDType::F32 });
     };
     for layer in 0..model.n_layers {
         for (short, place) in LINEARS.iter().filter(|(s, _)| config.targets.iter().any(|t| t == s)) {
@@ -511,11 +411,7 @@ pub fn save_adapter(
             push(LM_HEAD, [model.vocab_size, model.hidden_size]);
         }
     }
-    let strip = |key: &str| {
-        key.strip_prefix(PREFIX)
-            .expect("the keys were made with it")
-            .to_string()
-    };
+    let strip = |key: &str| key.strip_prefix(PREFIX).expect("the keys were made with it").to_string();
     write_tensors(&dir.join(WEIGHTS), &entries, |key| load(&strip(key)))?;
     write_json(&dir.join(CONFIG), &config.to_json())
 }

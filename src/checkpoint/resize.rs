@@ -47,28 +47,18 @@ impl<'a> Resized<'a> {
         let mut config = base.config().clone();
         let (old_rows, old_classes) = (config.vocab_size, config.n_classes);
         for t in &how.tokens {
-            ensure!(
-                t.like < old_classes,
-                "token {} starts from token {}, the model has {old_classes}",
-                t.id,
-                t.like
-            );
+            ensure!(t.like < old_classes, "token {} starts from token {}, the model has {old_classes}", t.id, t.like);
         }
         let classes = how.tokens.iter().map(|t| t.id + 1).fold(old_classes, usize::max);
         let rows = classes.max(old_rows);
         // A vocabulary with a hole would have rows that nothing initialises.
         let new = how.tokens.iter().filter(|t| t.id >= old_rows).count();
-        ensure!(
-            rows - old_rows == new,
-            "new token ids have to follow the vocabulary of {old_rows} without a gap"
-        );
+        ensure!(rows - old_rows == new, "new token ids have to follow the vocabulary of {old_rows} without a gap");
         config.n_classes = classes;
         config.vocab_size = rows;
         if let Some(pad_to) = how.pad_to {
             if pad_to < rows {
-                return Err(Error::usage(format!(
-                    "--pad-vocab-to {pad_to}: the vocabulary already has {rows} tokens"
-                )));
+                return Err(Error::usage(format!("--pad-vocab-to {pad_to}: the vocabulary already has {rows} tokens")));
             }
             config.vocab_size = pad_to;
         }
@@ -104,10 +94,6 @@ impl TensorSource for Resized<'_> {
 
     fn load(&self, name: &str) -> Result<HostTensor> {
         let t = self.base.load(name)?;
-        Ok(if matches!(name, EMBED | LM_HEAD) {
-            self.grow(name, t)
-        } else {
-            t
-        })
+        Ok(if matches!(name, EMBED | LM_HEAD) { self.grow(name, t) } else { t })
     }
 }

@@ -43,12 +43,7 @@ impl TensorFile {
         let file = File::open(path).at(path)?;
         let meta = file.metadata().at(path)?;
         ensure!(meta.is_file(), "{}: expected a file", path.display());
-        ensure!(
-            meta.len() >= 8,
-            "{}: {} bytes are too few for a safetensors file",
-            path.display(),
-            meta.len()
-        );
+        ensure!(meta.len() >= 8, "{}: {} bytes are too few for a safetensors file", path.display(), meta.len());
         // SAFETY: the mapping is read-only. ringtune replaces files by rename and never writes into one, so its own writers
         // cannot change a mapped file; another process that truncates it under us would end this one with SIGBUS, as with any
         // mapped file, and no value is trusted before it was checked.
@@ -66,29 +61,10 @@ impl TensorFile {
             missing == 0,
             "the file is cut short: the header describes {need} bytes of data, {missing} of them are missing"
         );
-        ensure!(
-            need == have,
-            "{} bytes beyond the data that the header describes",
-            have - need
-        );
-        let metadata = header
-            .metadata()
-            .iter()
-            .flatten()
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect();
-        let tensors = header
-            .tensors()
-            .into_iter()
-            .map(|(name, info)| (name, info.clone()))
-            .collect();
-        Ok(Self {
-            path: path.to_path_buf(),
-            map,
-            data_start,
-            tensors,
-            metadata,
-        })
+        ensure!(need == have, "{} bytes beyond the data that the header describes", have - need);
+        let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let tensors = header.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+        Ok(Self { path: path.to_path_buf(), map, data_start, tensors, metadata })
     }
 
     /// The file.
@@ -108,9 +84,7 @@ impl TensorFile {
 
     /// Shape and element type of a tensor (`F32`, `BF16`, …).
     pub fn info(&self, name: &str) -> Option<(&[usize], String)> {
-        self.tensors
-            .get(name)
-            .map(|t| (t.shape.as_slice(), format!("{:?}", t.dtype)))
+        self.tensors.get(name).map(|t| (t.shape.as_slice(), format!("{:?}", t.dtype)))
     }
 
     /// Decodes a tensor of one or two dimensions to f32; bf16 and f16 widen exactly. Values that are not finite are refused.
@@ -126,9 +100,7 @@ impl TensorFile {
     }
 
     fn decode(&self, name: &str) -> Result<HostTensor> {
-        let Some(info) = self.tensors.get(name) else {
-            bail!("no such tensor")
-        };
+        let Some(info) = self.tensors.get(name) else { bail!("no such tensor") };
         let (rows, cols) = match *info.shape.as_slice() {
             [n] => (1, n),
             [r, c] => (r, c),
@@ -139,21 +111,15 @@ impl TensorFile {
         let mut data = vec![0.0f32; rows * cols];
         let chunk = 1 << 16;
         let widen = |size: usize, one: fn(&[u8]) -> f32, data: &mut [f32]| {
-            data.par_chunks_mut(chunk)
-                .zip(bytes.par_chunks(chunk * size))
-                .for_each(|(out, src)| {
-                    for (x, b) in out.iter_mut().zip(src.chunks_exact(size)) {
-                        *x = one(b);
-                    }
-                });
+            data.par_chunks_mut(chunk).zip(bytes.par_chunks(chunk * size)).for_each(|(out, src)| {
+                for (x, b) in out.iter_mut().zip(src.chunks_exact(size)) {
+                    *x = one(b);
+                }
+            });
         };
         match info.dtype {
             Dtype::F32 => widen(4, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]), &mut data),
-            Dtype::BF16 => widen(
-                2,
-                |b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16),
-                &mut data,
-            ),
+            Dtype::BF16 => widen(2, |b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16), &mut data),
             Dtype::F16 => widen(2, |b| f16::from_le_bytes([b[0], b[1]]).to_f32(), &mut data),
             other => bail!("element type {other:?} is not supported; expected F32, BF16 or F16"),
         }
@@ -203,17 +169,9 @@ impl ModelFiles {
     /// # Errors
     /// If a file is missing or damaged, or a weight is missing, unexpected or of another shape than config.json says.
     pub fn open(dir: &Path) -> Result<Self> {
-        ensure!(
-            dir.is_dir(),
-            "{}: expected a model folder, found {}",
-            dir.display(),
-            found_instead(dir)
-        );
+        ensure!(dir.is_dir(), "{}: expected a model folder, found {}", dir.display(), found_instead(dir));
         if !dir.join("config.json").is_file() && dir.join("adapter_config.json").is_file() {
-            bail!(
-                "{}: this is an adapter, not a model; expected config.json",
-                dir.display()
-            );
+            bail!("{}: this is an adapter, not a model; expected config.json", dir.display());
         }
         let config = hf_config::read(dir)?;
         let (files, index) = open_shards(dir)?;
@@ -229,12 +187,7 @@ impl ModelFiles {
         if let Some(index) = index {
             check_index(dir, &index, &files, &place)?;
         }
-        let model = Self {
-            dir: dir.to_path_buf(),
-            config,
-            files,
-            place,
-        };
+        let model = Self { dir: dir.to_path_buf(), config, files, place };
         model.check_weights()?;
         Ok(model)
     }
@@ -268,11 +221,8 @@ impl ModelFiles {
     fn check_weights(&self) -> Result<()> {
         let expected = names::weights(&self.config.model);
         let dir = self.dir.display();
-        let missing: Vec<&str> = expected
-            .iter()
-            .filter(|w| !self.place.contains_key(&w.name))
-            .map(|w| w.name.as_str())
-            .collect();
+        let missing: Vec<&str> =
+            expected.iter().filter(|w| !self.place.contains_key(&w.name)).map(|w| w.name.as_str()).collect();
         if let Some(first) = missing.first() {
             let hint = match *first {
                 LM_HEAD => "; set tie_word_embeddings to true in config.json if the head is the embedding",
@@ -282,16 +232,10 @@ impl ModelFiles {
         }
         let known: std::collections::BTreeSet<&str> = expected.iter().map(|w| w.name.as_str()).collect();
         let tied = self.config.model.tied;
-        let unexpected: Vec<&String> = self
-            .place
-            .keys()
-            .filter(|n| !known.contains(n.as_str()) && !ignorable(n, tied))
-            .collect();
+        let unexpected: Vec<&String> =
+            self.place.keys().filter(|n| !known.contains(n.as_str()) && !ignorable(n, tied)).collect();
         if let Some(first) = unexpected.first() {
-            bail!(
-                "{dir}: unexpected weight {first}{}; config.json does not describe it",
-                and_more(unexpected.len())
-            );
+            bail!("{dir}: unexpected weight {first}{}; config.json does not describe it", and_more(unexpected.len()));
         }
         expected.iter().try_for_each(|w| self.check_weight(w))
     }
@@ -336,11 +280,7 @@ fn ignorable(name: &str, tied: bool) -> bool {
 }
 
 fn and_more(n: usize) -> String {
-    if n > 1 {
-        format!(" (and {} more)", n - 1)
-    } else {
-        String::new()
-    }
+    if n > 1 { format!(" (and {} more)", n - 1) } else { String::new() }
 }
 
 fn found_instead(dir: &Path) -> &'static str {
@@ -356,15 +296,8 @@ fn open_shards(dir: &Path) -> Result<(Vec<TensorFile>, Option<Value>)> {
     }
     if !index_path.is_file() {
         let pickle = dir.join("pytorch_model.bin").is_file() || dir.join("pytorch_model.bin.index.json").is_file();
-        let hint = if pickle {
-            "; pytorch_model.bin is not read, save the model with safe_serialization"
-        } else {
-            ""
-        };
-        bail!(
-            "{}: neither model.safetensors nor model.safetensors.index.json is there{hint}",
-            dir.display()
-        );
+        let hint = if pickle { "; pytorch_model.bin is not read, save the model with safe_serialization" } else { "" };
+        bail!("{}: neither model.safetensors nor model.safetensors.index.json is there{hint}", dir.display());
     }
     let text = read_text(&index_path, 256 << 20)?;
     let index: Value =
@@ -374,38 +307,23 @@ fn open_shards(dir: &Path) -> Result<(Vec<TensorFile>, Option<Value>)> {
     };
     let mut shards = std::collections::BTreeSet::new();
     for (name, file) in map {
-        let Some(file) = file.as_str() else {
-            bail!("{}: {name}: expected a file name", index_path.display())
-        };
+        let Some(file) = file.as_str() else { bail!("{}: {name}: expected a file name", index_path.display()) };
         // A name with a folder in it could reach outside the model folder.
         let plain = Path::new(file).components().count() == 1 && !file.contains(['/', '\\']) && file != "..";
-        ensure!(
-            plain,
-            "{}: {name}: {file:?} is not a plain file name",
-            index_path.display()
-        );
+        ensure!(plain, "{}: {name}: {file:?} is not a plain file name", index_path.display());
         shards.insert(file.to_string());
     }
     ensure!(!shards.is_empty(), "{}: weight_map is empty", index_path.display());
-    let files = shards
-        .iter()
-        .map(|s| TensorFile::open(&dir.join(s)))
-        .collect::<Result<_>>()?;
+    let files = shards.iter().map(|s| TensorFile::open(&dir.join(s))).collect::<Result<_>>()?;
     Ok((files, Some(index)))
 }
 
 /// Whether the index tells the truth about its shards.
 fn check_index(dir: &Path, index: &Value, files: &[TensorFile], place: &BTreeMap<String, usize>) -> Result<()> {
-    let map = index
-        .get("weight_map")
-        .and_then(Value::as_object)
-        .expect("checked when the shards were opened");
+    let map = index.get("weight_map").and_then(Value::as_object).expect("checked when the shards were opened");
     for (name, shard) in map {
         let shard = shard.as_str().expect("checked when the shards were opened");
-        let found = place
-            .get(name)
-            .and_then(|&i| files[i].path.file_name())
-            .and_then(|f| f.to_str());
+        let found = place.get(name).and_then(|&i| files[i].path.file_name()).and_then(|f| f.to_str());
         let dir = dir.display();
         match found {
             Some(file) if file == shard => {}

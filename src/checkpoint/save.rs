@@ -27,10 +27,7 @@ pub struct SaveOptions {
 impl Default for SaveOptions {
     /// bf16 in shards of 5 GB, transformers' default.
     fn default() -> Self {
-        Self {
-            dtype: SaveDType::Bf16,
-            max_shard_bytes: 5_000_000_000,
-        }
+        Self { dtype: SaveDType::Bf16, max_shard_bytes: 5_000_000_000 }
     }
 }
 
@@ -53,9 +50,7 @@ pub fn parse_size(text: &str) -> Result<u64> {
     };
     let bytes = t[..digits].parse::<f64>().map_or(0.0, |n| n * unit as f64);
     if !(1.0..1e18).contains(&bytes) {
-        return Err(Error::usage(format!(
-            "expected a size such as 5GB or 500MB, found {text:?}"
-        )));
+        return Err(Error::usage(format!("expected a size such as 5GB or 500MB, found {text:?}")));
     }
     Ok(bytes as u64)
 }
@@ -78,18 +73,10 @@ pub fn save_model(dir: &Path, source: &dyn TensorSource, options: SaveOptions) -
     let mut weight_map = Map::new();
     let mut written = Vec::new();
     for (i, shard) in shards.iter().enumerate() {
-        let entries: Vec<Entry> = shard
-            .iter()
-            .map(|w| Entry {
-                name: w.name.clone(),
-                shape: w.file_shape(),
-                dtype: options.dtype,
-            })
-            .collect();
+        let entries: Vec<Entry> =
+            shard.iter().map(|w| Entry { name: w.name.clone(), shape: w.file_shape(), dtype: options.dtype }).collect();
         write_tensors(&dir.join(file_name(i)), &entries, |name| source.load(name))?;
-        shard
-            .iter()
-            .for_each(|w| drop(weight_map.insert(w.name.clone(), json!(file_name(i)))));
+        shard.iter().for_each(|w| drop(weight_map.insert(w.name.clone(), json!(file_name(i)))));
         written.push(file_name(i));
     }
     if !single {
@@ -160,13 +147,7 @@ pub fn write_tensors<T: std::borrow::Borrow<HostTensor>>(
             let tensor = load(&entry.name)?;
             let tensor: &HostTensor = tensor.borrow();
             let expected: usize = entry.shape.iter().product();
-            assert_eq!(
-                tensor.data.len(),
-                expected,
-                "{}: elements for shape {:?}",
-                entry.name,
-                entry.shape
-            );
+            assert_eq!(tensor.data.len(), expected, "{}: elements for shape {:?}", entry.name, entry.shape);
             write_values(out, tensor, entry)?;
         }
         Ok(())
@@ -186,11 +167,7 @@ fn header(entries: &[Entry]) -> Result<Vec<u8>> {
         };
         infos.push((
             e.name.clone(),
-            TensorInfo {
-                dtype,
-                shape: e.shape.clone(),
-                data_offsets: (offset, offset + bytes),
-            },
+            TensorInfo { dtype, shape: e.shape.clone(), data_offsets: (offset, offset + bytes) },
         ));
         offset += bytes;
     }
@@ -227,11 +204,7 @@ fn write_values(out: &mut dyn Write, tensor: &HostTensor, entry: &Entry) -> Resu
         };
         if !fits {
             let largest = chunk.iter().fold(0.0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
-            bail!(
-                "{}: value {largest} does not fit {}",
-                entry.name,
-                entry.dtype.torch_name()
-            );
+            bail!("{}: value {largest} does not fit {}", entry.name, entry.dtype.torch_name());
         }
         out.write_all(&bytes)?;
     }

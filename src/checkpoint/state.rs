@@ -23,11 +23,7 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 pub fn write_state_tensors(path: &Path, tensors: &[(String, HostTensor)]) -> Result<()> {
     let entries: Vec<Entry> = tensors
         .iter()
-        .map(|(name, t)| Entry {
-            name: name.clone(),
-            shape: vec![t.rows, t.cols],
-            dtype: SaveDType::F32,
-        })
+        .map(|(name, t)| Entry { name: name.clone(), shape: vec![t.rows, t.cols], dtype: SaveDType::F32 })
         .collect();
     let mut at = 0;
     write_tensors(path, &entries, |name| {
@@ -43,9 +39,7 @@ pub fn write_state_tensors(path: &Path, tensors: &[(String, HostTensor)]) -> Res
 /// If the file is missing or damaged.
 pub fn read_state_tensors(path: &Path) -> Result<Vec<(String, HostTensor)>> {
     let file = TensorFile::open(path)?;
-    file.names()
-        .map(|name| Ok((name.to_string(), file.load(name)?)))
-        .collect()
+    file.names().map(|name| Ok((name.to_string(), file.load(name)?))).collect()
 }
 
 /// Hashes of what a run depends on, by name: `data`, `tokenizer`, `base_model`, `config`, …
@@ -62,9 +56,7 @@ impl Fingerprints {
         let names: std::collections::BTreeSet<&String> = self.0.keys().chain(now.0.keys()).collect();
         if let Some(unknown) = allowed.iter().find(|a| !names.contains(a)) {
             let known = names.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ");
-            return Err(Error::usage(format!(
-                "--allow-changed {unknown}: expected one of {known}"
-            )));
+            return Err(Error::usage(format!("--allow-changed {unknown}: expected one of {known}")));
         }
         let mut changed = Vec::new();
         for name in names {

@@ -62,10 +62,7 @@ impl TokenizerFiles<'_> {
     /// Ids that end generation: with ChatML `[im_end, eos]`, else `[eos]`, then those besides.
     pub fn stop_ids(&self) -> Vec<u32> {
         let mut ids = Vec::new();
-        for id in [self.end().id, self.eos.id]
-            .into_iter()
-            .chain(self.more_stops.iter().copied())
-        {
+        for id in [self.end().id, self.eos.id].into_iter().chain(self.more_stops.iter().copied()) {
             if !ids.contains(&id) {
                 ids.push(id);
             }
@@ -96,10 +93,8 @@ impl TokenizerFiles<'_> {
         write_json(&dir.join("tokenizer_config.json"), &self.tokenizer_config())?;
         write_json(&dir.join("special_tokens_map.json"), &self.special_tokens_map())?;
         write_json(&dir.join("generation_config.json"), &self.generation_config())?;
-        let optional = [
-            ("added_tokens.json", self.added_tokens()),
-            ("chat_template.jinja", self.chat_template.map(String::from)),
-        ];
+        let optional =
+            [("added_tokens.json", self.added_tokens()), ("chat_template.jinja", self.chat_template.map(String::from))];
         for (name, content) in optional {
             let path = dir.join(name);
             match content {
@@ -199,11 +194,7 @@ impl TokenizerFiles<'_> {
                 let known = from["additional_special_tokens"].as_array().into_iter().flatten();
                 let text = |t: &Value| t.as_str().or(t["content"].as_str()).map(String::from);
                 let known: Vec<Value> = known.filter_map(text).map(Value::from).collect();
-                more.extend(
-                    known
-                        .into_iter()
-                        .filter(|t| *t != im_start.text.as_str() && *t != im_end.text.as_str()),
-                );
+                more.extend(known.into_iter().filter(|t| *t != im_start.text.as_str() && *t != im_end.text.as_str()));
             }
             v["additional_special_tokens"] = json!(more);
         }
@@ -212,11 +203,7 @@ impl TokenizerFiles<'_> {
 
     fn generation_config(&self) -> Value {
         let stops = self.stop_ids();
-        let eos = if stops.len() == 1 {
-            json!(stops[0])
-        } else {
-            json!(stops)
-        };
+        let eos = if stops.len() == 1 { json!(stops[0]) } else { json!(stops) };
         let id = |token: &Option<SpecialToken>| token.as_ref().map(|t| t.id);
         json!({"bos_token_id": id(&self.bos), "eos_token_id": eos, "pad_token_id": id(&self.pad)})
     }
@@ -235,9 +222,7 @@ pub fn read_added_tokens(dir: &Path) -> Result<Vec<SpecialToken>> {
     let mut tokens = Vec::new();
     for (text, id) in value.as_object().expect("read_json gives objects") {
         let found = id.as_u64().and_then(|id| u32::try_from(id).ok());
-        let Some(id) = found else {
-            crate::bail!("{}: {text:?}: expected a token id, found {id}", path.display())
-        };
+        let Some(id) = found else { crate::bail!("{}: {text:?}: expected a token id, found {id}", path.display()) };
         tokens.push(SpecialToken { text: text.clone(), id });
     }
     tokens.sort_by_key(|t| t.id);
@@ -262,11 +247,7 @@ const TOKENIZER_FILES: [&str; 9] = [
 /// # Errors
 /// If a file cannot be read or written.
 pub fn copy_tokenizer(folders: &[&Path], to: &Path) -> Result<Option<PathBuf>> {
-    let has = |dir: &Path| {
-        ["tokenizer.model", "tokenizer.json"]
-            .iter()
-            .any(|n| dir.join(n).is_file())
-    };
+    let has = |dir: &Path| ["tokenizer.model", "tokenizer.json"].iter().any(|n| dir.join(n).is_file());
     let Some(from) = folders.iter().find(|d| has(d)) else {
         return Ok(None);
     };
@@ -317,15 +298,9 @@ mod tests {
         assert_eq!(config["added_tokens_decoder"]["4097"]["content"], "<|im_end|>");
         assert_eq!(config["chat_template"], "{{ x }}");
         assert_eq!(json(dir.path(), "special_tokens_map.json")["eos_token"], "<|im_end|>");
-        assert_eq!(
-            json(dir.path(), "generation_config.json")["eos_token_id"],
-            json!([4097, 3])
-        );
+        assert_eq!(json(dir.path(), "generation_config.json")["eos_token_id"], json!([4097, 3]));
         assert_eq!(std::fs::read(dir.path().join("tokenizer.model")).unwrap(), b"model");
-        assert_eq!(
-            std::fs::read_to_string(dir.path().join("chat_template.jinja")).unwrap(),
-            "{{ x }}"
-        );
+        assert_eq!(std::fs::read_to_string(dir.path().join("chat_template.jinja")).unwrap(), "{{ x }}");
         assert_eq!(read_added_tokens(dir.path()).unwrap(), files(true).added);
         // Saving a model without added tokens in the same folder leaves none behind.
         files(false).write(dir.path()).unwrap();
@@ -341,17 +316,9 @@ mod tests {
             let mut f = files(true);
             f.pad = Some(token("<pad>", pad));
             let message = f.write(dir.path()).unwrap_err().to_string();
-            assert!(
-                message.contains("padding token") && message.contains(&pad.to_string()),
-                "{message}"
-            );
+            assert!(message.contains("padding token") && message.contains(&pad.to_string()), "{message}");
         }
         std::fs::write(dir.path().join("added_tokens.json"), "{\"a\": -1}").unwrap();
-        assert!(
-            read_added_tokens(dir.path())
-                .unwrap_err()
-                .to_string()
-                .contains("expected a token id")
-        );
+        assert!(read_added_tokens(dir.path()).unwrap_err().to_string().contains("expected a token id"));
     }
 }

@@ -30,11 +30,8 @@ pub struct ControlToken {
 /// # Errors
 /// If the bytes are not a SentencePiece model, or its type or normaliser has no counterpart in `tokenizer.json`.
 pub fn tokenizer_json(model: &[u8], control: &[ControlToken]) -> Result<Value> {
-    let proto = SentencePieceModel::from_slice(model).map_err(|e| {
-        Error::new(format!(
-            "tokenizer: not a SentencePiece model: {e}; expected a .model file"
-        ))
-    })?;
+    let proto = SentencePieceModel::from_slice(model)
+        .map_err(|e| Error::new(format!("tokenizer: not a SentencePiece model: {e}; expected a .model file")))?;
     let pieces = proto.pieces();
     if u32::try_from(pieces.len()).is_err() || pieces.is_empty() {
         bail!("tokenizer: {} pieces; expected at least one", pieces.len());
@@ -96,11 +93,8 @@ fn added_tokens(proto: &SentencePieceModel, control: &[ControlToken]) -> Value {
 /// merge, with the rank of the piece (Kudo & Richardson 2018, arXiv:1808.06226, section 3.2).
 fn bpe(proto: &SentencePieceModel, unk: Option<usize>, byte_fallback: bool) -> Value {
     let pieces = proto.pieces();
-    let index: HashMap<&str, u32> = (0u32..)
-        .zip(pieces)
-        .filter(|(_, p)| matches_text(p.r#type()))
-        .map(|(id, p)| (p.piece(), id))
-        .collect();
+    let index: HashMap<&str, u32> =
+        (0u32..).zip(pieces).filter(|(_, p)| matches_text(p.r#type())).map(|(id, p)| (p.piece(), id)).collect();
     let mut merges: Vec<(f32, u32, u32, u32)> = Vec::new();
     for (id, piece) in (0u32..).zip(pieces).filter(|(_, p)| p.r#type() == Type::Normal) {
         let text = piece.piece();
@@ -111,10 +105,8 @@ fn bpe(proto: &SentencePieceModel, unk: Option<usize>, byte_fallback: bool) -> V
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (a.1, a.2, a.3).cmp(&(b.1, b.2, b.3))));
-    let merges: Vec<Value> = merges
-        .iter()
-        .map(|m| json!([pieces[m.2 as usize].piece(), pieces[m.3 as usize].piece()]))
-        .collect();
+    let merges: Vec<Value> =
+        merges.iter().map(|m| json!([pieces[m.2 as usize].piece(), pieces[m.3 as usize].piece()])).collect();
     json!({
         "type": "BPE",
         "dropout": null,
@@ -151,11 +143,7 @@ fn unigram_split(proto: &SentencePieceModel) -> Value {
         bytes |= piece.r#type() == Type::Byte;
         let mut rest = piece.piece().chars();
         if let (Some(first), false) = (rest.next(), piece.r#type() == Type::Byte) {
-            spelled.push(format!(
-                "{}(?={})",
-                escape(first.encode_utf8(&mut [0; 4])),
-                escape(rest.as_str())
-            ));
+            spelled.push(format!("{}(?={})", escape(first.encode_utf8(&mut [0; 4])), escape(rest.as_str())));
         }
     }
     if bytes {
@@ -167,29 +155,18 @@ fn unigram_split(proto: &SentencePieceModel) -> Value {
 /// The text as a regular expression that matches just it.
 fn escape(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || !c.is_ascii() || c == '_';
-    text.chars()
-        .flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c]))
-        .collect()
+    text.chars().flat_map(|c| (!plain(c)).then_some('\\').into_iter().chain([c])).collect()
 }
 
 fn unigram(proto: &SentencePieceModel, unk: Option<usize>, byte_fallback: bool) -> Value {
-    let lowest = proto
-        .pieces()
-        .iter()
-        .filter(|p| p.r#type() == Type::Normal)
-        .map(|p| p.score())
-        .fold(0.0, f32::min);
+    let lowest = proto.pieces().iter().filter(|p| p.r#type() == Type::Normal).map(|p| p.score()).fold(0.0, f32::min);
     let vocab: Vec<Value> = proto
         .pieces()
         .iter()
         .map(|p| {
             // Pieces that never match text get a score below every path, so that text which spells one is not turned into it.
             let never = !matches!(p.r#type(), Type::Normal | Type::UserDefined);
-            let score = if never {
-                f64::from(lowest) - 1000.0
-            } else {
-                f64::from(p.score())
-            };
+            let score = if never { f64::from(lowest) - 1000.0 } else { f64::from(p.score()) };
             json!([p.piece(), score])
         })
         .collect();
@@ -246,14 +223,8 @@ mod tests {
 
     #[test]
     fn base64_known_answers() {
-        let cases = [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-        ];
+        let cases =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")];
         for (plain, coded) in cases {
             assert_eq!(base64(plain.as_bytes()), coded);
         }
@@ -261,12 +232,7 @@ mod tests {
 
     #[test]
     fn rubbish_is_refused() {
-        assert!(
-            tokenizer_json(b"not a model", &[])
-                .unwrap_err()
-                .to_string()
-                .contains("not a SentencePiece model")
-        );
+        assert!(tokenizer_json(b"not a model", &[]).unwrap_err().to_string().contains("not a SentencePiece model"));
         assert!(tokenizer_json(b"", &[]).is_err());
     }
 }

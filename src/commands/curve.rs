@@ -83,12 +83,7 @@ fn plot<D: DrawingBackend>(
 ) -> Result<(), DrawingAreaErrorKind<D::ErrorType>> {
     let smooth = curve.smooth();
     let last_step = curve.train.iter().chain(&curve.eval).map(|p| p.0).fold(1.0, f64::max);
-    let first_step = curve
-        .train
-        .iter()
-        .chain(&curve.eval)
-        .map(|p| p.0)
-        .fold(last_step, f64::min);
+    let first_step = curve.train.iter().chain(&curve.eval).map(|p| p.0).fold(last_step, f64::min);
     let losses = || curve.train.iter().chain(&curve.eval).map(|p| p.1);
     let (low, high) = (losses().fold(f64::INFINITY, f64::min), losses().fold(0.0, f64::max));
     let margin = 0.05 * (high - low).max(0.1);
@@ -152,10 +147,7 @@ mod tests {
         lines += "{\"step\": 40, \"eval_loss\": 2.25}\n{\"step\": 41, \"lo";
         std::fs::write(dir.path().join("metrics.jsonl"), lines).unwrap();
         let curve = Curve::read(&dir.path().join("metrics.jsonl")).unwrap();
-        assert_eq!(
-            (curve.train.len(), curve.eval.as_slice()),
-            (40, [(40.0, 2.25)].as_slice())
-        );
+        assert_eq!((curve.train.len(), curve.eval.as_slice()), (40, [(40.0, 2.25)].as_slice()));
         assert!(write(dir.path(), "a run").unwrap());
         let svg = std::fs::read_to_string(dir.path().join("loss.svg")).unwrap();
         assert!(svg.contains("validation") && svg.contains("optimiser step"));
@@ -164,10 +156,7 @@ mod tests {
 
     #[test]
     fn the_mean_starts_at_the_first_loss() {
-        let curve = Curve {
-            train: (0..40).map(|i| (f64::from(i), 5.0)).collect(),
-            eval: vec![],
-        };
+        let curve = Curve { train: (0..40).map(|i| (f64::from(i), 5.0)).collect(), eval: vec![] };
         assert!(curve.smooth().iter().all(|p| (p.1 - 5.0).abs() < 1e-12));
     }
 }

@@ -48,10 +48,7 @@ pub fn template(settings: &Resolved, tokenizer: &mut Tokenizer) -> Result<Templa
         supervise_turn_newline: settings.bool("supervise_turn_newline"),
         names: tokenizer.control_names(),
     };
-    let template = Template::load(
-        settings.text("prompt_template").expect("the setting has a default"),
-        options,
-    )?;
+    let template = Template::load(settings.text("prompt_template").expect("the setting has a default"), options)?;
     if template.needs_chatml() {
         tokenizer.add_chatml();
     }
@@ -92,11 +89,7 @@ pub fn max_seq_len_of_model(settings: &Resolved) -> Result<usize> {
 
 /// Whether progress is shown.
 pub fn progress(settings: &Resolved) -> Progress {
-    if settings.bool("quiet") {
-        Progress::Hide
-    } else {
-        Progress::Show
-    }
+    if settings.bool("quiet") { Progress::Hide } else { Progress::Show }
 }
 
 /// What decides the tokens of rows. `skip_log` is where skipped rows are named.
@@ -108,11 +101,7 @@ pub fn row_spec(settings: &Resolved, max_seq_len: usize, skip_log: Option<PathBu
             _ => Overflow::Truncate,
         },
         rows: RowOptions {
-            bad_rows: if settings.bool("skip_bad_rows") {
-                BadRows::Skip
-            } else {
-                BadRows::Fail
-            },
+            bad_rows: if settings.bool("skip_bad_rows") { BadRows::Skip } else { BadRows::Fail },
             ..RowOptions::default()
         },
         skip_log,
@@ -201,10 +190,7 @@ pub fn sft_job(settings: &Resolved) -> Result<SftJob> {
         model_path,
         tokenizer_path: settings.path("tokenizer_path"),
         special_ids: special_ids(settings)?,
-        prompt_template: settings
-            .text("prompt_template")
-            .expect("the setting has a default")
-            .into(),
+        prompt_template: settings.text("prompt_template").expect("the setting has a default").into(),
         supervise_turn_newline: settings.bool("supervise_turn_newline"),
         pad_vocab_to: settings.int("pad_vocab_to").map(|n| n as usize),
         output_dir,

@@ -52,31 +52,16 @@ struct Row {
 
 impl Row {
     fn told(name: &'static str, text: impl Into<String>, value: Value) -> Self {
-        Self {
-            name,
-            works: None,
-            text: text.into(),
-            hint: String::new(),
-            value,
-        }
+        Self { name, works: None, text: text.into(), hint: String::new(), value }
     }
 
     fn works(name: &'static str, text: impl Into<String>, value: Value) -> Self {
-        Self {
-            works: Some(true),
-            ..Self::told(name, text, value)
-        }
+        Self { works: Some(true), ..Self::told(name, text, value) }
     }
 
     fn missing(name: &'static str, text: impl Into<String>, hint: impl Into<String>) -> Self {
         let (text, hint) = (text.into(), hint.into());
-        Self {
-            name,
-            works: Some(false),
-            value: json!({ "error": text }),
-            text,
-            hint,
-        }
+        Self { name, works: Some(false), value: json!({ "error": text }), text, hint }
     }
 }
 
@@ -86,12 +71,7 @@ impl Row {
 /// If what `--require` names does not work, or stdout cannot be written.
 pub fn run(m: &ArgMatches) -> Result<()> {
     let rows = rows();
-    let required: Vec<&str> = m
-        .get_many::<String>("require")
-        .into_iter()
-        .flatten()
-        .map(String::as_str)
-        .collect();
+    let required: Vec<&str> = m.get_many::<String>("require").into_iter().flatten().map(String::as_str).collect();
     let mut out = Out::new();
     if m.get_flag("json") {
         writeln!(out, "{:#}", as_json(&rows))?;
@@ -118,9 +98,7 @@ fn unmet(required: &str, rows: &[Row]) -> Vec<String> {
             return vec![format!("{required} is required: no {part}")];
         }
         let broken = found.filter(|r| r.works == Some(false));
-        broken
-            .map(|r| format!("{required} is required: {}: {}", r.name, r.text))
-            .collect()
+        broken.map(|r| format!("{required} is required: {}: {}", r.name, r.text)).collect()
     };
     parts.iter().flat_map(of).collect()
 }
@@ -181,9 +159,7 @@ fn gib(bytes: u64) -> String {
 /// A field of `/proc/cpuinfo` or `/proc/meminfo`.
 fn proc_field(file: &str, field: &str) -> Option<String> {
     let text = std::fs::read_to_string(Path::new("/proc").join(file)).ok()?;
-    let line = text
-        .lines()
-        .find(|l| l.split(':').next().is_some_and(|k| k.trim() == field))?;
+    let line = text.lines().find(|l| l.split(':').next().is_some_and(|k| k.trim() == field))?;
     Some(line.split_once(':')?.1.trim().to_string())
 }
 
@@ -234,9 +210,7 @@ fn memory() -> Row {
 /// The file of a program in `PATH`.
 fn in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|d| d.join(program))
-        .find(|p| p.is_file())
+    std::env::split_paths(&path).map(|d| d.join(program)).find(|p| p.is_file())
 }
 
 fn mpi() -> Row {
@@ -245,9 +219,7 @@ fn mpi() -> Row {
         return Row::missing("mpi", "mpirun was not found in PATH", HINT);
     };
     let version = Process::new(&path).arg("--version").output();
-    let first = version
-        .ok()
-        .and_then(|o| Some(String::from_utf8_lossy(&o.stdout).lines().next()?.trim().to_string()));
+    let first = version.ok().and_then(|o| Some(String::from_utf8_lossy(&o.stdout).lines().next()?.trim().to_string()));
     match first.filter(|l| !l.is_empty()) {
         Some(line) => Row::works(
             "mpi",
@@ -262,9 +234,7 @@ fn cache() -> Row {
     let dir = dirs::cache();
     let show = dir.display().to_string();
     let kernels = std::fs::read_dir(dir.join("kernels")).into_iter().flatten().flatten();
-    let images = kernels
-        .filter(|e| e.path().extension().is_some_and(|x| x == "image"))
-        .count();
+    let images = kernels.filter(|e| e.path().extension().is_some_and(|x| x == "image")).count();
     let value = json!({ "path": show, "kernels": images });
     if !dir.exists() {
         return Row::told("cache", format!("{show}, made when it is needed"), value);
@@ -315,11 +285,7 @@ mod cuda {
     use crate::tensor::DType;
 
     pub fn rows() -> Vec<Row> {
-        let mut rows = vec![
-            Row::told("cuda", "built in", json!({ "built": true })),
-            driver(),
-            compiler(),
-        ];
+        let mut rows = vec![Row::told("cuda", "built in", json!({ "built": true })), driver(), compiler()];
         if device_library::require().is_ok() {
             rows.extend(gpus());
         }
@@ -331,17 +297,11 @@ mod cuda {
         match device_library::require() {
             Ok(path) => {
                 let version = device_library::version().map(|v| format!("{}.{}", v.0, v.1));
-                let words = version
-                    .as_deref()
-                    .map_or("version unknown".into(), |v| format!("CUDA {v}"));
+                let words = version.as_deref().map_or("version unknown".into(), |v| format!("CUDA {v}"));
                 let value = json!({ "path": path.display().to_string(), "cuda": version });
                 Row::works("driver", format!("{}, {words}", path.display()), value)
             }
-            Err(e) => Row::missing(
-                "driver",
-                without_hint(&e, device_library::HOW_TO_GET),
-                device_library::HOW_TO_GET,
-            ),
+            Err(e) => Row::missing("driver", without_hint(&e, device_library::HOW_TO_GET), device_library::HOW_TO_GET),
         }
     }
 
@@ -378,17 +338,8 @@ mod cuda {
             Ok(p) => p,
             Err(e) => return Row::missing("gpu", format!("{ordinal}: {e}"), ""),
         };
-        let Properties {
-            name,
-            cc,
-            memory,
-            sm_count,
-            ..
-        } = &p;
-        let what = format!(
-            "{ordinal}: {name}, sm_{cc}, {sm_count} multiprocessors, {}",
-            gib(*memory as u64)
-        );
+        let Properties { name, cc, memory, sm_count, .. } = &p;
+        let what = format!("{ordinal}: {name}, sm_{cc}, {sm_count} multiprocessors, {}", gib(*memory as u64));
         let value = |proof: &str| {
             json!({ "ordinal": ordinal, "name": name, "cc": format!("{}.{}", cc / 10, cc % 10), "memory_bytes": memory,
                     "multiprocessors": sm_count, "emulated": p.emulated, "kernel": proof })
@@ -397,11 +348,7 @@ mod cuda {
             Ok(proof) => Row::works("gpu", format!("{what}; {proof}"), value(&proof)),
             Err(e) => Row {
                 value: value(&e.to_string()),
-                ..Row::missing(
-                    "gpu",
-                    format!("{what}; {e}"),
-                    "the lines above say what the device needs",
-                )
+                ..Row::missing("gpu", format!("{what}; {e}"), "the lines above say what the device needs")
             },
         }
     }
@@ -416,42 +363,24 @@ mod cuda {
         dev.copy(&mut narrow, &wide)?;
         let mut back = vec![0.0; x.len()];
         dev.download(&mut back, &narrow)?;
-        let wrong = x
-            .iter()
-            .zip(&back)
-            .filter(|(x, b)| half::bf16::from_f32(**x).to_f32() != **b)
-            .count();
+        let wrong = x.iter().zip(&back).filter(|(x, b)| half::bf16::from_f32(**x).to_f32() != **b).count();
         if wrong > 0 {
-            return Err(Error::new(format!(
-                "a kernel gave {wrong} wrong results of {}",
-                x.len()
-            )));
+            return Err(Error::new(format!("a kernel gave {wrong} wrong results of {}", x.len())));
         }
         let (free, _) = dev.memory()?;
-        Ok(format!(
-            "{} free; a kernel for {} gave the right results",
-            gib(free as u64),
-            dev.target()
-        ))
+        Ok(format!("{} free; a kernel for {} gave the right results", gib(free as u64), dev.target()))
     }
 
     fn collectives() -> Row {
         match nccl::find() {
             nccl::Found::Usable(path, version) => Row::works(
                 "nccl",
-                format!(
-                    "{}, {}",
-                    path.display(),
-                    version.as_deref().unwrap_or("version unknown")
-                ),
+                format!("{}, {}", path.display(), version.as_deref().unwrap_or("version unknown")),
                 json!({ "path": path.display().to_string(), "version": version }),
             ),
             nccl::Found::WithoutLink(path) => Row::missing(
                 "nccl",
-                format!(
-                    "{} is there, but under this name alone, which is not looked for",
-                    path.display()
-                ),
+                format!("{} is there, but under this name alone, which is not looked for", path.display()),
                 format!("in a folder of LD_LIBRARY_PATH: ln -s {} libnccl.so", path.display()),
             ),
             nccl::Found::Missing => Row::missing("nccl", "libnccl.so was not found", nccl::HOW_TO_GET),

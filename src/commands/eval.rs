@@ -75,20 +75,12 @@ pub fn command() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Count the newline after a closing token too, as the training flag of this name"),
         )
-        .arg(
-            long("gen_only", "gen-only")
-                .action(ArgAction::SetTrue)
-                .help("Answer prompts only; no loss"),
-        )
+        .arg(long("gen_only", "gen-only").action(ArgAction::SetTrue).help("Answer prompts only; no loss"))
         .arg(
             count("num_gen_samples", "num-gen-samples", 0)
                 .help("Prompts to answer, greedily and by sampling [default: none; with --gen-only 5]"),
         )
-        .arg(
-            count("max_new_tokens", "max-new-tokens", 1)
-                .default_value("64")
-                .help("Longest answer in tokens"),
-        )
+        .arg(count("max_new_tokens", "max-new-tokens", 1).default_value("64").help("Longest answer in tokens"))
         .arg(float("gen_temperature", "gen-temperature", "0.7").help("Temperature of the sampled answers"))
         .arg(float("gen_top_p", "gen-top-p", "0.9").help("Nucleus of the sampled answers"))
         .arg(path("output", "output").help("JSON file for the report"))
@@ -134,10 +126,7 @@ impl EvalArgs {
             top_p: *m.get_one("gen_top_p").expect("it has a default"),
         };
         Ok(Self {
-            model: ModelArgs {
-                supervise_turn_newline: m.get_flag("supervise_turn_newline"),
-                ..ModelArgs::of(m)?
-            },
+            model: ModelArgs { supervise_turn_newline: m.get_flag("supervise_turn_newline"), ..ModelArgs::of(m)? },
             dataset_paths: paths("dataset_paths"),
             max_eval_samples: number("max_eval_samples"),
             batch_size: number("batch_size").expect("it has a default"),
@@ -150,22 +139,12 @@ impl EvalArgs {
             gen_only,
             gen_test,
             output: m.get_one::<PathBuf>("output").cloned(),
-            cache_dir: m
-                .get_one::<PathBuf>("cache_dir")
-                .cloned()
-                .unwrap_or_else(cache::default_dir),
+            cache_dir: m.get_one::<PathBuf>("cache_dir").cloned().unwrap_or_else(cache::default_dir),
         })
     }
 
     fn rows(&self) -> RowOptions {
-        RowOptions {
-            bad_rows: if self.skip_bad_rows {
-                BadRows::Skip
-            } else {
-                BadRows::Fail
-            },
-            ..RowOptions::default()
-        }
+        RowOptions { bad_rows: if self.skip_bad_rows { BadRows::Skip } else { BadRows::Fail }, ..RowOptions::default() }
     }
 }
 
@@ -176,11 +155,7 @@ impl EvalArgs {
 pub fn run(m: &ArgMatches) -> Result<()> {
     let args = EvalArgs::of(m)?;
     let dev = args.model.device()?;
-    let folder = ModelFolder::open(
-        &args.model.model_path,
-        args.model.base_model.as_deref(),
-        args.model.no_lora,
-    )?;
+    let folder = ModelFolder::open(&args.model.model_path, args.model.base_model.as_deref(), args.model.no_lora)?;
     let mut tokenizer = folder.tokenizer(&args.model)?;
     let template = folder.template(&args.model, &mut tokenizer)?;
     let max_seq_len = row_length(args.max_seq_len, folder.files.config().max_position)?;
@@ -256,9 +231,7 @@ fn losses<B: Backend>(
     let most = args.max_eval_samples.unwrap_or(usize::MAX);
     let rows: usize = sets.iter().map(|s| s.pieces.len().min(most)).sum();
     let bar = progress.bar(rows as u64, "evaluating");
-    let found = evaluate_sets(dev, &loaded.config, &loaded.params, sets, &options, |n| {
-        bar.inc(n as u64)
-    })?;
+    let found = evaluate_sets(dev, &loaded.config, &loaded.params, sets, &options, |n| bar.inc(n as u64))?;
     bar.finish_and_clear();
     Ok(found)
 }
@@ -292,23 +265,11 @@ fn samples<B: Backend>(
 fn together(found: &[SetEval]) -> SetEval {
     let sets = found.iter().map(|f| f.sums.clone()).collect();
     let sums = Evaluation { sets, seconds: 0.0 }.together().unwrap_or_default();
-    SetEval {
-        sums,
-        documents: found.iter().map(|f| f.documents).sum(),
-        tokens: found.iter().map(|f| f.tokens).sum(),
-    }
+    SetEval { sums, documents: found.iter().map(|f| f.documents).sum(), tokens: found.iter().map(|f| f.tokens).sum() }
 }
 
 fn figures_table(sets: &[PieceSet], found: &[SetEval]) -> String {
-    let header = [
-        "data set",
-        "rows",
-        "tokens",
-        "supervised",
-        "loss",
-        "perplexity",
-        "accuracy",
-    ];
+    let header = ["data set", "rows", "tokens", "supervised", "loss", "perplexity", "accuracy"];
     let line = |name: &str, f: &SetEval| {
         let s: &SetSums = &f.sums;
         vec![

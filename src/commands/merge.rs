@@ -30,21 +30,12 @@ pub fn command() -> Command {
         .about("Merge an adapter into its base: a Hugging Face model, checked against base + adapter")
         .arg(
             path("model_path", "model-path")
-                .aliases([
-                    "adapter_path",
-                    "adapter-path",
-                    "model_name_or_path",
-                    "model-name-or-path",
-                ])
+                .aliases(["adapter_path", "adapter-path", "model_name_or_path", "model-name-or-path"])
                 .required(true)
                 .help("Folder of the adapter"),
         )
         .arg(path("base_model", "base-model").help("Base of the adapter [default: the one its configuration names]"))
-        .arg(
-            path("output_dir", "output-dir")
-                .required(true)
-                .help("Folder of the merged model"),
-        )
+        .arg(path("output_dir", "output-dir").required(true).help("Folder of the merged model"))
         .arg(
             long("dtype", "dtype")
                 .value_name("CHOICE")
@@ -58,11 +49,7 @@ pub fn command() -> Command {
                 .default_value("5GB")
                 .help("Largest weight file, such as 5GB, 500MB or 2GiB"),
         )
-        .arg(
-            long("overwrite", "overwrite")
-                .action(ArgAction::SetTrue)
-                .help("Replace a model that lies in output_dir"),
-        )
+        .arg(long("overwrite", "overwrite").action(ArgAction::SetTrue).help("Replace a model that lies in output_dir"))
         .arg(count("threads", "threads", 1).help("Worker threads [default: one per core]"))
 }
 
@@ -92,20 +79,14 @@ pub fn run(m: &ArgMatches) -> Result<()> {
         _ => folder.files.dtype(),
     };
     let dev = Cpu::new(m.get_one::<u64>("threads").map(|&n| n as usize))?;
-    let base = WithConfig {
-        source: &folder.files,
-        config: with_end_of(adapter.dir(), folder.files.config().clone())?,
-    };
+    let base = WithConfig { source: &folder.files, config: with_end_of(adapter.dir(), folder.files.config().clone())? };
     let staging = Staging::new(&output)?;
     let options = SaveOptions { dtype, max_shard_bytes };
     let batch = sample(&base.config);
     let MergeCheck { exact, rounded } =
         merge(&dev, &base, adapter.dir(), &staging.dir, options, &batch).map_err(|e| staging.rename_in(&e, &output))?;
     let from = [adapter.dir(), folder.files.dir()];
-    if copy_tokenizer(&from, &staging.dir)
-        .map_err(|e| staging.rename_in(&e, &output))?
-        .is_none()
-    {
+    if copy_tokenizer(&from, &staging.dir).map_err(|e| staging.rename_in(&e, &output))?.is_none() {
         warn(&format!(
             "{}: neither the adapter nor the base has a tokenizer; the merged model gets none",
             output.display()
@@ -113,11 +94,7 @@ pub fn run(m: &ArgMatches) -> Result<()> {
     }
     let size = folder_size(&staging.dir)?;
     staging.publish(&output)?;
-    note(&format!(
-        "{} + {}",
-        folder.files.dir().display(),
-        adapter.dir().display()
-    ));
+    note(&format!("{} + {}", folder.files.dir().display(), adapter.dir().display()));
     println!(
         "{}: merged model, {} in {}; logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}",
         output.display(),
@@ -212,9 +189,7 @@ impl Staging {
 
     /// The error with the name the user knows instead of the temporary one.
     fn rename_in(&self, e: &Error, output: &Path) -> Error {
-        let text = e
-            .to_string()
-            .replace(&*self.dir.to_string_lossy(), &output.to_string_lossy());
+        let text = e.to_string().replace(&*self.dir.to_string_lossy(), &output.to_string_lossy());
         Error::new(text)
     }
 

@@ -40,9 +40,7 @@ pub(super) fn path(id: &'static str, dashed: &'static str) -> Arg {
 
 /// A flag that takes a whole number of at least `least`.
 pub(super) fn count(id: &'static str, dashed: &'static str, least: u64) -> Arg {
-    long(id, dashed)
-        .value_name("N")
-        .value_parser(value_parser!(u64).range(least..))
+    long(id, dashed).value_name("N").value_parser(value_parser!(u64).range(least..))
 }
 
 /// Adds the flags that say which model, tokenizer and template.
@@ -81,18 +79,9 @@ pub(super) fn model_flags(command: Command) -> Command {
                 .default_value("no")
                 .help("bf16: weights and activations in bfloat16; no: all f32"),
         )
-        .arg(
-            count("seed", "seed", 0)
-                .default_value("42")
-                .help("Seed of everything random"),
-        )
+        .arg(count("seed", "seed", 0).default_value("42").help("Seed of everything random"))
         .arg(count("threads", "threads", 1).help("Worker threads [default: one per core]"))
-        .arg(
-            Arg::new("quiet")
-                .long("quiet")
-                .action(ArgAction::SetTrue)
-                .help("Print results alone"),
-        )
+        .arg(Arg::new("quiet").long("quiet").action(ArgAction::SetTrue).help("Print results alone"))
 }
 
 /// What the flags of [`model_flags`] say.
@@ -173,11 +162,7 @@ impl ModelFolder {
             if base_model.is_some() {
                 return Err(Error::usage(format!(
                     "--base-model has no effect: {shown} {}; leave it out",
-                    if no_lora {
-                        "is taken without its adapter (--no-lora)"
-                    } else {
-                        "holds no adapter"
-                    }
+                    if no_lora { "is taken without its adapter (--no-lora)" } else { "holds no adapter" }
                 )));
             }
             let merged = model_path.join(MERGED);
@@ -196,27 +181,18 @@ impl ModelFolder {
                 }
                 // The message of a model that lacks a file says which.
                 let files = ModelFiles::open(model_path);
-                return Err(files.err().map_or_else(
-                    || Error::new(format!("{shown}: no model")),
-                    |e| hint_inside(e, model_path),
-                ));
+                return Err(files
+                    .err()
+                    .map_or_else(|| Error::new(format!("{shown}: no model")), |e| hint_inside(e, model_path)));
             };
             if no_lora && dir == merged {
                 note(&format!("model: {} (merged)", dir.display()));
             }
-            return Ok(Self {
-                dir: dir.to_path_buf(),
-                files: ModelFiles::open(dir)?,
-                adapter: None,
-            });
+            return Ok(Self { dir: dir.to_path_buf(), files: ModelFiles::open(dir)?, adapter: None });
         }
         let adapter = Adapter::open(model_path)?;
         let base = adapter.find_base(base_model)?;
-        Ok(Self {
-            dir: model_path.to_path_buf(),
-            files: ModelFiles::open(&base)?,
-            adapter: Some(adapter),
-        })
+        Ok(Self { dir: model_path.to_path_buf(), files: ModelFiles::open(&base)?, adapter: Some(adapter) })
     }
 
     /// The tokenizer named, or the one of the folder, or of the base.
@@ -276,11 +252,7 @@ impl ModelFolder {
         if let Some(adapter) = &self.adapter {
             load_adapter(dev, &mut params, adapter)?;
         }
-        Ok(Loaded {
-            config: resized.config().clone(),
-            params,
-            lora: self.adapter.as_ref().map(lora_spec),
-        })
+        Ok(Loaded { config: resized.config().clone(), params, lora: self.adapter.as_ref().map(lora_spec) })
     }
 }
 
@@ -292,9 +264,7 @@ pub(super) struct Loaded<B: Backend> {
 }
 
 fn has_weights(dir: &Path) -> bool {
-    ["model.safetensors", "model.safetensors.index.json"]
-        .iter()
-        .any(|n| dir.join(n).is_file())
+    ["model.safetensors", "model.safetensors.index.json"].iter().any(|n| dir.join(n).is_file())
 }
 
 /// Adds to an error where a model or adapter lies below the folder, when there is one.
@@ -318,10 +288,7 @@ fn load_saved(path: &Path, options: &TemplateOptions) -> Result<Template> {
     let text = crate::checkpoint::fs::read_text(path, 4 << 20)?;
     for newline in [false, true] {
         for name in Template::NAMES {
-            let options = TemplateOptions {
-                supervise_turn_newline: newline,
-                ..options.clone()
-            };
+            let options = TemplateOptions { supervise_turn_newline: newline, ..options.clone() };
             // An option that a template does not have is an error there, and no candidate here.
             if let Ok(template) = Template::load(name, options)
                 && template.jinja_source() == text
@@ -331,9 +298,6 @@ fn load_saved(path: &Path, options: &TemplateOptions) -> Result<Template> {
         }
     }
     let name = path.display().to_string();
-    Template::load(&name, options.clone()).map_err(|e| {
-        Error::new(format!(
-            "{e}; name the template the model was trained with by --prompt-template"
-        ))
-    })
+    Template::load(&name, options.clone())
+        .map_err(|e| Error::new(format!("{e}; name the template the model was trained with by --prompt-template")))
 }

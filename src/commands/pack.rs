@@ -29,9 +29,7 @@ pub fn run(settings: &Resolved) -> Result<()> {
     let mut tokenizer = data::tokenizer(settings)?;
     let texts: Vec<bool> = paths.iter().map(|p| is_text(settings, p)).collect();
     if texts.contains(&true) && texts.contains(&false) {
-        return Err(Error::usage(
-            "dataset_paths: expected rows alone or text alone, found both; pack them one by one",
-        ));
+        return Err(Error::usage("dataset_paths: expected rows alone or text alone, found both; pack them one by one"));
     }
     let mut out = Out::new();
     if texts[0] {
@@ -110,10 +108,7 @@ fn targets(paths: &[PathBuf], output: &Path) -> Result<Vec<PathBuf>> {
 /// Moves a token file to its name and prints what is in it.
 fn finish(out: &mut Out, file: &TokenFile, source: &Path, target: &Path) -> Result<()> {
     if file.path() == source {
-        return Err(Error::usage(format!(
-            "{}: this is a token file already",
-            source.display()
-        )));
+        return Err(Error::usage(format!("{}: this is a token file already", source.display())));
     }
     std::fs::rename(file.path(), target).context(|| target.display().to_string())?;
     writeln!(

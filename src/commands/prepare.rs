@@ -50,12 +50,7 @@ pub fn command() -> Command {
 /// As [`prepare`].
 pub fn run(m: &ArgMatches) -> Result<()> {
     let path = |id: &str| m.get_one::<PathBuf>(id).cloned();
-    let names: Vec<&str> = m
-        .get_many::<String>("dataset")
-        .into_iter()
-        .flatten()
-        .map(String::as_str)
-        .collect();
+    let names: Vec<&str> = m.get_many::<String>("dataset").into_iter().flatten().map(String::as_str).collect();
     let wanted = |d: &Dataset| names.contains(&"all") || names.contains(&d.name());
     let best = m.get_one::<String>("oasst_paths").is_some_and(|p| p == "best");
     let spec = PrepareSpec {
@@ -73,13 +68,7 @@ pub fn run(m: &ArgMatches) -> Result<()> {
 }
 
 fn report(p: &Prepared) {
-    println!(
-        "{}: {} rows of {} records, from {}",
-        p.output.display(),
-        p.kept,
-        p.records,
-        p.source.display()
-    );
+    println!("{}: {} rows of {} records, from {}", p.output.display(), p.kept, p.records, p.source.display());
     for (reason, n) in &p.dropped {
         note(&format!("  dropped: {n} x {reason}"));
     }

@@ -38,11 +38,7 @@ pub fn show_row(row: &Encoded, tokenizer: &Tokenizer, style: Style) -> String {
         let trained = row.supervised[at];
         let end = (at..n).find(|&i| row.supervised[i] != trained).unwrap_or(n);
         let text = tokenizer.decode(&row.tokens[at..end], Specials::Show);
-        out += &if trained {
-            style.trained(&text)
-        } else {
-            style.context(&text)
-        };
+        out += &if trained { style.trained(&text) } else { style.context(&text) };
         at = end;
     }
     if row.tokens.len() > LONGEST {
@@ -53,16 +49,7 @@ pub fn show_row(row: &Encoded, tokenizer: &Tokenizer, style: Style) -> String {
 
 /// Rows by data set: read, kept, held out; requested and achieved share in the three units.
 pub fn mix_table(data: &SftData) -> String {
-    let header = [
-        "data set",
-        "rows",
-        "kept",
-        "train",
-        "validation",
-        "samples",
-        "tokens",
-        "supervised tokens",
-    ];
+    let header = ["data set", "rows", "kept", "train", "validation", "samples", "tokens", "supervised tokens"];
     let mut rows = vec![header.map(String::from).to_vec()];
     for (set, mix) in data.sets.iter().zip(data.train.mix_report(0)) {
         let mut row = vec![set.name.clone()];

@@ -45,10 +45,8 @@ pub fn tokenizer_path(job: &SftJob) -> PathBuf {
 /// # Errors
 /// If the template is unknown or does not parse.
 pub fn open_template(job: &SftJob, tokenizer: &mut Tokenizer) -> Result<Template> {
-    let options = TemplateOptions {
-        supervise_turn_newline: job.supervise_turn_newline,
-        names: tokenizer.control_names(),
-    };
+    let options =
+        TemplateOptions { supervise_turn_newline: job.supervise_turn_newline, names: tokenizer.control_names() };
     let template = Template::load(&job.prompt_template, options)?;
     if template.needs_chatml() {
         tokenizer.add_chatml();
@@ -110,16 +108,9 @@ pub fn plan_resize_of(
                     special.eos
                 } else {
                     // Any token but EOS: two rows made from one are all but equal, and an adapter could not tell them apart.
-                    special
-                        .bos
-                        .or(special.unk)
-                        .or(tokenizer.newline_id().ok())
-                        .unwrap_or(special.eos)
+                    special.bos.or(special.unk).or(tokenizer.newline_id().ok()).unwrap_or(special.eos)
                 };
-                tokens.push(NewToken {
-                    id,
-                    like: like as usize,
-                });
+                tokens.push(NewToken { id, like: like as usize });
             }
         }
     }
@@ -171,10 +162,7 @@ pub fn model_artifact(config: &ModelConfig, settings: &TrainSettings) -> Artifac
         DType::Bf16 => SaveDType::Bf16,
         _ => SaveDType::F32,
     };
-    Artifact::Model {
-        config: config.clone(),
-        dtype,
-    }
+    Artifact::Model { config: config.clone(), dtype }
 }
 
 /// Hashes of data and tokenizer.

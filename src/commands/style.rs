@@ -13,9 +13,7 @@ impl Style {
     pub fn stdout() -> Self {
         let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
-        Self {
-            colour: std::io::stdout().is_terminal() && !set("NO_COLOR") && !dumb,
-        }
+        Self { colour: std::io::stdout().is_terminal() && !set("NO_COLOR") && !dumb }
     }
 
     /// A style with or without colour.
@@ -70,11 +68,7 @@ impl Style {
     /// Colour line by line: pagers reset it at line ends.
     fn paint(self, code: &str, text: &str) -> String {
         let line = |l: &str| {
-            if l.is_empty() {
-                String::new()
-            } else {
-                format!("\x1b[{code}m{l}\x1b[0m")
-            }
+            if l.is_empty() { String::new() } else { format!("\x1b[{code}m{l}\x1b[0m") }
         };
         text.split('\n').map(line).collect::<Vec<_>>().join("\n")
     }
@@ -87,9 +81,6 @@ mod tests {
     #[test]
     fn spans_with_and_without_colour() {
         assert_eq!(Style::new(false).spans("ab cd\nef", &[[3, 8]]), "ab «cd\nef»");
-        assert_eq!(
-            Style::new(true).spans("a\nb", &[[0, 3]]),
-            "\x1b[1;32ma\x1b[0m\n\x1b[1;32mb\x1b[0m"
-        );
+        assert_eq!(Style::new(true).spans("a\nb", &[[0, 3]]), "\x1b[1;32ma\x1b[0m\n\x1b[1;32mb\x1b[0m");
     }
 }

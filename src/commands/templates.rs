@@ -22,16 +22,10 @@ pub fn run() -> Result<()> {
     ];
     let style = Style::stdout();
     let mut out = Out::new();
-    writeln!(
-        out,
-        "what is trained: {}; the rest is context\n",
-        style.trained("like this")
-    )?;
+    writeln!(out, "what is trained: {}; the rest is context\n", style.trained("like this"))?;
     for name in Template::NAMES {
         let template = Template::load(name, TemplateOptions::default())?;
-        let (text, spans) = template
-            .render(&conversation, Purpose::Train)?
-            .text_and_spans(template.names());
+        let (text, spans) = template.render(&conversation, Purpose::Train)?.text_and_spans(template.names());
         writeln!(out, "{}", style.heading(&format!("== {name}")))?;
         writeln!(out, "{}\n", style.spans(&text, &spans).trim_end_matches('\n'))?;
     }

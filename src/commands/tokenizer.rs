@@ -18,10 +18,7 @@ pub fn open_tokenizer(given: Option<&Path>, folders: &[&Path], special: SpecialI
         Some(path) => Tokenizer::open(&path, special),
         None => {
             let places: Vec<String> = folders.iter().map(|d| d.display().to_string()).collect();
-            bail!(
-                "no tokenizer in {}; name one with --tokenizer-path",
-                places.join(" or ")
-            )
+            bail!("no tokenizer in {}; name one with --tokenizer-path", places.join(" or "))
         }
     }
 }

@@ -67,10 +67,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
 
     let resized = Resized::new(&base, resize.clone())?;
     let config = with_token_ids(resized.config().clone(), &tokenizer, Some(&template))?;
-    let source = Reconfigured {
-        source: &resized,
-        config: config.clone(),
-    };
+    let source = Reconfigured { source: &resized, config: config.clone() };
     let tokenizer = Arc::new(tokenizer);
     let companions = Companions::new(Arc::clone(&tokenizer), Some(&template), config.max_position);
     // Where a padded model had rows to spare for the new tokens, all of its spare rows from the first one on are trained.
@@ -91,16 +88,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
                 base: base_path.display().to_string(),
             };
             let base = Box::new(ModelFiles::open(&job.model_path)?);
-            (
-                Artifact::Adapter {
-                    config: adapter,
-                    base,
-                    resize,
-                    model: config.clone(),
-                    new_rows,
-                },
-                new_rows,
-            )
+            (Artifact::Adapter { config: adapter, base, resize, model: config.clone(), new_rows }, new_rows)
         }
     };
     let mut fingerprints = fingerprints(&prepared, &tokenizer);
@@ -135,10 +123,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
         let to = job.output_dir.join(run::MERGED);
         let mut batch = MicroBatch::default();
         spec.train.append_row(&spec.train.plan(0), 0, &mut batch);
-        let options = SaveOptions {
-            dtype: base.dtype(),
-            ..Default::default()
-        };
+        let options = SaveOptions { dtype: base.dtype(), ..Default::default() };
         let check = merged::merge(&dev, &source, &job.output_dir, &to, options, &batch)?;
         spec.companions.write(&to)?;
         let MergeCheck { exact, rounded } = check;
@@ -214,10 +199,8 @@ pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
 
 fn report_written(written: &[(&str, PathBuf)], quiet: bool) {
     if !quiet {
-        let rows: Vec<Vec<String>> = written
-            .iter()
-            .map(|(what, path)| vec![what.to_string(), path.display().to_string()])
-            .collect();
+        let rows: Vec<Vec<String>> =
+            written.iter().map(|(what, path)| vec![what.to_string(), path.display().to_string()]).collect();
         println!("\nwritten:\n{}", table(&rows).trim_end());
     }
 }

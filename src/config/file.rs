@@ -37,10 +37,7 @@ pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
         }
         let value = setting.kind.from_json(&json).map_err(|found| {
             let hint = hint(setting.key, &json);
-            fail(format!(
-                "key \"{key}\": expected {}, found {found}{hint}",
-                setting.kind.expected()
-            ))
+            fail(format!("key \"{key}\": expected {}, found {found}{hint}", setting.kind.expected()))
         })?;
         settings.push((setting, value));
         named.push(key);
@@ -110,23 +107,14 @@ mod tests {
     #[test]
     fn mistakes_name_the_key() {
         check(r#"{"lora_rr": 8}"#, r#"unknown key "lora_rr"; did you mean "lora_r"?"#);
-        check(
-            r#"{"zzz": 8}"#,
-            r#"unknown key "zzz"; configs/README.md lists every key"#,
-        );
-        check(
-            r#"{"learning_rate": "abc"}"#,
-            r#"key "learning_rate": expected a number above 0, found the text "abc""#,
-        );
+        check(r#"{"zzz": 8}"#, r#"unknown key "zzz"; configs/README.md lists every key"#);
+        check(r#"{"learning_rate": "abc"}"#, r#"key "learning_rate": expected a number above 0, found the text "abc""#);
         check(r#"{"seed": 1, "seed": 2}"#, r#"key "seed" stands twice"#);
         check(
             r#"{"lr": 1, "learning_rate": 2}"#,
             r#"keys "lr" and "learning_rate" are the same setting; leave one out"#,
         );
-        check(
-            r#"{"bf16": true}"#,
-            r#"unknown key "bf16"; write "mixed_precision": "bf16""#,
-        );
+        check(r#"{"bf16": true}"#, r#"unknown key "bf16"; write "mixed_precision": "bf16""#);
         check(
             "[1]",
             "expected one JSON object of settings: invalid type: sequence, expected an object at line 1 column 0",

@@ -33,10 +33,7 @@ pub fn find_config(path: &str) -> Result<Source> {
     let mut places: Vec<PathBuf> = vec![given.into()];
     let mut file = String::new();
     if ["", "config", "configs", "./config", "./configs"].contains(&folder) {
-        file = given
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        file = given.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         if !file.ends_with(".json") {
             file.push_str(".json");
         }
@@ -46,17 +43,11 @@ pub fn find_config(path: &str) -> Result<Source> {
     for place in &places {
         if place.is_file() {
             let text = std::fs::read_to_string(place).context(|| place.display().to_string())?;
-            return Ok(Source {
-                name: place.display().to_string(),
-                text,
-            });
+            return Ok(Source { name: place.display().to_string(), text });
         }
     }
     if let Some((name, text)) = EMBEDDED.iter().find(|(name, _)| *name == file) {
-        return Ok(Source {
-            name: format!("built-in {name}"),
-            text: (*text).into(),
-        });
+        return Ok(Source { name: format!("built-in {name}"), text: (*text).into() });
     }
     let places: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
     let names: Vec<&str> = EMBEDDED.iter().map(|(n, _)| *n).collect();
@@ -77,11 +68,7 @@ mod tests {
         assert_eq!(source.name, "configs/sft_tiny.json");
         assert_eq!(find_config("tiny").unwrap().name, "configs/tiny.json");
         let e = find_config("elsewhere/sft_tiny.json").unwrap_err();
-        assert!(
-            e.to_string()
-                .starts_with("elsewhere/sft_tiny.json: no such config file"),
-            "{e}"
-        );
+        assert!(e.to_string().starts_with("elsewhere/sft_tiny.json: no such config file"), "{e}");
         assert_eq!(e.exit_code(), 2);
     }
 

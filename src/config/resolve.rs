@@ -62,11 +62,7 @@ impl Resolved {
         if !left.is_empty() && matches!(command, Command::Pretrain | Command::Sft) {
             warnings.push(format!("{name}: no effect on this command: {}", left.join(", ")));
         }
-        let mut resolved = Self {
-            command,
-            entries,
-            warnings,
-        };
+        let mut resolved = Self { command, entries, warnings };
         resolved.check_effects()?;
         resolved.check_counts()?;
         Ok(resolved)
@@ -111,8 +107,7 @@ impl Resolved {
         while let Some((name, reason, _)) = idle.first().cloned() {
             let (same, rest): (Vec<_>, Vec<_>) = idle.into_iter().partition(|i| i.0 == name && i.1 == reason);
             let keys: Vec<String> = same.into_iter().map(|i| i.2).collect();
-            self.warnings
-                .push(format!("{name}: no effect with {reason}: {}", keys.join(", ")));
+            self.warnings.push(format!("{name}: no effect with {reason}: {}", keys.join(", ")));
             idle = rest;
         }
         Ok(())
@@ -151,10 +146,7 @@ impl Resolved {
         if let Some(Value::Text(strategy)) = self.get("eval_strategy") {
             let steps = self.is_set("eval_steps");
             if strategy == "steps" && !steps {
-                return Err(Error::usage(format!(
-                    "{}: \"steps\" needs eval_steps",
-                    self.named("eval_strategy")
-                )));
+                return Err(Error::usage(format!("{}: \"steps\" needs eval_steps", self.named("eval_strategy"))));
             }
             if strategy != "steps" && steps && self.entry("eval_strategy").2 == self.entry("eval_steps").2 {
                 return Err(Error::usage(format!(
@@ -195,9 +187,7 @@ impl Resolved {
 
     /// Whether a flag or a file gave the setting.
     pub fn is_set(&self, key: &str) -> bool {
-        self.entries
-            .iter()
-            .any(|e| e.0.key == key && e.2 != Origin::Default && e.1.is_some())
+        self.entries.iter().any(|e| e.0.key == key && e.2 != Origin::Default && e.1.is_some())
     }
 
     /// A switch.
@@ -253,10 +243,7 @@ impl Resolved {
     /// The error for a setting that has to be given.
     pub fn missing(&self, key: &str) -> Error {
         let setting = self.entry(key).0;
-        Error::usage(format!(
-            "--{} is required (or \"{key}\" in the config file)",
-            setting.flag()
-        ))
+        Error::usage(format!("--{} is required (or \"{key}\" in the config file)", setting.flag()))
     }
 
     /// Texts or paths; empty without a value.
@@ -281,10 +268,6 @@ fn from_words(setting: &'static Setting, words: &[String]) -> Result<Value> {
     setting.kind.parse(&words).map_err(|found| {
         let json = serde_json::Value::String(words.first().copied().unwrap_or_default().into());
         let hint = file::hint(setting.key, &json);
-        Error::usage(format!(
-            "--{}: expected {}, found {found}{hint}",
-            setting.flag(),
-            setting.kind.expected()
-        ))
+        Error::usage(format!("--{}: expected {}, found {found}{hint}", setting.flag(), setting.kind.expected()))
     })
 }

@@ -17,17 +17,7 @@ const OUT: &str = "Output and resume";
 const RUN: &str = "Run";
 
 const fn set(group: &'static str, commands: Commands, key: &'static str, kind: Kind, help: &'static str) -> Setting {
-    Setting {
-        key,
-        aliases: &[],
-        group,
-        commands,
-        kind,
-        default: None,
-        unset: "",
-        help,
-        needs: None,
-    }
+    Setting { key, aliases: &[], group, commands, kind, default: None, unset: "", help, needs: None }
 }
 
 impl Setting {
@@ -244,35 +234,21 @@ mod tests {
 
     #[test]
     fn the_table_is_sound() {
-        let mut names: Vec<&str> = TABLE
-            .iter()
-            .flat_map(|s| s.aliases.iter().copied().chain([s.key]))
-            .collect();
+        let mut names: Vec<&str> = TABLE.iter().flat_map(|s| s.aliases.iter().copied().chain([s.key])).collect();
         let n = names.len();
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), n, "a name stands twice");
         for s in TABLE {
-            assert!(
-                s.default.is_some() == s.unset.is_empty(),
-                "{}: a default or what happens without one",
-                s.key
-            );
+            assert!(s.default.is_some() == s.unset.is_empty(), "{}: a default or what happens without one", s.key);
             assert!(!s.help.ends_with('.'), "{}: no full stop", s.key);
             assert!(s.kind != Bool || s.default.is_some(), "{}", s.key);
             if let Some(d) = s.default {
                 let words: Vec<&str> = d.split(' ').collect();
-                s.kind
-                    .parse(&words)
-                    .unwrap_or_else(|e| panic!("{}: default {e}", s.key));
+                s.kind.parse(&words).unwrap_or_else(|e| panic!("{}: default {e}", s.key));
             }
             if let Some(n) = s.needs {
-                assert!(
-                    super::super::find(n.key).is_some_and(|o| o.key == n.key),
-                    "{}: needs {}",
-                    s.key,
-                    n.key
-                );
+                assert!(super::super::find(n.key).is_some_and(|o| o.key == n.key), "{}: needs {}", s.key, n.key);
             }
         }
     }

@@ -133,10 +133,8 @@ mod tests {
     use super::*;
 
     fn sft(flags: &[(&str, &str)]) -> Resolved {
-        let typed: Typed = flags
-            .iter()
-            .map(|(k, v)| (find(k).unwrap(), v.split(' ').map(String::from).collect()))
-            .collect();
+        let typed: Typed =
+            flags.iter().map(|(k, v)| (find(k).unwrap(), v.split(' ').map(String::from).collect())).collect();
         Resolved::new(Command::Sft, typed, None).unwrap()
     }
 
@@ -154,17 +152,9 @@ mod tests {
 
     #[test]
     fn every_value_arrives() {
-        let s = sft(&[
-            ("use_lora", "false"),
-            ("warmup_steps", "7"),
-            ("eval_steps", "5"),
-            ("max_grad_norm", "0"),
-        ]);
+        let s = sft(&[("use_lora", "false"), ("warmup_steps", "7"), ("eval_steps", "5"), ("max_grad_norm", "0")]);
         let s = s.train_settings();
-        assert_eq!(
-            (s.lora, s.warmup, s.eval_every),
-            (None, Warmup::Steps(7), Every::Steps(5))
-        );
+        assert_eq!((s.lora, s.warmup, s.eval_every), (None, Warmup::Steps(7), Every::Steps(5)));
         assert_eq!(s.max_grad_norm, None);
     }
 }

@@ -114,11 +114,7 @@ impl Kind {
             Kind::Texts => {
                 let items = words.iter().flat_map(|w| w.split(','));
                 let items: Vec<String> = items.map(|w| w.trim().to_string()).filter(|w| !w.is_empty()).collect();
-                if items.is_empty() {
-                    Err(bad(one))
-                } else {
-                    Ok(Value::Texts(items))
-                }
+                if items.is_empty() { Err(bad(one)) } else { Ok(Value::Texts(items)) }
             }
             Kind::Paths => match words.iter().find(|w| w.is_empty()) {
                 Some(w) => Err(bad(w)),
@@ -126,10 +122,7 @@ impl Kind {
             },
             Kind::Weights => {
                 let items = words.iter().flat_map(|w| w.split(',')).filter(|w| !w.is_empty());
-                items
-                    .map(|w| number(w, Range::Positive))
-                    .collect::<Result<_, _>>()
-                    .map(Value::Floats)
+                items.map(|w| number(w, Range::Positive)).collect::<Result<_, _>>().map(Value::Floats)
             }
         }
     }
@@ -141,33 +134,24 @@ impl Kind {
     pub fn from_json(self, json: &serde_json::Value) -> Result<Value, String> {
         use serde_json::Value as J;
         let bad = || describe(json);
-        let texts = |items: &[J]| {
-            items
-                .iter()
-                .map(|v| v.as_str().map(String::from))
-                .collect::<Option<Vec<_>>>()
-        };
+        let texts = |items: &[J]| items.iter().map(|v| v.as_str().map(String::from)).collect::<Option<Vec<_>>>();
         match (self, json) {
             (Kind::Bool, J::Bool(b)) => Ok(Value::Bool(*b)),
             // 3.0 is a whole number: tools that write floats everywhere mean it.
             (Kind::Int(min), J::Number(n)) => {
-                let whole = n
-                    .as_u64()
-                    .or_else(|| n.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
+                let whole =
+                    n.as_u64().or_else(|| n.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
                 whole.filter(|&n| n >= min).map(Value::Int).ok_or_else(bad)
             }
-            (Kind::Float(range), J::Number(n)) => n
-                .as_f64()
-                .filter(|&x| range.contains(x))
-                .map(Value::Float)
-                .ok_or_else(bad),
+            (Kind::Float(range), J::Number(n)) => {
+                n.as_f64().filter(|&x| range.contains(x)).map(Value::Float).ok_or_else(bad)
+            }
             (Kind::Choice(_) | Kind::Text | Kind::Path | Kind::Texts | Kind::Paths, J::String(s)) => {
                 self.parse(&[s]).map_err(|_| bad())
             }
             (Kind::Texts | Kind::Paths, J::Array(items)) => {
                 let items = texts(items).ok_or_else(bad)?;
-                self.parse(&items.iter().map(String::as_str).collect::<Vec<_>>())
-                    .map_err(|_| bad())
+                self.parse(&items.iter().map(String::as_str).collect::<Vec<_>>()).map_err(|_| bad())
             }
             (Kind::Weights, J::Array(items)) => {
                 let items: Option<Vec<f64>> = items.iter().map(J::as_f64).collect();
@@ -256,13 +240,7 @@ mod tests {
         assert_eq!(Kind::Weights.parse(&["0.5", "-0.1"]), Err("\"-0.1\"".into()));
         assert_eq!(Kind::Bool.from_json(&json!("yes")), Err("the text \"yes\"".into()));
         assert_eq!(Kind::Int(1).from_json(&json!(-3)), Err("the number -3".into()));
-        assert_eq!(
-            Kind::Weights.from_json(&json!([1, "x"])),
-            Err("the list [1,\"x\"]".into())
-        );
-        assert_eq!(
-            Kind::Float(Range::BelowOne).from_json(&json!(1)),
-            Err("the number 1".into())
-        );
+        assert_eq!(Kind::Weights.from_json(&json!([1, "x"])), Err("the list [1,\"x\"]".into()));
+        assert_eq!(Kind::Float(Range::BelowOne).from_json(&json!(1)), Err("the number 1".into()));
     }
 }

@@ -11,15 +11,8 @@ use crate::tensor::{DType, Tensor};
 use half::bf16;
 
 fn check(what: &str, n: usize, heads: Heads, q: &Tensor<Cpu>, k: &Tensor<Cpu>, v: &Tensor<Cpu>) {
-    let Heads {
-        n_query,
-        n_kv,
-        head_dim,
-    } = heads;
-    assert!(
-        n_kv > 0 && n_query % n_kv == 0,
-        "{what}: {n_query} query heads share {n_kv} key heads"
-    );
+    let Heads { n_query, n_kv, head_dim } = heads;
+    assert!(n_kv > 0 && n_query % n_kv == 0, "{what}: {n_query} query heads share {n_kv} key heads");
     assert_eq!(q.shape(), (n, n_query * head_dim), "{what}: shape of q");
     assert_eq!(k.cols(), n_kv * head_dim, "{what}: width of k");
     assert_eq!(v.shape(), k.shape(), "{what}: shapes of k and v");
@@ -158,12 +151,7 @@ pub fn decode(
     if n == 0 {
         return;
     }
-    assert_eq!(
-        k_cache.rows() % n,
-        0,
-        "attention_decode: {} cache rows for {n} sequences",
-        k_cache.rows()
-    );
+    assert_eq!(k_cache.rows() % n, 0, "attention_decode: {} cache rows for {n} sequences", k_cache.rows());
     same_type!("attention_decode", out, q, k_cache, v_cache;
         decode_typed(dev, out, q, k_cache, v_cache, i32s(lens), heads, mask));
 }
@@ -179,34 +167,17 @@ fn decode_typed<E: Elem>(
     heads: Heads,
     mask: Mask,
 ) {
-    let Heads {
-        n_query,
-        n_kv,
-        head_dim: d,
-    } = heads;
+    let Heads { n_query, n_kv, head_dim: d } = heads;
     let (group, stride, capacity) = (n_query / n_kv, n_kv * d, k.rows() / q.rows());
     let scale = 1.0 / (d as f32).sqrt();
     let (q, k, v) = (elems::<E>(q), elems::<E>(k), elems::<E>(v));
     dev.pool.split(chunked(elems_mut::<E>(out), d), |task, out| {
         let (s, h) = (task / n_query, task % n_query);
         let len = usize::try_from(lens[s]).expect("lengths are not negative");
-        assert!(
-            (1..=capacity).contains(&len),
-            "attention_decode: length {len} of sequence {s} outside 1..={capacity}"
-        );
+        assert!((1..=capacity).contains(&len), "attention_decode: length {len} of sequence {s} outside 1..={capacity}");
         let at = s * capacity * stride + h / group * d;
         let first = mask.window.map_or(0, |w| len.saturating_sub(w));
-        attend(
-            dev.level,
-            out,
-            &q[task * d..][..d],
-            &k[at..],
-            &v[at..],
-            stride,
-            first,
-            len - 1,
-            scale,
-        );
+        attend(dev.level, out, &q[task * d..][..d], &k[at..], &v[at..], stride, first, len - 1, scale);
     });
 }
 
@@ -231,23 +202,11 @@ mod tests {
                 starts.extend(vec![starts.len() as i32; len]);
             }
             let (n_query, n_kv, head_dim) = heads;
-            Self {
-                starts,
-                heads: Heads {
-                    n_query,
-                    n_kv,
-                    head_dim,
-                },
-                mask: Mask { window },
-                dtype,
-            }
+            Self { starts, heads: Heads { n_query, n_kv, head_dim }, mask: Mask { window }, dtype }
         }
 
         fn widths(&self) -> (usize, usize) {
-            (
-                self.heads.n_query * self.heads.head_dim,
-                self.heads.n_kv * self.heads.head_dim,
-            )
+            (self.heads.n_query * self.heads.head_dim, self.heads.n_kv * self.heads.head_dim)
         }
 
         fn inputs(&self, seed: u64) -> [Vec<f32>; 4] {
@@ -270,12 +229,9 @@ mod tests {
             let (mut out, mut dq, mut dk, mut dv) = (alloc(wide), alloc(wide), alloc(narrow), alloc(narrow));
             let mut lse = dev.alloc(n, self.heads.n_query, DType::F32).unwrap();
             let t = tensor_i32(dev, &self.starts);
-            dev.attention_forward(&mut out, &mut lse, &q, &k, &v, &t, self.heads, self.mask)
+            dev.attention_forward(&mut out, &mut lse, &q, &k, &v, &t, self.heads, self.mask).unwrap();
+            dev.attention_backward(&mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &t, self.heads, self.mask)
                 .unwrap();
-            dev.attention_backward(
-                &mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &t, self.heads, self.mask,
-            )
-            .unwrap();
             [&out, &lse, &dq, &dk, &dv].map(|t| values(dev, t))
         }
 
@@ -286,11 +242,7 @@ mod tests {
             round: impl Fn(f64) -> f64,
             step: impl Fn(f64) -> f64,
         ) -> [Vec<f64>; 5] {
-            let Heads {
-                n_query: h,
-                n_kv,
-                head_dim: d,
-            } = self.heads;
+            let Heads { n_query: h, n_kv, head_dim: d } = self.heads;
             let (n, (wide, narrow)) = (self.starts.len(), self.widths());
             let [q, k, v, dout] = inputs;
             let (mut out, mut lse) = (vec![0.0; n * wide], vec![0.0; n * h]);
@@ -298,25 +250,18 @@ mod tests {
             let scale = 1.0 / (d as f64).sqrt();
             let dot = |x: &[f64], y: &[f64]| round(x.iter().zip(y).fold(0.0, |s, (x, y)| step(s + x * y)));
             for i in 0..n {
-                let first = self
-                    .mask
-                    .window
-                    .map_or(0, |w| (i + 1).saturating_sub(w))
-                    .max(self.starts[i] as usize);
+                let first = self.mask.window.map_or(0, |w| (i + 1).saturating_sub(w)).max(self.starts[i] as usize);
                 for head in 0..h {
                     let row = (i * h + head) * d..(i * h + head + 1) * d;
                     let at = |j: usize| (j * n_kv + head / (h / n_kv)) * d..(j * n_kv + head / (h / n_kv) + 1) * d;
-                    let scores: Vec<f64> = (first..=i)
-                        .map(|j| round(dot(&q[row.clone()], &k[at(j)]) * scale))
-                        .collect();
+                    let scores: Vec<f64> =
+                        (first..=i).map(|j| round(dot(&q[row.clone()], &k[at(j)]) * scale)).collect();
                     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let sum: f64 = scores.iter().fold(0.0, |sum, s| step(sum + round((s - max).exp())));
                     lse[i * h + head] = step(max + step(sum.ln()));
                     let p: Vec<f64> = scores.iter().map(|s| round((s - max).exp() / sum)).collect();
                     for (p, j) in p.iter().zip(first..) {
-                        at(j)
-                            .zip(row.clone())
-                            .for_each(|(a, o)| out[o] = step(out[o] + p * v[a]));
+                        at(j).zip(row.clone()).for_each(|(a, o)| out[o] = step(out[o] + p * v[a]));
                     }
                     out[row.clone()].iter_mut().for_each(|o| *o = round(*o));
                     let delta = dot(&dout[row.clone()], &out[row.clone()]);
@@ -359,11 +304,7 @@ mod tests {
                     let plain = case.reference(&inputs, |x| rounded(dtype, x), |x| rounded(DType::F32, x));
                     for i in 0..5 {
                         let stored_as = if i == 1 { DType::F32 } else { dtype };
-                        let what = format!(
-                            "{:?} {dtype:?} {lengths:?} {heads:?} {window:?} {}",
-                            dev.level(),
-                            NAMES[i]
-                        );
+                        let what = format!("{:?} {dtype:?} {lengths:?} {heads:?} {window:?} {}", dev.level(), NAMES[i]);
                         assert_close(&what, &ours[i], &exact[i], &plain[i], stored_as);
                     }
                 }
@@ -385,10 +326,7 @@ mod tests {
             let alone = Case::new(&[250], (4, 2, 16), None, dtype);
             let n = packed.starts.len();
             let cut = |x: &Vec<f32>| x[from * x.len() / n..to * x.len() / n].to_vec();
-            let single = alone.run(
-                &devs[1],
-                &[cut(&inputs[0]), cut(&inputs[1]), cut(&inputs[2]), cut(&inputs[3])],
-            );
+            let single = alone.run(&devs[1], &[cut(&inputs[0]), cut(&inputs[1]), cut(&inputs[2]), cut(&inputs[3])]);
             for i in 0..5 {
                 assert_eq!(single[i], cut(&whole[i]), "{dtype:?} {}", NAMES[i]);
             }
@@ -415,10 +353,7 @@ mod tests {
                 let [q, k, v, dout] = case.inputs(21);
                 let whole = case.run(&dev, &[q.clone(), k.clone(), v.clone(), dout]);
                 let (mut qs, mut expected) = (vec![], vec![]);
-                let mut caches = [
-                    vec![f32::NAN; 3 * capacity * narrow],
-                    vec![f32::NAN; 3 * capacity * narrow],
-                ];
+                let mut caches = [vec![f32::NAN; 3 * capacity * narrow], vec![f32::NAN; 3 * capacity * narrow]];
                 let mut end = 0;
                 for (s, len) in lens.iter().enumerate() {
                     for (cache, x) in caches.iter_mut().zip([&k, &v]) {
@@ -430,13 +365,9 @@ mod tests {
                     expected.extend_from_slice(&whole[0][(end - 1) * wide..end * wide]);
                 }
                 let [kc, vc] = caches.map(|c| tensor(&dev, 3 * capacity, narrow, DType::F32, &c));
-                let (qt, mut out) = (
-                    tensor(&dev, 3, wide, DType::F32, &qs),
-                    dev.alloc(3, wide, DType::F32).unwrap(),
-                );
+                let (qt, mut out) = (tensor(&dev, 3, wide, DType::F32, &qs), dev.alloc(3, wide, DType::F32).unwrap());
                 let lens = tensor_i32(&dev, &lens.map(|l| l as i32));
-                dev.attention_decode(&mut out, &qt, &kc, &vc, &lens, case.heads, case.mask)
-                    .unwrap();
+                dev.attention_decode(&mut out, &qt, &kc, &vc, &lens, case.heads, case.mask).unwrap();
                 for (x, y) in values(&dev, &out).iter().zip(&expected) {
                     assert!((x - y).abs() <= 1e-5 * y.abs().max(1.0), "{x} {y}");
                 }

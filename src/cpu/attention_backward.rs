@@ -78,11 +78,7 @@ pub fn backward<E: Elem>(
     mask: Mask,
 ) {
     let pass = Pass::new::<E>(dev.level, heads, mask);
-    let Heads {
-        n_query,
-        n_kv,
-        head_dim: d,
-    } = heads;
+    let Heads { n_query, n_kv, head_dim: d } = heads;
     let (n, group) = (doc_start.len(), n_query / n_kv);
     let mut docs = documents(doc_start);
     // Long documents first, so that the threads end together.
@@ -93,14 +89,7 @@ pub fn backward<E: Elem>(
     let (head_dk, head_dv) = per_head.split_at_mut(n_query * n * d);
     {
         let (head_dk, head_dv, dq) = (SharedMut::new(head_dk), SharedMut::new(head_dv), SharedMut::new(dq));
-        let inputs = Inputs {
-            dout,
-            out,
-            lse,
-            q,
-            k,
-            v,
-        };
+        let inputs = Inputs { dout, out, lse, q, k, v };
         dev.pool.run(docs.len() * n_query, &|task| {
             let (doc, head) = (docs[task / n_query], task % n_query);
             let range = (head * n + doc.start) * d;
@@ -114,22 +103,19 @@ pub fn backward<E: Elem>(
     let (head_dk, head_dv) = (&*head_dk, &*head_dv);
     let width = n_kv * d;
     let rows = task_rows(width * group);
-    dev.pool.split(
-        (chunked(dk, rows * width), chunked(dv, rows * width)),
-        |task, (dk, dv)| {
-            let mut sum = vec![0.0f32; d];
-            for (out, grads) in [(dk, head_dk), (dv, head_dv)] {
-                for (i, out) in out.chunks_exact_mut(d).enumerate() {
-                    let (token, kv) = (task * rows + i / n_kv, i % n_kv);
-                    sum.fill(0.0);
-                    for head in kv * group..(kv + 1) * group {
-                        add_row(dev.level, &mut sum, &grads[(head * n + token) * d..][..d]);
-                    }
-                    round_row(dev.level, out, &sum);
+    dev.pool.split((chunked(dk, rows * width), chunked(dv, rows * width)), |task, (dk, dv)| {
+        let mut sum = vec![0.0f32; d];
+        for (out, grads) in [(dk, head_dk), (dv, head_dv)] {
+            for (i, out) in out.chunks_exact_mut(d).enumerate() {
+                let (token, kv) = (task * rows + i / n_kv, i % n_kv);
+                sum.fill(0.0);
+                for head in kv * group..(kv + 1) * group {
+                    add_row(dev.level, &mut sum, &grads[(head * n + token) * d..][..d]);
                 }
+                round_row(dev.level, out, &sum);
             }
-        },
-    );
+        }
+    });
 }
 
 /// One query head of one document: sets its `dq`, adds to its `dk` and `dv` (len, d).
@@ -142,11 +128,7 @@ fn head_backward<E: Elem>(
     doc: Document,
     head: usize,
 ) {
-    let Heads {
-        n_query,
-        n_kv,
-        head_dim: d,
-    } = pass.heads;
+    let Heads { n_query, n_kv, head_dim: d } = pass.heads;
     let (len, wide, narrow) = (doc.len, n_query * d, n_kv * d);
     let kv = head / (n_query / n_kv);
     let blocks = len.div_ceil(QUERIES);
@@ -167,131 +149,65 @@ fn head_backward<E: Elem>(
         square,
         pass.a_units(KEYS, QUERIES).max(pass.a_units(QUERIES, KEYS)),
     ];
-    with_memory(
-        sizes,
-        |[
-            q_rows,
-            q_cols,
-            do_rows,
-            do_cols,
-            sum,
-            delta,
-            k_rows,
-            v_rows,
-            k_cols,
-            p,
-            dp,
-            packed,
-        ]| {
-            let (sum, delta, p, dp) = (floats(sum), floats(delta), floats(p), floats(dp));
-            sum.fill(0.0);
-            for (b, row) in (0..len).step_by(QUERIES).enumerate() {
+    with_memory(sizes, |[q_rows, q_cols, do_rows, do_cols, sum, delta, k_rows, v_rows, k_cols, p, dp, packed]| {
+        let (sum, delta, p, dp) = (floats(sum), floats(delta), floats(p), floats(dp));
+        sum.fill(0.0);
+        for (b, row) in (0..len).step_by(QUERIES).enumerate() {
+            let rows = QUERIES.min(len - row);
+            pass.pack_a(&mut q_rows[b * qa..], rows_of(x.q, wide, doc.start, head, d), row, rows, 0, d);
+            pass.pack_b(&mut q_cols[b * qb..], columns_of(x.q, wide, doc.start, head, d), 0, d, row, rows);
+            pass.pack_a(&mut do_rows[b * qa..], rows_of(x.dout, wide, doc.start, head, d), row, rows, 0, d);
+            pass.pack_b(&mut do_cols[b * qb..], columns_of(x.dout, wide, doc.start, head, d), 0, d, row, rows);
+        }
+        for (i, delta) in delta.iter_mut().enumerate() {
+            let at = (doc.start + i) * wide + head * d;
+            *delta = row_dot(pass.level, &x.dout[at..at + d], &x.out[at..at + d]);
+        }
+        for first in (0..len).step_by(KEYS) {
+            let count = KEYS.min(len - first);
+            pass.pack_b(k_rows, rows_of(x.k, narrow, doc.start, kv, d), first, count, 0, d);
+            pass.pack_b(v_rows, rows_of(x.v, narrow, doc.start, kv, d), first, count, 0, d);
+            pass.pack_b(k_cols, columns_of(x.k, narrow, doc.start, kv, d), 0, d, first, count);
+            let k_panel = pass.b_units(1, count);
+            for row in (first..len).step_by(QUERIES) {
                 let rows = QUERIES.min(len - row);
-                pass.pack_a(
-                    &mut q_rows[b * qa..],
-                    rows_of(x.q, wide, doc.start, head, d),
-                    row,
-                    rows,
-                    0,
-                    d,
-                );
-                pass.pack_b(
-                    &mut q_cols[b * qb..],
-                    columns_of(x.q, wide, doc.start, head, d),
-                    0,
-                    d,
-                    row,
-                    rows,
-                );
-                pass.pack_a(
-                    &mut do_rows[b * qa..],
-                    rows_of(x.dout, wide, doc.start, head, d),
-                    row,
-                    rows,
-                    0,
-                    d,
-                );
-                pass.pack_b(
-                    &mut do_cols[b * qb..],
-                    columns_of(x.dout, wide, doc.start, head, d),
-                    0,
-                    d,
-                    row,
-                    rows,
-                );
-            }
-            for (i, delta) in delta.iter_mut().enumerate() {
-                let at = (doc.start + i) * wide + head * d;
-                *delta = row_dot(pass.level, &x.dout[at..at + d], &x.out[at..at + d]);
-            }
-            for first in (0..len).step_by(KEYS) {
-                let count = KEYS.min(len - first);
-                pass.pack_b(k_rows, rows_of(x.k, narrow, doc.start, kv, d), first, count, 0, d);
-                pass.pack_b(v_rows, rows_of(x.v, narrow, doc.start, kv, d), first, count, 0, d);
-                pass.pack_b(k_cols, columns_of(x.k, narrow, doc.start, kv, d), 0, d, first, count);
-                let k_panel = pass.b_units(1, count);
-                for row in (first..len).step_by(QUERIES) {
-                    let rows = QUERIES.min(len - row);
-                    let keys = first..(first + count).min(row + rows);
-                    if pass.keys_of(row).start >= keys.end {
-                        // The window has moved past this block for good.
-                        break;
+                let keys = first..(first + count).min(row + rows);
+                if pass.keys_of(row).start >= keys.end {
+                    // The window has moved past this block for good.
+                    break;
+                }
+                let (b, n) = (row / QUERIES, keys.len());
+                pass.multiply(p, KEYS, rows, n, &q_rows[b * qa..], k_rows, d, pass.scale, Store::Set);
+                pass.multiply(dp, KEYS, rows, n, &do_rows[b * qa..], v_rows, d, 1.0, Store::Set);
+                for i in 0..rows {
+                    let seen = pass.keys_in(row + i, &keys);
+                    let (p, dp) = (&mut p[i * KEYS..i * KEYS + n], &mut dp[i * KEYS..i * KEYS + n]);
+                    for x in [&mut *p, &mut *dp] {
+                        x[..seen.start].fill(0.0);
+                        x[seen.end..].fill(0.0);
                     }
-                    let (b, n) = (row / QUERIES, keys.len());
-                    pass.multiply(p, KEYS, rows, n, &q_rows[b * qa..], k_rows, d, pass.scale, Store::Set);
-                    pass.multiply(dp, KEYS, rows, n, &do_rows[b * qa..], v_rows, d, 1.0, Store::Set);
-                    for i in 0..rows {
-                        let seen = pass.keys_in(row + i, &keys);
-                        let (p, dp) = (&mut p[i * KEYS..i * KEYS + n], &mut dp[i * KEYS..i * KEYS + n]);
-                        for x in [&mut *p, &mut *dp] {
-                            x[..seen.start].fill(0.0);
-                            x[seen.end..].fill(0.0);
-                        }
-                        let lse = x.lse[(doc.start + row + i) * n_query + head];
-                        gradient_row(
-                            pass.level,
-                            &mut p[seen.clone()],
-                            &mut dp[seen],
-                            lse,
-                            delta[row + i],
-                            pass.scale,
-                        );
-                    }
-                    let dk = &mut dk[first * d..];
-                    let dv = &mut dv[first * d..];
-                    let transposed = |x| Operand {
-                        data: View::F32(x),
-                        major_stride: 1,
-                        k_stride: KEYS,
-                    };
-                    pass.pack_a(packed, transposed(p), 0, n, 0, rows);
-                    pass.multiply(dv, d, n, d, packed, &do_cols[b * qb..], rows, 1.0, Store::Add);
-                    pass.pack_a(packed, transposed(dp), 0, n, 0, rows);
-                    pass.multiply(dk, d, n, d, packed, &q_cols[b * qb..], rows, 1.0, Store::Add);
-                    pass.pack_a(
-                        packed,
-                        Operand {
-                            data: View::F32(dp),
-                            major_stride: KEYS,
-                            k_stride: 1,
-                        },
-                        0,
-                        rows,
-                        0,
-                        n,
-                    );
-                    // Keys cut by the last query leave the panels longer than what is read of them.
-                    for (j, k) in (0..d).step_by(pass.micro.nr).zip(k_cols.chunks(k_panel)) {
-                        let cols = pass.micro.nr.min(d - j);
-                        pass.multiply(&mut sum[row * d + j..], d, rows, cols, packed, k, n, 1.0, Store::Add);
-                    }
+                    let lse = x.lse[(doc.start + row + i) * n_query + head];
+                    gradient_row(pass.level, &mut p[seen.clone()], &mut dp[seen], lse, delta[row + i], pass.scale);
+                }
+                let dk = &mut dk[first * d..];
+                let dv = &mut dv[first * d..];
+                let transposed = |x| Operand { data: View::F32(x), major_stride: 1, k_stride: KEYS };
+                pass.pack_a(packed, transposed(p), 0, n, 0, rows);
+                pass.multiply(dv, d, n, d, packed, &do_cols[b * qb..], rows, 1.0, Store::Add);
+                pass.pack_a(packed, transposed(dp), 0, n, 0, rows);
+                pass.multiply(dk, d, n, d, packed, &q_cols[b * qb..], rows, 1.0, Store::Add);
+                pass.pack_a(packed, Operand { data: View::F32(dp), major_stride: KEYS, k_stride: 1 }, 0, rows, 0, n);
+                // Keys cut by the last query leave the panels longer than what is read of them.
+                for (j, k) in (0..d).step_by(pass.micro.nr).zip(k_cols.chunks(k_panel)) {
+                    let cols = pass.micro.nr.min(d - j);
+                    pass.multiply(&mut sum[row * d + j..], d, rows, cols, packed, k, n, 1.0, Store::Add);
                 }
             }
-            for (i, sum) in sum.chunks_exact(d).enumerate() {
-                // SAFETY: this head of this token belongs to this task.
-                let dq = unsafe { dq.slice((doc.start + i) * wide + head * d, d) };
-                round_row(pass.level, dq, sum);
-            }
-        },
-    );
+        }
+        for (i, sum) in sum.chunks_exact(d).enumerate() {
+            // SAFETY: this head of this token belongs to this task.
+            let dq = unsafe { dq.slice((doc.start + i) * wide + head * d, d) };
+            round_row(pass.level, dq, sum);
+        }
+    });
 }

@@ -56,13 +56,7 @@ impl Pass {
     pub fn new<E: Elem>(level: Level, heads: Heads, mask: Mask) -> Self {
         let micro = Micro::new(level, E::DTYPE == crate::tensor::DType::Bf16);
         let scale = 1.0 / (heads.head_dim as f32).sqrt();
-        Self {
-            level,
-            micro,
-            heads,
-            window: mask.window.unwrap_or(usize::MAX),
-            scale,
-        }
+        Self { level, micro, heads, window: mask.window.unwrap_or(usize::MAX), scale }
     }
 
     /// Keys that query `i` of a document sees, counted in the document.
@@ -107,17 +101,7 @@ impl Pass {
         let size = width * self.micro.unit.count(ks.1);
         for (i, panel) in dst.chunks_exact_mut(size).take(majors.1.div_ceil(width)).enumerate() {
             let have = width.min(majors.1 - i * width);
-            pack_panel(
-                self.level,
-                panel,
-                self.micro.unit,
-                width,
-                src,
-                majors.0 + i * width,
-                have,
-                ks.0,
-                ks.1,
-            );
+            pack_panel(self.level, panel, self.micro.unit, width, src, majors.0 + i * width, have, ks.0, ks.1);
         }
     }
 
@@ -140,18 +124,8 @@ impl Pass {
             rows > 0 && cols <= stride && (rows - 1) * stride + cols <= c.len(),
             "the product fits its destination"
         );
-        assert!(
-            self.a_units(rows, k) <= a.len() && self.b_units(cols, k) <= b.len(),
-            "the operands are packed"
-        );
-        let tile = Tile {
-            target: Target::F32(c.as_mut_ptr()),
-            stride,
-            rows,
-            cols,
-            alpha,
-            store,
-        };
+        assert!(self.a_units(rows, k) <= a.len() && self.b_units(cols, k) <= b.len(), "the operands are packed");
+        let tile = Tile { target: Target::F32(c.as_mut_ptr()), stride, rows, cols, alpha, store };
         // SAFETY: the destination and the panels are as large as needed (asserted above).
         unsafe { super::matmul::block(&self.micro, a, b, units, tile) };
     }
@@ -159,20 +133,12 @@ impl Pass {
 
 /// Head `head` of the rows from `start` of a tensor with `width` columns: rows are the major axis.
 pub fn rows_of<E: Elem>(x: &[E], width: usize, start: usize, head: usize, dim: usize) -> Operand<'_> {
-    Operand {
-        data: E::view(&x[start * width + head * dim..]),
-        major_stride: width,
-        k_stride: 1,
-    }
+    Operand { data: E::view(&x[start * width + head * dim..]), major_stride: width, k_stride: 1 }
 }
 
 /// The same with the head's columns as the major axis and rows along k.
 pub fn columns_of<E: Elem>(x: &[E], width: usize, start: usize, head: usize, dim: usize) -> Operand<'_> {
-    Operand {
-        data: E::view(&x[start * width + head * dim..]),
-        major_stride: 1,
-        k_stride: width,
-    }
+    Operand { data: E::view(&x[start * width + head * dim..]), major_stride: 1, k_stride: width }
 }
 
 thread_local! {
@@ -208,11 +174,7 @@ mod tests {
         let doc = |start, len| Document { start, len };
         assert_eq!(documents(&[0, 0, 0, 3, 4, 4]), [doc(0, 3), doc(3, 1), doc(4, 2)]);
         assert!(documents(&[]).is_empty());
-        let heads = Heads {
-            n_query: 1,
-            n_kv: 1,
-            head_dim: 8,
-        };
+        let heads = Heads { n_query: 1, n_kv: 1, head_dim: 8 };
         let pass = Pass::new::<f32>(Level::Portable, heads, Mask { window: Some(3) });
         assert_eq!(pass.keys_of(0), 0..1);
         assert_eq!(pass.keys_of(9), 7..10);

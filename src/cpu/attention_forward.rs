@@ -85,25 +85,14 @@ pub fn forward<E: Elem>(
     mask: Mask,
 ) {
     let pass = Pass::new::<E>(dev.level, heads, mask);
-    let Heads {
-        n_query,
-        n_kv,
-        head_dim: d,
-    } = heads;
+    let Heads { n_query, n_kv, head_dim: d } = heads;
     let (mut k_units, mut v_units) = (0, 0);
     let docs: Vec<Packed> = documents(doc_start)
         .into_iter()
         .map(|doc| {
-            let packed = Packed {
-                doc,
-                k_at: k_units,
-                v_at: v_units,
-            };
+            let packed = Packed { doc, k_at: k_units, v_at: v_units };
             k_units += pass.b_units(doc.len, d);
-            v_units += (0..doc.len)
-                .step_by(KEYS)
-                .map(|j| pass.b_units(d, KEYS.min(doc.len - j)))
-                .sum::<usize>();
+            v_units += (0..doc.len).step_by(KEYS).map(|j| pass.b_units(d, KEYS.min(doc.len - j))).sum::<usize>();
             packed
         })
         .collect();
@@ -131,9 +120,8 @@ pub fn forward<E: Elem>(
     }
     let (packed_k, packed_v) = (&*packed_k, &*packed_v);
     // Late blocks see the most keys: they go first, so that the threads end together.
-    let blocks: Vec<(usize, usize)> = (0..docs.len())
-        .flat_map(|i| (0..docs[i].doc.len).step_by(QUERIES).rev().map(move |row| (i, row)))
-        .collect();
+    let blocks: Vec<(usize, usize)> =
+        (0..docs.len()).flat_map(|i| (0..docs[i].doc.len).step_by(QUERIES).rev().map(move |row| (i, row))).collect();
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
     dev.pool.run(blocks.len() * n_query, &|task| {
         let ((i, row), head) = (blocks[task / n_query], task % n_query);
@@ -158,18 +146,9 @@ fn query_block<E: Elem>(
     head: usize,
     row: usize,
 ) {
-    let Heads {
-        n_query, head_dim: d, ..
-    } = pass.heads;
+    let Heads { n_query, head_dim: d, .. } = pass.heads;
     let rows = QUERIES.min(doc.len - row);
-    let sizes = [
-        pass.a_units(QUERIES, d),
-        QUERIES * KEYS,
-        pass.a_units(QUERIES, KEYS),
-        QUERIES * d,
-        QUERIES,
-        QUERIES,
-    ];
+    let sizes = [pass.a_units(QUERIES, d), QUERIES * KEYS, pass.a_units(QUERIES, KEYS), QUERIES * d, QUERIES, QUERIES];
     with_memory(sizes, |[packed_q, scores, packed_p, sum, max, total]| {
         let (scores, sum, max, total) = (floats(scores), floats(sum), floats(max), floats(total));
         pass.pack_a(packed_q, rows_of(q, n_query * d, doc.start, head, d), row, rows, 0, d);
@@ -197,11 +176,7 @@ fn query_block<E: Elem>(
                 total[i] = total[i] * shrink + added;
                 max[i] = larger;
             }
-            let p = Operand {
-                data: View::F32(scores),
-                major_stride: KEYS,
-                k_stride: 1,
-            };
+            let p = Operand { data: View::F32(scores), major_stride: KEYS, k_stride: 1 };
             pass.pack_a(packed_p, p, 0, rows, 0, n);
             // Every block before this one is full.
             let v = &v[keys.start / KEYS * pass.b_units(d, KEYS)..];
@@ -211,12 +186,8 @@ fn query_block<E: Elem>(
         for i in 0..rows {
             let token = doc.start + row + i;
             // SAFETY: this head of this token belongs to this task.
-            let (out, lse) = unsafe {
-                (
-                    out.slice((token * n_query + head) * d, d),
-                    lse.slice(token * n_query + head, 1),
-                )
-            };
+            let (out, lse) =
+                unsafe { (out.slice((token * n_query + head) * d, d), lse.slice(token * n_query + head, 1)) };
             divide_row(pass.level, out, &sum[i * d..(i + 1) * d], total[i]);
             lse[0] = max[i] + total[i].ln();
         }

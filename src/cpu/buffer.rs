@@ -53,50 +53,26 @@ impl CpuBuf {
 
 /// The elements of a tensor of a known type.
 pub fn elems<E: Elem>(t: &Tensor<Cpu>) -> &[E] {
-    assert_eq!(
-        t.dtype(),
-        E::DTYPE,
-        "element type of a {} x {} tensor",
-        t.rows(),
-        t.cols()
-    );
+    assert_eq!(t.dtype(), E::DTYPE, "element type of a {} x {} tensor", t.rows(), t.cols());
     t.buf.elems(t.len())
 }
 
 /// The elements of a tensor of a known type, to be written.
 pub fn elems_mut<E: Elem>(t: &mut Tensor<Cpu>) -> &mut [E] {
-    assert_eq!(
-        t.dtype(),
-        E::DTYPE,
-        "element type of a {} x {} tensor",
-        t.rows(),
-        t.cols()
-    );
+    assert_eq!(t.dtype(), E::DTYPE, "element type of a {} x {} tensor", t.rows(), t.cols());
     let len = t.len();
     t.buf.elems_mut(len)
 }
 
 /// The elements of an i32 tensor.
 pub fn i32s(t: &Tensor<Cpu>) -> &[i32] {
-    assert_eq!(
-        t.dtype(),
-        DType::I32,
-        "element type of a {} x {} tensor",
-        t.rows(),
-        t.cols()
-    );
+    assert_eq!(t.dtype(), DType::I32, "element type of a {} x {} tensor", t.rows(), t.cols());
     t.buf.elems(t.len())
 }
 
 /// The elements of an i32 tensor, to be written.
 pub fn i32s_mut(t: &mut Tensor<Cpu>) -> &mut [i32] {
-    assert_eq!(
-        t.dtype(),
-        DType::I32,
-        "element type of a {} x {} tensor",
-        t.rows(),
-        t.cols()
-    );
+    assert_eq!(t.dtype(), DType::I32, "element type of a {} x {} tensor", t.rows(), t.cols());
     let len = t.len();
     t.buf.elems_mut(len)
 }
@@ -123,11 +99,7 @@ pub fn view(t: &Tensor<Cpu>) -> View<'_> {
     match t.dtype() {
         DType::F32 => View::F32(elems(t)),
         DType::Bf16 => View::Bf16(elems(t)),
-        DType::I32 => panic!(
-            "a {} x {} tensor of integers where numbers are expected",
-            t.rows(),
-            t.cols()
-        ),
+        DType::I32 => panic!("a {} x {} tensor of integers where numbers are expected", t.rows(), t.cols()),
     }
 }
 
@@ -136,11 +108,7 @@ pub fn view_mut(t: &mut Tensor<Cpu>) -> ViewMut<'_> {
     match t.dtype() {
         DType::F32 => ViewMut::F32(elems_mut(t)),
         DType::Bf16 => ViewMut::Bf16(elems_mut(t)),
-        DType::I32 => panic!(
-            "a {} x {} tensor of integers where numbers are expected",
-            t.rows(),
-            t.cols()
-        ),
+        DType::I32 => panic!("a {} x {} tensor of integers where numbers are expected", t.rows(), t.cols()),
     }
 }
 

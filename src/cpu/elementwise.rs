@@ -64,8 +64,7 @@ pub fn copy(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>) {
     if dst.dtype() == src.dtype() {
         let bytes = src.len() * src.dtype().bytes();
         let (y, x) = (&mut dst.buf.bytes_mut()[..bytes], &src.buf.bytes()[..bytes]);
-        dev.pool
-            .split(chunked(y, 4 * TASK), |i, y| y.copy_from_slice(piece(x, i, 4 * TASK)));
+        dev.pool.split(chunked(y, 4 * TASK), |i, y| y.copy_from_slice(piece(x, i, 4 * TASK)));
         return;
     }
     typed!(y = mut dst, x = src, => dev.pool.split(chunked(y, TASK), |i, y| convert(dev.level, y, piece(x, i, TASK))));
@@ -247,11 +246,7 @@ multiversion! {
 
 pub fn dropout(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, dropout: Dropout) {
     same_shape("dropout", dst, src);
-    assert!(
-        (0.0..1.0).contains(&dropout.p),
-        "dropout: p = {} lies outside [0, 1)",
-        dropout.p
-    );
+    assert!((0.0..1.0).contains(&dropout.p), "dropout: p = {} lies outside [0, 1)", dropout.p);
     let (stream, threshold) = (dropout.stream(), dropout.threshold());
     let scale = 1.0 / (1.0 - dropout.p);
     typed!(y = mut dst, x = src, => dev.pool.split(chunked(y, TASK), |i, y| {
@@ -280,21 +275,16 @@ mod tests {
         for dev in cpus() {
             for (n, c) in [(1, 1), (7, 33), (300, 129)] {
                 let (x, y, b) = (normal(1, n * c), normal(2, n * c), normal(3, c));
-                for (to, from) in [
-                    (TYPES[0], TYPES[0]),
-                    (TYPES[0], TYPES[1]),
-                    (TYPES[1], TYPES[0]),
-                    (TYPES[1], TYPES[1]),
-                ] {
+                for (to, from) in
+                    [(TYPES[0], TYPES[0]), (TYPES[0], TYPES[1]), (TYPES[1], TYPES[0]), (TYPES[1], TYPES[1])]
+                {
                     let (src, bias) = (tensor(&dev, n, c, from, &x), tensor(&dev, 1, c, from, &b));
                     let mut dst = tensor(&dev, n, c, to, &y);
                     let (xs, ys, bs) = (stored(from, &x), stored(to, &y), stored(from, &b));
                     // One rounding of the exact sum (exact in f32 up to its own rounding).
                     dev.add(&mut dst, &src).unwrap();
                     let added = values(&dev, &dst);
-                    compare(&format!("{:?} add {to:?} {from:?}", dev.level()), &added, to, |i, r| {
-                        r(xs[i] + ys[i])
-                    });
+                    compare(&format!("{:?} add {to:?} {from:?}", dev.level()), &added, to, |i, r| r(xs[i] + ys[i]));
                     dev.add_bias(&mut dst, &bias).unwrap();
                     let biased = values(&dev, &dst);
                     compare("add_bias", &biased, to, |i, r| r(f64::from(added[i]) + bs[i % c]));
@@ -321,9 +311,8 @@ mod tests {
                 let x = normal(4, n * heads * d);
                 let angles: Vec<f32> = (0..50 * d / 2).map(|i| i as f32 * 0.37).collect();
                 let row = |p: usize, f: fn(f32) -> f32| angles[p * d / 2..(p + 1) * d / 2].iter().map(move |&a| f(a));
-                let table: Vec<f32> = (0..50)
-                    .flat_map(|p| row(p, f32::cos).chain(row(p, f32::sin)).collect::<Vec<_>>())
-                    .collect();
+                let table: Vec<f32> =
+                    (0..50).flat_map(|p| row(p, f32::cos).chain(row(p, f32::sin)).collect::<Vec<_>>()).collect();
                 let positions: Vec<i32> = (0..n as i32).map(|i| (i * 7) % 50).collect();
                 let (tt, pt) = (tensor(&dev, 50, d, DType::F32, &table), tensor_i32(&dev, &positions));
                 let mut t = tensor(&dev, n, heads * d, dtype, &x);
@@ -334,11 +323,7 @@ mod tests {
                     let (token, j) = (e / (heads * d), e % d);
                     let at = positions[token] as usize * d + j % (d / 2);
                     let (cos, sin) = (f64::from(table[at]), f64::from(table[at + d / 2]));
-                    let (other, sign) = if j < d / 2 {
-                        (xs[e + d / 2], -1.0)
-                    } else {
-                        (xs[e - d / 2], 1.0)
-                    };
+                    let (other, sign) = if j < d / 2 { (xs[e + d / 2], -1.0) } else { (xs[e - d / 2], 1.0) };
                     r(r(xs[e] * cos) + r(sign * other * sin))
                 });
                 dev.rope(&mut t, &tt, &pt, Rotate::Inverse).unwrap();
@@ -385,18 +370,12 @@ mod tests {
                 }
             }
             let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -200.0];
-            let (gt, ut) = (
-                tensor(&dev, 1, 4, DType::F32, &special),
-                tensor(&dev, 1, 4, DType::F32, &[1.0; 4]),
-            );
+            let (gt, ut) = (tensor(&dev, 1, 4, DType::F32, &special), tensor(&dev, 1, 4, DType::F32, &[1.0; 4]));
             let mut out = dev.alloc(1, 4, DType::F32).unwrap();
             dev.swiglu_forward(&mut out, &gt, &ut).unwrap();
             let out = values(&dev, &out);
             // -inf · 0 is NaN, as the formula in f32 says.
-            assert!(
-                out[0].is_nan() && out[1] == f32::INFINITY && out[2].is_nan() && out[3].abs() < 1e-30,
-                "{out:?}"
-            );
+            assert!(out[0].is_nan() && out[1] == f32::INFINITY && out[2].is_nan() && out[3].abs() < 1e-30, "{out:?}");
         }
     }
 

@@ -59,11 +59,7 @@ const PARTS: usize = 128;
 pub fn backward(dev: &Cpu, dw: &mut Tensor<Cpu>, dout: &Tensor<Cpu>, tokens: &Tensor<Cpu>, first_row: usize) {
     let (rows, cols) = dw.shape();
     assert_eq!(dout.cols(), cols, "embedding_backward: widths differ");
-    assert_eq!(
-        tokens.shape(),
-        (dout.rows(), 1),
-        "embedding_backward: shape of the tokens"
-    );
+    assert_eq!(tokens.shape(), (dout.rows(), 1), "embedding_backward: shape of the tokens");
     if dw.is_empty() || dout.is_empty() {
         return;
     }

@@ -58,38 +58,18 @@ impl Micro {
         #[cfg(target_arch = "x86_64")]
         match level {
             Level::Avx512Bf16 if bf16 => {
-                return Self {
-                    mr: 14,
-                    nr: 32,
-                    unit: Unit::Pair,
-                    kernel: avx512::bf16_tile,
-                };
+                return Self { mr: 14, nr: 32, unit: Unit::Pair, kernel: avx512::bf16_tile };
             }
             Level::Avx512 | Level::Avx512Bf16 => {
-                return Self {
-                    mr: 14,
-                    nr: 32,
-                    unit: single,
-                    kernel: avx512::f32_tile,
-                };
+                return Self { mr: 14, nr: 32, unit: single, kernel: avx512::f32_tile };
             }
             Level::Avx2 => {
-                return Self {
-                    mr: 6,
-                    nr: 16,
-                    unit: single,
-                    kernel: avx2::f32_tile,
-                };
+                return Self { mr: 6, nr: 16, unit: single, kernel: avx2::f32_tile };
             }
             Level::Portable => {}
         }
         let _ = level;
-        Self {
-            mr: 4,
-            nr: 8,
-            unit: single,
-            kernel: portable::f32_tile,
-        }
+        Self { mr: 4, nr: 8, unit: single, kernel: portable::f32_tile }
     }
 
     /// `tile = or += alpha · panel of A · panel of B`.
@@ -126,10 +106,7 @@ unsafe fn store_rows(acc: &[f32], width: usize, t: Tile) {
 fn store_row<E: Elem>(row: &[f32], c: &mut [E], t: Tile) {
     match t.store {
         Store::Set => c.iter_mut().zip(row).for_each(|(c, x)| *c = E::put(x * t.alpha)),
-        Store::Add => c
-            .iter_mut()
-            .zip(row)
-            .for_each(|(c, x)| *c = E::put(c.get() + x * t.alpha)),
+        Store::Add => c.iter_mut().zip(row).for_each(|(c, x)| *c = E::put(c.get() + x * t.alpha)),
     }
 }
 

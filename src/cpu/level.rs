@@ -57,18 +57,12 @@ impl Level {
     /// # Errors
     /// If `RINGTUNE_CPU` names no level or one that this processor lacks.
     pub fn detect() -> Result<Self> {
-        let best = Self::ALL
-            .into_iter()
-            .rev()
-            .find(|l| l.is_supported())
-            .expect("portable always runs");
+        let best = Self::ALL.into_iter().rev().find(|l| l.is_supported()).expect("portable always runs");
         match std::env::var("RINGTUNE_CPU") {
             Ok(name) if !name.is_empty() => {
                 let found = Self::ALL.into_iter().find(|l| l.name() == name);
                 let level = found.ok_or_else(|| {
-                    Error::usage(format!(
-                        "RINGTUNE_CPU={name}: expected portable, avx2, avx512 or avx512bf16"
-                    ))
+                    Error::usage(format!("RINGTUNE_CPU={name}: expected portable, avx2, avx512 or avx512bf16"))
                 })?;
                 if !level.is_supported() {
                     return Err(Error::usage(format!(

@@ -97,11 +97,7 @@ pub fn linear_cross_entropy(
     let mut first = classes;
     let mut tail = 0;
     if let Some(dw) = &dw {
-        assert!(
-            dw.cols() == c && dw.dtype() == DType::F32,
-            "cross entropy: dw {:?}",
-            dw.shape()
-        );
+        assert!(dw.cols() == c && dw.dtype() == DType::F32, "cross entropy: dw {:?}", dw.shape());
         assert!(
             how.dw_first_row + dw.rows() <= w.rows(),
             "cross entropy: dw {:?} from row {} of w {:?}",
@@ -135,10 +131,7 @@ pub fn linear_cross_entropy(
     let gradient = dx.is_some() || dw.is_some();
     let both_bf16 = x.dtype() == DType::Bf16 || w.dtype() == DType::Bf16;
     let mut scratch = dev.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let (mut kept, mut kept_gradients) = (
-        std::mem::take(&mut scratch.logits),
-        std::mem::take(&mut scratch.gradients),
-    );
+    let (mut kept, mut kept_gradients) = (std::mem::take(&mut scratch.logits), std::mem::take(&mut scratch.gradients));
     let most = CHUNK.min(rows.len());
     let logits = kept.elems::<f32>(most * classes);
     // Products with a bf16 operand round the gradients anyway: rounding them once here halves the memory they move.
@@ -151,36 +144,18 @@ pub fn linear_cross_entropy(
         let m = chunk.len();
         let logits = &mut logits[..m * classes];
         let width = c * x.dtype().bytes();
-        dev.pool
-            .split(chunked(&mut gathered.buf.bytes_mut()[..m * width], width), |i, row| {
-                row.copy_from_slice(&x.buf.bytes()[chunk[i] * width..(chunk[i] + 1) * width]);
-            });
+        dev.pool.split(chunked(&mut gathered.buf.bytes_mut()[..m * width], width), |i, row| {
+            row.copy_from_slice(&x.buf.bytes()[chunk[i] * width..(chunk[i] + 1) * width]);
+        });
         gathered.set_rows(m);
         let xs = view(&gathered);
-        let operand = |data, major_stride, k_stride| Operand {
-            data,
-            major_stride,
-            k_stride,
-        };
+        let operand = |data, major_stride, k_stride| Operand { data, major_stride, k_stride };
         let shape = Shape { m, n: classes, k: c };
         let (a, b) = (operand(xs, c, 1), operand(view(w), c, 1));
-        product(
-            dev,
-            &mut scratch,
-            Dest::F32(logits),
-            a,
-            b,
-            shape,
-            both_bf16,
-            1.0,
-            Write::Set,
-        );
-        dev.pool.split(
-            (chunked(logits, classes), chunked(&mut results[..m], 1)),
-            |i, (logits, result)| {
-                result[0] = softmax_row(dev.level, logits, targets[chunk[i]] as usize);
-            },
-        );
+        product(dev, &mut scratch, Dest::F32(logits), a, b, shape, both_bf16, 1.0, Write::Set);
+        dev.pool.split((chunked(logits, classes), chunked(&mut results[..m], 1)), |i, (logits, result)| {
+            result[0] = softmax_row(dev.level, logits, targets[chunk[i]] as usize);
+        });
         for (&i, result) in chunk.iter().zip(&results) {
             loss[i] = result.loss;
             if let Some(correct) = &mut correct {
@@ -210,17 +185,7 @@ pub fn linear_cross_entropy(
         if let Some(dx) = &mut dx {
             let out = &mut gathered_dx[..m * c];
             let (a, b) = (operand(ds, classes, 1), operand(view(w), 1, c));
-            product(
-                dev,
-                &mut scratch,
-                Dest::F32(out),
-                a,
-                b,
-                Shape { m, n: c, k: classes },
-                both_bf16,
-                1.0,
-                Write::Set,
-            );
+            product(dev, &mut scratch, Dest::F32(out), a, b, Shape { m, n: c, k: classes }, both_bf16, 1.0, Write::Set);
             match dx.dtype() {
                 DType::F32 => scatter(elems_mut::<f32>(dx), out, chunk, c),
                 _ => scatter(elems_mut::<bf16>(dx), out, chunk, c),
@@ -233,17 +198,7 @@ pub fn linear_cross_entropy(
             };
             let out = &mut elems_mut::<f32>(dw)[..tail * c];
             let (a, b) = (operand(ds, 1, classes), operand(xs, 1, c));
-            product(
-                dev,
-                &mut scratch,
-                Dest::F32(out),
-                a,
-                b,
-                Shape { m: tail, n: c, k: m },
-                both_bf16,
-                1.0,
-                Write::Add,
-            );
+            product(dev, &mut scratch, Dest::F32(out), a, b, Shape { m: tail, n: c, k: m }, both_bf16, 1.0, Write::Add);
         }
     }
     scratch.gradients = kept_gradients;
@@ -253,10 +208,7 @@ pub fn linear_cross_entropy(
 
 fn scatter<E: Elem>(dst: &mut [E], src: &[f32], rows: &[usize], c: usize) {
     for (&i, src) in rows.iter().zip(src.chunks_exact(c)) {
-        dst[i * c..(i + 1) * c]
-            .iter_mut()
-            .zip(src)
-            .for_each(|(d, s)| *d = E::put(*s));
+        dst[i * c..(i + 1) * c].iter_mut().zip(src).for_each(|(d, s)| *d = E::put(*s));
     }
 }
 
@@ -281,11 +233,7 @@ mod tests {
         round: impl Fn(f64) -> f64,
     ) -> Expected {
         let (n, v) = (targets.len(), how.n_classes);
-        let mut e = Expected {
-            loss: vec![0.0; n],
-            dx: vec![0.0; n * c],
-            dw: vec![0.0; w.len()],
-        };
+        let mut e = Expected { loss: vec![0.0; n], dx: vec![0.0; n * c], dw: vec![0.0; w.len()] };
         for (i, &target) in targets.iter().enumerate().filter(|&(_, &t)| t != IGNORE) {
             let logit = |j: usize| (0..c).fold(0.0, |s, l| round(s + round(x[i * c + l] * w[j * c + l])));
             let logits: Vec<f64> = (0..v).map(logit).collect();
@@ -322,17 +270,8 @@ mod tests {
         let mut dx = tensor(dev, n, c, dtype, &vec![9.0; n * c]);
         let mut dw = tensor(dev, rows, c, DType::F32, &vec![0.5; rows * c]);
         let t = tensor_i32(dev, targets);
-        dev.linear_cross_entropy(
-            &mut loss,
-            Some(&mut correct),
-            Some(&mut dx),
-            Some(&mut dw),
-            &xt,
-            &wt,
-            &t,
-            how,
-        )
-        .unwrap();
+        dev.linear_cross_entropy(&mut loss, Some(&mut correct), Some(&mut dx), Some(&mut dw), &xt, &wt, &t, how)
+            .unwrap();
         [&loss, &correct, &dx, &dw].map(|t| values(dev, t))
     }
 
@@ -342,15 +281,10 @@ mod tests {
             for dtype in [DType::F32, DType::Bf16] {
                 for (n, v, c) in [(1, 3, 8), (7, 50, 24), (33, 131, 40)] {
                     let (x, w) = (normal(1, n * c), normal(2, (v + 5) * c));
-                    let targets: Vec<i32> = (0..n)
-                        .map(|i| if i % 3 == 1 { IGNORE } else { (i * 37 % v) as i32 })
-                        .collect();
+                    let targets: Vec<i32> =
+                        (0..n).map(|i| if i % 3 == 1 { IGNORE } else { (i * 37 % v) as i32 }).collect();
                     // Five padding rows stay out of the softmax; dw covers rows from 2 on.
-                    let how = CrossEntropy {
-                        n_classes: v,
-                        scale: 0.25,
-                        dw_first_row: 2,
-                    };
+                    let how = CrossEntropy { n_classes: v, scale: 0.25, dw_first_row: 2 };
                     let [loss, correct, dx, dw] = run(&dev, dtype, &x, &w, &targets, c, how, v + 3);
                     let (xs, ws) = (stored(dtype, &x), stored(dtype, &w));
                     let exact = reference(&xs, &ws, &targets, c, how, |x| x);
@@ -359,13 +293,7 @@ mod tests {
                     assert_close(&format!("{what} loss"), &loss, &exact.loss, &plain.loss, DType::F32);
                     assert_close(&format!("{what} dx"), &dx, &exact.dx, &plain.dx, dtype);
                     let shift = |x: &[f64]| -> Vec<f64> { x[2 * c..].iter().map(|x| x + 0.5).collect() };
-                    assert_close(
-                        &format!("{what} dw"),
-                        &dw,
-                        &shift(&exact.dw),
-                        &shift(&plain.dw),
-                        DType::F32,
-                    );
+                    assert_close(&format!("{what} dw"), &dw, &shift(&exact.dw), &shift(&plain.dw), DType::F32);
                     for i in 0..n {
                         let logit = |j: usize| -> f64 { (0..c).map(|l| xs[i * c + l] * ws[j * c + l]).sum() };
                         let best = (0..v).rev().max_by(|&a, &b| logit(a).total_cmp(&logit(b))).unwrap();
@@ -381,11 +309,7 @@ mod tests {
         for dev in cpus() {
             let w = vec![1.0; 40];
             for (target, expected) in [(0, 1.0), (1, 0.0), (39, 0.0)] {
-                let how = CrossEntropy {
-                    n_classes: 40,
-                    scale: 1.0,
-                    dw_first_row: 0,
-                };
+                let how = CrossEntropy { n_classes: 40, scale: 1.0, dw_first_row: 0 };
                 let [loss, correct, ..] = run(&dev, DType::F32, &[2.0], &w, &[target], 1, how, 40);
                 assert_eq!(correct, [expected]);
                 assert!((loss[0] - 40f32.ln()).abs() < 1e-6);
@@ -399,28 +323,13 @@ mod tests {
     fn bits_depend_neither_on_threads_nor_on_the_rows_around() {
         let (n, v, c) = (300, 97, 16);
         let (x, w) = (normal(3, n * c), normal(4, v * c));
-        let targets: Vec<i32> = (0..n)
-            .map(|i| if i % 9 == 0 { IGNORE } else { (i % v) as i32 })
-            .collect();
-        let how = CrossEntropy {
-            n_classes: v,
-            scale: 1.0,
-            dw_first_row: 0,
-        };
+        let targets: Vec<i32> = (0..n).map(|i| if i % 9 == 0 { IGNORE } else { (i % v) as i32 }).collect();
+        let how = CrossEntropy { n_classes: v, scale: 1.0, dw_first_row: 0 };
         let devs = thread_counts();
         let first = run(&devs[0], DType::Bf16, &x, &w, &targets, c, how, v);
         for dev in &devs {
             assert_eq!(run(dev, DType::Bf16, &x, &w, &targets, c, how, v), first);
-            let [loss, _, dx, _] = run(
-                dev,
-                DType::Bf16,
-                &x[100 * c..110 * c],
-                &w,
-                &targets[100..110],
-                c,
-                how,
-                v,
-            );
+            let [loss, _, dx, _] = run(dev, DType::Bf16, &x[100 * c..110 * c], &w, &targets[100..110], c, how, v);
             assert_eq!(loss, first[0][100..110]);
             assert_eq!(dx, first[2][100 * c..110 * c]);
         }

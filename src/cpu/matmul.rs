@@ -81,26 +81,12 @@ pub fn matmul(dev: &Cpu, c: &mut Tensor<Cpu>, a: &Tensor<Cpu>, b: &Tensor<Cpu>, 
         MatMul::NN => (ar, ac, bc, br),
         MatMul::TN => (ac, ar, bc, br),
     };
-    assert!(
-        k == kb && c.shape() == (m, n),
-        "matmul {op:?}: C {:?}, A {:?}, B {:?}",
-        c.shape(),
-        a.shape(),
-        b.shape()
-    );
+    assert!(k == kb && c.shape() == (m, n), "matmul {op:?}: C {:?}, A {:?}, B {:?}", c.shape(), a.shape(), b.shape());
     let (a_major, a_k) = if op == MatMul::TN { (1, ac) } else { (ac, 1) };
     let (b_major, b_k) = if op == MatMul::NT { (bc, 1) } else { (1, bc) };
     let bf16 = a.dtype() == DType::Bf16 || b.dtype() == DType::Bf16;
-    let a = Operand {
-        data: view(a),
-        major_stride: a_major,
-        k_stride: a_k,
-    };
-    let b = Operand {
-        data: view(b),
-        major_stride: b_major,
-        k_stride: b_k,
-    };
+    let a = Operand { data: view(a), major_stride: a_major, k_stride: a_k };
+    let b = Operand { data: view(b), major_stride: b_major, k_stride: b_k };
     let c = match view_mut(c) {
         ViewMut::F32(c) => Dest::F32(c),
         ViewMut::Bf16(c) => Dest::Bf16(c),
@@ -134,17 +120,7 @@ fn pack_slab(
     dev.pool.split(chunked(dst, per_task * panel_units), |task, dst| {
         for (i, panel) in dst.chunks_exact_mut(panel_units).enumerate() {
             let at = (task * per_task + i) * width;
-            pack_panel(
-                dev.level,
-                panel,
-                micro.unit,
-                width,
-                src,
-                first + at,
-                width.min(count - at),
-                k0,
-                k,
-            );
+            pack_panel(dev.level, panel, micro.unit, width, src, first + at, width.min(count - at), k0, k);
         }
     });
 }
@@ -202,33 +178,14 @@ pub fn product(
                 if !(m <= ms && !several && j0 > 0) {
                     pack_slab(dev, packed_a, &micro, micro.mr, a, (i0, mi), (k0, kk));
                 }
-                let panels = Panels {
-                    micro,
-                    a: packed_a,
-                    b: packed_b,
-                    units: micro.unit.count(kk),
-                };
+                let panels = Panels { micro, a: packed_a, b: packed_b, units: micro.unit.count(kk) };
                 let tile = if several {
                     let store = if k0 == 0 { Store::Set } else { Store::Add };
-                    Tile {
-                        target: Target::F32(sum.as_mut_ptr()),
-                        stride: nj,
-                        rows: mi,
-                        cols: nj,
-                        alpha: 1.0,
-                        store,
-                    }
+                    Tile { target: Target::F32(sum.as_mut_ptr()), stride: nj, rows: mi, cols: nj, alpha: 1.0, store }
                 } else {
                     // SAFETY: (i0, j0) lies inside C.
                     let target = unsafe { place(c_f32, c_bf16, i0 * n + j0) };
-                    Tile {
-                        target,
-                        stride: n,
-                        rows: mi,
-                        cols: nj,
-                        alpha,
-                        store,
-                    }
+                    Tile { target, stride: n, rows: mi, cols: nj, alpha, store }
                 };
                 // SAFETY: the tile lies inside `sum` or C, which nothing else uses meanwhile.
                 unsafe { tiles(&dev.pool, &panels, tile) };
@@ -288,12 +245,7 @@ impl Tile {
                 Target::Bf16(c) => Target::Bf16(c.add(i * self.stride + j)),
             }
         };
-        Tile {
-            target,
-            rows: rows.min(self.rows - i),
-            cols: cols.min(self.cols - j),
-            ..self
-        }
+        Tile { target, rows: rows.min(self.rows - i), cols: cols.min(self.cols - j), ..self }
     }
 }
 
@@ -333,20 +285,13 @@ impl SharedTile {
 unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile) {
     let Micro { mr, nr, .. } = p.micro;
     let (mi, nj) = (tile.rows.div_ceil(mr), tile.cols.div_ceil(nr));
-    assert!(
-        mi * mr * p.units <= p.a.len() && nj * nr * p.units <= p.b.len(),
-        "packed slabs hold the tile"
-    );
+    assert!(mi * mr * p.units <= p.a.len() && nj * nr * p.units <= p.b.len(), "packed slabs hold the tile");
     // How C is cut does not change its values; it balances the threads.
     let mut per_i = (BLOCK_UNITS / (mr * p.units).max(1)).clamp(1, mi);
     let mut per_j = nj.min(8);
     let enough = 4 * pool.threads();
     while mi.div_ceil(per_i) * nj.div_ceil(per_j) < enough && (per_i > 2 || per_j > 2) {
-        if per_i > per_j {
-            per_i = per_i.div_ceil(2)
-        } else {
-            per_j = per_j.div_ceil(2)
-        }
+        if per_i > per_j { per_i = per_i.div_ceil(2) } else { per_j = per_j.div_ceil(2) }
     }
     let (ti, tj) = (mi.div_ceil(per_i), nj.div_ceil(per_j));
     let shared = SharedTile(tile);
@@ -355,13 +300,7 @@ unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile) {
         // SAFETY: the panels hold `units` rows (asserted above); tasks write different parts of the tile.
         unsafe {
             let part = shared.get().part(i0 * mr, j0 * nr, per_i * mr, per_j * nr);
-            block(
-                &p.micro,
-                &p.a[i0 * mr * p.units..],
-                &p.b[j0 * nr * p.units..],
-                p.units,
-                part,
-            );
+            block(&p.micro, &p.a[i0 * mr * p.units..], &p.b[j0 * nr * p.units..], p.units, part);
         }
     });
 }

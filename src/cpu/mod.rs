@@ -62,22 +62,14 @@ impl Cpu {
     /// # Errors
     /// As [`Cpu::new`].
     pub fn with_level(threads: Option<usize>, level: Level) -> Result<Self> {
-        ensure!(
-            level.is_supported(),
-            "cpu: this processor cannot run level {}",
-            level.name()
-        );
+        ensure!(level.is_supported(), "cpu: this processor cannot run level {}", level.name());
         let threads = match threads {
             Some(n) => n,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
         ensure!(threads > 0, "cpu: expected at least 1 thread, found 0");
         let pool = Pool::new(threads).context(|| format!("cpu: cannot start {threads} threads"))?;
-        Ok(Self {
-            level,
-            pool,
-            scratch: Mutex::new(matmul::Scratch::default()),
-        })
+        Ok(Self { level, pool, scratch: Mutex::new(matmul::Scratch::default()) })
     }
 
     /// The instruction level in use.
@@ -96,11 +88,7 @@ impl Device for Cpu {
 
     fn describe(&self) -> String {
         let threads = self.threads();
-        format!(
-            "cpu, {threads} thread{}, {}",
-            if threads == 1 { "" } else { "s" },
-            self.level.name()
-        )
+        format!("cpu, {threads} thread{}, {}", if threads == 1 { "" } else { "s" }, self.level.name())
     }
 
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>> {

@@ -109,10 +109,7 @@ pub fn adamw(
     };
     let range = first_row * cols..(first_row + rows) * cols;
     let g: &[f32] = elems(g);
-    let (m, v) = (
-        chunked(elems_mut::<f32>(m), UPDATE),
-        chunked(elems_mut::<f32>(v), UPDATE),
-    );
+    let (m, v) = (chunked(elems_mut::<f32>(m), UPDATE), chunked(elems_mut::<f32>(v), UPDATE));
     match master {
         None => {
             assert_eq!(p.dtype(), DType::F32, "adamw: bf16 parameters need an f32 master");
@@ -158,11 +155,7 @@ mod tests {
         let v = round(round(s(STEP.beta2) * v) + round(round(1.0 - s(STEP.beta2)) * round(g * g)));
         let (mean, square) = (round(m / s(STEP.bias_correction1)), round(v / s(STEP.bias_correction2)));
         let p = round(p * round(1.0 - round(s(STEP.lr) * s(STEP.weight_decay))));
-        [
-            round(p - round(round(s(STEP.lr) * mean) / round(square.sqrt() + s(STEP.eps)))),
-            m,
-            v,
-        ]
+        [round(p - round(round(s(STEP.lr) * mean) / round(square.sqrt() + s(STEP.eps)))), m, v]
     }
 
     #[test]
@@ -186,11 +179,8 @@ mod tests {
                     let at = |i: usize, which: usize, round: &dyn Fn(f64) -> f64| {
                         reference(p[i], m[i], v[i], g[i], round)[which]
                     };
-                    let updated = if dtype == DType::Bf16 {
-                        values(dev, &master)
-                    } else {
-                        after[first * cols..].to_vec()
-                    };
+                    let updated =
+                        if dtype == DType::Bf16 { values(dev, &master) } else { after[first * cols..].to_vec() };
                     for (which, ours) in [(0, updated), (1, values(dev, &mt)), (2, values(dev, &vt))] {
                         let exact: Vec<f64> = (0..n).map(|i| at(i, which, &|x| x)).collect();
                         let plain: Vec<f64> = (0..n).map(|i| at(i, which, &|x| rounded(DType::F32, x))).collect();
@@ -212,10 +202,7 @@ mod tests {
         for dev in cpus() {
             let x: Vec<f32> = (0..40_000).map(|i| (i % 13) as f32 - 6.0).collect();
             let expected: f64 = x.iter().map(|&x| f64::from(x * x)).sum();
-            let (a, b) = (
-                tensor(&dev, 40, 1000, DType::F32, &x),
-                tensor(&dev, 1000, 40, DType::Bf16, &x),
-            );
+            let (a, b) = (tensor(&dev, 40, 1000, DType::F32, &x), tensor(&dev, 1000, 40, DType::Bf16, &x));
             assert_eq!(dev.norm2(&[&a, &b]).unwrap(), 2.0 * expected);
             assert_eq!(dev.norm2(&[]).unwrap(), 0.0);
             let c = tensor(&dev, 1, 3, DType::F32, &[1.0, f32::NAN, 2.0]);

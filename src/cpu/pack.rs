@@ -231,11 +231,7 @@ mod tests {
                             (32, 17, 7, 0, 33),
                             (32, 9, 0, 1, 2),
                         ] {
-                            let src = Operand {
-                                data,
-                                major_stride: strides.0,
-                                k_stride: strides.1,
-                            };
+                            let src = Operand { data, major_stride: strides.0, k_stride: strides.1 };
                             let n = unit.count(k) * width;
                             let (mut expected, mut found) = (vec![7u32; n], vec![9u32; n]);
                             pack_panel(Level::Portable, &mut expected, unit, width, src, first, have, k0, k);

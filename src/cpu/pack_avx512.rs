@@ -163,10 +163,7 @@ pub unsafe fn k_contiguous<L: Load, const W: usize>(
     k: usize,
 ) {
     let units = k.div_ceil(L::STEPS);
-    assert!(
-        have > 0 && have <= W && (have - 1) * stride + k <= src.len() && units * W <= dst.len(),
-        "a panel fits"
-    );
+    assert!(have > 0 && have <= W && (have - 1) * stride + k <= src.len() && units * W <= dst.len(), "a panel fits");
     for first in (0..units).step_by(16) {
         let count = (units - first).min(16);
         let steps = k - first * L::STEPS;
@@ -205,10 +202,7 @@ pub unsafe fn rows_contiguous<L: Load, const W: usize>(
     k: usize,
 ) {
     let units = k.div_ceil(L::STEPS);
-    assert!(
-        have > 0 && have <= W && (k - 1) * stride + have <= src.len() && units * W <= dst.len(),
-        "a panel fits"
-    );
+    assert!(have > 0 && have <= W && (k - 1) * stride + have <= src.len() && units * W <= dst.len(), "a panel fits");
     for u in 0..units {
         let step = u * L::STEPS;
         for group in (0..W).step_by(16) {
@@ -216,11 +210,7 @@ pub unsafe fn rows_contiguous<L: Load, const W: usize>(
             // SAFETY: `rows` elements from `group` exist in both steps, and the panel has `width` lanes from there.
             unsafe {
                 let even = src.as_ptr().add(step * stride + group.min(have));
-                let odd = if step + L::STEPS <= k {
-                    even.add((L::STEPS - 1) * stride)
-                } else {
-                    std::ptr::null()
-                };
+                let odd = if step + L::STEPS <= k { even.add((L::STEPS - 1) * stride) } else { std::ptr::null() };
                 let x = L::across_rows(even, odd, rows);
                 let p = dst.as_mut_ptr().add(u * W + group);
                 if width == 16 {

@@ -69,10 +69,7 @@ impl Pool {
         let no_job: &'static Task<'static> = &|_| {};
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
-            job: Mutex::new(Job {
-                task: no_job,
-                n_tasks: 0,
-            }),
+            job: Mutex::new(Job { task: no_job, n_tasks: 0 }),
             next: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -86,11 +83,7 @@ impl Pool {
             let builder = std::thread::Builder::new().name(format!("cpu-{i}"));
             workers.push(builder.spawn(move || worker(&shared))?);
         }
-        Ok(Self {
-            shared,
-            workers,
-            running: Mutex::new(()),
-        })
+        Ok(Self { shared, workers, running: Mutex::new(()) })
     }
 
     /// Number of threads, the caller's included.
@@ -143,10 +136,7 @@ impl Pool {
             s.panicked.store(false, Ordering::Relaxed);
             std::panic::resume_unwind(panic);
         }
-        assert!(
-            !s.panicked.swap(false, Ordering::Relaxed),
-            "a task of the thread pool panicked, see above"
-        );
+        assert!(!s.panicked.swap(false, Ordering::Relaxed), "a task of the thread pool panicked, see above");
     }
 
     /// Calls `f(i, part i)` for every part of `split`, in parallel.
@@ -214,10 +204,7 @@ fn worker(s: &Shared) {
             spins = 0;
         };
         // Join, unless the job was closed in between.
-        if s.state
-            .compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed)
-            .is_err()
-        {
+        if s.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             continue;
         }
         seen = state >> 32;
@@ -266,12 +253,7 @@ unsafe impl<T: Send> Sync for Chunked<'_, T> {}
 /// `slice` in pieces of `size` elements.
 pub fn chunked<T>(slice: &mut [T], size: usize) -> Chunked<'_, T> {
     assert!(size > 0, "chunked: pieces of no element");
-    Chunked {
-        start: slice.as_mut_ptr(),
-        len: slice.len(),
-        size,
-        slice: PhantomData,
-    }
+    Chunked { start: slice.as_mut_ptr(), len: slice.len(), size, slice: PhantomData }
 }
 
 impl<'a, T: Send> Split for Chunked<'a, T> {
@@ -354,10 +336,7 @@ mod tests {
                 pool.run(n, &|i| {
                     counts[i].fetch_add(1, Ordering::Relaxed);
                 });
-                assert!(
-                    counts.iter().all(|c| c.load(Ordering::Relaxed) == 1),
-                    "{threads} threads, {n} tasks"
-                );
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} threads, {n} tasks");
             }
         }
     }

@@ -162,16 +162,7 @@ mod tests {
     #[test]
     fn exp_is_close_everywhere_and_keeps_what_is_not_finite() {
         let x: Vec<f32> = (-1050..=890).map(|i| i as f32 * 0.1 + 0.0137).collect();
-        let special = [
-            f32::NAN,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-            0.0,
-            -0.0,
-            1e30,
-            -1e30,
-            1e-30,
-        ];
+        let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1e30, -1e30, 1e-30];
         for level in Level::ALL.into_iter().filter(|l| l.is_supported()) {
             let mut out = vec![0.0; x.len()];
             exp_all(level, &mut out, &x);
@@ -196,10 +187,7 @@ mod tests {
         for i in 0..200_000u32 {
             let x = f32::from_bits(i.wrapping_mul(0x9E37_79B9));
             let (ours, theirs) = (bf16::put(x), bf16::from_f32(x));
-            assert!(
-                ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
-                "{x:?}"
-            );
+            assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()), "{x:?}");
         }
     }
 }

@@ -78,14 +78,7 @@ impl Target {
         if nvrtc.archs().contains(&cc) {
             return Ok(Self::Cubin(cc));
         }
-        match nvrtc
-            .archs()
-            .iter()
-            .copied()
-            .filter(|&a| a < cc)
-            .max()
-            .filter(|&a| a >= 80)
-        {
+        match nvrtc.archs().iter().copied().filter(|&a| a < cc).max().filter(|&a| a >= 80) {
             Some(older) => Ok(Self::Ptx(older)),
             None => Err(Error::new(format!(
                 "cuda: {}: NVRTC {}.{} compiles for nothing that runs on compute capability {}.{}; name a newer one with RINGTUNE_NVRTC",
@@ -152,10 +145,8 @@ fn inline_into(out: &mut String, source: &Source, seen: &mut BTreeSet<&'static s
 
 /// `kernels/matmul.cu [ALIGNED=1 …]`: how messages name a compilation.
 pub fn label(source: &Source, defines: &[Define]) -> String {
-    let words: Vec<String> = defines
-        .iter()
-        .map(|(n, v)| if v.is_empty() { (*n).into() } else { format!("{n}={v}") })
-        .collect();
+    let words: Vec<String> =
+        defines.iter().map(|(n, v)| if v.is_empty() { (*n).into() } else { format!("{n}={v}") }).collect();
     format!("{} [{}]", source.name, words.join(" "))
 }
 
@@ -170,13 +161,11 @@ fn options(target: Target, defines: &[Define]) -> Vec<String> {
         // Registers, spills and shared memory in the log.
         options.push("--ptxas-options=-v".into());
     }
-    options.extend(defines.iter().map(|(n, v)| {
-        if v.is_empty() {
-            format!("--define-macro={n}")
-        } else {
-            format!("--define-macro={n}={v}")
-        }
-    }));
+    options.extend(
+        defines
+            .iter()
+            .map(|(n, v)| if v.is_empty() { format!("--define-macro={n}") } else { format!("--define-macro={n}={v}") }),
+    );
     options
 }
 
@@ -206,9 +195,7 @@ impl Compiler {
             nvrtc,
             target,
             cache: cache.map(|c| c.join("kernels")),
-            dump: std::env::var_os("RINGTUNE_DUMP_PTX")
-                .filter(|d| !d.is_empty())
-                .map(PathBuf::from),
+            dump: std::env::var_os("RINGTUNE_DUMP_PTX").filter(|d| !d.is_empty()).map(PathBuf::from),
         }
     }
 
@@ -219,12 +206,7 @@ impl Compiler {
 
     /// The same for another target.
     pub fn with_target(&self, target: Target) -> Self {
-        Self {
-            target,
-            cache: self.cache.clone(),
-            dump: self.dump.clone(),
-            ..*self
-        }
+        Self { target, cache: self.cache.clone(), dump: self.dump.clone(), ..*self }
     }
 
     /// The image of a source with its defines: machine code, or PTX text ending with a zero byte.
@@ -304,26 +286,13 @@ mod tests {
         assert_eq!(text.matches("#line 1 \"kernels/common/ptx.cuh\"").count(), 1);
         assert!(!text.contains("#include") && !text.contains("#pragma once"));
         // The line after an include has the number it has in the file.
-        let at = MATMUL
-            .text
-            .lines()
-            .position(|l| l.contains("constexpr int THREADS"))
-            .unwrap();
-        let before: Vec<&str> = text
-            .lines()
-            .take_while(|l| !l.contains("constexpr int THREADS"))
-            .collect();
+        let at = MATMUL.text.lines().position(|l| l.contains("constexpr int THREADS")).unwrap();
+        let before: Vec<&str> = text.lines().take_while(|l| !l.contains("constexpr int THREADS")).collect();
         let marker = before.iter().rposition(|l| l.starts_with("#line")).unwrap();
         let n: usize = before[marker].split(' ').nth(1).unwrap().parse().unwrap();
         assert_eq!(n + before.len() - marker - 1, at + 1);
-        let bad = Source {
-            name: "kernels/x.cu",
-            text: "\n#include \"common/none.cuh\"",
-        };
-        assert_eq!(
-            inlined(&bad).unwrap_err().to_string(),
-            "kernels/x.cu: line 2: there is no header common/none.cuh"
-        );
+        let bad = Source { name: "kernels/x.cu", text: "\n#include \"common/none.cuh\"" };
+        assert_eq!(inlined(&bad).unwrap_err().to_string(), "kernels/x.cu: line 2: there is no header common/none.cuh");
     }
 
     #[test]
@@ -341,11 +310,7 @@ mod tests {
         *flipped.last_mut().unwrap() ^= 1;
         fs::write(&file, flipped).unwrap();
         assert_eq!(read_checked(&file), None);
-        assert_eq!(
-            fs::read_dir(dir.path().join("sub")).unwrap().count(),
-            1,
-            "no temporary file stays"
-        );
+        assert_eq!(fs::read_dir(dir.path().join("sub")).unwrap().count(), 1, "no temporary file stays");
     }
 
     #[test]

@@ -170,9 +170,8 @@ impl Cuda {
         let entry = (key, kernel.entry);
         if !functions.contains_key(&entry) {
             let module = self.module(kernel, &entry.0)?;
-            let function = module
-                .load_function(kernel.entry)
-                .doing(|| format!("{}: finding {}", entry.0, kernel.entry))?;
+            let function =
+                module.load_function(kernel.entry).doing(|| format!("{}: finding {}", entry.0, kernel.entry))?;
             functions.insert(entry.clone(), (function, SHARED_FREE));
         }
         let (function, allowed) = functions.get_mut(&entry).expect("just put in");
@@ -205,10 +204,7 @@ impl Cuda {
                     | CUresult::CUDA_ERROR_INVALID_SOURCE
             )
         {
-            let image = self
-                .compiler
-                .with_target(self.target().ptx())
-                .image(&kernel.source, &kernel.defines)?;
+            let image = self.compiler.with_target(self.target().ptx()).image(&kernel.source, &kernel.defines)?;
             loaded = self.context.load_module(Ptx::from_binary(image));
         }
         let module = loaded.doing(|| format!("{key}: loading the compiled kernel"))?;
@@ -265,22 +261,13 @@ impl Device for Cuda {
 
     fn describe(&self) -> String {
         let p = &self.properties;
-        format!(
-            "cuda:{}, {}, sm_{}, {:.1} GiB",
-            p.ordinal,
-            p.name,
-            p.cc,
-            p.memory as f64 / f64::from(1 << 30)
-        )
+        format!("cuda:{}, {}, sm_{}, {:.1} GiB", p.ordinal, p.name, p.cc, p.memory as f64 / f64::from(1 << 30))
     }
 
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>> {
-        let bytes = rows
-            .checked_mul(cols)
-            .and_then(|n| n.checked_mul(dtype.bytes()))
-            .ok_or_else(|| {
-                crate::error::Error::new(format!("cuda: a tensor of {rows} x {cols} is larger than any memory"))
-            })?;
+        let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.bytes())).ok_or_else(|| {
+            crate::error::Error::new(format!("cuda: a tensor of {rows} x {cols} is larger than any memory"))
+        })?;
         // A tensor without elements still has an address.
         let allocated = self.stream.alloc_zeros::<u8>(bytes.max(CudaBuf::ALIGNMENT as usize));
         let bytes = allocated.map_err(|e| {
@@ -347,9 +334,7 @@ impl Device for Cuda {
             return Ok(());
         }
         let mut part = dst.buf.bytes.slice_mut(..bytes);
-        self.stream
-            .memset_zeros(&mut part)
-            .doing(|| "filling with zeros".into())
+        self.stream.memset_zeros(&mut part).doing(|| "filling with zeros".into())
     }
 
     fn copy(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()> {
@@ -360,10 +345,7 @@ impl Device for Cuda {
         if dst.dtype() == src.dtype() {
             let bytes = src.len() * src.dtype().bytes();
             let (from, mut to) = (src.buf.bytes.slice(..bytes), dst.buf.bytes.slice_mut(..bytes));
-            return self
-                .stream
-                .memcpy_dtod(&from, &mut to)
-                .doing(|| "copying on the device".into());
+            return self.stream.memcpy_dtod(&from, &mut to).doing(|| "copying on the device".into());
         }
         let kernel = kernels::cast(dst.dtype(), src.dtype());
         let n = src.len();
@@ -380,9 +362,7 @@ impl Cuda {
             return Ok(());
         }
         let mut part = dst.buf.bytes.slice_mut(at..at + src.len());
-        self.stream
-            .memcpy_htod(src, &mut part)
-            .doing(|| format!("copying {} bytes to the device", src.len()))
+        self.stream.memcpy_htod(src, &mut part).doing(|| format!("copying {} bytes to the device", src.len()))
     }
 
     /// Copies bytes of a tensor from byte `at` on, and waits for them.
@@ -391,9 +371,7 @@ impl Cuda {
             return self.synchronize();
         }
         let part = src.buf.bytes.slice(at..at + dst.len());
-        self.stream
-            .memcpy_dtoh(&part, dst)
-            .doing(|| format!("copying {} bytes from the device", part.len()))?;
+        self.stream.memcpy_dtoh(&part, dst).doing(|| format!("copying {} bytes from the device", part.len()))?;
         self.synchronize()
     }
 }

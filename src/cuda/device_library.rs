@@ -39,11 +39,8 @@ pub fn version() -> Option<(i32, i32)> {
 /// # Errors
 /// If there is no driver or it is too old.
 pub fn require() -> Result<&'static Path> {
-    let library = get().ok_or_else(|| {
-        Error::new(format!(
-            "cuda: the driver's library libcuda.so.1 was not found; {HOW_TO_GET}"
-        ))
-    })?;
+    let library = get()
+        .ok_or_else(|| Error::new(format!("cuda: the driver's library libcuda.so.1 was not found; {HOW_TO_GET}")))?;
     if let Some(found) = version().filter(|v| *v < MIN_CUDA) {
         return Err(Error::new(format!(
             "cuda: {}: the driver supports CUDA {}.{}, expected {}.{} or newer; install driver 525 or newer",

@@ -107,11 +107,7 @@ pub fn rmsnorm_backward(dx: DType, dout: DType, x: DType, w: DType, width: usize
 
 /// The sum of its partial sums for `dw`; in the same module.
 pub fn rmsnorm_dw(backward: &Kernel) -> Kernel {
-    Kernel {
-        entry: "rmsnorm_dw",
-        params: &[Out, In, U32, U32],
-        ..backward.clone()
-    }
+    Kernel { entry: "rmsnorm_dw", params: &[Out, In, U32, U32], ..backward.clone() }
 }
 
 /// Product on tensor cores.
@@ -157,11 +153,7 @@ pub type Configuration = (Kernel, usize);
 pub fn all(cc: u32) -> Vec<Configuration> {
     const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
     const OPS: [MatMul; 3] = [MatMul::NT, MatMul::NN, MatMul::TN];
-    let mut kernels = vec![
-        (cast(DType::F32, DType::Bf16), 0),
-        (cast(DType::Bf16, DType::F32), 0),
-        (matmul_f32(), 0),
-    ];
+    let mut kernels = vec![(cast(DType::F32, DType::Bf16), 0), (cast(DType::Bf16, DType::F32), 0), (matmul_f32(), 0)];
     for op in OPS {
         for &tile in Tile::of_arch(cc) {
             kernels.push((matmul(tile, op, DType::Bf16, DType::Bf16, true), tile.shared()));

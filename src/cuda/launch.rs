@@ -30,15 +30,7 @@ enum Borrowed<'a> {
 impl<'a> Launch<'a> {
     /// A launch of `blocks` blocks in one dimension, with `shared` bytes of dynamic shared memory.
     pub fn new(dev: &'a Cuda, kernel: &'a Kernel, blocks: usize, shared: usize) -> Self {
-        Self {
-            dev,
-            kernel,
-            blocks,
-            shared,
-            args: Vec::new(),
-            given: Vec::new(),
-            tensors: Vec::new(),
-        }
+        Self { dev, kernel, blocks, shared, args: Vec::new(), given: Vec::new(), tensors: Vec::new() }
     }
 
     fn push(mut self, param: Param, bits: u64) -> Self {
@@ -98,9 +90,7 @@ impl<'a> Launch<'a> {
     /// # Panics
     /// If the arguments differ from the kernel's list.
     pub fn run(self) -> Result<()> {
-        let Kernel {
-            entry, params, threads, ..
-        } = *self.kernel;
+        let Kernel { entry, params, threads, .. } = *self.kernel;
         assert_eq!(self.given, params, "{entry}: parameters of the launch");
         for t in &self.tensors {
             let (Borrowed::Read(t) | Borrowed::Written(t)) = t;

@@ -27,10 +27,7 @@ impl Library {
         // SAFETY: the name is a C string. Code that runs when a library is loaded is that of the user's system.
         let handle = unsafe { libc::dlopen(c_name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         let handle = NonNull::new(handle).ok_or_else(last_error)?;
-        let mut library = Self {
-            handle,
-            path: name.into(),
-        };
+        let mut library = Self { handle, path: name.into() };
         let symbol = library
             .symbol(probe)
             .ok_or_else(|| format!("{}: it has no function {}", name.display(), probe.to_string_lossy()))?;
@@ -101,9 +98,7 @@ mod tests {
         assert!(c.symbol(c"free").is_some() && c.symbol(c"no_such_function").is_none());
         let e = Library::open(Path::new("libno_such.so.9"), c"f").err().unwrap();
         assert!(e.contains("libno_such.so.9"), "{e}");
-        let e = Library::open(Path::new("libc.so.6"), c"no_such_function")
-            .err()
-            .unwrap();
+        let e = Library::open(Path::new("libc.so.6"), c"no_such_function").err().unwrap();
         assert!(e.contains("no_such_function"), "{e}");
         assert!(Library::open_any(&["libno_such.so", "libc.so.6"], c"malloc").is_some());
         assert_eq!(names("cuda", &[1]), ["libcuda.so", "libcuda.so.1"]);

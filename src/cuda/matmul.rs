@@ -56,10 +56,7 @@ impl Cuda {
             let strides = |k_major: bool, cols: usize| if k_major { (cols, 1) } else { (1, cols) };
             let ((a_major, a_k), (b_major, b_k)) = (strides(a_k_major, ac), strides(b_k_major, bc));
             let kernel = kernels::matmul_f32();
-            let launch = Launch::new(self, &kernel, m.div_ceil(64) * n.div_ceil(64), 0)
-                .write(c)
-                .read(a)
-                .read(b);
+            let launch = Launch::new(self, &kernel, m.div_ceil(64) * n.div_ceil(64), 0).write(c).read(a).read(b);
             let launch = launch.u32(m).u32(n).u32(k).u64(a_major).u64(a_k).u64(b_major).u64(b_k);
             return launch.f32(alpha).flag(c_is_bf16).flag(add).run();
         }
@@ -68,23 +65,13 @@ impl Cuda {
         let plain = aligned && a.dtype() == DType::Bf16 && b.dtype() == DType::Bf16;
         let device = self.properties();
         let tile = tile.unwrap_or_else(|| Tile::choose(m, n, plain, device.cc, device.sm_count, device.shared_limit));
-        assert!(
-            plain || tile == Tile::Small,
-            "matmul: {tile:?} takes aligned bf16 alone"
-        );
+        assert!(plain || tile == Tile::Small, "matmul: {tile:?} takes aligned bf16 alone");
         let (block_m, block_n) = tile.block();
         // Offsets inside a tile are 32 bits wide in the kernel.
-        assert!(
-            ac.max(bc) < (1 << 32) / 256,
-            "matmul: rows of {} elements are too long",
-            ac.max(bc)
-        );
+        assert!(ac.max(bc) < (1 << 32) / 256, "matmul: rows of {} elements are too long", ac.max(bc));
         let kernel = kernels::matmul(tile, op, a.dtype(), b.dtype(), aligned);
         let blocks = m.div_ceil(block_m) * n.div_ceil(block_n);
-        let launch = Launch::new(self, &kernel, blocks, tile.shared())
-            .write(c)
-            .read(a)
-            .read(b);
+        let launch = Launch::new(self, &kernel, blocks, tile.shared()).write(c).read(a).read(b);
         let launch = launch.u32(m).u32(n).u32(k).u32(ac).u32(bc);
         launch.f32(alpha).flag(c_is_bf16).flag(add).run()
     }

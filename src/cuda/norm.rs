@@ -42,11 +42,7 @@ pub fn forward(
     let (n_groups, width) = groups("rmsnorm", x, w, rstd);
     let kernel = kernels::rmsnorm_forward(out.dtype(), x.dtype(), w.dtype(), width);
     let blocks = n_groups.div_ceil(THREADS / team(width));
-    let launch = Launch::new(dev, &kernel, blocks, 0)
-        .write(out)
-        .write(rstd)
-        .read(x)
-        .read(w);
+    let launch = Launch::new(dev, &kernel, blocks, 0).write(out).write(rstd).read(x).read(w);
     launch.f32(eps).u32(n_groups).u32(width).u32(team(width)).run()
 }
 
@@ -78,13 +74,7 @@ pub fn backward(
     let Some(dw) = dw else {
         let launch = Launch::new(dev, &kernel, blocks, 0).write(dx).no_write();
         let launch = launch.read(dout).read(x).read(w).read(rstd);
-        return launch
-            .u32(n_groups)
-            .u32(width)
-            .u32(team(width))
-            .flag(add)
-            .flag(false)
-            .run();
+        return launch.u32(n_groups).u32(width).u32(team(width)).flag(add).flag(false).run();
     };
     let shared = teams * width * size_of::<f32>();
     let limit = dev.properties().shared_limit;
@@ -94,21 +84,11 @@ pub fn backward(
         )));
     }
     let mut scratch = dev.scratch(blocks * width)?;
-    let launch = Launch::new(dev, &kernel, blocks, shared)
-        .write(dx)
-        .write(scratch.tensor());
+    let launch = Launch::new(dev, &kernel, blocks, shared).write(dx).write(scratch.tensor());
     let launch = launch.read(dout).read(x).read(w).read(rstd);
-    launch
-        .u32(n_groups)
-        .u32(width)
-        .u32(team(width))
-        .flag(add)
-        .flag(true)
-        .run()?;
+    launch.u32(n_groups).u32(width).u32(team(width)).flag(add).flag(true).run()?;
     let sum = kernels::rmsnorm_dw(&kernel);
-    let launch = Launch::new(dev, &sum, width.div_ceil(THREADS), 0)
-        .write(dw)
-        .read(scratch.tensor());
+    let launch = Launch::new(dev, &sum, width.div_ceil(THREADS), 0).write(dw).read(scratch.tensor());
     launch.u32(blocks).u32(width).run()
 }
 

@@ -81,29 +81,21 @@ pub struct Compiled {
 fn places() -> Result<Vec<(String, PathBuf)>> {
     let file_names = names("nvrtc", &[13, 12, 11]);
     let inside = |origin: &str, folder: &Path| -> Vec<(String, PathBuf)> {
-        file_names
-            .iter()
-            .map(|n| (origin.to_string(), folder.join(n)))
-            .collect()
+        file_names.iter().map(|n| (origin.to_string(), folder.join(n))).collect()
     };
     let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(path) = var("RINGTUNE_NVRTC") {
         // Named by the user: nothing else will do.
         if !path.exists() {
-            return Err(Error::new(format!(
-                "RINGTUNE_NVRTC={}: no such file or folder; {HOW_TO_GET}",
-                path.display()
-            )));
+            return Err(Error::new(format!("RINGTUNE_NVRTC={}: no such file or folder; {HOW_TO_GET}", path.display())));
         }
         return Ok(match path.is_dir() {
             true => inside("RINGTUNE_NVRTC", &path),
             false => vec![("RINGTUNE_NVRTC".into(), path)],
         });
     }
-    let mut places: Vec<(String, PathBuf)> = file_names
-        .iter()
-        .map(|n| ("the loader's path".to_string(), PathBuf::from(n)))
-        .collect();
+    let mut places: Vec<(String, PathBuf)> =
+        file_names.iter().map(|n| ("the loader's path".to_string(), PathBuf::from(n))).collect();
     for name in ["CUDA_HOME", "CUDA_PATH"] {
         if let Some(root) = var(name) {
             for folder in ["lib64", "lib"] {
@@ -142,14 +134,8 @@ impl Nvrtc {
                 Err(_) => {}
             }
         }
-        let why = if why.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", why.join("; "))
-        };
-        Err(Error::new(format!(
-            "NVRTC, the compiler for CUDA kernels, was not found{why}; {HOW_TO_GET}"
-        )))
+        let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join("; ")) };
+        Err(Error::new(format!("NVRTC, the compiler for CUDA kernels, was not found{why}; {HOW_TO_GET}")))
     }
 
     fn of(library: Library, origin: String) -> Result<Self, String> {

@@ -21,15 +21,8 @@ pub fn key(parts: &[&[u8]]) -> String {
 
 /// The file of a data set with a key.
 pub fn path(dir: &Path, source: &Path, key: &str) -> PathBuf {
-    let stem = source
-        .file_stem()
-        .map(|s| s.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let stem: String = stem
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c))
-        .take(60)
-        .collect();
+    let stem = source.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem: String = stem.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(60).collect();
     dir.join(format!("{stem}.{}.tok", &key[..16]))
 }
 
@@ -47,12 +40,7 @@ pub fn open_or_make(
     if path.exists() {
         match TokenFile::open(path).and_then(|f| f.expect(tokenizer_hash, Some(key)).map(|()| f)) {
             Ok(file) => {
-                log(format!(
-                    "reusing {} ({} documents, {} tokens)",
-                    path.display(),
-                    file.n_docs(),
-                    file.n_tokens()
-                ));
+                log(format!("reusing {} ({} documents, {} tokens)", path.display(), file.n_docs(), file.n_tokens()));
                 return Ok(file);
             }
             Err(e) => log(format!("{e}; making it again")),
@@ -61,11 +49,6 @@ pub fn open_or_make(
     let content = make()?;
     token_file::write(path, &content)?;
     let file = TokenFile::open(path)?;
-    log(format!(
-        "wrote {} ({} documents, {} tokens)",
-        path.display(),
-        file.n_docs(),
-        file.n_tokens()
-    ));
+    log(format!("wrote {} ({} documents, {} tokens)", path.display(), file.n_docs(), file.n_tokens()));
     Ok(file)
 }

@@ -121,11 +121,7 @@ pub fn encode_prompt(tokenizer: &Tokenizer, template: &Template, messages: &[Mes
 /// # Errors
 /// As [`Tokenizer::control`].
 pub fn stop_ids(tokenizer: &Tokenizer, template: &Template) -> Result<Vec<u32>> {
-    let mut ids: Vec<u32> = template
-        .stop_controls()
-        .iter()
-        .map(|&c| tokenizer.control(c))
-        .collect::<Result<_>>()?;
+    let mut ids: Vec<u32> = template.stop_controls().iter().map(|&c| tokenizer.control(c)).collect::<Result<_>>()?;
     for &id in tokenizer.more_stops() {
         if !ids.contains(&id) {
             ids.push(id);
@@ -180,10 +176,6 @@ pub fn encode_row(
     } else {
         encoded.tokens.truncate(max_seq_len);
         encoded.supervised.truncate(max_seq_len);
-        if encoded.n_targets() == 0 {
-            Outcome::ResponseCut(len)
-        } else {
-            Outcome::Truncated(encoded, len)
-        }
+        if encoded.n_targets() == 0 { Outcome::ResponseCut(len) } else { Outcome::Truncated(encoded, len) }
     })
 }

@@ -37,9 +37,7 @@ impl Role {
 
     /// The role of a name, if it is one.
     pub fn parse(name: &str) -> Option<Self> {
-        [Role::System, Role::User, Role::Assistant]
-            .into_iter()
-            .find(|r| r.name() == name)
+        [Role::System, Role::User, Role::Assistant].into_iter().find(|r| r.name() == name)
     }
 }
 
@@ -59,12 +57,7 @@ pub struct Message {
 impl Message {
     /// A message that is trained on when it is the assistant's.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self {
-            role,
-            content: content.into(),
-            train: true,
-            input: None,
-        }
+        Self { role, content: content.into(), train: true, input: None }
     }
 }
 
@@ -86,11 +79,7 @@ impl Row {
 
     /// The last assistant turn, the reference of a generation test; empty where there is none.
     pub fn response(&self) -> &str {
-        self.messages
-            .iter()
-            .rev()
-            .find(|m| m.role == Role::Assistant)
-            .map_or("", |m| &m.content)
+        self.messages.iter().rev().find(|m| m.role == Role::Assistant).map_or("", |m| &m.content)
     }
 
     /// The turns before the last assistant turn: what a generation test starts from.
@@ -120,10 +109,7 @@ pub struct RowOptions {
 
 impl Default for RowOptions {
     fn default() -> Self {
-        Self {
-            max_line_bytes: 16 << 20,
-            bad_rows: BadRows::Fail,
-        }
+        Self { max_line_bytes: 16 << 20, bad_rows: BadRows::Fail }
     }
 }
 
@@ -161,17 +147,10 @@ pub fn read_rows(path: &Path, options: &RowOptions) -> Result<RowFile> {
 /// # Errors
 /// As [`read_rows`].
 pub fn parse_rows(name: &str, bytes: &[u8], options: &RowOptions) -> Result<RowFile> {
-    ensure!(
-        !bytes.is_empty(),
-        "{name}: the file is empty, expected one JSON object a line, found 0 bytes"
-    );
+    ensure!(!bytes.is_empty(), "{name}: the file is empty, expected one JSON object a line, found 0 bytes");
     let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let lines: Vec<&[u8]> = body.split(|&b| b == b'\n').collect();
-    ensure!(
-        u32::try_from(lines.len()).is_ok(),
-        "{name}: {} lines, expected fewer than 2^32",
-        lines.len()
-    );
+    ensure!(u32::try_from(lines.len()).is_ok(), "{name}: {} lines, expected fewer than 2^32", lines.len());
     let last = lines.len() - 1;
     let parsed: Vec<Option<Result<Row, BadLine>>> = lines
         .par_iter()
@@ -212,18 +191,11 @@ pub fn parse_rows(name: &str, bytes: &[u8], options: &RowOptions) -> Result<RowF
 /// One line to its messages, or what is wrong with it.
 fn parse_line(raw: &[u8], max_line_bytes: usize, cut: bool) -> Result<Vec<Message>, String> {
     if raw.len() > max_line_bytes {
-        return Err(format!(
-            "the line is too long, expected at most {max_line_bytes} bytes, found {}",
-            raw.len()
-        ));
+        return Err(format!("the line is too long, expected at most {max_line_bytes} bytes, found {}", raw.len()));
     }
     let text = std::str::from_utf8(raw).map_err(|e| {
         let at = e.valid_up_to();
-        format!(
-            "invalid UTF-8, expected UTF-8 text, found byte 0x{:02x} at column {}",
-            raw[at],
-            at + 1
-        )
+        format!("invalid UTF-8, expected UTF-8 text, found byte 0x{:02x} at column {}", raw[at], at + 1)
     })?;
     let first = text.trim_start().chars().next().unwrap_or(' ');
     if first != '{' {
@@ -235,22 +207,15 @@ fn parse_line(raw: &[u8], max_line_bytes: usize, cut: bool) -> Result<Vec<Messag
         };
         if serde_json::from_str::<IgnoredAny>(text).is_ok() {
             let kind = if kind.is_empty() { text.trim() } else { kind };
-            return Err(format!(
-                "not a JSON object, expected {{\"prompt\": …, \"response\": …}}, found {kind}"
-            ));
+            return Err(format!("not a JSON object, expected {{\"prompt\": …, \"response\": …}}, found {kind}"));
         }
     }
     let fields: Fields = {
         let mut de = serde_json::Deserializer::from_str(text);
-        FieldsSeed
-            .deserialize(&mut de)
-            .and_then(|f| de.end().map(|()| f))
-            .map_err(|e| json_error(&e, text, cut))?
+        FieldsSeed.deserialize(&mut de).and_then(|f| de.end().map(|()| f)).map_err(|e| json_error(&e, text, cut))?
     };
     if let Some(key) = fields.duplicate {
-        return Err(format!(
-            "field \"{key}\" appears twice, expected each field once, found a duplicate (dup)"
-        ));
+        return Err(format!("field \"{key}\" appears twice, expected each field once, found a duplicate (dup)"));
     }
     fields.into_messages()
 }
@@ -259,11 +224,7 @@ fn parse_line(raw: &[u8], max_line_bytes: usize, cut: bool) -> Result<Vec<Messag
 fn json_error(e: &serde_json::Error, text: &str, cut: bool) -> String {
     let column = e.column();
     if e.is_eof() {
-        let hint = if cut {
-            " (the last line has no line end: the file looks truncated)"
-        } else {
-            ""
-        };
+        let hint = if cut { " (the last line has no line end: the file looks truncated)" } else { "" };
         return format!(
             "invalid JSON, expected the rest of the object, found the end of the line at column {column}{hint}"
         );
@@ -303,14 +264,7 @@ mod tests {
 
     #[test]
     fn escapes_are_decoded_and_lone_surrogates_refused() {
-        assert_eq!(
-            parse(r#"{"prompt":"\ud83d\ude42\u0000","response":"x"}"#).unwrap()[0].content,
-            "\u{1f642}\0"
-        );
-        assert!(
-            parse(r#"{"prompt":"\ud83d","response":"x"}"#)
-                .unwrap_err()
-                .starts_with("invalid JSON")
-        );
+        assert_eq!(parse(r#"{"prompt":"\ud83d\ude42\u0000","response":"x"}"#).unwrap()[0].content, "\u{1f642}\0");
+        assert!(parse(r#"{"prompt":"\ud83d","response":"x"}"#).unwrap_err().starts_with("invalid JSON"));
     }
 }

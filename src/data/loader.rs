@@ -98,10 +98,7 @@ impl Loader {
             .name("loader".to_string())
             .spawn(work)
             .map_err(|e| Error::new(format!("loader thread: {e}")))?;
-        Ok(Self {
-            receiver: Some(receiver),
-            thread: Some(thread),
-        })
+        Ok(Self { receiver: Some(receiver), thread: Some(thread) })
     }
 
     /// The next step; waits until it is built.
@@ -110,9 +107,7 @@ impl Loader {
     /// If the loader thread died.
     pub fn next_step(&mut self) -> Result<Step> {
         let receiver = self.receiver.as_ref().expect("only drop takes the receiver");
-        receiver
-            .recv()
-            .map_err(|_| Error::new("the loader thread ended early: a token file became unreadable"))
+        receiver.recv().map_err(|_| Error::new("the loader thread ended early: a token file became unreadable"))
     }
 }
 
@@ -130,9 +125,7 @@ pub fn build_step(data: &TrainSet, plan: &EpochPlan, cursor: Cursor, shape: Step
     let n_rows = plan.n_rows() as u64;
     let end = (cursor.rows + shape.rows()).min(n_rows);
     // Any `rows()` rows in a row hold every residue equally often, so a resumed run may start anywhere.
-    let mine: Vec<u64> = (cursor.rows..end)
-        .filter(|i| i % shape.world_size as u64 == rank as u64)
-        .collect();
+    let mine: Vec<u64> = (cursor.rows..end).filter(|i| i % shape.world_size as u64 == rank as u64).collect();
     let mut chunks = mine.chunks(shape.micro_batch);
     let micro_batches = (0..shape.grad_accum)
         .map(|_| {
@@ -145,24 +138,10 @@ pub fn build_step(data: &TrainSet, plan: &EpochPlan, cursor: Cursor, shape: Step
         .collect();
     debug_assert!(chunks.next().is_none(), "every row of the step has a micro-batch");
     let epoch_end = end == n_rows;
-    let cursor = if epoch_end {
-        Cursor {
-            epoch: plan.epoch + 1,
-            rows: 0,
-        }
-    } else {
-        Cursor {
-            epoch: plan.epoch,
-            rows: end,
-        }
-    };
+    let cursor =
+        if epoch_end { Cursor { epoch: plan.epoch + 1, rows: 0 } } else { Cursor { epoch: plan.epoch, rows: end } };
     let epoch_fraction = cursor.epoch as f64 + cursor.rows as f64 / n_rows.max(1) as f64;
-    Step {
-        micro_batches,
-        cursor,
-        epoch_fraction,
-        epoch_end,
-    }
+    Step { micro_batches, cursor, epoch_fraction, epoch_end }
 }
 
 /// Steps from `cursor` to the end of epoch `n_epochs - 1`: what a schedule over epochs is made for. Plans every epoch on the way, since
@@ -171,14 +150,7 @@ pub fn steps_until(data: &TrainSet, cursor: Cursor, n_epochs: u64, shape: StepSh
     (cursor.epoch..n_epochs)
         .map(|epoch| {
             let n_rows = data.plan(epoch).n_rows() as u64;
-            shape.steps(
-                n_rows
-                    - if epoch == cursor.epoch {
-                        cursor.rows.min(n_rows)
-                    } else {
-                        0
-                    },
-            )
+            shape.steps(n_rows - if epoch == cursor.epoch { cursor.rows.min(n_rows) } else { 0 })
         })
         .sum()
 }
@@ -202,9 +174,7 @@ impl EvalPlan {
         let rows = if packing {
             let lengths: Vec<u32> = chosen.iter().map(|&p| set.pieces[p as usize].len).collect();
             let rows = best_fit_decreasing(&lengths, max_seq_len as u32);
-            rows.into_iter()
-                .map(|row| row.into_iter().map(|i| chosen[i as usize]).collect())
-                .collect()
+            rows.into_iter().map(|row| row.into_iter().map(|i| chosen[i as usize]).collect()).collect()
         } else {
             chosen.into_iter().map(|p| vec![p]).collect()
         };
@@ -229,8 +199,7 @@ impl EvalPlan {
         (0..n).map(move |k| {
             let mut batch = MicroBatch::default();
             for row in mine.iter().skip(k * micro_batch).take(micro_batch) {
-                row.iter()
-                    .for_each(|&piece| set.append(piece as usize, piece, &mut batch));
+                row.iter().for_each(|&piece| set.append(piece as usize, piece, &mut batch));
             }
             batch
         })

@@ -100,11 +100,7 @@ impl Mix {
             check_weights(weights, sizes.len())?;
         }
         for (i, s) in sizes.iter().enumerate() {
-            crate::ensure!(
-                s.samples > 0,
-                "data set {} has no usable training row, expected at least one",
-                i + 1
-            );
+            crate::ensure!(s.samples > 0, "data set {} has no usable training row, expected at least one", i + 1);
             crate::ensure!(
                 s.in_unit(unit) > 0,
                 "data set {} has no {}, expected some to weigh it by",
@@ -115,10 +111,7 @@ impl Mix {
         let total: u64 = sizes.iter().map(|s| s.samples).sum();
         let n_total = epoch_samples.unwrap_or(total);
         if n_total == 0 || n_total > u64::from(u32::MAX) {
-            return Err(Error::usage(format!(
-                "epoch samples {n_total}, expected 1 to {}",
-                u32::MAX
-            )));
+            return Err(Error::usage(format!("epoch samples {n_total}, expected 1 to {}", u32::MAX)));
         }
         let weights: Vec<f64> = match weights {
             Some(w) => w.to_vec(),
@@ -129,11 +122,8 @@ impl Mix {
         let sum: f64 = weights.iter().map(|w| w / largest).sum();
         let shares: Vec<f64> = weights.iter().map(|w| w / largest / sum).collect();
         // A share of tokens is a share of rows divided by the tokens of a row.
-        let rows: Vec<f64> = shares
-            .iter()
-            .zip(sizes)
-            .map(|(p, s)| p * s.samples as f64 / s.in_unit(unit) as f64)
-            .collect();
+        let rows: Vec<f64> =
+            shares.iter().zip(sizes).map(|(p, s)| p * s.samples as f64 / s.in_unit(unit) as f64).collect();
         let sum: f64 = rows.iter().sum();
         let quotas: Vec<f64> = rows.iter().map(|r| r / sum * n_total as f64).collect();
         Ok(Self {
@@ -179,12 +169,7 @@ impl Mix {
             cycle += 1;
             let next = permutation(cycle);
             let n_head = r - tail.len();
-            let head: Vec<u32> = next
-                .iter()
-                .copied()
-                .filter(|&row| !in_tail[row as usize])
-                .take(n_head)
-                .collect();
+            let head: Vec<u32> = next.iter().copied().filter(|&row| !in_tail[row as usize]).take(n_head).collect();
             let mut in_head = vec![false; len];
             head.iter().for_each(|&row| in_head[row as usize] = true);
             current = head.clone();
@@ -224,11 +209,7 @@ pub fn check_weights(weights: &[f64], n_sets: usize) -> Result<()> {
 fn largest_remainder(quotas: &[f64], total: u64) -> Vec<u64> {
     let mut counts: Vec<u64> = quotas.iter().map(|q| q.floor() as u64).collect();
     let mut order: Vec<usize> = (0..quotas.len()).collect();
-    order.sort_by(|&a, &b| {
-        (quotas[b] - quotas[b].floor())
-            .total_cmp(&(quotas[a] - quotas[a].floor()))
-            .then(a.cmp(&b))
-    });
+    order.sort_by(|&a, &b| (quotas[b] - quotas[b].floor()).total_cmp(&(quotas[a] - quotas[a].floor())).then(a.cmp(&b)));
     let missing = total.saturating_sub(counts.iter().sum());
     for k in 0..missing as usize {
         counts[order[k % order.len()]] += 1;
@@ -254,12 +235,7 @@ pub struct MixRow {
 /// Requested and achieved shares of an epoch; `achieved` holds what the epoch takes of each set.
 pub fn mix_report(mix: &Mix, names: &[String], sizes: &[SetSize], achieved: &[SetSize]) -> Vec<MixRow> {
     // Exact (fractional) rows that the weights ask for, and from them the share in each unit.
-    let ask: Vec<f64> = mix
-        .shares
-        .iter()
-        .zip(sizes)
-        .map(|(p, s)| p / s.in_unit(mix.unit) as f64)
-        .collect();
+    let ask: Vec<f64> = mix.shares.iter().zip(sizes).map(|(p, s)| p / s.in_unit(mix.unit) as f64).collect();
     let share = |values: &[f64], i: usize| {
         let sum: f64 = values.iter().sum();
         if sum > 0.0 { values[i] / sum } else { 0.0 }

@@ -60,10 +60,7 @@ pub struct PackedRow {
 impl PackedRow {
     /// Lays documents out in a row of `capacity`.
     pub fn new(docs: &[Encoded], capacity: usize, pad: u32) -> Self {
-        let mut row = Self {
-            cu_seqlens: vec![0],
-            ..Self::default()
-        };
+        let mut row = Self { cu_seqlens: vec![0], ..Self::default() };
         for doc in docs {
             for (i, (&token, &supervised)) in doc.tokens.iter().zip(&doc.supervised).enumerate() {
                 row.input_ids.push(token);

@@ -70,11 +70,7 @@ pub fn prepare(
     if spec.paths.is_empty() {
         return Err(Error::usage("no training file, expected at least one path"));
     }
-    ensure!(
-        spec.max_seq_len >= 2,
-        "rows of {} tokens, expected at least 2",
-        spec.max_seq_len
-    );
+    ensure!(spec.max_seq_len >= 2, "rows of {} tokens, expected at least 2", spec.max_seq_len);
     if let Some(weights) = &spec.weights {
         crate::data::mix::check_weights(weights, spec.paths.len())?;
     }
@@ -82,71 +78,39 @@ pub fn prepare(
         let tokens = Arc::new(tokens_of(path, spec, tokenizer, progress, log)?);
         let pieces = cut(&tokens, spec.max_seq_len);
         let name = path.display().to_string();
-        ensure!(
-            !pieces.is_empty(),
-            "{name}: no document of two tokens or more, expected at least one"
-        );
+        ensure!(!pieces.is_empty(), "{name}: no document of two tokens or more, expected at least one");
         Ok(PieceSet { name, tokens, pieces })
     };
     let whole: Vec<PieceSet> = spec.paths.iter().map(&mut open).collect::<Result<_>>()?;
     let mut val: Vec<PieceSet> = spec.val_paths.iter().map(&mut open).collect::<Result<_>>()?;
     tokenizer.warnings().into_iter().for_each(&mut *log);
-    let held_out = if spec.val_paths.is_empty() {
-        spec.val_fraction
-    } else {
-        0.0
-    };
+    let held_out = if spec.val_paths.is_empty() { spec.val_fraction } else { 0.0 };
     // Pieces are told apart by their place: there are no prompts that could come twice.
     let keys: Vec<Vec<u64>> = whole
         .iter()
         .enumerate()
-        .map(|(set, s)| {
-            (0..s.pieces.len())
-                .map(|p| crate::rng::mix(&[set as u64, p as u64]))
-                .collect()
-        })
+        .map(|(set, s)| (0..s.pieces.len()).map(|p| crate::rng::mix(&[set as u64, p as u64])).collect())
         .collect();
     let splits = split_sets(&keys, held_out, spec.seed)?;
     let (mut train, mut sets) = (Vec::new(), Vec::new());
     for (set, split) in whole.into_iter().zip(splits) {
-        let side = |ids: &[u32]| PieceSet {
-            pieces: ids.iter().map(|&p| set.pieces[p as usize]).collect(),
-            ..set.clone()
-        };
+        let side =
+            |ids: &[u32]| PieceSet { pieces: ids.iter().map(|&p| set.pieces[p as usize]).collect(), ..set.clone() };
         let n_docs = set.tokens.n_docs() as u64;
         let counts = match set.tokens.as_ref() {
             Tokens::File(f) => f.meta().counts.clone(),
-            Tokens::Raw(_) => Counts {
-                rows: n_docs,
-                kept: n_docs,
-                ..Counts::default()
-            },
+            Tokens::Raw(_) => Counts { rows: n_docs, kept: n_docs, ..Counts::default() },
         };
-        sets.push(SetReport {
-            name: set.name.clone(),
-            counts,
-            n_train: split.train.len(),
-            n_val: split.val.len(),
-        });
+        sets.push(SetReport { name: set.name.clone(), counts, n_train: split.train.len(), n_val: split.val.len() });
         if spec.val_paths.is_empty() {
             val.push(side(&split.val));
         }
         train.push(side(&split.train));
     }
     let sizes: Vec<_> = train.iter().map(PieceSet::size).collect();
-    let mix = Mix::new(
-        &sizes,
-        spec.weights.as_deref(),
-        spec.weight_unit,
-        spec.epoch_samples,
-        spec.seed,
-    )?;
+    let mix = Mix::new(&sizes, spec.weights.as_deref(), spec.weight_unit, spec.epoch_samples, spec.seed)?;
     let train = TrainSet::new(train, mix, spec.max_seq_len, spec.packing, spec.seed)?;
-    Ok(SftData {
-        train: Arc::new(train),
-        val,
-        sets,
-    })
+    Ok(SftData { train: Arc::new(train), val, sets })
 }
 
 /// Pieces of at most `max_seq_len` tokens, each but the first starting with the last token of the one before. Pieces without
@@ -158,12 +122,7 @@ fn cut(tokens: &Tokens, max_seq_len: usize) -> Vec<Piece> {
         let mut start = 0;
         while start + 1 < n {
             let len = (n - start).min(max_seq_len);
-            pieces.push(Piece {
-                doc: doc as u32,
-                start: start as u64,
-                len: len as u32,
-                n_targets: len as u32 - 1,
-            });
+            pieces.push(Piece { doc: doc as u32, start: start as u64, len: len as u32, n_targets: len as u32 - 1 });
             start += len - 1;
         }
     }
@@ -182,10 +141,7 @@ pub fn tokens_of(
     log: &mut dyn FnMut(String),
 ) -> Result<Tokens> {
     let name = path.display().to_string();
-    let extension = path
-        .extension()
-        .map(|e| e.to_string_lossy().to_lowercase())
-        .unwrap_or_default();
+    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     if extension == "bin" {
         return Ok(Tokens::Raw(RawTokens::open(
             path,
@@ -217,28 +173,16 @@ pub fn tokens_of(
         "encoding": 1,
     });
     let data = blake3::hash(&bytes).to_hex().to_string();
-    let key = cache::key(&[
-        data.as_bytes(),
-        tokenizer.hash().as_bytes(),
-        settings.to_string().as_bytes(),
-    ]);
+    let key = cache::key(&[data.as_bytes(), tokenizer.hash().as_bytes(), settings.to_string().as_bytes()]);
     let to = cache::path(&spec.cache_dir, path, &key);
     let file = cache::open_or_make(&to, tokenizer.hash(), &key, log, || {
-        let texts = if is_jsonl {
-            jsonl_texts(&name, &bytes)?
-        } else {
-            plain_texts(&name, &bytes)?
-        };
+        let texts = if is_jsonl { jsonl_texts(&name, &bytes)? } else { plain_texts(&name, &bytes)? };
         let docs = encode_texts(&texts, tokenizer, progress, &name)?;
         let n = docs.len() as u64;
         let meta = Meta {
             sources: vec![name.clone()],
             settings: settings.clone(),
-            counts: Counts {
-                rows: n,
-                kept: n,
-                ..Counts::default()
-            },
+            counts: Counts { rows: n, kept: n, ..Counts::default() },
             longest: docs.iter().map(|d| d.1.tokens.len() as u64).max().unwrap_or(0),
             ..Meta::default()
         };
@@ -301,11 +245,8 @@ fn jsonl_texts(name: &str, bytes: &[u8]) -> Result<Vec<Text>> {
     let mut docs = Vec::new();
     for (i, line) in text.split('\n').enumerate().filter(|(_, l)| !l.trim().is_empty()) {
         let at = format!("{name}:{}", i + 1);
-        let value: Value = serde_json::from_str(line).map_err(|e| {
-            Error::new(format!(
-                "{at}: invalid JSON, expected an object with \"text\", found {e}"
-            ))
-        })?;
+        let value: Value = serde_json::from_str(line)
+            .map_err(|e| Error::new(format!("{at}: invalid JSON, expected an object with \"text\", found {e}")))?;
         match value.get("text") {
             Some(Value::String(s)) if !s.trim().is_empty() => docs.push((i as u32 + 1, s.clone())),
             Some(Value::String(_)) => bail!("{at}: field \"text\" is empty, expected text, found only white space"),
@@ -344,18 +285,11 @@ fn encode_texts(
             parts.into_iter().enumerate().map(move |(k, part)| (doc, part, k > 0))
         })
         .collect();
-    let bar = progress.bar(
-        blocks.iter().map(|b| b.1.len() as u64).sum(),
-        &format!("tokenising {name}"),
-    );
+    let bar = progress.bar(blocks.iter().map(|b| b.1.len() as u64).sum(), &format!("tokenising {name}"));
     let encoded: Vec<Vec<u32>> = blocks
         .par_iter()
         .map(|&(_, part, continuing)| {
-            let ids = tokenizer
-                .encode_cut(part, &[], continuing)?
-                .into_iter()
-                .map(|t| t.id)
-                .collect();
+            let ids = tokenizer.encode_cut(part, &[], continuing)?.into_iter().map(|t| t.id).collect();
             bar.inc(part.len() as u64);
             Ok(ids)
         })
@@ -366,14 +300,8 @@ fn encode_texts(
         .iter()
         .map(|(line, _)| {
             (
-                DocInfo {
-                    line: *line,
-                    ..DocInfo::default()
-                },
-                Encoded {
-                    tokens: special.bos.into_iter().collect(),
-                    supervised: Vec::new(),
-                },
+                DocInfo { line: *line, ..DocInfo::default() },
+                Encoded { tokens: special.bos.into_iter().collect(), supervised: Vec::new() },
             )
         })
         .collect();
@@ -418,17 +346,9 @@ mod tests {
     #[test]
     fn two_blank_lines_separate_documents() {
         let texts = plain_texts("t", b"\xef\xbb\xbf\n\na\r\n\r\nb\r\n\n \t\nc\n\n\n\n\nd\n").unwrap();
-        assert_eq!(
-            texts,
-            [(3, "a\n\nb".to_string()), (8, "c".to_string()), (13, "d".to_string())]
-        );
+        assert_eq!(texts, [(3, "a\n\nb".to_string()), (8, "c".to_string()), (13, "d".to_string())]);
         assert!(plain_texts("t", b"\n \n").is_err());
-        assert!(
-            plain_texts("t", b"ok\ncaf\xe9")
-                .unwrap_err()
-                .to_string()
-                .contains("t:2: invalid UTF-8")
-        );
+        assert!(plain_texts("t", b"ok\ncaf\xe9").unwrap_err().to_string().contains("t:2: invalid UTF-8"));
     }
 
     #[test]
@@ -436,9 +356,8 @@ mod tests {
         let special = crate::data::tokenizer::SpecialIds::default();
         let t = Tokenizer::open(Path::new("tests/data/tokenizer/spm4k.model"), special).unwrap();
         let stream = crate::rng::Stream::new(&[3]);
-        let text: String = (0..60_000)
-            .map(|i| ["the ", "\n", "\n\n", "Word", " x", "é"][stream.u64_at(i) as usize % 6])
-            .collect();
+        let text: String =
+            (0..60_000).map(|i| ["the ", "\n", "\n\n", "Word", " x", "é"][stream.u64_at(i) as usize % 6]).collect();
         assert!(blocks_of(&text).len() > 1);
         let docs = encode_texts(&[(1, text.clone())], &t, Progress::Hide, "t").unwrap();
         let ids = &docs[0].1.tokens;

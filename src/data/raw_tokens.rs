@@ -53,10 +53,7 @@ impl RawTokens {
 
     fn check(map: Mmap, vocab_size: usize, eos: u32, width: Option<RawWidth>) -> Result<Self> {
         ensure!(!map.is_empty(), "expected token ids, found an empty file");
-        let i32_at = |i: usize| {
-            map.get(4 * i..4 * i + 4)
-                .map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        };
+        let i32_at = |i: usize| map.get(4 * i..4 * i + 4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let magic = i32_at(0).filter(|m| [LLMC_U16, LLMC_U32].contains(m));
         let (at, width) = match magic {
             Some(magic) => {
@@ -67,10 +64,7 @@ impl RawTokens {
                     map.len()
                 );
                 let (found, n) = (i32_at(1).unwrap_or(0), i32_at(2).unwrap_or(0));
-                ensure!(
-                    found == version,
-                    "wrong version, expected {version} with magic {magic}, found {found}"
-                );
+                ensure!(found == version, "wrong version, expected {version} with magic {magic}, found {found}");
                 let expected = LLMC_HEADER as i64 + i64::from(n) * bytes;
                 ensure!(
                     n > 0 && expected == map.len() as i64,
@@ -91,13 +85,7 @@ impl RawTokens {
             body.len()
         );
         let checksum = blake3::hash(&map).to_hex().to_string();
-        let mut this = Self {
-            at,
-            width,
-            ends: Vec::new(),
-            checksum,
-            map,
-        };
+        let mut this = Self { at, width, ends: Vec::new(), checksum, map };
         let n = (this.map.len() - at) / width;
         for i in 0..n {
             let token = this.token(i as u64);
@@ -111,11 +99,7 @@ impl RawTokens {
                 this.ends.push(i as u64 + 1);
             }
         }
-        ensure!(
-            u32::try_from(this.ends.len()).is_ok(),
-            "{} documents, expected fewer than 2^32",
-            this.ends.len()
-        );
+        ensure!(u32::try_from(this.ends.len()).is_ok(), "{} documents, expected fewer than 2^32", this.ends.len());
         Ok(this)
     }
 

@@ -181,31 +181,23 @@ impl Fields {
 
     fn keys(&self) -> String {
         let all: Vec<_> = self.seen.iter().map(|k| format!("\"{k}\"")).collect();
-        if all.is_empty() {
-            "no fields".to_string()
-        } else {
-            format!("the fields {}", all.join(", "))
-        }
+        if all.is_empty() { "no fields".to_string() } else { format!("the fields {}", all.join(", ")) }
     }
 
     /// A string with something in it.
     fn text(&mut self, key: &str, place: &str) -> Result<String, String> {
         match self.take(key) {
-            None => Err(format!(
-                "field \"{key}\"{place} is missing, expected a string, found {}",
-                self.keys()
-            )),
+            None => Err(format!("field \"{key}\"{place} is missing, expected a string, found {}", self.keys())),
             Some(Field::Text(s)) if s.is_empty() => {
                 Err(format!("field \"{key}\"{place} is empty, expected text, found \"\""))
             }
-            Some(Field::Text(s)) if s.chars().all(char::is_whitespace) => Err(format!(
-                "field \"{key}\"{place} is empty, expected text, found only white space"
-            )),
+            Some(Field::Text(s)) if s.chars().all(char::is_whitespace) => {
+                Err(format!("field \"{key}\"{place} is empty, expected text, found only white space"))
+            }
             Some(Field::Text(s)) => Ok(s),
-            Some(other) => Err(format!(
-                "field \"{key}\"{place} is not a string, expected a string, found {}",
-                other.kind()
-            )),
+            Some(other) => {
+                Err(format!("field \"{key}\"{place} is not a string, expected a string, found {}", other.kind()))
+            }
         }
     }
 
@@ -222,19 +214,13 @@ impl Fields {
                 Some(Field::Messages(items)) => items,
                 other => {
                     let kind = other.map_or("nothing", |f| f.kind());
-                    return Err(format!(
-                        "field \"messages\" is not a list, expected a list of messages, found {kind}"
-                    ));
+                    return Err(format!("field \"messages\" is not a list, expected a list of messages, found {kind}"));
                 }
             };
             if items.is_empty() {
                 return Err("field \"messages\" is empty, expected at least one message, found []".to_string());
             }
-            return items
-                .into_iter()
-                .enumerate()
-                .map(|(i, item)| item.into_message(i))
-                .collect();
+            return items.into_iter().enumerate().map(|(i, item)| item.into_message(i)).collect();
         }
         if !self.has("prompt") && !self.has("response") {
             let found = self.keys();
@@ -284,11 +270,6 @@ impl MessageField {
                 ));
             }
         };
-        Ok(Message {
-            role,
-            content: fields.text("content", &place)?,
-            train,
-            input: None,
-        })
+        Ok(Message { role, content: fields.text("content", &place)?, train, input: None })
     }
 }

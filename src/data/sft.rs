@@ -84,9 +84,7 @@ impl SftData {
     /// The first training rows in the order of the files, with their loss bits, to print at start.
     pub fn first_rows(&self, n: usize) -> Vec<Encoded> {
         let sets = self.train.sets().iter();
-        sets.flat_map(|s| (0..s.pieces.len()).map(|p| s.encoded(p)))
-            .take(n)
-            .collect()
+        sets.flat_map(|s| (0..s.pieces.len()).map(|p| s.encoded(p))).take(n).collect()
     }
 }
 
@@ -111,10 +109,8 @@ pub fn prepare(
     tokenizer.newline_id()?;
     tokenizer.warnings().into_iter().for_each(&mut *log);
     let files = load_files(&spec.paths, &spec.row, tokenizer, template, progress, log)?;
-    let hashes: Vec<Vec<u64>> = files
-        .iter()
-        .map(|f| (0..f.n_docs()).map(|d| f.info(d).prompt_hash).collect())
-        .collect();
+    let hashes: Vec<Vec<u64>> =
+        files.iter().map(|f| (0..f.n_docs()).map(|d| f.info(d).prompt_hash).collect()).collect();
     let splits = split_sets(&hashes, spec.val_fraction, spec.seed)?;
     let (mut train, mut val, mut sets) = (Vec::new(), Vec::new(), Vec::new());
     for ((path, file), split) in spec.paths.iter().zip(files).zip(splits) {
@@ -131,35 +127,17 @@ pub fn prepare(
             tokens: tokens.clone(),
             pieces: docs.iter().map(|&d| whole(&tokens, d)).collect(),
         };
-        sets.push(SetReport {
-            name: name.clone(),
-            counts,
-            n_train: split.train.len(),
-            n_val: split.val.len(),
-        });
+        sets.push(SetReport { name: name.clone(), counts, n_train: split.train.len(), n_val: split.val.len() });
         train.push(side(&split.train));
         val.push(side(&split.val));
     }
     let sizes: Vec<_> = train.iter().map(PieceSet::size).collect();
-    let mix = Mix::new(
-        &sizes,
-        spec.weights.as_deref(),
-        spec.weight_unit,
-        spec.epoch_samples,
-        spec.seed,
-    )?;
+    let mix = Mix::new(&sizes, spec.weights.as_deref(), spec.weight_unit, spec.epoch_samples, spec.seed)?;
     for (set, n) in train.iter().zip(&mix.counts).filter(|(_, n)| **n == 0) {
-        log(format!(
-            "{}: its weight is so small that an epoch takes {n} of its rows",
-            set.name
-        ));
+        log(format!("{}: its weight is so small that an epoch takes {n} of its rows", set.name));
     }
     let train = TrainSet::new(train, mix, spec.row.max_seq_len, spec.packing, spec.seed)?;
-    Ok(SftData {
-        train: Arc::new(train),
-        val,
-        sets,
-    })
+    Ok(SftData { train: Arc::new(train), val, sets })
 }
 
 /// Data sets to evaluate whole: every usable row of each path.
@@ -196,12 +174,7 @@ fn whole(tokens: &Tokens, doc: u32) -> Piece {
         Tokens::File(f) => f.info(doc as usize).n_targets,
         Tokens::Raw(r) => r.doc_len(doc as usize) as u32 - 1,
     };
-    Piece {
-        doc,
-        start: 0,
-        len: tokens.doc_len(doc as usize) as u32,
-        n_targets,
-    }
+    Piece { doc, start: 0, len: tokens.doc_len(doc as usize) as u32, n_targets }
 }
 
 fn load_files(
@@ -212,19 +185,14 @@ fn load_files(
     progress: Progress,
     log: &mut dyn FnMut(String),
 ) -> Result<Vec<TokenFile>> {
-    let files: Vec<TokenFile> = paths
-        .iter()
-        .map(|p| token_file_of(p, row, tokenizer, template, progress, log))
-        .collect::<Result<_>>()?;
+    let files: Vec<TokenFile> =
+        paths.iter().map(|p| token_file_of(p, row, tokenizer, template, progress, log)).collect::<Result<_>>()?;
     let mut skipped = String::new();
     for (path, file) in paths.iter().zip(&files) {
         let counts = &file.meta().counts;
         if counts.rows != counts.kept || counts.truncated + counts.bad + counts.blank_lines > 0 {
             log(format!("{}: {}", path.display(), describe(counts)));
-            if let Some(Findings {
-                longest_row: (tokens, line),
-                ..
-            }) = &file.meta().findings
+            if let Some(Findings { longest_row: (tokens, line), .. }) = &file.meta().findings
                 && *tokens > row.max_seq_len as u64
             {
                 log(format!("{}:{line}: the longest row, {tokens} tokens", path.display()));
@@ -253,12 +221,7 @@ pub fn describe(c: &Counts) -> String {
         (c.bad, "bad and skipped"),
         (c.blank_lines, "blank lines ignored"),
     ];
-    parts.extend(
-        reasons
-            .iter()
-            .filter(|r| r.0 > 0)
-            .map(|(n, what)| format!("{n} {what}")),
-    );
+    parts.extend(reasons.iter().filter(|r| r.0 > 0).map(|(n, what)| format!("{n} {what}")));
     parts.join(", ")
 }
 
@@ -287,19 +250,12 @@ pub fn token_file_of(
             "token file {name}: made with another template, expected {} ({}), found {} ({})",
             template.name(),
             settings["template"],
-            if meta.template.is_empty() {
-                "none"
-            } else {
-                &meta.template
-            },
+            if meta.template.is_empty() { "none" } else { &meta.template },
             meta.settings["template"]
         );
         for key in ["special_ids", "added_tokens"] {
             let (expected, found) = (&settings[key], &meta.settings[key]);
-            ensure!(
-                found == expected,
-                "token file {name}: made with other {key}, expected {expected}, found {found}"
-            );
+            ensure!(found == expected, "token file {name}: made with other {key}, expected {expected}, found {found}");
         }
         ensure!(
             meta.longest <= row.max_seq_len as u64,
@@ -310,11 +266,7 @@ pub fn token_file_of(
         return Ok(file);
     }
     let data = blake3::hash(&bytes).to_hex().to_string();
-    let key = cache::key(&[
-        data.as_bytes(),
-        tokenizer.hash().as_bytes(),
-        settings.to_string().as_bytes(),
-    ]);
+    let key = cache::key(&[data.as_bytes(), tokenizer.hash().as_bytes(), settings.to_string().as_bytes()]);
     let to = cache::path(&row.cache_dir, path, &key);
     cache::open_or_make(&to, tokenizer.hash(), &key, log, || {
         let made = encode_file(&name, &bytes, row, tokenizer, template, progress)?;
@@ -322,10 +274,7 @@ pub fn token_file_of(
             tokenizer_hash: tokenizer.hash().to_string(),
             settings_hash: key.clone(),
             vocab_size: tokenizer.vocab_size(),
-            meta: Meta {
-                settings: settings.clone(),
-                ..made.0
-            },
+            meta: Meta { settings: settings.clone(), ..made.0 },
             docs: made.1,
         })
     })
@@ -369,16 +318,8 @@ fn encode_file(
         })
         .collect();
     bar.finish_and_clear();
-    let mut meta = Meta {
-        sources: vec![name.to_string()],
-        template: template.name().to_string(),
-        ..Meta::default()
-    };
-    let mut counts = Counts {
-        rows: file.rows.len() as u64,
-        blank_lines: file.blank_lines as u64,
-        ..Counts::default()
-    };
+    let mut meta = Meta { sources: vec![name.to_string()], template: template.name().to_string(), ..Meta::default() };
+    let mut counts = Counts { rows: file.rows.len() as u64, blank_lines: file.blank_lines as u64, ..Counts::default() };
     let mut docs = Vec::with_capacity(file.rows.len());
     meta.bad = file.bad.into_iter().map(|b| (b.line, b.what)).collect();
     let mut findings = Findings::default();
@@ -411,12 +352,7 @@ fn encode_file(
         };
         meta.longest = meta.longest.max(encoded.tokens.len() as u64);
         docs.push((
-            DocInfo {
-                line: row.line,
-                n_targets: encoded.n_targets() as u32,
-                prompt_hash: prompt_hash(row),
-                source: 0,
-            },
+            DocInfo { line: row.line, n_targets: encoded.n_targets() as u32, prompt_hash: prompt_hash(row), source: 0 },
             encoded,
         ));
     }
@@ -479,33 +415,16 @@ pub struct RowView {
 /// # Errors
 /// If a source cannot be read.
 pub fn epoch_rows(train: &TrainSet, plan: &EpochPlan, options: &RowOptions) -> Result<Vec<RowView>> {
-    let options = RowOptions {
-        bad_rows: BadRows::Skip,
-        ..*options
-    };
-    let texts: Vec<Vec<Row>> = train
-        .sets()
-        .iter()
-        .map(|s| source_rows(s, &options))
-        .collect::<Result<_>>()?;
+    let options = RowOptions { bad_rows: BadRows::Skip, ..*options };
+    let texts: Vec<Vec<Row>> = train.sets().iter().map(|s| source_rows(s, &options)).collect::<Result<_>>()?;
     let mut out = Vec::with_capacity(plan.samples().len());
     for row in 0..plan.n_rows() {
         for &sample in plan.row(row) {
             let (set, piece) = train.locate(sample);
             let (source, p) = (&train.sets()[set], train.sets()[set].pieces[piece]);
             let line = source.line(piece);
-            let text = texts[set]
-                .binary_search_by_key(&line, |r| r.line)
-                .ok()
-                .map(|i| texts[set][i].clone());
-            out.push(RowView {
-                row,
-                source: source.name.clone(),
-                text,
-                line,
-                tokens: p.len,
-                n_targets: p.n_targets,
-            });
+            let text = texts[set].binary_search_by_key(&line, |r| r.line).ok().map(|i| texts[set][i].clone());
+            out.push(RowView { row, source: source.name.clone(), text, line, tokens: p.len, n_targets: p.n_targets });
         }
     }
     Ok(out)
@@ -516,18 +435,8 @@ pub fn epoch_rows(train: &TrainSet, plan: &EpochPlan, options: &RowOptions) -> R
 /// # Errors
 /// If the source cannot be read.
 pub fn piece_rows(set: &PieceSet, pieces: &[usize], options: &RowOptions) -> Result<Vec<Row>> {
-    let rows = source_rows(
-        set,
-        &RowOptions {
-            bad_rows: BadRows::Skip,
-            ..*options
-        },
-    )?;
-    let find = |&p: &usize| {
-        rows.binary_search_by_key(&set.line(p), |r| r.line)
-            .ok()
-            .map(|i| rows[i].clone())
-    };
+    let rows = source_rows(set, &RowOptions { bad_rows: BadRows::Skip, ..*options })?;
+    let find = |&p: &usize| rows.binary_search_by_key(&set.line(p), |r| r.line).ok().map(|i| rows[i].clone());
     Ok(pieces.iter().filter_map(find).collect())
 }
 

@@ -23,10 +23,7 @@ pub fn parse(bytes: &[u8]) -> Result<SentencePieceModel> {
     );
     let model = SentencePieceModel::from_slice(bytes)
         .map_err(|e| Error::new(format!("expected a SentencePiece model, found {} bytes that do not parse ({e}); the file is damaged, truncated or of another kind", bytes.len())))?;
-    ensure!(
-        !model.pieces.is_empty(),
-        "expected a SentencePiece model, found no pieces in it"
-    );
+    ensure!(!model.pieces.is_empty(), "expected a SentencePiece model, found no pieces in it");
     ensure!(
         model.trainer().is_some(),
         "expected a SentencePiece model with its trainer settings, found none; the file is truncated or of another kind"
@@ -36,33 +33,17 @@ pub fn parse(bytes: &[u8]) -> Result<SentencePieceModel> {
         "expected a SentencePiece model with its normaliser settings, found none; the file is truncated or of another kind"
     );
     let kind = model.trainer().map_or(ModelType::Unigram, |t| t.model_type());
-    ensure!(
-        matches!(kind, ModelType::Unigram | ModelType::Bpe),
-        "expected a unigram or BPE model, found {kind:?}"
-    );
+    ensure!(matches!(kind, ModelType::Unigram | ModelType::Bpe), "expected a unigram or BPE model, found {kind:?}");
     let mut seen = HashSet::with_capacity(model.pieces.len());
     let mut n_unknown = 0;
     for (id, piece) in model.pieces.iter().enumerate() {
         let text = piece.piece();
-        ensure!(
-            !text.is_empty() && !text.contains('\0'),
-            "expected text in piece {id}, found {text:?}"
-        );
-        ensure!(
-            seen.insert(text),
-            "expected distinct pieces, found {text:?} again at id {id}"
-        );
-        ensure!(
-            piece.score().is_finite(),
-            "expected a finite score of piece {id} ({text:?}), found {}",
-            piece.score()
-        );
+        ensure!(!text.is_empty() && !text.contains('\0'), "expected text in piece {id}, found {text:?}");
+        ensure!(seen.insert(text), "expected distinct pieces, found {text:?} again at id {id}");
+        ensure!(piece.score().is_finite(), "expected a finite score of piece {id} ({text:?}), found {}", piece.score());
         n_unknown += usize::from(piece.r#type() == Type::Unknown);
         if piece.r#type() == Type::Byte {
-            ensure!(
-                byte_of(text).is_some(),
-                "expected a byte piece such as <0x0A> at id {id}, found {text:?}"
-            );
+            ensure!(byte_of(text).is_some(), "expected a byte piece such as <0x0A> at id {id}, found {text:?}");
         }
     }
     ensure!(n_unknown == 1, "expected one unknown piece, found {n_unknown}");
@@ -94,12 +75,7 @@ fn byte_of(piece: &str) -> Option<u8> {
 /// The ids of the 256 byte pieces, in order of the bytes.
 pub fn byte_ids(model: &SentencePieceModel) -> Option<Vec<u32>> {
     let mut ids = vec![None; 256];
-    for (id, piece) in model
-        .pieces
-        .iter()
-        .enumerate()
-        .filter(|(_, p)| p.r#type() == Type::Byte)
-    {
+    for (id, piece) in model.pieces.iter().enumerate().filter(|(_, p)| p.r#type() == Type::Byte) {
         ids[usize::from(byte_of(piece.piece())?)] = Some(id as u32);
     }
     ids.into_iter().collect()
@@ -117,9 +93,7 @@ pub fn without_dummy_prefix(bytes: &[u8]) -> Vec<u8> {
 /// reachable node, so that no text can lead the library out of its bounds.
 fn check_charsmap(map: &[u8]) -> Result<()> {
     let damaged = "expected a well-formed normalisation table";
-    let Some((head, rest)) = map.split_first_chunk::<4>() else {
-        bail!("{damaged}, found {} bytes", map.len())
-    };
+    let Some((head, rest)) = map.split_first_chunk::<4>() else { bail!("{damaged}, found {} bytes", map.len()) };
     let n_bytes = u32::from_le_bytes(*head) as usize;
     ensure!(
         n_bytes.is_multiple_of(4) && n_bytes >= 1024 && n_bytes < rest.len(),
@@ -127,18 +101,9 @@ fn check_charsmap(map: &[u8]) -> Result<()> {
         rest.len()
     );
     let (trie, replacements) = rest.split_at(n_bytes);
-    ensure!(
-        replacements.last() == Some(&0),
-        "{damaged}, found replacements without an end"
-    );
-    ensure!(
-        std::str::from_utf8(replacements).is_ok(),
-        "{damaged}, found replacements that are not UTF-8"
-    );
-    let units: Vec<u32> = trie
-        .chunks_exact(4)
-        .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]))
-        .collect();
+    ensure!(replacements.last() == Some(&0), "{damaged}, found replacements without an end");
+    ensure!(std::str::from_utf8(replacements).is_ok(), "{damaged}, found replacements that are not UTF-8");
+    let units: Vec<u32> = trie.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect();
     // Unit layout (darts-clone): bit 8 = has a leaf; offset = (u >> 10) << ((u & 512) >> 6); label = u & (1 << 31 | 255).
     let offset = |u: u32| ((u >> 10) << ((u & (1 << 9)) >> 6)) as usize;
     let mut seen = vec![false; units.len()];
@@ -148,10 +113,7 @@ fn check_charsmap(map: &[u8]) -> Result<()> {
         if at != 0 && units[at] >> 8 & 1 == 1 {
             ensure!(base < units.len(), "{damaged}, found a leaf out of range");
             let value = (units[base] & 0x7fff_ffff) as usize;
-            ensure!(
-                value < replacements.len(),
-                "{damaged}, found a replacement out of range"
-            );
+            ensure!(value < replacements.len(), "{damaged}, found a replacement out of range");
         }
         for label in 0..256usize {
             let child = base ^ label;

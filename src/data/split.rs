@@ -24,9 +24,7 @@ pub struct Split {
 /// A usage error unless `0 <= fraction < 1`.
 pub fn split_sets(prompt_hashes: &[Vec<u64>], fraction: f64, seed: u64) -> Result<Vec<Split>> {
     if !(0.0..1.0).contains(&fraction) {
-        return Err(Error::usage(format!(
-            "val fraction {fraction}, expected a number of at least 0 and below 1"
-        )));
+        return Err(Error::usage(format!("val fraction {fraction}, expected a number of at least 0 and below 1")));
     }
     // Only looked up, never iterated: its order decides nothing.
     let mut side_of: HashMap<u64, bool> = HashMap::new();
@@ -44,11 +42,7 @@ pub fn split_sets(prompt_hashes: &[Vec<u64>], fraction: f64, seed: u64) -> Resul
             });
             groups[g].1 += 1;
         }
-        let mut held: usize = groups
-            .iter()
-            .filter(|(h, _)| side_of.get(h) == Some(&true))
-            .map(|g| g.1)
-            .sum();
+        let mut held: usize = groups.iter().filter(|(h, _)| side_of.get(h) == Some(&true)).map(|g| g.1).sum();
         for g in Stream::new(&[seed, STREAM_SPLIT, set as u64]).permutation(groups.len()) {
             let (hash, n) = groups[g as usize];
             side_of.entry(hash).or_insert_with(|| {
@@ -59,11 +53,7 @@ pub fn split_sets(prompt_hashes: &[Vec<u64>], fraction: f64, seed: u64) -> Resul
         }
         let mut split = Split::default();
         for (i, hash) in hashes.iter().enumerate() {
-            if side_of[hash] {
-                split.val.push(i as u32)
-            } else {
-                split.train.push(i as u32)
-            }
+            if side_of[hash] { split.val.push(i as u32) } else { split.train.push(i as u32) }
         }
         out.push(split);
     }

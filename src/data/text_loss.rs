@@ -27,10 +27,7 @@ impl TextLoss {
     /// If the library fails.
     pub fn of(tokenizer: &Tokenizer) -> Result<Self> {
         let survives = |text: &str| Ok::<bool, crate::error::Error>(round_trip(tokenizer, text)? == text);
-        Ok(Self {
-            newlines: !survives("a\nb")?,
-            blanks: !(survives("a  b")? && survives("a\tb")?),
-        })
+        Ok(Self { newlines: !survives("a\nb")?, blanks: !(survives("a  b")? && survives("a\tb")?) })
     }
 
     /// Whether nothing is lost, so that rows need not be looked at.

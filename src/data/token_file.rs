@@ -129,9 +129,7 @@ fn padded(n: u64) -> Option<u64> {
 }
 
 fn hash_bytes(hex: &str, what: &str) -> Result<[u8; 32]> {
-    Ok(*blake3::Hash::from_hex(hex)
-        .map_err(|e| Error::new(format!("{what} hash {hex:?}: {e}")))?
-        .as_bytes())
+    Ok(*blake3::Hash::from_hex(hex).map_err(|e| Error::new(format!("{what} hash {hex:?}: {e}")))?.as_bytes())
 }
 
 /// Writes a token file: temporary name, sync, rename.
@@ -141,24 +139,13 @@ fn hash_bytes(hex: &str, what: &str) -> Result<[u8; 32]> {
 pub fn write(path: &Path, content: &Content) -> Result<()> {
     let meta = serde_json::to_vec(&content.meta).map_err(|e| Error::new(format!("metadata: {e}")))?;
     let n_tokens: u64 = content.docs.iter().map(|d| d.1.tokens.len() as u64).sum();
-    let n_supervised = content
-        .docs
-        .iter()
-        .flat_map(|d| &d.1.supervised)
-        .filter(|&&s| s)
-        .count() as u64;
+    let n_supervised = content.docs.iter().flat_map(|d| &d.1.supervised).filter(|&&s| s).count() as u64;
     let token_bytes: u32 = if content.vocab_size <= 1 << 16 { 2 } else { 4 };
     let mut header = Vec::with_capacity(HEADER);
     header.extend(MAGIC);
     header.extend(VERSION.to_le_bytes());
     header.extend(token_bytes.to_le_bytes());
-    for n in [
-        content.vocab_size as u64,
-        content.docs.len() as u64,
-        n_tokens,
-        n_supervised,
-        meta.len() as u64,
-    ] {
+    for n in [content.vocab_size as u64, content.docs.len() as u64, n_tokens, n_supervised, meta.len() as u64] {
         header.extend(n.to_le_bytes());
     }
     header.extend(hash_bytes(&content.tokenizer_hash, "tokenizer")?);
@@ -198,11 +185,7 @@ pub fn write(path: &Path, content: &Content) -> Result<()> {
             "token {token}, expected one below the vocabulary's {}",
             content.vocab_size
         );
-        if token_bytes == 2 {
-            body.extend((token as u16).to_le_bytes())
-        } else {
-            body.extend(token.to_le_bytes())
-        }
+        if token_bytes == 2 { body.extend((token as u16).to_le_bytes()) } else { body.extend(token.to_le_bytes()) }
     }
     pad(&mut body);
     let mut hasher = blake3::Hasher::new();
@@ -218,14 +201,8 @@ pub fn write(path: &Path, content: &Content) -> Result<()> {
 pub fn write_atomic(path: &Path, parts: &[&[u8]]) -> Result<()> {
     static COUNTER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let unique = COUNTER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let name = path
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).context(|| format!("folder {}", folder.display()))?;
     let temporary = Temporary(folder.join(format!(".{name}.{}.{unique}.tmp", std::process::id())));
     let total: usize = parts.iter().map(|p| p.len()).sum();
@@ -292,23 +269,11 @@ impl TokenFile {
 
     fn check(path: &Path, map: Mmap) -> Result<Self> {
         let bytes: &[u8] = &map;
-        ensure!(
-            bytes.len() >= HEADER,
-            "truncated, expected at least {HEADER} bytes, found {}",
-            bytes.len()
-        );
+        ensure!(bytes.len() >= HEADER, "truncated, expected at least {HEADER} bytes, found {}", bytes.len());
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
-        ensure!(
-            &bytes[..8] == MAGIC,
-            "wrong magic, expected {MAGIC:?}, found {:?}",
-            &bytes[..8]
-        );
-        ensure!(
-            u32_at(8) == VERSION,
-            "wrong version, expected {VERSION}, found {}; make it again",
-            u32_at(8)
-        );
+        ensure!(&bytes[..8] == MAGIC, "wrong magic, expected {MAGIC:?}, found {:?}", &bytes[..8]);
+        ensure!(u32_at(8) == VERSION, "wrong version, expected {VERSION}, found {}; make it again", u32_at(8));
         let (token_bytes, vocab) = (u64::from(u32_at(12)), u64_at(16));
         let (n_docs, n_tokens, n_supervised, n_meta) = (u64_at(24), u64_at(32), u64_at(40), u64_at(48));
         let wanted = if vocab <= 1 << 16 { 2 } else { 4 };
@@ -370,13 +335,8 @@ impl TokenFile {
             );
             last = end;
         }
-        ensure!(
-            last == n_tokens,
-            "damaged index: documents end at token {last}, expected {n_tokens}"
-        );
-        let beyond = (0..n_tokens)
-            .map(|at| this.token(at))
-            .find(|&t| t as usize >= this.vocab_size);
+        ensure!(last == n_tokens, "damaged index: documents end at token {last}, expected {n_tokens}");
+        let beyond = (0..n_tokens).map(|at| this.token(at)).find(|&t| t as usize >= this.vocab_size);
         if let Some(token) = beyond {
             bail!("token {token}, expected one below the vocabulary's {vocab}");
         }

@@ -95,20 +95,17 @@ impl PieceSet {
     pub fn encoded(&self, piece: usize) -> Encoded {
         let p = self.pieces[piece];
         let mut out = Encoded::default();
-        self.tokens
-            .visit(p.doc as usize, p.start as usize, p.len as usize, |token, supervised| {
-                out.tokens.push(token);
-                out.supervised.push(supervised);
-            });
+        self.tokens.visit(p.doc as usize, p.start as usize, p.len as usize, |token, supervised| {
+            out.tokens.push(token);
+            out.supervised.push(supervised);
+        });
         out
     }
 
     /// Size in all units.
     pub fn size(&self) -> SetSize {
         let mut size = SetSize::default();
-        self.pieces
-            .iter()
-            .for_each(|p| size.add(u64::from(p.len), u64::from(p.n_targets)));
+        self.pieces.iter().for_each(|p| size.add(u64::from(p.len), u64::from(p.n_targets)));
         size
     }
 
@@ -121,17 +118,16 @@ impl PieceSet {
     pub fn append(&self, piece: usize, sample: u32, batch: &mut MicroBatch) {
         let p = self.pieces[piece];
         let start = batch.tokens.len();
-        self.tokens
-            .visit(p.doc as usize, p.start as usize, p.len as usize, |token, supervised| {
-                // What precedes in this document predicts this token; the first one has no predecessor.
-                if batch.tokens.len() > start && supervised {
-                    *batch.targets.last_mut().expect("a predecessor") = token as i32;
-                    batch.n_valid += 1;
-                }
-                batch.tokens.push(token as i32);
-                batch.targets.push(IGNORE);
-                batch.doc_start.push(start as i32);
-            });
+        self.tokens.visit(p.doc as usize, p.start as usize, p.len as usize, |token, supervised| {
+            // What precedes in this document predicts this token; the first one has no predecessor.
+            if batch.tokens.len() > start && supervised {
+                *batch.targets.last_mut().expect("a predecessor") = token as i32;
+                batch.n_valid += 1;
+            }
+            batch.tokens.push(token as i32);
+            batch.targets.push(IGNORE);
+            batch.doc_start.push(start as i32);
+        });
         batch.samples.push(sample);
     }
 }
@@ -192,28 +188,14 @@ impl TrainSet {
         let mut offsets = vec![0u32];
         for set in &sets {
             let end = u64::from(*offsets.last().expect("starts with 0")) + set.pieces.len() as u64;
-            ensure!(
-                u32::try_from(end).is_ok(),
-                "{end} training rows, expected fewer than 2^32"
-            );
+            ensure!(u32::try_from(end).is_ok(), "{end} training rows, expected fewer than 2^32");
             offsets.push(end as u32);
             if let Some(p) = set.pieces.iter().find(|p| p.len as usize > max_seq_len || p.len == 0) {
                 let line = set.tokens.line(p.doc as usize);
-                crate::bail!(
-                    "{}:{line}: a row of {} tokens, expected 1 to {max_seq_len}",
-                    set.name,
-                    p.len
-                );
+                crate::bail!("{}:{line}: a row of {} tokens, expected 1 to {max_seq_len}", set.name, p.len);
             }
         }
-        Ok(Self {
-            sets,
-            mix,
-            offsets,
-            max_seq_len,
-            packing,
-            seed,
-        })
+        Ok(Self { sets, mix, offsets, max_seq_len, packing, seed })
     }
 
     /// The data sets.
@@ -247,22 +229,13 @@ impl TrainSet {
     pub fn plan(&self, epoch: u64) -> EpochPlan {
         let mut chosen: Vec<u32> = Vec::new();
         for set in 0..self.sets.len() {
-            chosen.extend(
-                self.mix
-                    .rows(set, epoch)
-                    .into_iter()
-                    .map(|piece| self.offsets[set] + piece),
-            );
+            chosen.extend(self.mix.rows(set, epoch).into_iter().map(|piece| self.offsets[set] + piece));
         }
         let order = Stream::new(&[self.seed, STREAM_ORDER, epoch]).permutation(chosen.len());
         let shuffled: Vec<u32> = order.iter().map(|&i| chosen[i as usize]).collect();
         if !self.packing {
             let row_starts = (0..=shuffled.len() as u32).collect();
-            return EpochPlan {
-                epoch,
-                samples: shuffled,
-                row_starts,
-            };
+            return EpochPlan { epoch, samples: shuffled, row_starts };
         }
         let lengths: Vec<u32> = shuffled
             .iter()
@@ -272,14 +245,9 @@ impl TrainSet {
             })
             .collect();
         let rows = best_fit_decreasing(&lengths, self.max_seq_len as u32);
-        let mut plan = EpochPlan {
-            epoch,
-            samples: Vec::with_capacity(shuffled.len()),
-            row_starts: vec![0],
-        };
+        let mut plan = EpochPlan { epoch, samples: Vec::with_capacity(shuffled.len()), row_starts: vec![0] };
         for row in Stream::new(&[self.seed, STREAM_ROWS, epoch]).permutation(rows.len()) {
-            plan.samples
-                .extend(rows[row as usize].iter().map(|&d| shuffled[d as usize]));
+            plan.samples.extend(rows[row as usize].iter().map(|&d| shuffled[d as usize]));
             plan.row_starts.push(plan.samples.len() as u32);
         }
         plan
@@ -330,9 +298,7 @@ impl TrainSet {
             h.update(set.tokens.checksum().as_bytes());
             h.update(&(set.pieces.len() as u64).to_le_bytes());
             for p in &set.pieces {
-                h.update(&p.doc.to_le_bytes())
-                    .update(&p.start.to_le_bytes())
-                    .update(&p.len.to_le_bytes());
+                h.update(&p.doc.to_le_bytes()).update(&p.start.to_le_bytes()).update(&p.len.to_le_bytes());
             }
         }
         self.mix.counts.iter().for_each(|c| {

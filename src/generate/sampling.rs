@@ -26,14 +26,7 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            seed: 0,
-        }
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
     }
 }
 
@@ -44,9 +37,7 @@ impl Sampling {
     /// A usage error with the setting, what it expects and what was found.
     pub fn check(&self) -> Result<()> {
         let bad = |name: &str, expected: &str, found: f64| {
-            Err(crate::error::Error::usage(format!(
-                "{name}: expected {expected}, found {found}"
-            )))
+            Err(crate::error::Error::usage(format!("{name}: expected {expected}, found {found}")))
         };
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return bad("temperature", "0 or more", self.temperature);
@@ -81,11 +72,7 @@ impl Sampling {
             once.dedup();
             for t in once {
                 if let Some(l) = logits.get_mut(t as usize) {
-                    *l = if *l > 0.0 {
-                        *l / self.repetition_penalty
-                    } else {
-                        *l * self.repetition_penalty
-                    };
+                    *l = if *l > 0.0 { *l / self.repetition_penalty } else { *l * self.repetition_penalty };
                 }
             }
         }
@@ -105,10 +92,7 @@ impl Sampling {
             order.truncate(self.top_k);
         }
         let top = logits[order[0] as usize];
-        let mut p: Vec<f64> = order
-            .iter()
-            .map(|&t| ((logits[t as usize] - top) / self.temperature).exp())
-            .collect();
+        let mut p: Vec<f64> = order.iter().map(|&t| ((logits[t as usize] - top) / self.temperature).exp()).collect();
         let sum: f64 = p.iter().sum();
         let mut reached = 0.0;
         let enough = p.iter().position(|x| {
@@ -145,10 +129,7 @@ mod tests {
     use super::*;
 
     fn with(f: impl FnOnce(&mut Sampling)) -> Sampling {
-        let mut s = Sampling {
-            temperature: 1.0,
-            ..Sampling::default()
-        };
+        let mut s = Sampling { temperature: 1.0, ..Sampling::default() };
         f(&mut s);
         s
     }
@@ -176,15 +157,11 @@ mod tests {
     fn draws_have_the_right_frequencies() {
         let logits: Vec<f64> = [0.5f64, 0.3, 0.2].iter().map(|p| p.ln()).collect();
         let n = 10_000;
-        let hits = (0..n)
-            .filter(|&i| with(|_| ()).draw(&logits, f64::from(i) / f64::from(n)) == 1)
-            .count();
+        let hits = (0..n).filter(|&i| with(|_| ()).draw(&logits, f64::from(i) / f64::from(n)) == 1).count();
         assert!((2990..=3010).contains(&hits), "{hits}");
         // Half the temperature squares the odds: 0.09 / (0.25 + 0.09 + 0.04).
         let cold = with(|s| s.temperature = 0.5);
-        let hits = (0..n)
-            .filter(|&i| cold.draw(&logits, f64::from(i) / f64::from(n)) == 1)
-            .count();
+        let hits = (0..n).filter(|&i| cold.draw(&logits, f64::from(i) / f64::from(n)) == 1).count();
         assert!((2360..=2376).contains(&hits), "{hits}");
     }
 
@@ -192,19 +169,10 @@ mod tests {
     fn greedy_penalty_and_nan() {
         let greedy = Sampling::default();
         assert_eq!(greedy.choose(&[1.0, 2.0, 2.0], &[], 0).unwrap(), 1);
-        let penal = Sampling {
-            repetition_penalty: 2.0,
-            ..greedy
-        };
+        let penal = Sampling { repetition_penalty: 2.0, ..greedy };
         assert_eq!(penal.choose(&[1.5, 2.0, -1.0], &[1, 1], 0).unwrap(), 0);
         assert_eq!(penal.choose(&[-3.0, -1.0, -1.5], &[1], 0).unwrap(), 2);
-        assert!(
-            greedy
-                .choose(&[0.0, f32::NAN], &[5], 0)
-                .unwrap_err()
-                .to_string()
-                .contains("token 1 is NaN")
-        );
+        assert!(greedy.choose(&[0.0, f32::NAN], &[5], 0).unwrap_err().to_string().contains("token 1 is NaN"));
     }
 
     #[test]

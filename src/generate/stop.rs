@@ -11,11 +11,7 @@ pub struct StopText {
 impl StopText {
     /// Watches for any of `stops`; empty ones are left out.
     pub fn new(stops: &[String]) -> Self {
-        Self {
-            stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(),
-            held: String::new(),
-            found: false,
-        }
+        Self { stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(), held: String::new(), found: false }
     }
 
     /// Takes more text and gives what may be shown; after a stop text nothing more comes.

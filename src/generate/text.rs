@@ -19,12 +19,7 @@ pub struct TextStream<'a> {
 impl<'a> TextStream<'a> {
     /// Nothing decoded yet.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self {
-            tokenizer,
-            ids: Vec::new(),
-            window: 0,
-            done: 0,
-        }
+        Self { tokenizer, ids: Vec::new(), window: 0, done: 0 }
     }
 
     /// Takes the next token and gives the text that is certain now; empty while a character is not whole.
@@ -85,12 +80,7 @@ mod tests {
         let mut broken = euro[..2].to_vec();
         broken.push(id(b'a'));
         assert_eq!(pieces(&t, &broken).concat(), t.decode(&broken, Specials::Show));
-        for text in [
-            "The meaning of life",
-            "naïve café, 日本語\n\n  two blanks",
-            "🙂🙂 x",
-            "",
-        ] {
+        for text in ["The meaning of life", "naïve café, 日本語\n\n  two blanks", "🙂🙂 x", ""] {
             let ids = t.encode(text).unwrap();
             assert_eq!(pieces(&t, &ids).concat(), text);
         }

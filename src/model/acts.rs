@@ -126,10 +126,7 @@ impl<B: Backend> Alloc<'_, B> {
         if !c.qk_norm {
             return Ok(None);
         }
-        Ok(Some(HeadNorm {
-            x: self.act(heads * c.heads.head_dim)?,
-            rstd: self.f32(heads)?,
-        }))
+        Ok(Some(HeadNorm { x: self.act(heads * c.heads.head_dim)?, rstd: self.f32(heads)? }))
     }
 
     fn attn(&self, c: &ModelConfig) -> Result<AttnActs<B>> {
@@ -141,11 +138,7 @@ impl<B: Backend> Alloc<'_, B> {
             lse: self.f32(c.heads.n_query)?,
             q_norm: self.head_norm(c, c.heads.n_query)?,
             k_norm: self.head_norm(c, c.heads.n_kv)?,
-            t: [
-                self.low_rank("q_proj")?,
-                self.low_rank("k_proj")?,
-                self.low_rank("v_proj")?,
-            ],
+            t: [self.low_rank("q_proj")?, self.low_rank("k_proj")?, self.low_rank("v_proj")?],
         })
     }
 
@@ -166,11 +159,7 @@ impl<B: Backend> Alloc<'_, B> {
         let Some(lora) = self.lora else { return Ok(None) };
         let widest = c.hidden_size.max(c.intermediate_size).max(c.q_dim());
         let dropped = if lora.dropout > 0.0 { widest } else { 0 };
-        Ok(Some(LoraScratch {
-            x: self.act(dropped)?,
-            dx: self.act(dropped)?,
-            u: self.act(lora.r)?,
-        }))
+        Ok(Some(LoraScratch { x: self.act(dropped)?, dx: self.act(dropped)?, u: self.act(lora.r)? }))
     }
 
     fn back(&self, c: &ModelConfig) -> Result<BackScratch<B>> {
@@ -208,12 +197,7 @@ impl<B: Backend> Acts<B> {
     }
 
     fn build(dev: &B, c: &ModelConfig, max_tokens: usize, options: ActsOptions, keeps_attention: bool) -> Result<Self> {
-        let a = Alloc {
-            dev,
-            n: max_tokens,
-            dtype: options.dtype,
-            lora: options.lora.as_ref(),
-        };
+        let a = Alloc { dev, n: max_tokens, dtype: options.dtype, lora: options.lora.as_ref() };
         let hidden = c.hidden_size;
         let each = |kept: bool| if kept { c.n_layers } else { 1 };
         let keeps_mlp = options.training && options.recompute != Recompute::Layer;
@@ -248,13 +232,7 @@ impl<B: Backend> Acts<B> {
             options,
         };
         let size = |t: &Tensor<B>| t.capacity() * t.dtype().bytes();
-        let lora: usize = acts
-            .scratch
-            .lora
-            .iter()
-            .flat_map(|l| [&l.x, &l.dx, &l.u])
-            .map(size)
-            .sum();
+        let lora: usize = acts.scratch.lora.iter().flat_map(|l| [&l.x, &l.dx, &l.u]).map(size).sum();
         let mut bytes = size(&acts.table) + lora;
         acts.for_each_per_token(&mut |t| bytes += size(t));
         acts.bytes = bytes;
@@ -270,15 +248,8 @@ impl<B: Backend> Acts<B> {
     /// If the micro-batch is empty, larger than the capacity, or its vectors disagree in length.
     pub fn load(&mut self, dev: &B, batch: &MicroBatch) -> Result<()> {
         let n = batch.tokens.len();
-        assert!(
-            n > 0 && n <= self.capacity,
-            "a micro-batch of {n} tokens; allocated for {}",
-            self.capacity
-        );
-        assert!(
-            batch.targets.len() == n && batch.doc_start.len() == n,
-            "vectors of a micro-batch differ in length"
-        );
+        assert!(n > 0 && n <= self.capacity, "a micro-batch of {n} tokens; allocated for {}", self.capacity);
+        assert!(batch.targets.len() == n && batch.doc_start.len() == n, "vectors of a micro-batch differ in length");
         self.n = n;
         self.for_each_per_token(&mut |t| t.set_rows(n));
         let positions: Vec<i32> = (0i32..).zip(&batch.doc_start).map(|(i, start)| i - start).collect();
@@ -339,12 +310,7 @@ impl<B: Backend> Acts<B> {
 
     /// Calls `f` on every tensor that has one row for each token, the scratch of low-rank updates left out: products shape it.
     fn for_each_per_token(&mut self, f: &mut impl FnMut(&mut Tensor<B>)) {
-        for t in [
-            &mut self.tokens,
-            &mut self.targets,
-            &mut self.positions,
-            &mut self.doc_start,
-        ] {
+        for t in [&mut self.tokens, &mut self.targets, &mut self.positions, &mut self.doc_start] {
             f(t);
         }
         for t in self.x.iter_mut().chain(&mut self.mid) {
@@ -373,16 +339,7 @@ impl<B: Backend> Acts<B> {
             f(t);
         }
         if let Some(b) = &mut self.back {
-            for t in [
-                &mut b.dres,
-                &mut b.dh,
-                &mut b.dact,
-                &mut b.dup,
-                &mut b.dq,
-                &mut b.dk,
-                &mut b.dv,
-                &mut b.dout,
-            ] {
+            for t in [&mut b.dres, &mut b.dh, &mut b.dact, &mut b.dup, &mut b.dq, &mut b.dk, &mut b.dv, &mut b.dout] {
                 f(t);
             }
             if let Some((q, k)) = &mut b.pre {

@@ -48,30 +48,10 @@ pub fn backward_with<B: Backend>(
     let lora = lora_pass(a, true);
     let recompute = a.options.recompute;
     let Acts {
-        table,
-        positions,
-        doc_start,
-        tokens,
-        targets,
-        x,
-        mid,
-        attn,
-        mlp,
-        scratch,
-        back,
-        hidden,
-        rstd,
-        loss,
-        ..
+        table, positions, doc_start, tokens, targets, x, mid, attn, mlp, scratch, back, hidden, rstd, loss, ..
     } = a;
     let b = back.as_mut().expect("activations are allocated for training");
-    let pass = Pass {
-        c,
-        table,
-        positions,
-        doc_start,
-        lora,
-    };
+    let pass = Pass { c, table, positions, doc_start, lora };
     let n_layers = p.layers.len();
 
     // What lies below the lowest trained weight needs no gradient.
@@ -83,25 +63,13 @@ pub fn backward_with<B: Backend>(
         Some(own) => own.as_mut(),
         None => g.embed.as_mut(),
     };
-    let how = CrossEntropy {
-        n_classes: c.n_classes,
-        scale,
-        dw_first_row: dw.as_ref().map_or(0, |w| first_row(c, w)),
-    };
+    let how = CrossEntropy { n_classes: c.n_classes, scale, dw_first_row: dw.as_ref().map_or(0, |w| first_row(c, w)) };
     let dhidden = needs_hidden.then_some(&mut b.dh);
     dev.linear_cross_entropy(loss, None, dhidden, dw, hidden, head(p), targets, how)?;
     if !needs_hidden {
         return Ok(());
     }
-    dev.rmsnorm_backward(
-        &mut b.dres,
-        g.final_norm.as_mut(),
-        &b.dh,
-        &x[n_layers],
-        &p.final_norm,
-        rstd,
-        Write::Set,
-    )?;
+    dev.rmsnorm_backward(&mut b.dres, g.final_norm.as_mut(), &b.dh, &x[n_layers], &p.final_norm, rstd, Write::Set)?;
 
     for i in (lowest..n_layers).rev() {
         let (pass, layer, grads) = (pass.at(i), &p.layers[i], &mut g.layers[i]);
@@ -118,32 +86,12 @@ pub fn backward_with<B: Backend>(
                 let MlpActs { gate, up, t } = &mut *mlp;
                 let (act, lora) = (&mut scratch.act, scratch.lora.as_mut());
                 dev.swiglu_forward(act, gate, up)?;
-                linear::low_rank(
-                    dev,
-                    &mut b.dh,
-                    t[3].as_mut(),
-                    act,
-                    &layer.down,
-                    Target::Down,
-                    pass.lora,
-                    lora,
-                )?;
+                linear::low_rank(dev, &mut b.dh, t[3].as_mut(), act, &layer.down, Target::Down, pass.lora, lora)?;
             }
         }
         mlp_backward(dev, pass, layer, grads, mid, mlp, scratch, b)?;
         let needs_input = trains_embed || i > lowest;
-        attention_backward(
-            dev,
-            pass,
-            layer,
-            grads,
-            x,
-            attn,
-            mlp.t[0].as_ref(),
-            scratch,
-            b,
-            needs_input,
-        )?;
+        attention_backward(dev, pass, layer, grads, x, attn, mlp.t[0].as_ref(), scratch, b, needs_input)?;
         on_layer(i, grads)?;
     }
     match &mut g.embed {
@@ -157,11 +105,7 @@ pub fn backward_with<B: Backend>(
 
 /// First row of the embedding or head that a gradient covers: all rows, or the last ones before `n_classes`.
 fn first_row<B: Backend>(c: &ModelConfig, grad: &Tensor<B>) -> usize {
-    if grad.rows() == c.vocab_size {
-        0
-    } else {
-        c.n_classes - grad.rows()
-    }
+    if grad.rows() == c.vocab_size { 0 } else { c.n_classes - grad.rows() }
 }
 
 fn lowest_trained_layer<B: Backend>(g: &mut Grads<B>) -> usize {
@@ -185,15 +129,9 @@ fn mlp_backward<B: Backend>(
     s: &mut Scratch<B>,
     b: &mut BackScratch<B>,
 ) -> Result<()> {
-    let MlpActs {
-        gate,
-        up,
-        t: [_, tg, tu, td],
-    } = m;
+    let MlpActs { gate, up, t: [_, tg, tu, td] } = m;
     let Scratch { h, rstd, act, lora } = s;
-    let BackScratch {
-        dres, dh, dact, dup, ..
-    } = b;
+    let BackScratch { dres, dh, dact, dup, .. } = b;
     dev.swiglu_forward(act, gate, up)?;
     let dx = Some((&mut *dact, Write::Set));
     linear::backward(
@@ -213,31 +151,9 @@ fn mlp_backward<B: Backend>(
     dev.swiglu_backward(dgate, dup, dact, gate, up)?;
     dev.rmsnorm_forward(h, rstd, mid, &layer.mlp_norm, pass.eps())?;
     let dx = Some((&mut *dh, Write::Set));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.gate,
-        dgate,
-        h,
-        tg.as_ref(),
-        &layer.gate,
-        Target::Gate,
-        pass.lora,
-        lora.as_mut(),
-    )?;
+    linear::backward(dev, dx, &mut g.gate, dgate, h, tg.as_ref(), &layer.gate, Target::Gate, pass.lora, lora.as_mut())?;
     let dx = Some((&mut *dh, Write::Add));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.up,
-        dup,
-        h,
-        tu.as_ref(),
-        &layer.up,
-        Target::Up,
-        pass.lora,
-        lora.as_mut(),
-    )?;
+    linear::backward(dev, dx, &mut g.up, dup, h, tu.as_ref(), &layer.up, Target::Up, pass.lora, lora.as_mut())?;
     dev.rmsnorm_backward(dres, g.mlp_norm.as_mut(), dh, mid, &layer.mlp_norm, rstd, Write::Add)
 }
 
@@ -255,64 +171,19 @@ fn attention_backward<B: Backend>(
     b: &mut BackScratch<B>,
     needs_input: bool,
 ) -> Result<()> {
-    let AttnActs {
-        q,
-        k,
-        v,
-        out,
-        lse,
-        q_norm,
-        k_norm,
-        t: [tq, tk, tv],
-    } = a;
+    let AttnActs { q, k, v, out, lse, q_norm, k_norm, t: [tq, tk, tv] } = a;
     let Scratch { h, rstd, lora, .. } = s;
-    let BackScratch {
-        dres,
-        dh,
-        dq,
-        dk,
-        dv,
-        dout,
-        pre,
-        ..
-    } = b;
+    let BackScratch { dres, dh, dq, dk, dv, dout, pre, .. } = b;
     let dx = Some((&mut *dout, Write::Set));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.o,
-        dres,
-        out,
-        to,
-        &layer.o,
-        Target::O,
-        pass.lora,
-        lora.as_mut(),
-    )?;
-    dev.attention_backward(
-        dq,
-        dk,
-        dv,
-        dout,
-        out,
-        lse,
-        q,
-        k,
-        v,
-        pass.doc_start,
-        pass.c.heads,
-        pass.c.mask(),
-    )?;
+    linear::backward(dev, dx, &mut g.o, dres, out, to, &layer.o, Target::O, pass.lora, lora.as_mut())?;
+    dev.attention_backward(dq, dk, dv, dout, out, lse, q, k, v, pass.doc_start, pass.c.heads, pass.c.mask())?;
     dev.rope(dq, pass.table, pass.positions, Rotate::Inverse)?;
     dev.rope(dk, pass.table, pass.positions, Rotate::Inverse)?;
     let (mut dq, mut dk) = (&*dq, &*dk);
     if let (Some((pq, pk)), Some(nq), Some(nk), Some(wq), Some(wk)) =
         (pre, q_norm, k_norm, &layer.q_norm, &layer.k_norm)
     {
-        let (gq, gk) = (
-            g.q_norm.as_mut().and_then(Option::as_mut),
-            g.k_norm.as_mut().and_then(Option::as_mut),
-        );
+        let (gq, gk) = (g.q_norm.as_mut().and_then(Option::as_mut), g.k_norm.as_mut().and_then(Option::as_mut));
         dev.rmsnorm_backward(pq, gq, dq, &nq.x, wq, &nq.rstd, Write::Set)?;
         dev.rmsnorm_backward(pk, gk, dk, &nk.x, wk, &nk.rstd, Write::Set)?;
         (dq, dk) = (pq, pk);
@@ -320,44 +191,11 @@ fn attention_backward<B: Backend>(
     dev.rmsnorm_forward(h, rstd, x, &layer.attn_norm, pass.eps())?;
     let needs_dh = needs_input || g.attn_norm.is_some();
     let dx = needs_dh.then_some((&mut *dh, Write::Set));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.q,
-        dq,
-        h,
-        tq.as_ref(),
-        &layer.q,
-        Target::Q,
-        pass.lora,
-        lora.as_mut(),
-    )?;
+    linear::backward(dev, dx, &mut g.q, dq, h, tq.as_ref(), &layer.q, Target::Q, pass.lora, lora.as_mut())?;
     let dx = needs_dh.then_some((&mut *dh, Write::Add));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.k,
-        dk,
-        h,
-        tk.as_ref(),
-        &layer.k,
-        Target::K,
-        pass.lora,
-        lora.as_mut(),
-    )?;
+    linear::backward(dev, dx, &mut g.k, dk, h, tk.as_ref(), &layer.k, Target::K, pass.lora, lora.as_mut())?;
     let dx = needs_dh.then_some((&mut *dh, Write::Add));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.v,
-        dv,
-        h,
-        tv.as_ref(),
-        &layer.v,
-        Target::V,
-        pass.lora,
-        lora.as_mut(),
-    )?;
+    linear::backward(dev, dx, &mut g.v, dv, h, tv.as_ref(), &layer.v, Target::V, pass.lora, lora.as_mut())?;
     if !needs_dh {
         return Ok(());
     }

@@ -103,8 +103,6 @@ impl ModelConfig {
 
     /// The attention mask of every layer.
     pub fn mask(&self) -> Mask {
-        Mask {
-            window: self.sliding_window,
-        }
+        Mask { window: self.sliding_window }
     }
 }

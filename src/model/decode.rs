@@ -44,22 +44,10 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// If the device has not enough memory.
     pub fn new(dev: &B, c: &ModelConfig, options: DecoderOptions) -> Result<Self> {
-        let DecoderOptions {
-            dtype,
-            lora,
-            sequences,
-            capacity,
-        } = options;
-        let acts = ActsOptions {
-            dtype,
-            recompute: Recompute::None,
-            lora,
-            training: false,
-        };
+        let DecoderOptions { dtype, lora, sequences, capacity } = options;
+        let acts = ActsOptions { dtype, recompute: Recompute::None, lora, training: false };
         let cache = || -> Result<Vec<Tensor<B>>> {
-            (0..c.n_layers)
-                .map(|_| dev.alloc(sequences * capacity, c.kv_dim(), dtype))
-                .collect()
+            (0..c.n_layers).map(|_| dev.alloc(sequences * capacity, c.kv_dim(), dtype)).collect()
         };
         let mut step = Acts::new(dev, c, sequences, acts.clone())?;
         // Positions of a step reach the end of the cache, whatever the number of sequences.
@@ -104,11 +92,7 @@ impl<B: Backend> Decoder<B> {
     /// If the prompt is empty or longer than the capacity.
     pub fn prefill(&mut self, dev: &B, c: &ModelConfig, p: &Params<B>, s: usize, prompt: &[u32]) -> Result<Vec<f32>> {
         let n = prompt.len();
-        assert!(
-            n > 0 && n <= self.capacity,
-            "a prompt of {n} tokens; capacity {}",
-            self.capacity
-        );
+        assert!(n > 0 && n <= self.capacity, "a prompt of {n} tokens; capacity {}", self.capacity);
         let batch = MicroBatch {
             tokens: prompt.iter().map(|&t| t as i32).collect(),
             targets: vec![IGNORE; n],
@@ -144,18 +128,10 @@ impl<B: Backend> Decoder<B> {
     /// If a sequence is full or has no prompt.
     pub fn step(&mut self, dev: &B, c: &ModelConfig, p: &Params<B>, which: &[(usize, u32)]) -> Result<Vec<f32>> {
         let n = which.len();
-        assert!(
-            n > 0 && n <= self.lens.len(),
-            "a step of {n} of {} sequences",
-            self.lens.len()
-        );
+        assert!(n > 0 && n <= self.lens.len(), "a step of {n} of {} sequences", self.lens.len());
         for &(s, _) in which {
             let len = self.lens[s];
-            assert!(
-                len > 0 && len < self.capacity,
-                "sequence {s} has {len} tokens; capacity {}",
-                self.capacity
-            );
+            assert!(len > 0 && len < self.capacity, "sequence {s} has {len} tokens; capacity {}", self.capacity);
         }
         // The device finds the cache of the j-th row of a step at j * capacity, so a step has a row for every sequence; rows are
         // independent, and those of sequences that are not extended are thrown away.
@@ -203,27 +179,8 @@ impl<B: Backend> Decoder<B> {
 
     fn run_step(&mut self, dev: &B, c: &ModelConfig, p: &Params<B>) -> Result<()> {
         let lora = lora_pass(&self.step, false);
-        let Acts {
-            table,
-            positions,
-            doc_start,
-            tokens,
-            x,
-            mid,
-            attn,
-            mlp,
-            scratch,
-            hidden,
-            rstd,
-            ..
-        } = &mut self.step;
-        let pass = Pass {
-            c,
-            table,
-            positions,
-            doc_start,
-            lora,
-        };
+        let Acts { table, positions, doc_start, tokens, x, mid, attn, mlp, scratch, hidden, rstd, .. } = &mut self.step;
+        let pass = Pass { c, table, positions, doc_start, lora };
         dev.embedding_forward(&mut x[0], &p.embed, tokens)?;
         let (mid, attn, mlp) = (&mut mid[0], &mut attn[0], &mut mlp[0]);
         for (i, layer) in p.layers.iter().enumerate() {
@@ -231,26 +188,12 @@ impl<B: Backend> Decoder<B> {
             dev.scatter_rows(&mut self.keys[i], &attn.k, &self.rows)?;
             dev.scatter_rows(&mut self.values[i], &attn.v, &self.rows)?;
             let AttnActs { q, out, .. } = attn;
-            dev.attention_decode(
-                out,
-                q,
-                &self.keys[i],
-                &self.values[i],
-                &self.lens_dev,
-                c.heads,
-                c.mask(),
-            )?;
+            dev.attention_decode(out, q, &self.keys[i], &self.values[i], &self.lens_dev, c.heads, c.mask())?;
             attention_out(dev, pass, layer, mid, &x[i % 2], attn, mlp, scratch)?;
             mlp_forward(dev, pass, layer, mid, mlp, scratch)?;
             mlp_out(dev, pass, layer, &mut x[(i + 1) % 2], mid, mlp, scratch)?;
         }
-        dev.rmsnorm_forward(
-            hidden,
-            rstd,
-            &x[p.layers.len() % 2],
-            &p.final_norm,
-            c.rms_norm_eps as f32,
-        )
+        dev.rmsnorm_forward(hidden, rstd, &x[p.layers.len() % 2], &p.final_norm, c.rms_norm_eps as f32)
     }
 
     /// Logits of the `n` rows of `last`.

@@ -32,10 +32,7 @@ pub(super) struct LoraPass {
 impl LoraPass {
     fn dropout(&self, target: Target) -> Option<Dropout> {
         let (key, p) = self.dropout?;
-        Some(Dropout {
-            key: rng::mix(&[key, self.layer as u64, target as u64]),
-            p,
-        })
+        Some(Dropout { key: rng::mix(&[key, self.layer as u64, target as u64]), p })
     }
 }
 
@@ -113,19 +110,7 @@ pub(super) fn backward<B: Backend>(
         let expected = "a low-rank update has gradients";
         let gl = g.lora.as_mut().expect(expected);
         let (da, db) = (gl.a.as_mut().expect(expected), gl.b.as_mut().expect(expected));
-        dev.lora_backward(
-            dx,
-            da,
-            db,
-            dy,
-            x,
-            t,
-            &lora.a,
-            &lora.b,
-            pass.scale,
-            pass.dropout(target),
-            scratch,
-        )?;
+        dev.lora_backward(dx, da, db, dy, x, t, &lora.a, &lora.b, pass.scale, pass.dropout(target), scratch)?;
     }
     Ok(())
 }

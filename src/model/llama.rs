@@ -77,18 +77,8 @@ pub fn forward<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts
 /// If the device refuses a launch.
 pub fn loss<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<B>) -> Result<()> {
     evaluate(dev, c, p, a)?;
-    let how = CrossEntropy {
-        n_classes: c.n_classes,
-        scale: 1.0,
-        dw_first_row: 0,
-    };
-    let Acts {
-        loss,
-        correct,
-        hidden,
-        targets,
-        ..
-    } = a;
+    let how = CrossEntropy { n_classes: c.n_classes, scale: 1.0, dw_first_row: 0 };
+    let Acts { loss, correct, hidden, targets, .. } = a;
     dev.linear_cross_entropy(loss, Some(correct), None, None, hidden, head(p), targets, how)
 }
 
@@ -116,53 +106,17 @@ pub fn logits<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<
 }
 
 fn run<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<B>, lora: LoraPass) -> Result<()> {
-    let Acts {
-        table,
-        positions,
-        doc_start,
-        tokens,
-        x,
-        mid,
-        attn,
-        mlp,
-        scratch,
-        hidden,
-        rstd,
-        ..
-    } = a;
-    let pass = Pass {
-        c,
-        table,
-        positions,
-        doc_start,
-        lora,
-    };
+    let Acts { table, positions, doc_start, tokens, x, mid, attn, mlp, scratch, hidden, rstd, .. } = a;
+    let pass = Pass { c, table, positions, doc_start, lora };
     dev.embedding_forward(&mut x[0], &p.embed, tokens)?;
     let (streams, mids, attns, mlps) = (x.len(), mid.len(), attn.len(), mlp.len());
     for (i, layer) in p.layers.iter().enumerate() {
         let pass = pass.at(i);
         let mid = &mut mid[i % mids];
         attention_forward(dev, pass, layer, &x[i % streams], &mut attn[i % attns], scratch)?;
-        attention_out(
-            dev,
-            pass,
-            layer,
-            mid,
-            &x[i % streams],
-            &attn[i % attns],
-            &mut mlp[i % mlps],
-            scratch,
-        )?;
+        attention_out(dev, pass, layer, mid, &x[i % streams], &attn[i % attns], &mut mlp[i % mlps], scratch)?;
         mlp_forward(dev, pass, layer, mid, &mut mlp[i % mlps], scratch)?;
-        mlp_out(
-            dev,
-            pass,
-            layer,
-            &mut x[(i + 1) % streams],
-            mid,
-            &mut mlp[i % mlps],
-            scratch,
-        )?;
+        mlp_out(dev, pass, layer, &mut x[(i + 1) % streams], mid, &mut mlp[i % mlps], scratch)?;
     }
     let last = &x[p.layers.len() % streams];
     dev.rmsnorm_forward(hidden, rstd, last, &p.final_norm, pass.eps())
@@ -177,52 +131,14 @@ pub(super) fn qkv_forward<B: Backend>(
     a: &mut AttnActs<B>,
     s: &mut Scratch<B>,
 ) -> Result<()> {
-    let AttnActs {
-        q,
-        k,
-        v,
-        q_norm,
-        k_norm,
-        t: [tq, tk, tv],
-        ..
-    } = a;
+    let AttnActs { q, k, v, q_norm, k_norm, t: [tq, tk, tv], .. } = a;
     let Scratch { h, rstd, lora, .. } = s;
     dev.rmsnorm_forward(h, rstd, x, &layer.attn_norm, pass.eps())?;
     let qx = q_norm.as_mut().map_or(&mut *q, |n| &mut n.x);
-    linear::forward(
-        dev,
-        qx,
-        tq.as_mut(),
-        h,
-        &layer.q,
-        Write::Set,
-        Target::Q,
-        pass.lora,
-        lora.as_mut(),
-    )?;
+    linear::forward(dev, qx, tq.as_mut(), h, &layer.q, Write::Set, Target::Q, pass.lora, lora.as_mut())?;
     let kx = k_norm.as_mut().map_or(&mut *k, |n| &mut n.x);
-    linear::forward(
-        dev,
-        kx,
-        tk.as_mut(),
-        h,
-        &layer.k,
-        Write::Set,
-        Target::K,
-        pass.lora,
-        lora.as_mut(),
-    )?;
-    linear::forward(
-        dev,
-        v,
-        tv.as_mut(),
-        h,
-        &layer.v,
-        Write::Set,
-        Target::V,
-        pass.lora,
-        lora.as_mut(),
-    )?;
+    linear::forward(dev, kx, tk.as_mut(), h, &layer.k, Write::Set, Target::K, pass.lora, lora.as_mut())?;
+    linear::forward(dev, v, tv.as_mut(), h, &layer.v, Write::Set, Target::V, pass.lora, lora.as_mut())?;
     for (out, norm, w) in [(&mut *q, q_norm, &layer.q_norm), (&mut *k, k_norm, &layer.k_norm)] {
         if let (Some(n), Some(w)) = (norm, w) {
             dev.rmsnorm_forward(out, &mut n.rstd, &n.x, w, pass.eps())?;
@@ -259,17 +175,7 @@ pub(super) fn attention_out<B: Backend>(
 ) -> Result<()> {
     dev.copy(mid, x)?;
     let to = &mut m.t[0];
-    linear::forward(
-        dev,
-        mid,
-        to.as_mut(),
-        &a.out,
-        &layer.o,
-        Write::Add,
-        Target::O,
-        pass.lora,
-        s.lora.as_mut(),
-    )
+    linear::forward(dev, mid, to.as_mut(), &a.out, &layer.o, Write::Add, Target::O, pass.lora, s.lora.as_mut())
 }
 
 /// Gate and up of the norm of `mid`.
@@ -281,35 +187,11 @@ pub(super) fn mlp_forward<B: Backend>(
     m: &mut MlpActs<B>,
     s: &mut Scratch<B>,
 ) -> Result<()> {
-    let MlpActs {
-        gate,
-        up,
-        t: [_, tg, tu, _],
-    } = m;
+    let MlpActs { gate, up, t: [_, tg, tu, _] } = m;
     let Scratch { h, rstd, lora, .. } = s;
     dev.rmsnorm_forward(h, rstd, mid, &layer.mlp_norm, pass.eps())?;
-    linear::forward(
-        dev,
-        gate,
-        tg.as_mut(),
-        h,
-        &layer.gate,
-        Write::Set,
-        Target::Gate,
-        pass.lora,
-        lora.as_mut(),
-    )?;
-    linear::forward(
-        dev,
-        up,
-        tu.as_mut(),
-        h,
-        &layer.up,
-        Write::Set,
-        Target::Up,
-        pass.lora,
-        lora.as_mut(),
-    )
+    linear::forward(dev, gate, tg.as_mut(), h, &layer.gate, Write::Set, Target::Gate, pass.lora, lora.as_mut())?;
+    linear::forward(dev, up, tu.as_mut(), h, &layer.up, Write::Set, Target::Up, pass.lora, lora.as_mut())
 }
 
 /// `next = mid + (silu(gate) * up)·Wdown`.
@@ -322,23 +204,9 @@ pub(super) fn mlp_out<B: Backend>(
     m: &mut MlpActs<B>,
     s: &mut Scratch<B>,
 ) -> Result<()> {
-    let MlpActs {
-        gate,
-        up,
-        t: [_, _, _, td],
-    } = m;
+    let MlpActs { gate, up, t: [_, _, _, td] } = m;
     let Scratch { act, lora, .. } = s;
     dev.swiglu_forward(act, gate, up)?;
     dev.copy(next, mid)?;
-    linear::forward(
-        dev,
-        next,
-        td.as_mut(),
-        act,
-        &layer.down,
-        Write::Add,
-        Target::Down,
-        pass.lora,
-        lora.as_mut(),
-    )
+    linear::forward(dev, next, td.as_mut(), act, &layer.down, Write::Add, Target::Down, pass.lora, lora.as_mut())
 }

@@ -88,11 +88,7 @@ pub fn alloc_grads<B: Backend>(dev: &B, params: &Params<B>, vocabulary_rows: Opt
             Part::Base if low_rank => 0,
             Part::Vocabulary | Part::Base => t.rows(),
         };
-        if rows == 0 {
-            Ok(None)
-        } else {
-            dev.alloc(rows, t.cols(), DType::F32).map(Some)
-        }
+        if rows == 0 { Ok(None) } else { dev.alloc(rows, t.cols(), DType::F32).map(Some) }
     })
 }
 

@@ -8,21 +8,14 @@ use super::config::{ModelConfig, RopeScaling};
 /// reference code, as in Hugging Face's `rope_type` "llama3".
 pub fn frequencies(c: &ModelConfig) -> Vec<f64> {
     let d = c.heads.head_dim as f64;
-    (0..c.heads.head_dim / 2)
-        .map(|j| scaled(c.rope_theta.powf(-2.0 * j as f64 / d), c.rope_scaling))
-        .collect()
+    (0..c.heads.head_dim / 2).map(|j| scaled(c.rope_theta.powf(-2.0 * j as f64 / d), c.rope_scaling)).collect()
 }
 
 fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
     match scaling {
         RopeScaling::Default => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position,
-        } => {
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
             let length = original_max_position as f64;
             let wavelength = std::f64::consts::TAU / frequency;
             if wavelength < length / high_freq_factor {

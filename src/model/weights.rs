@@ -150,10 +150,7 @@ impl<T> Linear<T> {
             w: f(Part::Base, &self.w)?,
             bias: self.bias.as_ref().map(|b| f(Part::Base, b)).transpose()?,
             lora: match &self.lora {
-                Some(l) => Some(Lora {
-                    a: f(Part::LowRank, &l.a)?,
-                    b: f(Part::LowRank, &l.b)?,
-                }),
+                Some(l) => Some(Lora { a: f(Part::LowRank, &l.a)?, b: f(Part::LowRank, &l.b)? }),
                 None => None,
             },
         })

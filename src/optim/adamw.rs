@@ -104,11 +104,7 @@ impl<B: Backend> Optimizer<B> {
                 name: slot.name,
             });
         }
-        Ok(Self {
-            settings,
-            updates: 0,
-            entries,
-        })
+        Ok(Self { settings, updates: 0, entries })
     }
 
     /// Updates made so far.
@@ -140,13 +136,7 @@ impl<B: Backend> Optimizer<B> {
             let partial = matches!(e.name.as_str(), "model.embed_tokens.weight" | "lm_head.weight");
             let start = if partial { first_row * master.cols() } else { 0 };
             let len = master.len();
-            ensure!(
-                all.len() >= start + len,
-                "{}: {} values, expected {}",
-                e.name,
-                all.len(),
-                start + len
-            );
+            ensure!(all.len() >= start + len, "{}: {} values, expected {}", e.name, all.len(), start + len);
             dev.upload(master, &all[start..start + len])?;
         }
         Ok(())
@@ -185,10 +175,7 @@ impl<B: Backend> Optimizer<B> {
             }
             return Ok(Verdict::NonFinite { grad_norm, tensors });
         }
-        let clip = self
-            .settings
-            .max_grad_norm
-            .map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0));
+        let clip = self.settings.max_grad_norm.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0));
         self.updates += 1;
         let t = self.updates as f64;
         let s = &self.settings;
@@ -205,20 +192,8 @@ impl<B: Backend> Optimizer<B> {
         for (slot, e) in slots.into_iter().zip(&mut self.entries) {
             assert_eq!(slot.name, e.name, "order of the trained tensors");
             let weight_decay = if slot.decays { step.weight_decay } else { 0.0 };
-            let own = AdamWStep {
-                lr: (lr * slot.lr_scale) as f32,
-                weight_decay,
-                ..step
-            };
-            dev.adamw(
-                slot.param,
-                e.master.as_mut(),
-                &mut e.m,
-                &mut e.v,
-                slot.grad,
-                own,
-                slot.first_row,
-            )?;
+            let own = AdamWStep { lr: (lr * slot.lr_scale) as f32, weight_decay, ..step };
+            dev.adamw(slot.param, e.master.as_mut(), &mut e.m, &mut e.v, slot.grad, own, slot.first_row)?;
         }
         Ok(Verdict::Updated { grad_norm })
     }
@@ -237,10 +212,7 @@ impl<B: Backend> Optimizer<B> {
                 tensors.push((format!("{part}.{}", e.name), copy));
             }
         }
-        Ok(OptimizerState {
-            updates: self.updates,
-            tensors,
-        })
+        Ok(OptimizerState { updates: self.updates, tensors })
     }
 
     /// Restores what [`Optimizer::export`] gave. The parameters themselves come from the model or adapter files.
@@ -250,31 +222,21 @@ impl<B: Backend> Optimizer<B> {
     pub fn import(&mut self, dev: &B, state: &OptimizerState) -> Result<()> {
         let mut used = 0;
         for e in &mut self.entries {
-            let parts = [
-                ("m", Some(&mut e.m)),
-                ("v", Some(&mut e.v)),
-                ("master", e.master.as_mut()),
-            ];
+            let parts = [("m", Some(&mut e.m)), ("v", Some(&mut e.v)), ("master", e.master.as_mut())];
             for (part, tensor) in parts.into_iter().filter_map(|(part, t)| Some((part, t?))) {
                 let name = format!("{part}.{}", e.name);
                 let Some((_, found)) = state.tensors.iter().find(|(n, _)| *n == name) else {
                     bail!("optimiser state: {name} is missing; the checkpoint is of a run with other settings");
                 };
                 let (want, got) = (tensor.shape(), (found.rows, found.cols));
-                ensure!(
-                    want == got,
-                    "optimiser state: {name}: expected shape {want:?}, found {got:?}"
-                );
+                ensure!(want == got, "optimiser state: {name}: expected shape {want:?}, found {got:?}");
                 dev.upload(tensor, &found.data)?;
                 used += 1;
             }
         }
         if used != state.tensors.len() {
             let known: Vec<&str> = self.entries.iter().map(|e| e.name.as_str()).collect();
-            let rest = state
-                .tensors
-                .iter()
-                .find(|(n, _)| !known.iter().any(|k| n.ends_with(k)));
+            let rest = state.tensors.iter().find(|(n, _)| !known.iter().any(|k| n.ends_with(k)));
             let name = rest.map_or("a master weight", |(n, _)| n.as_str());
             bail!("optimiser state: {name} is not trained in this run; the checkpoint is of a run with other settings");
         }

@@ -39,16 +39,9 @@ pub fn slots<'a, B: Backend>(
     grads: &'a Weights<Option<Tensor<B>>>,
     settings: GroupSettings,
 ) -> Vec<Slot<'a, B>> {
-    let mut out = Collect {
-        slots: Vec::new(),
-        settings,
-    };
+    let mut out = Collect { slots: Vec::new(), settings };
     out.rows("model.embed_tokens.weight", &mut params.embed, &grads.embed);
-    assert_eq!(
-        params.layers.len(),
-        grads.layers.len(),
-        "layers of parameters and gradients"
-    );
+    assert_eq!(params.layers.len(), grads.layers.len(), "layers of parameters and gradients");
     for (i, (p, g)) in params.layers.iter_mut().zip(&grads.layers).enumerate() {
         out.layer(i, p, g);
     }
@@ -69,14 +62,7 @@ impl<'a, B: Backend> Collect<'a, B> {
     fn push(&mut self, name: String, decays: bool, param: &'a mut Tensor<B>, grad: &'a Option<Tensor<B>>) {
         if let Some(grad) = grad {
             assert_eq!(param.cols(), grad.cols(), "{name}: width of the gradient");
-            self.slots.push(Slot {
-                name,
-                decays,
-                lr_scale: 1.0,
-                first_row: 0,
-                param,
-                grad,
-            });
+            self.slots.push(Slot { name, decays, lr_scale: 1.0, first_row: 0, param, grad });
         }
     }
 

@@ -68,20 +68,14 @@ impl Schedule {
         if let Shape::Wsd { decay_ratio } = settings.shape
             && !(decay_ratio > 0.0 && decay_ratio <= 1.0)
         {
-            return usage(format!(
-                "wsd_decay_ratio: expected above 0 and at most 1, found {decay_ratio}"
-            ));
+            return usage(format!("wsd_decay_ratio: expected above 0 and at most 1, found {decay_ratio}"));
         }
         let warmup_steps = match settings.warmup {
             Warmup::Steps(n) => n,
             Warmup::Ratio(r) if (0.0..=1.0).contains(&r) => (total_steps as f64 * r).ceil() as u64,
             Warmup::Ratio(r) => return usage(format!("warmup_ratio: expected 0 to 1, found {r}")),
         };
-        Ok(Self {
-            settings,
-            warmup_steps,
-            total_steps,
-        })
+        Ok(Self { settings, warmup_steps, total_steps })
     }
 
     /// Steps of the warmup.
@@ -131,36 +125,17 @@ mod tests {
     use super::*;
 
     fn schedule(shape: Shape, warmup: Warmup, from_zero: bool, total: u64) -> Schedule {
-        let settings = ScheduleSettings {
-            peak: 1.0,
-            shape,
-            warmup,
-            min_lr_ratio: 0.1,
-            warmup_from_zero: from_zero,
-        };
+        let settings = ScheduleSettings { peak: 1.0, shape, warmup, min_lr_ratio: 0.1, warmup_from_zero: from_zero };
         Schedule::new(settings, total).unwrap()
     }
 
     #[test]
     fn warmup_never_runs_at_zero_and_ends_at_the_peak() {
-        for shape in [
-            Shape::Cosine,
-            Shape::Linear,
-            Shape::Constant,
-            Shape::Wsd { decay_ratio: 0.2 },
-        ] {
+        for shape in [Shape::Cosine, Shape::Linear, Shape::Constant, Shape::Wsd { decay_ratio: 0.2 }] {
             let s = schedule(shape, Warmup::Steps(4), false, 20);
-            assert_eq!(
-                (0..5).map(|t| s.lr(t)).collect::<Vec<_>>(),
-                [0.25, 0.5, 0.75, 1.0, 1.0],
-                "{shape:?}"
-            );
+            assert_eq!((0..5).map(|t| s.lr(t)).collect::<Vec<_>>(), [0.25, 0.5, 0.75, 1.0, 1.0], "{shape:?}");
             let z = schedule(shape, Warmup::Steps(4), true, 20);
-            assert_eq!(
-                (0..5).map(|t| z.lr(t)).collect::<Vec<_>>(),
-                [0.0, 0.25, 0.5, 0.75, 1.0],
-                "{shape:?}"
-            );
+            assert_eq!((0..5).map(|t| z.lr(t)).collect::<Vec<_>>(), [0.0, 0.25, 0.5, 0.75, 1.0], "{shape:?}");
         }
     }
 
@@ -181,10 +156,7 @@ mod tests {
 
     #[test]
     fn ratio_is_rounded_up_and_extremes_are_harmless() {
-        assert_eq!(
-            schedule(Shape::Cosine, Warmup::Ratio(0.03), false, 101).warmup_steps(),
-            4
-        );
+        assert_eq!(schedule(Shape::Cosine, Warmup::Ratio(0.03), false, 101).warmup_steps(), 4);
         let all = schedule(Shape::Cosine, Warmup::Steps(50), false, 10);
         assert_eq!(all.lr(9), 0.2);
         let none = schedule(Shape::Wsd { decay_ratio: 1.0 }, Warmup::Steps(0), false, 0);

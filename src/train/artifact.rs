@@ -45,38 +45,21 @@ impl Artifact {
     /// If a weight is not finite or a file cannot be written.
     pub fn write(&self, dir: &Path, params: &HostParams) -> Result<()> {
         match self {
-            Artifact::Model { config, dtype } => save_model(
-                dir,
-                &HostModel { config, params },
-                SaveOptions {
-                    dtype: *dtype,
-                    ..Default::default()
-                },
-            ),
-            Artifact::Adapter {
-                config,
-                base,
-                resize,
-                new_rows,
-                ..
-            } => {
+            Artifact::Model { config, dtype } => {
+                save_model(dir, &HostModel { config, params }, SaveOptions { dtype: *dtype, ..Default::default() })
+            }
+            Artifact::Adapter { config, base, resize, new_rows, .. } => {
                 let resized = Resized::new(&**base, resize.clone())?;
-                save_adapter(
-                    dir,
-                    config,
-                    resized.config(),
-                    new_rows.is_some(),
-                    |name| match new_rows {
-                        // The file holds the whole embedding; training has the new rows of it.
-                        Some((first, _)) if matches!(name, EMBED | LM_HEAD) => {
-                            let mut whole = resized.load(name)?;
-                            let rows = find(params, name)?;
-                            whole.data[first * rows.cols..][..rows.data.len()].copy_from_slice(&rows.data);
-                            Ok(whole)
-                        }
-                        _ => find(params, name).cloned(),
-                    },
-                )
+                save_adapter(dir, config, resized.config(), new_rows.is_some(), |name| match new_rows {
+                    // The file holds the whole embedding; training has the new rows of it.
+                    Some((first, _)) if matches!(name, EMBED | LM_HEAD) => {
+                        let mut whole = resized.load(name)?;
+                        let rows = find(params, name)?;
+                        whole.data[first * rows.cols..][..rows.data.len()].copy_from_slice(&rows.data);
+                        Ok(whole)
+                    }
+                    _ => find(params, name).cloned(),
+                })
             }
         }
     }
@@ -86,25 +69,12 @@ impl Artifact {
     /// # Errors
     /// If a weight or a file cannot be written.
     pub fn write_base(&self, dir: &Path) -> Result<()> {
-        let Artifact::Adapter {
-            base, resize, model, ..
-        } = self
-        else {
+        let Artifact::Adapter { base, resize, model, .. } = self else {
             return Ok(());
         };
-        let options = SaveOptions {
-            dtype: base.dtype(),
-            ..Default::default()
-        };
+        let options = SaveOptions { dtype: base.dtype(), ..Default::default() };
         let resized = Resized::new(&**base, resize.clone())?;
-        save_model(
-            dir,
-            &Reconfigured {
-                source: &resized,
-                config: model.clone(),
-            },
-            options,
-        )
+        save_model(dir, &Reconfigured { source: &resized, config: model.clone() }, options)
     }
 
     /// Reads back the weights called `names` exactly as they were in training.
@@ -119,10 +89,7 @@ impl Artifact {
             }
             Artifact::Adapter { new_rows, .. } => {
                 let adapter = Adapter::open(dir)?;
-                names
-                    .iter()
-                    .map(|n| Ok((n.clone(), adapter_weight(&adapter, n, *new_rows)?)))
-                    .collect()
+                names.iter().map(|n| Ok((n.clone(), adapter_weight(&adapter, n, *new_rows)?))).collect()
             }
         }
     }

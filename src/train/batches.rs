@@ -44,10 +44,7 @@ impl LoadedBatches {
     /// If the cursor lies outside the data.
     pub fn start(data: &Arc<TrainSet>, cursor: Cursor, shape: StepShape, rank: usize) -> Result<Self> {
         let loader = Loader::start(Arc::clone(data), cursor, shape, rank)?;
-        Ok(Self {
-            data: Arc::clone(data),
-            loader,
-        })
+        Ok(Self { data: Arc::clone(data), loader })
     }
 }
 
@@ -87,20 +84,13 @@ impl PlannedEval {
                 (short_name(&s.name), s, plan)
             })
             .collect();
-        (!sets.is_empty()).then_some(Self {
-            sets,
-            micro_batch,
-            rank,
-            world_size,
-        })
+        (!sets.is_empty()).then_some(Self { sets, micro_batch, rank, world_size })
     }
 }
 
 /// `data/sft/dolly15k.jsonl` as `dolly15k`.
 fn short_name(path: &str) -> String {
-    std::path::Path::new(path)
-        .file_stem()
-        .map_or_else(|| path.to_string(), |s| s.to_string_lossy().into_owned())
+    std::path::Path::new(path).file_stem().map_or_else(|| path.to_string(), |s| s.to_string_lossy().into_owned())
 }
 
 impl EvalBatches for PlannedEval {
@@ -110,7 +100,6 @@ impl EvalBatches for PlannedEval {
 
     fn visit(&self, i: usize, each: &mut dyn FnMut(&MicroBatch) -> Result<()>) -> Result<()> {
         let (_, set, plan) = &self.sets[i];
-        plan.micro_batches(set, self.micro_batch, self.rank, self.world_size)
-            .try_for_each(|b| each(&b))
+        plan.micro_batches(set, self.micro_batch, self.rank, self.world_size).try_for_each(|b| each(&b))
     }
 }

@@ -63,11 +63,7 @@ impl Checkpoints {
 
     /// What `trainer_state.json` holds for a state.
     pub fn trainer_state(&self, state: &RunState) -> Value {
-        let facts = RunFacts {
-            settings: &self.settings,
-            output_dir: &self.output_dir,
-            max_steps: self.max_steps,
-        };
+        let facts = RunFacts { settings: &self.settings, output_dir: &self.output_dir, max_steps: self.max_steps };
         let mut value = state.to_json(facts);
         value["ringtune"]["fingerprints"] = self.fingerprints.to_json();
         value
@@ -154,13 +150,7 @@ impl Checkpoints {
         let (mut state, changed) = read_state(path, &self.fingerprints, &self.settings.allow_changed, self.max_steps)?;
         work.import_params(dev, &self.artifact.read(path, &work.trained())?)?;
         let tensors = read_state_tensors(&path.join(OPTIMIZER))?;
-        work.optimizer.import(
-            dev,
-            &crate::optim::OptimizerState {
-                updates: state.updates,
-                tensors,
-            },
-        )?;
+        work.optimizer.import(dev, &crate::optim::OptimizerState { updates: state.updates, tensors })?;
         if let Some((_, step)) = state.best.best
             && manifest::verify(&checkpoint_path(&self.output_dir, step)).is_err()
         {
@@ -187,12 +177,7 @@ pub fn read_state(
     let state = RunState::from_json(&value).context(at)?;
     let old = Fingerprints::from_json(&value["ringtune"]["fingerprints"]).context(at)?;
     let changed = old.check(now, allowed).context(|| checkpoint.display().to_string())?;
-    ensure!(
-        state.step <= max_steps,
-        "{}: step {} is beyond max_steps {max_steps}",
-        checkpoint.display(),
-        state.step
-    );
+    ensure!(state.step <= max_steps, "{}: step {} is beyond max_steps {max_steps}", checkpoint.display(), state.step);
     Ok((state, changed))
 }
 

@@ -27,13 +27,7 @@ impl Companions {
     pub fn new(tokenizer: Arc<Tokenizer>, template: Option<&Template>, max_length: usize) -> Self {
         let chatml = template.is_some_and(Template::needs_chatml);
         let template = template.map(Template::jinja_source);
-        Self {
-            tokenizer,
-            template,
-            chatml,
-            max_length,
-            exported: Arc::default(),
-        }
+        Self { tokenizer, template, chatml, max_length, exported: Arc::default() }
     }
 
     /// Writes tokenizer.model, tokenizer.json, tokenizer_config.json, generation_config.json and the others into `dir`.
@@ -42,19 +36,14 @@ impl Companions {
     /// If a file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let t = &self.tokenizer;
-        let token = |id: u32| SpecialToken {
-            text: t.piece(id).unwrap_or_default().to_string(),
-            id,
-        };
+        let token = |id: u32| SpecialToken { text: t.piece(id).unwrap_or_default().to_string(), id };
         let ids = t.special();
         let chatml = match self.chatml {
             true => Some([token(t.control(Control::ImStart)?), token(t.control(Control::ImEnd)?)]),
             false => None,
         };
         let first_added = t.pieces().len() as u32;
-        let added = (first_added..)
-            .zip(t.added())
-            .map(|(id, text)| SpecialToken { text: text.clone(), id });
+        let added = (first_added..).zip(t.added()).map(|(id, text)| SpecialToken { text: text.clone(), id });
         let files = TokenizerFiles {
             vocabulary: match t.format() {
                 Format::SentencePiece => Vocabulary::SentencePiece(t.bytes()),
@@ -73,15 +62,8 @@ impl Companions {
         };
         files.write(dir)?;
         let export = || {
-            let control: Vec<ControlToken> = files
-                .chatml
-                .iter()
-                .flatten()
-                .map(|t| ControlToken {
-                    text: t.text.clone(),
-                    id: t.id,
-                })
-                .collect();
+            let control: Vec<ControlToken> =
+                files.chatml.iter().flatten().map(|t| ControlToken { text: t.text.clone(), id: t.id }).collect();
             let made = match t.format() {
                 Format::SentencePiece => tokenizer_json(t.bytes(), &control).map(|v| v.to_string().into_bytes()),
                 Format::Json => {

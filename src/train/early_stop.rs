@@ -40,10 +40,7 @@ impl BestSoFar {
         } else {
             self.misses += 1;
         }
-        Verdict {
-            is_best,
-            stop: self.misses >= rule.patience,
-        }
+        Verdict { is_best, stop: self.misses >= rule.patience }
     }
 }
 
@@ -54,10 +51,7 @@ mod tests {
     fn check(losses: &[f64], patience: u32, threshold: f64, stops_at: Option<usize>, best: Option<(f64, u64)>) {
         let mut state = BestSoFar::default();
         let rule = Some(EarlyStopping { patience, threshold });
-        let stopped = losses
-            .iter()
-            .enumerate()
-            .position(|(i, &l)| state.observe(l, i as u64, rule).stop);
+        let stopped = losses.iter().enumerate().position(|(i, &l)| state.observe(l, i as u64, rule).stop);
         assert_eq!((stopped, state.best), (stops_at, best), "{losses:?}");
     }
 
@@ -77,32 +71,14 @@ mod tests {
 
     #[test]
     fn nan_never_is_the_best() {
-        check(
-            &[f64::NAN, 2.0, f64::NAN, f64::INFINITY],
-            2,
-            0.0,
-            Some(3),
-            Some((2.0, 1)),
-        );
+        check(&[f64::NAN, 2.0, f64::NAN, f64::INFINITY], 2, 0.0, Some(3), Some((2.0, 1)));
     }
 
     #[test]
     fn without_a_rule_only_the_best_is_kept() {
         let mut state = BestSoFar::default();
-        assert_eq!(
-            state.observe(2.0, 1, None),
-            Verdict {
-                is_best: true,
-                stop: false
-            }
-        );
-        assert_eq!(
-            state.observe(3.0, 2, None),
-            Verdict {
-                is_best: false,
-                stop: false
-            }
-        );
+        assert_eq!(state.observe(2.0, 1, None), Verdict { is_best: true, stop: false });
+        assert_eq!(state.observe(3.0, 2, None), Verdict { is_best: false, stop: false });
         assert_eq!(state.misses, 0);
     }
 }

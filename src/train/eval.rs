@@ -46,10 +46,7 @@ pub struct Evaluation {
 impl Evaluation {
     /// All data sets together, or `None` when nothing was evaluated.
     pub fn together(&self) -> Option<SetSums> {
-        let mut all = SetSums {
-            name: "all".into(),
-            ..Default::default()
-        };
+        let mut all = SetSums { name: "all".into(), ..Default::default() };
         for s in &self.sets {
             all.nll += s.nll;
             all.supervised += s.supervised;
@@ -114,20 +111,12 @@ mod tests {
     use super::*;
 
     fn sums(name: &str, nll: f64, supervised: f64, correct: f64) -> SetSums {
-        SetSums {
-            name: name.into(),
-            nll,
-            supervised,
-            correct,
-        }
+        SetSums { name: name.into(), nll, supervised, correct }
     }
 
     #[test]
     fn the_whole_is_weighted_by_tokens() {
-        let e = Evaluation {
-            sets: vec![sums("a", 30.0, 10.0, 5.0), sums("b", 10.0, 30.0, 30.0)],
-            seconds: 1.0,
-        };
+        let e = Evaluation { sets: vec![sums("a", 30.0, 10.0, 5.0), sums("b", 10.0, 30.0, 30.0)], seconds: 1.0 };
         let all = e.together().unwrap();
         assert_eq!((all.loss(), all.accuracy()), (1.0, 0.875));
         let v = e.to_json(7, 0.5);
@@ -143,10 +132,7 @@ mod tests {
     fn nothing_and_nan_are_said() {
         assert!(Evaluation::default().together().is_none());
         assert!(Evaluation::default().text(1, 2).contains("no supervised"));
-        let e = Evaluation {
-            sets: vec![sums("a", f64::NAN, 10.0, 5.0)],
-            seconds: 0.0,
-        };
+        let e = Evaluation { sets: vec![sums("a", f64::NAN, 10.0, 5.0)], seconds: 0.0 };
         assert!(e.text(1, 2).contains("loss NaN"), "{}", e.text(1, 2));
         assert!(e.to_json(1, 0.1)["eval_loss"].is_null());
     }

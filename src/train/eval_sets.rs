@@ -55,27 +55,12 @@ pub fn evaluate_sets<B: Backend>(
 ) -> Result<Vec<SetEval>> {
     let plans: Vec<EvalPlan> = sets
         .iter()
-        .map(|s| {
-            EvalPlan::new(
-                s,
-                options.max_seq_len,
-                options.packing,
-                options.max_samples,
-                options.seed,
-            )
-        })
+        .map(|s| EvalPlan::new(s, options.max_seq_len, options.packing, options.max_samples, options.seed))
         .collect();
     let batches = |i: usize| plans[i].micro_batches(&sets[i], options.batch, 0, 1);
-    let largest = (0..sets.len())
-        .flat_map(|i| batches(i).map(|b| b.tokens.len()))
-        .max()
-        .unwrap_or(0);
-    let acts_options = ActsOptions {
-        dtype: options.dtype,
-        recompute: Recompute::None,
-        lora: options.lora.clone(),
-        training: false,
-    };
+    let largest = (0..sets.len()).flat_map(|i| batches(i).map(|b| b.tokens.len())).max().unwrap_or(0);
+    let acts_options =
+        ActsOptions { dtype: options.dtype, recompute: Recompute::None, lora: options.lora.clone(), training: false };
     let mut acts = Acts::new(dev, config, largest.max(1), acts_options)?;
     let mut out = Vec::with_capacity(sets.len());
     for (i, set) in sets.iter().enumerate() {
@@ -91,20 +76,13 @@ pub fn evaluate_sets<B: Backend>(
         }
         // Packing has its own order; the sums have that of the data.
         documents.sort_by_key(|d| d.0);
-        let mut sums = SetSums {
-            name: set.name.clone(),
-            ..Default::default()
-        };
+        let mut sums = SetSums { name: set.name.clone(), ..Default::default() };
         for (_, [nll, supervised, correct]) in &documents {
             sums.nll += nll;
             sums.supervised += supervised;
             sums.correct += correct;
         }
-        out.push(SetEval {
-            sums,
-            documents: documents.len(),
-            tokens,
-        });
+        out.push(SetEval { sums, documents: documents.len(), tokens });
     }
     Ok(out)
 }

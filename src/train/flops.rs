@@ -34,12 +34,8 @@ impl FlopCount {
 
     /// Forward and backward of one micro-batch: attention over the pairs its documents have, the head over supervised rows.
     pub fn step(&self, b: &MicroBatch) -> f64 {
-        let pairs: f64 = b
-            .doc_start
-            .iter()
-            .enumerate()
-            .map(|(i, &start)| (i as i64 - i64::from(start) + 1) as f64)
-            .sum();
+        let pairs: f64 =
+            b.doc_start.iter().enumerate().map(|(i, &start)| (i as i64 - i64::from(start) + 1) as f64).sum();
         self.total(b.tokens.len() as f64, b.n_valid as f64, pairs)
     }
 
@@ -74,11 +70,7 @@ mod tests {
             hidden_size: 256,
             intermediate_size: 688,
             n_layers: 6,
-            heads: Heads {
-                n_query: 8,
-                n_kv: 4,
-                head_dim: 32,
-            },
+            heads: Heads { n_query: 8, n_kv: 4, head_dim: 32 },
             max_position: 512,
             rms_norm_eps: 1e-5,
             rope_theta: 1e4,
@@ -92,13 +84,8 @@ mod tests {
             pad_token_id: None,
         };
         let n = 512;
-        let batch = MicroBatch {
-            tokens: vec![5; n],
-            targets: vec![5; n],
-            doc_start: vec![0; n],
-            n_valid: n,
-            samples: vec![0],
-        };
+        let batch =
+            MicroBatch { tokens: vec![5; n], targets: vec![5; n], doc_start: vec![0; n], n_valid: n, samples: vec![0] };
         let per_layer = 16 * (256 + 256) * 2 + 16 * (256 + 128) * 2 + 16 * (256 + 688) * 3;
         let full = FlopCount::new(&c, None).step(&batch) / n as f64;
         let lora = FlopCount::new(&c, Some(6 * per_layer)).step(&batch) / n as f64;

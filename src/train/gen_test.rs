@@ -117,16 +117,9 @@ pub fn generation_test<B: Backend>(
             max_new_tokens: run.test.max_new_tokens,
             stop_ids: stops.clone(),
             batch: run.batch,
-            sampling: Sampling {
-                temperature,
-                top_p,
-                seed: run.seed,
-                ..Default::default()
-            },
+            sampling: Sampling { temperature, top_p, seed: run.seed, ..Default::default() },
         };
-        generate(dev, config, params, &prompts, &options, |_, _, _| {
-            ControlFlow::Continue(())
-        })
+        generate(dev, config, params, &prompts, &options, |_, _, _| ControlFlow::Continue(()))
     };
     let greedy = answer(0.0, 1.0)?;
     let sampled = answer(f64::from(run.test.temperature), f64::from(run.test.top_p))?;
@@ -172,9 +165,7 @@ impl GenReport {
                 let _ = writeln!(out, "{name} {}", indent(text));
             }
         }
-        let header = ["", "stopped", "mean tokens", "longest", "control tokens leaked"]
-            .map(String::from)
-            .to_vec();
+        let header = ["", "stopped", "mean tokens", "longest", "control tokens leaked"].map(String::from).to_vec();
         let line = |name: &str, s: &GenStats| {
             vec![
                 name.to_string(),
@@ -222,10 +213,7 @@ pub struct GenStats {
 
 impl GenStats {
     fn of(all: &[Generated], is_control: impl Fn(u32) -> bool) -> Self {
-        let mut stats = Self {
-            answers: all.len(),
-            ..Self::default()
-        };
+        let mut stats = Self { answers: all.len(), ..Self::default() };
         for g in all {
             let body = body(g);
             stats.stopped += usize::from(g.stopped);
@@ -258,22 +246,10 @@ mod tests {
 
     #[test]
     fn stops_lengths_and_leaks_are_counted() {
-        let g = |tokens: &[u32], stopped| Generated {
-            tokens: tokens.to_vec(),
-            stopped,
-        };
+        let g = |tokens: &[u32], stopped| Generated { tokens: tokens.to_vec(), stopped };
         let all = [g(&[9, 9, 3], true), g(&[9, 4, 9, 9], false), g(&[3], true)];
         let stats = GenStats::of(&all, |id| id == 3 || id == 4);
-        assert_eq!(
-            stats,
-            GenStats {
-                answers: 3,
-                stopped: 2,
-                tokens: 6,
-                longest: 4,
-                leaked: 1
-            }
-        );
+        assert_eq!(stats, GenStats { answers: 3, stopped: 2, tokens: 6, longest: 4, leaked: 1 });
         assert_eq!(stats.mean_tokens(), 2.0);
         assert_eq!(GenStats::default().stop_rate(), 0.0);
     }

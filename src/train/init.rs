@@ -49,10 +49,7 @@ impl TensorSource for RandomModel {
         let stream = Stream::new(&[self.seed, STREAM_MODEL, index as u64]);
         t.data.par_chunks_mut(cols).enumerate().for_each(|(row, values)| {
             let first = (row * cols) as u64;
-            values
-                .iter_mut()
-                .zip(first..)
-                .for_each(|(v, i)| *v = (STD * stream.normal_at(i)) as f32);
+            values.iter_mut().zip(first..).for_each(|(v, i)| *v = (STD * stream.normal_at(i)) as f32);
         });
         Ok(t)
     }
@@ -79,14 +76,9 @@ pub fn add_lora<B: Backend>(
             let (rows, cols) = linear_shape(c, short);
             let stream = Stream::new(&[seed, STREAM_LORA, i as u64, t as u64]);
             let bound = 1.0 / (cols as f64).sqrt();
-            let data = (0..(r * cols) as u64)
-                .map(|k| (bound * (2.0 * stream.f64_at(k) - 1.0)) as f32)
-                .collect();
+            let data = (0..(r * cols) as u64).map(|k| (bound * (2.0 * stream.f64_at(k) - 1.0)) as f32).collect();
             let a = upload(dev, &HostTensor { rows: r, cols, data }, DType::F32)?;
-            linear_mut(layer, place).lora = Some(Lora {
-                a,
-                b: dev.alloc(rows, r, DType::F32)?,
-            });
+            linear_mut(layer, place).lora = Some(Lora { a, b: dev.alloc(rows, r, DType::F32)? });
         }
     }
     Ok(())
@@ -97,26 +89,15 @@ pub fn add_lora<B: Backend>(
 /// # Errors
 /// A usage error for a name that is none of the seven products.
 pub fn resolve_targets(given: &[String]) -> Result<Vec<String>> {
-    let known = |name: &str| {
-        LINEARS
-            .iter()
-            .position(|(s, _)| *s == name || s.strip_suffix("_proj") == Some(name))
-    };
+    let known = |name: &str| LINEARS.iter().position(|(s, _)| *s == name || s.strip_suffix("_proj") == Some(name));
     let mut found = [false; LINEARS.len()];
     for name in given {
         let i = known(name.trim()).ok_or_else(|| {
-            Error::usage(format!(
-                "lora_targets: expected some of q, k, v, o, gate, up, down, found {name:?}"
-            ))
+            Error::usage(format!("lora_targets: expected some of q, k, v, o, gate, up, down, found {name:?}"))
         })?;
         found[i] = true;
     }
-    Ok(LINEARS
-        .iter()
-        .zip(found)
-        .filter(|(_, f)| *f)
-        .map(|((s, _), _)| s.to_string())
-        .collect())
+    Ok(LINEARS.iter().zip(found).filter(|(_, f)| *f).map(|((s, _), _)| s.to_string()).collect())
 }
 
 #[cfg(test)]

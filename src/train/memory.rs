@@ -134,29 +134,18 @@ pub fn remedy(d: &Demand, lora: &LoraSpec, available: u64) -> Option<Remedy> {
     let mut settings = d.settings.clone();
     let mut flags: Vec<String> = Vec::new();
     let total = |s: &TrainSettings, l: Option<&LoraSpec>, rows: usize| -> u64 {
-        let changed = Demand {
-            settings: s,
-            lora: l,
-            max_seq_len: rows,
-            ..d.clone()
-        };
+        let changed = Demand { settings: s, lora: l, max_seq_len: rows, ..d.clone() };
         estimate(&changed).iter().map(|c| c.bytes).sum()
     };
     let fits = |s: &TrainSettings, l: Option<&LoraSpec>, rows: usize, flags: &[String]| {
         let bytes = total(s, l, rows);
-        (bytes <= available).then(|| Remedy {
-            flags: flags.join(" "),
-            bytes,
-        })
+        (bytes <= available).then(|| Remedy { flags: flags.join(" "), bytes })
     };
     for (recompute, word) in [(Recompute::Attention, "attention"), (Recompute::Layer, "layer")] {
         if settings.recompute == Recompute::Layer || settings.recompute == recompute {
             continue;
         }
-        let changed = TrainSettings {
-            recompute,
-            ..settings.clone()
-        };
+        let changed = TrainSettings { recompute, ..settings.clone() };
         let found = fits(&changed, d.lora, d.max_seq_len, &[format!("--recompute {word}")]);
         if found.is_some() {
             return found;
@@ -169,10 +158,7 @@ pub fn remedy(d: &Demand, lora: &LoraSpec, available: u64) -> Option<Remedy> {
     let whole = settings.micro_batch_size * settings.grad_accum;
     let base = flags.clone();
     while settings.micro_batch_size.max(settings.eval_batch_size) > 1 {
-        settings.eval_batch_size = settings
-            .eval_batch_size
-            .min(settings.micro_batch_size.max(2) / 2)
-            .max(1);
+        settings.eval_batch_size = settings.eval_batch_size.min(settings.micro_batch_size.max(2) / 2).max(1);
         if settings.micro_batch_size > 1 {
             settings.micro_batch_size /= 2;
             settings.grad_accum = whole.div_ceil(settings.micro_batch_size);

@@ -53,12 +53,7 @@ pub fn merge<B: Backend>(
     load_adapter(dev, &mut with_adapter, &adapter)?;
     let spec = lora_spec(&adapter);
     let logits = |params: &Params<B>, lora: Option<LoraSpec>| -> Result<Vec<f32>> {
-        let options = ActsOptions {
-            dtype: DType::F32,
-            recompute: Recompute::None,
-            lora,
-            training: false,
-        };
+        let options = ActsOptions { dtype: DType::F32, recompute: Recompute::None, lora, training: false };
         let mut acts = Acts::new(dev, &config, sample.tokens.len(), options)?;
         acts.load(dev, &sample)?;
         model::logits(dev, &config, params, &mut acts)
@@ -84,13 +79,7 @@ pub fn merge<B: Backend>(
 /// The low-rank updates of an adapter, without dropout.
 pub fn lora_spec(adapter: &Adapter) -> LoraSpec {
     let a = &adapter.config;
-    LoraSpec {
-        r: a.r,
-        alpha: a.alpha,
-        dropout: 0.0,
-        rslora: a.rslora,
-        targets: a.targets.clone(),
-    }
+    LoraSpec { r: a.r, alpha: a.alpha, dropout: 0.0, rslora: a.rslora, targets: a.targets.clone() }
 }
 
 /// Every weight of the file is the merged one after one rounding to its type.
@@ -114,11 +103,7 @@ fn check_rounding(merged: &dyn TensorSource, written: &ModelFiles) -> Result<()>
 /// `|a - b| / |b|`, in the Euclidean norm.
 fn distance(a: &[f32], b: &[f32]) -> f64 {
     let square = |x: f64| x * x;
-    let difference: f64 = a
-        .iter()
-        .zip(b)
-        .map(|(&x, &y)| square(f64::from(x) - f64::from(y)))
-        .sum();
+    let difference: f64 = a.iter().zip(b).map(|(&x, &y)| square(f64::from(x) - f64::from(y))).sum();
     let size: f64 = b.iter().map(|&y| square(f64::from(y))).sum();
     (difference / size.max(f64::MIN_POSITIVE)).sqrt()
 }

@@ -67,11 +67,7 @@ impl StepFigures {
 
 /// `212 ms`, `3.4 s`.
 fn duration(ms: f64) -> String {
-    if ms < 9999.5 {
-        format!("{ms:.0} ms")
-    } else {
-        format!("{:.1} s", ms / 1e3)
-    }
+    if ms < 9999.5 { format!("{ms:.0} ms") } else { format!("{:.1} s", ms / 1e3) }
 }
 
 /// `770`, `7.7k`, `77k`, `1.2M`.
@@ -103,11 +99,7 @@ pub struct Metrics {
 impl Metrics {
     /// Nothing is written or printed.
     pub fn silent() -> Self {
-        Self {
-            jsonl: None,
-            events: None,
-            bar: None,
-        }
+        Self { jsonl: None, events: None, bar: None }
     }
 
     /// Opens `dir/metrics.jsonl` and, with `tensorboard`, an event file in `dir/runs`. Lines of steps after `resumed_at`,
@@ -155,8 +147,7 @@ impl Metrics {
         let Some((file, path)) = &mut self.jsonl else {
             return Ok(());
         };
-        file.write_all(format!("{value}\n").as_bytes())
-            .context(|| format!("{}: cannot write", path.display()))
+        file.write_all(format!("{value}\n").as_bytes()).context(|| format!("{}: cannot write", path.display()))
     }
 
     /// Scalars for TensorBoard.
@@ -209,12 +200,7 @@ fn keep_until(path: &Path, step: u64) -> Result<()> {
         let parsed = serde_json::from_slice::<Value>(line).ok();
         step > 0 && parsed.and_then(|v| v["step"].as_u64()).is_some_and(|s| s <= step)
     };
-    let kept: Vec<u8> = text
-        .split_inclusive(|&b| b == b'\n')
-        .filter(keep)
-        .flatten()
-        .copied()
-        .collect();
+    let kept: Vec<u8> = text.split_inclusive(|&b| b == b'\n').filter(keep).flatten().copied().collect();
     if kept.len() < text.len() {
         let temporary = path.with_extension("jsonl.tmp");
         std::fs::write(&temporary, kept)?;
@@ -249,11 +235,7 @@ mod tests {
         assert!(f.line(1).contains(" | 412 GFLOP/s | "), "{}", f.line(1));
         assert!(f.line(2).contains(" | 106 ms | 77k tok/s | "), "{}", f.line(2));
         f.ms = 21_200.0;
-        assert!(
-            f.line(1).contains(" | 21.2 s | 770 tok/s | 4.12 GFLOP/s | "),
-            "{}",
-            f.line(1)
-        );
+        assert!(f.line(1).contains(" | 21.2 s | 770 tok/s | 4.12 GFLOP/s | "), "{}", f.line(1));
         f.loss = f64::NAN;
         assert!(f.line(1).contains("loss NaN"), "{}", f.line(1));
     }
@@ -274,31 +256,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(METRICS);
         let write = |m: &mut Metrics, steps: std::ops::RangeInclusive<u64>| {
-            steps.for_each(|step| {
-                m.step(&StepFigures {
-                    step,
-                    loss: 0.5,
-                    ms: 1.0,
-                    ..Default::default()
-                })
-                .unwrap()
-            });
+            steps.for_each(|step| m.step(&StepFigures { step, loss: 0.5, ms: 1.0, ..Default::default() }).unwrap());
         };
         let mut m = Metrics::open(dir.path(), 0, 9, false, false).unwrap();
         write(&mut m, 1..=7);
-        OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .unwrap()
-            .write_all(b"{\"step\": 3, \"lo")
-            .unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\": 3, \"lo").unwrap();
         let mut m = Metrics::open(dir.path(), 5, 9, false, false).unwrap();
         write(&mut m, 6..=6);
         let text = std::fs::read_to_string(&path).unwrap();
-        let steps: Vec<u64> = text
-            .lines()
-            .map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].as_u64().unwrap())
-            .collect();
+        let steps: Vec<u64> =
+            text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].as_u64().unwrap()).collect();
         assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
         drop(Metrics::open(dir.path(), 0, 9, false, false).unwrap());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");

@@ -14,25 +14,14 @@ pub fn schedule(s: &TrainSettings, peak: f64, max_steps: u64) -> Result<Schedule
         LrSchedule::Cosine => Shape::Cosine,
         LrSchedule::Linear => Shape::Linear,
         LrSchedule::Constant => Shape::Constant,
-        LrSchedule::Wsd => Shape::Wsd {
-            decay_ratio: s.wsd_decay_ratio,
-        },
+        LrSchedule::Wsd => Shape::Wsd { decay_ratio: s.wsd_decay_ratio },
     };
     let warmup = match s.warmup {
         Warmup::Ratio(r) => optim::Warmup::Ratio(r),
         Warmup::Steps(n) => optim::Warmup::Steps(n),
     };
     let (min_lr_ratio, warmup_from_zero) = (s.min_lr_ratio, s.warmup_from_zero);
-    Schedule::new(
-        ScheduleSettings {
-            peak,
-            shape,
-            warmup,
-            min_lr_ratio,
-            warmup_from_zero,
-        },
-        max_steps,
-    )
+    Schedule::new(ScheduleSettings { peak, shape, warmup, min_lr_ratio, warmup_from_zero }, max_steps)
 }
 
 /// Constants of AdamW. `new_rows`: with LoRA, the first row that the vocabulary was grown by.
@@ -43,33 +32,15 @@ pub fn adamw(s: &TrainSettings, new_rows: Option<usize>) -> AdamWSettings {
         eps: s.adam_eps,
         weight_decay: s.weight_decay,
         max_grad_norm: s.max_grad_norm,
-        groups: GroupSettings {
-            lora_plus: s.lora.as_ref().and_then(|l| l.plus_ratio),
-            new_rows,
-        },
+        groups: GroupSettings { lora_plus: s.lora.as_ref().and_then(|l| l.plus_ratio), new_rows },
     }
 }
 
 /// Hash of every setting that decides a step's arithmetic; what only decides when to look, save or print is left out.
 pub fn fingerprint(s: &TrainSettings, peak: f64, max_steps: u64) -> String {
-    let rate = (
-        peak,
-        s.lr_schedule,
-        s.min_lr_ratio,
-        s.wsd_decay_ratio,
-        s.warmup,
-        s.warmup_from_zero,
-        max_steps,
-    );
+    let rate = (peak, s.lr_schedule, s.min_lr_ratio, s.wsd_decay_ratio, s.warmup, s.warmup_from_zero, max_steps);
     let steps = (s.micro_batch_size, s.grad_accum, s.max_seq_len, s.seed, s.precision);
-    let update = (
-        s.weight_decay,
-        s.max_grad_norm,
-        s.adam_beta1,
-        s.adam_beta2,
-        s.adam_eps,
-        s.max_bad_steps,
-    );
+    let update = (s.weight_decay, s.max_grad_norm, s.adam_beta1, s.adam_beta2, s.adam_eps, s.max_bad_steps);
     let text = format!("{rate:?} {steps:?} {update:?} {:?}", s.lora);
     blake3::hash(text.as_bytes()).to_hex().to_string()
 }

@@ -34,10 +34,8 @@ pub fn write<B: Backend>(
         .into_iter()
         .map(|s| json!({"name": s.name, "value": s.value, "origin": s.origin}))
         .collect();
-    let memory: serde_json::Map<String, Value> = setup::memory(work)
-        .into_iter()
-        .map(|MemoryClass { name, bytes }| (name.to_string(), json!(bytes)))
-        .collect();
+    let memory: serde_json::Map<String, Value> =
+        setup::memory(work).into_iter().map(|MemoryClass { name, bytes }| (name.to_string(), json!(bytes))).collect();
     let trained = setup::trained_weights(&work.grads);
     let all: u64 = named(&work.params).iter().map(|(_, t)| t.len() as u64).sum();
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
@@ -64,14 +62,7 @@ fn mix(spec: &RunSpec) -> Vec<Value> {
     let rows = spec.train.mix_report(0);
     let shares = |r: &crate::data::mix::MixRow| -> serde_json::Map<String, Value> {
         let units = WeightUnit::ALL.into_iter().enumerate();
-        units
-            .map(|(i, u)| {
-                (
-                    u.name().into(),
-                    json!({"requested": r.requested[i], "achieved": r.achieved[i]}),
-                )
-            })
-            .collect()
+        units.map(|(i, u)| (u.name().into(), json!({"requested": r.requested[i], "achieved": r.achieved[i]}))).collect()
     };
     rows.iter()
         .zip(spec.train.sets())

@@ -16,13 +16,7 @@ pub struct MemoryClass {
 /// Columns as wide as their widest cell, two blanks apart; the last one ragged. The first row is the header.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| {
-        rows.iter()
-            .filter_map(|r| r.get(c))
-            .map(|s| s.chars().count())
-            .max()
-            .unwrap_or(0)
-    };
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
     for row in rows {
@@ -39,19 +33,14 @@ pub fn table(rows: &[Vec<String>]) -> String {
 /// Setting, value, origin.
 pub fn settings_table(settings: &[ResolvedSetting]) -> String {
     let header = ["setting", "value", "from"].map(String::from).to_vec();
-    let rows = settings
-        .iter()
-        .map(|s| vec![s.name.clone(), s.value.clone(), s.origin.clone()]);
+    let rows = settings.iter().map(|s| vec![s.name.clone(), s.value.clone(), s.origin.clone()]);
     table(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
 }
 
 /// Memory by class, the sum, and what the machine has; a warning where it will not fit.
 pub fn memory_table(classes: &[MemoryClass], available: Option<u64>) -> String {
     let total: u64 = classes.iter().map(|c| c.bytes).sum();
-    let mut rows: Vec<Vec<String>> = classes
-        .iter()
-        .map(|c| vec![c.name.to_string(), bytes(c.bytes)])
-        .collect();
+    let mut rows: Vec<Vec<String>> = classes.iter().map(|c| vec![c.name.to_string(), bytes(c.bytes)]).collect();
     rows.push(vec!["sum".into(), bytes(total)]);
     if let Some(available) = available {
         rows.push(vec!["available".into(), bytes(available)]);
@@ -74,11 +63,7 @@ pub fn bytes(n: u64) -> String {
     let mut value = n as f64;
     for unit in ["B", "KiB", "MiB", "GiB"] {
         if value < 1023.95 {
-            return if unit == "B" {
-                format!("{n} B")
-            } else {
-                format!("{value:.1} {unit}")
-            };
+            return if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") };
         }
         value /= 1024.0;
     }
@@ -105,10 +90,7 @@ pub fn available_memory() -> Option<u64> {
     let machine = line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024;
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     // `memory.max` reads "max" where there is no limit, which is no number.
-    let group = match (
-        number("/sys/fs/cgroup/memory.max"),
-        number("/sys/fs/cgroup/memory.current"),
-    ) {
+    let group = match (number("/sys/fs/cgroup/memory.max"), number("/sys/fs/cgroup/memory.current")) {
         (Some(limit), Some(used)) => limit.saturating_sub(used),
         _ => u64::MAX,
     };
@@ -127,10 +109,7 @@ mod tests {
             origin: origin.into(),
         };
         let text = settings_table(&[setting("lora_r", "16", "--lora_r"), setting("seed", "42", "default")]);
-        assert_eq!(
-            text,
-            "  setting  value  from\n  lora_r   16     --lora_r\n  seed     42     default\n"
-        );
+        assert_eq!(text, "  setting  value  from\n  lora_r   16     --lora_r\n  seed     42     default\n");
     }
 
     #[test]
@@ -145,16 +124,8 @@ mod tests {
 
     #[test]
     fn too_little_memory_is_said() {
-        let classes = [
-            MemoryClass {
-                name: "weights",
-                bytes: 3 << 20,
-            },
-            MemoryClass {
-                name: "moments",
-                bytes: 1 << 20,
-            },
-        ];
+        let classes =
+            [MemoryClass { name: "weights", bytes: 3 << 20 }, MemoryClass { name: "moments", bytes: 1 << 20 }];
         let text = memory_table(&classes, Some(2 << 20));
         assert!(
             text.starts_with(

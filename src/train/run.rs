@@ -74,13 +74,7 @@ impl RunSpec<'_> {
             "max_seq_len" => self.train.max_seq_len().to_string(),
             _ => r.value.clone(),
         };
-        self.resolved
-            .iter()
-            .map(|r| ResolvedSetting {
-                value: value(r),
-                ..r.clone()
-            })
-            .collect()
+        self.resolved.iter().map(|r| ResolvedSetting { value: value(r), ..r.clone() }).collect()
     }
 }
 
@@ -146,14 +140,8 @@ fn remove_torn_files(dir: &Path) -> Result<()> {
 pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop: StopFlag) -> Result<Ended<B>> {
     let s = spec.settings;
     let start = std::time::Instant::now();
-    let shape = StepShape {
-        micro_batch: s.micro_batch_size,
-        grad_accum: s.grad_accum,
-        world_size: comm.world_size(),
-    };
-    let max_steps = s
-        .max_steps
-        .unwrap_or_else(|| steps_until(&spec.train, Cursor::default(), s.epochs, shape));
+    let shape = StepShape { micro_batch: s.micro_batch_size, grad_accum: s.grad_accum, world_size: comm.world_size() };
+    let max_steps = s.max_steps.unwrap_or_else(|| steps_until(&spec.train, Cursor::default(), s.epochs, shape));
     ensure!(max_steps > 0, "the data give no optimiser step");
     let say = |text: &str| {
         if comm.is_main() && !s.quiet {
@@ -165,9 +153,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * spec.train.max_seq_len();
     let mut work = setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)?;
     let mut fingerprints = spec.fingerprints.clone();
-    fingerprints
-        .0
-        .insert("config".into(), plan::fingerprint(s, spec.peak_lr, max_steps));
+    fingerprints.0.insert("config".into(), plan::fingerprint(s, spec.peak_lr, max_steps));
     let mut checkpoints = Checkpoints::new(
         &spec.run_dir,
         s,
@@ -176,12 +162,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         spec.companions.clone(),
         fingerprints,
     )?;
-    for dir in [
-        &spec.run_dir,
-        &spec.final_dir,
-        &spec.run_dir.join(RESIZED_BASE),
-        &spec.run_dir.join(MERGED),
-    ] {
+    for dir in [&spec.run_dir, &spec.final_dir, &spec.run_dir.join(RESIZED_BASE), &spec.run_dir.join(MERGED)] {
         remove_torn_files(dir)?;
     }
     let state = resume(dev, &mut work, &checkpoints, s, &spec.run_dir)?;
@@ -202,10 +183,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     if comm.is_main() {
         record::write(dev, spec, &work, (state.step, max_steps), shape)?;
     }
-    let cursor = Cursor {
-        epoch: state.epoch,
-        rows: state.rows,
-    };
+    let cursor = Cursor { epoch: state.epoch, rows: state.rows };
     let metrics = match comm.is_main() {
         true => Metrics::open(&spec.run_dir, state.step, max_steps, s.tensorboard, !s.quiet)?,
         false => Metrics::silent(),
@@ -234,13 +212,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     };
     let first_step = trainer.state.step;
     let finished = trainer.run()?;
-    let Trainer {
-        mut work,
-        state,
-        checkpoints,
-        stop,
-        ..
-    } = trainer;
+    let Trainer { mut work, state, checkpoints, stop, .. } = trainer;
     let checkpoints = checkpoints.expect("one rank, which is the main one");
     if finished == Finished::Interrupted {
         let at = spec.run_dir.join(format!("checkpoint-{}", state.step));
@@ -264,10 +236,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         "train_runtime": round3(seconds),
         "train_steps_per_second": round3((state.step - first_step) as f64 / seconds),
     });
-    trainer_state["log_history"]
-        .as_array_mut()
-        .expect("the history is a list")
-        .push(summary);
+    trainer_state["log_history"].as_array_mut().expect("the history is a list").push(summary);
     write_json(&spec.run_dir.join(TRAINER_STATE), &trainer_state)?;
     Ok(Ended { finished, work, state })
 }
@@ -332,12 +301,7 @@ fn load_best<B: Backend>(
         say(&format!("best model: eval_loss {loss:.4} at step {step}, the last one"));
         return Ok(());
     }
-    let path = checkpoints
-        .load_weights(dev, work, step)
-        .context(|| "cannot load the best model".into())?;
-    say(&format!(
-        "best model: eval_loss {loss:.4} at step {step}, loaded from {}",
-        path.display()
-    ));
+    let path = checkpoints.load_weights(dev, work, step).context(|| "cannot load the best model".into())?;
+    say(&format!("best model: eval_loss {loss:.4} at step {step}, loaded from {}", path.display()));
     Ok(())
 }

@@ -27,11 +27,7 @@ impl Saver {
     /// # Errors
     /// The write's error.
     pub fn poll(&mut self) -> Result<()> {
-        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.wait()
-        } else {
-            Ok(())
-        }
+        if self.thread.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(()) }
     }
 
     /// Waits until nothing is being written.

@@ -65,14 +65,7 @@ pub struct LoraSettings {
 impl Default for LoraSettings {
     fn default() -> Self {
         let targets = ["q", "k", "v", "o", "gate", "up", "down"].map(String::from).to_vec();
-        Self {
-            r: 16,
-            alpha: 32.0,
-            dropout: 0.05,
-            rslora: false,
-            targets,
-            plus_ratio: None,
-        }
+        Self { r: 16, alpha: 32.0, dropout: 0.05, rslora: false, targets, plus_ratio: None }
     }
 }
 
@@ -122,12 +115,7 @@ pub struct GenTest {
 
 impl Default for GenTest {
     fn default() -> Self {
-        Self {
-            num_samples: 5,
-            max_new_tokens: 64,
-            temperature: 0.7,
-            top_p: 0.9,
-        }
+        Self { num_samples: 5, max_new_tokens: 64, temperature: 0.7, top_p: 0.9 }
     }
 }
 
@@ -276,8 +264,7 @@ pub struct ResolvedSetting {
 impl TrainSettings {
     /// Default peak learning rate of fine-tuning: LoRA tolerates ten times that of full fine-tuning.
     pub fn sft_learning_rate(&self) -> f64 {
-        self.learning_rate
-            .unwrap_or(if self.lora.is_some() { 2e-4 } else { 2e-5 })
+        self.learning_rate.unwrap_or(if self.lora.is_some() { 2e-4 } else { 2e-5 })
     }
 
     /// Checks every value on its own and the values against each other.
@@ -291,9 +278,7 @@ impl TrainSettings {
         };
         let share = |name: &str, v: f64| match (0.0..1.0).contains(&v) {
             true => Ok(()),
-            false => Err(Error::usage(format!(
-                "{name}: expected a number from 0 to below 1, found {v}"
-            ))),
+            false => Err(Error::usage(format!("{name}: expected a number from 0 to below 1, found {v}"))),
         };
         let at_least_one = |name: &str, v: u64| match v {
             0 => Err(Error::usage(format!("{name}: expected at least 1, found 0"))),
@@ -317,30 +302,20 @@ impl TrainSettings {
             }
         }
         if let Some(n) = self.max_seq_len.filter(|&n| n < 2) {
-            return Err(Error::usage(format!(
-                "max_seq_len: expected at least 2 tokens, found {n}"
-            )));
+            return Err(Error::usage(format!("max_seq_len: expected at least 2 tokens, found {n}")));
         }
         if !(0.0..=1.0).contains(&self.min_lr_ratio) {
-            return Err(Error::usage(format!(
-                "min_lr_ratio: expected 0 to 1, found {}",
-                self.min_lr_ratio
-            )));
+            return Err(Error::usage(format!("min_lr_ratio: expected 0 to 1, found {}", self.min_lr_ratio)));
         }
         if !(self.wsd_decay_ratio > 0.0 && self.wsd_decay_ratio <= 1.0) {
             let found = self.wsd_decay_ratio;
-            return Err(Error::usage(format!(
-                "wsd_decay_ratio: expected above 0 and at most 1, found {found}"
-            )));
+            return Err(Error::usage(format!("wsd_decay_ratio: expected above 0 and at most 1, found {found}")));
         }
         if let Warmup::Ratio(r) = self.warmup {
             share("warmup_ratio", r)?;
         }
         if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
-            return Err(Error::usage(format!(
-                "weight_decay: expected 0 or more, found {}",
-                self.weight_decay
-            )));
+            return Err(Error::usage(format!("weight_decay: expected 0 or more, found {}", self.weight_decay)));
         }
         if let Some(clip) = self.max_grad_norm {
             positive("max_grad_norm", clip)?;
@@ -356,9 +331,7 @@ impl TrainSettings {
                 positive("loraplus_lr_ratio", ratio)?;
             }
             if lora.targets.is_empty() {
-                return Err(Error::usage(
-                    "lora_targets: expected at least one of q, k, v, o, gate, up, down",
-                ));
+                return Err(Error::usage("lora_targets: expected at least one of q, k, v, o, gate, up, down"));
             }
         } else if self.merge_adapters {
             return Err(Error::usage(
@@ -369,9 +342,7 @@ impl TrainSettings {
             at_least_one("early_stopping_patience", stop.patience.into())?;
             if !(stop.threshold >= 0.0 && stop.threshold.is_finite()) {
                 let found = stop.threshold;
-                return Err(Error::usage(format!(
-                    "early_stopping_threshold: expected 0 or more, found {found}"
-                )));
+                return Err(Error::usage(format!("early_stopping_threshold: expected 0 or more, found {found}")));
             }
             if self.eval_every == Every::Never {
                 return Err(Error::usage(
@@ -385,9 +356,7 @@ impl TrainSettings {
             positive("gen_temperature", generation.temperature.into())?;
             if !(generation.top_p > 0.0 && generation.top_p <= 1.0) {
                 let found = generation.top_p;
-                return Err(Error::usage(format!(
-                    "gen_top_p: expected above 0 and at most 1, found {found}"
-                )));
+                return Err(Error::usage(format!("gen_top_p: expected above 0 and at most 1, found {found}")));
             }
         }
         Ok(())
@@ -402,14 +371,7 @@ mod tests {
     fn defaults_are_valid() {
         TrainSettings::default().check().unwrap();
         assert_eq!(TrainSettings::default().sft_learning_rate(), 2e-4);
-        assert_eq!(
-            TrainSettings {
-                lora: None,
-                ..Default::default()
-            }
-            .sft_learning_rate(),
-            2e-5
-        );
+        assert_eq!(TrainSettings { lora: None, ..Default::default() }.sft_learning_rate(), 2e-5);
     }
 
     #[test]
@@ -421,10 +383,7 @@ mod tests {
             assert_eq!(e.exit_code(), 2);
             assert!(e.to_string().starts_with(expected), "{e}");
         };
-        bad(
-            |s| s.learning_rate = Some(-1.0),
-            "learning_rate: expected a positive number, found -1",
-        );
+        bad(|s| s.learning_rate = Some(-1.0), "learning_rate: expected a positive number, found -1");
         bad(|s| s.learning_rate = Some(f64::NAN), "learning_rate");
         bad(|s| s.grad_accum = 0, "gradient_accumulation_steps: expected at least 1");
         bad(|s| s.warmup = Warmup::Ratio(1.5), "warmup_ratio");

@@ -30,13 +30,7 @@ pub fn dtype(s: &TrainSettings) -> DType {
 pub fn lora_spec(s: &TrainSettings) -> Result<Option<LoraSpec>> {
     let Some(l) = &s.lora else { return Ok(None) };
     let targets = resolve_targets(&l.targets)?;
-    Ok(Some(LoraSpec {
-        r: l.r,
-        alpha: l.alpha,
-        dropout: l.dropout,
-        rslora: l.rslora,
-        targets,
-    }))
+    Ok(Some(LoraSpec { r: l.r, alpha: l.alpha, dropout: l.dropout, rslora: l.rslora, targets }))
 }
 
 /// Loads and allocates everything. `new_rows` are the rows of embedding and head that LoRA trains, `max_tokens` the largest
@@ -74,25 +68,12 @@ pub fn workload<B: Backend>(
     let optimizer = Optimizer::new(dev, adamw, &mut params, &grads)?;
     let trained = trained_weights(&grads);
     let flops = FlopCount::new(&config, lora.is_some().then_some(trained));
-    Ok(Workload {
-        config,
-        params,
-        grads,
-        acts,
-        optimizer,
-        groups: adamw.groups,
-        flops,
-        seed: s.seed,
-    })
+    Ok(Workload { config, params, grads, acts, optimizer, groups: adamw.groups, flops, seed: s.seed })
 }
 
 /// Number of weights that have a gradient.
 pub(super) fn trained_weights<B: Backend>(grads: &Grads<B>) -> u64 {
-    named(grads)
-        .iter()
-        .filter_map(|(_, t)| t.as_ref())
-        .map(|t| t.len() as u64)
-        .sum()
+    named(grads).iter().filter_map(|(_, t)| t.as_ref()).map(|t| t.len() as u64).sum()
 }
 
 /// `parameters: 12,345 in all, 678 trained (5.49%)`.
@@ -100,36 +81,19 @@ pub fn parameters_line<B: Backend>(work: &Workload<B>) -> String {
     let all: u64 = named(&work.params).iter().map(|(_, t)| t.len() as u64).sum();
     let trained = trained_weights(&work.grads);
     let share = 100.0 * trained as f64 / all as f64;
-    format!(
-        "parameters: {} in all, {} trained ({share:.2}%)",
-        grouped(all),
-        grouped(trained)
-    )
+    format!("parameters: {} in all, {} trained ({share:.2}%)", grouped(all), grouped(trained))
 }
 
 /// Bytes on the device by class. `per_class` activations are those of the model's own account.
 pub fn memory<B: Backend>(work: &Workload<B>) -> Vec<MemoryClass> {
     let bytes = |t: &Tensor<B>| (t.capacity() * t.dtype().bytes()) as u64;
     vec![
-        MemoryClass {
-            name: "weights",
-            bytes: named(&work.params).iter().map(|(_, t)| bytes(t)).sum(),
-        },
+        MemoryClass { name: "weights", bytes: named(&work.params).iter().map(|(_, t)| bytes(t)).sum() },
         MemoryClass {
             name: "gradients",
-            bytes: named(&work.grads)
-                .iter()
-                .filter_map(|(_, t)| t.as_ref())
-                .map(bytes)
-                .sum(),
+            bytes: named(&work.grads).iter().filter_map(|(_, t)| t.as_ref()).map(bytes).sum(),
         },
-        MemoryClass {
-            name: "moments and masters",
-            bytes: work.optimizer.bytes() as u64,
-        },
-        MemoryClass {
-            name: "activations",
-            bytes: work.acts.bytes() as u64,
-        },
+        MemoryClass { name: "moments and masters", bytes: work.optimizer.bytes() as u64 },
+        MemoryClass { name: "activations", bytes: work.acts.bytes() as u64 },
     ]
 }

@@ -60,13 +60,8 @@ impl RunState {
             Every::Epoch | Every::Never => json!(facts.max_steps),
         };
         let best = self.best.best;
-        let best_checkpoint = best.map(|(_, step)| {
-            facts
-                .output_dir
-                .join(format!("checkpoint-{step}"))
-                .display()
-                .to_string()
-        });
+        let best_checkpoint =
+            best.map(|(_, step)| facts.output_dir.join(format!("checkpoint-{step}")).display().to_string());
         let mut callbacks = Map::new();
         if let Some(stop) = s.early_stopping {
             callbacks.insert(
@@ -115,23 +110,12 @@ impl RunState {
     /// If a field is missing or of another type, with its path.
     pub fn from_json(v: &Value) -> Result<Self> {
         let at = |path: &str| v.pointer(path).ok_or_else(|| Error::new(format!("{path}: missing")));
-        let whole = |path: &str| {
-            at(path)?
-                .as_u64()
-                .ok_or_else(|| Error::new(format!("{path}: expected a whole number")))
-        };
-        let number = |path: &str| {
-            at(path)?
-                .as_f64()
-                .ok_or_else(|| Error::new(format!("{path}: expected a number")))
-        };
+        let whole =
+            |path: &str| at(path)?.as_u64().ok_or_else(|| Error::new(format!("{path}: expected a whole number")));
+        let number = |path: &str| at(path)?.as_f64().ok_or_else(|| Error::new(format!("{path}: expected a number")));
         let small = |path: &str| u32::try_from(whole(path)?).map_err(|_| Error::new(format!("{path}: too large")));
-        let list = |path: &str| {
-            at(path)?
-                .as_array()
-                .cloned()
-                .ok_or_else(|| Error::new(format!("{path}: expected a list")))
-        };
+        let list =
+            |path: &str| at(path)?.as_array().cloned().ok_or_else(|| Error::new(format!("{path}: expected a list")));
         let optional = |path: &str| match at(path)? {
             Value::Null => Ok(None),
             _ => number(path).map(Some),
@@ -154,10 +138,7 @@ impl RunState {
                 reference: optional("/ringtune/early_stopping/reference")?,
                 misses: small("/ringtune/early_stopping/misses")?,
             },
-            window: (
-                number("/ringtune/log_window/loss_sum")?,
-                whole("/ringtune/log_window/steps")?,
-            ),
+            window: (number("/ringtune/log_window/loss_sum")?, whole("/ringtune/log_window/steps")?),
             loss_sum: number("/ringtune/loss_sum")?,
             log_history: list("/log_history")?,
         })
@@ -182,20 +163,13 @@ mod tests {
     use crate::train::settings::EarlyStopping;
 
     fn facts(settings: &TrainSettings) -> RunFacts<'_> {
-        RunFacts {
-            settings,
-            output_dir: std::path::Path::new("out"),
-            max_steps: 40,
-        }
+        RunFacts { settings, output_dir: std::path::Path::new("out"), max_steps: 40 }
     }
 
     #[test]
     fn survives_the_file_bit_for_bit() {
         let settings = TrainSettings {
-            early_stopping: Some(EarlyStopping {
-                patience: 3,
-                threshold: 0.01,
-            }),
+            early_stopping: Some(EarlyStopping { patience: 3, threshold: 0.01 }),
             ..Default::default()
         };
         let state = RunState {
@@ -207,21 +181,14 @@ mod tests {
             tokens_seen: 123_456_789_012,
             flops: 1.234_567_890_123_456_7e21,
             bad_in_row: 2,
-            best: BestSoFar {
-                best: Some((0.1 + 0.2, 10)),
-                reference: Some(1.0 / 7.0),
-                misses: 1,
-            },
+            best: BestSoFar { best: Some((0.1 + 0.2, 10)), reference: Some(1.0 / 7.0), misses: 1 },
             window: (std::f64::consts::PI, 7),
             loss_sum: 1e-300,
             log_history: vec![json!({"step": 1, "loss": 10.123_456_789_012_345})],
         };
         let value = state.to_json(facts(&settings));
         let text = serde_json::to_string_pretty(&value).unwrap();
-        assert_eq!(
-            RunState::from_json(&serde_json::from_str(&text).unwrap()).unwrap(),
-            state
-        );
+        assert_eq!(RunState::from_json(&serde_json::from_str(&text).unwrap()).unwrap(), state);
         assert_eq!(value["best_model_checkpoint"], "out/checkpoint-10");
         let fresh = RunState::default();
         assert_eq!(RunState::from_json(&fresh.to_json(facts(&settings))).unwrap(), fresh);
@@ -233,11 +200,6 @@ mod tests {
         value["ringtune"]["cursor"]["rows"] = json!("x");
         let e = RunState::from_json(&value).unwrap_err();
         assert_eq!(e.to_string(), "/ringtune/cursor/rows: expected a whole number");
-        assert!(
-            RunState::from_json(&json!({}))
-                .unwrap_err()
-                .to_string()
-                .ends_with("missing")
-        );
+        assert!(RunState::from_json(&json!({})).unwrap_err().to_string().ends_with("missing"));
     }
 }

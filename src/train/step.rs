@@ -88,10 +88,7 @@ impl Problem {
                 let norm = stepped.grad_norm;
                 (
                     "gradient",
-                    format!(
-                        "gradient norm is {norm}, not finite in {} tensors from {first} on",
-                        tensors.len()
-                    ),
+                    format!("gradient norm is {norm}, not finite in {} tensors from {first} on", tensors.len()),
                 )
             }
         }
@@ -166,11 +163,7 @@ impl<B: Backend> Workload<B> {
             Verdict::Updated { grad_norm } => stepped.grad_norm = grad_norm,
             Verdict::NonFinite { grad_norm, tensors } => {
                 stepped.grad_norm = grad_norm;
-                let samples = batch
-                    .micro_batches
-                    .iter()
-                    .flat_map(|b| b.samples.iter().copied())
-                    .collect();
+                let samples = batch.micro_batches.iter().flat_map(|b| b.samples.iter().copied()).collect();
                 stepped.problem = Some(Problem::Gradient { tensors, samples });
             }
         }
@@ -188,11 +181,7 @@ impl<B: Backend> Workload<B> {
         self.acts.load(dev, batch)?;
         model::loss(dev, &self.config, &self.params, &mut self.acts)?;
         let sum = |values: Vec<f32>| values.iter().map(|&v| f64::from(v)).sum::<f64>();
-        Ok([
-            sum(self.acts.losses(dev)?),
-            batch.n_valid as f64,
-            sum(self.acts.corrects(dev)?),
-        ])
+        Ok([sum(self.acts.losses(dev)?), batch.n_valid as f64, sum(self.acts.corrects(dev)?)])
     }
 
     /// Names of the trained tensors.
@@ -227,12 +216,7 @@ impl<B: Backend> Workload<B> {
             let (_, new) = found.ok_or_else(|| Error::new(format!("{}: missing", slot.name)))?;
             let (rows, cols) = slot.grad.shape();
             let shape = (new.rows, new.cols);
-            ensure!(
-                shape == (rows, cols),
-                "{}: expected shape {:?}, found {shape:?}",
-                slot.name,
-                (rows, cols)
-            );
+            ensure!(shape == (rows, cols), "{}: expected shape {:?}, found {shape:?}", slot.name, (rows, cols));
             if slot.param.shape() == shape {
                 dev.upload(slot.param, &new.data)?;
                 continue;
@@ -248,18 +232,13 @@ impl<B: Backend> Workload<B> {
 
 /// The samples whose documents hold a loss that is not finite; all of the micro-batch where documents and samples differ.
 fn samples_not_finite(b: &MicroBatch, losses: &[f32]) -> Vec<u32> {
-    let starts: Vec<usize> = (0..b.doc_start.len())
-        .filter(|&i| b.doc_start[i] as usize == i)
-        .collect();
+    let starts: Vec<usize> = (0..b.doc_start.len()).filter(|&i| b.doc_start[i] as usize == i).collect();
     if starts.len() != b.samples.len() {
         return b.samples.clone();
     }
     let ends = starts.iter().skip(1).copied().chain([losses.len()]);
     let documents = starts.iter().zip(ends).zip(&b.samples);
-    documents
-        .filter(|((s, e), _)| losses[**s..*e].iter().any(|l| !l.is_finite()))
-        .map(|(_, &sample)| sample)
-        .collect()
+    documents.filter(|((s, e), _)| losses[**s..*e].iter().any(|l| !l.is_finite())).map(|(_, &sample)| sample).collect()
 }
 
 #[cfg(test)]
@@ -268,17 +247,10 @@ mod tests {
 
     #[test]
     fn the_document_with_the_bad_loss_is_named() {
-        let b = MicroBatch {
-            doc_start: vec![0, 0, 2, 2, 2, 5],
-            samples: vec![7, 8, 9],
-            ..Default::default()
-        };
+        let b = MicroBatch { doc_start: vec![0, 0, 2, 2, 2, 5], samples: vec![7, 8, 9], ..Default::default() };
         let nan = f32::NAN;
         assert_eq!(samples_not_finite(&b, &[0.0, 1.0, 0.0, nan, 1.0, 0.0]), [8]);
-        assert_eq!(
-            samples_not_finite(&b, &[f32::INFINITY, 1.0, 0.0, 1.0, 1.0, nan]),
-            [7, 9]
-        );
+        assert_eq!(samples_not_finite(&b, &[f32::INFINITY, 1.0, 0.0, 1.0, 1.0, nan]), [7, 9]);
         let pretraining = MicroBatch { samples: vec![3], ..b };
         assert_eq!(samples_not_finite(&pretraining, &[0.0, 1.0, 0.0, nan, 1.0, 0.0]), [3]);
     }

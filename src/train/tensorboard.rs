@@ -25,12 +25,7 @@ impl EventFile {
         std::fs::create_dir_all(dir).context(|| format!("{}: cannot create the folder", dir.display()))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Nanoseconds keep the name unique and sort files of one folder by time.
-        let name = format!(
-            "events.out.tfevents.{}.{:09}.{}",
-            now.as_secs(),
-            now.subsec_nanos(),
-            std::process::id()
-        );
+        let name = format!("events.out.tfevents.{}.{:09}.{}", now.as_secs(), now.subsec_nanos(), std::process::id());
         let path = dir.join(name);
         let file = File::create_new(&path).context(|| format!("{}: cannot create", path.display()))?;
         let mut this = Self { file };
@@ -63,17 +58,12 @@ impl EventFile {
     }
 
     fn event(&mut self, step: u64, what: Message) -> Result<()> {
-        let seconds = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs_f64();
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let mut event = Message::default();
         event.fixed64(1, seconds.to_bits());
         event.varint(2, step);
         event.0.extend(what.0);
-        self.file
-            .write_all(&record(&event.0))
-            .context(|| "cannot write the TensorBoard event file".into())
+        self.file.write_all(&record(&event.0)).context(|| "cannot write the TensorBoard event file".into())
     }
 }
 
@@ -155,8 +145,7 @@ mod tests {
     fn records_frame_and_decode() {
         let dir = tempfile::tempdir().unwrap();
         let mut f = EventFile::create(dir.path(), 5).unwrap();
-        f.scalars(7, &[("train/loss", 1.5), ("train/learning_rate", 2e-4)])
-            .unwrap();
+        f.scalars(7, &[("train/loss", 1.5), ("train/learning_rate", 2e-4)]).unwrap();
         let path = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
         let all = std::fs::read(path).unwrap();
         let (mut at, mut events) = (0, Vec::new());

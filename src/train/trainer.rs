@@ -90,10 +90,7 @@ impl<B: Backend> Trainer<'_, B> {
 
     fn run_steps(&mut self) -> Result<Finished> {
         let settings = self.settings;
-        if settings
-            .early_stopping
-            .is_some_and(|rule| self.state.best.misses >= rule.patience)
-        {
+        if settings.early_stopping.is_some_and(|rule| self.state.best.misses >= rule.patience) {
             return Ok(Finished::EarlyStopped);
         }
         if self.state.step == 0 && settings.eval_on_start && settings.eval_every != Every::Never {
@@ -188,21 +185,8 @@ impl<B: Backend> Trainer<'_, B> {
             ("train/epoch", s.epoch_fraction),
         ];
         self.metrics.scalars(s.step, &scalars)?;
-        let Window {
-            steps,
-            tokens,
-            supervised,
-            ms,
-            flops,
-        } = std::mem::take(window);
-        figures = StepFigures {
-            loss,
-            tokens,
-            supervised,
-            ms,
-            flops,
-            ..figures
-        };
+        let Window { steps, tokens, supervised, ms, flops } = std::mem::take(window);
+        figures = StepFigures { loss, tokens, supervised, ms, flops, ..figures };
         self.metrics.print(&figures.line(steps));
         Ok(())
     }
@@ -280,18 +264,10 @@ impl<B: Backend> Trainer<'_, B> {
             self.comm.sum_host(&mut sums)?;
             let [nll, supervised, correct] = sums;
             if supervised > 0.0 {
-                sets.push(SetSums {
-                    name,
-                    nll,
-                    supervised,
-                    correct,
-                });
+                sets.push(SetSums { name, nll, supervised, correct });
             }
         }
-        Ok(Some(Evaluation {
-            sets,
-            seconds: start.elapsed().as_secs_f64(),
-        }))
+        Ok(Some(Evaluation { sets, seconds: start.elapsed().as_secs_f64() }))
     }
 
     /// Copies the state to the host and lets a thread write it.
@@ -313,9 +289,5 @@ fn list(names: &[String]) -> String {
 }
 
 fn plural(n: usize, what: &str) -> String {
-    if n == 1 {
-        format!("1 {what}:")
-    } else {
-        format!("{n} {what}s:")
-    }
+    if n == 1 { format!("1 {what}:") } else { format!("{n} {what}s:") }
 }

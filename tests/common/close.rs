@@ -57,10 +57,7 @@ pub fn assert_close(what: &str, ours: &[f32], reference: &[f64], plain: &[f64], 
     for (i, (&x, &r)) in ours.iter().zip(reference).enumerate() {
         let error = (f64::from(x) - r).abs();
         // Written so that NaN fails.
-        assert!(
-            error <= allowed,
-            "{what}: element {i}: {x}, expected {r}, error {error:.3e}, allowed {allowed:.3e}"
-        );
+        assert!(error <= allowed, "{what}: element {i}: {x}, expected {r}, error {error:.3e}, allowed {allowed:.3e}");
     }
 }
 

@@ -97,12 +97,7 @@ pub fn tokenizer_json(style: Style) -> Value {
             ]));
         }
         Style::Qwen => {
-            t.add_special_tokens(&special(&[
-                "<|endoftext|>",
-                "<|im_start|>",
-                "<|im_end|>",
-                "<|vision_pad|>",
-            ]));
+            t.add_special_tokens(&special(&["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_pad|>"]));
             t.add_tokens(&[AddedToken::from("<think>".to_string(), false).normalized(false)]);
         }
         Style::MetaspaceFirst => {}
@@ -113,10 +108,8 @@ pub fn tokenizer_json(style: Style) -> Value {
             v["model"]["ignore_merges"] = json!(true);
             let bos = t.token_to_id("<|begin_of_text|>").unwrap();
             let token = json!({"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}});
-            let (a, b) = (
-                json!({"Sequence": {"id": "A", "type_id": 0}}),
-                json!({"Sequence": {"id": "B", "type_id": 1}}),
-            );
+            let (a, b) =
+                (json!({"Sequence": {"id": "A", "type_id": 0}}), json!({"Sequence": {"id": "B", "type_id": 1}}));
             v["post_processor"] = json!({"type": "TemplateProcessing", "single": [token, a], "pair": [token, a, token, b],
                 "special_tokens": {"<|begin_of_text|>": {"id": "<|begin_of_text|>", "ids": [bos], "tokens": ["<|begin_of_text|>"]}}});
         }
@@ -147,10 +140,7 @@ pub fn write(style: Style, dir: &Path) {
                 &json!({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>",
                 "eos_token": {"content": "<|end_of_text|>", "special": true}, "model_max_length": 131072}),
             );
-            put(
-                "generation_config.json",
-                &json!({"eos_token_id": [id("<|end_of_text|>"), id("<|eot_id|>")]}),
-            );
+            put("generation_config.json", &json!({"eos_token_id": [id("<|end_of_text|>"), id("<|eot_id|>")]}));
         }
         Style::Qwen => put(
             "tokenizer_config.json",

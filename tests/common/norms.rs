@@ -12,9 +12,7 @@ fn reference(x: &[f64], w: &[f64], dout: &[f64], eps: f64, round: impl Fn(f64) -
     for g in (0..x.len()).step_by(d) {
         let mean = round((g..g + d).fold(0.0, |s, i| round(s + round(x[i] * x[i]))) / d as f64);
         let r = round(1.0 / round((mean + eps).sqrt()));
-        let dot = (g..g + d).fold(0.0, |s, i| {
-            round(s + round(round(dout[i] * w[i - g]) * round(x[i] * r)))
-        });
+        let dot = (g..g + d).fold(0.0, |s, i| round(s + round(round(dout[i] * w[i - g]) * round(x[i] * r))));
         for i in g..g + d {
             let normed = round(x[i] * r);
             out[i] = round(normed * w[i - g]);
@@ -37,12 +35,7 @@ pub struct Types {
 impl Types {
     /// One type for all.
     pub fn all(dtype: DType) -> Self {
-        Self {
-            x: dtype,
-            w: dtype,
-            out: dtype,
-            dx: dtype,
-        }
+        Self { x: dtype, w: dtype, out: dtype, dx: dtype }
     }
 
     /// Every mix.
@@ -70,22 +63,16 @@ pub fn run<D: Norms>(
     before: f32,
 ) -> [Vec<f32>; 3] {
     let d = w.len();
-    let (xt, wt, dt) = (
-        tensor(dev, n, c, t.x, x),
-        tensor(dev, 1, d, t.w, w),
-        tensor(dev, n, c, t.out, dout),
-    );
+    let (xt, wt, dt) = (tensor(dev, n, c, t.x, x), tensor(dev, 1, d, t.w, w), tensor(dev, n, c, t.out, dout));
     let mut out = dev.alloc(n, c, t.out).unwrap();
     let mut rstd = dev.alloc(n, c / d, DType::F32).unwrap();
     dev.rmsnorm_forward(&mut out, &mut rstd, &xt, &wt, 1e-5).unwrap();
     let mut dx = tensor(dev, n, c, t.dx, &vec![before; n * c]);
     let mut dw = tensor(dev, 1, d, DType::F32, &vec![before; d]);
-    dev.rmsnorm_backward(&mut dx, Some(&mut dw), &dt, &xt, &wt, &rstd, write)
-        .unwrap();
+    dev.rmsnorm_backward(&mut dx, Some(&mut dw), &dt, &xt, &wt, &rstd, write).unwrap();
     // Without dw, the same dx.
     let mut alone = tensor(dev, n, c, t.dx, &vec![before; n * c]);
-    dev.rmsnorm_backward(&mut alone, None, &dt, &xt, &wt, &rstd, write)
-        .unwrap();
+    dev.rmsnorm_backward(&mut alone, None, &dt, &xt, &wt, &rstd, write).unwrap();
     assert_eq!(values(dev, &alone), values(dev, &dx), "dx does not depend on dw");
     [&out, &dx, &dw].map(|t| values(dev, t))
 }
@@ -97,24 +84,14 @@ pub const SHAPES: [(usize, usize, usize); 4] = [(1, 8, 8), (7, 33, 33), (130, 48
 pub fn follow_the_formula<D: Norms>(dev: &D, name: &str, t: Types, shapes: &[(usize, usize, usize)]) {
     for &(n, c, d) in shapes {
         let inputs = [normal(1, n * c), normal(2, d), normal(3, n * c)];
-        let [x, w, dout] = [
-            stored(t.x, &inputs[0]),
-            stored(t.w, &inputs[1]),
-            stored(t.out, &inputs[2]),
-        ];
+        let [x, w, dout] = [stored(t.x, &inputs[0]), stored(t.w, &inputs[1]), stored(t.out, &inputs[2])];
         let exact = reference(&x, &w, &dout, 1e-5, |x| x);
         for (write, before) in [(Write::Set, 0.0), (Write::Add, 0.0), (Write::Add, 0.75)] {
             let ours = run(dev, t, (n, c), &inputs, write, before);
-            for (i, (what, stored_as)) in [("out", t.out), ("dx", t.dx), ("dw", DType::F32)]
-                .into_iter()
-                .enumerate()
-            {
+            for (i, (what, stored_as)) in [("out", t.out), ("dx", t.dx), ("dw", DType::F32)].into_iter().enumerate() {
                 // Plain arithmetic is that of the type the result is stored in, or of the narrowest that goes into dw.
-                let narrow = if i == 2 && (t.x == DType::Bf16 || t.out == DType::Bf16) {
-                    DType::Bf16
-                } else {
-                    stored_as
-                };
+                let narrow =
+                    if i == 2 && (t.x == DType::Bf16 || t.out == DType::Bf16) { DType::Bf16 } else { stored_as };
                 let plain = reference(&x, &w, &dout, 1e-5, |x| rounded(narrow, x));
                 let moved = |v: &[f64]| -> Vec<f64> {
                     let by = if i == 0 { 0.0 } else { f64::from(before) };
@@ -133,11 +110,7 @@ pub fn bits_do_not_depend_on_the_rows_around<D: Norms>(dev: &D, name: &str, c: u
     let inputs = [normal(7, n * c), normal(8, c), normal(9, n * c)];
     let t = Types::all(DType::Bf16);
     let first = run(dev, t, (n, c), &inputs, Write::Set, 0.0);
-    assert_eq!(
-        run(dev, t, (n, c), &inputs, Write::Set, 0.0),
-        first,
-        "{name}: run to run"
-    );
+    assert_eq!(run(dev, t, (n, c), &inputs, Write::Set, 0.0), first, "{name}: run to run");
     let cut = |x: &[f32]| x[70 * c..90 * c].to_vec();
     let part = [cut(&inputs[0]), inputs[1].clone(), cut(&inputs[2])];
     let [out, dx, _] = run(dev, t, (20, c), &part, Write::Set, 0.0);

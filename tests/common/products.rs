@@ -54,16 +54,8 @@ fn reference(
 }
 
 /// Shapes that are odd, small, or cross borders of tiles.
-pub const SHAPES: [(usize, usize, usize); 8] = [
-    (1, 1, 1),
-    (7, 33, 5),
-    (33, 7, 64),
-    (14, 32, 31),
-    (15, 17, 8),
-    (2, 49, 130),
-    (61, 40, 24),
-    (3, 16, 2100),
-];
+pub const SHAPES: [(usize, usize, usize); 8] =
+    [(1, 1, 1), (7, 33, 5), (33, 7, 64), (14, 32, 31), (15, 17, 8), (2, 49, 130), (61, 40, 24), (3, 16, 2100)];
 
 /// Every op, mix of types and way to write over `shapes`, computed by `matmul(C, A, B, op, alpha, write)`.
 pub fn as_close_as_plain_arithmetic<D: Products>(
@@ -88,11 +80,7 @@ pub fn as_close_as_plain_arithmetic<D: Products>(
                 for (write, alpha) in [(Write::Set, 1.0), (Write::Add, -0.5)] {
                     let mut ct = tensor(dev, m, n, tc, &c);
                     matmul(&mut ct, &at, &bt, op, alpha, write);
-                    let c0 = if write == Write::Add {
-                        stored(tc, &c)
-                    } else {
-                        vec![0.0; m * n]
-                    };
+                    let c0 = if write == Write::Add { stored(tc, &c) } else { vec![0.0; m * n] };
                     let expected = reference(&c0, &a, &b, s, op, f64::from(alpha), |x| x);
                     // Sums are f32 even where the operands are bf16, so plain arithmetic is f32's.
                     let plain = reference(&c0, &a, &b, s, op, f64::from(alpha), |x| rounded(DType::F32, x));
@@ -105,12 +93,8 @@ pub fn as_close_as_plain_arithmetic<D: Products>(
 }
 
 /// All mixes of operand types.
-pub const TYPES: [(DType, DType); 4] = [
-    (DType::F32, DType::F32),
-    (DType::F32, DType::Bf16),
-    (DType::Bf16, DType::F32),
-    (DType::Bf16, DType::Bf16),
-];
+pub const TYPES: [(DType, DType); 4] =
+    [(DType::F32, DType::F32), (DType::F32, DType::Bf16), (DType::Bf16, DType::F32), (DType::Bf16, DType::Bf16)];
 
 /// NaN and infinity reach the result, and a sum over nothing is zero.
 pub fn what_is_not_finite_stays_visible_and_an_empty_sum_is_zero<D: Products>(dev: &D, name: &str) {

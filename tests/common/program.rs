@@ -40,9 +40,7 @@ impl Outcome {
 impl Workplace {
     /// An empty folder.
     pub fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-        }
+        Self { dir: tempfile::tempdir().unwrap() }
     }
 
     /// A path in it.
@@ -82,9 +80,7 @@ impl Workplace {
     }
 
     fn prepare(&self, mut command: Command) -> Command {
-        command
-            .current_dir(self.dir.path())
-            .env("RINGTUNE_CACHE", self.path("cache"));
+        command.current_dir(self.dir.path()).env("RINGTUNE_CACHE", self.path("cache"));
         command
     }
 }
@@ -98,9 +94,7 @@ pub fn repository() -> &'static Path {
 pub fn code_blocks(markdown: &str, language: &str) -> Vec<String> {
     let opening = format!("```{language}\n");
     let blocks = markdown.split(&opening).skip(1);
-    blocks
-        .map(|b| b.split("\n```").next().unwrap_or_default().to_string())
-        .collect()
+    blocks.map(|b| b.split("\n```").next().unwrap_or_default().to_string()).collect()
 }
 
 /// The first rows of a JSONL file of the repository.

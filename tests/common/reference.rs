@@ -61,10 +61,7 @@ fn visible(i: usize, start: usize, mask: Mask) -> std::ops::RangeInclusive<usize
 /// Softmax weights of query row `q` over `keys`, and the log of their sum.
 fn softmax_row(q: &[f64], keys: &[&[f64]]) -> (Vec<f64>, f64) {
     let scale = 1.0 / (q.len() as f64).sqrt();
-    let scores: Vec<f64> = keys
-        .iter()
-        .map(|k| scale * q.iter().zip(*k).map(|(a, b)| a * b).sum::<f64>())
-        .collect();
+    let scores: Vec<f64> = keys.iter().map(|k| scale * q.iter().zip(*k).map(|(a, b)| a * b).sum::<f64>()).collect();
     let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
     let lse = top + sum.ln();
@@ -143,11 +140,7 @@ impl Products for Reference {
                     MatMul::NN => a[i * ac + l] * b[l * bc + j],
                     MatMul::TN => a[l * ac + i] * b[l * bc + j],
                 };
-                put(
-                    &mut f_mut(c)[i * n + j],
-                    f64::from(alpha) * (0..k).map(term).sum::<f64>(),
-                    write,
-                );
+                put(&mut f_mut(c)[i * n + j], f64::from(alpha) * (0..k).map(term).sum::<f64>(), write);
             }
         }
         Ok(())
@@ -241,10 +234,7 @@ impl Backend for Reference {
             let Some(r) = (t as usize).checked_sub(first_row).filter(|&r| r < rows) else {
                 continue;
             };
-            f_mut(dw)[r * cols..][..cols]
-                .iter_mut()
-                .zip(d)
-                .for_each(|(w, x)| *w += x);
+            f_mut(dw)[r * cols..][..cols].iter_mut().zip(d).for_each(|(w, x)| *w += x);
         }
         Ok(())
     }
@@ -275,11 +265,7 @@ impl Backend for Reference {
         heads: Heads,
         mask: Mask,
     ) -> Result<()> {
-        let Heads {
-            n_query,
-            n_kv,
-            head_dim: d,
-        } = heads;
+        let Heads { n_query, n_kv, head_dim: d } = heads;
         let (qc, kc) = (q.cols(), k.cols());
         for i in 0..q.rows() {
             for h in 0..n_query {
@@ -312,11 +298,7 @@ impl Backend for Reference {
         heads: Heads,
         mask: Mask,
     ) -> Result<()> {
-        let Heads {
-            n_query,
-            n_kv,
-            head_dim: d,
-        } = heads;
+        let Heads { n_query, n_kv, head_dim: d } = heads;
         let (qc, kc) = (q.cols(), k.cols());
         let scale = 1.0 / (d as f64).sqrt();
         for t in [&mut *dq, &mut *dk, &mut *dv] {
@@ -355,11 +337,7 @@ impl Backend for Reference {
         heads: Heads,
         mask: Mask,
     ) -> Result<()> {
-        let Heads {
-            n_query,
-            n_kv,
-            head_dim: d,
-        } = heads;
+        let Heads { n_query, n_kv, head_dim: d } = heads;
         let (qc, kc, capacity) = (q.cols(), k_cache.cols(), k_cache.rows() / q.rows());
         for s in 0..q.rows() {
             for h in 0..n_query {
@@ -369,11 +347,7 @@ impl Backend for Reference {
                 let keys: Vec<&[f64]> = seen.iter().map(|&j| head(f(k_cache), kc, j, g, d)).collect();
                 let (p, _) = softmax_row(head(f(q), qc, s, h, d), &keys);
                 for e in 0..d {
-                    let sum = seen
-                        .iter()
-                        .zip(&p)
-                        .map(|(&j, w)| w * head(f(v_cache), kc, j, g, d)[e])
-                        .sum();
+                    let sum = seen.iter().zip(&p).map(|(&j, w)| w * head(f(v_cache), kc, j, g, d)[e]).sum();
                     f_mut(out)[s * qc + h * d + e] = sum;
                 }
             }
@@ -383,10 +357,7 @@ impl Backend for Reference {
 
     fn swiglu_forward(&self, out: &mut T, gate: &T, up: &T) -> Result<()> {
         let pairs = f(gate).iter().zip(f(up));
-        f_mut(out)
-            .iter_mut()
-            .zip(pairs)
-            .for_each(|(o, (g, u))| *o = g * sigmoid(*g) * u);
+        f_mut(out).iter_mut().zip(pairs).for_each(|(o, (g, u))| *o = g * sigmoid(*g) * u);
         Ok(())
     }
 
@@ -438,18 +409,12 @@ impl Backend for Reference {
             for (c, l) in logits.iter().enumerate() {
                 let d = f64::from(how.scale) * ((l - lse).exp() - f64::from(u8::from(c == target as usize)));
                 if let Some(dx) = dx.as_deref_mut() {
-                    f_mut(dx)[i * cols..][..cols]
-                        .iter_mut()
-                        .zip(class(c))
-                        .for_each(|(o, v)| *o += d * v);
+                    f_mut(dx)[i * cols..][..cols].iter_mut().zip(class(c)).for_each(|(o, v)| *o += d * v);
                 }
                 if let Some(dw) = dw.as_deref_mut() {
                     let r = c.checked_sub(how.dw_first_row).filter(|&r| r < dw.rows());
                     if let Some(r) = r {
-                        f_mut(dw)[r * cols..][..cols]
-                            .iter_mut()
-                            .zip(row)
-                            .for_each(|(o, v)| *o += d * v);
+                        f_mut(dw)[r * cols..][..cols].iter_mut().zip(row).for_each(|(o, v)| *o += d * v);
                     }
                 }
             }

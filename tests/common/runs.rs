@@ -53,12 +53,7 @@ pub fn sft(dir: &Path, name: &str) -> SftJob {
             eval_batch_size: 2,
             grad_accum: 2,
             max_seq_len: Some(64),
-            lora: Some(LoraSettings {
-                r: 4,
-                alpha: 8.0,
-                dropout: 0.1,
-                ..Default::default()
-            }),
+            lora: Some(LoraSettings { r: 4, alpha: 8.0, dropout: 0.1, ..Default::default() }),
             eval_every: Every::Never,
             save_every: Every::Steps(5),
             quiet: true,

@@ -41,11 +41,7 @@ pub fn fails(outcome: &Outcome, code: i32, parts: &[&str]) {
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
     assert_eq!(outcome.code, Some(code), "{}\n{}", outcome.stdout, outcome.stderr);
     for part in parts {
-        assert!(
-            outcome.error().contains(part),
-            "{part:?} is not in: {}",
-            outcome.error()
-        );
+        assert!(outcome.error().contains(part), "{part:?} is not in: {}", outcome.error());
     }
     assert!(!outcome.error().ends_with('.'), "{}", outcome.error());
 }

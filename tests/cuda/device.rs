@@ -31,17 +31,7 @@ fn values_come_back_as_they_are_stored() {
 fn conversion_keeps_what_is_not_finite_and_rounds_to_even() {
     let Some(dev) = device() else { return };
     // Halfway between two bf16, once to the even one below and once above; the largest f32 rounds to infinity.
-    let x = [
-        f32::NAN,
-        f32::INFINITY,
-        -0.0,
-        1.003_906_3,
-        1.011_718_8,
-        f32::MAX,
-        1e-40,
-        -1e-40,
-        3.0,
-    ];
+    let x = [f32::NAN, f32::INFINITY, -0.0, 1.003_906_3, 1.011_718_8, f32::MAX, 1e-40, -1e-40, 3.0];
     let t = tensor(&dev, 1, x.len(), DType::F32, &x);
     let mut narrow = dev.alloc(1, x.len(), DType::Bf16).unwrap();
     dev.copy(&mut narrow, &t).unwrap();
@@ -49,11 +39,7 @@ fn conversion_keeps_what_is_not_finite_and_rounds_to_even() {
     assert!(ours[0].is_nan());
     for (i, (&o, &x)) in ours.iter().zip(&x).enumerate().skip(1) {
         let expected = half::bf16::from_f32(x).to_f32();
-        assert_eq!(
-            o.to_bits(),
-            expected.to_bits(),
-            "{i}: {x} became {o}, expected {expected}"
-        );
+        assert_eq!(o.to_bits(), expected.to_bits(), "{i}: {x} became {o}, expected {expected}");
     }
 }
 
@@ -67,10 +53,7 @@ fn tensors_start_at_zero_and_are_filled_with_it() {
     t.set_rows(2);
     dev.fill_zero(&mut t).unwrap();
     t.set_rows(4);
-    assert_eq!(
-        values(&dev, &t),
-        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    );
+    assert_eq!(values(&dev, &t), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
     let empty = dev.alloc(0, 3, DType::F32).unwrap();
     assert!(values(&dev, &empty).is_empty());
     dev.synchronize().unwrap();
@@ -80,11 +63,7 @@ fn tensors_start_at_zero_and_are_filled_with_it() {
 fn a_full_device_names_what_was_asked_for() {
     let Some(dev) = device() else { return };
     let rows = dev.properties().memory / 1024;
-    let e = dev
-        .alloc(rows, 1024, DType::F32)
-        .err()
-        .expect("four times the memory")
-        .to_string();
+    let e = dev.alloc(rows, 1024, DType::F32).err().expect("four times the memory").to_string();
     assert!(
         e.starts_with("cuda: allocating ") && e.contains(&format!("{rows} x 1024 of F32")) && e.contains("MiB free"),
         "{e}"
@@ -102,8 +81,5 @@ fn a_device_that_is_not_there_is_an_error() {
         return;
     }
     let e = Cuda::new(1000).err().expect("no machine has so many").to_string();
-    assert!(
-        e.starts_with("cuda: ") && e.contains("1000") && e.contains("ringtune doctor"),
-        "{e}"
-    );
+    assert!(e.starts_with("cuda: ") && e.contains("1000") && e.contains("ringtune doctor"), "{e}");
 }

@@ -33,10 +33,7 @@ fn doctor_proves_each_device_with_a_kernel() {
     assert_eq!(gpus.len(), Cuda::count().unwrap());
     assert_eq!(gpus[0]["name"], dev.properties().name.as_str());
     for gpu in gpus {
-        assert!(
-            gpu["works"] == true && gpu["kernel"].as_str().unwrap().contains("gave the right results"),
-            "{gpu}"
-        );
+        assert!(gpu["works"] == true && gpu["kernel"].as_str().unwrap().contains("gave the right results"), "{gpu}");
     }
     // The kernel is in the cache, and found there the next time.
     let report = json(&doctor(cache.path(), &["--json"], &[]));
@@ -48,18 +45,11 @@ fn doctor_tells_a_driver_without_devices_from_no_driver() {
     let Some(dev) = device() else { return };
     let cache = tempfile::tempdir().unwrap();
     // The emulator's way and the real driver's to have none.
-    let none = if dev.properties().emulated {
-        ("VGPU_DEVICES", "0")
-    } else {
-        ("CUDA_VISIBLE_DEVICES", "")
-    };
+    let none = if dev.properties().emulated { ("VGPU_DEVICES", "0") } else { ("CUDA_VISIBLE_DEVICES", "") };
     let output = doctor(cache.path(), &["--json", "--require", "cuda"], &[none]);
     assert_eq!(output.status.code(), Some(1));
     let report = json(&output);
-    assert!(
-        report["driver"]["works"] == true && report["gpu"][0]["works"] == false,
-        "{report:#}"
-    );
+    assert!(report["driver"]["works"] == true && report["gpu"][0]["works"] == false, "{report:#}");
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("cuda is required: gpu: the driver sees none"), "{error}");
 }
@@ -73,19 +63,15 @@ fn ranks_may_race_for_the_cache() {
     let cache = tempfile::tempdir().unwrap();
     let start = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringtune"));
-        command
-            .args(["doctor", "--require", "cuda"])
-            .env("RINGTUNE_CACHE", cache.path());
+        command.args(["doctor", "--require", "cuda"]).env("RINGTUNE_CACHE", cache.path());
         command.stdout(std::process::Stdio::null()).spawn().unwrap()
     };
     let ranks: Vec<_> = (0..4).map(|_| start()).collect();
     for mut rank in ranks {
         assert!(rank.wait().unwrap().success());
     }
-    let files: Vec<_> = std::fs::read_dir(cache.path().join("kernels"))
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
+    let files: Vec<_> =
+        std::fs::read_dir(cache.path().join("kernels")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(files.len(), 1, "{files:?}");
 }
 
@@ -103,23 +89,14 @@ fn a_damaged_kernel_in_the_cache_is_made_again() {
         assert_eq!(values(&dev, &copy), [1.0, 2.0, 3.0]);
     };
     cast();
-    let file = std::fs::read_dir(cache.path().join("kernels"))
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
+    let file = std::fs::read_dir(cache.path().join("kernels")).unwrap().next().unwrap().unwrap().path();
     let good = std::fs::read(&file).unwrap();
     let mut bad = good.clone();
     let middle = bad.len() / 2;
     bad[middle] ^= 0x40;
     std::fs::write(&file, &bad).unwrap();
     cast();
-    assert_eq!(
-        std::fs::read(&file).unwrap(),
-        good,
-        "the same compiler gives the same bytes"
-    );
+    assert_eq!(std::fs::read(&file).unwrap(), good, "the same compiler gives the same bytes");
     std::fs::write(&file, b"").unwrap();
     cast();
     assert_eq!(std::fs::read(&file).unwrap(), good);
@@ -161,10 +138,7 @@ fn nvrtc_is_looked_for_in_the_documented_order() {
     let (empty, lib) = (root.path().join("none"), lib.to_str().unwrap());
     let run = |env: &[(&str, &str)]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringtune"));
-        command
-            .args(["doctor", "--json"])
-            .env("XDG_CACHE_HOME", &empty)
-            .env("RINGTUNE_CACHE", root.path());
+        command.args(["doctor", "--json"]).env("XDG_CACHE_HOME", &empty).env("RINGTUNE_CACHE", root.path());
         for name in ["LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "RINGTUNE_NVRTC"] {
             command.env_remove(name);
         }
@@ -175,39 +149,22 @@ fn nvrtc_is_looked_for_in_the_documented_order() {
     let system = bare["works"] == true;
     if !system {
         let error = bare["error"].as_str().unwrap();
-        assert!(
-            error.starts_with("NVRTC, the compiler for CUDA kernels, was not found"),
-            "{error}"
-        );
+        assert!(error.starts_with("NVRTC, the compiler for CUDA kernels, was not found"), "{error}");
         let cache = root.path().join("cache");
         let cache = ("XDG_CACHE_HOME", cache.to_str().unwrap());
         assert_eq!(run(&[cache])["origin"], "the user's cache");
-        assert_eq!(
-            run(&[cache, ("CUDA_HOME", toolkit.to_str().unwrap())])["origin"],
-            "CUDA_HOME"
-        );
-        let path = [
-            cache,
-            ("CUDA_HOME", toolkit.to_str().unwrap()),
-            ("LD_LIBRARY_PATH", lib),
-        ];
+        assert_eq!(run(&[cache, ("CUDA_HOME", toolkit.to_str().unwrap())])["origin"], "CUDA_HOME");
+        let path = [cache, ("CUDA_HOME", toolkit.to_str().unwrap()), ("LD_LIBRARY_PATH", lib)];
         assert_eq!(run(&path)["origin"], "the loader's path");
     }
     let file = format!("{lib}/libnvrtc.so.12");
     for named in [lib, file.as_str()] {
         let found = run(&[("RINGTUNE_NVRTC", named), ("LD_LIBRARY_PATH", lib)]);
-        assert_eq!(
-            (&found["origin"], &found["works"]),
-            (&"RINGTUNE_NVRTC".into(), &true.into()),
-            "{found}"
-        );
+        assert_eq!((&found["origin"], &found["works"]), (&"RINGTUNE_NVRTC".into(), &true.into()), "{found}");
     }
     // What it names is not a compiler: no other is taken.
     std::fs::write(root.path().join("text"), "not a library").unwrap();
     let text = root.path().join("text");
     let found = run(&[("RINGTUNE_NVRTC", text.to_str().unwrap()), ("LD_LIBRARY_PATH", lib)]);
-    assert!(
-        found["works"] == false && found["error"].as_str().unwrap().contains("/text"),
-        "{found}"
-    );
+    assert!(found["works"] == false && found["error"].as_str().unwrap().contains("/text"), "{found}");
 }

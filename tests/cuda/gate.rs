@@ -22,14 +22,7 @@ struct Report {
 
 /// The number before a word.
 fn before(line: &str, words: &str) -> Option<usize> {
-    line.split(words)
-        .next()
-        .filter(|head| head.len() < line.len())?
-        .trim_end()
-        .rsplit([' ', ','])
-        .next()?
-        .parse()
-        .ok()
+    line.split(words).next().filter(|head| head.len() < line.len())?.trim_end().rsplit([' ', ',']).next()?.parse().ok()
 }
 
 fn reports(log: &str) -> BTreeMap<String, Report> {
@@ -63,21 +56,13 @@ fn a_report_of_ptxas_is_read() {
     let log = "ptxas info    : 4 bytes gmem, 8 bytes cmem[4]\nptxas info    : Compiling entry function 'f' for 'sm_80'\n\
         ptxas info    : Function properties for f\nptxas         .     24 bytes stack frame, 20 bytes spill stores, 16 bytes spill loads\n\
         ptxas info    : Used 255 registers, used 1 barriers, 32 bytes smem, 408 bytes cmem[0]\n";
-    let expected = Report {
-        registers: 255,
-        spills: 36,
-        stack: 24,
-        shared: 32,
-    };
+    let expected = Report { registers: 255, spills: 36, stack: 24, shared: 32 };
     assert_eq!(reports(log)["f"], expected);
 }
 
 /// Kinds of the parameters of an entry in PTX, pointers told from integers by nothing but their width.
 fn ptx_params(ptx: &str, entry: &str) -> Vec<&'static str> {
-    let head = ptx
-        .split(&format!(".entry {entry}("))
-        .nth(1)
-        .unwrap_or_else(|| panic!("no entry {entry}"));
+    let head = ptx.split(&format!(".entry {entry}(")).nth(1).unwrap_or_else(|| panic!("no entry {entry}"));
     let list = head.split(')').next().unwrap();
     let kinds = list.lines().filter_map(|l| l.trim().strip_prefix(".param "));
     kinds
@@ -117,31 +102,18 @@ fn check_arch(cc: u32, shared_limit: usize) {
         let all = logs.entry(name.clone()).or_insert_with(|| {
             let compiled = compile(nvrtc, &kernel.source, &kernel.defines, target).unwrap();
             let ptx = String::from_utf8_lossy(&compiled.ptx).into_owned();
-            assert_eq!(
-                ptx_params(&ptx, kernel.entry),
-                table_params(&kernel),
-                "{name}: {} in the table",
-                kernel.entry
-            );
+            assert_eq!(ptx_params(&ptx, kernel.entry), table_params(&kernel), "{name}: {} in the table", kernel.entry);
             reports(&compiled.log)
         });
-        let Some(report) = all.get(kernel.entry) else {
-            panic!("{name}: ptxas reports nothing of {}", kernel.entry)
-        };
+        let Some(report) = all.get(kernel.entry) else { panic!("{name}: ptxas reports nothing of {}", kernel.entry) };
         let shared = report.shared + dynamic;
         if report.spills > 0 || report.stack > 0 || shared > shared_limit {
-            wrong.push(format!(
-                "{name} {}: {report:?}, {shared} bytes of shared memory",
-                kernel.entry
-            ));
+            wrong.push(format!("{name} {}: {report:?}, {shared} bytes of shared memory", kernel.entry));
         }
         // 64 K registers a multiprocessor, given to warps in units of 256.
         let warps = kernel.threads.div_ceil(32);
         if (report.registers * 32).next_multiple_of(256) * warps > 65_536 {
-            wrong.push(format!(
-                "{name}: {} registers for {} threads",
-                report.registers, kernel.threads
-            ));
+            wrong.push(format!("{name}: {} registers for {} threads", report.registers, kernel.threads));
         }
         rows.insert(format!("{} {name}", kernel.entry), (report.clone(), shared));
     }
@@ -149,11 +121,7 @@ fn check_arch(cc: u32, shared_limit: usize) {
     assert!(wrong.is_empty(), "{target}:\n{}", wrong.join("\n"));
     let mut table = String::new();
     for (name, (r, shared)) in rows {
-        let _ = writeln!(
-            table,
-            "| {target} | {name} | {} | {shared} | {} |",
-            r.registers, r.spills
-        );
+        let _ = writeln!(table, "| {target} | {name} | {} | {shared} | {} |", r.registers, r.spills);
     }
     std::fs::write(format!("{}/kernels_{target}.md", env!("CARGO_TARGET_TMPDIR")), table).unwrap();
 }
@@ -200,16 +168,7 @@ fn a_source_that_does_not_compile_is_shown_where_it_stands() {
     let Some(nvrtc) = nvrtc() else { return };
     let mut kernel = kernels::cast(ringtune::tensor::DType::F32, ringtune::tensor::DType::Bf16);
     kernel.defines[0].1 = "no_such_type".into();
-    let e = compile(nvrtc, &kernel.source, &kernel.defines, Target::Ptx(80))
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(
-        e.starts_with("kernels/cast.cu [DST_T=no_such_type SRC_T=bf16] for compute_80: NVRTC:\n"),
-        "{e}"
-    );
-    assert!(
-        e.contains("kernels/cast.cu(13)") && e.contains("no_such_type") && !e.contains("\\n"),
-        "{e}"
-    );
+    let e = compile(nvrtc, &kernel.source, &kernel.defines, Target::Ptx(80)).err().unwrap().to_string();
+    assert!(e.starts_with("kernels/cast.cu [DST_T=no_such_type SRC_T=bf16] for compute_80: NVRTC:\n"), "{e}");
+    assert!(e.contains("kernels/cast.cu(13)") && e.contains("no_such_type") && !e.contains("\\n"), "{e}");
 }

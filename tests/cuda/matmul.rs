@@ -47,14 +47,10 @@ fn every_tile_gives_the_same_bits() {
     let (a, b) = (normal(1, s.m * s.k), normal(2, s.k * s.n));
     for op in OPS {
         let [(ar, ac), (br, bc)] = s.operands(op);
-        let (at, bt) = (
-            tensor(&dev, ar, ac, DType::Bf16, &a),
-            tensor(&dev, br, bc, DType::Bf16, &b),
-        );
+        let (at, bt) = (tensor(&dev, ar, ac, DType::Bf16, &a), tensor(&dev, br, bc, DType::Bf16, &b));
         let run = |tile: Tile| {
             let mut c = dev.alloc(s.m, s.n, DType::F32).unwrap();
-            dev.matmul_with(Some(tile), &mut c, &at, &bt, op, 1.0, Write::Set)
-                .unwrap();
+            dev.matmul_with(Some(tile), &mut c, &at, &bt, op, 1.0, Write::Set).unwrap();
             values(&dev, &c)
         };
         let fits = |t: &Tile| t.shared() <= dev.properties().shared_limit;

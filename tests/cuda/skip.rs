@@ -12,10 +12,7 @@ use ringtune::cuda::{Cuda, device_library};
 pub fn skipped(reason: &str) {
     let name = std::thread::current().name().unwrap_or("a test").to_string();
     let line = format!("skipped: cuda {name}: {reason}");
-    assert!(
-        !std::env::var("RINGTUNE_NO_SKIP").is_ok_and(|v| v == "1"),
-        "RINGTUNE_NO_SKIP=1 and {line}"
-    );
+    assert!(!std::env::var("RINGTUNE_NO_SKIP").is_ok_and(|v| v == "1"), "RINGTUNE_NO_SKIP=1 and {line}");
     eprintln!("{line}");
     if let Some(path) = std::env::var_os("RINGTUNE_SKIP_LOG") {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);

@@ -21,9 +21,7 @@ enum Arg {
 
 /// Runs a kernel on buffers of zeros.
 fn run(kernel: &Kernel, blocks: usize, shared: usize, args: &[Arg]) -> Option<Counters> {
-    let ptx = compile(nvrtc()?, &kernel.source, &kernel.defines, Target::Ptx(80))
-        .unwrap()
-        .ptx;
+    let ptx = compile(nvrtc()?, &kernel.source, &kernel.defines, Target::Ptx(80)).unwrap().ptx;
     let mut memory = Memory::new();
     let module = Module::load(&String::from_utf8(ptx).unwrap(), &mut memory).unwrap();
     let bytes: Vec<Vec<u8>> = args
@@ -53,11 +51,7 @@ fn matmul(tile: Tile, op: MatMul, Shape { m, n, k }: Shape) -> Option<Counters> 
     let (block_m, block_n) = tile.block();
     let [(ar, ac), (br, bc)] = Shape { m, n, k }.operands(op);
     let words = [m, n, k, ac, bc].map(|x| Arg::U32(x as u32));
-    let mut args = vec![
-        Arg::Buffer(m * n * 2),
-        Arg::Buffer(ar * ac * 2),
-        Arg::Buffer(br * bc * 2),
-    ];
+    let mut args = vec![Arg::Buffer(m * n * 2), Arg::Buffer(ar * ac * 2), Arg::Buffer(br * bc * 2)];
     args.extend(words);
     args.extend([Arg::F32(1.0), Arg::U32(1), Arg::U32(0)]);
     run(&kernel, m.div_ceil(block_m) * n.div_ceil(block_n), tile.shared(), &args)
@@ -68,11 +62,7 @@ fn a_product_reads_whole_sectors_and_its_loop_meets_no_bank_twice() {
     for tile in Tile::ALL {
         let (block_m, block_n) = tile.block();
         for op in OPS {
-            let s = Shape {
-                m: 2 * block_m,
-                n: block_n,
-                k: 128,
-            };
+            let s = Shape { m: 2 * block_m, n: block_n, k: 128 };
             let Some(short) = matmul(tile, op, s) else { return };
             let Some(long) = matmul(tile, op, Shape { k: 320, ..s }) else {
                 return;
@@ -81,16 +71,8 @@ fn a_product_reads_whole_sectors_and_its_loop_meets_no_bank_twice() {
             assert_eq!(long.tensor_flops, (2 * s.m * s.n * 320) as u64, "{what}");
             // Each tile of A and of B is read once per tile of C; C is written once.
             let read = 2 * 320 * (s.m * (s.n / block_n) + s.n * (s.m / block_m));
-            assert_eq!(
-                (long.global_read, long.global_written),
-                (read as u64, (2 * s.m * s.n) as u64),
-                "{what}"
-            );
-            assert_eq!(
-                long.global_sectors * 32,
-                long.global_read + long.global_written,
-                "{what}"
-            );
+            assert_eq!((long.global_read, long.global_written), (read as u64, (2 * s.m * s.n) as u64), "{what}");
+            assert_eq!(long.global_sectors * 32, long.global_read + long.global_written, "{what}");
             // What conflicts there are belong to the staging of the result, which k does not lengthen.
             assert_eq!(long.bank_conflicts, short.bank_conflicts, "{what}");
             // One barrier for each 64 steps, one before the loop, per warp.
@@ -107,13 +89,8 @@ fn a_norm_reads_and_writes_whole_sectors() {
     let b = DType::Bf16;
     let kernel = kernels::rmsnorm_forward(b, b, b, width);
     let counts = [rows, width, kernel.threads].map(|x| Arg::U32(x as u32));
-    let mut args = vec![
-        Arg::Buffer(bytes),
-        Arg::Buffer(rows * 4),
-        Arg::Buffer(bytes),
-        Arg::Buffer(width * 2),
-        Arg::F32(1e-5),
-    ];
+    let mut args =
+        vec![Arg::Buffer(bytes), Arg::Buffer(rows * 4), Arg::Buffer(bytes), Arg::Buffer(width * 2), Arg::F32(1e-5)];
     args.extend(counts);
     let Some(c) = run(&kernel, rows, 0, &args) else { return };
     // x twice (the second time from a cache), the weight, out; a sector of its own for each rstd.
@@ -121,12 +98,7 @@ fn a_norm_reads_and_writes_whole_sectors() {
 
     let kernel = kernels::rmsnorm_backward(b, b, b, b, width);
     let blocks = rows / kernels::NORM_ROUNDS;
-    let mut args = vec![
-        Arg::Buffer(bytes),
-        Arg::Buffer(blocks * width * 4),
-        Arg::Buffer(bytes),
-        Arg::Buffer(bytes),
-    ];
+    let mut args = vec![Arg::Buffer(bytes), Arg::Buffer(blocks * width * 4), Arg::Buffer(bytes), Arg::Buffer(bytes)];
     args.extend([Arg::Buffer(width * 2), Arg::Buffer(rows * 4)]);
     args.extend([rows, width, kernel.threads, 0, 1].map(|x| Arg::U32(x as u32)));
     let Some(c) = run(&kernel, blocks, width * 4, &args) else {

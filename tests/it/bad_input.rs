@@ -40,11 +40,7 @@ fn fails(outcome: &Outcome, code: i32, parts: &[&str]) {
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
     assert_eq!(outcome.code, Some(code), "{}", outcome.stderr);
     for part in parts {
-        assert!(
-            outcome.error().contains(part),
-            "{part:?} is not in: {}",
-            outcome.error()
-        );
+        assert!(outcome.error().contains(part), "{part:?} is not in: {}", outcome.error());
     }
     assert!(!outcome.error().ends_with('.'), "{}", outcome.error());
 }
@@ -68,19 +64,10 @@ fn broken_rows_name_file_and_line() {
         (b"not json\n", "rows.jsonl:2: invalid JSON"),
         (b"[1, 2]\n", "rows.jsonl:2: not a JSON object"),
         (b"{\"prompt\": \"a\", \"resp", "rows.jsonl:2: invalid JSON"),
-        (
-            b"{\"prompt\": \"caf\xe9\", \"response\": \"b\"}\n",
-            "rows.jsonl:2: invalid UTF-8",
-        ),
-        (
-            b"{\"prompt\": \"a\", \"prompt\": \"b\", \"response\": \"c\"}\n",
-            "appears twice",
-        ),
+        (b"{\"prompt\": \"caf\xe9\", \"response\": \"b\"}\n", "rows.jsonl:2: invalid UTF-8"),
+        (b"{\"prompt\": \"a\", \"prompt\": \"b\", \"response\": \"c\"}\n", "appears twice"),
         (b"{\"messages\": []}\n", "rows.jsonl:2: "),
-        (
-            b"{\"messages\": [{\"role\": \"robot\", \"content\": \"x\"}]}\n",
-            "rows.jsonl:2: ",
-        ),
+        (b"{\"messages\": [{\"role\": \"robot\", \"content\": \"x\"}]}\n", "rows.jsonl:2: "),
     ];
     for (line, part) in cases {
         let mut bytes = b"{\"prompt\": \"fine\", \"response\": \"fine\"}\n".to_vec();
@@ -121,17 +108,9 @@ fn tokenizers_that_cannot_be_trained_with_are_refused() {
     let outcome = sft(&w, &["--tokenizer_path", repository().join(llama).to_str().unwrap()]);
     fails(&outcome, 1, &["expected", "found", "--special-ids"]);
     let no_bytes = repository().join("tests/data/tokenizer/spm600_nobyte.model");
-    fails(
-        &sft(&w, &["--tokenizer_path", no_bytes.to_str().unwrap()]),
-        1,
-        &["newline"],
-    );
+    fails(&sft(&w, &["--tokenizer_path", no_bytes.to_str().unwrap()]), 1, &["newline"]);
     fails(&sft(&w, &["--tokenizer_path", "none.model"]), 1, &["none.model"]);
-    fails(
-        &sft(&w, &["--special_ids", "0,1"]),
-        2,
-        &["special ids", "pad,unk,bos,eos"],
-    );
+    fails(&sft(&w, &["--special_ids", "0,1"]), 2, &["special ids", "pad,unk,bos,eos"]);
 }
 
 #[test]
@@ -174,25 +153,14 @@ fn the_vocabulary_must_fit_the_model() {
 #[test]
 fn damaged_token_files_are_refused() {
     let w = good();
-    let packed = w.run(&[
-        "pack",
-        "--tokenizer_path",
-        "spm.model",
-        "--dataset_paths",
-        "rows.jsonl",
-        "--output",
-        "rows.tok",
-    ]);
+    let packed =
+        w.run(&["pack", "--tokenizer_path", "spm.model", "--dataset_paths", "rows.jsonl", "--output", "rows.tok"]);
     assert_eq!(packed.code, Some(0), "{}", packed.stderr);
     let outcome = sft(&w, &["--dataset_paths", "rows.tok"]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     let bytes = fs::read(w.path("rows.tok")).unwrap();
     w.write("rows.tok", &bytes[..bytes.len() - 100]);
-    fails(
-        &sft(&w, &["--dataset_paths", "rows.tok"]),
-        1,
-        &["rows.tok", "truncated", "expected", "found"],
-    );
+    fails(&sft(&w, &["--dataset_paths", "rows.tok"]), 1, &["rows.tok", "truncated", "expected", "found"]);
     let mut flipped = bytes.clone();
     let at = flipped.len() - 20;
     flipped[at] ^= 1;
@@ -201,22 +169,14 @@ fn damaged_token_files_are_refused() {
     w.write("rows.tok", &bytes);
     let outcome = sft(&w, &["--dataset_paths", "rows.tok", "--prompt_template", "instruct"]);
     fails(&outcome, 1, &["rows.tok", "template"]);
-    fails(
-        &sft(&w, &["--dataset_paths", "rows.tok", "--max_seq_len", "8"]),
-        1,
-        &["rows.tok", "at most 8"],
-    );
+    fails(&sft(&w, &["--dataset_paths", "rows.tok", "--max_seq_len", "8"]), 1, &["rows.tok", "at most 8"]);
 }
 
 #[test]
 fn weights_must_be_one_positive_number_per_data_set() {
     let w = good();
     for bad in ["-0.5", "0", "nan", "inf", "much"] {
-        fails(
-            &sft(&w, &["--dataset_weights", bad]),
-            2,
-            &["--dataset-weights", "above 0", bad],
-        );
+        fails(&sft(&w, &["--dataset_weights", bad]), 2, &["--dataset-weights", "above 0", bad]);
     }
     let outcome = sft(&w, &["--dataset_weights", "0.5", "0.5"]);
     fails(&outcome, 2, &["--dataset-weights", "1 data sets", "2 weights"]);
@@ -246,21 +206,10 @@ fn a_full_disk_is_said() {
 fn rows_that_leave_nothing_to_train_are_an_error() {
     let w = good();
     let long = "word ".repeat(400);
-    w.write(
-        "rows.jsonl",
-        format!("{{\"prompt\": \"{long}\", \"response\": \"b\"}}\n"),
-    );
+    w.write("rows.jsonl", format!("{{\"prompt\": \"{long}\", \"response\": \"b\"}}\n"));
     let outcome = sft(&w, &["--max_seq_len", "32"]);
-    fails(
-        &outcome,
-        1,
-        &["rows.jsonl: no usable training row", "response would be cut away"],
-    );
-    fails(
-        &sft(&w, &["--max_seq_len", "32", "--overflow", "drop"]),
-        1,
-        &["longer than a row"],
-    );
+    fails(&outcome, 1, &["rows.jsonl: no usable training row", "response would be cut away"]);
+    fails(&sft(&w, &["--max_seq_len", "32", "--overflow", "drop"]), 1, &["longer than a row"]);
 }
 
 #[test]
@@ -279,52 +228,18 @@ fn flags_that_are_wrong_name_the_nearest_or_what_is_expected() {
             assert!(outcome.stderr.contains(part), "{part:?} is not in: {}", outcome.stderr);
         }
     };
-    clap(
-        &["sft", "--dataset_weigths", "1"],
-        &["--dataset_weigths", "--dataset_weights"],
-    );
-    clap(
-        &["sft", "--use_lora", "--no_lora"],
-        &["--use-lora", "--no-lora", "cannot be used"],
-    );
+    clap(&["sft", "--dataset_weigths", "1"], &["--dataset_weigths", "--dataset_weights"]);
+    clap(&["sft", "--use_lora", "--no_lora"], &["--use-lora", "--no-lora", "cannot be used"]);
     clap(&["inspct"], &["inspct", "inspect"]);
     clap(&["sft", "--lora_r", "4", "--lora-r", "8"], &["--lora-r"]);
-    fails(
-        &sft(&w, &["--mixed_precision", "fp16"]),
-        2,
-        &["one of no, bf16", "float16"],
-    );
-    fails(
-        &sft(&w, &["--lora_r", "0"]),
-        2,
-        &["--lora-r: expected a whole number of at least 1, found \"0\""],
-    );
-    fails(
-        &sft(&w, &["--learning_rate", "-1e-4"]),
-        2,
-        &["--learning-rate", "above 0"],
-    );
+    fails(&sft(&w, &["--mixed_precision", "fp16"]), 2, &["one of no, bf16", "float16"]);
+    fails(&sft(&w, &["--lora_r", "0"]), 2, &["--lora-r: expected a whole number of at least 1, found \"0\""]);
+    fails(&sft(&w, &["--learning_rate", "-1e-4"]), 2, &["--learning-rate", "above 0"]);
     fails(&sft(&w, &["--no_lora", "--lora_r", "4"]), 2, &["--lora-r", "--no-lora"]);
-    fails(
-        &sft(&w, &["--no_lora", "--merge_adapters"]),
-        2,
-        &["--merge-adapters", "--no-lora"],
-    );
-    fails(
-        &sft(&w, &["--max_new_tokens", "9"]),
-        2,
-        &["--max-new-tokens", "--no-gen-test"],
-    );
+    fails(&sft(&w, &["--no_lora", "--merge_adapters"]), 2, &["--merge-adapters", "--no-lora"]);
+    fails(&sft(&w, &["--max_new_tokens", "9"]), 2, &["--max-new-tokens", "--no-gen-test"]);
     fails(&sft(&w, &["--prompt_template", "chatlm"]), 2, &["chatlm", "chatml"]);
-    let both = w.run(&[
-        "--mixed_precision",
-        "bf16",
-        "sft",
-        "--mixed_precision",
-        "no",
-        "--output_dir",
-        "out",
-    ]);
+    let both = w.run(&["--mixed_precision", "bf16", "sft", "--mixed_precision", "no", "--output_dir", "out"]);
     fails(&both, 2, &["--mixed-precision", "bf16", "no"]);
     fails(&w.run(&["--mixed_precision", "bf16", "templates"]), 2, &["no effect"]);
 }
@@ -333,16 +248,10 @@ fn flags_that_are_wrong_name_the_nearest_or_what_is_expected() {
 fn configs_that_are_wrong_name_key_expected_and_found() {
     let w = good();
     for (text, parts) in [
-        (
-            "{\"lora_rank\": 8}",
-            ["c.json", "unknown key \"lora_rank\"; did you mean \"lora_r\"?"],
-        ),
+        ("{\"lora_rank\": 8}", ["c.json", "unknown key \"lora_rank\"; did you mean \"lora_r\"?"]),
         (
             "{\"learning_rate\": \"abc\"}",
-            [
-                "key \"learning_rate\"",
-                "expected a number above 0, found the text \"abc\"",
-            ],
+            ["key \"learning_rate\"", "expected a number above 0, found the text \"abc\""],
         ),
         ("{\"lora_r\": 1.5}", ["key \"lora_r\"", "found the number 1.5"]),
         ("{\"seed\": 1, \"seed\": 2}", ["c.json", "twice"]),
@@ -351,22 +260,12 @@ fn configs_that_are_wrong_name_key_expected_and_found() {
         w.write("c.json", text);
         fails(&sft(&w, &["--config_path", "c.json"]), 2, &parts);
     }
-    fails(
-        &sft(&w, &["--config_path", "none.json"]),
-        2,
-        &["none.json", "configs/none.json"],
-    );
+    fails(&sft(&w, &["--config_path", "none.json"]), 2, &["none.json", "configs/none.json"]);
     // A file's setting that a flag switches off is a warning: the seed's full fine-tuning uses a file with LoRA settings.
     w.write("c.json", "{\"lora_r\": 4, \"learning_rate\": 1e-3}");
     let outcome = sft(&w, &["--config_path", "c.json", "--no_lora"]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    assert!(
-        outcome
-            .stderr
-            .contains("warning: c.json: no effect with --no-lora: lora_r"),
-        "{}",
-        outcome.stderr
-    );
+    assert!(outcome.stderr.contains("warning: c.json: no effect with --no-lora: lora_r"), "{}", outcome.stderr);
 }
 
 #[test]

@@ -85,14 +85,7 @@ fn problem(report: &Value, code: &str, place: &str) -> Value {
 #[test]
 fn the_figures_are_those_of_the_training() {
     let w = good();
-    let more = [
-        "--num_train_epochs",
-        "2",
-        "--per_device_train_batch_size",
-        "2",
-        "--eval_strategy",
-        "no",
-    ];
+    let more = ["--num_train_epochs", "2", "--per_device_train_batch_size", "2", "--eval_strategy", "no"];
     let report = check(&w, &more);
     assert_eq!(report["ok"], true, "{report:#}");
     assert!(!w.path("out").exists(), "check wrote the output folder");
@@ -101,10 +94,7 @@ fn the_figures_are_those_of_the_training() {
     let state: Value = serde_json::from_slice(&fs::read(w.path("out/trainer_state.json")).unwrap()).unwrap();
     assert_eq!(report["steps"]["total"], state["max_steps"]);
     assert_eq!(report["time"]["tokens"], state["num_input_tokens_seen"]);
-    let (ours, real) = (
-        report["time"]["flops"].as_f64().unwrap(),
-        state["total_flos"].as_f64().unwrap(),
-    );
+    let (ours, real) = (report["time"]["flops"].as_f64().unwrap(), state["total_flos"].as_f64().unwrap());
     assert!((ours / real - 1.0).abs() < 1e-9, "{ours} {real}");
     // The line of parameters, the memory table and the mix are the ones that are printed at the start.
     for class in ["weights", "gradients", "moments_and_masters", "activations"] {
@@ -112,11 +102,7 @@ fn the_figures_are_those_of_the_training() {
         let printed = format!("{}  {}", class.replace('_', " "), ringtune::train::report::bytes(bytes));
         let line = |l: &str| l.split_whitespace().collect::<Vec<_>>().join(" ");
         let wanted = line(&printed);
-        assert!(
-            outcome.stdout.lines().any(|l| line(l) == wanted),
-            "{wanted} is not in:\n{}",
-            outcome.stdout
-        );
+        assert!(outcome.stdout.lines().any(|l| line(l) == wanted), "{wanted} is not in:\n{}", outcome.stdout);
     }
     let share = report["mix"]["sets"][0]["shares"]["tokens"]["achieved"].as_f64();
     assert_eq!(share, Some(1.0));
@@ -125,10 +111,7 @@ fn the_figures_are_those_of_the_training() {
         .map(|e| e.unwrap().metadata().unwrap().len())
         .sum();
     let guess = report["output_folder"]["checkpoint_bytes"].as_u64().unwrap();
-    assert!(
-        guess >= size / 2 && guess < size * 2,
-        "a checkpoint takes {size}, {guess} were estimated"
-    );
+    assert!(guess >= size / 2 && guess < size * 2, "a checkpoint takes {size}, {guess} were estimated");
 }
 
 #[test]
@@ -165,10 +148,7 @@ fn the_text_shows_the_mask_and_every_section() {
 #[test]
 fn every_problem_of_one_call_is_named() {
     let w = good();
-    w.write(
-        "bad.jsonl",
-        "{\"prompt\": \"a\", \"response\": \"b\"}\nnot json\n{\"prompt\": 5, \"response\": \"b\"}\n",
-    );
+    w.write("bad.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\nnot json\n{\"prompt\": 5, \"response\": \"b\"}\n");
     let more = [
         "--model_path",
         "nowhere",
@@ -193,16 +173,8 @@ fn every_problem_of_one_call_is_named() {
         .collect();
     assert_eq!(rows, ["bad.jsonl:2", "bad.jsonl:3"]);
     let text = run(&w, "check", &more);
-    assert!(
-        text.error().ends_with("would make this training fail or be wrong"),
-        "{}",
-        text.stderr
-    );
-    assert!(
-        text.stdout.contains("problem [bad-row] bad.jsonl:2: invalid JSON"),
-        "{}",
-        text.stdout
-    );
+    assert!(text.error().ends_with("would make this training fail or be wrong"), "{}", text.stderr);
+    assert!(text.stdout.contains("problem [bad-row] bad.jsonl:2: invalid JSON"), "{}", text.stdout);
     // Bad rows that may be skipped are warnings.
     let report = check(&w, &["--dataset_paths", "rows.jsonl", "bad.jsonl", "--skip_bad_rows"]);
     assert_eq!(codes(&report, "problems"), Vec::<String>::new());
@@ -212,23 +184,9 @@ fn every_problem_of_one_call_is_named() {
 #[test]
 fn models_tokenizers_and_data_that_do_not_fit_are_named() {
     let w = good();
-    let missing = problem(
-        &check(&w, &["--dataset_paths", "none.jsonl"]),
-        "data-missing",
-        "none.jsonl",
-    )
-    .clone();
-    assert_eq!(
-        (missing["expected"].as_str(), missing["found"].as_str()),
-        (Some("a file"), Some("nothing"))
-    );
-    let spm = |name: &str| {
-        repository()
-            .join("tests/data/tokenizer")
-            .join(name)
-            .display()
-            .to_string()
-    };
+    let missing = problem(&check(&w, &["--dataset_paths", "none.jsonl"]), "data-missing", "none.jsonl").clone();
+    assert_eq!((missing["expected"].as_str(), missing["found"].as_str()), (Some("a file"), Some("nothing")));
+    let spm = |name: &str| repository().join("tests/data/tokenizer").join(name).display().to_string();
     let large = spm("spm32k.model");
     problem(&check(&w, &["--tokenizer_path", &large]), "vocabulary", "spm32k");
     let no_bytes = spm("spm600_nobyte.model");
@@ -240,11 +198,7 @@ fn models_tokenizers_and_data_that_do_not_fit_are_named() {
     assert!(found["do"].as_str().unwrap().contains("--special-ids"), "{found:#}");
     problem(&check(&w, &["--prompt_template", "chatlm"]), "template", "chatlm");
     problem(&check(&w, &["--max_seq_len", "100000"]), "row-length", "max_seq_len");
-    problem(
-        &check(&w, &["--early_stopping_patience", "3", "--eval_strategy", "no"]),
-        "settings",
-        "",
-    );
+    problem(&check(&w, &["--early_stopping_patience", "3", "--eval_strategy", "no"]), "settings", "");
 }
 
 #[test]
@@ -262,29 +216,19 @@ fn what_is_lost_or_never_trained_is_counted() {
         assert!(warnings.contains(&code.to_string()), "{code} is not in {warnings:?}");
     }
     let lost = &report["data"]["lost"][0];
-    assert_eq!(
-        (&lost["newlines_lost"], &lost["blanks_lost"]),
-        (&Value::from(1), &Value::from(2))
-    );
+    assert_eq!((&lost["newlines_lost"], &lost["blanks_lost"]), (&Value::from(1), &Value::from(2)));
     assert_eq!(report["data"]["duplicate_rows"], 1);
     // With a tokenizer that keeps them nothing is lost.
     let report = check(&w, &["--val_fraction", "0"]);
     let lost = &report["data"]["lost"][0];
-    assert_eq!(
-        (&lost["newlines_lost"], &lost["blanks_lost"]),
-        (&Value::from(0), &Value::from(0))
-    );
+    assert_eq!((&lost["newlines_lost"], &lost["blanks_lost"]), (&Value::from(0), &Value::from(0)));
     // A template that never trains an end token.
     w.write(
         "endless.jinja",
         "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}\
          {% else %}{{ m.content }}{% endif %}{% endfor %}",
     );
-    problem(
-        &check(&w, &["--prompt_template", "endless.jinja"]),
-        "end-not-trained",
-        "rows.jsonl:",
-    );
+    problem(&check(&w, &["--prompt_template", "endless.jinja"]), "end-not-trained", "rows.jsonl:");
 }
 
 #[test]
@@ -295,11 +239,7 @@ fn over_long_rows_are_counted_and_the_worst_is_named() {
     for (overflow, dropped) in [("truncate", 0), ("drop", 1)] {
         let report = check(&w, &["--overflow", overflow, "--val_fraction", "0"]);
         let over = &report["data"]["sets"][0]["over_long"];
-        assert_eq!(
-            (&over["rows"], &over["line"]),
-            (&Value::from(1), &Value::from(21)),
-            "{over:#}"
-        );
+        assert_eq!((&over["rows"], &over["line"]), (&Value::from(1), &Value::from(21)), "{over:#}");
         assert!(over["longest"].as_u64().unwrap() > 300);
         assert_eq!(report["data"]["sets"][0]["dropped"]["too_long"], dropped);
         let list = report["warnings"].as_array().unwrap();
@@ -321,21 +261,11 @@ fn too_little_memory_is_a_problem_with_a_remedy_that_works() {
         let remedy = report["memory_per_device"]["remedy"]["flags"].as_str().unwrap();
         assert!(found["do"].as_str().unwrap().starts_with(remedy));
         let words: Vec<&str> = remedy.split(' ').chain(["--device-memory", &size]).collect();
-        let words: Vec<&str> = if remedy.contains("--use-lora") {
-            words
-        } else {
-            [&["--no_lora"], &words[..]].concat()
-        };
+        let words: Vec<&str> =
+            if remedy.contains("--use-lora") { words } else { [&["--no_lora"], &words[..]].concat() };
         let fixed = check(&w, &words);
-        assert_eq!(
-            fixed["memory_per_device"]["fits"], true,
-            "{remedy}: {:#}",
-            fixed["problems"]
-        );
-        assert_eq!(
-            fixed["memory_per_device"]["total"], report["memory_per_device"]["remedy"]["bytes"],
-            "{remedy}"
-        );
+        assert_eq!(fixed["memory_per_device"]["fits"], true, "{remedy}: {:#}", fixed["problems"]);
+        assert_eq!(fixed["memory_per_device"]["total"], report["memory_per_device"]["remedy"]["bytes"], "{remedy}");
     }
     let report = check(&w, &["--device-memory", "1KB"]);
     assert!(report["memory_per_device"]["remedy"].is_null());
@@ -345,27 +275,12 @@ fn too_little_memory_is_a_problem_with_a_remedy_that_works() {
 #[test]
 fn memory_is_estimated_to_the_byte() {
     let dev = Cpu::new(Some(1)).unwrap();
-    for name in [
-        "tiny-llama-tied",
-        "tiny-llama-untied",
-        "qwen2-untied",
-        "qwen3-tied",
-        "mistral-window",
-        "llama3-rope",
-    ] {
+    for name in ["tiny-llama-tied", "tiny-llama-untied", "qwen2-untied", "qwen3-tied", "mistral-window", "llama3-rope"]
+    {
         let base = ModelFiles::open(Path::new(&format!("tests/data/model/{name}"))).unwrap();
         let vocabulary = base.config().vocab_size;
         let grow = Resize {
-            tokens: vec![
-                NewToken {
-                    id: vocabulary,
-                    like: 2,
-                },
-                NewToken {
-                    id: vocabulary + 1,
-                    like: 3,
-                },
-            ],
+            tokens: vec![NewToken { id: vocabulary, like: 2 }, NewToken { id: vocabulary + 1, like: 3 }],
             ..Resize::default()
         };
         for (case, how) in [Resize::default(), grow].into_iter().enumerate() {
@@ -416,28 +331,15 @@ fn memory_is_estimated_to_the_byte() {
 #[test]
 fn a_remedy_is_the_mildest_change() {
     let base = ModelFiles::open(Path::new(MODEL)).unwrap();
-    let s = TrainSettings {
-        lora: None,
-        ..TrainSettings::default()
-    };
+    let s = TrainSettings { lora: None, ..TrainSettings::default() };
     let lora = setup::lora_spec(&TrainSettings::default()).unwrap().unwrap();
-    let demand = Demand {
-        config: base.config(),
-        settings: &s,
-        lora: None,
-        new_rows: None,
-        max_seq_len: 256,
-        logits_rows: 1,
-    };
+    let demand =
+        Demand { config: base.config(), settings: &s, lora: None, new_rows: None, max_seq_len: 256, logits_rows: 1 };
     let total: u64 = estimate(&demand).iter().map(|c| c.bytes).sum();
     let flags = |n: u64| remedy(&demand, &lora, n).unwrap().flags;
     assert_eq!(flags(total - 1), "--recompute attention");
     assert!(flags(total / 2).starts_with("--recompute layer"));
-    assert!(
-        flags(total / 6).contains("--per-device-train-batch-size"),
-        "{}",
-        flags(total / 6)
-    );
+    assert!(flags(total / 6).contains("--per-device-train-batch-size"), "{}", flags(total / 6));
     assert_eq!(remedy(&demand, &lora, 1000), None);
 }
 
@@ -446,16 +348,7 @@ fn the_output_folder_and_resuming_are_looked_at() {
     let w = good();
     w.write("file", "x");
     problem(&check(&w, &["--output_dir", "file"]), "output-folder", "file");
-    let more = [
-        "--max_steps",
-        "4",
-        "--save_steps",
-        "2",
-        "--per_device_train_batch_size",
-        "2",
-        "--eval_strategy",
-        "no",
-    ];
+    let more = ["--max_steps", "4", "--save_steps", "2", "--per_device_train_batch_size", "2", "--eval_strategy", "no"];
     let with =
         |extra: &[&'static str]| -> Vec<&'static str> { more.iter().copied().chain(extra.iter().copied()).collect() };
     assert_eq!(run(&w, "sft", &with(&[])).code, Some(0));
@@ -466,26 +359,14 @@ fn the_output_folder_and_resuming_are_looked_at() {
     let report = check(&w, &with(&["--resume_from_checkpoint", "out/checkpoint-2"]));
     assert_eq!(report["ok"], true, "{:#}", report["problems"]);
     assert_eq!(
-        (
-            &report["output_folder"]["resume"]["step"],
-            &report["output_folder"]["resume"]["steps_left"]
-        ),
+        (&report["output_folder"]["resume"]["step"], &report["output_folder"]["resume"]["steps_left"]),
         (&Value::from(2), &Value::from(2))
     );
     // Another seed is other data and another configuration.
     let other = ["--resume_from_checkpoint", "auto", "--seed", "5"];
     let found = problem(&check(&w, &with(&other)), "resume", "checkpoint-4");
-    assert!(
-        found["what"]
-            .as_str()
-            .unwrap()
-            .contains("differs from the checkpoint's"),
-        "{found:#}"
-    );
-    let report = check(
-        &w,
-        &[&with(&other)[..], &["--allow_changed", "data", "config"]].concat(),
-    );
+    assert!(found["what"].as_str().unwrap().contains("differs from the checkpoint's"), "{found:#}");
+    let report = check(&w, &[&with(&other)[..], &["--allow_changed", "data", "config"]].concat());
     assert_eq!(report["ok"], true, "{:#}", report["problems"]);
     assert_eq!(codes(&report, "warnings").iter().filter(|c| *c == "resume").count(), 2);
     // A damaged checkpoint is passed over.
@@ -519,10 +400,7 @@ fn pretraining_is_checked_with_a_switch() {
     let outcome = w.run(&words(&[]));
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
-    assert_eq!(
-        (&report["command"], &report["model"]["hidden_size"]),
-        (&Value::from("pretrain"), &Value::from(256))
-    );
+    assert_eq!((&report["command"], &report["model"]["hidden_size"]), (&Value::from("pretrain"), &Value::from(256)));
     assert!(report["steps"]["total"].as_u64().unwrap() > 10);
     assert!(!w.path("out").exists());
     // The same text for training and validation.
@@ -533,11 +411,7 @@ fn pretraining_is_checked_with_a_switch() {
     // Flags of the other training are refused.
     let outcome = w.run(&words(&["--lora_r", "4"]));
     assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
-    assert!(
-        outcome.error().contains("--lora-r: has no effect on this training"),
-        "{}",
-        outcome.stderr
-    );
+    assert!(outcome.error().contains("--lora-r: has no effect on this training"), "{}", outcome.stderr);
     let outcome = run(&w, "check", &["--model_config", "tiny"]);
     assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
     assert!(outcome.error().contains("add --pretrain"), "{}", outcome.stderr);

@@ -35,23 +35,16 @@ fn save(output: &Path, step: u64) -> PathBuf {
 
 fn intact(checkpoint: &Path, step: u64) -> bool {
     manifest::verify(checkpoint).is_ok_and(|m| m.step == step)
-        && content(step)
-            .iter()
-            .all(|(name, bytes)| fs::read(checkpoint.join(name)).unwrap() == *bytes)
+        && content(step).iter().all(|(name, bytes)| fs::read(checkpoint.join(name)).unwrap() == *bytes)
 }
 
 fn chosen(output: &Path) -> Option<u64> {
-    manifest::find_newest(output)
-        .unwrap()
-        .chosen
-        .map(|p| manifest::step_of(&p).unwrap())
+    manifest::find_newest(output).unwrap().chosen.map(|p| manifest::step_of(&p).unwrap())
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut all: Vec<String> = fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
-        .collect();
+    let mut all: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
     all.sort();
     all
 }
@@ -67,22 +60,12 @@ fn a_checkpoint_is_listed_verified_and_chosen() {
     fs::create_dir(dir.path().join("checkpoint-007")).unwrap();
     fs::create_dir(dir.path().join("checkpoint-best")).unwrap();
     fs::write(dir.path().join("checkpoint-500"), "a file").unwrap();
-    let steps: Vec<u64> = manifest::list(dir.path())
-        .unwrap()
-        .into_iter()
-        .map(|(s, _)| s)
-        .collect();
+    let steps: Vec<u64> = manifest::list(dir.path()).unwrap().into_iter().map(|(s, _)| s).collect();
     assert_eq!(steps, [5, 10, 100]);
     assert_eq!(chosen(dir.path()), Some(100));
     let m = manifest::verify(&dir.path().join("checkpoint-10")).unwrap();
-    assert_eq!(
-        m.files.keys().collect::<Vec<_>>(),
-        ["model/w.bin", "optimizer.bin", "state.json"]
-    );
-    assert_eq!(
-        m.files["model/w.bin"].blake3,
-        blake3::hash(&[7; 3000]).to_hex().to_string()
-    );
+    assert_eq!(m.files.keys().collect::<Vec<_>>(), ["model/w.bin", "optimizer.bin", "state.json"]);
+    assert_eq!(m.files["model/w.bin"].blake3, blake3::hash(&[7; 3000]).to_hex().to_string());
 }
 
 /// Every state the disk passes through while a checkpoint is written; `mem::forget` stands for the death of the process.
@@ -132,11 +115,7 @@ fn dying_at_any_point_keeps_the_checkpoint_before() {
             assert_eq!(chosen(out), Some(expected), "death {death}, replaces {replaces}");
             assert!(intact(&out.join("checkpoint-5"), 5));
             assert!(expected == 5 || intact(&path, 10), "death {death}, replaces {replaces}");
-            assert!(
-                names(out).iter().all(|n| !n.starts_with('.')),
-                "death {death}: {:?}",
-                names(out)
-            );
+            assert!(names(out).iter().all(|n| !n.starts_with('.')), "death {death}: {:?}", names(out));
             // The next run goes on from there and writes the checkpoint again.
             assert!(intact(&save(out, 10), 10) && chosen(out) == Some(10));
         }
@@ -153,20 +132,13 @@ fn before_the_clean_up_no_partial_folder_is_chosen_either() {
     writer.seal().unwrap();
     assert_eq!(chosen(dir.path()), Some(5));
     drop(writer);
-    assert_eq!(
-        names(dir.path()),
-        ["checkpoint-5"],
-        "an abandoned writer removes what it wrote"
-    );
+    assert_eq!(names(dir.path()), ["checkpoint-5"], "an abandoned writer removes what it wrote");
     fs::create_dir(dir.path().join(".checkpoint-3.del")).unwrap();
     fs::create_dir(dir.path().join(".checkpoint-x.tmp")).unwrap();
     fs::create_dir(dir.path().join(".other.tmp")).unwrap();
     fs::write(dir.path().join(".checkpoint-4.tmp"), "a file of somebody").unwrap();
     manifest::clean_up(dir.path()).unwrap();
-    assert_eq!(
-        names(dir.path()),
-        [".checkpoint-4.tmp", ".checkpoint-x.tmp", ".other.tmp", "checkpoint-5"]
-    );
+    assert_eq!(names(dir.path()), [".checkpoint-4.tmp", ".checkpoint-x.tmp", ".other.tmp", "checkpoint-5"]);
     manifest::clean_up(&dir.path().join("not there")).unwrap();
 }
 
@@ -174,30 +146,18 @@ fn before_the_clean_up_no_partial_folder_is_chosen_either() {
 fn damage_is_named_and_the_one_before_is_taken() {
     type Damage = fn(&Path);
     let cases: [(&str, Damage); 9] = [
-        ("optimizer.bin: expected 5000 bytes, found 4999", |d| {
-            fs::write(d.join("optimizer.bin"), [10; 4999]).unwrap()
-        }),
+        ("optimizer.bin: expected 5000 bytes, found 4999", |d| fs::write(d.join("optimizer.bin"), [10; 4999]).unwrap()),
         ("optimizer.bin: its content differs", |d| {
             let mut bytes = vec![10u8; 5000];
             bytes[4000] ^= 1;
             fs::write(d.join("optimizer.bin"), bytes).unwrap();
         }),
-        ("state.json is missing", |d| {
-            fs::remove_file(d.join("state.json")).unwrap()
-        }),
-        ("model/w.bin is missing", |d| {
-            fs::remove_dir_all(d.join("model")).unwrap()
-        }),
-        ("manifest.json is missing", |d| {
-            fs::remove_file(d.join(MANIFEST)).unwrap()
-        }),
-        ("manifest.json is damaged", |d| {
-            fs::write(d.join(MANIFEST), "{\"step\": 10").unwrap()
-        }),
+        ("state.json is missing", |d| fs::remove_file(d.join("state.json")).unwrap()),
+        ("model/w.bin is missing", |d| fs::remove_dir_all(d.join("model")).unwrap()),
+        ("manifest.json is missing", |d| fs::remove_file(d.join(MANIFEST)).unwrap()),
+        ("manifest.json is damaged", |d| fs::write(d.join(MANIFEST), "{\"step\": 10").unwrap()),
         ("manifest.json is damaged", |d| fs::write(d.join(MANIFEST), "").unwrap()),
-        ("is of step 11, the folder's name says 10", |d| {
-            edit(d, "\"step\": 10", "\"step\": 11")
-        }),
+        ("is of step 11, the folder's name says 10", |d| edit(d, "\"step\": 10", "\"step\": 11")),
         ("is not the name of a file in the checkpoint", |d| {
             edit(d, "\"state.json\"", "\"../checkpoint-5/state.json\"")
         }),
@@ -209,9 +169,7 @@ fn damage_is_named_and_the_one_before_is_taken() {
         damage(&newest);
         let auto = manifest::find_newest(dir.path()).unwrap();
         assert_eq!(auto.chosen, Some(dir.path().join("checkpoint-5")), "{expected}");
-        let [(path, why)] = auto.passed_over.as_slice() else {
-            panic!("{:?}", auto.passed_over)
-        };
+        let [(path, why)] = auto.passed_over.as_slice() else { panic!("{:?}", auto.passed_over) };
         assert!(path == &newest && why.to_string().contains(expected), "{why}");
         assert!(why.to_string().contains("checkpoint-10"), "{why}");
         assert_eq!(manifest::verify(&newest).unwrap_err().to_string(), why.to_string());
@@ -233,44 +191,24 @@ fn manifests_of_other_programs_and_versions_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = save(dir.path(), 10);
     edit(&path, "\"version\": 1", "\"version\": 2");
-    assert!(
-        manifest::verify(&path)
-            .unwrap_err()
-            .to_string()
-            .contains("expected version 1, found 2")
-    );
+    assert!(manifest::verify(&path).unwrap_err().to_string().contains("expected version 1, found 2"));
     edit(&path, "\"version\": 2", "\"version\": 1");
     edit(&path, "ringtune checkpoint", "something else");
-    assert!(
-        manifest::verify(&path)
-            .unwrap_err()
-            .to_string()
-            .contains("expected format \"ringtune checkpoint\"")
-    );
-    let e = manifest::verify(&dir.path().join("checkpoint-99"))
-        .unwrap_err()
-        .to_string();
+    assert!(manifest::verify(&path).unwrap_err().to_string().contains("expected format \"ringtune checkpoint\""));
+    let e = manifest::verify(&dir.path().join("checkpoint-99")).unwrap_err().to_string();
     assert!(e.contains("checkpoint-99: no such checkpoint folder"), "{e}");
 }
 
 #[test]
 fn rotation_keeps_the_newest_the_best_and_the_newest_that_verifies() {
-    let steps = |dir: &Path| {
-        manifest::list(dir)
-            .unwrap()
-            .into_iter()
-            .map(|(s, _)| s)
-            .collect::<Vec<_>>()
-    };
+    let steps = |dir: &Path| manifest::list(dir).unwrap().into_iter().map(|(s, _)| s).collect::<Vec<_>>();
     let run = |keep: usize, best: Option<u64>, damaged: &[u64]| {
         let dir = tempfile::tempdir().unwrap();
         for step in [5, 10, 15, 20, 25] {
             save(dir.path(), step);
         }
         let path = |step: u64| dir.path().join(format!("checkpoint-{step}"));
-        damaged
-            .iter()
-            .for_each(|&s| fs::write(path(s).join("state.json"), "x").unwrap());
+        damaged.iter().for_each(|&s| fs::write(path(s).join("state.json"), "x").unwrap());
         manifest::rotate(dir.path(), keep, best.map(path).as_deref(), None).unwrap();
         assert!(names(dir.path()).iter().all(|n| n.starts_with("checkpoint-")));
         steps(dir.path())
@@ -282,11 +220,7 @@ fn rotation_keeps_the_newest_the_best_and_the_newest_that_verifies() {
     assert_eq!(run(1, Some(25), &[]), [20, 25]);
     assert_eq!(run(1, None, &[25]), [20, 25], "the newest valid one stays");
     assert_eq!(run(2, None, &[20, 25]), [15, 20, 25]);
-    assert_eq!(
-        run(1, Some(5), &[10, 15, 20, 25]),
-        [5, 25],
-        "the best is also the newest valid one"
-    );
+    assert_eq!(run(1, Some(5), &[10, 15, 20, 25]), [5, 25], "the best is also the newest valid one");
 
     let dir = tempfile::tempdir().unwrap();
     save(dir.path(), 5);
@@ -300,12 +234,7 @@ fn rotation_keeps_the_newest_the_best_and_the_newest_that_verifies() {
 #[test]
 fn changed_inputs_are_refused_by_name_unless_allowed_by_name() {
     let prints = |data: &str, config: &str| {
-        let map = [
-            ("data", data),
-            ("config", config),
-            ("tokenizer", "t"),
-            ("base_model", "b"),
-        ];
+        let map = [("data", data), ("config", config), ("tokenizer", "t"), ("base_model", "b")];
         Fingerprints(map.into_iter().map(|(k, v)| (k.to_string(), v.to_string())).collect())
     };
     let old = prints("aaaaaaaaaaaaaaaaaaaa", "c");
@@ -321,30 +250,16 @@ fn changed_inputs_are_refused_by_name_unless_allowed_by_name() {
     let allow = |names: &[&str]| names.iter().map(|s| s.to_string()).collect::<Vec<_>>();
     assert_eq!(old.check(&new, &allow(&["data"])).unwrap(), ["data"]);
     let both = prints("b", "d");
-    assert!(
-        old.check(&both, &allow(&["data"]))
-            .unwrap_err()
-            .to_string()
-            .contains("config differs")
-    );
-    assert_eq!(
-        old.check(&both, &allow(&["data", "config"])).unwrap(),
-        ["config", "data"]
-    );
+    assert!(old.check(&both, &allow(&["data"])).unwrap_err().to_string().contains("config differs"));
+    assert_eq!(old.check(&both, &allow(&["data", "config"])).unwrap(), ["config", "data"]);
     let e = old.check(&new, &allow(&["dta"])).unwrap_err();
     assert!(
-        e.to_string()
-            .contains("--allow-changed dta: expected one of base_model, config, data, tokenizer")
+        e.to_string().contains("--allow-changed dta: expected one of base_model, config, data, tokenizer")
             && e.exit_code() == 2
     );
     let mut less = new.clone();
     less.0.remove("tokenizer");
-    assert!(
-        old.check(&less, &allow(&["data"]))
-            .unwrap_err()
-            .to_string()
-            .contains("tokenizer differs")
-    );
+    assert!(old.check(&less, &allow(&["data"])).unwrap_err().to_string().contains("tokenizer differs"));
     assert_eq!(Fingerprints::from_json(&old.to_json()).unwrap(), old);
     assert!(Fingerprints::from_json(&serde_json::json!({"a": 1})).is_err());
 }
@@ -354,10 +269,8 @@ fn state_tensors_round_trip_bit_for_bit() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("optimizer.safetensors");
     let data = vec![0.1f32, -0.0, f32::MIN_POSITIVE / 8.0, 1e30, 0.0, f32::MAX];
-    let tensors = vec![
-        ("a.m".to_string(), HostTensor { rows: 2, cols: 3, data }),
-        ("b.v".to_string(), HostTensor::zeros(1, 4)),
-    ];
+    let tensors =
+        vec![("a.m".to_string(), HostTensor { rows: 2, cols: 3, data }), ("b.v".to_string(), HostTensor::zeros(1, 4))];
     write_state_tensors(&path, &tensors).unwrap();
     let back = read_state_tensors(&path).unwrap();
     assert_eq!(back, tensors);
@@ -377,29 +290,19 @@ fn files_are_replaced_whole_or_not_at_all() {
         Err(ringtune::error::Error::new("stopped"))
     });
     assert!(fail.unwrap_err().to_string().contains("x.json: stopped"));
-    assert_eq!(
-        (fs::read(&path).unwrap(), names(dir.path())),
-        (b"first".to_vec(), vec!["x.json".to_string()])
-    );
+    assert_eq!((fs::read(&path).unwrap(), names(dir.path())), (b"first".to_vec(), vec!["x.json".to_string()]));
     files::write_bytes(&path, b"second").unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"second");
-    let e = files::write_bytes(&dir.path().join("no/such/folder"), b"x")
-        .unwrap_err()
-        .to_string();
+    let e = files::write_bytes(&dir.path().join("no/such/folder"), b"x").unwrap_err().to_string();
     assert!(e.contains("no/such/") && e.contains("No such file"), "{e}");
-    let e = files::create_dir_all(&path.join("below a file"))
-        .unwrap_err()
-        .to_string();
+    let e = files::create_dir_all(&path.join("below a file")).unwrap_err().to_string();
     assert!(e.contains("cannot create the folder") && e.contains("x.json"), "{e}");
 }
 
 /// Runs this very test again in a child process, with `role` telling it what to do.
 fn in_child(test: &str, role: &str, dir: &Path) -> std::process::Output {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child
-        .args([test, "--exact", "--nocapture"])
-        .env("RINGTUNE_TEST_ROLE", role)
-        .env("RINGTUNE_TEST_DIR", dir);
+    child.args([test, "--exact", "--nocapture"]).env("RINGTUNE_TEST_ROLE", role).env("RINGTUNE_TEST_DIR", dir);
     child.output().unwrap()
 }
 
@@ -407,19 +310,11 @@ fn in_child(test: &str, role: &str, dir: &Path) -> std::process::Output {
 fn writes_until_it_is_full(out: &Path) {
     let writer = CheckpointWriter::begin(out, 10).unwrap();
     writer.write("state.json", b"{}").unwrap();
-    let big = HostTensor {
-        rows: 1000,
-        cols: 1000,
-        data: vec![0.5; 1_000_000],
-    };
-    let e = write_state_tensors(&writer.dir().join("optimizer.safetensors"), &[("m".into(), big)])
-        .unwrap_err()
-        .to_string();
+    let big = HostTensor { rows: 1000, cols: 1000, data: vec![0.5; 1_000_000] };
+    let e =
+        write_state_tensors(&writer.dir().join("optimizer.safetensors"), &[("m".into(), big)]).unwrap_err().to_string();
     println!("{e}");
-    assert!(
-        e.contains("optimizer.safetensors") && e.contains("the disk or quota is full"),
-        "{e}"
-    );
+    assert!(e.contains("optimizer.safetensors") && e.contains("the disk or quota is full"), "{e}");
     let e = writer.write("big.bin", &vec![1; 4_000_000]).unwrap_err().to_string();
     assert!(e.contains("big.bin") && e.contains("the disk or quota is full"), "{e}");
     drop(writer);
@@ -436,10 +331,7 @@ fn a_full_disk_is_said_and_loses_nothing() {
     match (role.as_str(), dir) {
         // A limit on the size of files works for everybody and takes the same path as a full disk.
         ("limit", Some(dir)) => {
-            let limit = libc::rlimit {
-                rlim_cur: 100_000,
-                rlim_max: 100_000,
-            };
+            let limit = libc::rlimit { rlim_cur: 100_000, rlim_max: 100_000 };
             // SAFETY: both calls only change settings of this child process, which runs nothing but this test.
             let rc = unsafe {
                 libc::signal(libc::SIGXFSZ, libc::SIG_IGN);

@@ -14,34 +14,9 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 fn sft(dir: &Path, out: &Path, steps: u64) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_ringtune"));
     c.arg("sft")
-        .args([
-            "--model_path",
-            MODEL,
-            "--max_steps",
-            &steps.to_string(),
-            "--save_steps",
-            "5",
-            "--eval_steps",
-            "10",
-        ])
-        .args([
-            "--max_seq_len",
-            "64",
-            "--per_device_train_batch_size",
-            "2",
-            "--lora_r",
-            "4",
-            "--learning_rate",
-            "5e-3",
-        ])
-        .args([
-            "--threads",
-            "1",
-            "--quiet",
-            "--no-tensorboard",
-            "--resume_from_checkpoint",
-            "auto",
-        ])
+        .args(["--model_path", MODEL, "--max_steps", &steps.to_string(), "--save_steps", "5", "--eval_steps", "10"])
+        .args(["--max_seq_len", "64", "--per_device_train_batch_size", "2", "--lora_r", "4", "--learning_rate", "5e-3"])
+        .args(["--threads", "1", "--quiet", "--no-tensorboard", "--resume_from_checkpoint", "auto"])
         .arg("--dataset_paths")
         .arg(dir.join("rows.jsonl"))
         .arg("--cache_dir")
@@ -93,27 +68,14 @@ fn kill_at_20_instants() {
         }
         succeed(sft(dir.path(), &out, STEPS));
         same_file(&reference.join(WEIGHTS), &out.join(WEIGHTS));
-        assert_eq!(
-            metrics(&reference),
-            metrics(&out),
-            "kill {i} of seed {seed}, after {:?}",
-            at(i)
-        );
-        let left: Vec<_> = std::fs::read_dir(&out)
-            .unwrap()
-            .map(|e| e.unwrap().file_name())
-            .collect();
-        assert!(
-            !left.iter().any(|n| n.to_string_lossy().ends_with(".tmp")),
-            "left behind: {left:?}"
-        );
+        assert_eq!(metrics(&reference), metrics(&out), "kill {i} of seed {seed}, after {:?}", at(i));
+        let left: Vec<_> = std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(!left.iter().any(|n| n.to_string_lossy().ends_with(".tmp")), "left behind: {left:?}");
         std::fs::remove_dir_all(&out).unwrap();
     };
     let once = &once;
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..2)
-            .map(|w| scope.spawn(move || (w..20).step_by(2).for_each(once)))
-            .collect();
+        let workers: Vec<_> = (0..2).map(|w| scope.spawn(move || (w..20).step_by(2).for_each(once))).collect();
         workers.into_iter().for_each(|w| w.join().unwrap());
     });
 }
@@ -148,10 +110,7 @@ fn sigterm_saves_and_a_full_disk_loses_nothing() {
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(75), "{stderr}");
-    assert!(
-        stderr.contains("SIGTERM") && stderr.contains("--resume-from-checkpoint auto"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("SIGTERM") && stderr.contains("--resume-from-checkpoint auto"), "{stderr}");
     let saved = manifest::list(&out).unwrap();
     let (step, newest) = saved.last().unwrap().clone();
     assert!((7..STEPS).contains(&step), "saved at step {step}");
@@ -159,9 +118,7 @@ fn sigterm_saves_and_a_full_disk_loses_nothing() {
     // No file may grow beyond 100 KiB: the next checkpoint cannot be written.
     let line = sft(dir.path(), &out, STEPS);
     let mut full = Command::new("bash");
-    full.args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$0\" \"$@\""])
-        .arg(line.get_program())
-        .args(line.get_args());
+    full.args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$0\" \"$@\""]).arg(line.get_program()).args(line.get_args());
     let output = run(full);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{stderr}");

@@ -22,34 +22,15 @@ fn says_what_the_machine_has_and_how_to_get_the_rest() {
     let w = Workplace::new();
     let text = w.run(&["doctor"]);
     assert_eq!(text.code, Some(0), "{}", text.stderr);
-    let names = [
-        "processor",
-        "memory",
-        "cuda",
-        "driver",
-        "nvrtc",
-        "nccl",
-        "mpi",
-        "cache",
-        "used",
-    ];
+    let names = ["processor", "memory", "cuda", "driver", "nvrtc", "nccl", "mpi", "cache", "used"];
     for name in names {
-        assert!(
-            text.stdout.lines().any(|l| l[2..].starts_with(name)),
-            "no line {name} in:\n{}",
-            text.stdout
-        );
+        assert!(text.stdout.lines().any(|l| l[2..].starts_with(name)), "no line {name} in:\n{}", text.stdout);
     }
     let json = report(&w.run(&["doctor", "--json"]));
     assert!(json["processor"]["threads"].as_u64().unwrap() > 0 && json["memory"]["bytes"].as_u64().unwrap() > 1 << 20);
     assert!(json["used"]["description"].as_str().unwrap().starts_with("cpu, "));
     // What does not work is said with a way to get it, and nothing else is.
-    let missing: Vec<&str> = json["missing"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|m| m["name"].as_str().unwrap())
-        .collect();
+    let missing: Vec<&str> = json["missing"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
     for name in ["driver", "nvrtc", "nccl", "mpi"] {
         let works = json[name]["works"].as_bool().unwrap();
         assert_eq!(works, !missing.contains(&name), "{name} in {json:#}");
@@ -69,9 +50,7 @@ fn what_is_required_decides_the_exit_code() {
         assert_eq!(outcome.code, Some(i32::from(!works)), "{name}: {}", outcome.stderr);
         if !works {
             assert!(
-                outcome
-                    .error()
-                    .starts_with(&format!("doctor: {name} is required: {name}: ")),
+                outcome.error().starts_with(&format!("doctor: {name} is required: {name}: ")),
                 "{}",
                 outcome.error()
             );
@@ -80,13 +59,7 @@ fn what_is_required_decides_the_exit_code() {
     // A compiler that is not where the user says is never replaced by another.
     let outcome = w.shell("RINGTUNE_NVRTC=/no/such ringtune doctor --require cuda");
     assert_eq!(outcome.code, Some(1));
-    assert!(
-        outcome
-            .error()
-            .contains("nvrtc: RINGTUNE_NVRTC=/no/such: no such file or folder"),
-        "{}",
-        outcome.error()
-    );
+    assert!(outcome.error().contains("nvrtc: RINGTUNE_NVRTC=/no/such: no such file or folder"), "{}", outcome.error());
     assert!(outcome.stdout.contains("RINGTUNE_NVRTC"), "the report comes first");
     let outcome = w.run(&["doctor", "--require", "nothing"]);
     assert_eq!(outcome.code, Some(2));
@@ -106,27 +79,14 @@ fn an_old_driver_is_refused_with_its_version() {
 #[test]
 fn nccl_without_its_link_is_found_and_the_link_is_named() {
     let w = Workplace::new();
-    library(
-        &w,
-        "lib",
-        "libnccl.so.2",
-        "int ncclGetVersion(int *v) { *v = 23203; return 0; }\n",
-    );
+    library(&w, "lib", "libnccl.so.2", "int ncclGetVersion(int *v) { *v = 23203; return 0; }\n");
     let run = || report(&w.shell("LD_LIBRARY_PATH=$PWD/lib ringtune doctor --json"));
     let json = run();
     // A system with NCCL under a name that works is as well.
     if json["nccl"]["works"] == false {
-        let hint = json["missing"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|m| m["name"] == "nccl")
-            .unwrap();
+        let hint = json["missing"].as_array().unwrap().iter().find(|m| m["name"] == "nccl").unwrap();
         let how = hint["how"].as_str().unwrap();
-        assert!(
-            how.contains("ln -s ") && how.contains("libnccl.so.2 libnccl.so"),
-            "{how}"
-        );
+        assert!(how.contains("ln -s ") && how.contains("libnccl.so.2 libnccl.so"), "{how}");
     }
     assert_eq!(w.shell("ln -s libnccl.so.2 lib/libnccl.so").code, Some(0));
     let json = run();

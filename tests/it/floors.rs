@@ -78,12 +78,7 @@ fn edges(code: &str) -> Vec<String> {
             found.push(rest.into());
         }
     }
-    let first = |s: String| {
-        s.trim()
-            .chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .collect::<String>()
-    };
+    let first = |s: String| s.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     // `crate::bail!` and `crate::ensure!` are macros of `error`.
     let name = |s: String| match first(s).as_str() {
         "bail" | "ensure" => "error".to_string(),
@@ -130,13 +125,8 @@ fn serde_types_stay_where_files_are_read() {
         let relative = file.strip_prefix(&src).unwrap().to_str().unwrap().to_string();
         let text = code(&fs::read_to_string(&file).unwrap());
         let derives = text.contains("Serialize") || text.contains("Deserialize");
-        let home = ["config/", "checkpoint/", "data/", "model/config.rs"]
-            .iter()
-            .any(|h| relative.starts_with(h));
-        assert!(
-            home || !derives,
-            "src/{relative}: serde types belong to config, checkpoint, model::config and data"
-        );
+        let home = ["config/", "checkpoint/", "data/", "model/config.rs"].iter().any(|h| relative.starts_with(h));
+        assert!(home || !derives, "src/{relative}: serde types belong to config, checkpoint, model::config and data");
     }
 }
 

@@ -13,11 +13,7 @@ const BASE: &str = "ringtune generate --model-path base --tokenizer-path spm.mod
 /// The objects that a command with `--json` prints.
 fn objects(w: &Workplace, line: &str) -> Vec<Value> {
     let outcome = ok(w.shell(line));
-    outcome
-        .stdout
-        .lines()
-        .map(|l| serde_json::from_str(l).unwrap())
-        .collect()
+    outcome.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
 
 fn texts(objects: &[Value]) -> Vec<&str> {
@@ -35,12 +31,7 @@ fn greedy_tokens_are_the_recorded_ones() {
     let mut ran = 0;
     for case in golden["generation"]["cases"].as_array().unwrap() {
         let ids = |key: &str| -> Vec<u32> {
-            case[key]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .map(|v| v.as_u64().unwrap() as u32)
-                .collect()
+            case[key].as_array().into_iter().flatten().map(|v| v.as_u64().unwrap() as u32).collect()
         };
         // The prompt as text: what its ids spell, where that gives the ids back.
         let text = tokenizer.decode_raw(&ids("prompt_ids")[1..]).unwrap();
@@ -54,10 +45,7 @@ fn greedy_tokens_are_the_recorded_ones() {
         let n = ids("new_ids").len();
         let line = format!("{BASE} --raw --greedy --json --prompt-file prompt.txt --max-new-tokens {n} {stop}");
         let found = objects(&w, &line);
-        assert!(
-            !w.shell(&line).stderr.contains("not trained with"),
-            "raw text needs no ChatML token"
-        );
+        assert!(!w.shell(&line).stderr.contains("not trained with"), "raw text needs no ChatML token");
         assert_eq!(found[0]["ids"], case["new_ids"], "{text}");
         assert_eq!(found[0]["prompt_tokens"], ids("prompt_ids").len());
         let reason = if stops.is_empty() { "length" } else { "stop_token" };
@@ -79,28 +67,18 @@ fn prompts_come_from_words_a_file_or_standard_input() {
     let first = vec![words[0].clone()];
     assert_eq!(objects(&w, &format!("{BASE} {tail} --prompt-file one.txt")), first);
     assert_eq!(objects(&w, &format!("{BASE} {tail} < one.txt")), first);
-    assert_eq!(
-        objects(&w, &format!("{BASE} {tail} --prompt_file many.txt --batch")),
-        words
-    );
+    assert_eq!(objects(&w, &format!("{BASE} {tail} --prompt_file many.txt --batch")), words);
     assert_eq!(objects(&w, &format!("{BASE} {tail} --batch < many.txt")), words);
     // Lines are one prompt without --batch, line ends and all.
     let one = objects(&w, &format!("{BASE} {tail} < many.txt"));
-    assert_eq!(
-        (one.len(), one[0]["prompt"].as_str()),
-        (1, Some("What is the\r\n\nWho are"))
-    );
+    assert_eq!((one.len(), one[0]["prompt"].as_str()), (1, Some("What is the\r\n\nWho are")));
     // A system turn changes the prompt; text without --json shows the same answers.
     let system = objects(&w, &format!("{BASE} {tail} --system 'Be brief.' 'What is the'"));
     assert_ne!(system[0]["prompt_tokens"], words[0]["prompt_tokens"]);
-    let shown = ok(w.shell(&format!(
-        "{BASE} --prompt-template instruct --greedy --max-new-tokens 5 'What is the' 'Who are'"
-    )));
+    let shown =
+        ok(w.shell(&format!("{BASE} --prompt-template instruct --greedy --max-new-tokens 5 'What is the' 'Who are'")));
     let [a, b] = texts(&words)[..] else { panic!() };
-    assert_eq!(
-        shown.stdout,
-        format!("prompt: What is the\n{a}\n\nprompt: Who are\n{b}\n")
-    );
+    assert_eq!(shown.stdout, format!("prompt: What is the\n{a}\n\nprompt: Who are\n{b}\n"));
 }
 
 #[test]
@@ -110,12 +88,7 @@ fn a_batch_answers_as_one_by_one_and_a_stream_as_the_whole() {
         .unwrap()
         .lines()
         .take(6)
-        .map(|l| {
-            serde_json::from_str::<Value>(l).unwrap()["prompt"]
-                .as_str()
-                .unwrap()
-                .to_string()
-        })
+        .map(|l| serde_json::from_str::<Value>(l).unwrap()["prompt"].as_str().unwrap().to_string())
         .collect();
     w.write("prompts.txt", lines.join("\n"));
     let run = |words: &str| {
@@ -146,10 +119,7 @@ fn a_batch_answers_as_one_by_one_and_a_stream_as_the_whole() {
 fn answers_end_at_stop_texts_and_tokens() {
     let w = untuned();
     let run = |words: &str| {
-        let found = objects(
-            &w,
-            &format!("{BASE} --raw --greedy --json --max-new-tokens 24 {words} 'What is the'"),
-        );
+        let found = objects(&w, &format!("{BASE} --raw --greedy --json --max-new-tokens 24 {words} 'What is the'"));
         (
             found[0]["text"].as_str().unwrap().to_string(),
             found[0]["finish_reason"].as_str().unwrap().to_string(),
@@ -161,15 +131,9 @@ fn answers_end_at_stop_texts_and_tokens() {
     // The answer of the recorded case: "oid here" and then "over" many times.
     let at = whole.find("overover").unwrap();
     assert_eq!(run("--stop overover"), (whole[..at].to_string(), "stop_text".into(), 4));
-    assert_eq!(
-        run("--stop nothing --stop ' he'").0,
-        whole[..whole.find(" he").unwrap()]
-    );
+    assert_eq!(run("--stop nothing --stop ' he'").0, whole[..whole.find(" he").unwrap()]);
     assert_eq!(run("--stop nothing"), (whole.clone(), "length".into(), 24));
-    assert_eq!(
-        run("--stop-ids 3437"),
-        (whole[..at].to_string(), "stop_token".into(), 3)
-    );
+    assert_eq!(run("--stop-ids 3437"), (whole[..at].to_string(), "stop_token".into(), 3));
     assert_eq!(run("--stop_ids 9,1548").2, 2);
     // The name of a control token is that token, not text.
     assert_eq!(run("--stop '</s>'"), (whole, "length".into(), 24));
@@ -178,10 +142,7 @@ fn answers_end_at_stop_texts_and_tokens() {
 #[test]
 fn log_probabilities_are_those_of_the_tokens_chosen() {
     let w = untuned();
-    let found = objects(
-        &w,
-        &format!("{BASE} --raw --greedy --json --logprobs 3 --max-new-tokens 5 'What is the'"),
-    );
+    let found = objects(&w, &format!("{BASE} --raw --greedy --json --logprobs 3 --max-new-tokens 5 'What is the'"));
     let places = found[0]["logprobs"].as_array().unwrap();
     assert_eq!(places.len(), 5);
     for (place, id) in places.iter().zip(found[0]["ids"].as_array().unwrap()) {
@@ -210,22 +171,14 @@ fn a_conversation_remembers_until_reset() {
     assert_eq!(answers.len(), 3, "{}", both.stdout);
     assert_eq!(first.stdout, format!("{}\n", answers[0]));
     assert_eq!(answers[2], answers[0], "/reset forgets");
-    assert!(
-        both.stderr.contains("/what: unknown") && both.stderr.contains("forgotten"),
-        "{}",
-        both.stderr
-    );
+    assert!(both.stderr.contains("/what: unknown") && both.stderr.contains("forgotten"), "{}", both.stderr);
     // The second answer has the first turn as its context: alone it is another.
     let alone = chat("Are you sure?\n");
     assert_ne!(alone.stdout, format!("{}\n", answers[1]));
     // A conversation that fills the model's positions is said, and goes on anew.
     let long = "word ".repeat(600);
     let full = chat(&format!("{long}\nWhat is AI?\n"));
-    assert!(
-        full.stderr.contains("512 positions") && full.stderr.contains("/reset"),
-        "{}",
-        full.stderr
-    );
+    assert!(full.stderr.contains("512 positions") && full.stderr.contains("/reset"), "{}", full.stderr);
     assert_eq!(full.stdout, first.stdout);
 }
 
@@ -263,37 +216,15 @@ fn expected(s: Sampling, logits: &[f32], seen: &[u32]) -> Vec<f64> {
 fn sampling_draws_from_the_distribution_that_each_filter_leaves() {
     let logits = [1.5f32, -0.5, 2.25, 0.75, -2.0, 1.0, 0.125, -1.0];
     let seen = [2u32, 4, 2];
-    let plain = Sampling {
-        temperature: 1.0,
-        seed: 11,
-        ..Default::default()
-    };
+    let plain = Sampling { temperature: 1.0, seed: 11, ..Default::default() };
     let cases = [
         ("plain", plain),
-        (
-            "temperature",
-            Sampling {
-                temperature: 0.6,
-                ..plain
-            },
-        ),
-        (
-            "temperature",
-            Sampling {
-                temperature: 2.0,
-                ..plain
-            },
-        ),
+        ("temperature", Sampling { temperature: 0.6, ..plain }),
+        ("temperature", Sampling { temperature: 2.0, ..plain }),
         ("top_k", Sampling { top_k: 3, ..plain }),
         ("top_p", Sampling { top_p: 0.8, ..plain }),
         ("min_p", Sampling { min_p: 0.25, ..plain }),
-        (
-            "repetition_penalty",
-            Sampling {
-                repetition_penalty: 1.8,
-                ..plain
-            },
-        ),
+        ("repetition_penalty", Sampling { repetition_penalty: 1.8, ..plain }),
     ];
     const DRAWS: u64 = 40_000;
     for (name, s) in cases {
@@ -305,10 +236,7 @@ fn sampling_draws_from_the_distribution_that_each_filter_leaves() {
             let found = hits[token] as f64 / DRAWS as f64;
             // Five standard deviations of a count; a token that is filtered out is never drawn.
             let allowed = 5.0 * (p * (1.0 - p) / DRAWS as f64).sqrt();
-            assert!(
-                (found - p).abs() <= allowed,
-                "{name} {s:?}: token {token}: {found} of draws, expected {p}"
-            );
+            assert!((found - p).abs() <= allowed, "{name} {s:?}: token {token}: {found} of draws, expected {p}");
         }
     }
 }
@@ -318,71 +246,32 @@ fn mistakes_are_named() {
     let w = untuned();
     let run = |words: &str| w.shell(&format!("{BASE} --prompt-template instruct {words}"));
     fails(&run("''"), 2, &["prompt 1: expected text"]);
-    fails(
-        &run("< /dev/null"),
-        1,
-        &["standard input: expected a prompt, found nothing"],
-    );
+    fails(&run("< /dev/null"), 1, &["standard input: expected a prompt, found nothing"]);
     fails(&run("--prompt-file nowhere.txt"), 1, &["nowhere.txt"]);
     w.write("blank.txt", "\n \n");
-    fails(
-        &run("--batch --prompt-file blank.txt"),
-        1,
-        &["blank.txt: expected a prompt, found nothing"],
-    );
+    fails(&run("--batch --prompt-file blank.txt"), 1, &["blank.txt: expected a prompt, found nothing"]);
     w.write("latin.txt", b"caf\xe9");
-    fails(
-        &run("--prompt-file latin.txt"),
-        1,
-        &["latin.txt: expected UTF-8 text", "offset 3"],
-    );
+    fails(&run("--prompt-file latin.txt"), 1, &["latin.txt: expected UTF-8 text", "offset 3"]);
     fails(&run("--batch a"), 2, &["--batch", "leave it out"]);
     fails(&run("--stop '' a"), 2, &["--stop: expected text"]);
     fails(&run("--stop-ids 4096 a"), 2, &["--stop-ids: 4096 is no token", "4096"]);
-    fails(
-        &run("--temperature -1 a"),
-        2,
-        &["temperature: expected 0 or more, found -1"],
-    );
+    fails(&run("--temperature -1 a"), 2, &["temperature: expected 0 or more, found -1"]);
     fails(&run("--top-p 0 a"), 2, &["top_p"]);
     fails(&run("--min-p 1.5 a"), 2, &["min_p"]);
     fails(&run("--repetition-penalty 0 a"), 2, &["repetition_penalty"]);
-    fails(
-        &run("--max-new-tokens 600 a"),
-        1,
-        &["--max-new-tokens 600", "512 positions"],
-    );
+    fails(&run("--max-new-tokens 600 a"), 1, &["--max-new-tokens 600", "512 positions"]);
     w.write("long.txt", "word ".repeat(800));
     fails(&run("--prompt-file long.txt"), 1, &["fills the model's 512 positions"]);
-    fails(
-        &w.shell("ringtune generate --model-path nowhere a"),
-        1,
-        &["nowhere: expected a model folder"],
-    );
-    fails(
-        &w.shell("ringtune generate --model-path base a"),
-        1,
-        &["no tokenizer in base", "--tokenizer-path"],
-    );
-    for words in [
-        "--greedy --top-k 5 a",
-        "--raw a",
-        "--raw --system b a",
-        "--chat a",
-        "--chat --json",
-        "--prompt-file x a",
-    ] {
+    fails(&w.shell("ringtune generate --model-path nowhere a"), 1, &["nowhere: expected a model folder"]);
+    fails(&w.shell("ringtune generate --model-path base a"), 1, &["no tokenizer in base", "--tokenizer-path"]);
+    for words in
+        ["--greedy --top-k 5 a", "--raw a", "--raw --system b a", "--chat a", "--chat --json", "--prompt-file x a"]
+    {
         assert_eq!(run(words).code, Some(2), "{words}");
     }
-    fails(
-        &w.shell(&format!("{BASE} --raw --chat")),
-        2,
-        &["--raw: a conversation needs a template"],
-    );
+    fails(&w.shell(&format!("{BASE} --raw --chat")), 2, &["--raw: a conversation needs a template"]);
     // A reader that has gone ends the program quietly.
-    let piped = w.shell(&format!(
-        "{BASE} --raw --greedy --max-new-tokens 100 'What is the' | head -c 1"
-    ));
+    let piped = w.shell(&format!("{BASE} --raw --greedy --max-new-tokens 100 'What is the' | head -c 1"));
     assert!(!piped.stderr.contains("panicked"), "{}", piped.stderr);
     // Weights with a NaN.
     let mut bytes = fs::read(w.path("base/model.safetensors")).unwrap();

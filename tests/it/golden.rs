@@ -6,14 +6,8 @@ use ringtune::commands::parity::{ParityArgs, compare};
 use ringtune::cpu::Cpu;
 use ringtune::tensor::DType;
 
-const CASES: [&str; 6] = [
-    "tiny-llama-tied",
-    "tiny-llama-untied",
-    "qwen2-untied",
-    "qwen3-tied",
-    "mistral-window",
-    "llama3-rope",
-];
+const CASES: [&str; 6] =
+    ["tiny-llama-tied", "tiny-llama-untied", "qwen2-untied", "qwen3-tied", "mistral-window", "llama3-rope"];
 
 fn check(case: &str, dtype: DType) {
     let out = tempfile::tempdir().unwrap();
@@ -34,10 +28,7 @@ fn check(case: &str, dtype: DType) {
         "lora.all/metrics.jsonl",
         "generation.jsonl",
     ];
-    for file in written.iter().chain(&[
-        "adamw/final/model.safetensors",
-        "lora.all/final/adapter_model.safetensors",
-    ]) {
+    for file in written.iter().chain(&["adamw/final/model.safetensors", "lora.all/final/adapter_model.safetensors"]) {
         assert!(out.path().join(file).is_file(), "{file} is missing");
     }
 }

@@ -24,11 +24,7 @@ const GOLDEN: &str = "tests/data/golden/tiny-llama-tied";
 fn micro_batch(v: &Value) -> MicroBatch {
     let rows = |key: &str| -> Vec<Vec<i64>> { serde_json::from_value(v[key].clone()).unwrap() };
     let mut b = MicroBatch::default();
-    for ((ids, labels), mask) in rows("input_ids")
-        .iter()
-        .zip(&rows("labels"))
-        .zip(&rows("attention_mask"))
-    {
+    for ((ids, labels), mask) in rows("input_ids").iter().zip(&rows("labels")).zip(&rows("attention_mask")) {
         let n = mask.iter().filter(|&&m| m == 1).count();
         assert!(mask[..n].iter().all(|&m| m == 1), "padding stands at the end");
         let start = b.tokens.len() as i32;
@@ -62,29 +58,14 @@ fn run_steps(dev: &Cpu, work: &mut Workload<Cpu>, s: &TrainSettings, golden: &Va
     let schedule = plan::schedule(s, s.learning_rate.unwrap(), s.max_steps.unwrap()).unwrap();
     for (i, batches) in batches.as_array().unwrap().iter().enumerate() {
         let micro_batches = batches.as_array().unwrap().iter().map(micro_batch).collect();
-        let batch = Step {
-            micro_batches,
-            ..Default::default()
-        };
+        let batch = Step { micro_batches, ..Default::default() };
         let lr = schedule.lr(i as u64);
         let got = work.step(dev, &Solo, &batch, i as u64, lr).unwrap();
         let want = |key: &str| golden[key][i].as_f64().unwrap();
-        assert!(
-            (lr - want("lr")).abs() < 1e-15,
-            "rate of step {i}: {lr} against {}",
-            want("lr")
-        );
+        assert!((lr - want("lr")).abs() < 1e-15, "rate of step {i}: {lr} against {}", want("lr"));
         let (loss, norm) = (want("loss"), want("grad_norm_before_clip"));
-        assert!(
-            (got.loss - loss).abs() < 1e-4,
-            "loss of step {i}: {} against {loss}",
-            got.loss
-        );
-        assert!(
-            (got.grad_norm / norm - 1.0).abs() < 5e-5,
-            "norm of step {i}: {} against {norm}",
-            got.grad_norm
-        );
+        assert!((got.loss - loss).abs() < 1e-4, "loss of step {i}: {} against {loss}", got.loss);
+        assert!((got.grad_norm / norm - 1.0).abs() < 5e-5, "norm of step {i}: {} against {norm}", got.grad_norm);
         assert_eq!(got.problem, None);
     }
 }
@@ -92,11 +73,7 @@ fn run_steps(dev: &Cpu, work: &mut Workload<Cpu>, s: &TrainSettings, golden: &Va
 /// `|(got - start) - (want - start)| / |want - start|`.
 fn update_error(got: &[f32], want: &[f32], start: &[f32]) -> f64 {
     let norm = |a: &[f32], b: &[f32]| {
-        a.iter()
-            .zip(b)
-            .map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2))
-            .sum::<f64>()
-            .sqrt()
+        a.iter().zip(b).map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2)).sum::<f64>().sqrt()
     };
     norm(got, want) / norm(want, start)
 }
@@ -117,11 +94,7 @@ fn full_training() {
         if last.info(&name).is_none() {
             continue;
         }
-        let error = update_error(
-            &got.data,
-            &last.load(&name).unwrap().data,
-            &base.load(&name).unwrap().data,
-        );
+        let error = update_error(&got.data, &last.load(&name).unwrap().data, &base.load(&name).unwrap().data);
         assert!(error < 5e-4, "update of {name}: {error:.1e}");
         compared += 1;
     }
@@ -134,15 +107,7 @@ fn lora() {
     let golden: Value = serde_json::from_slice(&std::fs::read(format!("{GOLDEN}/golden.json")).unwrap()).unwrap();
     let batches = &golden["adamw"]["batches"];
     let golden = &golden["lora"]["all"]["adamw"];
-    let s = settings(
-        golden,
-        Some(LoraSettings {
-            r: 8,
-            alpha: 16.0,
-            dropout: 0.0,
-            ..Default::default()
-        }),
-    );
+    let s = settings(golden, Some(LoraSettings { r: 8, alpha: 16.0, dropout: 0.0, ..Default::default() }));
     let base = ModelFiles::open(Path::new(MODEL)).unwrap();
     let mut work = setup::workload(&dev, &base, &s, None, 512).unwrap();
     let adapter = Adapter::open(Path::new(&format!("{GOLDEN}/adapter_all"))).unwrap();
@@ -177,37 +142,17 @@ fn a_step_without_targets_is_left_out() {
     let batch = |targets: Vec<i32>| {
         let n_valid = targets.iter().filter(|&&t| t >= 0).count();
         let (tokens, doc_start) = (vec![5, 6, 7], vec![0; 3]);
-        MicroBatch {
-            tokens,
-            targets,
-            doc_start,
-            n_valid,
-            samples: vec![0],
-        }
+        MicroBatch { tokens, targets, doc_start, n_valid, samples: vec![0] }
     };
     let none = batch(vec![-100; 3]);
     let before = work.export_params(&dev).unwrap();
-    let step = |micro_batches| Step {
-        micro_batches,
-        ..Default::default()
-    };
-    let got = work
-        .step(&dev, &Solo, &step(vec![none.clone(), MicroBatch::default()]), 0, 1e-3)
-        .unwrap();
-    assert_eq!(
-        (got.supervised, got.tokens, got.problem),
-        (0, 3, Some(Problem::NoTarget))
-    );
-    assert_eq!(
-        (work.export_params(&dev).unwrap() == before, work.optimizer.updates()),
-        (true, 0)
-    );
+    let step = |micro_batches| Step { micro_batches, ..Default::default() };
+    let got = work.step(&dev, &Solo, &step(vec![none.clone(), MicroBatch::default()]), 0, 1e-3).unwrap();
+    assert_eq!((got.supervised, got.tokens, got.problem), (0, 3, Some(Problem::NoTarget)));
+    assert_eq!((work.export_params(&dev).unwrap() == before, work.optimizer.updates()), (true, 0));
     // Beside one with targets it only adds its tokens.
     let some = batch(vec![6, -100, -100]);
     let got = work.step(&dev, &Solo, &step(vec![none, some]), 0, 1e-3).unwrap();
     assert_eq!((got.supervised, got.tokens, got.problem), (1, 6, None));
-    assert_eq!(
-        (work.export_params(&dev).unwrap() == before, work.optimizer.updates()),
-        (false, 1)
-    );
+    assert_eq!((work.export_params(&dev).unwrap() == before, work.optimizer.updates()), (false, 1));
 }

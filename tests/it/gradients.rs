@@ -21,11 +21,7 @@ fn config() -> ModelConfig {
         hidden_size: 10,
         intermediate_size: 14,
         n_layers: 2,
-        heads: ringtune::backend::Heads {
-            n_query: 4,
-            n_kv: 2,
-            head_dim: 6,
-        },
+        heads: ringtune::backend::Heads { n_query: 4, n_kv: 2, head_dim: 6 },
         max_position: 64,
         rms_norm_eps: 1e-5,
         rope_theta: 100.0,
@@ -47,12 +43,8 @@ fn configs() -> Vec<(&'static str, ModelConfig)> {
         change(&mut c);
         c
     };
-    let llama3 = RopeScaling::Llama3 {
-        factor: 8.0,
-        low_freq_factor: 1.0,
-        high_freq_factor: 4.0,
-        original_max_position: 16,
-    };
+    let llama3 =
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position: 16 };
     let mut scaled = with(|c| c.tied = true);
     scaled.rope_scaling = llama3;
     vec![
@@ -83,13 +75,7 @@ fn batch() -> MicroBatch {
     let targets = vec![IGNORE, 7, 5, 11, IGNORE, 19, 7, IGNORE, 4, 6, IGNORE, IGNORE];
     let doc_start = vec![0, 0, 0, 0, 0, 5, 5, 5, 5, 5, 5, 11];
     let n_valid = targets.iter().filter(|&&t| t != IGNORE).count();
-    MicroBatch {
-        tokens,
-        targets,
-        doc_start,
-        n_valid,
-        samples: vec![0, 1, 2],
-    }
+    MicroBatch { tokens, targets, doc_start, n_valid, samples: vec![0, 1, 2] }
 }
 
 fn random(n: usize, words: &[u64], size: f64) -> Vec<f32> {
@@ -98,13 +84,7 @@ fn random(n: usize, words: &[u64], size: f64) -> Vec<f32> {
 }
 
 fn spec(targets: &[&str], dropout: f64) -> LoraSpec {
-    LoraSpec {
-        r: 3,
-        alpha: 6.0,
-        dropout,
-        rslora: true,
-        targets: targets.iter().map(|s| s.to_string()).collect(),
-    }
+    LoraSpec { r: 3, alpha: 6.0, dropout, rslora: true, targets: targets.iter().map(|s| s.to_string()).collect() }
 }
 
 /// Random weights, large enough that every part of the model shows.
@@ -113,32 +93,20 @@ fn params<B: Backend>(dev: &B, c: &ModelConfig, lora: Option<&LoraSpec>, dtype: 
     let mut next = |rows: usize, cols: usize, dtype, size: f64, shift: f32| {
         number += 1;
         let mut t = dev.alloc(rows, cols, dtype).unwrap();
-        let values: Vec<f32> = random(rows * cols, &[7, number], size)
-            .iter()
-            .map(|x| x + shift)
-            .collect();
+        let values: Vec<f32> = random(rows * cols, &[7, number], size).iter().map(|x| x + shift).collect();
         dev.upload(&mut t, &values).unwrap();
         t
     };
     let mut p = build(c, |w| {
         let norm = w.name.ends_with("norm.weight");
-        Ok(next(
-            w.rows,
-            w.cols,
-            dtype,
-            if norm { 0.2 } else { 0.5 },
-            f32::from(u8::from(norm)),
-        ))
+        Ok(next(w.rows, w.cols, dtype, if norm { 0.2 } else { 0.5 }, f32::from(u8::from(norm))))
     })
     .unwrap();
     if let Some(spec) = lora {
         for layer in &mut p.layers {
             for (short, place) in LINEARS.into_iter().filter(|(s, _)| spec.has(s)) {
                 let (rows, cols) = linear_shape(c, short);
-                let (a, b) = (
-                    next(spec.r, cols, DType::F32, 0.4, 0.0),
-                    next(rows, spec.r, DType::F32, 0.4, 0.0),
-                );
+                let (a, b) = (next(spec.r, cols, DType::F32, 0.4, 0.0), next(rows, spec.r, DType::F32, 0.4, 0.0));
                 linear_mut(layer, place).lora = Some(Lora { a, b });
             }
         }
@@ -147,18 +115,7 @@ fn params<B: Backend>(dev: &B, c: &ModelConfig, lora: Option<&LoraSpec>, dtype: 
 }
 
 fn acts<B: Backend>(dev: &B, c: &ModelConfig, lora: Option<LoraSpec>, recompute: Recompute, dtype: DType) -> Acts<B> {
-    let mut a = Acts::new(
-        dev,
-        c,
-        40,
-        ActsOptions {
-            dtype,
-            recompute,
-            lora,
-            training: true,
-        },
-    )
-    .unwrap();
+    let mut a = Acts::new(dev, c, 40, ActsOptions { dtype, recompute, lora, training: true }).unwrap();
     a.set_dropout_key(99);
     a
 }
@@ -192,20 +149,14 @@ fn check(name: &str, c: &ModelConfig, lora: Option<LoraSpec>, new_rows: Option<u
         .filter_map(|(n, t)| {
             let t = t.as_ref()?;
             let all = named(&p).into_iter().find(|(m, _)| *m == n)?.1.rows();
-            let first = if t.rows() == all {
-                0
-            } else {
-                (c.n_classes - t.rows()) * t.cols()
-            };
+            let first = if t.rows() == all { 0 } else { (c.n_classes - t.rows()) * t.cols() };
             Some((n, first, f(t).to_vec()))
         })
         .collect();
     assert!(!analytic.is_empty());
     let (mut worst, mut checked) = (0.0f64, 0);
     for (tensor, (tname, first, grad)) in analytic.iter().enumerate() {
-        let largest = (0..grad.len())
-            .max_by(|&i, &j| grad[i].abs().total_cmp(&grad[j].abs()))
-            .unwrap();
+        let largest = (0..grad.len()).max_by(|&i, &j| grad[i].abs().total_cmp(&grad[j].abs())).unwrap();
         assert!(grad[largest].abs() > 1e-9, "{name}: {tname} has no gradient at all");
         let draw = Stream::new(&[5, tensor as u64]);
         let others = (0..4).map(|i| (draw.u64_at(i) % grad.len() as u64) as usize);
@@ -220,19 +171,12 @@ fn check(name: &str, c: &ModelConfig, lora: Option<LoraSpec>, new_rows: Option<u
             };
             let numeric = (loss_at(h) - loss_at(-h)) / (2.0 * h);
             let error = (numeric - grad[at]).abs() / grad[at].abs().max(grad[largest].abs() * 1e-2);
-            assert!(
-                error < 3e-6,
-                "{name}: {tname}[{at}]: analytic {}, numeric {numeric}, error {error:e}",
-                grad[at]
-            );
+            assert!(error < 3e-6, "{name}: {tname}[{at}]: analytic {}, numeric {numeric}, error {error:e}", grad[at]);
             worst = worst.max(error);
             checked += 1;
         }
     }
-    println!(
-        "{name}: {checked} entries of {} tensors, worst relative error {worst:.1e}",
-        analytic.len()
-    );
+    println!("{name}: {checked} entries of {} tensors, worst relative error {worst:.1e}", analytic.len());
 }
 
 fn nudge(p: &mut Params<Reference>, name: &str, at: usize, by: f64) {
@@ -261,12 +205,7 @@ fn low_rank_updates_with_dropout_and_new_rows() {
     // Tokens 19 and 13 are below the last rows; 20 to 22 are reached as targets' rivals in the head.
     let mut tied = config();
     tied.tied = true;
-    check(
-        "lora on two products and new rows, tied",
-        &tied,
-        Some(spec(&["q_proj", "v_proj"], 0.0)),
-        Some(5),
-    );
+    check("lora on two products and new rows, tied", &tied, Some(spec(&["q_proj", "v_proj"], 0.0)), Some(5));
     check("lora and new rows", &config(), Some(spec(&["down_proj"], 0.1)), Some(5));
 }
 
@@ -305,10 +244,7 @@ fn recompute_changes_no_bit() {
             let kept = bits(&c, &batch(), Recompute::None, dtype, lora());
             assert!(kept.1.iter().any(|&b| f32::from_bits(b) != 0.0));
             for mode in [Recompute::Attention, Recompute::Layer] {
-                assert!(
-                    kept == bits(&c, &batch(), mode, dtype, lora()),
-                    "{name}, {dtype:?}, {mode:?}"
-                );
+                assert!(kept == bits(&c, &batch(), mode, dtype, lora()), "{name}, {dtype:?}, {mode:?}");
             }
         }
     }
@@ -321,10 +257,7 @@ fn logit_bits(c: &ModelConfig, batch: &MicroBatch, dtype: DType) -> Vec<Vec<u32>
     let mut a = acts(&dev, c, None, Recompute::None, dtype);
     a.load(&dev, batch).unwrap();
     let logits = model::logits(&dev, c, &p, &mut a).unwrap();
-    logits
-        .chunks(c.vocab_size)
-        .map(|r| r.iter().map(|x| x.to_bits()).collect())
-        .collect()
+    logits.chunks(c.vocab_size).map(|r| r.iter().map(|x| x.to_bits()).collect()).collect()
 }
 
 #[test]
@@ -336,15 +269,8 @@ fn documents_do_not_see_each_other_and_packed_equals_alone() {
             let mut other = batch();
             other.tokens[1] = 17;
             let after = logit_bits(&c, &other, dtype);
-            assert_ne!(
-                before[1], after[1],
-                "{name}: a changed token must change its own document"
-            );
-            assert_eq!(
-                before[5..],
-                after[5..],
-                "{name}, {dtype:?}: the second document saw the first"
-            );
+            assert_ne!(before[1], after[1], "{name}: a changed token must change its own document");
+            assert_eq!(before[5..], after[5..], "{name}, {dtype:?}: the second document saw the first");
             let slice = |v: &[i32]| v[5..11].to_vec();
             let alone = MicroBatch {
                 tokens: slice(&packed.tokens),
@@ -352,11 +278,7 @@ fn documents_do_not_see_each_other_and_packed_equals_alone() {
                 doc_start: vec![0; 6],
                 ..MicroBatch::default()
             };
-            assert_eq!(
-                before[5..11],
-                logit_bits(&c, &alone, dtype),
-                "{name}, {dtype:?}: packed differs from alone"
-            );
+            assert_eq!(before[5..11], logit_bits(&c, &alone, dtype), "{name}, {dtype:?}: packed differs from alone");
         }
     }
 }
@@ -368,11 +290,7 @@ fn frozen_weights_have_no_gradient_and_low_rank_alone_trains() {
     let lora = spec(&["q_proj"], 0.0);
     let p = params(dev, &c, Some(&lora), DType::F32);
     let g = model::alloc_grads(dev, &p, None).unwrap();
-    let trained: Vec<String> = named(&g)
-        .into_iter()
-        .filter(|(_, t)| t.is_some())
-        .map(|(n, _)| n)
-        .collect();
+    let trained: Vec<String> = named(&g).into_iter().filter(|(_, t)| t.is_some()).map(|(n, _)| n).collect();
     assert_eq!(trained.len(), 4, "{trained:?}");
     assert!(trained.iter().all(|n| n.contains("q_proj.lora_")));
 }

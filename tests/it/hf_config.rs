@@ -8,9 +8,7 @@ use ringtune::model::config::{Architecture, AttentionBias, RopeScaling};
 use serde_json::{Value, json};
 
 fn model(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data/model")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/model").join(name)
 }
 
 fn text(name: &str, file: &str) -> String {
@@ -21,39 +19,16 @@ fn text(name: &str, file: &str) -> String {
 fn published_shapes_are_understood() {
     let llama = hf_config::read(&model("tiny-llama-tied")).unwrap();
     assert_eq!(llama.model.architecture, Architecture::Llama);
-    assert_eq!(
-        (llama.model.vocab_size, llama.model.n_classes, llama.model.hidden_size),
-        (4096, 4096, 64)
-    );
-    assert_eq!(
-        (
-            llama.model.intermediate_size,
-            llama.model.n_layers,
-            llama.model.max_position
-        ),
-        (176, 2, 512)
-    );
-    assert_eq!(
-        (
-            llama.model.heads.n_query,
-            llama.model.heads.n_kv,
-            llama.model.heads.head_dim
-        ),
-        (4, 2, 16)
-    );
+    assert_eq!((llama.model.vocab_size, llama.model.n_classes, llama.model.hidden_size), (4096, 4096, 64));
+    assert_eq!((llama.model.intermediate_size, llama.model.n_layers, llama.model.max_position), (176, 2, 512));
+    assert_eq!((llama.model.heads.n_query, llama.model.heads.n_kv, llama.model.heads.head_dim), (4, 2, 16));
     assert!(llama.model.tied && llama.dtype == Some(SaveDType::F32) && llama.warnings.is_empty());
     assert_eq!((llama.model.bos_token_id, llama.model.pad_token_id), (Some(2), Some(0)));
     assert_eq!(llama.model.eos_token_ids, [3]);
 
     let qwen2 = hf_config::read(&model("qwen2-untied")).unwrap().model;
-    assert_eq!(
-        (qwen2.architecture, qwen2.attention_bias),
-        (Architecture::Qwen2, AttentionBias::Qkv)
-    );
-    assert_eq!(
-        (qwen2.sliding_window, qwen2.rope_theta, qwen2.heads.head_dim),
-        (None, 1e6, 12)
-    );
+    assert_eq!((qwen2.architecture, qwen2.attention_bias), (Architecture::Qwen2, AttentionBias::Qkv));
+    assert_eq!((qwen2.sliding_window, qwen2.rope_theta, qwen2.heads.head_dim), (None, 1e6, 12));
 
     let qwen3 = hf_config::read(&model("qwen3-tied")).unwrap().model;
     assert_eq!(
@@ -63,18 +38,11 @@ fn published_shapes_are_understood() {
     assert_eq!((qwen3.heads.head_dim, qwen3.q_dim(), qwen3.hidden_size), (24, 96, 56));
 
     let mistral = hf_config::read(&model("mistral-window")).unwrap().model;
-    assert_eq!(
-        (mistral.architecture, mistral.sliding_window),
-        (Architecture::Mistral, Some(16))
-    );
+    assert_eq!((mistral.architecture, mistral.sliding_window), (Architecture::Mistral, Some(16)));
 
     let llama3 = hf_config::read(&model("llama3-rope")).unwrap().model;
-    let rope = RopeScaling::Llama3 {
-        factor: 8.0,
-        low_freq_factor: 1.0,
-        high_freq_factor: 4.0,
-        original_max_position: 64,
-    };
+    let rope =
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position: 64 };
     assert_eq!((llama3.rope_scaling, llama3.rope_theta), (rope, 5e5));
 }
 
@@ -88,49 +56,26 @@ fn both_spellings_say_the_same() {
 
 #[test]
 fn what_is_written_has_both_spellings_and_reads_back() {
-    let models = [
-        "tiny-llama-tied",
-        "tiny-llama-untied",
-        "qwen2-untied",
-        "qwen3-tied",
-        "mistral-window",
-        "llama3-rope",
-    ];
+    let models =
+        ["tiny-llama-tied", "tiny-llama-untied", "qwen2-untied", "qwen3-tied", "mistral-window", "llama3-rope"];
     for name in models {
         for dtype in [SaveDType::F32, SaveDType::Bf16, SaveDType::F16] {
             let read = hf_config::read(&model(name)).unwrap().model;
             let written = hf_config::to_json(&read, dtype);
-            for key in [
-                "torch_dtype",
-                "dtype",
-                "rope_theta",
-                "rope_scaling",
-                "rope_parameters",
-                "architectures",
-            ] {
+            for key in ["torch_dtype", "dtype", "rope_theta", "rope_scaling", "rope_parameters", "architectures"] {
                 assert!(written.get(key).is_some(), "{name}: {key}");
             }
             let back = hf_config::parse(&written.to_string()).unwrap();
             assert_eq!((back.model, back.dtype), (read.clone(), Some(dtype)), "{name}");
             // A reader of one spelling alone finds everything it needs.
             for (mine, other) in [
-                (
-                    ["torch_dtype", "rope_theta", "rope_scaling"].as_slice(),
-                    ["dtype", "rope_parameters"].as_slice(),
-                ),
-                (
-                    ["dtype", "rope_parameters"].as_slice(),
-                    ["torch_dtype", "rope_theta", "rope_scaling"].as_slice(),
-                ),
+                (["torch_dtype", "rope_theta", "rope_scaling"].as_slice(), ["dtype", "rope_parameters"].as_slice()),
+                (["dtype", "rope_parameters"].as_slice(), ["torch_dtype", "rope_theta", "rope_scaling"].as_slice()),
             ] {
                 let mut one = written.clone();
                 other.iter().for_each(|k| drop(one.as_object_mut().unwrap().remove(*k)));
                 assert!(mine.iter().all(|k| one.get(k).is_some()));
-                assert_eq!(
-                    hf_config::parse(&one.to_string()).unwrap().model,
-                    read,
-                    "{name} without {other:?}"
-                );
+                assert_eq!(hf_config::parse(&one.to_string()).unwrap().model, read, "{name} without {other:?}");
             }
         }
     }
@@ -156,9 +101,7 @@ fn message(name: &str, edits: &[(&str, Value)]) -> Result<Vec<String>, String> {
             _ => v[*key] = value.clone(),
         }
     }
-    hf_config::parse(&v.to_string())
-        .map(|c| c.warnings)
-        .map_err(|e| e.to_string())
+    hf_config::parse(&v.to_string()).map(|c| c.warnings).map_err(|e| e.to_string())
 }
 
 #[test]
@@ -174,21 +117,9 @@ fn what_is_not_supported_or_wrong_is_named() {
             vec![("vocab_size", json!("many"))],
             "vocab_size: expected a whole number from 1 to 67108864, found \"many\"",
         ),
-        (
-            llama,
-            vec![("vocab_size", json!(0))],
-            "vocab_size: expected a whole number",
-        ),
-        (
-            llama,
-            vec![("hidden_size", json!(-4))],
-            "hidden_size: expected a whole number",
-        ),
-        (
-            llama,
-            vec![("num_hidden_layers", json!(1u64 << 40))],
-            "num_hidden_layers",
-        ),
+        (llama, vec![("vocab_size", json!(0))], "vocab_size: expected a whole number"),
+        (llama, vec![("hidden_size", json!(-4))], "hidden_size: expected a whole number"),
+        (llama, vec![("num_hidden_layers", json!(1u64 << 40))], "num_hidden_layers"),
         (llama, vec![("num_hidden_layers", json!(5000))], "expected at most 4096"),
         (
             llama,
@@ -196,47 +127,15 @@ fn what_is_not_supported_or_wrong_is_named() {
             "num_attention_heads 4 is not a multiple of num_key_value_heads 3",
         ),
         (llama, vec![("head_dim", json!(15))], "head_dim 15 is odd"),
-        (
-            llama,
-            vec![("head_dim", gone()), ("hidden_size", json!(66))],
-            "not a multiple of num_attention_heads 4",
-        ),
-        (
-            llama,
-            vec![("hidden_act", json!("gelu"))],
-            "hidden_act \"gelu\" is not supported; expected silu",
-        ),
+        (llama, vec![("head_dim", gone()), ("hidden_size", json!(66))], "not a multiple of num_attention_heads 4"),
+        (llama, vec![("hidden_act", json!("gelu"))], "hidden_act \"gelu\" is not supported; expected silu"),
         (llama, vec![("mlp_bias", json!(true))], "mlp_bias true is not supported"),
-        (
-            llama,
-            vec![("mlp_bias", json!(1))],
-            "mlp_bias: expected true or false, found 1",
-        ),
-        (
-            llama,
-            vec![("quantization_config", json!({"bits": 4}))],
-            "quantization_config",
-        ),
-        (
-            llama,
-            vec![("partial_rotary_factor", json!(0.5))],
-            "partial_rotary_factor 0.5 is not supported",
-        ),
-        (
-            llama,
-            vec![("model_type", json!("gemma2"))],
-            "model_type \"gemma2\" is not supported",
-        ),
-        (
-            llama,
-            vec![("architectures", json!(["LlamaForSequenceClassification"]))],
-            "expected [\"LlamaForCausalLM\"]",
-        ),
-        (
-            llama,
-            vec![("architectures", json!("LlamaForCausalLM"))],
-            "architectures: expected a list, found a string",
-        ),
+        (llama, vec![("mlp_bias", json!(1))], "mlp_bias: expected true or false, found 1"),
+        (llama, vec![("quantization_config", json!({"bits": 4}))], "quantization_config"),
+        (llama, vec![("partial_rotary_factor", json!(0.5))], "partial_rotary_factor 0.5 is not supported"),
+        (llama, vec![("model_type", json!("gemma2"))], "model_type \"gemma2\" is not supported"),
+        (llama, vec![("architectures", json!(["LlamaForSequenceClassification"]))], "expected [\"LlamaForCausalLM\"]"),
+        (llama, vec![("architectures", json!("LlamaForCausalLM"))], "architectures: expected a list, found a string"),
         (
             llama,
             vec![("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}))],
@@ -247,21 +146,13 @@ fn what_is_not_supported_or_wrong_is_named() {
             vec![("rope_scaling", json!({"type": "dynamic", "factor": 4.0}))],
             "rope_type \"dynamic\" is not supported",
         ),
-        (
-            llama,
-            vec![("rope_scaling", json!({"rope_type": "linear"}))],
-            "missing key rope_scaling.factor",
-        ),
+        (llama, vec![("rope_scaling", json!({"rope_type": "linear"}))], "missing key rope_scaling.factor"),
         (
             llama,
             vec![("rope_scaling", json!({"rope_type": "linear", "factor": 0}))],
             "rope_scaling.factor: expected a positive",
         ),
-        (
-            llama,
-            vec![("rope_scaling", json!("linear"))],
-            "rope_scaling: expected an object, found \"linear\"",
-        ),
+        (llama, vec![("rope_scaling", json!("linear"))], "rope_scaling: expected an object, found \"linear\""),
         (
             "llama3-rope",
             vec![(
@@ -271,77 +162,25 @@ fn what_is_not_supported_or_wrong_is_named() {
             )],
             "low_freq_factor 4 is not below",
         ),
-        (
-            "llama3-rope",
-            vec![("rope_parameters", json!({"rope_type": "default"}))],
-            "contradict each other",
-        ),
-        (
-            llama,
-            vec![("rope_parameters", json!({"rope_type": "default", "rope_theta": 5.0}))],
-            "contradict each other",
-        ),
-        (
-            llama,
-            vec![("rope_theta", json!("10000"))],
-            "rope_theta: expected a number, found \"10000\"",
-        ),
-        (
-            llama,
-            vec![("rope_theta", json!(0))],
-            "rope_theta: expected at least 1, found 0",
-        ),
+        ("llama3-rope", vec![("rope_parameters", json!({"rope_type": "default"}))], "contradict each other"),
+        (llama, vec![("rope_parameters", json!({"rope_type": "default", "rope_theta": 5.0}))], "contradict each other"),
+        (llama, vec![("rope_theta", json!("10000"))], "rope_theta: expected a number, found \"10000\""),
+        (llama, vec![("rope_theta", json!(0))], "rope_theta: expected at least 1, found 0"),
         (llama, vec![("rms_norm_eps", json!(-1e-5))], "rms_norm_eps"),
-        (
-            llama,
-            vec![("torch_dtype", json!("float64"))],
-            "torch_dtype \"float64\" is not supported",
-        ),
-        (
-            llama,
-            vec![("dtype", json!("float32"))],
-            "dtype and torch_dtype contradict each other",
-        ),
-        (
-            llama,
-            vec![("eos_token_id", json!([3, "x"]))],
-            "eos_token_id: expected token ids, found \"x\"",
-        ),
-        (
-            llama,
-            vec![("bos_token_id", json!(1u64 << 33))],
-            "bos_token_id: expected a token id",
-        ),
-        (
-            llama,
-            vec![("unpadded_vocab_size", json!(5000))],
-            "unpadded_vocab_size 5000 is above vocab_size 4096",
-        ),
-        (
-            "mistral-window",
-            vec![("num_key_value_heads", gone())],
-            "missing key num_key_value_heads",
-        ),
-        (
-            "mistral-window",
-            vec![("attention_bias", json!(true))],
-            "attention_bias true is not supported",
-        ),
-        (
-            "qwen2-untied",
-            vec![("use_sliding_window", json!(true))],
-            "max_window_layers 1 of 2",
-        ),
+        (llama, vec![("torch_dtype", json!("float64"))], "torch_dtype \"float64\" is not supported"),
+        (llama, vec![("dtype", json!("float32"))], "dtype and torch_dtype contradict each other"),
+        (llama, vec![("eos_token_id", json!([3, "x"]))], "eos_token_id: expected token ids, found \"x\""),
+        (llama, vec![("bos_token_id", json!(1u64 << 33))], "bos_token_id: expected a token id"),
+        (llama, vec![("unpadded_vocab_size", json!(5000))], "unpadded_vocab_size 5000 is above vocab_size 4096"),
+        ("mistral-window", vec![("num_key_value_heads", gone())], "missing key num_key_value_heads"),
+        ("mistral-window", vec![("attention_bias", json!(true))], "attention_bias true is not supported"),
+        ("qwen2-untied", vec![("use_sliding_window", json!(true))], "max_window_layers 1 of 2"),
         (
             "qwen3-tied",
             vec![("layer_types", json!(["full_attention", "sliding_attention"]))],
             "1 sliding and 1 full layers",
         ),
-        (
-            "qwen3-tied",
-            vec![("layer_types", json!(["full_attention"]))],
-            "layer_types: expected 2 entries, found 1",
-        ),
+        ("qwen3-tied", vec![("layer_types", json!(["full_attention"]))], "layer_types: expected 2 entries, found 1"),
         (
             "qwen3-tied",
             vec![("layer_types", json!(["linear_attention", "full_attention"]))],
@@ -365,10 +204,7 @@ fn what_has_no_effect_is_a_warning_or_silent() {
     assert_eq!(message(llama, &[("pretraining_tp", json!(2))]).unwrap().len(), 1);
     assert!(message(llama, &[("attention_dropout", json!(0.1))]).unwrap()[0].contains("attention_dropout 0.1"));
     assert!(message(llama, &[("eos_token_id", json!(4096))]).unwrap()[0].contains("eos_token_id 4096"));
-    assert_eq!(
-        message(llama, &[("pad_token_id", json!(-1)), ("some_new_key", json!([1]))]),
-        Ok(vec![])
-    );
+    assert_eq!(message(llama, &[("pad_token_id", json!(-1)), ("some_new_key", json!([1]))]), Ok(vec![]));
     let qwen = [("use_sliding_window", json!(true)), ("max_window_layers", json!(0))];
     assert_eq!(message("qwen2-untied", &qwen), Ok(vec![]));
 }
@@ -378,29 +214,17 @@ fn the_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let e = hf_config::read(dir.path()).unwrap_err().to_string();
     assert!(e.contains("config.json") && e.contains("No such file"), "{e}");
-    for (content, expected) in [
-        ("{", "invalid JSON"),
-        ("[]", "expected a JSON object, found a list"),
-        ("\u{0}", "invalid JSON"),
-    ] {
+    for (content, expected) in
+        [("{", "invalid JSON"), ("[]", "expected a JSON object, found a list"), ("\u{0}", "invalid JSON")]
+    {
         std::fs::write(dir.path().join("config.json"), content).unwrap();
         let e = hf_config::read(dir.path()).unwrap_err().to_string();
         assert!(e.contains("config.json") && e.contains(expected), "{e}");
     }
     std::fs::write(dir.path().join("config.json"), [0xff, 0xfe]).unwrap();
-    assert!(
-        hf_config::read(dir.path())
-            .unwrap_err()
-            .to_string()
-            .contains("byte 0 is not UTF-8")
-    );
+    assert!(hf_config::read(dir.path()).unwrap_err().to_string().contains("byte 0 is not UTF-8"));
     std::fs::write(dir.path().join("config.json"), "[".repeat(100_000)).unwrap();
-    assert!(
-        hf_config::read(dir.path())
-            .unwrap_err()
-            .to_string()
-            .contains("invalid JSON")
-    );
+    assert!(hf_config::read(dir.path()).unwrap_err().to_string().contains("invalid JSON"));
 }
 
 proptest! {

@@ -32,10 +32,7 @@ fn rounds() -> u64 {
 fn status(key: &str) -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = text.lines().find_map(|l| l.strip_prefix(key)).unwrap();
-    line.trim_matches([':', '\t', ' '])
-        .trim_end_matches(" kB")
-        .parse()
-        .unwrap()
+    line.trim_matches([':', '\t', ' ']).trim_end_matches(" kB").parse().unwrap()
 }
 
 /// Processor time of this process and its threads so far.
@@ -92,9 +89,7 @@ fn mutate(seed: &[u8], other: &[u8], dice: &mut Dice) -> Vec<u8> {
             // A number in text.
             5 => {
                 if let Some(start) = (at..bytes.len()).find(|&i| bytes[i].is_ascii_digit()) {
-                    let end = (start..bytes.len())
-                        .find(|&i| !bytes[i].is_ascii_digit())
-                        .unwrap_or(bytes.len());
+                    let end = (start..bytes.len()).find(|&i| !bytes[i].is_ascii_digit()).unwrap_or(bytes.len());
                     let numbers = [
                         "18446744073709551615",
                         "-1",
@@ -149,12 +144,7 @@ fn run_parser(name: &str, current: &Path) {
     let parser = parsers::by_name(name);
     let seeds = (parser.seeds)();
     let mut dice = Dice {
-        stream: Stream::new(&[
-            0x686f_7374,
-            u64::from_le_bytes(*b"hostile!"),
-            name.len() as u64,
-            rounds(),
-        ]),
+        stream: Stream::new(&[0x686f_7374, u64::from_le_bytes(*b"hostile!"), name.len() as u64, rounds()]),
         at: 0,
     };
     // A panic is caught to say with which input; its own message stays.
@@ -175,11 +165,7 @@ fn run_parser(name: &str, current: &Path) {
         let other = &seeds[dice.below(seeds.len())];
         let input = mutate(seed, other, &mut dice);
         let peak = run(&input, &format!("mutation {round}"));
-        assert!(
-            peak < base + MEMORY_LIMIT_KB,
-            "{name}: mutation {round} took {} MiB",
-            (peak - base) >> 10
-        );
+        assert!(peak < base + MEMORY_LIMIT_KB, "{name}: mutation {round} took {} MiB", (peak - base) >> 10);
     }
     println!("{name}: {} inputs", seeds.len() as u64 + 1 + rounds());
 }
@@ -193,12 +179,7 @@ fn survives(name: &str) {
     let current = dir.path().join("input");
     let log = std::fs::File::create(dir.path().join("log")).unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            &format!("hostile::{name}"),
-            "--nocapture",
-            "--test-threads=1",
-        ])
+        .args(["--exact", &format!("hostile::{name}"), "--nocapture", "--test-threads=1"])
         .env("HOSTILE_PARSER", &current)
         // More arenas would each reserve 64 MiB of address space.
         .env("MALLOC_ARENA_MAX", "2")

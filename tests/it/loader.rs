@@ -25,11 +25,7 @@ fn setup() -> Setup {
     let mut tokenizer = Tokenizer::open("tests/data/tokenizer/spm4k.model".as_ref(), SpecialIds::default()).unwrap();
     tokenizer.add_chatml();
     let template = Template::load("chatml", TemplateOptions::default()).unwrap();
-    Setup {
-        dir: tempfile::tempdir().unwrap(),
-        tokenizer,
-        template,
-    }
+    Setup { dir: tempfile::tempdir().unwrap(), tokenizer, template }
 }
 
 impl Setup {
@@ -42,10 +38,7 @@ impl Setup {
     /// `n` rows of different lengths.
     fn rows(&self, name: &str, n: usize) -> PathBuf {
         let rows = (0..n).map(|i| {
-            format!(
-                "{{\"prompt\": \"{name} question {i}\", \"response\": \"{}\"}}\n",
-                "word ".repeat(1 + i * 7 % 13)
-            )
+            format!("{{\"prompt\": \"{name} question {i}\", \"response\": \"{}\"}}\n", "word ".repeat(1 + i * 7 % 13))
         });
         self.write(name, &rows.collect::<String>())
     }
@@ -71,9 +64,7 @@ impl Setup {
 
     fn prepare(&self, spec: &SftDataSpec) -> (ringtune::error::Result<SftData>, Vec<String>) {
         let mut log = Vec::new();
-        let data = sft::prepare(spec, &self.tokenizer, &self.template, Progress::Hide, &mut |m| {
-            log.push(m)
-        });
+        let data = sft::prepare(spec, &self.tokenizer, &self.template, Progress::Hide, &mut |m| log.push(m));
         (data, log)
     }
 
@@ -102,33 +93,16 @@ fn token_files_are_reused_and_rebuilt_when_damaged() {
     let (second, log) = s.prepare(&spec);
     assert!(log.iter().any(|l| l.starts_with("reusing ")), "{log:?}");
     assert_eq!(first.unwrap().train.fingerprint(), second.unwrap().train.fingerprint());
-    let file = std::fs::read_dir(s.dir.path().join("cache"))
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
+    let file = std::fs::read_dir(s.dir.path().join("cache")).unwrap().next().unwrap().unwrap().path();
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
     let (third, log) = s.prepare(&spec);
-    assert!(
-        third.is_ok()
-            && log
-                .iter()
-                .any(|l| l.contains("truncated") && l.contains("making it again")),
-        "{log:?}"
-    );
+    assert!(third.is_ok() && log.iter().any(|l| l.contains("truncated") && l.contains("making it again")), "{log:?}");
     assert_eq!(std::fs::read(&file).unwrap(), bytes);
     // Other data, other settings or another template are other files.
     s.rows("a.jsonl", 41);
     s.data(&spec);
-    s.data(&SftDataSpec {
-        row: RowSpec {
-            max_seq_len: 32,
-            ..spec.row.clone()
-        },
-        ..spec.clone()
-    });
+    s.data(&SftDataSpec { row: RowSpec { max_seq_len: 32, ..spec.row.clone() }, ..spec.clone() });
     assert_eq!(std::fs::read_dir(s.dir.path().join("cache")).unwrap().count(), 3);
 }
 
@@ -137,44 +111,19 @@ fn a_token_file_is_a_data_set_for_the_same_tokenizer_template_and_length() {
     let s = setup();
     let spec = s.spec(&[s.rows("a.jsonl", 40)]);
     let from_rows = s.data(&spec);
-    let file = std::fs::read_dir(s.dir.path().join("cache"))
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
-    let packed = SftDataSpec {
-        paths: vec![file],
-        ..spec
-    };
+    let file = std::fs::read_dir(s.dir.path().join("cache")).unwrap().next().unwrap().unwrap().path();
+    let packed = SftDataSpec { paths: vec![file], ..spec };
     assert_eq!(s.data(&packed).train.fingerprint(), from_rows.train.fingerprint());
     let e = s
-        .prepare(&SftDataSpec {
-            row: RowSpec {
-                max_seq_len: 8,
-                ..packed.row.clone()
-            },
-            ..packed.clone()
-        })
+        .prepare(&SftDataSpec { row: RowSpec { max_seq_len: 8, ..packed.row.clone() }, ..packed.clone() })
         .0
         .unwrap_err();
     assert!(e.to_string().contains("expected at most 8"), "{e}");
     let other = Template::load("plain", TemplateOptions::default()).unwrap();
-    let e = sft::prepare(&packed, &s.tokenizer, &other, Progress::Hide, &mut |_| ())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        e.contains("another template") && e.contains("plain") && e.contains("chatml"),
-        "{e}"
-    );
-    let t = Tokenizer::open(
-        "tests/data/tokenizer/spm4k_chatml.model".as_ref(),
-        SpecialIds::default(),
-    )
-    .unwrap();
-    let e = sft::prepare(&packed, &t, &s.template, Progress::Hide, &mut |_| ())
-        .unwrap_err()
-        .to_string();
+    let e = sft::prepare(&packed, &s.tokenizer, &other, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
+    assert!(e.contains("another template") && e.contains("plain") && e.contains("chatml"), "{e}");
+    let t = Tokenizer::open("tests/data/tokenizer/spm4k_chatml.model".as_ref(), SpecialIds::default()).unwrap();
+    let e = sft::prepare(&packed, &t, &s.template, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
     assert!(e.contains("another tokenizer"), "{e}");
 }
 
@@ -198,15 +147,7 @@ fn rows_are_dropped_and_cut_by_reason_and_counted() {
         let (data, log) = s.prepare(&spec);
         let c = data.unwrap().sets[0].counts.clone();
         assert_eq!(
-            (
-                c.rows,
-                c.kept,
-                c.truncated,
-                c.response_cut,
-                c.unsupervised,
-                c.bad,
-                c.too_long
-            ),
+            (c.rows, c.kept, c.truncated, c.response_cut, c.unsupervised, c.bad, c.too_long),
             (5, 2, 1, 1, 2, 1, 0)
         );
         assert!(
@@ -215,10 +156,7 @@ fn rows_are_dropped_and_cut_by_reason_and_counted() {
             "{log:?}"
         );
         let skipped = std::fs::read_to_string(s.dir.path().join("skipped.log")).unwrap();
-        assert!(
-            skipped.contains("a.jsonl:5: invalid JSON") && skipped.lines().count() == 1,
-            "{skipped}"
-        );
+        assert!(skipped.contains("a.jsonl:5: invalid JSON") && skipped.lines().count() == 1, "{skipped}");
         std::fs::remove_file(s.dir.path().join("skipped.log")).unwrap();
     }
     spec.row.overflow = Overflow::Drop;
@@ -231,37 +169,20 @@ fn rows_are_dropped_and_cut_by_reason_and_counted() {
     );
     let llama2 = Template::load("llama2", TemplateOptions::default()).unwrap();
     let spec = s.spec(&[odd]);
-    let e = sft::prepare(&spec, &s.tokenizer, &llama2, Progress::Hide, &mut |_| ())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        e.contains("odd.jsonl:2: template llama2: ") && e.contains("found assistant"),
-        "{e}"
-    );
+    let e = sft::prepare(&spec, &s.tokenizer, &llama2, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
+    assert!(e.contains("odd.jsonl:2: template llama2: ") && e.contains("found assistant"), "{e}");
 }
 
 #[test]
 fn no_usable_row_is_an_error_that_says_why() {
     let s = setup();
-    let path = s.write(
-        "a.jsonl",
-        "{\"messages\": [{\"role\": \"user\", \"content\": \"d\"}]}\n",
-    );
+    let path = s.write("a.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"d\"}]}\n");
     let e = s.prepare(&s.spec(&[path])).0.unwrap_err().to_string();
-    assert!(
-        e.contains("no usable training row") && e.contains("1 dropped: nothing supervised"),
-        "{e}"
-    );
+    assert!(e.contains("no usable training row") && e.contains("1 dropped: nothing supervised"), "{e}");
     assert_eq!(s.prepare(&s.spec(&[])).0.unwrap_err().exit_code(), 2);
-    let nobyte = Tokenizer::open(
-        "tests/data/tokenizer/spm600_nobyte.model".as_ref(),
-        SpecialIds::default(),
-    )
-    .unwrap();
+    let nobyte = Tokenizer::open("tests/data/tokenizer/spm600_nobyte.model".as_ref(), SpecialIds::default()).unwrap();
     let spec = s.spec(&[s.rows("b.jsonl", 5)]);
-    let e = sft::prepare(&spec, &nobyte, &s.template, Progress::Hide, &mut |_| ())
-        .unwrap_err()
-        .to_string();
+    let e = sft::prepare(&spec, &nobyte, &s.template, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
     assert!(e.contains("newlines cannot be encoded"), "{e}");
 }
 
@@ -269,10 +190,8 @@ fn no_usable_row_is_an_error_that_says_why() {
 fn trained(all: &[Vec<ringtune::data::loader::Step>]) -> Vec<(Cursor, Vec<u32>)> {
     (0..all[0].len())
         .map(|i| {
-            let mut samples: Vec<u32> = all
-                .iter()
-                .flat_map(|s| s[i].micro_batches.iter().flat_map(|b| b.samples.clone()))
-                .collect();
+            let mut samples: Vec<u32> =
+                all.iter().flat_map(|s| s[i].micro_batches.iter().flat_map(|b| b.samples.clone())).collect();
             samples.sort_unstable();
             (all[0][i].cursor, samples)
         })
@@ -287,14 +206,8 @@ fn the_same_rows_make_a_step_whatever_the_ranks_and_accumulation() {
     let all: Vec<_> = shapes
         .iter()
         .map(|&(micro_batch, grad_accum, world_size)| {
-            let shape = StepShape {
-                micro_batch,
-                grad_accum,
-                world_size,
-            };
-            let ranks: Vec<_> = (0..world_size)
-                .map(|r| steps(&data.train, Cursor::default(), shape, r, 12))
-                .collect();
+            let shape = StepShape { micro_batch, grad_accum, world_size };
+            let ranks: Vec<_> = (0..world_size).map(|r| steps(&data.train, Cursor::default(), shape, r, 12)).collect();
             assert!(ranks.iter().flatten().all(|s| s.micro_batches.len() == grad_accum));
             trained(&ranks)
         })
@@ -302,11 +215,7 @@ fn the_same_rows_make_a_step_whatever_the_ranks_and_accumulation() {
     assert!(all.iter().all(|t| *t == all[0]));
     // Row i of the order belongs to rank i mod w.
     let plan = data.train.plan(0);
-    let shape = StepShape {
-        micro_batch: 1,
-        grad_accum: 2,
-        world_size: 3,
-    };
+    let shape = StepShape { micro_batch: 1, grad_accum: 2, world_size: 3 };
     for rank in 0..3 {
         let step = &steps(&data.train, Cursor::default(), shape, rank, 2)[1];
         assert_eq!(step.micro_batches[0].samples, plan.row(6 + rank));
@@ -318,32 +227,17 @@ fn the_same_rows_make_a_step_whatever_the_ranks_and_accumulation() {
 fn an_epoch_trains_each_row_once_and_its_tail_is_filled_with_nothing() {
     let s = setup();
     for packing in [true, false] {
-        let data = s.data(&SftDataSpec {
-            packing,
-            ..s.spec(&[s.rows("a.jsonl", 101)])
-        });
+        let data = s.data(&SftDataSpec { packing, ..s.spec(&[s.rows("a.jsonl", 101)]) });
         let n_rows = data.train.plan(0).n_rows() as u64;
         assert!(packing || n_rows == data.train.sets()[0].pieces.len() as u64);
-        let shape = StepShape {
-            micro_batch: 2,
-            grad_accum: 3,
-            world_size: 2,
-        };
+        let shape = StepShape { micro_batch: 2, grad_accum: 3, world_size: 2 };
         let n = steps_until(&data.train, Cursor::default(), 1, shape);
         assert_eq!(n, n_rows.div_ceil(12));
-        let ranks: Vec<_> = (0..2)
-            .map(|r| steps(&data.train, Cursor::default(), shape, r, n as usize))
-            .collect();
-        let mut samples: Vec<u32> = ranks
-            .iter()
-            .flatten()
-            .flat_map(|s| s.micro_batches.iter().flat_map(|b| b.samples.clone()))
-            .collect();
+        let ranks: Vec<_> = (0..2).map(|r| steps(&data.train, Cursor::default(), shape, r, n as usize)).collect();
+        let mut samples: Vec<u32> =
+            ranks.iter().flatten().flat_map(|s| s.micro_batches.iter().flat_map(|b| b.samples.clone())).collect();
         samples.sort_unstable();
-        assert_eq!(
-            samples,
-            (0..data.train.sets()[0].pieces.len() as u32).collect::<Vec<_>>()
-        );
+        assert_eq!(samples, (0..data.train.sets()[0].pieces.len() as u32).collect::<Vec<_>>());
         for steps in &ranks {
             assert!(steps[..n as usize - 1].iter().all(|s| !s.epoch_end));
             let last = steps.last().unwrap();
@@ -357,34 +251,16 @@ fn an_epoch_trains_each_row_once_and_its_tail_is_filled_with_nothing() {
 fn the_cursor_resumes_exactly_and_at_another_world_size() {
     let s = setup();
     let data = s.data(&s.spec(&[s.rows("a.jsonl", 75)]));
-    let shape = StepShape {
-        micro_batch: 2,
-        grad_accum: 1,
-        world_size: 1,
-    };
+    let shape = StepShape { micro_batch: 2, grad_accum: 1, world_size: 1 };
     let through = steps(&data.train, Cursor::default(), shape, 0, 40);
-    assert!(
-        through.last().unwrap().cursor.epoch >= 2,
-        "the test covers epoch borders"
-    );
+    assert!(through.last().unwrap().cursor.epoch >= 2, "the test covers epoch borders");
     for at in [1, 7, 20, 33] {
-        assert_eq!(
-            steps(&data.train, through[at - 1].cursor, shape, 0, 40 - at),
-            through[at..]
-        );
+        assert_eq!(steps(&data.train, through[at - 1].cursor, shape, 0, 40 - at), through[at..]);
     }
-    let halves = StepShape {
-        micro_batch: 1,
-        grad_accum: 1,
-        world_size: 2,
-    };
-    let ranks: Vec<_> = (0..2)
-        .map(|r| steps(&data.train, through[6].cursor, halves, r, 33))
-        .collect();
+    let halves = StepShape { micro_batch: 1, grad_accum: 1, world_size: 2 };
+    let ranks: Vec<_> = (0..2).map(|r| steps(&data.train, through[6].cursor, halves, r, 33)).collect();
     assert_eq!(trained(&ranks), trained(&[through[7..].to_vec()]));
-    let e = Loader::start(data.train.clone(), Cursor { epoch: 0, rows: 10_000 }, shape, 0)
-        .unwrap_err()
-        .to_string();
+    let e = Loader::start(data.train.clone(), Cursor { epoch: 0, rows: 10_000 }, shape, 0).unwrap_err().to_string();
     assert!(e.contains("cursor at row 10000 of epoch 0, expected one below"), "{e}");
 }
 
@@ -418,24 +294,15 @@ fn micro_batches_agree_with_packed_rows() {
             assert_eq!(token as u32, packed.input_ids[t]);
             assert_eq!(packed.position_ids[t], t as u32 - batch.doc_start[t] as u32);
             let label = packed.labels.get(t + 1).copied().unwrap_or(-100);
-            assert_eq!(
-                batch.targets[t], label,
-                "the target of a place is the label of the next"
-            );
+            assert_eq!(batch.targets[t], label, "the target of a place is the label of the next");
         }
         assert!(packed.labels[batch.tokens.len()..].iter().all(|&l| l == -100));
-        assert_eq!(
-            packed.cu_seqlens.len(),
-            plan.row(row).len() + 1 + usize::from(batch.tokens.len() < 64)
-        );
+        assert_eq!(packed.cu_seqlens.len(), plan.row(row).len() + 1 + usize::from(batch.tokens.len() < 64));
     }
     let rows = sft::epoch_rows(&data.train, &plan, &RowOptions::default()).unwrap();
     assert_eq!(rows.len(), plan.samples().len());
     assert!(rows.iter().all(|r| r.text.as_ref().unwrap().prompt().starts_with("a.jsonl question") && r.source.ends_with("a.jsonl")));
-    assert_eq!(
-        data.train.sample_name(plan.samples()[0]),
-        format!("{}:{}", rows[0].source, rows[0].line)
-    );
+    assert_eq!(data.train.sample_name(plan.samples()[0]), format!("{}:{}", rows[0].source, rows[0].line));
 }
 
 #[test]
@@ -479,20 +346,12 @@ fn evaluation_sees_every_held_out_row_once_on_any_number_of_ranks() {
 fn pretraining_predicts_every_token_once() {
     let s = setup();
     let text = (0..40)
-        .map(|i| {
-            format!(
-                "Paragraph {i} of the text.\nIt has two lines.\n\n{}",
-                if i % 10 == 9 { "\n\n" } else { "" }
-            )
-        })
+        .map(|i| format!("Paragraph {i} of the text.\nIt has two lines.\n\n{}", if i % 10 == 9 { "\n\n" } else { "" }))
         .collect::<String>();
     let spec = PretrainDataSpec {
         paths: vec![
             s.write("a.txt", &text),
-            s.write(
-                "b.jsonl",
-                "{\"text\": \"One document.\"}\n\n{\"text\": \"Another.\", \"x\": 1}\n",
-            ),
+            s.write("b.jsonl", "{\"text\": \"One document.\"}\n\n{\"text\": \"Another.\", \"x\": 1}\n"),
         ],
         val_paths: Vec::new(),
         weights: None,
@@ -515,47 +374,27 @@ fn pretraining_predicts_every_token_once() {
     let mut batch = MicroBatch::default();
     (0..plan.n_rows()).for_each(|row| data.train.append_row(&plan, row, &mut batch));
     check_batch(&batch);
-    let expected: usize = data
-        .train
-        .sets()
-        .iter()
-        .map(|s| (0..s.tokens.n_docs()).map(|d| s.tokens.doc_len(d) - 1).sum::<usize>())
-        .sum();
+    let expected: usize =
+        data.train.sets().iter().map(|s| (0..s.tokens.n_docs()).map(|d| s.tokens.doc_len(d) - 1).sum::<usize>()).sum();
     assert_eq!(batch.n_valid, expected);
     assert_eq!(batch.targets.iter().filter(|&&t| t == 3).count(), 6);
     let (_, log) = prepare(&spec).unwrap();
     assert_eq!(log.iter().filter(|l| l.starts_with("reusing ")).count(), 2);
-    let (data, _) = prepare(&PretrainDataSpec {
-        val_fraction: 0.2,
-        ..spec.clone()
-    })
-    .unwrap();
+    let (data, _) = prepare(&PretrainDataSpec { val_fraction: 0.2, ..spec.clone() }).unwrap();
     assert!(!data.val[0].pieces.is_empty());
-    let with_val = PretrainDataSpec {
-        val_paths: vec![s.write("v.txt", "held out text")],
-        ..spec.clone()
-    };
+    let with_val = PretrainDataSpec { val_paths: vec![s.write("v.txt", "held out text")], ..spec.clone() };
     assert_eq!(prepare(&with_val).unwrap().0.val.len(), 1);
     let check = |name: &str, bytes: &[u8], expected: &str| {
         let path = s.dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let e = prepare(&PretrainDataSpec {
-            paths: vec![path],
-            ..spec.clone()
-        })
-        .unwrap_err()
-        .to_string();
+        let e = prepare(&PretrainDataSpec { paths: vec![path], ..spec.clone() }).unwrap_err().to_string();
         assert!(e.contains(name) && e.contains(expected), "{e}");
     };
     check("c.txt", b"", "empty");
     check("c.txt", b" \n\n", "white space");
     check("c.txt", b"a\n\xff", "c.txt:2: invalid UTF-8");
     check("c.jsonl", b"{\"text\": 1}", "c.jsonl:1: field \"text\" is not a string");
-    check(
-        "c.jsonl",
-        b"{\"text\": \"a\"}\n{\"content\": \"a\"}",
-        "c.jsonl:2: field \"text\" is missing",
-    );
+    check("c.jsonl", b"{\"text\": \"a\"}\n{\"content\": \"a\"}", "c.jsonl:2: field \"text\" is missing");
     check("c.jsonl", b"{\"text\": \"a\"}\n{", "c.jsonl:2: invalid JSON");
     check("c.bin", &[1, 2, 3], "whole number");
     check("c.tok", b"not tokens", "truncated");
@@ -565,13 +404,10 @@ fn pretraining_predicts_every_token_once() {
 #[test]
 fn thousands_of_rows_a_second_are_tokenised_and_packed() {
     let s = setup();
-    let words = [
-        "loss", "gradient", "a", "the", "token", "of", "learning", "is", "model", "step",
-    ];
+    let words = ["loss", "gradient", "a", "the", "token", "of", "learning", "is", "model", "step"];
     let rows = (0..10_000u64).map(|i| {
-        let text: String = (0..70)
-            .map(|k| format!("{} ", words[(ringtune::rng::mix(&[i, k]) % 10) as usize]))
-            .collect();
+        let text: String =
+            (0..70).map(|k| format!("{} ", words[(ringtune::rng::mix(&[i, k]) % 10) as usize])).collect();
         format!("{{\"prompt\": \"Question {i}?\", \"response\": \"{text}\"}}\n")
     });
     let mut spec = s.spec(&[s.write("big.jsonl", &rows.collect::<String>())]);

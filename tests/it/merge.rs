@@ -47,18 +47,12 @@ fn merging_gives_the_recorded_weights() {
     for name in expected.names() {
         let (want, got) = (expected.load(name).unwrap(), merged.load(name).unwrap());
         assert!(relative(&got, &want) < 1e-6, "{name}: {}", relative(&got, &want));
-        assert!(
-            relative(&base.load(name).unwrap(), &want) > 1e-3,
-            "{name}: the update is not small"
-        );
+        assert!(relative(&base.load(name).unwrap(), &want) > 1e-3, "{name}: the update is not small");
     }
     // The merged model in bf16: each value is within half a unit in the last place, the one rounding, of the f32 one.
     let dir = tempfile::tempdir().unwrap();
     save_model(dir.path(), &merged, SaveOptions::default()).unwrap();
-    let (ours, theirs) = (
-        ModelFiles::open(dir.path()).unwrap(),
-        model("tiny-llama-tied-merged-all"),
-    );
+    let (ours, theirs) = (ModelFiles::open(dir.path()).unwrap(), model("tiny-llama-tied-merged-all"));
     assert_eq!((ours.dtype(), theirs.dtype()), (SaveDType::Bf16, SaveDType::Bf16));
     let mut different = 0;
     for w in names::weights(base.config()) {
@@ -66,11 +60,7 @@ fn merging_gives_the_recorded_weights() {
         let (a, b) = (ours.load(&w.name).unwrap(), theirs.load(&w.name).unwrap());
         for ((x, a), b) in exact.data.iter().zip(&a.data).zip(&b.data) {
             assert_eq!(bf16::from_f32(*x).to_f32(), *a, "{}", w.name);
-            assert!(
-                (b - x).abs() <= x.abs() * (1.0 / 256.0 + 1e-6) + 1e-6,
-                "{}: {b} for {x}",
-                w.name
-            );
+            assert!((b - x).abs() <= x.abs() * (1.0 / 256.0 + 1e-6) + 1e-6, "{}: {b} for {x}", w.name);
             different += usize::from(a != b);
         }
     }
@@ -94,54 +84,30 @@ fn an_update_that_overflows_is_refused() {
     let adapter = Adapter::open(out.path()).unwrap();
     let target = tempfile::tempdir().unwrap();
     let merged = Merged::new(&base, &adapter).unwrap();
-    let e = save_model(target.path(), &merged, SaveOptions::default())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        e.contains("merged model.layers.1.mlp.up_proj.weight: value at row 0, column 0 is inf"),
-        "{e}"
-    );
+    let e = save_model(target.path(), &merged, SaveOptions::default()).unwrap_err().to_string();
+    assert!(e.contains("merged model.layers.1.mlp.up_proj.weight: value at row 0, column 0 is inf"), "{e}");
     assert!(!target.path().join("model.safetensors").exists());
 }
 
 #[test]
 fn a_device_loads_base_and_adapter() {
     let dev = Cpu::new(Some(1)).unwrap();
-    for (name, dtype) in [
-        ("qwen2-untied", DType::F32),
-        ("qwen2-untied", DType::Bf16),
-        ("tiny-llama-tied", DType::Bf16),
-    ] {
+    for (name, dtype) in [("qwen2-untied", DType::F32), ("qwen2-untied", DType::Bf16), ("tiny-llama-tied", DType::Bf16)]
+    {
         let base = model(name);
         let adapter = Adapter::open(&golden_adapter(name)).unwrap();
         let adapted = Adapted::new(&base, &adapter).unwrap();
         let mut params = device::load_params(&dev, &adapted, dtype).unwrap();
         device::load_adapter(&dev, &mut params, &adapter).unwrap();
         let round = |x: f32| {
-            if dtype == DType::Bf16 {
-                bf16::from_f32(x).to_f32()
-            } else {
-                x
-            }
+            if dtype == DType::Bf16 { bf16::from_f32(x).to_f32() } else { x }
         };
         for (n, t) in names::named(&params) {
             let got = device::download(&dev, t).unwrap();
             let low_rank = n.contains(".lora_");
-            let want = if low_rank {
-                tensor(&adapter, &n).unwrap()
-            } else {
-                base.load(&n).unwrap()
-            };
-            let want: Vec<f32> = want
-                .data
-                .into_iter()
-                .map(|x| if low_rank { x } else { round(x) })
-                .collect();
-            assert_eq!(
-                (t.dtype(), got.data),
-                (if low_rank { DType::F32 } else { dtype }, want),
-                "{n}"
-            );
+            let want = if low_rank { tensor(&adapter, &n).unwrap() } else { base.load(&n).unwrap() };
+            let want: Vec<f32> = want.data.into_iter().map(|x| if low_rank { x } else { round(x) }).collect();
+            assert_eq!((t.dtype(), got.data), (if low_rank { DType::F32 } else { dtype }, want), "{n}");
         }
         // And back: what is on the device is saved as an adapter and as a model.
         let dir = tempfile::tempdir().unwrap();
@@ -161,11 +127,7 @@ fn masters_are_saved_instead_of_rounded_weights() {
     let base = model("tiny-llama-tied");
     let params = device::load_params(&dev, &base, DType::Bf16).unwrap();
     let exact = base.load(EMBED).unwrap();
-    let rows = HostTensor {
-        rows: 2,
-        cols: 64,
-        data: exact.data[4000 * 64..4002 * 64].to_vec(),
-    };
+    let rows = HostTensor { rows: 2, cols: 64, data: exact.data[4000 * 64..4002 * 64].to_vec() };
     let norm = base.load("model.norm.weight").unwrap();
     let masters = [
         (EMBED, device::upload(&dev, &rows, DType::F32).unwrap()),
@@ -185,11 +147,7 @@ fn masters_are_saved_instead_of_rounded_weights() {
 #[test]
 fn uploads_come_back_as_they_were() {
     let dev = Cpu::new(Some(1)).unwrap();
-    let host = HostTensor {
-        rows: 2,
-        cols: 3,
-        data: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
-    };
+    let host = HostTensor { rows: 2, cols: 3, data: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0] };
     let t = device::upload(&dev, &host, DType::Bf16).unwrap();
     assert_eq!(device::download(&dev, &t).unwrap(), host);
     dev.synchronize().unwrap();

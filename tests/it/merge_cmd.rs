@@ -13,10 +13,8 @@ use crate::tuned::{fails, json, ok, tuned, untuned};
 
 /// Names in a folder, sorted; hidden ones too.
 fn listing(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -24,10 +22,7 @@ fn listing(dir: &Path) -> Vec<String> {
 /// A base and a PEFT adapter on it, without any tokenizer.
 fn golden() -> Workplace {
     let w = untuned();
-    copy_dir(
-        Path::new("tests/data/golden/tiny-llama-tied/adapter_all"),
-        &w.path("adapter"),
-    );
+    copy_dir(Path::new("tests/data/golden/tiny-llama-tied/adapter_all"), &w.path("adapter"));
     w
 }
 
@@ -35,11 +30,7 @@ fn golden() -> Workplace {
 fn it_gives_what_training_gives() {
     let w = tuned(&["--merge_adapters"]);
     let outcome = ok(w.shell("ringtune merge --model-path out --output-dir merged"));
-    assert!(
-        outcome.stdout.contains("logits differ from base + adapter by"),
-        "{}",
-        outcome.stdout
-    );
+    assert!(outcome.stdout.contains("logits differ from base + adapter by"), "{}", outcome.stdout);
     let (ours, theirs) = (w.path("merged"), w.path("out/merged"));
     assert_eq!(listing(&ours), listing(&theirs));
     for name in listing(&theirs) {
@@ -55,19 +46,9 @@ fn it_gives_what_training_gives() {
 #[test]
 fn shards_and_element_types() {
     let w = golden();
-    let run = |words: &str| {
-        ok(w.shell(&format!(
-            "ringtune merge --model-path adapter --base-model base {words}"
-        )))
-    };
+    let run = |words: &str| ok(w.shell(&format!("ringtune merge --model-path adapter --base-model base {words}")));
     let outcome = run("--output-dir whole --dtype float32");
-    assert!(
-        outcome
-            .stderr
-            .contains("neither the adapter nor the base has a tokenizer"),
-        "{}",
-        outcome.stderr
-    );
+    assert!(outcome.stderr.contains("neither the adapter nor the base has a tokenizer"), "{}", outcome.stderr);
     run("--output-dir sharded --dtype f32 --max-shard-size 300KB");
     run("--output-dir half --dtype f16");
     run("--output-dir brain --dtype bf16");
@@ -76,22 +57,11 @@ fn shards_and_element_types() {
     assert_eq!((whole.n_files(), whole.dtype()), (1, SaveDType::F32));
     assert!(sharded.n_files() > 2, "{} shards", sharded.n_files());
     let index = json(&w, "sharded/model.safetensors.index.json");
-    assert_eq!(
-        index["weight_map"].as_object().unwrap().len(),
-        names::weights(whole.config()).len()
-    );
+    assert_eq!(index["weight_map"].as_object().unwrap().len(), names::weights(whole.config()).len());
     for weight in names::weights(whole.config()) {
-        assert_eq!(
-            whole.load(&weight.name).unwrap(),
-            sharded.load(&weight.name).unwrap(),
-            "{}",
-            weight.name
-        );
+        assert_eq!(whole.load(&weight.name).unwrap(), sharded.load(&weight.name).unwrap(), "{}", weight.name);
     }
-    assert_eq!(
-        (open("half").dtype(), open("brain").dtype()),
-        (SaveDType::F16, SaveDType::Bf16)
-    );
+    assert_eq!((open("half").dtype(), open("brain").dtype()), (SaveDType::F16, SaveDType::Bf16));
     assert_eq!(json(&w, "half/config.json")["dtype"], "float16");
     // `auto` is the base's type.
     run("--output-dir auto");
@@ -101,19 +71,11 @@ fn shards_and_element_types() {
 #[test]
 fn a_folder_is_replaced_only_when_asked_and_only_a_model() {
     let w = golden();
-    let merge = |words: &str| {
-        w.shell(&format!(
-            "ringtune merge --model-path adapter --base-model base {words}"
-        ))
-    };
+    let merge = |words: &str| w.shell(&format!("ringtune merge --model-path adapter --base-model base {words}"));
     ok(merge("--output-dir m"));
     fs::write(w.path("m/stale.txt"), "x").unwrap();
     let before = fs::read(w.path("m/model.safetensors")).unwrap();
-    fails(
-        &merge("--output-dir m"),
-        2,
-        &["m: exists and is not empty", "--overwrite"],
-    );
+    fails(&merge("--output-dir m"), 2, &["m: exists and is not empty", "--overwrite"]);
     ok(merge("--output-dir m --overwrite --dtype bf16"));
     assert_ne!(fs::read(w.path("m/model.safetensors")).unwrap(), before);
     assert!(!w.path("m/stale.txt").exists(), "the old folder is gone whole");
@@ -121,30 +83,15 @@ fn a_folder_is_replaced_only_when_asked_and_only_a_model() {
     fs::create_dir(w.path("empty")).unwrap();
     ok(merge("--output-dir empty"));
     w.write("precious/thesis.txt", "x");
-    fails(
-        &merge("--output-dir precious --overwrite"),
-        1,
-        &["precious", "no config.json"],
-    );
+    fails(&merge("--output-dir precious --overwrite"), 1, &["precious", "no config.json"]);
     assert!(w.path("precious/thesis.txt").is_file());
     for own in ["adapter", "base", "."] {
-        fails(
-            &merge(&format!("--output-dir {own} --overwrite")),
-            1,
-            &["holds what is merged", "--output-dir"],
-        );
+        fails(&merge(&format!("--output-dir {own} --overwrite")), 1, &["holds what is merged", "--output-dir"]);
     }
-    fails(
-        &merge("--output-dir spm.model"),
-        1,
-        &["spm.model: expected a folder to write to, found a file"],
-    );
+    fails(&merge("--output-dir spm.model"), 1, &["spm.model: expected a folder to write to, found a file"]);
     fails(&merge("--output-dir spm.model/below"), 1, &["spm.model"]);
     fails(&merge("--output-dir x/.."), 2, &["expected the name of a folder"]);
-    let left: Vec<String> = listing(&w.path(""))
-        .into_iter()
-        .filter(|n| n.starts_with('.'))
-        .collect();
+    let left: Vec<String> = listing(&w.path("")).into_iter().filter(|n| n.starts_with('.')).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -156,11 +103,7 @@ fn a_full_disk_leaves_what_was_there() {
     // A limit on the size of files fails a write as a full disk or quota does.
     let line =
         "trap '' XFSZ; ulimit -f 200; ringtune merge --model-path adapter --base-model base --output-dir m --overwrite";
-    fails(
-        &w.shell(line),
-        1,
-        &["m/model.safetensors", "disk or quota is full", "--output-dir"],
-    );
+    fails(&w.shell(line), 1, &["m/model.safetensors", "disk or quota is full", "--output-dir"]);
     assert_eq!(fs::read(w.path("m/model.safetensors")).unwrap(), before);
     fails(
         &w.shell(&line.replace("-dir m --overwrite", "-dir n")),
@@ -168,10 +111,7 @@ fn a_full_disk_leaves_what_was_there() {
         &["n/model.safetensors", "disk or quota is full"],
     );
     assert!(!w.path("n").exists());
-    let left: Vec<String> = listing(&w.path(""))
-        .into_iter()
-        .filter(|n| n.starts_with('.'))
-        .collect();
+    let left: Vec<String> = listing(&w.path("")).into_iter().filter(|n| n.starts_with('.')).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -179,32 +119,16 @@ fn a_full_disk_leaves_what_was_there() {
 fn mistakes_are_named() {
     let w = golden();
     let merge = |words: &str| w.shell(&format!("ringtune merge --output-dir m {words}"));
-    fails(
-        &merge("--model-path base"),
-        1,
-        &["base: expected an adapter folder", "nothing to merge"],
-    );
+    fails(&merge("--model-path base"), 1, &["base: expected an adapter folder", "nothing to merge"]);
     fails(&merge("--model-path nowhere"), 1, &["nowhere: expected a model folder"]);
-    fails(
-        &merge("--model-path adapter"),
-        1,
-        &["base_model_name_or_path", "--base-model"],
-    );
+    fails(&merge("--model-path adapter"), 1, &["base_model_name_or_path", "--base-model"]);
     let good = "--model-path adapter --base-model base";
-    fails(
-        &merge(&format!("{good} --max-shard-size 5XB")),
-        2,
-        &["--max-shard-size", "5GB"],
-    );
+    fails(&merge(&format!("{good} --max-shard-size 5XB")), 2, &["--max-shard-size", "5GB"]);
     fails(&merge(&format!("{good} --max-shard-size 0")), 2, &["--max-shard-size"]);
     assert_eq!(merge(&format!("{good} --dtype int8")).code, Some(2));
     // An adapter of another model.
     copy_dir(Path::new("tests/data/model/qwen3-tied"), &w.path("other"));
-    fails(
-        &merge("--model-path adapter --base-model other"),
-        1,
-        &["expected shape", "for this base model"],
-    );
+    fails(&merge("--model-path adapter --base-model other"), 1, &["expected shape", "for this base model"]);
     // Values that do not fit the type, or are not finite once merged.
     let path = w.path("adapter/adapter_model.safetensors");
     let mut bytes = fs::read(&path).unwrap();

@@ -7,14 +7,7 @@ use ringtune::data::split::split_sets;
 use ringtune::rng::Stream;
 
 fn sizes(samples: &[u64]) -> Vec<SetSize> {
-    samples
-        .iter()
-        .map(|&n| SetSize {
-            samples: n,
-            tokens: n * 10,
-            supervised: n * 4,
-        })
-        .collect()
+    samples.iter().map(|&n| SetSize { samples: n, tokens: n * 10, supervised: n * 4 }).collect()
 }
 
 fn mix(samples: &[u64], weights: &[f64]) -> Mix {
@@ -48,22 +41,11 @@ fn bad_weights_are_usage_errors() {
     };
     check(&[1.0], "expected one for each of the 2 data sets, found 1");
     check(&[1.0, 1.0, 1.0], "found 3");
-    check(
-        &[1.0, -0.5],
-        "dataset weight 2: expected a finite number above 0, found -0.5",
-    );
-    check(
-        &[0.0, 1.0],
-        "dataset weight 1: expected a finite number above 0, found 0",
-    );
+    check(&[1.0, -0.5], "dataset weight 2: expected a finite number above 0, found -0.5");
+    check(&[0.0, 1.0], "dataset weight 1: expected a finite number above 0, found 0");
     check(&[f64::NAN, 1.0], "found NaN");
     check(&[1.0, f64::INFINITY], "found inf");
-    assert_eq!(
-        Mix::new(&sizes(&[5, 5]), None, WeightUnit::Samples, Some(0), 7)
-            .unwrap_err()
-            .exit_code(),
-        2
-    );
+    assert_eq!(Mix::new(&sizes(&[5, 5]), None, WeightUnit::Samples, Some(0), 7).unwrap_err().exit_code(), 2);
     assert!(Mix::new(&sizes(&[5, 0]), None, WeightUnit::Samples, None, 7).is_err());
 }
 
@@ -89,14 +71,7 @@ fn a_down_sampled_set_rotates_through_all_its_rows() {
     for (len, n) in [(100u64, 30u64), (10, 7), (7, 3), (13, 12), (5, 1)] {
         let other = 1000 - n;
         let weights = [n as f64 / 1000.0, other as f64 / 1000.0];
-        let m = Mix::new(
-            &sizes(&[len, other]),
-            Some(&weights),
-            WeightUnit::Samples,
-            Some(1000),
-            3,
-        )
-        .unwrap();
+        let m = Mix::new(&sizes(&[len, other]), Some(&weights), WeightUnit::Samples, Some(1000), 3).unwrap();
         assert_eq!(m.counts[0], n);
         let mut times: HashMap<u32, u64> = HashMap::new();
         for epoch in 0..3 * len {
@@ -123,32 +98,16 @@ fn a_down_sampled_set_rotates_through_all_its_rows() {
 fn weights_can_share_out_tokens() {
     // Set 0 has short rows, set 1 long ones; half the tokens each means ten times as many short rows.
     let s = [
-        SetSize {
-            samples: 1000,
-            tokens: 10_000,
-            supervised: 9000,
-        },
-        SetSize {
-            samples: 1000,
-            tokens: 100_000,
-            supervised: 10_000,
-        },
+        SetSize { samples: 1000, tokens: 10_000, supervised: 9000 },
+        SetSize { samples: 1000, tokens: 100_000, supervised: 10_000 },
     ];
     let m = Mix::new(&s, Some(&[1.0, 1.0]), WeightUnit::Tokens, Some(1100), 1).unwrap();
     assert_eq!(m.counts, [1000, 100]);
     let m = Mix::new(&s, Some(&[1.0, 1.0]), WeightUnit::SupervisedTokens, Some(1900), 1).unwrap();
     assert_eq!(m.counts, [1000, 900]);
     let achieved = [
-        SetSize {
-            samples: 1000,
-            tokens: 10_000,
-            supervised: 9000,
-        },
-        SetSize {
-            samples: 900,
-            tokens: 90_000,
-            supervised: 9000,
-        },
+        SetSize { samples: 1000, tokens: 10_000, supervised: 9000 },
+        SetSize { samples: 900, tokens: 90_000, supervised: 9000 },
     ];
     let report = mix_report(&m, &["a".into(), "b".into()], &s, &achieved);
     assert_eq!(report[0].requested, [1000.0 / 1900.0, 0.1, 0.5]);
@@ -180,11 +139,7 @@ fn the_split_is_seeded_sized_and_never_parts_equal_prompts() {
         for (rows, held) in [(&split.train, false), (&split.val, true)] {
             assert!(rows.windows(2).all(|w| w[0] < w[1]));
             for &row in rows {
-                assert_eq!(
-                    *side.entry(hashes[row as usize]).or_insert(held),
-                    held,
-                    "prompt on both sides"
-                );
+                assert_eq!(*side.entry(hashes[row as usize]).or_insert(held), held, "prompt on both sides");
             }
         }
     }

@@ -50,14 +50,8 @@ fn packing_is_a_pure_function_and_fast() {
 #[test]
 fn a_packed_row_restarts_positions_and_has_no_label_across_a_border() {
     let docs = [
-        Encoded {
-            tokens: vec![2, 10, 11, 3],
-            supervised: vec![false, false, true, true],
-        },
-        Encoded {
-            tokens: vec![20, 21],
-            supervised: vec![true, true],
-        },
+        Encoded { tokens: vec![2, 10, 11, 3], supervised: vec![false, false, true, true] },
+        Encoded { tokens: vec![20, 21], supervised: vec![true, true] },
     ];
     let row = PackedRow::new(&docs, 9, 0);
     assert_eq!(row.input_ids, [2, 10, 11, 3, 20, 21, 0, 0, 0]);

@@ -12,14 +12,8 @@ use ringtune::checkpoint::save::{Entry, SaveOptions, save_model, write_tensors};
 use ringtune::checkpoint::{HostTensor, SaveDType, TensorSource};
 use serde_json::{Value, json};
 
-const CASES: [&str; 6] = [
-    "tiny-llama-tied",
-    "tiny-llama-untied",
-    "qwen2-untied",
-    "qwen3-tied",
-    "mistral-window",
-    "llama3-rope",
-];
+const CASES: [&str; 6] =
+    ["tiny-llama-tied", "tiny-llama-untied", "qwen2-untied", "qwen3-tied", "mistral-window", "llama3-rope"];
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
@@ -69,10 +63,7 @@ fn adapters_of_peft_are_read_and_ours_are_alike() {
         assert_eq!(&adapter.fit(base.config()).unwrap(), base.config());
 
         let dir = tempfile::tempdir().unwrap();
-        peft::save_adapter(dir.path(), &adapter.config, base.config(), false, |n| {
-            tensor(&adapter, n)
-        })
-        .unwrap();
+        peft::save_adapter(dir.path(), &adapter.config, base.config(), false, |n| tensor(&adapter, n)).unwrap();
         let ours = Adapter::open(dir.path()).unwrap();
         assert_eq!(ours.config, adapter.config);
         let (a, b) = (golden_adapter(name).join(peft::WEIGHTS), dir.path().join(peft::WEIGHTS));
@@ -82,15 +73,10 @@ fn adapters_of_peft_are_read_and_ours_are_alike() {
             assert_eq!(a.info(key), b.info(key), "{name}: {key}");
             assert!(a.load(key).unwrap() == b.load(key).unwrap(), "{name}: {key}");
         }
-        assert_eq!(
-            b.metadata().iter().collect::<Vec<_>>(),
-            [(&"format".to_string(), &"pt".to_string())]
-        );
+        assert_eq!(b.metadata().iter().collect::<Vec<_>>(), [(&"format".to_string(), &"pt".to_string())]);
         // Every setting we write is one that PEFT writes, with a value it understands the same way.
-        let (theirs, ours) = (
-            json_of(&golden_adapter(name).join(peft::CONFIG)),
-            json_of(&dir.path().join(peft::CONFIG)),
-        );
+        let (theirs, ours) =
+            (json_of(&golden_adapter(name).join(peft::CONFIG)), json_of(&dir.path().join(peft::CONFIG)));
         for (key, value) in ours.as_object().unwrap() {
             if key == "target_modules" {
                 let sorted = |v: &Value| {
@@ -108,14 +94,8 @@ fn adapters_of_peft_are_read_and_ours_are_alike() {
 
 #[test]
 fn the_scale_is_that_of_the_settings() {
-    let config = |r, alpha, rslora| AdapterConfig {
-        r,
-        alpha,
-        dropout: 0.0,
-        rslora,
-        targets: vec![],
-        base: String::new(),
-    };
+    let config =
+        |r, alpha, rslora| AdapterConfig { r, alpha, dropout: 0.0, rslora, targets: vec![], base: String::new() };
     assert_eq!(config(16, 32.0, false).scale(), 2.0);
     assert_eq!(config(16, 32.0, true).scale(), 8.0);
     let dir = copy("qwen3-tied");
@@ -127,10 +107,7 @@ fn the_scale_is_that_of_the_settings() {
     assert_eq!((adapter.config.rslora, adapter.config.scale()), (true, 3.75));
     let out = tempfile::tempdir().unwrap();
     let shape = model("qwen3-tied");
-    peft::save_adapter(out.path(), &adapter.config, shape.config(), false, |n| {
-        tensor(&adapter, n)
-    })
-    .unwrap();
+    peft::save_adapter(out.path(), &adapter.config, shape.config(), false, |n| tensor(&adapter, n)).unwrap();
     assert_eq!(Adapter::open(out.path()).unwrap().config, adapter.config);
     assert_eq!(json_of(&out.path().join(peft::CONFIG))["lora_alpha"], json!(7.5));
 }
@@ -140,37 +117,15 @@ fn grown(name: &str) -> (tempfile::TempDir, ModelFiles) {
     let base = model(name);
     let n = base.config().vocab_size;
     let tokens = vec![NewToken { id: n, like: 2 }, NewToken { id: n + 1, like: 3 }];
-    let resized = Resized::new(
-        &base,
-        Resize {
-            tokens,
-            pad_to: None,
-            seed: 1,
-        },
-    )
-    .unwrap();
+    let resized = Resized::new(&base, Resize { tokens, pad_to: None, seed: 1 }).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let targets = vec!["q_proj".to_string(), "v_proj".to_string()];
-    let config = AdapterConfig {
-        r: 4,
-        alpha: 8.0,
-        dropout: 0.05,
-        rslora: false,
-        targets,
-        base: name.into(),
-    };
+    let config = AdapterConfig { r: 4, alpha: 8.0, dropout: 0.05, rslora: false, targets, base: name.into() };
     let source = Adapter::open(&golden_adapter(name)).unwrap();
     let load = |n: &str| {
-        if n.contains("lora_") {
-            tensor(&source, n)
-        } else {
-            resized.load(n)
-        }
+        if n.contains("lora_") { tensor(&source, n) } else { resized.load(n) }
     };
-    let config = AdapterConfig {
-        r: source.config.r,
-        ..config
-    };
+    let config = AdapterConfig { r: source.config.r, ..config };
     peft::save_adapter(dir.path(), &config, resized.config(), true, load).unwrap();
     (dir, base)
 }
@@ -192,15 +147,7 @@ fn a_grown_vocabulary_travels_with_the_adapter() {
             ([4098usize, 64].as_slice(), "F32".to_string())
         );
         let out = tempfile::tempdir().unwrap();
-        save_model(
-            out.path(),
-            &merged,
-            SaveOptions {
-                dtype: SaveDType::F32,
-                max_shard_bytes: u64::MAX,
-            },
-        )
-        .unwrap();
+        save_model(out.path(), &merged, SaveOptions { dtype: SaveDType::F32, max_shard_bytes: u64::MAX }).unwrap();
         let back = ModelFiles::open(out.path()).unwrap();
         let untouched = "model.layers.0.mlp.up_proj.weight";
         assert!(back.load(untouched).unwrap() == base.load(untouched).unwrap());
@@ -221,28 +168,18 @@ fn an_adapter_of_another_model_is_refused() {
     c = model("tiny-llama-tied").config().clone();
     c.intermediate_size = 170;
     let e = adapter.fit(&c).unwrap_err().to_string();
-    assert!(
-        e.contains("gate_proj.lora_B.weight: expected shape [170, 8] for this base model, found [176, 8]"),
-        "{e}"
-    );
+    assert!(e.contains("gate_proj.lora_B.weight: expected shape [170, 8] for this base model, found [176, 8]"), "{e}");
     let (dir, base) = grown("tiny-llama-untied");
     let mut c = base.config().clone();
     c.vocab_size = 5000;
     let e = Adapter::open(dir.path()).unwrap().fit(&c).unwrap_err().to_string();
-    assert!(
-        e.contains("vocabulary mismatch") && e.contains("has 4098 rows, the base model 5000"),
-        "{e}"
-    );
+    assert!(e.contains("vocabulary mismatch") && e.contains("has 4098 rows, the base model 5000"), "{e}");
 }
 
 #[test]
 fn kinds_of_adapters_that_are_not_supported_are_named() {
     let cases: Vec<(&str, Value, &str)> = vec![
-        (
-            "peft_type",
-            json!("IA3"),
-            "peft_type IA3 is not supported; expected LORA",
-        ),
+        ("peft_type", json!("IA3"), "peft_type IA3 is not supported; expected LORA"),
         ("peft_type", json!(null), "peft_type missing is not supported"),
         ("task_type", json!("SEQ_CLS"), "task_type \"SEQ_CLS\" is not supported"),
         ("use_dora", json!(true), "use_dora is not supported"),
@@ -251,54 +188,22 @@ fn kinds_of_adapters_that_are_not_supported_are_named() {
         ("fan_in_fan_out", json!(true), "fan_in_fan_out is not supported"),
         ("rank_pattern", json!({"q_proj": 4}), "rank_pattern is not supported"),
         ("alpha_pattern", json!({"q_proj": 4}), "alpha_pattern is not supported"),
-        (
-            "layers_to_transform",
-            json!([0]),
-            "layers_to_transform [0] is not supported; expected null",
-        ),
-        (
-            "layer_replication",
-            json!([[0, 1]]),
-            "layer_replication is not supported",
-        ),
-        (
-            "init_lora_weights",
-            json!("pissa"),
-            "init_lora_weights \"pissa\" is not supported",
-        ),
-        (
-            "trainable_token_indices",
-            json!([1, 2]),
-            "trainable_token_indices is not supported",
-        ),
-        (
-            "modules_to_save",
-            json!(["embed_tokens", "score"]),
-            "modules_to_save \"score\" is not supported",
-        ),
+        ("layers_to_transform", json!([0]), "layers_to_transform [0] is not supported; expected null"),
+        ("layer_replication", json!([[0, 1]]), "layer_replication is not supported"),
+        ("init_lora_weights", json!("pissa"), "init_lora_weights \"pissa\" is not supported"),
+        ("trainable_token_indices", json!([1, 2]), "trainable_token_indices is not supported"),
+        ("modules_to_save", json!(["embed_tokens", "score"]), "modules_to_save \"score\" is not supported"),
         ("r", json!(null), "missing key r"),
         ("r", json!(0), "r: expected a positive rank, found 0"),
         ("r", json!("8"), "r: expected a positive rank, found \"8\""),
-        (
-            "r",
-            json!(4),
-            "expected rank 4 from adapter_config.json, found shape [8, ",
-        ),
+        ("r", json!(4), "expected rank 4 from adapter_config.json, found shape [8, "),
         ("lora_alpha", json!(null), "missing key lora_alpha"),
         ("lora_alpha", json!("x"), "lora_alpha: expected a number"),
         ("lora_dropout", json!(1.0), "lora_dropout: expected 0 to below 1"),
         ("use_rslora", json!("yes"), "use_rslora: expected true or false"),
-        (
-            "target_modules",
-            json!(["q_proj", "embed_tokens"]),
-            "target_modules names embed_tokens",
-        ),
+        ("target_modules", json!(["q_proj", "embed_tokens"]), "target_modules names embed_tokens"),
         ("target_modules", json!([1]), "target_modules: expected names, found 1"),
-        (
-            "base_model_name_or_path",
-            json!(3),
-            "base_model_name_or_path: expected a path, found 3",
-        ),
+        ("base_model_name_or_path", json!(3), "base_model_name_or_path: expected a path, found 3"),
     ];
     for (key, value, expected) in cases {
         let dir = copy("tiny-llama-tied");
@@ -321,21 +226,14 @@ fn kinds_of_adapters_that_are_not_supported_are_named() {
 #[test]
 fn tensors_that_do_not_belong_in_an_adapter_are_named() {
     let source = Adapter::open(&golden_adapter("qwen3-tied")).unwrap();
-    let keys: Vec<String> = TensorFile::open(&source.dir().join(peft::WEIGHTS))
-        .unwrap()
-        .names()
-        .map(String::from)
-        .collect();
+    let keys: Vec<String> =
+        TensorFile::open(&source.dir().join(peft::WEIGHTS)).unwrap().names().map(String::from).collect();
     let with = |change: &dyn Fn(&mut Vec<Entry>)| {
         let dir = copy("qwen3-tied");
         let file = TensorFile::open(&source.dir().join(peft::WEIGHTS)).unwrap();
         let mut entries: Vec<Entry> = keys
             .iter()
-            .map(|k| Entry {
-                name: k.clone(),
-                shape: file.info(k).unwrap().0.to_vec(),
-                dtype: SaveDType::F32,
-            })
+            .map(|k| Entry { name: k.clone(), shape: file.info(k).unwrap().0.to_vec(), dtype: SaveDType::F32 })
             .collect();
         change(&mut entries);
         let zeros = |shape: &[usize]| HostTensor::zeros(1, shape.iter().product());
@@ -360,13 +258,7 @@ fn tensors_that_do_not_belong_in_an_adapter_are_named() {
     assert!(with(&|e| e.retain(|e| !e.name.contains("layers.0"))).contains("layer 0 has no update"));
     assert!(with(&|e| e.truncate(0)).contains("no low-rank update"));
     let dora = key(0, "self_attn.q_proj.lora_magnitude_vector");
-    let e = with(&|e| {
-        e.push(Entry {
-            name: dora.clone(),
-            shape: vec![96],
-            dtype: SaveDType::F32,
-        })
-    });
+    let e = with(&|e| e.push(Entry { name: dora.clone(), shape: vec![96], dtype: SaveDType::F32 }));
     assert!(e.contains("DoRA is not supported"), "{e}");
     assert!(with(&|e| rename(e, key(1, b), key(1, "self_attn.qkv.lora_B.weight"))).contains("unexpected tensor"));
     assert!(
@@ -375,10 +267,7 @@ fn tensors_that_do_not_belong_in_an_adapter_are_named() {
     );
     assert!(with(&|e| rename(e, key(1, b), key(4_000_000_000, b))).contains("layers up to 4000000000"));
     let e = with(&|e| e.iter_mut().find(|e| e.name == key(1, b)).unwrap().shape = vec![192, 2]);
-    assert!(
-        e.contains("expected rank 4 from adapter_config.json, found shape [192, 2]"),
-        "{e}"
-    );
+    assert!(e.contains("expected rank 4 from adapter_config.json, found shape [192, 2]"), "{e}");
 
     // A NaN is found when the tensor is loaded.
     let dir = copy("qwen3-tied");
@@ -403,37 +292,21 @@ fn the_base_is_found_from_the_adapter() {
     let dir = root.path().join("out/run/adapter");
     let source = Adapter::open(&golden_adapter("qwen3-tied")).unwrap();
     let save = |base: &str| {
-        let config = AdapterConfig {
-            base: base.into(),
-            ..source.config.clone()
-        };
-        peft::save_adapter(&dir, &config, model("qwen3-tied").config(), false, |n| {
-            tensor(&source, n)
-        })
-        .unwrap();
+        let config = AdapterConfig { base: base.into(), ..source.config.clone() };
+        peft::save_adapter(&dir, &config, model("qwen3-tied").config(), false, |n| tensor(&source, n)).unwrap();
         Adapter::open(&dir).unwrap()
     };
     let canonical = |p: PathBuf| p.canonicalize().unwrap();
     for name in [base.to_str().unwrap(), "../../../models/base", "models/base"] {
-        assert_eq!(
-            canonical(save(name).find_base(None).unwrap()),
-            canonical(base.clone()),
-            "{name}"
-        );
+        assert_eq!(canonical(save(name).find_base(None).unwrap()), canonical(base.clone()), "{name}");
     }
     assert!(peft::is_adapter(&dir) && !peft::is_adapter(&base));
     let lost = save("meta-llama/Llama-2-7b-hf");
     let e = lost.find_base(None).unwrap_err().to_string();
-    assert!(
-        e.contains("adapter_config.json") && e.contains("\"meta-llama/Llama-2-7b-hf\" is no model folder"),
-        "{e}"
-    );
+    assert!(e.contains("adapter_config.json") && e.contains("\"meta-llama/Llama-2-7b-hf\" is no model folder"), "{e}");
     assert_eq!(lost.find_base(Some(&base)).unwrap(), base);
     assert!(
-        lost.find_base(Some(&root.path().join("x")))
-            .unwrap_err()
-            .to_string()
-            .contains("no such base model folder")
+        lost.find_base(Some(&root.path().join("x"))).unwrap_err().to_string().contains("no such base model folder")
     );
     assert!(save("").find_base(None).unwrap_err().to_string().contains("is empty"));
 }
@@ -443,11 +316,7 @@ fn folders_without_an_adapter_say_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
     assert!(refuse(&dir.path().join("nowhere")).contains("no such adapter folder"));
     assert!(refuse(dir.path()).contains("adapter_config.json: No such file"));
-    std::fs::copy(
-        golden_adapter("qwen3-tied").join(peft::CONFIG),
-        dir.path().join(peft::CONFIG),
-    )
-    .unwrap();
+    std::fs::copy(golden_adapter("qwen3-tied").join(peft::CONFIG), dir.path().join(peft::CONFIG)).unwrap();
     assert!(refuse(dir.path()).contains("adapter_model.safetensors: No such file"));
     std::fs::write(dir.path().join("adapter_model.bin"), "x").unwrap();
     assert!(refuse(dir.path()).contains("adapter_model.bin is not read"));

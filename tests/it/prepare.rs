@@ -58,10 +58,7 @@ fn answer(mut stream: TcpStream, body: &[u8], act: Act, heads: &Mutex<Vec<String
     let from: usize = range.map_or(0, |n| n.parse().unwrap());
     let (status, range) = match from {
         0 => ("200 OK", String::new()),
-        _ => (
-            "206 Partial Content",
-            format!("content-range: bytes {from}-{}/{}\r\n", body.len() - 1, body.len()),
-        ),
+        _ => ("206 Partial Content", format!("content-range: bytes {from}-{}/{}\r\n", body.len() - 1, body.len())),
     };
     let length = body.len() - from;
     let head = |extra: &str| {
@@ -75,10 +72,7 @@ fn answer(mut stream: TcpStream, body: &[u8], act: Act, heads: &Mutex<Vec<String
     let (front, sent) = match act {
         Act::Serve => (head(""), &body[from..]),
         Act::CutAfter(n) => (head(""), &body[from..(from + n).min(body.len())]),
-        Act::WrongChecksum => (
-            head(&format!("x-linked-etag: \"{}\"\r\n", "0".repeat(64))),
-            &body[from..],
-        ),
+        Act::WrongChecksum => (head(&format!("x-linked-etag: \"{}\"\r\n", "0".repeat(64))), &body[from..]),
         Act::Status(code, headers) => (bare(&format!("{code} x"), headers), &body[..0]),
         Act::Redirect(to) => (bare("302 Found", &format!("location: {to}\r\n")), &body[..0]),
     };
@@ -86,10 +80,7 @@ fn answer(mut stream: TcpStream, body: &[u8], act: Act, heads: &Mutex<Vec<String
     let _ = stream.write_all(front.as_bytes()).and_then(|()| stream.write_all(sent));
 }
 
-const FILE: RemoteFile = RemoteFile {
-    repo: "owner/set",
-    path: "sub/file.jsonl",
-};
+const FILE: RemoteFile = RemoteFile { repo: "owner/set", path: "sub/file.jsonl" };
 
 fn downloader(server: &Server, cache: &Path) -> Downloader {
     Downloader {
@@ -110,40 +101,22 @@ fn a_cut_connection_is_resumed_where_it_broke() {
     let dir = tempfile::tempdir().unwrap();
     let server = serve(body(), vec![Act::CutAfter(150_000), Act::CutAfter(100_000), Act::Serve]);
     let path = downloader(&server, dir.path()).fetch(FILE).unwrap();
-    assert!(
-        fs::read(&path).unwrap() == body(),
-        "the file differs from what the server has"
-    );
+    assert!(fs::read(&path).unwrap() == body(), "the file differs from what the server has");
     let seen = server.seen.lock().unwrap().clone();
     assert_eq!(seen.len(), 3);
-    assert!(
-        seen[0].starts_with("get /datasets/owner/set/resolve/main/sub/file.jsonl "),
-        "{}",
-        seen[0]
-    );
-    assert!(
-        seen[1].contains("range: bytes=150000-") && seen[2].contains("range: bytes=250000-"),
-        "{seen:?}"
-    );
+    assert!(seen[0].starts_with("get /datasets/owner/set/resolve/main/sub/file.jsonl "), "{}", seen[0]);
+    assert!(seen[1].contains("range: bytes=150000-") && seen[2].contains("range: bytes=250000-"), "{seen:?}");
     // A second fetch takes the cached copy.
     downloader(&server, dir.path()).fetch(FILE).unwrap();
     assert_eq!(server.seen.lock().unwrap().len(), 3);
-    let left: Vec<_> = fs::read_dir(path.parent().unwrap())
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
+    let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["file.jsonl"], "partial files are left");
 }
 
 #[test]
 fn busy_and_broken_servers_are_asked_again() {
     let dir = tempfile::tempdir().unwrap();
-    let acts = vec![
-        Act::Status(429, "retry-after: 0\r\n"),
-        Act::Status(500, ""),
-        Act::Status(503, ""),
-        Act::Serve,
-    ];
+    let acts = vec![Act::Status(429, "retry-after: 0\r\n"), Act::Status(500, ""), Act::Status(503, ""), Act::Serve];
     let server = serve(body(), acts);
     let path = downloader(&server, dir.path()).fetch(FILE).unwrap();
     assert!(fs::read(path).unwrap() == body());
@@ -152,10 +125,7 @@ fn busy_and_broken_servers_are_asked_again() {
 #[test]
 fn giving_up_names_the_cause_and_leaves_no_finished_file() {
     for (act, want) in [
-        (
-            Act::Status(500, ""),
-            "the server answered 500; gave up after 4 attempts",
-        ),
+        (Act::Status(500, ""), "the server answered 500; gave up after 4 attempts"),
         (Act::CutAfter(0), "gave up after 4 attempts"),
         (Act::Status(404, ""), "the server answered 404; expected 200"),
         (Act::Status(401, ""), "access denied (status 401); set HF_TOKEN"),
@@ -194,11 +164,7 @@ fn spec(source: &Path, output: &Path, datasets: &[Dataset]) -> PrepareSpec {
 }
 
 fn lines(path: &Path) -> Vec<Value> {
-    fs::read_to_string(path)
-        .unwrap()
-        .lines()
-        .map(|l| serde_json::from_str(l).unwrap())
-        .collect()
+    fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
 
 #[test]
@@ -206,40 +172,23 @@ fn handmade_edge_cases_of_all_three_sets() {
     let out = tempfile::tempdir().unwrap();
     let got = run(&spec(Path::new("tests/data/prepare"), out.path(), &Dataset::ALL)).unwrap();
     let dolly = lines(&out.path().join("dolly15k.jsonl"));
-    assert_eq!(
-        dolly[0],
-        json!({"prompt": "Summarise the note.", "response": "There is nothing to summarise."})
-    );
+    assert_eq!(dolly[0], json!({"prompt": "Summarise the note.", "response": "There is nothing to summarise."}));
     assert_eq!(dolly[1]["prompt"], "Spaces around\n\nLine one\nLine two\ttabbed");
     assert_eq!((got[0].records, got[0].kept), (6, 4));
     let oasst = lines(&out.path().join("oasst1_en.jsonl"));
     let prompts: Vec<_> = oasst.iter().map(|r| r["prompt"].as_str().unwrap()).collect();
-    assert_eq!(
-        prompts,
-        [
-            "Name a prime number.",
-            "And a bigger one?",
-            "Rejected by review",
-            "review_result is null"
-        ]
-    );
+    assert_eq!(prompts, ["Name a prime number.", "And a bigger one?", "Rejected by review", "review_result is null"]);
     assert_eq!(oasst[0]["response"], "Seven is prime.");
     assert_eq!(oasst[2]["response"], "fine answer");
     let alpaca = lines(&out.path().join("alpaca.jsonl"));
     assert_eq!(alpaca.len(), 4);
-    assert_eq!(
-        alpaca[1]["prompt"],
-        "Identify the odd one out.\n\nTwitter, Instagram, Telegram"
-    );
+    assert_eq!(alpaca[1]["prompt"], "Identify the odd one out.\n\nTwitter, Instagram, Telegram");
     assert_eq!(alpaca[2]["prompt"], "Count the words.");
     // The same bytes again.
     let again = tempfile::tempdir().unwrap();
     run(&spec(Path::new("tests/data/prepare"), again.path(), &Dataset::ALL)).unwrap();
     for d in Dataset::ALL {
-        assert_eq!(
-            fs::read(out.path().join(d.output())).unwrap(),
-            fs::read(again.path().join(d.output())).unwrap()
-        );
+        assert_eq!(fs::read(out.path().join(d.output())).unwrap(), fs::read(again.path().join(d.output())).unwrap());
     }
 }
 
@@ -250,12 +199,7 @@ fn conversations_keep_their_turns() {
     s.multi_turn = true;
     run(&s).unwrap();
     let first = &lines(&out.path().join("oasst1_en.jsonl"))[0]["messages"];
-    let roles: Vec<_> = first
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|m| m["role"].as_str().unwrap())
-        .collect();
+    let roles: Vec<_> = first.as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
     assert_eq!(roles, ["user", "assistant", "user", "assistant"]);
     assert_eq!(first[3]["content"], "7919");
 }
@@ -269,63 +213,29 @@ fn gzip_gives_the_same_rows_and_damage_is_named() {
     let gz = gz.finish().unwrap();
     let path = src.path().join("databricks-dolly-15k.jsonl");
     fs::write(&path, &gz).unwrap();
-    assert_eq!(
-        run(&spec(src.path(), out.path(), &[Dataset::Dolly15k])).unwrap()[0].kept,
-        4
-    );
+    assert_eq!(run(&spec(src.path(), out.path(), &[Dataset::Dolly15k])).unwrap()[0].kept, 4);
     for (bytes, want) in [
         (&gz[..gz.len() / 2], "databricks-dolly-15k.jsonl"),
-        (
-            &plain[..plain.len() - 20],
-            "databricks-dolly-15k.jsonl:6: expected one JSON object a line",
-        ),
+        (&plain[..plain.len() - 20], "databricks-dolly-15k.jsonl:6: expected one JSON object a line"),
         (&b""[..], "the file is empty"),
         (&b"PAR1 and nothing else PAR1"[..], "Parquet file"),
-        (
-            &b"[{\"instruction\": 3}]"[..],
-            "record 1: field \"instruction\": expected a string, found a number",
-        ),
-        (
-            &b"{\"instruction\": \"x\", \"response\": \"\"}"[..],
-            "no usable row in 1 records",
-        ),
+        (&b"[{\"instruction\": 3}]"[..], "record 1: field \"instruction\": expected a string, found a number"),
+        (&b"{\"instruction\": \"x\", \"response\": \"\"}"[..], "no usable row in 1 records"),
     ] {
         fs::write(&path, bytes).unwrap();
-        let error = run(&spec(src.path(), out.path(), &[Dataset::Dolly15k]))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains(want) && error.starts_with("dolly15k: "),
-            "expected {want:?} in: {error}"
-        );
-        assert_eq!(
-            lines(&out.path().join("dolly15k.jsonl")).len(),
-            4,
-            "the finished file must stay"
-        );
+        let error = run(&spec(src.path(), out.path(), &[Dataset::Dolly15k])).unwrap_err().to_string();
+        assert!(error.contains(want) && error.starts_with("dolly15k: "), "expected {want:?} in: {error}");
+        assert_eq!(lines(&out.path().join("dolly15k.jsonl")).len(), 4, "the finished file must stay");
     }
-    let error = run(&spec(src.path(), out.path(), &[Dataset::Alpaca]))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("no file for alpaca") && error.contains("found none"),
-        "{error}"
-    );
+    let error = run(&spec(src.path(), out.path(), &[Dataset::Alpaca])).unwrap_err().to_string();
+    assert!(error.contains("no file for alpaca") && error.contains("found none"), "{error}");
 }
 
 #[test]
 fn the_command_writes_what_the_readme_promises() {
     let out = tempfile::tempdir().unwrap();
     let program = || std::process::Command::new(env!("CARGO_BIN_EXE_ringtune"));
-    let run = |args: &[&str]| {
-        program()
-            .arg("prepare")
-            .args(args)
-            .arg("--output_dir")
-            .arg(out.path())
-            .output()
-            .unwrap()
-    };
+    let run = |args: &[&str]| program().arg("prepare").args(args).arg("--output_dir").arg(out.path()).output().unwrap();
     let got = run(&["--dataset", "all", "--source-dir", "tests/data/prepare"]);
     let text = String::from_utf8_lossy(&got.stdout).into_owned();
     assert!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
@@ -334,10 +244,7 @@ fn the_command_writes_what_the_readme_promises() {
     assert_eq!(lines(&out.path().join("oasst1_en.jsonl")).len(), 4);
     let got = run(&["--dataset", "dolly"]);
     assert_eq!(got.status.code(), Some(2));
-    assert!(
-        String::from_utf8_lossy(&got.stderr).contains("dolly15k"),
-        "the nearest names are shown"
-    );
+    assert!(String::from_utf8_lossy(&got.stderr).contains("dolly15k"), "the nearest names are shown");
     let got = run(&["--dataset", "alpaca", "--source-dir", "tests/data/handmade"]);
     assert_eq!(got.status.code(), Some(1));
 }

@@ -45,10 +45,7 @@ fn pretrain(w: &Workplace, name: &str, folder: &str) {
     );
     let outcome = w.shell(&line);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    assert!(
-        w.path(&format!("checkpoints/{folder}/{name}/final/model.safetensors"))
-            .is_file()
-    );
+    assert!(w.path(&format!("checkpoints/{folder}/{name}/final/model.safetensors")).is_file());
 }
 
 fn readme_blocks() -> Vec<String> {
@@ -56,10 +53,7 @@ fn readme_blocks() -> Vec<String> {
 }
 
 fn sft_examples() -> Vec<String> {
-    readme_blocks()
-        .into_iter()
-        .filter(|b| b.contains("checkpoints/mix-"))
-        .collect()
+    readme_blocks().into_iter().filter(|b| b.contains("checkpoints/mix-")).collect()
 }
 
 #[test]
@@ -72,13 +66,7 @@ fn the_five_training_examples_run_verbatim() {
     w.write("config/sft_tiny.json", budget(3));
     w.write("config/sft_small.json", budget(3));
     for example in &examples {
-        let output = example
-            .split("--output_dir ")
-            .nth(1)
-            .unwrap()
-            .split_whitespace()
-            .next()
-            .unwrap();
+        let output = example.split("--output_dir ").nth(1).unwrap().split_whitespace().next().unwrap();
         let resumes = example.contains("--resume_from_checkpoint");
         if resumes {
             // The run that the checkpoint comes from: the same command without the last flag.
@@ -115,10 +103,7 @@ fn the_five_training_examples_run_verbatim() {
     }
     // What the resumed run wrote is what the README evaluates, merges and talks to.
     w.write("data/sft/eval_dataset.jsonl", first_rows("data/demo/eval.jsonl", 12));
-    let block = readme_blocks()
-        .into_iter()
-        .find(|b| b.contains("ringtune eval"))
-        .unwrap();
+    let block = readme_blocks().into_iter().find(|b| b.contains("ringtune eval")).unwrap();
     let lines = block.replace("\\\n", " ");
     assert_eq!(lines.lines().count(), 5);
     for line in lines.lines().map(|l| l.split(" #").next().unwrap()) {
@@ -162,19 +147,13 @@ fn other_commands_of_the_readme_exist() {
     let makefile = fs::read_to_string(repository().join("Makefile")).unwrap();
     let w = with_data();
     for name in ["define", "chat", "jargon"] {
-        w.write(
-            &format!("data/demo/{name}.jsonl"),
-            first_rows(&format!("data/demo/{name}.jsonl"), 40),
-        );
+        w.write(&format!("data/demo/{name}.jsonl"), first_rows(&format!("data/demo/{name}.jsonl"), 40));
     }
     w.copy("data/demo/spm4k.model", "data/demo/spm4k.model");
     w.copy("data/demo/pretrain_valid.txt", "data/demo/pretrain_train.txt");
     w.copy("tests/data/templates.json", "conversations.json");
     let mut ran = 0;
-    for block in code_blocks(&readme, "bash")
-        .iter()
-        .filter(|b| !b.contains("checkpoints/"))
-    {
+    for block in code_blocks(&readme, "bash").iter().filter(|b| !b.contains("checkpoints/")) {
         let commands = block.replace("\\\n", " ");
         for line in commands.lines().map(|l| l.split(" #").next().unwrap().trim()) {
             if let Some(target) = line.strip_prefix("make ") {

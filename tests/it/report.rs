@@ -61,10 +61,7 @@ fn lines(w: &Workplace, file: &str) -> Vec<Value> {
 
 /// The numbers that hovering shows.
 fn data(page: &str) -> Value {
-    let text = page
-        .split("<script type=\"application/json\" id=\"data\">")
-        .nth(1)
-        .unwrap();
+    let text = page.split("<script type=\"application/json\" id=\"data\">").nth(1).unwrap();
     serde_json::from_str(text.split("</script>").next().unwrap()).unwrap()
 }
 
@@ -74,19 +71,11 @@ fn stands_alone(page: &str) {
         assert!(!page.contains(word), "{word} is in the page");
     }
     let svg = page.matches("http://www.w3.org/2000/svg").count();
-    assert_eq!(
-        page.matches("://").count(),
-        svg,
-        "only the name of the SVG namespace looks like an address"
-    );
+    assert_eq!(page.matches("://").count(), svg, "only the name of the SVG namespace looks like an address");
     let pairs = ["svg", "section", "table", "main", "dl", "script", "g"];
     for tag in pairs {
         let open = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
-        assert_eq!(
-            open,
-            page.matches(&format!("</{tag}>")).count(),
-            "<{tag}> is not closed"
-        );
+        assert_eq!(open, page.matches(&format!("</{tag}>")).count(), "<{tag}> is not closed");
     }
     assert!(!page.contains("NaN") && !page.contains("inf\""));
 }
@@ -118,33 +107,17 @@ fn a_run_is_shown_with_its_numbers() {
     let evals: Vec<&Value> = metrics.iter().filter(|v| v.get("eval_loss").is_some()).collect();
     let numbers = data(&page);
     let curves = &numbers[0]["lines"];
-    let of = |key: &str| {
-        metrics
-            .iter()
-            .filter_map(|v| v.get("loss").and(v[key].as_f64()))
-            .collect::<Vec<f64>>()
-    };
+    let of = |key: &str| metrics.iter().filter_map(|v| v.get("loss").and(v[key].as_f64())).collect::<Vec<f64>>();
     assert_eq!(curves["lr"][""]["y"], json!(of("lr")));
-    assert_eq!(
-        curves["loss"]["training"]["step"],
-        json!([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    );
+    assert_eq!(curves["loss"]["training"]["step"], json!([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
     assert_eq!(
         curves["loss"]["validation"]["y"],
-        json!(
-            evals
-                .iter()
-                .map(|v| v["eval_loss"].as_f64().unwrap())
-                .collect::<Vec<_>>()
-        )
+        json!(evals.iter().map(|v| v["eval_loss"].as_f64().unwrap()).collect::<Vec<_>>())
     );
     let total: f64 = of("tokens").iter().sum();
     assert_eq!(curves["lr"][""]["tokens"][5].as_f64(), Some(total));
     let last = evals.last().unwrap()["eval_loss"].as_f64().unwrap();
-    assert!(
-        page.contains(&format!("<td class=\"n\">{last:.4}</td>")),
-        "the last validation loss is in the table"
-    );
+    assert!(page.contains(&format!("<td class=\"n\">{last:.4}</td>")), "the last validation loss is in the table");
     // Six charts by step and by tokens.
     assert_eq!(page.matches("<svg class=\"chart\"").count(), 12);
     for part in [
@@ -190,32 +163,15 @@ fn several_runs_share_the_charts_and_differences_are_marked() {
     let page = fs::read_to_string(w.path("both.html")).unwrap();
     stands_alone(&page);
     let numbers = data(&page);
-    let names: Vec<&str> = numbers
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|r| r["name"].as_str().unwrap())
-        .collect();
+    let names: Vec<&str> = numbers.as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["a", "b"]);
-    let first_chart = page
-        .split("<svg class=\"chart\"")
-        .nth(1)
-        .unwrap()
-        .split("</svg>")
-        .next()
-        .unwrap();
+    let first_chart = page.split("<svg class=\"chart\"").nth(1).unwrap().split("</svg>").next().unwrap();
     for class in ["<g class=\"r0 c0\">", "<g class=\"r1 c1\">"] {
-        assert_eq!(
-            first_chart.matches(class).count(),
-            2,
-            "training and validation of each run"
-        );
+        assert_eq!(first_chart.matches(class).count(), 2, "training and validation of each run");
     }
     assert!(page.contains("<label for=\"run-1\">"));
     let row = |name: &str| {
-        let at = page
-            .find(&format!("<th>{name}</th>"))
-            .unwrap_or_else(|| panic!("{name} is not in the page"));
+        let at = page.find(&format!("<th>{name}</th>")).unwrap_or_else(|| panic!("{name} is not in the page"));
         page[..at].rsplit("<tr class=").next().unwrap().to_string()
     };
     for (name, class) in [
@@ -231,28 +187,16 @@ fn several_runs_share_the_charts_and_differences_are_marked() {
     fs::rename(w.path("runs/b"), w.path("other/a")).unwrap();
     ran(w.run(&["report", "runs/a", "other/a"]));
     let names = data(&fs::read_to_string(w.path("report.html")).unwrap());
-    assert_eq!(
-        (&names[0]["name"], &names[1]["name"]),
-        (&json!("runs/a"), &json!("other/a"))
-    );
+    assert_eq!((&names[0]["name"], &names[1]["name"]), (&json!("runs/a"), &json!("other/a")));
 }
 
 #[test]
 fn cut_and_missing_files_are_said() {
     let w = Workplace::new();
     let line = |step: u64| json!({"step": step, "loss": 2.0, "lr": 1e-4, "tokens": 10, "supervised": 5}).to_string();
-    w.write(
-        "r/metrics.jsonl",
-        format!("{}\n{}\n{{\"step\": 3, \"lo", line(1), line(2)),
-    );
+    w.write("r/metrics.jsonl", format!("{}\n{}\n{{\"step\": 3, \"lo", line(1), line(2)));
     let outcome = ran(w.run(&["report", "r"]));
-    assert!(
-        outcome
-            .stderr
-            .contains("the last line of metrics.jsonl is not complete"),
-        "{}",
-        outcome.stderr
-    );
+    assert!(outcome.stderr.contains("the last line of metrics.jsonl is not complete"), "{}", outcome.stderr);
     let page = fs::read_to_string(w.path("r/report.html")).unwrap();
     stands_alone(&page);
     assert!(
@@ -289,10 +233,7 @@ fn nothing_in_a_file_becomes_markup() {
     let metrics = json!({"step": 1, "loss": 2.0, "tokens": 10, "supervised": 5, "lr": 1e-4});
     let eval = json!({"step": 1, "eval_loss": 2.0, format!("eval_{evil}_loss"): 2.0, "eval_b_loss": 2.5});
     let skipped = json!({"step": 2, "skipped": evil, "why": evil, "samples": [evil]});
-    w.write(
-        &format!("{dir}/metrics.jsonl"),
-        format!("{metrics}\n{eval}\n{skipped}\n"),
-    );
+    w.write(&format!("{dir}/metrics.jsonl"), format!("{metrics}\n{eval}\n{skipped}\n"));
     let record = json!({
         "program": evil, "device": evil, "machine": {"processor": evil, "system": evil}, "memory": {evil: 5}, "warnings": [evil],
         "mix": [{"name": evil, "rows": 3, "shares": {"samples": {"requested": 2.0, "achieved": -1.0}}}],
@@ -300,10 +241,7 @@ fn nothing_in_a_file_becomes_markup() {
     });
     w.write(&format!("{dir}/run.json"), record.to_string());
     let sample = json!({"prompt": evil, "reference": evil, "greedy": evil, "sampled": {"text": evil}});
-    w.write(
-        &format!("{dir}/samples.json"),
-        json!({"samples": [sample], "greedy": evil}).to_string(),
-    );
+    w.write(&format!("{dir}/samples.json"), json!({"samples": [sample], "greedy": evil}).to_string());
     ran(w.run(&["report", dir, "--output", "report.html"]));
     let page = fs::read_to_string(w.path("report.html")).unwrap();
     assert_eq!(page.matches("<script").count(), 2, "the page's own two");

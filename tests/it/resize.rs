@@ -9,9 +9,7 @@ use ringtune::checkpoint::save::{SaveOptions, save_model};
 use ringtune::checkpoint::{SaveDType, TensorSource};
 
 fn model(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data/model")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/model").join(name)
 }
 
 #[test]
@@ -19,24 +17,12 @@ fn new_tokens_start_from_their_models_and_ties_stay() {
     for name in ["tiny-llama-tied", "tiny-llama-untied"] {
         let base = ModelFiles::open(&model(name)).unwrap();
         let tokens = vec![NewToken { id: 4096, like: 2 }, NewToken { id: 4097, like: 3 }];
-        let how = Resize {
-            tokens,
-            pad_to: Some(4160),
-            seed: 7,
-        };
+        let how = Resize { tokens, pad_to: Some(4160), seed: 7 };
         let grown = Resized::new(&base, how.clone()).unwrap();
         assert_eq!((grown.config().vocab_size, grown.config().n_classes), (4160, 4098));
         assert_eq!(grown.first_new_row(), Some(4096));
         let dir = tempfile::tempdir().unwrap();
-        save_model(
-            dir.path(),
-            &grown,
-            SaveOptions {
-                dtype: SaveDType::F32,
-                max_shard_bytes: u64::MAX,
-            },
-        )
-        .unwrap();
+        save_model(dir.path(), &grown, SaveOptions { dtype: SaveDType::F32, max_shard_bytes: u64::MAX }).unwrap();
         let back = ModelFiles::open(dir.path()).unwrap();
         assert_eq!(back.config(), grown.config());
         assert_eq!(back.config().tied, name == "tiny-llama-tied");
@@ -49,59 +35,24 @@ fn new_tokens_start_from_their_models_and_ties_stay() {
                 let share = norm(&diff) / norm(old.row(like));
                 assert!((0.005..0.02).contains(&share), "{tensor} row {row}: {share}");
             }
-            assert!(
-                new.data[4098 * new.cols..].iter().all(|&x| x == 0.0),
-                "padding rows are zero"
-            );
+            assert!(new.data[4098 * new.cols..].iter().all(|&x| x == 0.0), "padding rows are zero");
         }
         let again = Resized::new(&base, how).unwrap().load(EMBED).unwrap();
-        assert!(
-            again == back.load(EMBED).unwrap(),
-            "the noise depends on the seed alone"
-        );
-        let other = Resize {
-            tokens: vec![NewToken { id: 4096, like: 2 }],
-            pad_to: None,
-            seed: 8,
-        };
-        assert_ne!(
-            Resized::new(&base, other).unwrap().load(EMBED).unwrap().row(4096),
-            again.row(4096)
-        );
+        assert!(again == back.load(EMBED).unwrap(), "the noise depends on the seed alone");
+        let other = Resize { tokens: vec![NewToken { id: 4096, like: 2 }], pad_to: None, seed: 8 };
+        assert_ne!(Resized::new(&base, other).unwrap().load(EMBED).unwrap().row(4096), again.row(4096));
     }
 }
 
 #[test]
 fn impossible_vocabularies_are_refused() {
     let base = ModelFiles::open(&model("qwen3-tied")).unwrap();
-    let refuse = |tokens: Vec<NewToken>, pad_to| {
-        Resized::new(
-            &base,
-            Resize {
-                tokens,
-                pad_to,
-                seed: 0,
-            },
-        )
-        .err()
-        .unwrap()
-    };
+    let refuse = |tokens: Vec<NewToken>, pad_to| Resized::new(&base, Resize { tokens, pad_to, seed: 0 }).err().unwrap();
     let e = refuse(vec![], Some(700));
-    assert!(
-        e.to_string()
-            .contains("--pad-vocab-to 700: the vocabulary already has 720 tokens")
-    );
+    assert!(e.to_string().contains("--pad-vocab-to 700: the vocabulary already has 720 tokens"));
     assert_eq!(e.exit_code(), 2);
-    assert!(
-        refuse(vec![NewToken { id: 720, like: 720 }], None)
-            .to_string()
-            .contains("starts from token 720")
-    );
-    assert!(
-        refuse(vec![NewToken { id: 722, like: 3 }], None)
-            .to_string()
-            .contains("without a gap")
-    );
+    assert!(refuse(vec![NewToken { id: 720, like: 720 }], None).to_string().contains("starts from token 720"));
+    assert!(refuse(vec![NewToken { id: 722, like: 3 }], None).to_string().contains("without a gap"));
     let pair = vec![NewToken { id: 720, like: 3 }, NewToken { id: 720, like: 2 }];
     assert!(refuse(pair, None).to_string().contains("without a gap"));
 }

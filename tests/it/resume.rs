@@ -36,16 +36,8 @@ fn check(change: impl Fn(&mut SftJob), weights: &str, steps: &[u64]) {
         for file in [weights, "optimizer.safetensors"] {
             same_file(&whole.join(&last).join(file), &resumed.join(&last).join(file));
         }
-        assert_eq!(
-            metrics(&whole),
-            metrics(resumed),
-            "log of the run resumed after step {step}"
-        );
-        assert_eq!(
-            without_paths(&whole),
-            without_paths(resumed),
-            "state of the run resumed after step {step}"
-        );
+        assert_eq!(metrics(&whole), metrics(resumed), "log of the run resumed after step {step}");
+        assert_eq!(without_paths(&whole), without_paths(resumed), "state of the run resumed after step {step}");
     }
 }
 
@@ -69,10 +61,7 @@ fn lora_bf16_over_epoch_ends_with_evaluations_and_a_log_window() {
         job.settings.eval_every = Every::Steps(4);
         job.settings.logging_steps = 5;
         job.settings.grad_accum = 3;
-        job.settings.early_stopping = Some(EarlyStopping {
-            patience: 9,
-            threshold: 0.0,
-        });
+        job.settings.early_stopping = Some(EarlyStopping { patience: 9, threshold: 0.0 });
         job.data.packing = false;
         job.settings.max_steps = Some(21);
     };
@@ -114,10 +103,7 @@ fn a_damaged_checkpoint_is_passed_over() {
     let mut again = job.clone();
     again.settings.resume = Resume::Auto;
     run_sft(&again).unwrap();
-    assert!(
-        std::fs::read(&weights).unwrap() == expected,
-        "resumed from step 5, the weights differ"
-    );
+    assert!(std::fs::read(&weights).unwrap() == expected, "resumed from step 5, the weights differ");
     again.settings.resume = Resume::Path(job.output_dir.join("checkpoint-99"));
     assert!(run_sft(&again).unwrap_err().to_string().contains("checkpoint-99"));
 }

@@ -12,19 +12,11 @@ use ringtune::model::config::ModelConfig;
 use serde_json::{Value, json};
 
 fn model(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data/model")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/model").join(name)
 }
 
-const MODELS: [&str; 6] = [
-    "tiny-llama-tied",
-    "tiny-llama-untied",
-    "qwen2-untied",
-    "qwen3-tied",
-    "mistral-window",
-    "llama3-rope",
-];
+const MODELS: [&str; 6] =
+    ["tiny-llama-tied", "tiny-llama-untied", "qwen2-untied", "qwen3-tied", "mistral-window", "llama3-rope"];
 
 /// A writable copy of a model folder.
 fn copy(name: &str) -> tempfile::TempDir {
@@ -46,10 +38,7 @@ fn open_error(dir: &Path) -> String {
 fn split(path: &Path) -> (Value, Vec<u8>) {
     let bytes = std::fs::read(path).unwrap();
     let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    (
-        serde_json::from_slice(&bytes[8..8 + n]).unwrap(),
-        bytes[8 + n..].to_vec(),
-    )
+    (serde_json::from_slice(&bytes[8..8 + n]).unwrap(), bytes[8 + n..].to_vec())
 }
 
 fn join(path: &Path, header: &Value, data: &[u8]) {
@@ -85,25 +74,11 @@ fn saving_again_leaves_no_shard_of_the_model_before() {
     let dir = tempfile::tempdir().unwrap();
     let source = ModelFiles::open(&model("qwen2-untied")).unwrap();
     for max_shard_bytes in [60_000, 30_000, u64::MAX, 60_000] {
-        save_model(
-            dir.path(),
-            &source,
-            SaveOptions {
-                dtype: SaveDType::Bf16,
-                max_shard_bytes,
-            },
-        )
-        .unwrap();
+        save_model(dir.path(), &source, SaveOptions { dtype: SaveDType::Bf16, max_shard_bytes }).unwrap();
         let back = ModelFiles::open(dir.path()).unwrap();
         assert!(back.load(EMBED).unwrap() == source.load(EMBED).unwrap());
         let files = std::fs::read_dir(dir.path()).unwrap();
-        let weights = files.filter(|f| {
-            f.as_ref()
-                .unwrap()
-                .file_name()
-                .to_string_lossy()
-                .ends_with(".safetensors")
-        });
+        let weights = files.filter(|f| f.as_ref().unwrap().file_name().to_string_lossy().ends_with(".safetensors"));
         assert_eq!(weights.count(), back.n_files());
     }
 }
@@ -112,29 +87,13 @@ fn saving_again_leaves_no_shard_of_the_model_before() {
 fn shards_stay_below_the_limit_and_the_index_adds_up() {
     let dir = tempfile::tempdir().unwrap();
     let source = ModelFiles::open(&model("mistral-window")).unwrap();
-    save_model(
-        dir.path(),
-        &source,
-        SaveOptions {
-            dtype: SaveDType::F32,
-            max_shard_bytes: 110_000,
-        },
-    )
-    .unwrap();
+    save_model(dir.path(), &source, SaveOptions { dtype: SaveDType::F32, max_shard_bytes: 110_000 }).unwrap();
     let index: Value =
         serde_json::from_slice(&std::fs::read(dir.path().join("model.safetensors.index.json")).unwrap()).unwrap();
     let elements: usize = names::weights(source.config()).iter().map(|w| w.len()).sum();
     assert_eq!(index["metadata"]["total_size"], 4 * elements);
-    for (shard, _) in index["weight_map"]
-        .as_object()
-        .unwrap()
-        .values()
-        .map(|f| (f.as_str().unwrap(), ()))
-    {
-        assert!(
-            shard.starts_with("model-0000") && shard.ends_with(".safetensors"),
-            "{shard}"
-        );
+    for (shard, _) in index["weight_map"].as_object().unwrap().values().map(|f| (f.as_str().unwrap(), ())) {
+        assert!(shard.starts_with("model-0000") && shard.ends_with(".safetensors"), "{shard}");
         let (header, data) = split(&dir.path().join(shard));
         assert!(data.len() <= 110_000, "{shard}: {}", data.len());
         assert_eq!(header["__metadata__"], json!({"format": "pt"}));
@@ -153,10 +112,7 @@ fn damaged_and_hostile_files_are_refused() {
     for cut in [1, 7, 8, 9, 100, 1000, whole.len() / 2, whole.len() - 1] {
         write(&whole[..cut]);
         let e = open_error(dir.path());
-        assert!(
-            e.contains("model.safetensors") && (e.contains("cut short") || e.contains("too few")),
-            "{cut}: {e}"
-        );
+        assert!(e.contains("model.safetensors") && (e.contains("cut short") || e.contains("too few")), "{cut}: {e}");
     }
     let mut longer = whole.clone();
     longer.push(0);
@@ -211,10 +167,7 @@ fn damaged_and_hostile_files_are_refused() {
 
 fn split_bytes(bytes: &[u8]) -> (Value, Vec<u8>) {
     let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    (
-        serde_json::from_slice(&bytes[8..8 + n]).unwrap(),
-        bytes[8 + n..].to_vec(),
-    )
+    (serde_json::from_slice(&bytes[8..8 + n]).unwrap(), bytes[8 + n..].to_vec())
 }
 
 #[test]
@@ -238,24 +191,15 @@ fn weights_that_are_not_the_models_are_named() {
         rename(h, "model.layers.0.self_attn.q_proj.bias", "a");
         rename(h, "model.layers.0.self_attn.k_proj.bias", "b");
     });
-    assert!(
-        e.contains("q_proj.bias (and 1 more)") || e.contains("k_proj.bias (and 1 more)"),
-        "{e}"
-    );
+    assert!(e.contains("q_proj.bias (and 1 more)") || e.contains("k_proj.bias (and 1 more)"), "{e}");
     let e = edit(&|h| h[name]["shape"] = json!([48, 112]));
-    assert!(
-        e.contains(name) && e.contains("expected shape [112, 48] from config.json, found [48, 112]"),
-        "{e}"
-    );
+    assert!(e.contains(name) && e.contains("expected shape [112, 48] from config.json, found [48, 112]"), "{e}");
     let e = edit(&|h| h[name]["shape"] = json!([112 * 48]));
     assert!(e.contains("found [5376]"), "{e}");
     let e = edit(&|h| {
         h[name]["dtype"] = json!("I16");
     });
-    assert!(
-        e.contains("element type I16 is not supported; expected F32, BF16 or F16"),
-        "{e}"
-    );
+    assert!(e.contains("element type I16 is not supported; expected F32, BF16 or F16"), "{e}");
 
     let config = |key: &str, value: Value| {
         let dir = copy("qwen2-untied");
@@ -266,10 +210,7 @@ fn weights_that_are_not_the_models_are_named() {
         open_error(dir.path())
     };
     let e = config("vocab_size", json!(1000));
-    assert!(
-        e.contains("vocabulary mismatch") && e.contains("has 640 rows, vocab_size in config.json is 1000"),
-        "{e}"
-    );
+    assert!(e.contains("vocabulary mismatch") && e.contains("has 640 rows, vocab_size in config.json is 1000"), "{e}");
     let e = config("num_hidden_layers", json!(1));
     assert!(e.contains("unexpected weight model.layers.1."), "{e}");
     let e = config("num_hidden_layers", json!(3));
@@ -291,23 +232,11 @@ fn known_buffers_and_the_head_of_a_tied_model_are_ignored() {
     std::fs::copy(model("qwen3-tied").join("config.json"), dir.path().join("config.json")).unwrap();
     let mut entries: Vec<Entry> = names::weights(source.config())
         .iter()
-        .map(|w| Entry {
-            name: w.name.clone(),
-            shape: w.file_shape(),
-            dtype: SaveDType::Bf16,
-        })
+        .map(|w| Entry { name: w.name.clone(), shape: w.file_shape(), dtype: SaveDType::Bf16 })
         .collect();
-    entries.push(Entry {
-        name: LM_HEAD.into(),
-        shape: vec![720, 56],
-        dtype: SaveDType::Bf16,
-    });
+    entries.push(Entry { name: LM_HEAD.into(), shape: vec![720, 56], dtype: SaveDType::Bf16 });
     let inv_freq = "model.layers.0.self_attn.rotary_emb.inv_freq";
-    entries.push(Entry {
-        name: inv_freq.into(),
-        shape: vec![12],
-        dtype: SaveDType::F32,
-    });
+    entries.push(Entry { name: inv_freq.into(), shape: vec![12], dtype: SaveDType::F32 });
     let load = |name: &str| match name {
         LM_HEAD => source.load(EMBED),
         _ if name == inv_freq => Ok(HostTensor::zeros(1, 12)),
@@ -328,66 +257,26 @@ fn values_that_are_not_finite_are_named_on_reading_and_writing() {
         let at = start + 2 * (3 * 112 + 5);
         data[at..at + 2].copy_from_slice(&bits.to_le_bytes());
         join(&path, &header, &data);
-        let e = ModelFiles::open(dir.path())
-            .unwrap()
-            .load(name)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            e.contains(&format!(
-                "{name}: value at row 3, column 5 is {shown}; 1 of 5376 are not finite"
-            )),
-            "{e}"
-        );
+        let e = ModelFiles::open(dir.path()).unwrap().load(name).unwrap_err().to_string();
+        assert!(e.contains(&format!("{name}: value at row 3, column 5 is {shown}; 1 of 5376 are not finite")), "{e}");
     }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
     let write = |dtype, value: f32| {
-        let entry = Entry {
-            name: "x".into(),
-            shape: vec![2],
-            dtype,
-        };
-        let tensor = HostTensor {
-            rows: 1,
-            cols: 2,
-            data: vec![1.0, value],
-        };
+        let entry = Entry { name: "x".into(), shape: vec![2], dtype };
+        let tensor = HostTensor { rows: 1, cols: 2, data: vec![1.0, value] };
         write_tensors(&path, &[entry], |_| Ok(tensor.clone()))
     };
     write(SaveDType::F32, 5.0).unwrap();
     let before = std::fs::read(&path).unwrap();
-    assert!(
-        write(SaveDType::F32, f32::NAN)
-            .unwrap_err()
-            .to_string()
-            .contains("column 1 is NaN")
-    );
-    assert!(
-        write(SaveDType::F16, 70_000.0)
-            .unwrap_err()
-            .to_string()
-            .contains("value 70000 does not fit float16")
-    );
+    assert!(write(SaveDType::F32, f32::NAN).unwrap_err().to_string().contains("column 1 is NaN"));
+    assert!(write(SaveDType::F16, 70_000.0).unwrap_err().to_string().contains("value 70000 does not fit float16"));
     assert!(write(SaveDType::F16, 65_519.0).is_ok(), "rounds to 65504");
-    assert!(
-        write(SaveDType::Bf16, f32::MAX)
-            .unwrap_err()
-            .to_string()
-            .contains("does not fit bfloat16")
-    );
+    assert!(write(SaveDType::Bf16, f32::MAX).unwrap_err().to_string().contains("does not fit bfloat16"));
     std::fs::write(&path, &before).unwrap();
     assert!(write(SaveDType::Bf16, f32::INFINITY).is_err());
-    assert_eq!(
-        std::fs::read(&path).unwrap(),
-        before,
-        "a failed write leaves the file before as it was"
-    );
-    assert_eq!(
-        std::fs::read_dir(dir.path()).unwrap().count(),
-        1,
-        "and no temporary file"
-    );
+    assert_eq!(std::fs::read(&path).unwrap(), before, "a failed write leaves the file before as it was");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "and no temporary file");
 }
 
 #[test]
@@ -400,34 +289,18 @@ fn halves_widen_exactly_and_round_to_even() {
             [1.0f32, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 3.3895314e38],
             [1.0f32, 1.0, 1.015625, 3.3895314e38],
         ),
-        (
-            SaveDType::F16,
-            [1.0, 1.0004883, 5.9604645e-8, 65504.0],
-            [1.0, 1.0, 5.9604645e-8, 65504.0],
-        ),
+        (SaveDType::F16, [1.0, 1.0004883, 5.9604645e-8, 65504.0], [1.0, 1.0, 5.9604645e-8, 65504.0]),
         (
             SaveDType::F32,
             [0.1, -0.0, f32::MIN_POSITIVE / 4.0, f32::MAX],
             [0.1, -0.0, f32::MIN_POSITIVE / 4.0, f32::MAX],
         ),
     ] {
-        let entry = Entry {
-            name: "x".into(),
-            shape: vec![2, 2],
-            dtype,
-        };
-        let tensor = HostTensor {
-            rows: 2,
-            cols: 2,
-            data: values.to_vec(),
-        };
+        let entry = Entry { name: "x".into(), shape: vec![2, 2], dtype };
+        let tensor = HostTensor { rows: 2, cols: 2, data: values.to_vec() };
         write_tensors(&path, &[entry], |_| Ok(tensor.clone())).unwrap();
         let back = TensorFile::open(&path).unwrap().load("x").unwrap();
-        assert_eq!(
-            back.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),
-            expected.map(f32::to_bits),
-            "{dtype:?}"
-        );
+        assert_eq!(back.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), expected.map(f32::to_bits), "{dtype:?}");
         assert_eq!((back.rows, back.cols), (2, 2));
     }
 }
@@ -450,15 +323,7 @@ fn folders_without_a_model_say_what_is_missing() {
 fn an_index_that_lies_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let source = ModelFiles::open(&model("mistral-window")).unwrap();
-    save_model(
-        dir.path(),
-        &source,
-        SaveOptions {
-            dtype: SaveDType::Bf16,
-            max_shard_bytes: 110_000,
-        },
-    )
-    .unwrap();
+    save_model(dir.path(), &source, SaveOptions { dtype: SaveDType::Bf16, max_shard_bytes: 110_000 }).unwrap();
     let path = dir.path().join("model.safetensors.index.json");
     let good: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     let with = |change: &dyn Fn(&mut Value)| {
@@ -503,13 +368,8 @@ fn a_failed_save_leaves_no_half_file() {
     let source = ModelFiles::open(&model("qwen2-untied")).unwrap();
     let dir = copy("qwen2-untied");
     let before = std::fs::read(dir.path().join("model.safetensors")).unwrap();
-    let options = SaveOptions {
-        dtype: SaveDType::F32,
-        max_shard_bytes: u64::MAX,
-    };
-    let e = save_model(dir.path(), &Failing(&source, "model.norm.weight"), options)
-        .unwrap_err()
-        .to_string();
+    let options = SaveOptions { dtype: SaveDType::F32, max_shard_bytes: u64::MAX };
+    let e = save_model(dir.path(), &Failing(&source, "model.norm.weight"), options).unwrap_err().to_string();
     assert!(e.contains("model.safetensors") && e.contains("no more"), "{e}");
     assert_eq!(std::fs::read(dir.path().join("model.safetensors")).unwrap(), before);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
@@ -518,13 +378,9 @@ fn a_failed_save_leaves_no_half_file() {
 
 #[test]
 fn sizes_are_read_as_people_write_them() {
-    for (text, bytes) in [
-        ("5GB", 5_000_000_000u64),
-        ("500MB", 500_000_000),
-        ("1GiB", 1 << 30),
-        ("1.5kb", 1500),
-        ("77", 77),
-    ] {
+    for (text, bytes) in
+        [("5GB", 5_000_000_000u64), ("500MB", 500_000_000), ("1GiB", 1 << 30), ("1.5kb", 1500), ("77", 77)]
+    {
         assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
     }
     for bad in ["", "0", "GB", "-5GB", "5XB", "1e99GB", "nan"] {
@@ -536,23 +392,12 @@ fn sizes_are_read_as_people_write_them() {
 fn small_file() -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
-    let entries = [
-        ("a", vec![2, 3], SaveDType::F32),
-        ("b", vec![4], SaveDType::Bf16),
-        ("c", vec![1, 2], SaveDType::F16),
-    ]
-    .map(|(name, shape, dtype)| Entry {
-        name: name.into(),
-        shape,
-        dtype,
-    });
+    let entries =
+        [("a", vec![2, 3], SaveDType::F32), ("b", vec![4], SaveDType::Bf16), ("c", vec![1, 2], SaveDType::F16)]
+            .map(|(name, shape, dtype)| Entry { name: name.into(), shape, dtype });
     write_tensors(&path, &entries, |name| {
         let n = entries.iter().find(|e| e.name == name).unwrap().shape.iter().product();
-        Ok(HostTensor {
-            rows: 1,
-            cols: n,
-            data: vec![0.5; n],
-        })
+        Ok(HostTensor { rows: 1, cols: n, data: vec![0.5; n] })
     })
     .unwrap();
     std::fs::read(&path).unwrap()

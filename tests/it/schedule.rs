@@ -14,14 +14,8 @@ use ringtune::rng::Stream;
 use ringtune::tensor::{DType, Tensor};
 use serde_json::Value;
 
-const CASES: [&str; 6] = [
-    "tiny-llama-tied",
-    "tiny-llama-untied",
-    "qwen2-untied",
-    "qwen3-tied",
-    "mistral-window",
-    "llama3-rope",
-];
+const CASES: [&str; 6] =
+    ["tiny-llama-tied", "tiny-llama-untied", "qwen2-untied", "qwen3-tied", "mistral-window", "llama3-rope"];
 
 fn data() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
@@ -32,13 +26,7 @@ fn golden(name: &str) -> Value {
 }
 
 fn settings(peak: f64, shape: Shape, warmup: Warmup) -> ScheduleSettings {
-    ScheduleSettings {
-        peak,
-        shape,
-        warmup,
-        min_lr_ratio: 0.0,
-        warmup_from_zero: true,
-    }
+    ScheduleSettings { peak, shape, warmup, min_lr_ratio: 0.0, warmup_from_zero: true }
 }
 
 #[test]
@@ -46,10 +34,7 @@ fn cosine_gives_the_recorded_rates_bit_for_bit() {
     for name in CASES {
         let adamw = golden(name)["adamw"].clone();
         let h = &adamw["hyperparameters"];
-        let (steps, warmup) = (
-            h["steps"].as_u64().unwrap(),
-            Warmup::Steps(h["warmup"].as_u64().unwrap()),
-        );
+        let (steps, warmup) = (h["steps"].as_u64().unwrap(), Warmup::Steps(h["warmup"].as_u64().unwrap()));
         let s = Schedule::new(settings(h["lr"].as_f64().unwrap(), Shape::Cosine, warmup), steps).unwrap();
         let rates = adamw["lr"].as_array().unwrap();
         assert_eq!(rates.len() as u64, steps);
@@ -68,16 +53,8 @@ fn linear_and_constant_are_transformers_lambdas() {
     for t in 0..total {
         let rise = t as f64 / warmup as f64;
         let fall = (total - t) as f64 / (total - warmup) as f64;
-        assert_eq!(
-            linear.lr(t),
-            peak * if t < warmup { rise } else { fall },
-            "linear, step {t}"
-        );
-        assert_eq!(
-            constant.lr(t),
-            peak * if t < warmup { rise } else { 1.0 },
-            "constant, step {t}"
-        );
+        assert_eq!(linear.lr(t), peak * if t < warmup { rise } else { fall }, "linear, step {t}");
+        assert_eq!(constant.lr(t), peak * if t < warmup { rise } else { 1.0 }, "constant, step {t}");
     }
 }
 
@@ -87,34 +64,10 @@ fn settings_outside_their_range_are_usage_errors() {
     let cases = [
         (ScheduleSettings { peak: 0.0, ..good }, "learning_rate"),
         (ScheduleSettings { peak: f64::NAN, ..good }, "learning_rate"),
-        (
-            ScheduleSettings {
-                min_lr_ratio: 1.5,
-                ..good
-            },
-            "min_lr_ratio",
-        ),
-        (
-            ScheduleSettings {
-                warmup: Warmup::Ratio(-0.1),
-                ..good
-            },
-            "warmup_ratio",
-        ),
-        (
-            ScheduleSettings {
-                warmup: Warmup::Ratio(f64::NAN),
-                ..good
-            },
-            "warmup_ratio",
-        ),
-        (
-            ScheduleSettings {
-                shape: Shape::Wsd { decay_ratio: 0.0 },
-                ..good
-            },
-            "wsd_decay_ratio",
-        ),
+        (ScheduleSettings { min_lr_ratio: 1.5, ..good }, "min_lr_ratio"),
+        (ScheduleSettings { warmup: Warmup::Ratio(-0.1), ..good }, "warmup_ratio"),
+        (ScheduleSettings { warmup: Warmup::Ratio(f64::NAN), ..good }, "warmup_ratio"),
+        (ScheduleSettings { shape: Shape::Wsd { decay_ratio: 0.0 }, ..good }, "wsd_decay_ratio"),
     ];
     for (settings, name) in cases {
         let e = Schedule::new(settings, 10).unwrap_err();
@@ -131,9 +84,7 @@ type Grads = Weights<Option<Tensor<Cpu>>>;
 
 fn random(rows: usize, cols: usize, key: &[u64]) -> HostTensor {
     let stream = Stream::new(key);
-    let data = (0..rows * cols)
-        .map(|i| stream.normal_at(i as u64) as f32 * 0.1)
-        .collect();
+    let data = (0..rows * cols).map(|i| stream.normal_at(i as u64) as f32 * 0.1).collect();
     HostTensor { rows, cols, data }
 }
 
@@ -154,11 +105,7 @@ fn values(dev: &Cpu, t: &Tensor<Cpu>) -> Vec<f32> {
 }
 
 fn bits(dev: &Cpu, p: &Params) -> Vec<u32> {
-    names::named(p)
-        .into_iter()
-        .flat_map(|(_, t)| values(dev, t))
-        .map(f32::to_bits)
-        .collect()
+    names::named(p).into_iter().flat_map(|(_, t)| values(dev, t)).map(f32::to_bits).collect()
 }
 
 #[test]
@@ -184,10 +131,8 @@ fn names_are_those_of_the_files_in_one_order() {
         let (mut params, grads) = full(&dev, &c, DType::F32);
         let files: Vec<String> = names::weights(&c).into_iter().map(|w| w.name).collect();
         let named: Vec<String> = names::named(&params).into_iter().map(|(n, _)| n).collect();
-        let trained: Vec<String> = slots(&mut params, &grads, GroupSettings::default())
-            .into_iter()
-            .map(|s| s.name)
-            .collect();
+        let trained: Vec<String> =
+            slots(&mut params, &grads, GroupSettings::default()).into_iter().map(|s| s.name).collect();
         assert_eq!((&named, &trained), (&files, &files), "{name}");
     }
 }
@@ -218,27 +163,15 @@ fn steps_agree_with_the_formula_in_f64() {
     let dev = Cpu::new(Some(2)).unwrap();
     let c = config("qwen2-untied");
     let (mut params, _) = full(&dev, &c, DType::F32);
-    let how = AdamWSettings {
-        weight_decay: 0.1,
-        max_grad_norm: Some(1.0),
-        ..AdamWSettings::default()
-    };
+    let how = AdamWSettings { weight_decay: 0.1, max_grad_norm: Some(1.0), ..AdamWSettings::default() };
     let mut grads: Grads = full(&dev, &c, DType::F32).1;
     let mut optimizer = Optimizer::new(&dev, how, &mut params, &grads).unwrap();
     let wide = |v: Vec<f32>| v.into_iter().map(f64::from).collect::<Vec<f64>>();
-    let mut model: Vec<(String, Vec<f64>)> = names::named(&params)
-        .into_iter()
-        .map(|(n, t)| (n, wide(values(&dev, t))))
-        .collect();
+    let mut model: Vec<(String, Vec<f64>)> =
+        names::named(&params).into_iter().map(|(n, t)| (n, wide(values(&dev, t)))).collect();
     let start = model.clone();
-    let mut reference: Vec<Reference> = model
-        .iter()
-        .map(|(_, p)| Reference {
-            m: vec![0.0; p.len()],
-            v: vec![0.0; p.len()],
-            t: 0,
-        })
-        .collect();
+    let mut reference: Vec<Reference> =
+        model.iter().map(|(_, p)| Reference { m: vec![0.0; p.len()], v: vec![0.0; p.len()], t: 0 }).collect();
     for step in 0..5u64 {
         // The last steps have small gradients, which are not clipped.
         let size = if step < 3 { 1.0 } else { 1e-3 };
@@ -250,10 +183,8 @@ fn steps_agree_with_the_formula_in_f64() {
             device::upload(&dev, &g, DType::F32).map(Some)
         })
         .unwrap();
-        let host: Vec<Vec<f64>> = names::named(&grads)
-            .into_iter()
-            .map(|(_, g)| wide(values(&dev, g.as_ref().unwrap())))
-            .collect();
+        let host: Vec<Vec<f64>> =
+            names::named(&grads).into_iter().map(|(_, g)| wide(values(&dev, g.as_ref().unwrap()))).collect();
         let norm = host.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
         let clip = (1.0 / (norm + 1e-6)).min(1.0);
         assert_eq!(clip < 1.0, step < 3);
@@ -316,37 +247,20 @@ fn exported_state_continues_bit_for_bit() {
         let state = optimizer.export(&dev).unwrap();
         ringtune::checkpoint::state::write_state_tensors(&path, &state.tensors).unwrap();
         let mut other = names::build(&c, |w| dev.alloc(w.rows, w.cols, dtype)).unwrap();
-        let host: Vec<Vec<f32>> = names::named(&params)
-            .into_iter()
-            .map(|(_, t)| values(&dev, t))
-            .collect();
-        for (slot, data) in slots(&mut other, &grads, GroupSettings::default())
-            .into_iter()
-            .zip(&host)
-        {
+        let host: Vec<Vec<f32>> = names::named(&params).into_iter().map(|(_, t)| values(&dev, t)).collect();
+        for (slot, data) in slots(&mut other, &grads, GroupSettings::default()).into_iter().zip(&host) {
             dev.upload(slot.param, data).unwrap();
         }
         let mut resumed = Optimizer::new(&dev, AdamWSettings::default(), &mut other, &grads).unwrap();
         let tensors = ringtune::checkpoint::state::read_state_tensors(&path).unwrap();
-        resumed
-            .import(
-                &dev,
-                &ringtune::optim::OptimizerState {
-                    updates: state.updates,
-                    tensors,
-                },
-            )
-            .unwrap();
+        resumed.import(&dev, &ringtune::optim::OptimizerState { updates: state.updates, tensors }).unwrap();
         for _ in 0..3 {
             optimizer.step(&dev, &mut params, &grads, 5e-4).unwrap();
             resumed.step(&dev, &mut other, &grads, 5e-4).unwrap();
         }
         assert_eq!(bits(&dev, &params), bits(&dev, &other), "{dtype:?}");
         assert_eq!(optimizer.export(&dev).unwrap(), resumed.export(&dev).unwrap());
-        assert_eq!(
-            optimizer.bytes(),
-            if dtype == DType::F32 { 8 } else { 12 } * bits(&dev, &params).len()
-        );
+        assert_eq!(optimizer.bytes(), if dtype == DType::F32 { 8 } else { 12 } * bits(&dev, &params).len());
     }
 }
 
@@ -355,15 +269,10 @@ fn masters_collect_updates_that_bf16_cannot_hold() {
     let dev = Cpu::new(Some(1)).unwrap();
     let c = config("qwen3-tied");
     let (mut params, grads) = full(&dev, &c, DType::Bf16);
-    let how = AdamWSettings {
-        max_grad_norm: None,
-        ..AdamWSettings::default()
-    };
+    let how = AdamWSettings { max_grad_norm: None, ..AdamWSettings::default() };
     let mut optimizer = Optimizer::new(&dev, how, &mut params, &grads).unwrap();
     let exact = random(c.vocab_size, c.hidden_size, &[99]);
-    optimizer
-        .set_masters(&dev, |name| Ok((name == EMBED).then(|| exact.data.clone())))
-        .unwrap();
+    optimizer.set_masters(&dev, |name| Ok((name == EMBED).then(|| exact.data.clone()))).unwrap();
     assert_eq!(values(&dev, optimizer.master(EMBED).unwrap()), exact.data);
     optimizer.step(&dev, &mut params, &grads, 1e-5).unwrap();
     for (name, p) in names::named(&params) {
@@ -383,14 +292,8 @@ fn lora(dev: &Cpu, c: &ModelConfig, dtype: DType, first_row: usize) -> (Params, 
     for (p, g) in params.layers.iter_mut().zip(&mut grads.layers) {
         for (p, g) in [(&mut p.q, &mut g.q), (&mut p.v, &mut g.v)] {
             let (out, input) = p.w.shape();
-            p.lora = Some(Lora {
-                a: f32s(4, input, 1),
-                b: f32s(out, 4, 2),
-            });
-            g.lora = Some(Lora {
-                a: Some(f32s(4, input, 3)),
-                b: Some(f32s(out, 4, 4)),
-            });
+            p.lora = Some(Lora { a: f32s(4, input, 1), b: f32s(out, 4, 2) });
+            g.lora = Some(Lora { a: Some(f32s(4, input, 3)), b: Some(f32s(out, 4, 4)) });
         }
     }
     grads.embed = Some(f32s(2, c.hidden_size, 5));
@@ -405,29 +308,15 @@ fn with_lora_only_updates_and_new_rows_move() {
     let first_row = 700;
     for dtype in [DType::F32, DType::Bf16] {
         let (mut params, grads) = lora(&dev, &c, dtype, first_row);
-        let before: Vec<(String, Vec<f32>)> = names::named(&params)
-            .into_iter()
-            .map(|(n, t)| (n, values(&dev, t)))
-            .collect();
-        let groups = GroupSettings {
-            lora_plus: Some(16.0),
-            new_rows: Some(first_row),
-        };
+        let before: Vec<(String, Vec<f32>)> =
+            names::named(&params).into_iter().map(|(n, t)| (n, values(&dev, t))).collect();
+        let groups = GroupSettings { lora_plus: Some(16.0), new_rows: Some(first_row) };
         for s in slots(&mut params, &grads, groups) {
             let (new_rows, b) = (s.name == EMBED, s.name.ends_with("lora_B.weight"));
-            assert_eq!(
-                (s.decays, s.first_row),
-                (!new_rows, if new_rows { first_row } else { 0 }),
-                "{}",
-                s.name
-            );
+            assert_eq!((s.decays, s.first_row), (!new_rows, if new_rows { first_row } else { 0 }), "{}", s.name);
             assert_eq!(s.lr_scale, if b { 16.0 } else { 1.0 }, "{}", s.name);
         }
-        let how = AdamWSettings {
-            groups,
-            weight_decay: 0.5,
-            ..AdamWSettings::default()
-        };
+        let how = AdamWSettings { groups, weight_decay: 0.5, ..AdamWSettings::default() };
         let mut optimizer = Optimizer::new(&dev, how, &mut params, &grads).unwrap();
         assert_eq!(optimizer.names().count(), 1 + 4 * c.n_layers);
         assert_eq!(optimizer.master(EMBED).is_some(), dtype == DType::Bf16);
@@ -446,14 +335,9 @@ fn with_lora_only_updates_and_new_rows_move() {
         }
         // The first step of Adam moves by lr whatever the gradient: B by 16 times as much as the new rows.
         let (_, old) = before.iter().find(|(n, _)| n.ends_with("lora_B.weight")).unwrap();
-        let (_, b) = names::named(&params)
-            .into_iter()
-            .find(|(n, _)| n.ends_with("lora_B.weight"))
-            .unwrap();
+        let (_, b) = names::named(&params).into_iter().find(|(n, _)| n.ends_with("lora_B.weight")).unwrap();
         let b = values(&dev, b);
-        let step = (0..b.len())
-            .map(|i| (b[i] - old[i] * (1.0 - 0.16 * 0.5)).abs())
-            .fold(0.0, f32::max);
+        let step = (0..b.len()).map(|i| (b[i] - old[i] * (1.0 - 0.16 * 0.5)).abs()).fold(0.0, f32::max);
         assert!((step - 0.16).abs() < 1e-3, "{step}");
     }
 }
@@ -472,10 +356,7 @@ fn state_of_another_run_is_refused() {
     };
     assert!(refuse(&|s| drop(s.tensors.remove(0))).contains("m.model.embed_tokens.weight is missing"));
     let e = refuse(&|s| s.tensors[0].1 = HostTensor::zeros(3, 56));
-    assert!(
-        e.contains("m.model.embed_tokens.weight: expected shape (720, 56), found (3, 56)"),
-        "{e}"
-    );
+    assert!(e.contains("m.model.embed_tokens.weight: expected shape (720, 56), found (3, 56)"), "{e}");
     let e = refuse(&|s| s.tensors.push(("m.other.weight".into(), HostTensor::zeros(1, 1))));
     assert!(e.contains("m.other.weight is not trained in this run"), "{e}");
 }

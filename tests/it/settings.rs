@@ -6,11 +6,8 @@ use std::path::Path;
 use ringtune::cli;
 use ringtune::config::{Command, Kind, Setting, TABLE};
 
-const COMMANDS: [(&str, Command); 3] = [
-    ("pretrain", Command::Pretrain),
-    ("sft", Command::Sft),
-    ("pack", Command::Pack),
-];
+const COMMANDS: [(&str, Command); 3] =
+    [("pretrain", Command::Pretrain), ("sft", Command::Sft), ("pack", Command::Pack)];
 
 /// Compares a file with what it should hold; `RINGTUNE_UPDATE=1` writes it instead, for a change that is meant.
 fn check_file(path: &str, expected: &str) {
@@ -20,13 +17,7 @@ fn check_file(path: &str, expected: &str) {
     }
     let found = fs::read_to_string(&path).unwrap_or_default();
     for (i, (e, f)) in expected.lines().zip(found.lines()).enumerate() {
-        assert_eq!(
-            e,
-            f,
-            "{}:{}: run with RINGTUNE_UPDATE=1 if the change is meant",
-            path.display(),
-            i + 1
-        );
+        assert_eq!(e, f, "{}:{}: run with RINGTUNE_UPDATE=1 if the change is meant", path.display(), i + 1);
     }
     assert_eq!(expected.lines().count(), found.lines().count(), "{}", path.display());
 }
@@ -62,9 +53,7 @@ fn every_flag_is_known_with_dashes_and_with_underscores() {
                 if setting.kind != Kind::Bool {
                     words.push("1".into());
                 }
-                cli::command()
-                    .try_get_matches_from(&words)
-                    .unwrap_or_else(|e| panic!("{}: {e}", words.join(" ")));
+                cli::command().try_get_matches_from(&words).unwrap_or_else(|e| panic!("{}: {e}", words.join(" ")));
             }
         }
     }
@@ -76,29 +65,14 @@ fn row(s: &Setting) -> String {
         Kind::Choice(words) => words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(" "),
         kind => kind.expected(),
     };
-    let default = s
-        .default
-        .map_or_else(|| format!("({})", s.unset), |d| format!("`{}`", d.replace(',', " ")));
-    let default = if s.key == "special_ids" {
-        "`0,1,2,3`".into()
-    } else {
-        default
-    };
-    let used: Vec<&str> = COMMANDS
-        .iter()
-        .filter(|(_, c)| s.commands.contains(*c))
-        .map(|(n, _)| *n)
-        .collect();
+    let default = s.default.map_or_else(|| format!("({})", s.unset), |d| format!("`{}`", d.replace(',', " ")));
+    let default = if s.key == "special_ids" { "`0,1,2,3`".into() } else { default };
+    let used: Vec<&str> = COMMANDS.iter().filter(|(_, c)| s.commands.contains(*c)).map(|(n, _)| *n).collect();
     let needs = s.needs.map_or(String::new(), |n| match n.values {
         [] => format!(" (with `{}`)", n.key),
         values => format!(" (with `{}` {})", n.key, values.join(", ")),
     });
-    format!(
-        "| `{}`{aliases} | {values} | {default} | {}{needs} | {} |\n",
-        s.key,
-        s.help,
-        used.join(", ")
-    )
+    format!("| `{}`{aliases} | {values} | {default} | {}{needs} | {} |\n", s.key, s.help, used.join(", "))
 }
 
 #[test]

@@ -9,10 +9,8 @@ use ringtune::data::token_file::{Content, Counts, DocInfo, Meta, TokenFile, writ
 
 fn content(vocab_size: usize, docs: &[&[u32]]) -> Content {
     let docs = docs.iter().enumerate().map(|(i, tokens)| {
-        let doc = Encoded {
-            tokens: tokens.to_vec(),
-            supervised: (0..tokens.len()).map(|k| (k + i) % 3 == 0).collect(),
-        };
+        let doc =
+            Encoded { tokens: tokens.to_vec(), supervised: (0..tokens.len()).map(|k| (k + i) % 3 == 0).collect() };
         (
             DocInfo {
                 line: i as u32 + 1,
@@ -30,10 +28,7 @@ fn content(vocab_size: usize, docs: &[&[u32]]) -> Content {
         meta: Meta {
             sources: vec!["a.jsonl".into()],
             template: "chatml".into(),
-            counts: Counts {
-                rows: 3,
-                ..Counts::default()
-            },
+            counts: Counts { rows: 3, ..Counts::default() },
             ..Meta::default()
         },
         docs: docs.collect(),
@@ -54,20 +49,12 @@ fn what_is_written_is_read_in_both_widths() {
         let content = content(vocab, &[&[2, top, 3], &[], &[0, 1, 2, 3, 4, 5, 6, 7, 8, top]]);
         let (_dir, path) = written(&content);
         let file = TokenFile::open(&path).unwrap();
-        assert_eq!(
-            (file.n_docs(), file.n_tokens(), file.token_bytes(), file.vocab_size()),
-            (3, 13, width, vocab)
-        );
+        assert_eq!((file.n_docs(), file.n_tokens(), file.token_bytes(), file.vocab_size()), (3, 13, width, vocab));
         assert_eq!(file.meta(), &content.meta);
         for (i, (info, doc)) in content.docs.iter().enumerate() {
             assert_eq!((&file.info(i), &file.doc(i)), (info, doc));
         }
-        let n = content
-            .docs
-            .iter()
-            .flat_map(|d| &d.1.supervised)
-            .filter(|&&s| s)
-            .count();
+        let n = content.docs.iter().flat_map(|d| &d.1.supervised).filter(|&&s| s).count();
         assert_eq!(file.n_supervised(), n as u64);
         assert!(file.expect(&"ab".repeat(32), Some(&"cd".repeat(32))).is_ok());
         // Only the whole file lies in the folder.
@@ -84,10 +71,7 @@ fn damage_is_named_with_expected_and_found() {
         change(&mut bytes);
         std::fs::write(&path, bytes).unwrap();
         let e = TokenFile::open(&path).unwrap_err().to_string();
-        assert!(
-            e.contains("x.tok") && e.contains("expected") && e.contains(expected),
-            "{expected}: {e}"
-        );
+        assert!(e.contains("x.tok") && e.contains("expected") && e.contains(expected), "{expected}: {e}");
     };
     check(&|b| b.truncate(b.len() - 8), "truncated");
     check(&|b| b.truncate(20), "truncated, expected at least 152 bytes, found 20");
@@ -108,15 +92,8 @@ fn damage_is_named_with_expected_and_found() {
         assert!(TokenFile::open(&path).is_err());
     }
     std::fs::write(&path, &good).unwrap();
-    let e = TokenFile::open(&path)
-        .unwrap()
-        .expect(&"ef".repeat(32), None)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        e.contains("another tokenizer") && e.contains("efef") && e.contains("abab"),
-        "{e}"
-    );
+    let e = TokenFile::open(&path).unwrap().expect(&"ef".repeat(32), None).unwrap_err().to_string();
+    assert!(e.contains("another tokenizer") && e.contains("efef") && e.contains("abab"), "{e}");
     let e = TokenFile::open(Path::new("no/such.tok")).unwrap_err().to_string();
     assert!(e.contains("no/such.tok"), "{e}");
 }
@@ -183,17 +160,12 @@ fn a_token_outside_the_vocabulary_is_refused_when_writing_and_reading() {
 fn a_folder_that_cannot_be_written_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("file"), "x").unwrap();
-    let e = write(&dir.path().join("file/x.tok"), &content(10, &[&[1]]))
-        .unwrap_err()
-        .to_string();
+    let e = write(&dir.path().join("file/x.tok"), &content(10, &[&[1]])).unwrap_err().to_string();
     assert!(e.contains("file"), "{e}");
     // A target that cannot be replaced: the temporary file is gone afterwards.
     std::fs::create_dir(dir.path().join("x.tok")).unwrap();
     assert!(write(&dir.path().join("x.tok"), &content(10, &[&[1]])).is_err());
-    let mut left: Vec<_> = std::fs::read_dir(dir.path())
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
+    let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     left.sort();
     assert_eq!(left, ["file", "x.tok"]);
 }
@@ -203,32 +175,16 @@ fn a_folder_that_cannot_be_written_leaves_nothing_behind() {
 fn a_full_disk_is_a_clear_error_and_leaves_no_partial_file() {
     let dir = tempfile::tempdir().unwrap();
     let rows = dir.path().join("rows.jsonl");
-    let row = format!(
-        "{{\"prompt\": \"p\", \"response\": \"{}\"}}\n",
-        "many words ".repeat(20)
-    );
+    let row = format!("{{\"prompt\": \"p\", \"response\": \"{}\"}}\n", "many words ".repeat(20));
     std::fs::write(&rows, row.repeat(500)).unwrap();
     let out = dir.path().join("out");
     std::fs::create_dir(&out).unwrap();
     let pack = |limit: &str| {
         let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$@\"");
         std::process::Command::new("bash")
-            .args([
-                "-c",
-                &script,
-                "bash",
-                env!("CARGO_BIN_EXE_ringtune"),
-                "pack",
-                "--dataset-paths",
-            ])
+            .args(["-c", &script, "bash", env!("CARGO_BIN_EXE_ringtune"), "pack", "--dataset-paths"])
             .arg(&rows)
-            .args([
-                "--tokenizer-path",
-                "tests/data/tokenizer/spm4k.model",
-                "--prompt-template",
-                "instruct",
-                "--output",
-            ])
+            .args(["--tokenizer-path", "tests/data/tokenizer/spm4k.model", "--prompt-template", "instruct", "--output"])
             .arg(out.join("rows.tok"))
             .env("RINGTUNE_CACHE", dir.path().join("cache"))
             .output()
@@ -237,10 +193,7 @@ fn a_full_disk_is_a_clear_error_and_leaves_no_partial_file() {
     let failed = pack("16");
     let message = String::from_utf8_lossy(&failed.stderr);
     assert_eq!(failed.status.code(), Some(1), "{message}");
-    assert!(
-        message.contains("writing ") && message.contains("bytes") && message.contains("too large"),
-        "{message}"
-    );
+    assert!(message.contains("writing ") && message.contains("bytes") && message.contains("too large"), "{message}");
     assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
     let worked = pack("unlimited");
     assert!(worked.status.success(), "{}", String::from_utf8_lossy(&worked.stderr));
@@ -263,9 +216,7 @@ fn raw_files_of_other_programs_are_read_as_documents() {
             (0..r.n_docs())
                 .map(|d| {
                     let mut out = Vec::new();
-                    r.visit(d, 0, r.doc_len(d), |t, supervised| {
-                        out.push(if supervised { t } else { u32::MAX })
-                    });
+                    r.visit(d, 0, r.doc_len(d), |t, supervised| out.push(if supervised { t } else { u32::MAX }));
                     out
                 })
                 .collect::<Vec<_>>()
@@ -276,35 +227,17 @@ fn raw_files_of_other_programs_are_read_as_documents() {
     assert_eq!(docs(&u16s(&ids), None).unwrap(), expected);
     let u32s: Vec<u8> = ids.iter().flat_map(|&t| u32::from(t).to_le_bytes()).collect();
     assert_eq!(docs(&u32s, Some(RawWidth::U32)).unwrap(), expected);
-    assert_eq!(
-        docs(&[header(20_240_520, 1, 6), u16s(&ids)].concat(), None).unwrap(),
-        expected
-    );
-    assert_eq!(
-        docs(&[header(20_240_801, 7, 6), u32s.clone()].concat(), None).unwrap(),
-        expected
-    );
+    assert_eq!(docs(&[header(20_240_520, 1, 6), u16s(&ids)].concat(), None).unwrap(), expected);
+    assert_eq!(docs(&[header(20_240_801, 7, 6), u32s.clone()].concat(), None).unwrap(), expected);
     let check = |bytes: &[u8], expected: &str| {
         let e = docs(bytes, None).unwrap_err().to_string();
-        assert!(
-            e.contains("x.bin") && e.contains("expected") && e.contains(expected),
-            "{e}"
-        );
+        assert!(e.contains("x.bin") && e.contains("expected") && e.contains(expected), "{e}");
     };
     check(&[], "found an empty file");
     check(&u16s(&ids)[..5], "whole number of 2-byte tokens, found 5 bytes");
-    check(
-        &u16s(&[1, 4096]),
-        "token 1 is 4096, expected one below the vocabulary's 4096",
-    );
-    check(
-        &[header(20_240_520, 1, 7), u16s(&ids)].concat(),
-        "expected 1038 bytes for 7 tokens, found 1036",
-    );
-    check(
-        &[header(20_240_520, 2, 6), u16s(&ids)].concat(),
-        "wrong version, expected 1",
-    );
+    check(&u16s(&[1, 4096]), "token 1 is 4096, expected one below the vocabulary's 4096");
+    check(&[header(20_240_520, 1, 7), u16s(&ids)].concat(), "expected 1038 bytes for 7 tokens, found 1036");
+    check(&[header(20_240_520, 2, 6), u16s(&ids)].concat(), "wrong version, expected 1");
     check(&[header(20_240_801, 7, -1), u32s].concat(), "for -1 tokens");
     check(&header(20_240_520, 1, 6)[..100], "truncated");
 }

@@ -30,10 +30,7 @@ fn open(path: &Path) -> Tokenizer {
 }
 
 fn template(name: &str, t: &mut Tokenizer) -> Template {
-    let options = TemplateOptions {
-        names: t.control_names(),
-        ..Default::default()
-    };
+    let options = TemplateOptions { names: t.control_names(), ..Default::default() };
     let template = Template::load(name, options).unwrap();
     if template.needs_chatml() {
         t.add_chatml();
@@ -64,19 +61,13 @@ fn special_tokens_come_from_the_files_beside_it() {
     assert_eq!((t.format(), t.newline()), (Format::Json, Newline::Kept(id(&t, "Ċ"))));
     assert_eq!(t.byte_ids().unwrap()[usize::from(b' ')], id(&t, "Ġ"));
     let s = t.special();
-    assert_eq!(
-        (s.bos, s.eos),
-        (Some(id(&t, "<|begin_of_text|>")), id(&t, "<|end_of_text|>"))
-    );
+    assert_eq!((s.bos, s.eos), (Some(id(&t, "<|begin_of_text|>")), id(&t, "<|end_of_text|>")));
     assert_eq!((s.pad, s.unk), (Some(id(&t, "<|reserved_special_token_0|>")), None));
     assert_eq!(t.more_stops(), [id(&t, "<|eot_id|>")]);
     assert!(t.warnings().is_empty(), "{:?}", t.warnings());
     let n = t.vocab_size() as u32;
     assert_eq!(t.add_chatml(), 2, "the vocabulary grows");
-    assert_eq!(
-        (t.control(Control::ImStart).unwrap(), t.control(Control::ImEnd).unwrap()),
-        (n, n + 1)
-    );
+    assert_eq!((t.control(Control::ImStart).unwrap(), t.control(Control::ImEnd).unwrap()), (n, n + 1));
     let chatml = template("chatml", &mut t);
     assert_eq!(stop_ids(&t, &chatml).unwrap(), [n + 1, s.eos, id(&t, "<|eot_id|>")]);
 
@@ -84,19 +75,12 @@ fn special_tokens_come_from_the_files_beside_it() {
     let mut t = open(&path.join("tokenizer.json"));
     let s = t.special();
     // The end token is named as padding, which would mask every end; another token of the vocabulary pads.
-    assert_eq!(
-        (s.bos, s.eos, s.pad),
-        (None, id(&t, "<|endoftext|>"), Some(id(&t, "<|vision_pad|>")))
-    );
+    assert_eq!((s.bos, s.eos, s.pad), (None, id(&t, "<|endoftext|>"), Some(id(&t, "<|vision_pad|>"))));
     assert_eq!(t.add_chatml(), 0, "they are in the vocabulary");
     assert_eq!(t.control_names().bos, "");
     assert!(t.control(Control::Bos).is_err());
     assert!(!t.is_control(id(&t, "<think>")) && t.is_control(id(&t, "<|vision_pad|>")));
-    assert_eq!(
-        t.encode("a <think>").unwrap().last(),
-        Some(&id(&t, "<think>")),
-        "a token that is not special is text"
-    );
+    assert_eq!(t.encode("a <think>").unwrap().last(), Some(&id(&t, "<think>")), "a token that is not special is text");
 
     let (_dir, path) = folder(Style::MetaspaceFirst);
     let t = open(&path);
@@ -113,32 +97,18 @@ fn an_exported_sentencepiece_model_gives_the_same_ids() {
         let model = PathBuf::from(format!("tests/data/tokenizer/{name}.model"));
         let mut sp = open(&model);
         let dir = tempfile::tempdir().unwrap();
-        Companions::new(Arc::new(open(&model)), None, 512)
-            .write(dir.path())
-            .unwrap();
+        Companions::new(Arc::new(open(&model)), None, 512).write(dir.path()).unwrap();
         fs::remove_file(dir.path().join("tokenizer.model")).unwrap();
         let mut hf = open(dir.path());
-        assert_eq!(
-            (hf.format(), hf.special(), hf.newline()),
-            (Format::Json, sp.special(), sp.newline()),
-            "{name}"
-        );
-        assert_eq!(
-            (hf.vocab_size(), hf.byte_ids()),
-            (sp.vocab_size(), sp.byte_ids()),
-            "{name}"
-        );
+        assert_eq!((hf.format(), hf.special(), hf.newline()), (Format::Json, sp.special(), sp.newline()), "{name}");
+        assert_eq!((hf.vocab_size(), hf.byte_ids()), (sp.vocab_size(), sp.byte_ids()), "{name}");
         let golden: Value =
             serde_json::from_slice(&fs::read(format!("tests/data/tokenizer/golden_{name}.json")).unwrap()).unwrap();
         for case in golden["cases"].as_array().unwrap() {
             let text = case["text"].as_str().unwrap();
             let ids = sp.encode(text).unwrap();
             assert_eq!(hf.encode(text).unwrap(), ids, "{name}: {text:?}");
-            assert_eq!(
-                hf.decode(&ids, Specials::Show),
-                sp.decode(&ids, Specials::Show),
-                "{name}: {text:?}"
-            );
+            assert_eq!(hf.decode(&ids, Specials::Show), sp.decode(&ids, Specials::Show), "{name}: {text:?}");
         }
         for kind in ["chatml", "instruct", "zephyr", "llama2"] {
             let (a, b) = (template(kind, &mut sp), template(kind, &mut hf));
@@ -160,18 +130,12 @@ fn the_file_that_is_written_gives_the_ids_of_training() {
             let template = template(kind, &mut t);
             let out = dir.path().join(kind);
             let t = Arc::new(t);
-            Companions::new(Arc::clone(&t), Some(&template), 512)
-                .write(&out)
-                .unwrap();
+            Companions::new(Arc::clone(&t), Some(&template), 512).write(&out).unwrap();
             assert!(!out.join("tokenizer.model").exists());
             let exported = Library::from_file(out.join("tokenizer.json")).unwrap();
             let text_of = |id: u32| t.piece(id).unwrap().to_string();
             let config: Value = serde_json::from_slice(&fs::read(out.join("tokenizer_config.json")).unwrap()).unwrap();
-            let end = if kind == "chatml" {
-                "<|im_end|>".to_string()
-            } else {
-                text_of(t.special().eos)
-            };
+            let end = if kind == "chatml" { "<|im_end|>".to_string() } else { text_of(t.special().eos) };
             assert_eq!(config["eos_token"], json!(end), "{style:?} {kind}");
             assert_ne!(config["pad_token"], config["eos_token"]);
             let mut checked = 0;
@@ -180,10 +144,7 @@ fn the_file_that_is_written_gives_the_ids_of_training() {
                 let text = rendered.text(&t.control_names());
                 let want = encode_rendered(&t, &rendered).unwrap().tokens;
                 // Rendering the saved template prints BOS first; the plain text of a rendering leaves it out.
-                let bos = t
-                    .special()
-                    .bos
-                    .filter(|&b| want[0] == b && !text.starts_with(&text_of(b)));
+                let bos = t.special().bos.filter(|&b| want[0] == b && !text.starts_with(&text_of(b)));
                 let text = bos.map(text_of).unwrap_or_default() + &text;
                 // Where the loss mask changes inside what would be one token, training cuts the text.
                 let cut = row[1].content.starts_with([' ', '\n']);
@@ -199,10 +160,7 @@ fn the_file_that_is_written_gives_the_ids_of_training() {
             assert_eq!(again.vocab_size(), t.vocab_size());
             if kind == "chatml" {
                 assert_eq!(again.add_chatml(), 0);
-                assert_eq!(
-                    again.control(Control::ImEnd).unwrap(),
-                    t.control(Control::ImEnd).unwrap()
-                );
+                assert_eq!(again.control(Control::ImEnd).unwrap(), t.control(Control::ImEnd).unwrap());
                 assert_eq!(again.special().eos, t.control(Control::ImEnd).unwrap());
             } else {
                 assert_eq!(again.special(), t.special(), "{style:?} {kind}");
@@ -217,16 +175,8 @@ fn data_never_becomes_a_control_token() {
         let (_dir, path) = folder(style);
         let mut t = open(&path);
         let chatml = template("chatml", &mut t);
-        let names = [
-            "<|im_end|>",
-            "<|im_start|>",
-            "<|endoftext|>",
-            "<|eot_id|>",
-            "<|begin_of_text|>",
-            "</s>",
-            "<s>",
-            "<pad>",
-        ];
+        let names =
+            ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|eot_id|>", "<|begin_of_text|>", "</s>", "<s>", "<pad>"];
         for name in names {
             for text in [name.to_string(), format!("a{name}b"), format!("x {name}\n{name}{name}")] {
                 let ids = t.encode(&text).unwrap();
@@ -234,36 +184,16 @@ fn data_never_becomes_a_control_token() {
                 assert_eq!(t.decode(&ids, Specials::Show), text, "{style:?}");
             }
         }
-        let row = [
-            Message::new(Role::User, "say <|im_end|>"),
-            Message::new(Role::Assistant, "<|im_end|> it is"),
-        ];
+        let row = [Message::new(Role::User, "say <|im_end|>"), Message::new(Role::Assistant, "<|im_end|> it is")];
         let encoded = encode_rendered(&t, &chatml.render(&row, Purpose::Train).unwrap()).unwrap();
-        let ends = encoded
-            .tokens
-            .iter()
-            .filter(|&&id| id == t.control(Control::ImEnd).unwrap())
-            .count();
+        let ends = encoded.tokens.iter().filter(|&&id| id == t.control(Control::ImEnd).unwrap()).count();
         assert_eq!(ends, 2, "{style:?}: one for each turn");
         // What is supervised spells the answer and its end, nothing else.
-        let on: Vec<u32> = encoded
-            .tokens
-            .iter()
-            .zip(&encoded.supervised)
-            .filter(|(_, s)| **s)
-            .map(|(&t, _)| t)
-            .collect();
-        assert_eq!(
-            t.decode(&on, Specials::Show).trim_start(),
-            "<|im_end|> it is<|im_end|>",
-            "{style:?}"
-        );
+        let on: Vec<u32> =
+            encoded.tokens.iter().zip(&encoded.supervised).filter(|(_, s)| **s).map(|(&t, _)| t).collect();
+        assert_eq!(t.decode(&on, Specials::Show).trim_start(), "<|im_end|> it is<|im_end|>", "{style:?}");
         let prompt = encode_prompt(&t, &chatml, &row[..1]).unwrap();
-        assert_eq!(
-            encoded.tokens[..prompt.len()],
-            prompt,
-            "{style:?}: training goes on where a prompt ends"
-        );
+        assert_eq!(encoded.tokens[..prompt.len()], prompt, "{style:?}: training goes on where a prompt ends");
     }
 }
 
@@ -285,28 +215,16 @@ fn files_that_contradict_themselves_are_refused() {
         put(&v);
     };
     put(&good);
-    refused(
-        "no config",
-        &[
-            "nothing says which token ends a text",
-            "tokenizer_config.json",
-            "--special-ids",
-        ],
-    );
+    refused("no config", &["nothing says which token ends a text", "tokenizer_config.json", "--special-ids"]);
     // Asked for by hand it opens.
     let n = good["added_tokens"][1]["id"].as_u64().unwrap() as u32;
     let ids = SpecialIds::parse(&format!("{},{},{},{n}", n + 1, n + 1, n - 1)).unwrap();
     assert_eq!(Tokenizer::open(&file, ids).unwrap().special().eos, n);
-    let e = Tokenizer::open(&file, SpecialIds::parse(&format!("{n},1,2,90000")).unwrap())
-        .unwrap_err()
-        .to_string();
+    let e = Tokenizer::open(&file, SpecialIds::parse(&format!("{n},1,2,90000")).unwrap()).unwrap_err().to_string();
     assert!(e.contains("eos 90000 is no token"), "{e}");
     let config = |v: Value| fs::write(dir.path().join("tokenizer_config.json"), v.to_string()).unwrap();
     config(json!({"eos_token": "<|nowhere|>"}));
-    refused(
-        "unknown end",
-        &["eos_token is \"<|nowhere|>\"", "not in the vocabulary"],
-    );
+    refused("unknown end", &["eos_token is \"<|nowhere|>\"", "not in the vocabulary"]);
     fs::write(dir.path().join("tokenizer_config.json"), "[1").unwrap();
     refused("damaged config", &["tokenizer_config.json", "invalid JSON"]);
     config(json!({"eos_token": "<|end_of_text|>"}));
@@ -327,14 +245,10 @@ fn files_that_contradict_themselves_are_refused() {
     refused("a damaged pattern", &["does not load"]);
     with(&|v| v["model"]["vocab"] = json!({}));
     refused("no vocabulary", &["does not load"]);
-    let e = Tokenizer::open(&dir.path().join("none"), SpecialIds::default())
-        .unwrap_err()
-        .to_string();
+    let e = Tokenizer::open(&dir.path().join("none"), SpecialIds::default()).unwrap_err().to_string();
     assert!(e.contains("No such file"), "{e}");
     fs::create_dir(dir.path().join("empty")).unwrap();
-    let e = Tokenizer::open(&dir.path().join("empty"), SpecialIds::default())
-        .unwrap_err()
-        .to_string();
+    let e = Tokenizer::open(&dir.path().join("empty"), SpecialIds::default()).unwrap_err().to_string();
     assert!(e.contains("expected tokenizer.model or tokenizer.json"), "{e}");
     // Any byte damaged: an error or a tokenizer that works.
     let text = good.to_string().into_bytes();
@@ -392,41 +306,24 @@ fn every_command_takes_it() {
         let library = Library::from_str(&fs::read_to_string(w.path("out/merged/tokenizer.json")).unwrap()).unwrap();
         let im_end = library.token_to_id("<|im_end|>").unwrap();
         assert_eq!(config["eos_token_id"], json!(im_end));
-        assert_eq!(
-            config["vocab_size"].as_u64().unwrap() as usize,
-            library.get_vocab_size(true)
-        );
+        assert_eq!(config["vocab_size"].as_u64().unwrap() as usize, library.get_vocab_size(true));
         assert_eq!(read(&w, "out/generation_config.json")["eos_token_id"][0], json!(im_end));
         // Evaluation, generation and merging find the tokenizer in the folder.
         let eval = |words: &str| {
-            ok(w.shell(&format!(
-                "ringtune eval --dataset_paths rows.jsonl --output r.json --quiet {words}"
-            )));
+            ok(w.shell(&format!("ringtune eval --dataset_paths rows.jsonl --output r.json --quiet {words}")));
             read(&w, "r.json")["all"]["loss"].as_f64().unwrap()
         };
         let loss = eval("--model_path out");
         assert!((eval("--model_path out --no_lora") - loss).abs() < 1e-4);
-        assert_eq!(
-            eval("--model_path out --tokenizer_path tok/tokenizer.json"),
-            loss,
-            "grown again in the same way"
-        );
+        assert_eq!(eval("--model_path out --tokenizer_path tok/tokenizer.json"), loss, "grown again in the same way");
         assert_eq!(eval("--model_path out --tokenizer_path tok"), loss);
         let answer = ok(w.shell("ringtune generate --model-path out --greedy --max-new-tokens 6 --json 'What is AI?'"));
         let one: Value = serde_json::from_str(&answer.stdout).unwrap();
         let merged =
             ok(w.shell("ringtune generate --model-path out/merged --greedy --max-new-tokens 6 --json 'What is AI?'"));
-        assert_eq!(
-            serde_json::from_str::<Value>(&merged.stdout).unwrap()["ids"],
-            one["ids"]
-        );
+        assert_eq!(serde_json::from_str::<Value>(&merged.stdout).unwrap()["ids"], one["ids"]);
         ok(w.shell("ringtune merge --model-path out --output-dir again"));
-        for name in [
-            "model.safetensors",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "chat_template.jinja",
-        ] {
+        for name in ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
             assert_eq!(
                 fs::read(w.path("again").join(name)).unwrap(),
                 fs::read(w.path("out/merged").join(name)).unwrap(),
@@ -445,21 +342,14 @@ fn every_command_takes_it() {
             "ringtune check --model_path tiny/final --dataset_paths rows.jsonl --max_seq_len 96 --output_dir checked",
         ));
         ok(w.shell(&format!("{sft} --output_dir more").replace("tiny/final", "out/merged")));
-        assert!(
-            !w.path("more/resized_base").exists(),
-            "what was grown is not grown again"
-        );
+        assert!(!w.path("more/resized_base").exists(), "what was grown is not grown again");
         // A token file made with another tokenizer is refused.
         fails(
             &w.shell("ringtune eval --model_path out --tokenizer_path tests.model --dataset_paths rows.tok"),
             1,
             &["tests.model"],
         );
-        let other = if style == Style::Qwen {
-            Style::Llama3
-        } else {
-            Style::Qwen
-        };
+        let other = if style == Style::Qwen { Style::Llama3 } else { Style::Qwen };
         write(other, &w.path("other"));
         fails(
             &w.shell("ringtune pack --tokenizer_path other --dataset_paths rows.tok --output x.tok"),

@@ -20,19 +20,8 @@ fn golden(name: &str) -> Vec<(String, Vec<u32>, String)> {
     let json: Value =
         serde_json::from_slice(&fs::read(format!("tests/data/tokenizer/golden_{name}.json")).unwrap()).unwrap();
     let text = |v: &Value| v.as_str().unwrap().to_string();
-    let ids = |v: &Value| {
-        v.as_array()
-            .unwrap()
-            .iter()
-            .map(|i| i.as_u64().unwrap() as u32)
-            .collect()
-    };
-    json["cases"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|s| (text(&s["text"]), ids(&s["ids"]), text(&s["decoded"])))
-        .collect()
+    let ids = |v: &Value| v.as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as u32).collect();
+    json["cases"].as_array().unwrap().iter().map(|s| (text(&s["text"]), ids(&s["ids"]), text(&s["decoded"]))).collect()
 }
 
 #[test]
@@ -65,10 +54,7 @@ fn golden_strings_of_every_model() {
 
 #[test]
 fn control_tokens_beyond_the_vocabulary_are_found_and_start_a_new_segment() {
-    let control = |text: &str, id| ControlToken {
-        text: text.to_string(),
-        id,
-    };
+    let control = |text: &str, id| ControlToken { text: text.to_string(), id };
     let tokenizer = export("spm4k", &[control("<|im_start|>", 4096), control("<|im_end|>", 4097)]);
     let plain = export("spm4k", &[]);
     let ids = |t: &str| plain.encode(t, false).unwrap().get_ids().to_vec();
@@ -96,10 +82,8 @@ fn real_rows(n: usize) -> Vec<[Message; 2]> {
 fn a_thousand_real_rows_have_the_ids_of_training() {
     let mut ours = OurTokenizer::open("tests/data/tokenizer/spm4k.model".as_ref(), SpecialIds::default()).unwrap();
     ours.add_chatml();
-    let control = [Control::ImStart, Control::ImEnd].map(|c| ControlToken {
-        text: ours.control_names().of(c).to_string(),
-        id: ours.control(c).unwrap(),
-    });
+    let control = [Control::ImStart, Control::ImEnd]
+        .map(|c| ControlToken { text: ours.control_names().of(c).to_string(), id: ours.control(c).unwrap() });
     let exported = Tokenizer::from_str(&tokenizer_json(ours.bytes(), &control).unwrap().to_string()).unwrap();
     let rows = real_rows(400);
     assert!(rows.len() >= 1000, "{} rows", rows.len());
@@ -119,12 +103,6 @@ fn a_thousand_real_rows_have_the_ids_of_training() {
                 differing.push((text, want, got));
             }
         }
-        assert!(
-            differing.is_empty(),
-            "{name}: {} of {} rows differ: {:?}",
-            differing.len(),
-            rows.len(),
-            differing[0]
-        );
+        assert!(differing.is_empty(), "{name}: {} of {} rows differ: {:?}", differing.len(), rows.len(), differing[0]);
     }
 }

@@ -42,18 +42,8 @@ fn lora_learns_and_writes_what_other_tools_load() {
     let out = &job.output_dir;
     let eval: Vec<f64> = metrics(out).iter().filter_map(|v| v["eval_loss"].as_f64()).collect();
     assert_eq!(eval.len(), 4);
-    assert!(
-        eval[3] < eval[0] - 1.0,
-        "the validation loss goes from {} to {}",
-        eval[0],
-        eval[3]
-    );
-    for file in [
-        "adapter_config.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-    ] {
+    assert!(eval[3] < eval[0] - 1.0, "the validation loss goes from {} to {}", eval[0], eval[3]);
+    for file in ["adapter_config.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"] {
         assert!(out.join(file).is_file(), "{file} is missing");
     }
     // The adapter fits the base with the grown vocabulary that its config names, and the merged model is one of its own.
@@ -120,25 +110,16 @@ fn eval_loss_does_not_depend_on_batch_or_packing() {
             j.settings.eval_on_start = true;
             j.settings.max_steps = Some(1);
         });
-        let first = metrics(&job.output_dir)
-            .into_iter()
-            .find(|v| v.get("eval_loss").is_some())
-            .unwrap();
+        let first = metrics(&job.output_dir).into_iter().find(|v| v.get("eval_loss").is_some()).unwrap();
         drop(dir);
-        (
-            first["eval_loss"].as_f64().unwrap(),
-            first["eval_num_tokens"].as_u64().unwrap(),
-        )
+        (first["eval_loss"].as_f64().unwrap(), first["eval_num_tokens"].as_u64().unwrap())
     };
     let (loss, tokens) = eval(8, true);
     for (batch, packing) in [(1, true), (3, true), (1, false), (8, false)] {
         let (other, n) = eval(batch, packing);
         assert_eq!(tokens, n);
         // The losses of the tokens have the same bits; only their f64 sum runs in another order.
-        assert!(
-            (loss / other - 1.0).abs() < 1e-13,
-            "{loss} against {other} at batch {batch}, packing {packing}"
-        );
+        assert!((loss / other - 1.0).abs() < 1e-13, "{loss} against {other} at batch {batch}, packing {packing}");
     }
 }
 
@@ -168,35 +149,16 @@ fn early_stopping_ends_the_run_and_the_best_model_is_kept() {
         j.settings.eval_every = Every::Steps(2);
         j.settings.save_every = Every::Steps(4);
         j.settings.save_total_limit = Some(1);
-        j.settings.early_stopping = Some(EarlyStopping {
-            patience: 3,
-            threshold: 0.0,
-        });
+        j.settings.early_stopping = Some(EarlyStopping { patience: 3, threshold: 0.0 });
     });
     let state = trainer_state(&job.output_dir);
-    let (last, best) = (
-        state["global_step"].as_u64().unwrap(),
-        state["best_global_step"].as_u64().unwrap(),
-    );
-    assert!(
-        last < 60 && last == best + 6,
-        "stopped after step {last}, best at {best}"
-    );
-    let kept: Vec<u64> = manifest::list(&job.output_dir)
-        .unwrap()
-        .into_iter()
-        .map(|(step, _)| step)
-        .collect();
+    let (last, best) = (state["global_step"].as_u64().unwrap(), state["best_global_step"].as_u64().unwrap());
+    assert!(last < 60 && last == best + 6, "stopped after step {last}, best at {best}");
+    let kept: Vec<u64> = manifest::list(&job.output_dir).unwrap().into_iter().map(|(step, _)| step).collect();
     assert_eq!(kept, [best, last], "the best one and the newest");
     let best_dir = job.output_dir.join(format!("checkpoint-{best}"));
-    same_file(
-        &best_dir.join("adapter_model.safetensors"),
-        &job.output_dir.join("adapter_model.safetensors"),
-    );
-    let lowest = metrics(&job.output_dir)
-        .iter()
-        .filter_map(|v| v["eval_loss"].as_f64())
-        .fold(f64::MAX, f64::min);
+    same_file(&best_dir.join("adapter_model.safetensors"), &job.output_dir.join("adapter_model.safetensors"));
+    let lowest = metrics(&job.output_dir).iter().filter_map(|v| v["eval_loss"].as_f64()).fold(f64::MAX, f64::min);
     assert_eq!(state["best_metric"].as_f64().unwrap(), lowest);
 }
 
@@ -211,16 +173,9 @@ fn what_is_not_finite_is_named_and_stops_the_run() {
     let mut job = sft(dir.path(), "out");
     overflow(&mut job, dir.path());
     run_sft(&job).unwrap_err();
-    let bad: Vec<_> = metrics(&job.output_dir)
-        .into_iter()
-        .filter(|v| v.get("skipped").is_some())
-        .collect();
+    let bad: Vec<_> = metrics(&job.output_dir).into_iter().filter(|v| v.get("skipped").is_some()).collect();
     assert_eq!(bad.len(), 3);
-    assert!(
-        bad[0]["samples"].as_array().is_some_and(|s| !s.is_empty()),
-        "{}",
-        bad[0]
-    );
+    assert!(bad[0]["samples"].as_array().is_some_and(|s| !s.is_empty()), "{}", bad[0]);
 }
 
 #[test]
@@ -240,22 +195,10 @@ fn nan_weights_are_refused() {
 #[test]
 fn bad_requests_name_what_is_wrong() {
     refused(|j, d| j.output_dir = d.join("rows.jsonl/out"), 1, &["rows.jsonl/out"]);
-    refused(
-        |j, _| j.settings.max_seq_len = Some(100_000),
-        2,
-        &["max_seq_len 100000", "maximum"],
-    );
-    refused(
-        |j, _| j.settings.lora.as_mut().unwrap().targets = vec!["w".into()],
-        2,
-        &["lora_targets", "\"w\""],
-    );
+    refused(|j, _| j.settings.max_seq_len = Some(100_000), 2, &["max_seq_len 100000", "maximum"]);
+    refused(|j, _| j.settings.lora.as_mut().unwrap().targets = vec!["w".into()], 2, &["lora_targets", "\"w\""]);
     refused(|j, _| j.model_path = "nowhere".into(), 1, &["nowhere"]);
-    refused(
-        |j, _| j.tokenizer_path = Some("tests/data/tokenizer/spm32k.model".into()),
-        1,
-        &["vocabulary mismatch"],
-    );
+    refused(|j, _| j.tokenizer_path = Some("tests/data/tokenizer/spm32k.model".into()), 1, &["vocabulary mismatch"]);
     refused(|j, _| j.data.weights = Some(vec![0.5, 0.5]), 2, &["weight"]);
 }
 
@@ -311,8 +254,5 @@ fn pretraining_makes_a_model_that_sft_takes() {
     tune.model_path = tune.output_dir.clone();
     tune.output_dir = dir.path().join("again");
     run_sft(&tune).unwrap();
-    assert_eq!(
-        ModelFiles::open(&tune.output_dir).unwrap().hf_config().model.vocab_size,
-        4098
-    );
+    assert_eq!(ModelFiles::open(&tune.output_dir).unwrap().hf_config().model.vocab_size, 4098);
 }

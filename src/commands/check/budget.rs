@@ -40,11 +40,7 @@ pub struct Steps {
 }
 
 fn shape(s: &TrainSettings) -> StepShape {
-    StepShape {
-        micro_batch: s.micro_batch_size,
-        grad_accum: s.grad_accum,
-        world_size: 1,
-    }
+    StepShape { micro_batch: s.micro_batch_size, grad_accum: s.grad_accum, world_size: 1 }
 }
 
 /// Steps of an epoch and in all, and whether the schedule fits them.
@@ -56,15 +52,12 @@ pub fn steps(check: &mut Check, subject: &Subject) -> Option<Steps> {
     }
     let shape = shape(s);
     let epoch = shape.steps(data.train.plan(0).n_rows() as u64);
-    let total = s
-        .max_steps
-        .unwrap_or_else(|| steps_until(&data.train, Cursor::default(), s.epochs, shape));
+    let total = s.max_steps.unwrap_or_else(|| steps_until(&data.train, Cursor::default(), s.epochs, shape));
     let schedule = plan::schedule(s, subject.peak_lr, total);
     let schedule = check.take("schedule", "", schedule);
     let epochs = total as f64 / epoch.max(1) as f64;
-    let warmup = schedule.as_ref().map_or(0, |sched| {
-        (0..total).find(|&t| sched.lr(t) >= subject.peak_lr).unwrap_or(total)
-    });
+    let warmup =
+        schedule.as_ref().map_or(0, |sched| (0..total).find(|&t| sched.lr(t) >= subject.peak_lr).unwrap_or(total));
     let text = format!(
         "{} steps an epoch of {} rows each, {} in all ({epochs:.2} epochs); peak learning rate {:e} at step {}",
         grouped(epoch),
@@ -130,11 +123,7 @@ pub fn memory(check: &mut Check, subject: &Subject, device: Option<u64>) {
             alpha: d.alpha,
             dropout: d.dropout,
             rslora: false,
-            targets: setup::lora_spec(&TrainSettings::default())
-                .ok()
-                .flatten()
-                .map(|l| l.targets)
-                .unwrap_or_default(),
+            targets: setup::lora_spec(&TrainSettings::default()).ok().flatten().map(|l| l.targets).unwrap_or_default(),
         };
         let remedy = memory::remedy(&demand, &lora, n);
         let advice = match &remedy {
@@ -158,10 +147,8 @@ pub fn memory(check: &mut Check, subject: &Subject, device: Option<u64>) {
         100.0 * trained as f64 / all as f64,
         grouped(demand.max_tokens() as u64),
     );
-    let by_class: serde_json::Map<String, Value> = classes
-        .iter()
-        .map(|c| (c.name.replace(' ', "_"), json!(c.bytes)))
-        .collect();
+    let by_class: serde_json::Map<String, Value> =
+        classes.iter().map(|c| (c.name.replace(' ', "_"), json!(c.bytes))).collect();
     check.section(
         "memory per device",
         text,
@@ -189,11 +176,7 @@ pub fn time(check: &mut Check, subject: &Subject, steps: Option<Steps>, options:
     }
     let epochs = steps.total as f64 / steps.epoch.max(1) as f64;
     let (total, tokens) = (per_epoch * epochs, tokens as f64 * epochs);
-    let mut lines = vec![format!(
-        "{} tokens, {} of arithmetic",
-        grouped(tokens as u64),
-        flop(total)
-    )];
+    let mut lines = vec![format!("{} tokens, {} of arithmetic", grouped(tokens as u64), flop(total))];
     let mut facts = json!({"tokens": tokens as u64, "flops": total});
     if let Some(rate) = options.flops_rate {
         let seconds = total / rate;
@@ -258,23 +241,15 @@ fn measure(subject: &Subject, config: &crate::model::config::ModelConfig) -> Res
         (Some(base), Some(how)) => Some(Resized::new(base, how.clone())?),
         _ => None,
     };
-    let grown = resized.as_ref().map(|r| Reconfigured {
-        source: r,
-        config: config.clone(),
-    });
+    let grown = resized.as_ref().map(|r| Reconfigured { source: r, config: config.clone() });
     let source: &dyn TensorSource = match &grown {
         Some(g) => g,
         None => &random,
     };
     let mut work = setup::workload(&dev, source, s, subject.new_rows, max_tokens)?;
     let mut batches = LoadedBatches::start(&Arc::clone(&data.train), Cursor::default(), shape(s), 0)?;
-    let mut measured = Measured {
-        steps: 0,
-        tokens: 0.0,
-        flops: 0.0,
-        seconds: 0.0,
-        device: crate::backend::Device::describe(&dev),
-    };
+    let mut measured =
+        Measured { steps: 0, tokens: 0.0, flops: 0.0, seconds: 0.0, device: crate::backend::Device::describe(&dev) };
     let begin = Instant::now();
     for step in 0..=MEASURED_STEPS as u64 {
         let batch = batches.next_step()?;

@@ -62,16 +62,7 @@ fn share(part: u64, whole: u64) -> f64 {
 
 /// Counts by data set, dropped rows by reason, over-long rows, supervised share.
 fn rows(check: &mut Check, subject: &Subject, data: &SftData) {
-    let header = [
-        "data set",
-        "rows",
-        "kept",
-        "train",
-        "validation",
-        "tokens",
-        "supervised",
-        "longest row",
-    ];
+    let header = ["data set", "rows", "kept", "train", "validation", "tokens", "supervised", "longest row"];
     let mut lines = vec![header.map(String::from).to_vec()];
     let mut facts = Vec::new();
     let limit = data.train.max_seq_len() as u64;
@@ -84,9 +75,7 @@ fn rows(check: &mut Check, subject: &Subject, data: &SftData) {
             Tokens::Raw(_) => None,
         };
         let longest = findings.as_ref().map(|f| f.longest_row);
-        let place = longest.map_or(String::new(), |(tokens, line)| {
-            format!("{} at line {line}", grouped(tokens))
-        });
+        let place = longest.map_or(String::new(), |(tokens, line)| format!("{} at line {line}", grouped(tokens)));
         lines.push(vec![
             set.name.clone(),
             grouped(c.rows),
@@ -123,10 +112,7 @@ fn rows(check: &mut Check, subject: &Subject, data: &SftData) {
         if subject.template.is_some() && supervised < LOW_SHARE {
             check.push(
                 Finding::warning("low-supervision", set.name.as_str(), "few of the tokens are trained")
-                    .but(
-                        format!("more than {:.0}%", 100.0 * LOW_SHARE),
-                        format!("{:.1}%", 100.0 * supervised),
-                    )
+                    .but(format!("more than {:.0}%", 100.0 * LOW_SHARE), format!("{:.1}%", 100.0 * supervised))
                     .advice("look at the first rows: is the mask where it should be?"),
             );
         }
@@ -159,13 +145,9 @@ fn over_long(check: &mut Check, set: &crate::data::sft::SetReport, longest: Opti
         None => affected.to_string(),
     };
     check.push(
-        Finding::warning(
-            "over-long",
-            place,
-            format!("rows longer than max_seq_len ({})", describe(c)),
-        )
-        .but(format!("at most {limit} tokens"), found)
-        .advice("raise --max-seq-len, or choose with --overflow what becomes of them"),
+        Finding::warning("over-long", place, format!("rows longer than max_seq_len ({})", describe(c)))
+            .but(format!("at most {limit} tokens"), found)
+            .advice("raise --max-seq-len, or choose with --overflow what becomes of them"),
     );
 }
 
@@ -198,22 +180,14 @@ fn lost_text(check: &mut Check, subject: &Subject, data: &SftData) {
             "have blanks that the tokenizer's normaliser removes",
             "use a tokenizer trained with --remove_extra_whitespaces false",
         );
-        say(
-            "unknown-characters",
-            f.unknown,
-            "have characters that become <unk>",
-            "use a tokenizer with byte fallback",
-        );
+        say("unknown-characters", f.unknown, "have characters that become <unk>", "use a tokenizer with byte fallback");
         facts.push(json!({
             "name": set.name, "newlines_lost": f.newlines_lost.0, "blanks_lost": f.blanks_lost.0, "unknown": f.unknown.0,
         }));
     }
     // Text of pretraining is not looked at row by row; the tokenizer itself says what it does.
     if subject.template.is_none()
-        && let Some(t) = subject
-            .tokenizer
-            .as_ref()
-            .filter(|t| matches!(t.newline(), Newline::Lost(_)))
+        && let Some(t) = subject.tokenizer.as_ref().filter(|t| matches!(t.newline(), Newline::Lost(_)))
     {
         check.push(
             Finding::warning("newlines-lost", t.name(), "newlines of the text are lost")
@@ -233,10 +207,9 @@ fn endings(check: &mut Check, data: &SftData, stops: &[u32]) {
         for piece in 0..set.pieces.len() {
             let p = set.pieces[piece];
             let mut ends = false;
-            set.tokens
-                .visit(p.doc as usize, p.start as usize, p.len as usize, |token, supervised| {
-                    ends |= supervised && stops.contains(&token);
-                });
+            set.tokens.visit(p.doc as usize, p.start as usize, p.len as usize, |token, supervised| {
+                ends |= supervised && stops.contains(&token);
+            });
             all += 1;
             if !ends {
                 without += 1;
@@ -274,11 +247,10 @@ fn endings(check: &mut Check, data: &SftData, stops: &[u32]) {
 fn content(set: &PieceSet, piece: usize, buffer: &mut Vec<u8>) -> u64 {
     let p = set.pieces[piece];
     buffer.clear();
-    set.tokens
-        .visit(p.doc as usize, p.start as usize, p.len as usize, |token, supervised| {
-            // Ids stay far below 2^31: the loss bit has room beside them.
-            buffer.extend((token << 1 | u32::from(supervised)).to_le_bytes());
-        });
+    set.tokens.visit(p.doc as usize, p.start as usize, p.len as usize, |token, supervised| {
+        // Ids stay far below 2^31: the loss bit has room beside them.
+        buffer.extend((token << 1 | u32::from(supervised)).to_le_bytes());
+    });
     u64::from_le_bytes(blake3::hash(buffer).as_bytes()[..8].try_into().expect("8 bytes"))
 }
 
@@ -365,12 +337,7 @@ fn mix(check: &mut Check, data: &SftData) {
         .map(|r| {
             let units = WeightUnit::ALL.into_iter().enumerate();
             let shares: serde_json::Map<String, Value> = units
-                .map(|(i, u)| {
-                    (
-                        u.name().into(),
-                        json!({"requested": r.requested[i], "achieved": r.achieved[i]}),
-                    )
-                })
+                .map(|(i, u)| (u.name().into(), json!({"requested": r.requested[i], "achieved": r.achieved[i]})))
                 .collect();
             json!({"name": r.name, "rows_of_an_epoch": r.size.samples, "available": r.available, "shares": shares})
         })
@@ -379,12 +346,8 @@ fn mix(check: &mut Check, data: &SftData) {
         let copies = share(r.size.samples, r.available);
         if r.size.samples == 0 {
             check.push(
-                Finding::warning(
-                    "mix",
-                    r.name.as_str(),
-                    "its weight is so small that an epoch takes none of its rows",
-                )
-                .advice("raise its weight or leave the data set out"),
+                Finding::warning("mix", r.name.as_str(), "its weight is so small that an epoch takes none of its rows")
+                    .advice("raise its weight or leave the data set out"),
             );
         } else if copies > 4.0 {
             check.push(
@@ -397,11 +360,7 @@ fn mix(check: &mut Check, data: &SftData) {
             );
         }
     }
-    check.section(
-        "mix",
-        mix_table(data),
-        json!({"unit": data.train.weight_unit().name(), "sets": facts}),
-    );
+    check.section("mix", mix_table(data), json!({"unit": data.train.weight_unit().name(), "sets": facts}));
 }
 
 /// How full the rows are.
@@ -429,10 +388,7 @@ fn packing(check: &mut Check, subject: &Subject, data: &SftData) {
     if subject.packing && full < POOR_PACKING && rows > 1 {
         check.push(
             Finding::warning("packing", "max_seq_len", "packed rows are far from full")
-                .but(
-                    format!("{:.0}% or more", 100.0 * POOR_PACKING),
-                    format!("{:.0}%", 100.0 * full),
-                )
+                .but(format!("{:.0}% or more", 100.0 * POOR_PACKING), format!("{:.0}%", 100.0 * full))
                 .advice("documents are long for the row length; a larger --max-seq-len packs better"),
         );
     }

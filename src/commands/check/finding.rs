@@ -81,9 +81,7 @@ impl Finding {
             _ => &text,
         };
         let (body, advice) = text.split_once("; ").unwrap_or((text, ""));
-        let parts = body
-            .split_once(", expected ")
-            .or_else(|| body.split_once(": expected "));
+        let parts = body.split_once(", expected ").or_else(|| body.split_once(": expected "));
         let parts = parts.and_then(|(what, rest)| Some((what, rest.split_once(", found ")?)));
         match parts {
             Some((what, (expected, found))) => Self::problem(code, place, what).but(expected, found).advice(advice),
@@ -129,17 +127,9 @@ mod tests {
     fn an_error_is_taken_apart_and_prints_as_it_was() {
         let e = Error::new("a.jsonl:3: bad row, expected an object, found an array; mend it");
         let f = Finding::error("bad-rows", "a.jsonl:3", &e);
-        let parts = (
-            f.what.as_str(),
-            f.expected.as_str(),
-            f.found.as_str(),
-            f.advice.as_str(),
-        );
+        let parts = (f.what.as_str(), f.expected.as_str(), f.found.as_str(), f.advice.as_str());
         assert_eq!(parts, ("bad row", "an object", "an array", "mend it"));
-        assert_eq!(
-            f.to_string(),
-            "problem [bad-rows] a.jsonl:3: bad row, expected an object, found an array; mend it"
-        );
+        assert_eq!(f.to_string(), "problem [bad-rows] a.jsonl:3: bad row, expected an object, found an array; mend it");
         let e = Error::new("tokenizer t.model: no newline, expected one, found none");
         assert_eq!(Finding::error("newline", "t.model", &e).what, "no newline");
         let whole = Finding::error("x", "", &Error::new("no such file"));

@@ -36,32 +36,20 @@ pub fn examine(check: &mut Check, subject: &Subject, steps: Option<Steps>) {
             Finding::problem("output-folder", place.as_str(), "the output folder cannot be written")
                 .but(
                     "a folder that can be written to",
-                    if state == "not a folder" {
-                        "a file"
-                    } else {
-                        "no permission"
-                    },
+                    if state == "not a folder" { "a file" } else { "no permission" },
                 )
                 .advice("choose another --output-dir"),
         );
     }
     let checkpoints = manifest::list(dir).unwrap_or_default();
-    let left: Vec<&str> = [
-        "adapter_model.safetensors",
-        "model.safetensors",
-        "final/model.safetensors",
-    ]
-    .into_iter()
-    .filter(|name| dir.join(name).exists())
-    .collect();
+    let left: Vec<&str> = ["adapter_model.safetensors", "model.safetensors", "final/model.safetensors"]
+        .into_iter()
+        .filter(|name| dir.join(name).exists())
+        .collect();
     if let Some(name) = left.first() {
         check.push(
-            Finding::warning(
-                "output-folder",
-                format!("{place}/{name}"),
-                "a result of an earlier run will be replaced",
-            )
-            .advice("choose another --output-dir to keep it"),
+            Finding::warning("output-folder", format!("{place}/{name}"), "a result of an earlier run will be replaced")
+                .advice("choose another --output-dir to keep it"),
         );
     }
     let resume = match state {
@@ -82,10 +70,7 @@ pub fn examine(check: &mut Check, subject: &Subject, steps: Option<Steps>) {
         vec!["resume".into(), resume.0],
     ];
     if let Some(n) = &needed {
-        rows.push(vec![
-            "a checkpoint takes".into(),
-            format!("about {}", bytes(n.checkpoint)),
-        ]);
+        rows.push(vec!["a checkpoint takes".into(), format!("about {}", bytes(n.checkpoint))]);
         rows.push(vec!["checkpoints kept".into(), grouped(n.kept)]);
         rows.push(vec!["needed in all".into(), format!("about {}", bytes(n.total))]);
     }
@@ -152,20 +137,14 @@ fn resume(check: &mut Check, subject: &Subject, steps: Option<Steps>) -> (String
             match found.chosen {
                 Some(path) => path,
                 None => {
-                    return (
-                        "no checkpoint yet: starts at step 0".into(),
-                        json!({"asked": true, "from": null}),
-                    );
+                    return ("no checkpoint yet: starts at step 0".into(), json!({"asked": true, "from": null}));
                 }
             }
         }
     };
     let place = path.display().to_string();
     let Some(steps) = steps else {
-        return (
-            format!("{place}, not compared: the data could not be read"),
-            json!({"asked": true, "from": place}),
-        );
+        return (format!("{place}, not compared: the data could not be read"), json!({"asked": true, "from": place}));
     };
     let compared =
         now(subject, steps).and_then(|now| read_state(&path, &now, &subject.settings.allow_changed, steps.total));
@@ -184,10 +163,7 @@ fn resume(check: &mut Check, subject: &Subject, steps: Option<Steps>) -> (String
                 json!({"asked": true, "possible": true, "from": place, "step": state.step, "steps_left": left, "changed": changed}),
             )
         }
-        None => (
-            format!("{place}: impossible"),
-            json!({"asked": true, "possible": false, "from": place}),
-        ),
+        None => (format!("{place}: impossible"), json!({"asked": true, "possible": false, "from": place})),
     }
 }
 
@@ -241,11 +217,7 @@ fn room(subject: &Subject, steps: Steps) -> Option<Room> {
         (Some(_), None) => 4 * demand.lora_weights(),
         (None, _) => element * demand.base_weights(),
     } + tokenizer;
-    let masters = if s.precision == Precision::Bf16 && subject.lora.is_none() {
-        3
-    } else {
-        2
-    };
+    let masters = if s.precision == Precision::Bf16 && subject.lora.is_none() { 3 } else { 2 };
     let checkpoint = result + 4 * masters * demand.trained_weights();
     let saves = match s.save_every {
         Every::Never => 0,
@@ -262,9 +234,5 @@ fn room(subject: &Subject, steps: Steps) -> Option<Room> {
     if s.merge_adapters {
         total += model;
     }
-    Some(Room {
-        checkpoint,
-        kept,
-        total,
-    })
+    Some(Room { checkpoint, kept, total })
 }

@@ -97,10 +97,7 @@ impl Check {
             these.map(Finding::to_json).collect()
         };
         let mut all = Map::new();
-        all.insert(
-            "command".into(),
-            json!(if command == Command::Sft { "sft" } else { "pretrain" }),
-        );
+        all.insert("command".into(), json!(if command == Command::Sft { "sft" } else { "pretrain" }));
         all.insert("ok".into(), json!(self.count(Severity::Problem) == 0));
         all.insert("problems".into(), json!(of(Severity::Problem)));
         all.insert("warnings".into(), json!(of(Severity::Warning)));
@@ -114,11 +111,7 @@ impl Check {
         }
         for severity in [Severity::Warning, Severity::Problem] {
             for f in self.findings.iter().filter(|f| f.severity == severity) {
-                writeln!(
-                    out,
-                    "{}",
-                    self.style.finding(severity == Severity::Problem, &f.to_string())
-                )?;
+                writeln!(out, "{}", self.style.finding(severity == Severity::Problem, &f.to_string()))?;
             }
         }
         let (problems, warnings) = (self.count(Severity::Problem), self.count(Severity::Warning));
@@ -156,10 +149,7 @@ pub fn run(settings: &Resolved, options: &Options) -> Result<()> {
     out.flush()?;
     match check.count(Severity::Problem) {
         0 => Ok(()),
-        n => Err(Error::new(format!(
-            "{} would make this training fail or be wrong",
-            plural(n, "problem")
-        ))),
+        n => Err(Error::new(format!("{} would make this training fail or be wrong", plural(n, "problem")))),
     }
 }
 

@@ -91,24 +91,14 @@ pub fn sft(check: &mut Check, job: &SftJob) -> Subject {
     };
     grow(check, &mut subject, job);
     if let Some(base) = &subject.base {
-        model_section(
-            check,
-            base.config(),
-            subject.config.as_ref(),
-            Some(base.dtype()),
-            &subject,
-        );
+        model_section(check, base.config(), subject.config.as_ref(), Some(base.dtype()), &subject);
         ids_agree(check, &model_place, base.config(), subject.tokenizer.as_ref());
     }
     let mut data = job.data.clone();
     let model = subject.base.as_ref().map(TensorSource::config);
     // Without a model the rows are checked at the length that was asked for.
     let rows = match model {
-        Some(model) => check.take(
-            "row-length",
-            "max_seq_len",
-            startup::row_length(job.settings.max_seq_len, model),
-        ),
+        Some(model) => check.take("row-length", "max_seq_len", startup::row_length(job.settings.max_seq_len, model)),
         None => job.settings.max_seq_len,
     };
     subject.max_seq_len = rows;
@@ -211,13 +201,9 @@ fn ids_agree(check: &mut Check, place: &str, config: &ModelConfig, tokenizer: Op
     let special = t.special();
     let mut differs = |name: &str, found: String, expected: u32| {
         check.push(
-            Finding::warning(
-                "token-ids",
-                format!("{place}/config.json"),
-                format!("{name} is not the tokenizer's"),
-            )
-            .but(expected.to_string(), found)
-            .advice("make sure that the tokenizer is the model's own; the files written say the tokenizer's ids"),
+            Finding::warning("token-ids", format!("{place}/config.json"), format!("{name} is not the tokenizer's"))
+                .but(expected.to_string(), found)
+                .advice("make sure that the tokenizer is the model's own; the files written say the tokenizer's ids"),
         );
     };
     if let Some((found, bos)) = config.bos_token_id.zip(special.bos).filter(|(a, b)| a != b) {
@@ -234,10 +220,7 @@ fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Templat
     let SpecialTokens { pad, unk, bos, eos } = t.special();
     let (newline, text) = match t.newline() {
         Newline::Kept(id) => ("kept", format!("kept as id {id}")),
-        Newline::Lost(id) => (
-            "lost",
-            format!("lost in text; <0x0A> (id {id}) stands for those of the template"),
-        ),
+        Newline::Lost(id) => ("lost", format!("lost in text; <0x0A> (id {id}) stands for those of the template")),
         Newline::Missing => ("missing", "cannot be encoded".to_string()),
     };
     if let Err(e) = t.newline_id() {
@@ -245,24 +228,15 @@ fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Templat
     }
     if t.byte_ids().is_none() {
         check.push(
-            Finding::warning(
-                "byte-fallback",
-                t.name(),
-                "no byte fallback, so unknown characters become <unk>",
-            )
-            .advice("train the tokenizer with --byte_fallback"),
+            Finding::warning("byte-fallback", t.name(), "no byte fallback, so unknown characters become <unk>")
+                .advice("train the tokenizer with --byte_fallback"),
         );
     }
     let stops: Vec<u32> = template.and_then(|p| stop_ids(t, p).ok()).unwrap_or_default();
     let named = |id: u32| format!("{} ({id})", t.piece(id).unwrap_or("?"));
     let named_or_none = |id: Option<u32>| id.map_or("none".to_string(), named);
     let mut lines = vec![
-        format!(
-            "{}, {} pieces, {:?}",
-            t.name(),
-            grouped(t.pieces().len() as u64),
-            t.model_type()
-        ),
+        format!("{}, {} pieces, {:?}", t.name(), grouped(t.pieces().len() as u64), t.model_type()),
         format!("hash          {}", t.hash()),
         format!(
             "special ids   pad {}, unk {}, bos {}, eos {}",
@@ -276,11 +250,7 @@ fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Templat
     ];
     if let Some(p) = template {
         let stop: Vec<String> = stops.iter().map(|&id| named(id)).collect();
-        lines.push(format!(
-            "template      {}; a response ends with {}",
-            p.name(),
-            stop.join(", ")
-        ));
+        lines.push(format!("template      {}; a response ends with {}", p.name(), stop.join(", ")));
     }
     if !t.added().is_empty() {
         lines.push(format!("added tokens  {}", t.added().join(" ")));
@@ -301,12 +271,8 @@ fn model_section(
     dtype: Option<SaveDType>,
     subject: &Subject,
 ) {
-    let weights = |c: &ModelConfig| -> u64 {
-        crate::checkpoint::names::weights(c)
-            .iter()
-            .map(|w| w.len() as u64)
-            .sum()
-    };
+    let weights =
+        |c: &ModelConfig| -> u64 { crate::checkpoint::names::weights(c).iter().map(|w| w.len() as u64).sum() };
     let all = weights(grown.unwrap_or(c));
     let what = match &subject.base {
         Some(base) => base.dir().display().to_string(),
@@ -332,28 +298,17 @@ fn model_section(
         format!("positions     {}", grouped(c.max_position as u64)),
     ];
     if let Some(g) = grown.filter(|g| g.vocab_size != c.vocab_size) {
-        lines.push(format!(
-            "grows to      {} rows of the vocabulary",
-            grouped(g.vocab_size as u64)
-        ));
+        lines.push(format!("grows to      {} rows of the vocabulary", grouped(g.vocab_size as u64)));
     }
     let mut lora = Value::Null;
     if let Some(l) = &subject.lora {
-        lines.push(format!(
-            "adapter       rank {}, scale {}, on {}",
-            l.r,
-            l.scale(),
-            l.targets.join(" ")
-        ));
+        lines.push(format!("adapter       rank {}, scale {}, on {}", l.r, l.scale(), l.targets.join(" ")));
         lora = json!({"r": l.r, "scale": l.scale(), "targets": l.targets});
         let narrowest = l.targets.iter().map(|t| crate::checkpoint::names::linear_shape(c, t));
         if let Some(side) = narrowest.map(|(a, b)| a.min(b)).min().filter(|&side| l.r >= side) {
             check.push(
                 Finding::warning("lora-rank", "lora_r", "the update is no longer of low rank")
-                    .but(
-                        format!("below {side}, the narrowest product it is put on"),
-                        l.r.to_string(),
-                    )
+                    .but(format!("below {side}, the narrowest product it is put on"), l.r.to_string())
                     .advice("lower --lora-r or use --no-lora"),
             );
         }
@@ -390,11 +345,7 @@ fn prepare(check: &mut Check, mut spec: SftDataSpec, t: &Tokenizer, template: &T
     }
     let before = check.count(super::Severity::Problem);
     for path in &spec.paths {
-        let one = SftDataSpec {
-            paths: vec![path.clone()],
-            weights: None,
-            ..spec.clone()
-        };
+        let one = SftDataSpec { paths: vec![path.clone()], weights: None, ..spec.clone() };
         let result = sft::prepare(&one, t, template, Progress::Hide, &mut |_| ());
         if let Some(data) = check.take("data", &path.display().to_string(), result) {
             name_bad_rows(check, &data, !strict);

@@ -178,10 +178,7 @@ fn top_logprobs(logits: &[f32], n: usize) -> Vec<(u32, f64)> {
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
     order.truncate(n);
-    order
-        .into_iter()
-        .map(|id| (id, f64::from(logits[id as usize]) - lse))
-        .collect()
+    order.into_iter().map(|id| (id, f64::from(logits[id as usize]) - lse)).collect()
 }
 
 #[cfg(test)]

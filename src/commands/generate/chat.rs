@@ -68,23 +68,16 @@ fn answer<B: Backend>(speaker: &Speaker<B>, turns: &[Message], out: &mut Out) ->
     let loaded = &speaker.loaded;
     let options = speaker.options(room);
     let mut broken = None;
-    generate(
-        speaker.dev,
-        &loaded.config,
-        &loaded.params,
-        &[ids],
-        &options,
-        |_, token, _| {
-            let new = answer.push(token, &speaker.stop_ids, room);
-            if let Err(e) = show(out, &new) {
-                broken = Some(e);
-            }
-            match answer.ended() || broken.is_some() {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        },
-    )
+    generate(speaker.dev, &loaded.config, &loaded.params, &[ids], &options, |_, token, _| {
+        let new = answer.push(token, &speaker.stop_ids, room);
+        if let Err(e) = show(out, &new) {
+            broken = Some(e);
+        }
+        match answer.ended() || broken.is_some() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })
     .map_err(failed)?;
     let end = broken.map_or_else(|| writeln!(out).and_then(|()| out.flush()), Err);
     end.map_err(|e| failed(Error::from(e).context("standard output")))?;

@@ -144,9 +144,7 @@ impl GenerateArgs {
         };
         let (words, batch) = (texts("prompts"), m.get_flag("batch"));
         if batch && !words.is_empty() {
-            return Err(Error::usage(
-                "--batch: prompts on the command line are prompts each already; leave it out",
-            ));
+            return Err(Error::usage("--batch: prompts on the command line are prompts each already; leave it out"));
         }
         let asked = match m.get_one::<PathBuf>("prompt_file") {
             _ if m.get_flag("chat") => Asked::Chat,
@@ -160,11 +158,7 @@ impl GenerateArgs {
             system: m.get_one::<String>("system").cloned(),
             style: if raw { Style::Raw } else { Style::Template },
             sampling: Sampling {
-                temperature: if m.get_flag("greedy") {
-                    0.0
-                } else {
-                    float("temperature")
-                },
+                temperature: if m.get_flag("greedy") { 0.0 } else { float("temperature") },
                 top_k: number("top_k").expect("it has a default"),
                 top_p: float("top_p"),
                 min_p: float("min_p"),

@@ -50,16 +50,10 @@ pub fn run(m: &ArgMatches) -> Result<()> {
         _ => Some(prompts(&args)?),
     };
     if prompts.is_none() && args.style == Style::Raw {
-        return Err(Error::usage(
-            "--raw: a conversation needs a template; give a prompt or leave --raw out",
-        ));
+        return Err(Error::usage("--raw: a conversation needs a template; give a prompt or leave --raw out"));
     }
     let dev = args.model.device()?;
-    let folder = ModelFolder::open(
-        &args.model.model_path,
-        args.model.base_model.as_deref(),
-        args.model.no_lora,
-    )?;
+    let folder = ModelFolder::open(&args.model.model_path, args.model.base_model.as_deref(), args.model.no_lora)?;
     let mut tokenizer = folder.tokenizer(&args.model)?;
     let template = folder.template(&args.model, &mut tokenizer)?;
     if args.style == Style::Template {
@@ -68,15 +62,7 @@ pub fn run(m: &ArgMatches) -> Result<()> {
     tokenizer.warnings().iter().for_each(|w| warn(w));
     let loaded = folder.load(&dev, &tokenizer, args.model.seed, args.model.dtype)?;
     let (stop_ids, stop_texts) = stops(&args, &tokenizer, &template, loaded.config.vocab_size)?;
-    let speaker = Speaker {
-        dev: &dev,
-        loaded,
-        tokenizer,
-        template,
-        args: &args,
-        stop_ids,
-        stop_texts,
-    };
+    let speaker = Speaker { dev: &dev, loaded, tokenizer, template, args: &args, stop_ids, stop_texts };
     match prompts {
         Some(prompts) => speaker.answer(&prompts),
         None => chat::run(&speaker, &mut std::io::stdin().lock()),
@@ -97,19 +83,13 @@ fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
         Asked::File(path) => (path.display().to_string(), read_file(path)?),
         Asked::Input | Asked::Chat => {
             let mut bytes = Vec::new();
-            std::io::stdin()
-                .read_to_end(&mut bytes)
-                .context(|| "standard input".to_string())?;
+            std::io::stdin().read_to_end(&mut bytes).context(|| "standard input".to_string())?;
             ("standard input".to_string(), utf8("standard input", bytes)?)
         }
     };
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let prompts: Vec<String> = match args.batch {
-        true => text
-            .lines()
-            .filter(|l| !l.trim().is_empty())
-            .map(String::from)
-            .collect(),
+        true => text.lines().filter(|l| !l.trim().is_empty()).map(String::from).collect(),
         // An editor or `echo` ends a file with a newline that nobody means.
         false => {
             let one = text.strip_suffix('\n').unwrap_or(text);
@@ -129,9 +109,7 @@ fn read_file(path: &Path) -> Result<String> {
 fn utf8(name: &str, bytes: Vec<u8>) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        Error::new(format!(
-            "{name}: expected UTF-8 text, found another byte at offset {at}"
-        ))
+        Error::new(format!("{name}: expected UTF-8 text, found another byte at offset {at}"))
     })
 }
 
@@ -154,9 +132,7 @@ fn stops(
     }
     for &id in &args.stop_ids {
         if id as usize >= vocab_size {
-            return Err(Error::usage(format!(
-                "--stop-ids: {id} is no token of the model, which has {vocab_size}"
-            )));
+            return Err(Error::usage(format!("--stop-ids: {id} is no token of the model, which has {vocab_size}")));
         }
         ids.push(id);
     }
@@ -175,32 +151,18 @@ impl<B: Backend> Speaker<'_, B> {
             .collect::<Result<_>>()?;
         let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
         let room = self.room(longest)?;
-        let mut answers = Answers::new(
-            &self.tokenizer,
-            prompts,
-            &ids,
-            self.args,
-            &self.stop_ids,
-            &self.stop_texts,
-            room,
-        );
+        let mut answers =
+            Answers::new(&self.tokenizer, prompts, &ids, self.args, &self.stop_ids, &self.stop_texts, room);
         let mut out = Out::new();
         let options = self.options(room);
         let loaded = &self.loaded;
         let mut failed = None;
-        generate(
-            self.dev,
-            &loaded.config,
-            &loaded.params,
-            &ids,
-            &options,
-            |i, token, logits| {
-                answers.push(i, token, logits, &mut out).unwrap_or_else(|e| {
-                    failed.get_or_insert(e);
-                    std::ops::ControlFlow::Break(())
-                })
-            },
-        )?;
+        generate(self.dev, &loaded.config, &loaded.params, &ids, &options, |i, token, logits| {
+            answers.push(i, token, logits, &mut out).unwrap_or_else(|e| {
+                failed.get_or_insert(e);
+                std::ops::ControlFlow::Break(())
+            })
+        })?;
         match failed {
             Some(e) => Err(Error::from(e).context("standard output")),
             None => Ok(out.flush()?),
@@ -228,9 +190,9 @@ impl<B: Backend> Speaker<'_, B> {
             Some(n) if n > left => Err(Error::new(format!(
                 "a prompt of {prompt} tokens and --max-new-tokens {n} are more than the model's {most} positions; shorten one"
             ))),
-            None if left == 0 => Err(Error::new(format!(
-                "a prompt of {prompt} tokens fills the model's {most} positions; shorten it"
-            ))),
+            None if left == 0 => {
+                Err(Error::new(format!("a prompt of {prompt} tokens fills the model's {most} positions; shorten it")))
+            }
             Some(n) => Ok(n),
             None => Ok(left.min(flags::DEFAULT_NEW_TOKENS)),
         }

@@ -35,9 +35,7 @@ struct Report {
 /// # Errors
 /// If nothing is there, or it is damaged, or of no kind that is known.
 pub fn run(path: &Path, tokenizer: Option<&Path>, json: bool) -> Result<()> {
-    let tokenizer = tokenizer
-        .map(|t| Tokenizer::open(t, SpecialIds::default()))
-        .transpose()?;
+    let tokenizer = tokenizer.map(|t| Tokenizer::open(t, SpecialIds::default())).transpose()?;
     let report = report(path, tokenizer)?;
     let mut out = Out::new();
     if json {
@@ -81,10 +79,7 @@ fn report(path: &Path, tokenizer: Option<Tokenizer>) -> Result<Report> {
     }
     let mut head = [0u8; 16];
     let n = File::open(path).and_then(|mut f| f.read(&mut head)).context(name)?;
-    let ending = path
-        .extension()
-        .map(|e| e.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let ending = path.extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
     if TokenFile::is_token_file(&head[..n]) || ending == "tok" {
         return token_file(path, tokenizer);
     }
@@ -94,9 +89,7 @@ fn report(path: &Path, tokenizer: Option<Tokenizer>) -> Result<Report> {
         "model" => tokenizer_file(path),
         "json" if path.file_name().is_some_and(|f| f == "tokenizer.json") => tokenizer_file(path),
         "json"
-            if path
-                .file_name()
-                .is_some_and(|f| f == MANIFEST || f == "config.json" || f == "adapter_config.json") =>
+            if path.file_name().is_some_and(|f| f == MANIFEST || f == "config.json" || f == "adapter_config.json") =>
         {
             folder(&path.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf))
         }
@@ -169,11 +162,7 @@ fn token_file(path: &Path, mut tokenizer: Option<Tokenizer>) -> Result<Report> {
             "document": doc, "line": info.line, "tokens": encoded.tokens, "supervised": encoded.supervised,
         }));
         let heading = format!("-- document {doc}, line {}, {} tokens", info.line, encoded.tokens.len());
-        preview.push(format!(
-            "{}\n{}",
-            style.heading(&heading),
-            marked(&encoded, tokenizer.as_ref(), style)
-        ));
+        preview.push(format!("{}\n{}", style.heading(&heading), marked(&encoded, tokenizer.as_ref(), style)));
     }
     Ok(Report { facts, parts, preview })
 }
@@ -192,11 +181,7 @@ fn marked(doc: &Encoded, tokenizer: Option<&Tokenizer>, style: Style) -> String 
             Some(t) => t.decode(ids, Specials::Show),
             None => ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "),
         };
-        out += &if doc.supervised[start] {
-            style.trained(&text)
-        } else {
-            style.context(&text)
-        };
+        out += &if doc.supervised[start] { style.trained(&text) } else { style.context(&text) };
         if tokenizer.is_none() {
             out.push(' ');
         }
@@ -230,11 +215,7 @@ fn tensor_file(path: &Path) -> Result<Report> {
         ("metadata", json!(file.metadata())),
         ("blake3", json!(hash_file(path)?)),
     ];
-    Ok(Report {
-        facts,
-        parts,
-        preview: Vec::new(),
-    })
+    Ok(Report { facts, parts, preview: Vec::new() })
 }
 
 fn model(dir: &Path) -> Result<Report> {
@@ -249,13 +230,7 @@ fn model(dir: &Path) -> Result<Report> {
         ("layers", json!(c.n_layers)),
         ("hidden_size", json!(c.hidden_size)),
         ("intermediate_size", json!(c.intermediate_size)),
-        (
-            "heads",
-            json!(format!(
-                "{} query, {} key-value, of {}",
-                c.heads.n_query, c.heads.n_kv, c.heads.head_dim
-            )),
-        ),
+        ("heads", json!(format!("{} query, {} key-value, of {}", c.heads.n_query, c.heads.n_kv, c.heads.head_dim))),
         ("vocab_size", json!(c.vocab_size)),
         ("max_position", json!(c.max_position)),
         ("rope", json!(format!("theta {}, {:?}", c.rope_theta, c.rope_scaling))),
@@ -280,11 +255,7 @@ fn model(dir: &Path) -> Result<Report> {
     }
     let dtype = files.dtype().torch_name();
     let part = |w: &names::WeightInfo| json!({"tensor": w.name, "shape": w.file_shape(), "dtype": dtype});
-    Ok(Report {
-        facts,
-        parts: weights.iter().map(part).collect(),
-        preview: Vec::new(),
-    })
+    Ok(Report { facts, parts: weights.iter().map(part).collect(), preview: Vec::new() })
 }
 
 fn adapter(dir: &Path) -> Result<Report> {
@@ -302,27 +273,17 @@ fn adapter(dir: &Path) -> Result<Report> {
         ("parameters", json!(grouped(count))),
         ("blake3", json!(hash_file(&weights)?)),
     ];
-    Ok(Report {
-        facts,
-        parts,
-        preview: Vec::new(),
-    })
+    Ok(Report { facts, parts, preview: Vec::new() })
 }
 
 fn checkpoint(dir: &Path) -> Result<Report> {
     let m = manifest::verify(dir)?;
-    let files: serde_json::Map<String, Value> = m
-        .files
-        .iter()
-        .map(|(name, f)| (name.clone(), json!({"bytes": f.bytes, "blake3": f.blake3})))
-        .collect();
+    let files: serde_json::Map<String, Value> =
+        m.files.iter().map(|(name, f)| (name.clone(), json!({"bytes": f.bytes, "blake3": f.blake3}))).collect();
     let mut facts = vec![
         ("kind", json!("checkpoint")),
         ("step", json!(m.step)),
-        (
-            "verified",
-            json!(format!("{} files agree with {MANIFEST}", m.files.len())),
-        ),
+        ("verified", json!(format!("{} files agree with {MANIFEST}", m.files.len()))),
         ("files", Value::Object(files)),
     ];
     let inner = match (peft::is_adapter(dir), dir.join("config.json").is_file()) {
@@ -332,20 +293,10 @@ fn checkpoint(dir: &Path) -> Result<Report> {
     };
     let parts = inner.map_or_else(Vec::new, |report| {
         facts.push(("holds", report.facts[0].1.clone()));
-        facts.extend(
-            report
-                .facts
-                .into_iter()
-                .skip(1)
-                .filter(|f| f.0 != "files" && f.0 != "blake3"),
-        );
+        facts.extend(report.facts.into_iter().skip(1).filter(|f| f.0 != "files" && f.0 != "blake3"));
         report.parts
     });
-    Ok(Report {
-        facts,
-        parts,
-        preview: Vec::new(),
-    })
+    Ok(Report { facts, parts, preview: Vec::new() })
 }
 
 fn rows(path: &Path) -> Result<Report> {
@@ -360,11 +311,7 @@ fn rows(path: &Path) -> Result<Report> {
     let (mut parts, mut preview) = (Vec::new(), Vec::new());
     for row in file.rows.iter().take(PREVIEW) {
         parts.push(json!({"line": row.line, "prompt": row.prompt(), "response": row.response()}));
-        preview.push(format!(
-            "{}\n{}",
-            style.context(row.prompt()),
-            style.trained(row.response())
-        ));
+        preview.push(format!("{}\n{}", style.context(row.prompt()), style.trained(row.response())));
     }
     Ok(Report { facts, parts, preview })
 }
@@ -376,18 +323,11 @@ fn tokenizer_file(path: &Path) -> Result<Report> {
         ("kind", json!("tokenizer")),
         ("model_type", json!(format!("{:?}", t.model_type()))),
         ("pieces", json!(t.pieces().len())),
-        (
-            "special_ids",
-            json!({"pad": s.pad, "unk": s.unk, "bos": s.bos, "eos": s.eos}),
-        ),
+        ("special_ids", json!({"pad": s.pad, "unk": s.unk, "bos": s.bos, "eos": s.eos})),
         ("newline", json!(format!("{:?}", t.newline()))),
         ("byte_fallback", json!(t.byte_ids().is_some())),
         ("blake3", json!(t.hash())),
     ];
     facts.extend(t.warnings().into_iter().map(|w| ("note", json!(w))));
-    Ok(Report {
-        facts,
-        parts: Vec::new(),
-        preview: Vec::new(),
-    })
+    Ok(Report { facts, parts: Vec::new(), preview: Vec::new() })
 }

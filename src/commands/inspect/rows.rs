@@ -16,9 +16,7 @@ fn load(settings: &Resolved) -> Result<(Tokenizer, Template, SftData)> {
     let mut tokenizer = data::tokenizer(settings)?;
     let template = data::template(settings, &mut tokenizer)?;
     let spec = data::sft_spec(settings, data::max_seq_len_of_model(settings)?, None)?;
-    let data = sft::prepare(&spec, &tokenizer, &template, data::progress(settings), &mut |line| {
-        note(&line)
-    })?;
+    let data = sft::prepare(&spec, &tokenizer, &template, data::progress(settings), &mut |line| note(&line))?;
     Ok((tokenizer, template, data))
 }
 
@@ -89,18 +87,11 @@ pub fn packs(settings: &Resolved, epoch: u64, json: bool) -> Result<()> {
         }
         let n_docs = plan.row(row).len();
         let used = packed.cu_seqlens[n_docs];
-        let heading = format!(
-            "== row {row}: {n_docs} documents, {used} of {} tokens",
-            packed.input_ids.len()
-        );
+        let heading = format!("== row {row}: {n_docs} documents, {used} of {} tokens", packed.input_ids.len());
         writeln!(out, "{}", style.heading(&heading))?;
         for doc in packed.cu_seqlens.windows(2).take(n_docs) {
             let at = doc[0] as usize..doc[1] as usize;
-            writeln!(
-                out,
-                "{}",
-                marked(&tokenizer, style, &packed.input_ids[at.clone()], &packed.labels[at])
-            )?;
+            writeln!(out, "{}", marked(&tokenizer, style, &packed.input_ids[at.clone()], &packed.labels[at]))?;
         }
     }
     out.flush()?;
@@ -115,11 +106,7 @@ fn marked(tokenizer: &Tokenizer, style: Style, ids: &[u32], labels: &[i32]) -> S
     for end in 1..=ids.len() {
         if end == ids.len() || trained(end) != trained(start) {
             let text = tokenizer.decode(&ids[start..end], Specials::Show);
-            out += &if trained(start) {
-                style.trained(&text)
-            } else {
-                style.context(&text)
-            };
+            out += &if trained(start) { style.trained(&text) } else { style.context(&text) };
             start = end;
         }
     }

@@ -25,11 +25,7 @@ pub fn run(file: &Path, template: Option<&str>, json: bool) -> Result<()> {
             writeln!(out, "{}", case.to_json())?;
             continue;
         }
-        writeln!(
-            out,
-            "{}",
-            style.heading(&format!("== conversation {}, {}", case.conversation, case.template))
-        )?;
+        writeln!(out, "{}", style.heading(&format!("== conversation {}, {}", case.conversation, case.template)))?;
         match &case.rendering {
             Ok(r) => writeln!(out, "{}\n", style.spans(&r.text, &r.spans_bytes).trim_end_matches('\n'))?,
             Err(why) => writeln!(out, "does not apply: {why}\n")?,

@@ -56,21 +56,16 @@ pub fn run(tokenizer: &Path, special_ids: &str, strings: &Path, json: bool) -> R
 }
 
 fn texts(file: &Value) -> Result<Vec<&str>> {
-    let list = file
-        .as_array()
-        .or_else(|| file["cases"].as_array())
-        .or_else(|| file["strings"].as_array());
+    let list = file.as_array().or_else(|| file["cases"].as_array()).or_else(|| file["strings"].as_array());
     let list = list.ok_or_else(|| {
         Error::new("expected a list of strings, or an object with such a list under \"cases\" or \"strings\"")
     })?;
     list.iter()
         .enumerate()
         .map(|(i, v)| {
-            v.as_str().or_else(|| v["text"].as_str()).ok_or_else(|| {
-                Error::new(format!(
-                    "item {i}: expected a string or an object with \"text\", found {v}"
-                ))
-            })
+            v.as_str()
+                .or_else(|| v["text"].as_str())
+                .ok_or_else(|| Error::new(format!("item {i}: expected a string or an object with \"text\", found {v}")))
         })
         .collect()
 }

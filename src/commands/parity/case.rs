@@ -65,11 +65,7 @@ impl Case {
             std::fs::read_to_string(&path).context(|| format!("{}: expected a recorded case", path.display()))?;
         let json = serde_json::from_str(&text).map_err(|e| Error::new(format!("{}: {e}", path.display())))?;
         let tensors = read_arrays(&dir.join("golden.safetensors"))?;
-        Ok(Self {
-            dir: dir.to_path_buf(),
-            json,
-            tensors,
-        })
+        Ok(Self { dir: dir.to_path_buf(), json, tensors })
     }
 
     /// A tensor of `golden.safetensors`.
@@ -87,11 +83,7 @@ impl Case {
     /// If it is damaged.
     pub fn optional(&self, file: &str) -> Result<Option<Arrays>> {
         let path = self.dir.join(file);
-        if path.is_file() {
-            read_arrays(&path).map(Some)
-        } else {
-            Ok(None)
-        }
+        if path.is_file() { read_arrays(&path).map(Some) } else { Ok(None) }
     }
 }
 
@@ -102,13 +94,7 @@ fn read_arrays(path: &Path) -> Result<Arrays> {
     let mut all = Arrays::new();
     for (name, view) in file.iter() {
         let data = widen(view.dtype(), view.data()).map_err(|e| e.context(format!("{}: {name}", path.display())))?;
-        all.insert(
-            name.to_string(),
-            Array {
-                shape: view.shape().to_vec(),
-                data,
-            },
-        );
+        all.insert(name.to_string(), Array { shape: view.shape().to_vec(), data });
     }
     Ok(all)
 }
@@ -116,9 +102,7 @@ fn read_arrays(path: &Path) -> Result<Arrays> {
 fn widen(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f64>> {
     macro_rules! each {
         ($t:ty, $n:literal) => {
-            bytes
-                .chunks_exact($n)
-                .map(|b| <$t>::from_le_bytes(b.try_into().expect("a whole element")))
+            bytes.chunks_exact($n).map(|b| <$t>::from_le_bytes(b.try_into().expect("a whole element")))
         };
     }
     Ok(match dtype {
@@ -165,10 +149,7 @@ impl Rows {
         let mut place = Vec::new();
         for (d, &start) in starts.iter().enumerate() {
             let end = starts.get(d + 1).copied().unwrap_or(n);
-            ensure!(
-                start <= end && end <= n,
-                "documents: expected rising bounds up to {n}, found {start} and {end}"
-            );
+            ensure!(start <= end && end <= n, "documents: expected rising bounds up to {n}, found {start} and {end}");
             let first = place.len() as i32;
             let here: Vec<usize> = (start..end).filter(|&i| mask[i] != 0).collect();
             for (k, &i) in here.iter().enumerate() {
@@ -181,13 +162,7 @@ impl Rows {
             }
         }
         ensure!(!place.is_empty(), "a batch without tokens");
-        Ok(Self {
-            shape,
-            ids,
-            labels,
-            batch,
-            place,
-        })
+        Ok(Self { shape, ids, labels, batch, place })
     }
 
     /// Values of width `width` per token of the batch, spread to the recorded shape; zero at padding.
@@ -209,11 +184,8 @@ pub fn steps(json: &Value) -> Result<Vec<Vec<Rows>>> {
     let matrix = |v: &Value| -> Option<(usize, usize, Vec<i64>)> {
         let rows = v.as_array()?;
         let width = rows.first()?.as_array()?.len();
-        let flat: Option<Vec<i64>> = rows
-            .iter()
-            .flat_map(|r| r.as_array().into_iter().flatten())
-            .map(Value::as_i64)
-            .collect();
+        let flat: Option<Vec<i64>> =
+            rows.iter().flat_map(|r| r.as_array().into_iter().flatten()).map(Value::as_i64).collect();
         Some((rows.len(), width, flat?))
     };
     let micro = |v: &Value| -> Result<Rows> {
@@ -222,12 +194,6 @@ pub fn steps(json: &Value) -> Result<Vec<Vec<Rows>>> {
         let mask = matrix(&v["attention_mask"]).map_or_else(|| vec![1; ids.len()], |m| m.2);
         Rows::padded((rows, width), ids, labels, &mask)
     };
-    let step = |v: &Value| {
-        v.as_array()
-            .ok_or_else(bad)?
-            .iter()
-            .map(micro)
-            .collect::<Result<Vec<_>>>()
-    };
+    let step = |v: &Value| v.as_array().ok_or_else(bad)?.iter().map(micro).collect::<Result<Vec<_>>>();
     json.as_array().ok_or_else(bad)?.iter().map(step).collect()
 }

@@ -28,12 +28,10 @@ impl<B: Backend> Run<'_, B> {
         }
         if let (Some(want), Some(allowed)) = (all.get(&format!("{prefix}token_loss")), a.token_loss) {
             let (error, at) = largest(&pass.token_loss, &want.data);
-            self.report
-                .compare(&format!("{label} token losses"), format!("token {at}"), error, allowed);
+            self.report.compare(&format!("{label} token losses"), format!("token {at}"), error, allowed);
         }
         if let Some(want) = json["loss"].as_f64() {
-            self.report
-                .compare(&format!("{label} loss"), "", (pass.loss - want).abs(), a.loss);
+            self.report.compare(&format!("{label} loss"), "", (pass.loss - want).abs(), a.loss);
         }
     }
 
@@ -47,8 +45,7 @@ impl<B: Backend> Run<'_, B> {
             if let Some(norms) = all.get(&format!("{key}.row_norms")) {
                 let ours = g.data.chunks(g.cols).map(norm);
                 let error = relative(ours, norms.data.iter().copied());
-                self.report
-                    .compare(what, format!("{name} (norms of rows)"), error, self.allowed.gradient);
+                self.report.compare(what, format!("{name} (norms of rows)"), error, self.allowed.gradient);
             }
         }
     }
@@ -74,10 +71,9 @@ impl<B: Backend> Run<'_, B> {
         let Some(allowed) = self.allowed.update_of(name) else {
             return;
         };
-        let (Some((after, want)), Some((before, _))) = (
-            recorded(all, key, &end.data, end.cols),
-            recorded(all, key, &start.data, start.cols),
-        ) else {
+        let (Some((after, want)), Some((before, _))) =
+            (recorded(all, key, &end.data, end.cols), recorded(all, key, &start.data, start.cols))
+        else {
             return;
         };
         let ours = after.iter().zip(&before).map(|(a, b)| a - b);

@@ -35,10 +35,7 @@ impl Dump {
         let fail = |e: safetensors::SafeTensorError| Error::new(format!("{}: {e}", path.display()));
         let mut views = Vec::new();
         for (name, dtype, shape, bytes) in &self.tensors {
-            views.push((
-                name.as_str(),
-                TensorView::new(*dtype, shape.clone(), bytes).map_err(fail)?,
-            ));
+            views.push((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).map_err(fail)?));
         }
         write_bytes(path, &safetensors::serialize(views, None).map_err(fail)?)
     }

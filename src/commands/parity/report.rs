@@ -52,11 +52,7 @@ impl Tolerances {
 
     /// Tolerance of the update of a tensor.
     pub fn update_of(&self, name: &str) -> Option<f64> {
-        if name.ends_with("k_proj.bias") {
-            self.update_k_bias
-        } else {
-            Some(self.update)
-        }
+        if name.ends_with("k_proj.bias") { self.update_k_bias } else { Some(self.update) }
     }
 }
 
@@ -84,20 +80,8 @@ impl Report {
         let worst = worst.into();
         match self.lines.iter_mut().find(|l| l.what == what) {
             Some(l) if error / allowed <= l.error / l.allowed => {}
-            Some(l) => {
-                *l = Line {
-                    what: what.to_string(),
-                    error,
-                    allowed,
-                    worst,
-                }
-            }
-            None => self.lines.push(Line {
-                what: what.to_string(),
-                error,
-                allowed,
-                worst,
-            }),
+            Some(l) => *l = Line { what: what.to_string(), error, allowed, worst },
+            None => self.lines.push(Line { what: what.to_string(), error, allowed, worst }),
         }
     }
 
@@ -127,11 +111,7 @@ impl Report {
         let mut out = format!("{:wide$}  {:>9}  {:>9}        worst\n", "what", "error", "allowed");
         for l in &self.lines {
             let verdict = if l.error > l.allowed { "FAIL" } else { "ok" };
-            let _ = writeln!(
-                out,
-                "{:wide$}  {:>9.2e}  {:>9.1e}  {verdict:4}  {}",
-                l.what, l.error, l.allowed, l.worst
-            );
+            let _ = writeln!(out, "{:wide$}  {:>9.2e}  {:>9.1e}  {verdict:4}  {}", l.what, l.error, l.allowed, l.worst);
         }
         for n in &self.notes {
             let _ = writeln!(out, "note: {n}");
@@ -170,9 +150,7 @@ pub fn stride(text: Option<&str>, width: usize, recorded: usize) -> usize {
 
 /// Our values at the columns that were recorded.
 pub fn columns(values: &[f32], width: usize, stride: usize) -> impl Iterator<Item = f64> + '_ {
-    values
-        .chunks(width)
-        .flat_map(move |row| row.iter().step_by(stride).map(|&x| f64::from(x)))
+    values.chunks(width).flat_map(move |row| row.iter().step_by(stride).map(|&x| f64::from(x)))
 }
 
 /// A recorded matrix: whole, or as `NAME.rows` at `NAME.row_ids`. Gives our rows (taken from `ours`, of width `cols`) and the

@@ -68,12 +68,8 @@ impl<B: Backend> Run<'_, B> {
         if self.case.json.get("adamw").is_some() {
             self.full_steps()?;
         }
-        let loras: Vec<String> = self.case.json["lora"]
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(k, _)| k.clone())
-            .collect();
+        let loras: Vec<String> =
+            self.case.json["lora"].as_object().into_iter().flatten().map(|(k, _)| k.clone()).collect();
         for name in loras {
             self.lora(&name, &batch)?;
         }
@@ -98,19 +94,9 @@ impl<B: Backend> Run<'_, B> {
         }
         let grads = model::alloc_grads(self.dev, &params, None)?;
         let lora = adapter.map(spec_of);
-        let options = ActsOptions {
-            dtype: self.dtype,
-            recompute: Recompute::None,
-            lora,
-            training: true,
-        };
+        let options = ActsOptions { dtype: self.dtype, recompute: Recompute::None, lora, training: true };
         let acts = Acts::new(self.dev, &config, tokens, options)?;
-        Ok(Loaded {
-            config,
-            params,
-            grads,
-            acts,
-        })
+        Ok(Loaded { config, params, grads, acts })
     }
 
     /// Forward and backward of a batch; the gradients are those of the mean loss.
@@ -131,12 +117,7 @@ impl<B: Backend> Run<'_, B> {
                 grads.push((name, download(dev, g)?));
             }
         }
-        Ok(Pass {
-            logits,
-            token_loss,
-            loss,
-            grads,
-        })
+        Ok(Pass { logits, token_loss, loss, grads })
     }
 
     fn whole_batch(&mut self, rows: &Rows, dump: &mut Dump) -> Result<()> {
@@ -144,14 +125,7 @@ impl<B: Backend> Run<'_, B> {
         let pass = self.pass(&mut l, rows)?;
         dump_rows(dump, "batch", rows, &pass, l.config.vocab_size);
         let case = self.case;
-        self.compare_outputs(
-            "batch",
-            "batch.",
-            &case.tensors,
-            &case.json["batch"],
-            &pass,
-            l.config.vocab_size,
-        );
+        self.compare_outputs("batch", "batch.", &case.tensors, &case.json["batch"], &pass, l.config.vocab_size);
         for (name, g) in &pass.grads {
             dump.f32(format!("grad.{name}"), &file_shape(name, g), &g.data);
         }
@@ -168,12 +142,7 @@ impl<B: Backend> Run<'_, B> {
         let ids = ids.ints();
         let positions = case.tensors.get("packed.position_ids").map(Array::ints);
         let starts: Vec<usize> = match (case.tensors.get("packed.cu_seqlens"), &positions) {
-            (Some(cu), _) => cu
-                .ints()
-                .iter()
-                .map(|&x| x as usize)
-                .filter(|&x| x < ids.len())
-                .collect(),
+            (Some(cu), _) => cu.ints().iter().map(|&x| x as usize).filter(|&x| x < ids.len()).collect(),
             (None, Some(p)) => (0..p.len()).filter(|&i| p[i] == 0).collect(),
             (None, None) => vec![0],
         };
@@ -181,22 +150,12 @@ impl<B: Backend> Run<'_, B> {
         let mut l = self.load(self.model, None, rows.batch.tokens.len())?;
         let pass = self.pass(&mut l, &rows)?;
         dump_rows(dump, "packed", &rows, &pass, l.config.vocab_size);
-        let positions: Vec<i64> = (0i64..)
-            .zip(&rows.batch.doc_start)
-            .map(|(i, &s)| i - i64::from(s))
-            .collect();
+        let positions: Vec<i64> = (0i64..).zip(&rows.batch.doc_start).map(|(i, &s)| i - i64::from(s)).collect();
         dump.i64("packed.position_ids", &[1, positions.len()], &positions);
         let mut bounds: Vec<i64> = starts.iter().map(|&s| s as i64).collect();
         bounds.push(rows.ids.len() as i64);
         dump.i64("packed.cu_seqlens", &[bounds.len()], &bounds);
-        self.compare_outputs(
-            "packed",
-            "packed.",
-            &case.tensors,
-            &case.json["packed"],
-            &pass,
-            l.config.vocab_size,
-        );
+        self.compare_outputs("packed", "packed.", &case.tensors, &case.json["packed"], &pass, l.config.vocab_size);
         for (name, g) in &pass.grads {
             dump.f32(format!("packed.grad.{name}"), &file_shape(name, g), &g.data);
         }
@@ -211,8 +170,7 @@ impl<B: Backend> Run<'_, B> {
             return Ok(());
         };
         let Some(dir) = self.resized_model() else {
-            self.report
-                .note("resized: its model folder was not found beside the case or --model; left out");
+            self.report.note("resized: its model folder was not found beside the case or --model; left out");
             return Ok(());
         };
         let files = ModelFiles::open(&dir)?;
@@ -220,10 +178,7 @@ impl<B: Backend> Run<'_, B> {
         let rows = Rows::padded(shape, ids.clone(), vec![-100; ids.len()], &vec![1; ids.len()])?;
         let mut l = self.load(&files, None, ids.len())?;
         l.acts.load(self.dev, &rows.batch)?;
-        let logits = rows.spread(
-            &model::logits(self.dev, &l.config, &l.params, &mut l.acts)?,
-            l.config.vocab_size,
-        );
+        let logits = rows.spread(&model::logits(self.dev, &l.config, &l.params, &mut l.acts)?, l.config.vocab_size);
         let vocab = l.config.vocab_size;
         dump.i64("resized.input_ids", &[shape.0, shape.1], &ids);
         dump.f32("resized.logits", &[shape.0, shape.1, vocab], &logits);
@@ -232,14 +187,8 @@ impl<B: Backend> Run<'_, B> {
             Some(c) => c.ints().iter().map(|&x| x as usize).collect(),
             None => (0..vocab).collect(),
         };
-        ensure!(
-            at.iter().all(|&c| c < vocab),
-            "{}: {vocab} classes; the case has columns beyond",
-            dir.display()
-        );
-        let ours = logits
-            .chunks(vocab)
-            .flat_map(|row| at.iter().map(|&c| f64::from(row[c])));
+        ensure!(at.iter().all(|&c| c < vocab), "{}: {vocab} classes; the case has columns beyond", dir.display());
+        let ours = logits.chunks(vocab).flat_map(|row| at.iter().map(|&c| f64::from(row[c])));
         let error = relative(ours, want.data.iter().copied());
         self.report.compare("resized logits", "", error, self.allowed.logits);
         Ok(())
@@ -248,16 +197,9 @@ impl<B: Backend> Run<'_, B> {
     /// `golden.json` names the folder from the root of all cases; it lies beside the model, or below a folder above the case.
     fn resized_model(&self) -> Option<PathBuf> {
         let name = Path::new(self.case.json["resized"]["model"].as_str()?);
-        let beside = self
-            .model
-            .dir()
-            .parent()
-            .map(|p| p.join(name.file_name().unwrap_or_default()));
+        let beside = self.model.dir().parent().map(|p| p.join(name.file_name().unwrap_or_default()));
         let above = self.case.dir.ancestors().skip(1).map(|p| p.join(name));
-        beside
-            .into_iter()
-            .chain(above)
-            .find(|p| p.join("config.json").is_file())
+        beside.into_iter().chain(above).find(|p| p.join("config.json").is_file())
     }
 
     /// Greedy continuations.
@@ -267,11 +209,7 @@ impl<B: Backend> Run<'_, B> {
         };
         let params = load_params(self.dev, self.model, self.dtype)?;
         let list = |v: &Value| -> Vec<u32> {
-            v.as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|x| Some(x.as_u64()? as u32))
-                .collect()
+            v.as_array().into_iter().flatten().filter_map(|x| Some(x.as_u64()? as u32)).collect()
         };
         let longest = cases.iter().map(|c| list(&c["new_ids"]).len()).max().unwrap_or(0);
         let mut lines = String::new();
@@ -286,14 +224,9 @@ impl<B: Backend> Run<'_, B> {
                 sampling: Sampling::default(),
             };
             let config = self.model.config();
-            let new = generate(
-                self.dev,
-                config,
-                &params,
-                std::slice::from_ref(&prompt),
-                &options,
-                |_, _, _| std::ops::ControlFlow::Continue(()),
-            )?
+            let new = generate(self.dev, config, &params, std::slice::from_ref(&prompt), &options, |_, _, _| {
+                std::ops::ControlFlow::Continue(())
+            })?
             .swap_remove(0)
             .tokens;
             let mut line = json!({"prompt_ids": prompt, "new_ids": new});
@@ -306,15 +239,12 @@ impl<B: Backend> Run<'_, B> {
             if self.dtype == DType::Bf16 {
                 // Rounding decides near ties, so a difference says nothing by itself.
                 if !equal {
-                    self.report.note(format!(
-                        "generation {i}: bf16 differs from float64 at new token {}",
-                        first.unwrap_or(0)
-                    ));
+                    self.report
+                        .note(format!("generation {i}: bf16 differs from float64 at new token {}", first.unwrap_or(0)));
                 }
             } else {
                 let differing = if equal { 0.0 } else { 1.0 };
-                self.report
-                    .compare("generation (sequences differing)", format!("case {i}"), differing, 0.5);
+                self.report.compare("generation (sequences differing)", format!("case {i}"), differing, 0.5);
             }
         }
         write_text(&self.out.join("generation.jsonl"), &lines)
@@ -330,10 +260,7 @@ impl<B: Backend> Run<'_, B> {
         let dir = self.out.join("adamw");
         let optimizer = self.train("AdamW", json, &batches, &mut l, &dir)?;
         let source = DeviceSource::new(self.dev, &l.config, &l.params).with_masters(0, |name| optimizer.master(name));
-        let options = SaveOptions {
-            dtype: SaveDType::F32,
-            ..SaveOptions::default()
-        };
+        let options = SaveOptions { dtype: SaveDType::F32, ..SaveOptions::default() };
         save_model(&dir.join("final"), &source, options)?;
         if let Some(finals) = case.optional("adamw_final.safetensors")? {
             for (name, start) in &before {
@@ -350,11 +277,7 @@ impl<B: Backend> Run<'_, B> {
         let adapter = Adapter::open(&case.dir.join(format!("adapter_{name}")))?;
         let adapted = Adapted::new(self.model, &adapter)?;
         let golden = case.optional(&format!("lora_{name}.safetensors"))?.unwrap_or_default();
-        let batches = if json.get("adamw").is_some() {
-            steps(&case.json["adamw"]["batches"])?
-        } else {
-            Vec::new()
-        };
+        let batches = if json.get("adamw").is_some() { steps(&case.json["adamw"]["batches"])? } else { Vec::new() };
         let tokens = rows.batch.tokens.len().max(largest_batch(&batches));
         let mut l = self.load(&adapted, Some(&adapter), tokens)?;
         let vocab = l.config.vocab_size;
@@ -381,14 +304,7 @@ impl<B: Backend> Run<'_, B> {
                 let after = source.get(n)?;
                 dump.f32(format!("final.{PEFT}{n}"), &[after.rows, after.cols], &after.data);
                 let recorded_as = format!("final.{PEFT}{n}");
-                self.compare_update(
-                    &format!("{label} AdamW updates"),
-                    &golden,
-                    &recorded_as,
-                    n,
-                    start,
-                    &after,
-                );
+                self.compare_update(&format!("{label} AdamW updates"), &golden, &recorded_as, n, start, &after);
             }
         }
         dump.write(&self.out.join(format!("{label}.safetensors")))
@@ -402,8 +318,7 @@ impl<B: Backend> Run<'_, B> {
         for (n, w) in &want {
             let ours = merged.load(n)?;
             let error = relative(ours.data.iter().map(|&x| f64::from(x)), w.data.iter().copied());
-            self.report
-                .compare(&format!("lora.{name} merged weights"), n.as_str(), error, 1e-6);
+            self.report.compare(&format!("lora.{name} merged weights"), n.as_str(), error, 1e-6);
         }
         Ok(())
     }
@@ -419,8 +334,7 @@ impl<B: Backend> Run<'_, B> {
     ) -> Result<Optimizer<B>> {
         let hp = &json["hyperparameters"];
         let number = |v: &Value, name: &str| {
-            v.as_f64()
-                .ok_or_else(|| Error::new(format!("{label}: hyperparameters have no {name}")))
+            v.as_f64().ok_or_else(|| Error::new(format!("{label}: hyperparameters have no {name}")))
         };
         let settings = AdamWSettings {
             beta1: number(&hp["betas"][0], "betas")?,
@@ -440,11 +354,11 @@ impl<B: Backend> Run<'_, B> {
         let schedule = Schedule::new(schedule, batches.len() as u64)?;
         let mut optimizer = Optimizer::new(self.dev, settings, &mut l.params, &l.grads)?;
         let model = self.model;
-        let lora = l.params.layers.iter().any(|x| {
-            [&x.q, &x.k, &x.v, &x.o, &x.gate, &x.up, &x.down]
-                .iter()
-                .any(|p| p.lora.is_some())
-        });
+        let lora = l
+            .params
+            .layers
+            .iter()
+            .any(|x| [&x.q, &x.k, &x.v, &x.o, &x.gate, &x.up, &x.down].iter().any(|p| p.lora.is_some()));
         if !lora {
             optimizer.set_masters(self.dev, |name| model.load(name).map(|t| Some(t.data)))?;
         }
@@ -475,20 +389,10 @@ impl<B: Backend> Run<'_, B> {
             let at = format!("step {s}");
             let a = self.allowed;
             if let Some(want) = json["lr"][s].as_f64() {
-                self.report.compare(
-                    &format!("{label} learning rates"),
-                    at.as_str(),
-                    (lr - want).abs(),
-                    1e-12,
-                );
+                self.report.compare(&format!("{label} learning rates"), at.as_str(), (lr - want).abs(), 1e-12);
             }
             if let Some(want) = json["loss"][s].as_f64() {
-                self.report.compare(
-                    &format!("{label} losses"),
-                    at.as_str(),
-                    (loss - want).abs(),
-                    a.step_loss,
-                );
+                self.report.compare(&format!("{label} losses"), at.as_str(), (loss - want).abs(), a.step_loss);
             }
             if let Some(want) = json["grad_norm_before_clip"][s].as_f64() {
                 self.report.compare(
@@ -511,48 +415,28 @@ pub(super) fn norm(values: &[f32]) -> f64 {
 
 fn spec_of(adapter: &Adapter) -> LoraSpec {
     let c = &adapter.config;
-    LoraSpec {
-        r: c.r,
-        alpha: c.alpha,
-        dropout: 0.0,
-        rslora: c.rslora,
-        targets: c.targets.clone(),
-    }
+    LoraSpec { r: c.r, alpha: c.alpha, dropout: 0.0, rslora: c.rslora, targets: c.targets.clone() }
 }
 
 fn largest_batch(batches: &[Vec<Rows>]) -> usize {
-    batches
-        .iter()
-        .flatten()
-        .map(|r| r.batch.tokens.len())
-        .max()
-        .unwrap_or(0)
+    batches.iter().flatten().map(|r| r.batch.tokens.len()).max().unwrap_or(0)
 }
 
 fn weights_of<B: Backend>(dev: &B, params: &Params<B>) -> Result<Vec<(String, HostTensor)>> {
-    named(params)
-        .into_iter()
-        .map(|(name, t)| Ok((name, download(dev, t)?)))
-        .collect()
+    named(params).into_iter().map(|(name, t)| Ok((name, download(dev, t)?))).collect()
 }
 
 fn matrix_shape(a: &Array) -> Result<(usize, usize)> {
     match a.shape.as_slice() {
         &[r, c] => Ok((r, c)),
         &[c] => Ok((1, c)),
-        other => Err(Error::new(format!(
-            "input_ids: expected (rows, length), found shape {other:?}"
-        ))),
+        other => Err(Error::new(format!("input_ids: expected (rows, length), found shape {other:?}"))),
     }
 }
 
 /// Norms and biases have one dimension in files.
 fn file_shape(name: &str, t: &HostTensor) -> Vec<usize> {
-    if name.ends_with("norm.weight") || name.ends_with("bias") {
-        vec![t.cols]
-    } else {
-        vec![t.rows, t.cols]
-    }
+    if name.ends_with("norm.weight") || name.ends_with("bias") { vec![t.cols] } else { vec![t.rows, t.cols] }
 }
 
 fn dump_rows(dump: &mut Dump, part: &str, rows: &Rows, pass: &Pass, vocab: usize) {
@@ -562,12 +446,8 @@ fn dump_rows(dump: &mut Dump, part: &str, rows: &Rows, pass: &Pass, vocab: usize
     dump.f32(format!("{part}.logits"), &[r, t, vocab], &pass.logits);
     dump.f32(format!("{part}.token_loss"), &[r, t], &pass.token_loss);
     let present = |i: usize| rows.place.contains(&i);
-    let sums: Vec<f32> = pass
-        .logits
-        .chunks(vocab)
-        .enumerate()
-        .map(|(i, row)| if present(i) { logsumexp(row) } else { 0.0 })
-        .collect();
+    let sums: Vec<f32> =
+        pass.logits.chunks(vocab).enumerate().map(|(i, row)| if present(i) { logsumexp(row) } else { 0.0 }).collect();
     dump.f32(format!("{part}.logsumexp"), &[r, t], &sums);
 }
 

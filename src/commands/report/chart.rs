@@ -64,23 +64,15 @@ pub fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 
 /// At most about `n` points with the same outline: the lowest and highest of each stretch.
 pub fn thin(points: &[(f64, f64)], n: usize) -> Vec<(f64, f64)> {
-    let finite: Vec<(f64, f64)> = points
-        .iter()
-        .copied()
-        .filter(|p| p.0.is_finite() && p.1.is_finite())
-        .collect();
+    let finite: Vec<(f64, f64)> = points.iter().copied().filter(|p| p.0.is_finite() && p.1.is_finite()).collect();
     if finite.len() <= n {
         return finite;
     }
     let stretch = finite.len().div_ceil(n / 2);
     let mut out = Vec::new();
     for part in finite.chunks(stretch) {
-        let low = (0..part.len())
-            .min_by(|&a, &b| part[a].1.total_cmp(&part[b].1))
-            .unwrap_or(0);
-        let high = (0..part.len())
-            .max_by(|&a, &b| part[a].1.total_cmp(&part[b].1))
-            .unwrap_or(0);
+        let low = (0..part.len()).min_by(|&a, &b| part[a].1.total_cmp(&part[b].1)).unwrap_or(0);
+        let high = (0..part.len()).max_by(|&a, &b| part[a].1.total_cmp(&part[b].1)).unwrap_or(0);
         out.push(part[low.min(high)]);
         if low != high {
             out.push(part[low.max(high)]);
@@ -97,11 +89,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     }
     let rough = span / 6.0;
     let unit = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 2.5, 5.0, 10.0]
-        .into_iter()
-        .map(|m| m * unit)
-        .find(|&s| s >= rough)
-        .unwrap_or(unit);
+    let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|m| m * unit).find(|&s| s >= rough).unwrap_or(unit);
     let first = (low / step).ceil() as i64;
     let last = (high / step + 1e-9).floor() as i64;
     (first..=last.min(first + 20)).map(|i| i as f64 * step).collect()
@@ -114,11 +102,7 @@ pub fn number(v: f64) -> String {
     }
     let a = v.abs();
     let trim = |s: String| {
-        if s.contains('.') {
-            s.trim_end_matches('0').trim_end_matches('.').to_string()
-        } else {
-            s
-        }
+        if s.contains('.') { s.trim_end_matches('0').trim_end_matches('.').to_string() } else { s }
     };
     match a {
         0.0 => "0".into(),
@@ -140,18 +124,10 @@ pub fn number(v: f64) -> String {
 impl Chart<'_> {
     /// The chart as SVG; empty where there is nothing to draw.
     pub fn svg(&self) -> String {
-        let all = || {
-            self.lines
-                .iter()
-                .flat_map(|l| &l.points)
-                .filter(|p| p.0.is_finite() && p.1.is_finite())
-        };
+        let all = || self.lines.iter().flat_map(|l| &l.points).filter(|p| p.0.is_finite() && p.1.is_finite());
         let range = |of: fn(&(f64, f64)) -> f64| {
             let values = || all().map(of);
-            (
-                values().fold(f64::INFINITY, f64::min),
-                values().fold(f64::NEG_INFINITY, f64::max),
-            )
+            (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max))
         };
         let ((x0, x1), (y0, y1)) = (range(|p| p.0), range(|p| p.1));
         if !(x0 <= x1 && y0 <= y1) {
@@ -159,11 +135,7 @@ impl Chart<'_> {
         }
         let x1 = if x1 > x0 { x1 } else { x0 + 1.0 };
         // A flat line stands in the middle; others get a little air.
-        let margin = if y1 > y0 {
-            0.06 * (y1 - y0)
-        } else {
-            0.5 * y1.abs().max(1e-9)
-        };
+        let margin = if y1 > y0 { 0.06 * (y1 - y0) } else { 0.5 * y1.abs().max(1e-9) };
         let bottom = if y0 >= 0.0 { (y0 - margin).max(0.0) } else { y0 - margin };
         let top = y1 + margin;
         let (width, height) = self.size;
@@ -190,11 +162,8 @@ impl Chart<'_> {
             );
         }
         let floor = height - BOTTOM;
-        let _ = write!(
-            out,
-            "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{floor}\" y2=\"{floor}\"/>",
-            width - RIGHT
-        );
+        let _ =
+            write!(out, "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{floor}\" y2=\"{floor}\"/>", width - RIGHT);
         for x in ticks(x0, x1) {
             let (across, _) = place((x, bottom));
             let _ = write!(
@@ -292,11 +261,7 @@ mod tests {
             title: "Loss",
             x: "step",
             size: (640.0, 280.0),
-            lines: vec![Line {
-                run: 0,
-                kind: Kind::Noisy,
-                points,
-            }],
+            lines: vec![Line { run: 0, kind: Kind::Noisy, points }],
         };
         assert_eq!(chart(vec![]).svg(), "");
         assert_eq!(chart(vec![(1.0, f64::NAN)]).svg(), "");

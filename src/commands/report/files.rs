@@ -81,19 +81,14 @@ pub fn parse_metrics(bytes: &[u8]) -> Metrics {
         ));
     }
     let (mut tokens, mut unreadable) = (0.0, 0u64);
-    for line in whole
-        .split(|&b| b == b'\n')
-        .filter(|l| !l.iter().all(u8::is_ascii_whitespace))
-    {
+    for line in whole.split(|&b| b == b'\n').filter(|l| !l.iter().all(u8::is_ascii_whitespace)) {
         match serde_json::from_slice::<Value>(line) {
             Ok(v) if v.is_object() => out.line(&v, &mut tokens),
             _ => unreadable += 1,
         }
     }
     if unreadable > 0 {
-        out.notes.push(format!(
-            "{unreadable} lines of {METRICS} are no JSON objects and left out"
-        ));
+        out.notes.push(format!("{unreadable} lines of {METRICS} are no JSON objects and left out"));
     }
     out
 }
@@ -109,11 +104,7 @@ impl Metrics {
             let why = v["why"].as_str().or(kind.as_str()).unwrap_or("no reason is given");
             let samples = v["samples"].as_array().into_iter().flatten().filter_map(Value::as_str);
             let samples: Vec<&str> = samples.take(8).collect();
-            let at = if samples.is_empty() {
-                String::new()
-            } else {
-                format!(" ({})", samples.join(", "))
-            };
+            let at = if samples.is_empty() { String::new() } else { format!(" ({})", samples.join(", ")) };
             self.warnings.push(format!("step {step}: no update, {why}{at}"));
         }
         if v.get("eval_loss").is_some() {
@@ -188,18 +179,10 @@ impl Run {
             path.is_file(),
             "{}: no run is here, expected {METRICS} in the folder that --output-dir named (pretrain: in its folder NAME), found {}",
             dir.display(),
-            if dir.is_dir() {
-                "a folder without it"
-            } else {
-                "no folder"
-            }
+            if dir.is_dir() { "a folder without it" } else { "no folder" }
         );
         let size = std::fs::metadata(&path).context(|| path.display().to_string())?.len();
-        ensure!(
-            size <= LONGEST,
-            "{}: {size} bytes, expected at most {LONGEST}",
-            path.display()
-        );
+        ensure!(size <= LONGEST, "{}: {size} bytes, expected at most {LONGEST}", path.display());
         let mut metrics = parse_metrics(&std::fs::read(&path).context(|| path.display().to_string())?);
         let mut json = |name: &str, what: &str| match read_json(&dir.join(name)) {
             Ok(value) => value,
@@ -219,14 +202,11 @@ impl Run {
             false => Value::Null,
         };
         let best = state["best_global_step"].as_u64();
-        let checkpoints = manifest::list(dir)
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(step, path)| Checkpoint {
-                step,
-                bytes: folder_bytes(&path),
-                best: best == Some(step),
-            });
+        let checkpoints = manifest::list(dir).unwrap_or_default().into_iter().map(|(step, path)| Checkpoint {
+            step,
+            bytes: folder_bytes(&path),
+            best: best == Some(step),
+        });
         Ok(Self {
             name: name_of(dir),
             dir: dir.to_path_buf(),
@@ -242,25 +222,18 @@ impl Run {
     pub fn settings(&self) -> BTreeMap<String, (String, String)> {
         let list = self.record["settings"].as_array().into_iter().flatten();
         let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
-        list.filter_map(|s| Some((s["name"].as_str()?.to_string(), (text(&s["value"]), text(&s["origin"])))))
-            .collect()
+        list.filter_map(|s| Some((s["name"].as_str()?.to_string(), (text(&s["value"]), text(&s["origin"]))))).collect()
     }
 }
 
 fn name_of(dir: &Path) -> String {
     let absolute = std::fs::canonicalize(dir).unwrap_or_else(|_| dir.to_path_buf());
-    absolute
-        .file_name()
-        .map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned())
+    absolute.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned())
 }
 
 fn folder_bytes(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter_map(|e| e.metadata().ok())
-        .filter(|m| m.is_file())
-        .map(|m| m.len())
-        .sum()
+    entries.filter_map(|e| e.metadata().ok()).filter(|m| m.is_file()).map(|m| m.len()).sum()
 }
 
 /// The runs of the folders named; a folder that holds only folders of runs (as `pretrain` writes) stands for these.
@@ -309,10 +282,7 @@ mod tests {
             not json\n{\"step\": 1, \"eval_loss\": 2.25, \"eval_a_loss\": 2.0, \"eval_b_loss\": 3.0, \"eval_perplexity\": 9.5}\n\
             {\"step\": 2, \"skipped\": \"loss\"}\n{\"step\": 2, \"loss\": 2.0, \"tokens\": 50}\n{\"step\": 3, \"lo";
         let m = parse_metrics(text);
-        assert_eq!(
-            m.steps.iter().map(|p| (p.step, p.tokens)).collect::<Vec<_>>(),
-            [(1.0, 100.0), (2.0, 150.0)]
-        );
+        assert_eq!(m.steps.iter().map(|p| (p.step, p.tokens)).collect::<Vec<_>>(), [(1.0, 100.0), (2.0, 150.0)]);
         assert_eq!((m.steps[0].share, m.steps[0].lr), (40.0, 1e-4));
         assert!(m.steps[0].norm.is_nan());
         assert_eq!((m.evals[0].loss, m.evals[0].tokens), (2.25, 100.0));

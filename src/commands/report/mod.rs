@@ -32,12 +32,7 @@ pub fn command() -> Command {
     let path = |id: &'static str| Arg::new(id).value_name("PATH").value_parser(value_parser!(PathBuf));
     Command::new("report")
         .about("Write one HTML file of one or several runs: curves, mix, settings, samples, checkpoints")
-        .arg(
-            path("run_dir")
-                .required(true)
-                .num_args(1..)
-                .help("Folders of runs, as --output-dir named them"),
-        )
+        .arg(path("run_dir").required(true).num_args(1..).help("Folders of runs, as --output-dir named them"))
         .arg(
             path("output")
                 .long("output")

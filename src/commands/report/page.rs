@@ -88,22 +88,14 @@ fn controls(out: &mut String, runs: &[Run], title: &str) {
     for i in 0..runs.len() {
         *out += &input(&format!("run-{i}"), "checkbox", &format!("run-{i}"), true);
     }
-    let _ = write!(
-        out,
-        "<header><h1>{}</h1>",
-        escape(title.trim_end_matches(": ringtune report"))
-    );
+    let _ = write!(out, "<header><h1>{}</h1>", escape(title.trim_end_matches(": ringtune report")));
     if let [run] = runs {
         let _ = write!(out, "<p class=\"path\">{}</p>", escape(&run.dir.display().to_string()));
     }
     *out += "</header>\n<nav class=\"bar\"><div>";
     *out += "<span class=\"group\"><span class=\"name\">by</span><label for=\"x-step\">step</label><label for=\"x-tokens\">tokens</label></span>";
     *out += "<span class=\"group\"><span class=\"name\">lines</span><label for=\"mean\">running mean</label><label for=\"raw\">every step</label></span>";
-    let what = if runs.len() > 1 {
-        "only what differs"
-    } else {
-        "only what was set"
-    };
+    let what = if runs.len() > 1 { "only what differs" } else { "only what was set" };
     let _ = write!(
         out,
         "<span class=\"group\"><span class=\"name\">settings</span><label for=\"only\">{what}</label></span>"
@@ -166,9 +158,7 @@ fn summary(out: &mut String, runs: &[Run]) {
         "time",
         "trained",
     ];
-    columns
-        .iter()
-        .for_each(|c| *out += &format!("<th class=\"n\">{c}</th>"));
+    columns.iter().for_each(|c| *out += &format!("<th class=\"n\">{c}</th>"));
     *out += "</tr></thead><tbody>\n";
     for (i, run) in runs.iter().enumerate() {
         let m = &run.metrics;
@@ -193,17 +183,11 @@ fn summary(out: &mut String, runs: &[Run]) {
         };
         let cells = [
             steps,
-            if epochs.is_finite() {
-                format!("{epochs:.2}")
-            } else {
-                "–".into()
-            },
+            if epochs.is_finite() { format!("{epochs:.2}") } else { "–".into() },
             number(last.tokens),
             fixed(loss),
             fixed(of_end(|e| e.loss)),
-            best.map_or("–".into(), |b| {
-                format!("{} at {}", fixed(b.loss), grouped(b.step as u64))
-            }),
+            best.map_or("–".into(), |b| format!("{} at {}", fixed(b.loss), grouped(b.step as u64))),
             fixed(of_end(|e| e.perplexity)),
             match of_end(|e| e.accuracy) {
                 v if v.is_finite() => format!("{v:.1}%"),
@@ -214,9 +198,7 @@ fn summary(out: &mut String, runs: &[Run]) {
             trained,
         ];
         let _ = write!(out, "<tr class=\"r{i}\"><th>{}{}</th>", swatch(i), escape(&run.name));
-        cells
-            .iter()
-            .for_each(|c| *out += &format!("<td class=\"n\">{}</td>", escape(c)));
+        cells.iter().for_each(|c| *out += &format!("<td class=\"n\">{}</td>", escape(c)));
         *out += "</tr>\n";
     }
     *out += "</tbody></table></div>\n";
@@ -261,21 +243,10 @@ fn charts(out: &mut String, runs: &[Run]) {
             for (i, run) in runs.iter().enumerate() {
                 for (_, kind, points) in lines_of(run, key) {
                     let across = |p: &(f64, f64, f64)| (if x == "step" { p.0 } else { p.1 }, p.2);
-                    lines.push(Line {
-                        run: i,
-                        kind,
-                        points: points.iter().map(across).collect(),
-                    });
+                    lines.push(Line { run: i, kind, points: points.iter().map(across).collect() });
                 }
             }
-            let svg = Chart {
-                key,
-                title,
-                x,
-                size,
-                lines,
-            }
-            .svg();
+            let svg = Chart { key, title, x, size, lines }.svg();
             if !svg.is_empty() {
                 let _ = write!(svgs, "<div class=\"by-{x}\">{svg}</div>");
             }
@@ -288,10 +259,7 @@ fn charts(out: &mut String, runs: &[Run]) {
             "loss" => "<p class=\"key\">solid: training; dashed with circles: validation</p>",
             _ => "",
         };
-        let _ = writeln!(
-            out,
-            "<section class=\"card{wide}\"><h3>{title}</h3>{svgs}{legend}</section>"
-        );
+        let _ = writeln!(out, "<section class=\"card{wide}\"><h3>{title}</h3>{svgs}{legend}</section>");
     }
     *out += "</div>\n";
 }

@@ -13,10 +13,7 @@ use crate::train::report::{bytes, grouped};
 
 /// Requested and achieved shares as bars.
 pub fn mix(out: &mut String, runs: &[Run]) {
-    if !runs
-        .iter()
-        .any(|r| r.record["mix"].as_array().is_some_and(|m| !m.is_empty()))
-    {
+    if !runs.iter().any(|r| r.record["mix"].as_array().is_some_and(|m| !m.is_empty())) {
         return;
     }
     *out += "<h2>Mix of the data</h2>\n<div class=\"one\">\n";
@@ -31,9 +28,7 @@ pub fn mix(out: &mut String, runs: &[Run]) {
             heading(runs, i)
         );
         let units = ["samples", "tokens", "supervised-tokens"];
-        units
-            .iter()
-            .for_each(|u| *out += &format!("<th>{}</th>", u.replace('-', " ")));
+        units.iter().for_each(|u| *out += &format!("<th>{}</th>", u.replace('-', " ")));
         *out += "</tr></thead><tbody>";
         for row in &rows {
             let count = |key: &str| row[key].as_u64().map_or("–".into(), grouped);
@@ -80,11 +75,7 @@ pub fn settings(out: &mut String, runs: &[Run]) {
     }
     *out += "<h2>Settings</h2>\n<div class=\"card scroll\"><table class=\"settings\"><thead><tr><th>setting</th>";
     for (i, run) in runs.iter().enumerate() {
-        let name = if runs.len() > 1 {
-            format!("{}{}", swatch(i), escape(&run.name))
-        } else {
-            "value".into()
-        };
+        let name = if runs.len() > 1 { format!("{}{}", swatch(i), escape(&run.name)) } else { "value".into() };
         let _ = write!(out, "<th class=\"r{i}\">{name}</th>");
     }
     *out += "</tr></thead><tbody>\n";
@@ -107,11 +98,7 @@ pub fn settings(out: &mut String, runs: &[Run]) {
                     } else {
                         format!("<span class=\"origin\">{}</span>", escape(origin))
                     };
-                    let _ = write!(
-                        out,
-                        "<td class=\"r{i}{strong}\"><code>{}</code>{origin}</td>",
-                        escape(value)
-                    );
+                    let _ = write!(out, "<td class=\"r{i}{strong}\"><code>{}</code>{origin}</td>", escape(value));
                 }
                 None => *out += &format!("<td class=\"r{i}\">–</td>"),
             }
@@ -130,9 +117,7 @@ pub fn machines(out: &mut String, runs: &[Run]) {
     let rows: [Row; 11] = [
         ("program", |r| r["program"].as_str().map(String::from)),
         ("started", |r| r["started"].as_u64().map(date)),
-        ("resumed after step", |r| {
-            r["first_step"].as_u64().filter(|&s| s > 0).map(grouped)
-        }),
+        ("resumed after step", |r| r["first_step"].as_u64().filter(|&s| s > 0).map(grouped)),
         ("device", |r| r["device"].as_str().map(String::from)),
         ("ranks", |r| r["world_size"].as_u64().map(grouped)),
         ("processor", |r| r["machine"]["processor"].as_str().map(String::from)),
@@ -140,9 +125,7 @@ pub fn machines(out: &mut String, runs: &[Run]) {
         ("memory of the machine", |r| r["machine"]["memory"].as_u64().map(bytes)),
         ("system", |r| r["machine"]["system"].as_str().map(String::from)),
         ("parameters", |r| r["parameters"]["all"].as_u64().map(grouped)),
-        ("trained parameters", |r| {
-            r["parameters"]["trained"].as_u64().map(grouped)
-        }),
+        ("trained parameters", |r| r["parameters"]["trained"].as_u64().map(grouped)),
     ];
     *out += "<h2>Environment</h2>\n<div class=\"card scroll\"><table><thead><tr><th></th>";
     for (i, run) in runs.iter().enumerate() {
@@ -155,11 +138,7 @@ pub fn machines(out: &mut String, runs: &[Run]) {
         }
         let _ = write!(out, "<tr><th>{}</th>", escape(name));
         for (i, v) in values.into_iter().enumerate() {
-            let _ = write!(
-                out,
-                "<td class=\"r{i}\">{}</td>",
-                escape(&v.unwrap_or_else(|| "–".into()))
-            );
+            let _ = write!(out, "<td class=\"r{i}\">{}</td>", escape(&v.unwrap_or_else(|| "–".into())));
         }
         *out += "</tr>\n";
     };
@@ -175,9 +154,7 @@ pub fn machines(out: &mut String, runs: &[Run]) {
         }
     }
     for class in classes {
-        let values = runs
-            .iter()
-            .map(|r| r.record["memory"][class.as_str()].as_u64().map(bytes));
+        let values = runs.iter().map(|r| r.record["memory"][class.as_str()].as_u64().map(bytes));
         line(&format!("memory: {class}"), values.collect());
     }
     *out += "</tbody></table></div>\n";
@@ -197,11 +174,7 @@ pub fn checkpoints(out: &mut String, runs: &[Run]) {
         );
         for c in &run.checkpoints {
             let eval = run.metrics.evals.iter().rfind(|e| e.step == c.step as f64);
-            let best = if c.best {
-                " <span class=\"tag good\">best</span>"
-            } else {
-                ""
-            };
+            let best = if c.best { " <span class=\"tag good\">best</span>" } else { "" };
             let _ = write!(
                 out,
                 "<tr><td><code>checkpoint-{}</code>{best}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
@@ -232,9 +205,7 @@ pub fn samples(out: &mut String, runs: &[Run]) {
         for name in ["greedy", "sampled"] {
             let s = &run.samples[name];
             let n = |key: &str| s[key].as_f64().map_or("–".into(), number);
-            let rate = s["stop_rate"]
-                .as_f64()
-                .map_or("–".into(), |r| format!("{:.0}%", 100.0 * r));
+            let rate = s["stop_rate"].as_f64().map_or("–".into(), |r| format!("{:.0}%", 100.0 * r));
             let _ = write!(
                 out,
                 "<tr><th>{name}</th><td class=\"n\">{rate}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
@@ -259,15 +230,8 @@ pub fn samples(out: &mut String, runs: &[Run]) {
 /// Warnings of the runs, and what could not be read.
 pub fn notes(out: &mut String, runs: &[Run]) {
     let of = |run: &Run| -> Vec<String> {
-        let said = run.record["warnings"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .map(String::from);
-        said.chain(run.metrics.warnings.iter().cloned())
-            .chain(run.metrics.notes.iter().cloned())
-            .collect()
+        let said = run.record["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str).map(String::from);
+        said.chain(run.metrics.warnings.iter().cloned()).chain(run.metrics.notes.iter().cloned()).collect()
     };
     if runs.iter().all(|r| of(r).is_empty()) {
         return;
@@ -278,11 +242,7 @@ pub fn notes(out: &mut String, runs: &[Run]) {
         if list.is_empty() {
             continue;
         }
-        let _ = write!(
-            out,
-            "<section class=\"card r{i}\">{}<ul class=\"notes\">",
-            heading(runs, i)
-        );
+        let _ = write!(out, "<section class=\"card r{i}\">{}<ul class=\"notes\">", heading(runs, i));
         for note in list.iter().take(200) {
             let _ = write!(out, "<li>{}</li>", escape(note));
         }

@@ -144,20 +144,12 @@ impl Downloader {
             // Everything was there already, or the upstream file changed: start over unless the length says it is whole.
             _ => {
                 let _ = fs::remove_file(part);
-                return Err(Failure::Retry(
-                    format!("cannot resume (status {status})"),
-                    Some(Duration::ZERO),
-                ));
+                return Err(Failure::Retry(format!("cannot resume (status {status})"), Some(Duration::ZERO)));
             }
         };
         let length: Option<u64> = header(response.headers(), "content-length").and_then(|v| v.parse().ok());
         fs::write(tag_path(part), &new_tag).map_err(local)?;
-        let mut file = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(start == 0)
-            .open(part)
-            .map_err(local)?;
+        let mut file = OpenOptions::new().create(true).write(true).truncate(start == 0).open(part).map_err(local)?;
         std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(start)).map_err(local)?;
         let got = receive(response, &mut file, start, length, url).map_err(|e| match e {
             Receive::Remote(m) => Failure::Retry(m, None),
@@ -165,20 +157,14 @@ impl Downloader {
         })?;
         if length.is_some_and(|want| got != want) {
             let want = start + length.unwrap_or(0);
-            return Err(Failure::Retry(
-                format!("the connection ended after {} of {want} bytes", start + got),
-                None,
-            ));
+            return Err(Failure::Retry(format!("the connection ended after {} of {want} bytes", start + got), None));
         }
         file.sync_all().map_err(local)?;
         if let Some(want) = sha256 {
             let found = hash(part).map_err(local)?;
             if found != want {
                 let _ = fs::remove_file(part);
-                return Err(Failure::Retry(
-                    format!("checksum mismatch: expected sha256 {want}, found {found}"),
-                    None,
-                ));
+                return Err(Failure::Retry(format!("checksum mismatch: expected sha256 {want}, found {found}"), None));
             }
         }
         Ok(())
@@ -201,9 +187,7 @@ impl Downloader {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
             if have > 0 {
-                request = request
-                    .header("range", format!("bytes={have}-"))
-                    .header("if-range", tag);
+                request = request.header("range", format!("bytes={have}-")).header("if-range", tag);
             }
             let response = request.call().map_err(|e| Failure::Retry(e.to_string(), None))?;
             let status = response.status().as_u16();
@@ -214,16 +198,11 @@ impl Downloader {
                 301 | 302 | 303 | 307 | 308 => {
                     let to = header(response.headers(), "location")
                         .ok_or_else(|| Failure::Fatal(Error::new(format!("status {status} without a location"))))?;
-                    url = if to.starts_with('/') {
-                        format!("{}{to}", origin(&url))
-                    } else {
-                        to
-                    };
+                    url = if to.starts_with('/') { format!("{}{to}", origin(&url)) } else { to };
                 }
                 429 | 500..=599 => {
-                    let after = header(response.headers(), "retry-after")
-                        .and_then(|v| v.parse().ok())
-                        .map(Duration::from_secs);
+                    let after =
+                        header(response.headers(), "retry-after").and_then(|v| v.parse().ok()).map(Duration::from_secs);
                     return Err(Failure::Retry(format!("the server answered {status}"), after));
                 }
                 401 | 403 => {
@@ -232,9 +211,7 @@ impl Downloader {
                     ))));
                 }
                 _ => {
-                    return Err(Failure::Fatal(Error::new(format!(
-                        "the server answered {status}; expected 200"
-                    ))));
+                    return Err(Failure::Fatal(Error::new(format!("the server answered {status}; expected 200"))));
                 }
             }
         }
@@ -274,10 +251,7 @@ fn receive(
                 bar.inc(n as u64);
             }
             Err(e) if length.is_some_and(|want| got < want) || length.is_none() => {
-                break Err(Receive::Remote(format!(
-                    "the connection broke after {} bytes: {e}",
-                    start + got
-                )));
+                break Err(Receive::Remote(format!("the connection broke after {} bytes: {e}", start + got)));
             }
             Err(_) => break Ok(got),
         }
@@ -292,12 +266,7 @@ fn header(headers: &HeaderMap, name: &str) -> Option<String> {
 
 /// First byte of a `content-range: bytes A-B/N` header.
 fn range_start(headers: &HeaderMap) -> Option<u64> {
-    header(headers, "content-range")?
-        .strip_prefix("bytes ")?
-        .split('-')
-        .next()?
-        .parse()
-        .ok()
+    header(headers, "content-range")?.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
 }
 
 /// `scheme://host:port` of an address.

@@ -16,18 +16,10 @@ pub struct Fields {
 }
 
 /// databricks-dolly-15k.
-pub const DOLLY: Fields = Fields {
-    instruction: "instruction",
-    context: "context",
-    response: "response",
-};
+pub const DOLLY: Fields = Fields { instruction: "instruction", context: "context", response: "response" };
 
 /// alpaca_data.json and its Parquet form.
-pub const ALPACA: Fields = Fields {
-    instruction: "instruction",
-    context: "input",
-    response: "output",
-};
+pub const ALPACA: Fields = Fields { instruction: "instruction", context: "input", response: "output" };
 
 /// Converts all records; `prompt = instruction`, a blank line, `context` where there is one.
 ///
@@ -38,11 +30,7 @@ pub fn convert(records: &[Value], fields: Fields) -> Result<Collected, String> {
     for (i, record) in records.iter().enumerate() {
         let get = |key| field(record, key).map_err(|e| format!("record {}: {e}", i + 1));
         if !record.is_object() {
-            return Err(format!(
-                "record {}: expected an object, found {}",
-                i + 1,
-                super::rows::kind(record)
-            ));
+            return Err(format!("record {}: expected an object, found {}", i + 1, super::rows::kind(record)));
         }
         let (instruction, mut context, response) =
             (get(fields.instruction)?, get(fields.context)?, get(fields.response)?);
@@ -55,11 +43,7 @@ pub fn convert(records: &[Value], fields: Fields) -> Result<Collected, String> {
         } else if response.is_empty() {
             out.drop("empty response");
         } else {
-            let prompt = if context.is_empty() {
-                instruction
-            } else {
-                format!("{instruction}\n\n{context}")
-            };
+            let prompt = if context.is_empty() { instruction } else { format!("{instruction}\n\n{context}") };
             out.keep(Row::Pair { prompt, response });
         }
     }
@@ -83,16 +67,11 @@ mod tests {
         let got = convert(&records, DOLLY).unwrap();
         assert_eq!(
             got.rows,
-            [("Sum up.\n\na\nb", "ab"), ("Sum up.", "ab")].map(|(p, r)| Row::Pair {
-                prompt: p.to_string(),
-                response: r.to_string()
-            })
+            [("Sum up.\n\na\nb", "ab"), ("Sum up.", "ab")]
+                .map(|(p, r)| Row::Pair { prompt: p.to_string(), response: r.to_string() })
         );
         let dropped: Vec<_> = got.dropped.into_iter().collect();
-        assert_eq!(
-            dropped,
-            [("duplicate", 1), ("empty instruction", 1), ("empty response", 1)]
-        );
+        assert_eq!(dropped, [("duplicate", 1), ("empty instruction", 1), ("empty response", 1)]);
     }
 
     #[test]
@@ -100,9 +79,7 @@ mod tests {
         let e = convert(&[json!({"instruction": 5, "output": "x"})], ALPACA).unwrap_err();
         assert_eq!(e, "record 1: field \"instruction\": expected a string, found a number");
         assert!(
-            convert(&[json!([1])], ALPACA)
-                .unwrap_err()
-                .starts_with("record 1: expected an object, found an array")
+            convert(&[json!([1])], ALPACA).unwrap_err().starts_with("record 1: expected an object, found an array")
         );
     }
 }

@@ -56,18 +56,13 @@ impl Dataset {
     /// The upstream file.
     fn remote(self) -> RemoteFile {
         match self {
-            Self::Dolly15k => RemoteFile {
-                repo: "databricks/databricks-dolly-15k",
-                path: "databricks-dolly-15k.jsonl",
-            },
-            Self::Oasst1 => RemoteFile {
-                repo: "OpenAssistant/oasst1",
-                path: "2023-04-12_oasst_ready.trees.jsonl.gz",
-            },
-            Self::Alpaca => RemoteFile {
-                repo: "tatsu-lab/alpaca",
-                path: "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet",
-            },
+            Self::Dolly15k => {
+                RemoteFile { repo: "databricks/databricks-dolly-15k", path: "databricks-dolly-15k.jsonl" }
+            }
+            Self::Oasst1 => RemoteFile { repo: "OpenAssistant/oasst1", path: "2023-04-12_oasst_ready.trees.jsonl.gz" },
+            Self::Alpaca => {
+                RemoteFile { repo: "tatsu-lab/alpaca", path: "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet" }
+            }
         }
     }
 
@@ -75,10 +70,7 @@ impl Dataset {
     fn marks(self) -> (&'static str, &'static [&'static [&'static str]]) {
         match self {
             Self::Dolly15k => ("dolly", &[&["instruction", "context", "response"]]),
-            Self::Oasst1 => (
-                "oasst",
-                &[&["message_tree_id", "prompt"], &["message_id", "role", "text"]],
-            ),
+            Self::Oasst1 => ("oasst", &[&["message_tree_id", "prompt"], &["message_id", "role", "text"]]),
             Self::Alpaca => ("alpaca", &[&["instruction", "output"]]),
         }
     }
@@ -125,10 +117,7 @@ pub struct Prepared {
 pub fn run(spec: &PrepareSpec) -> Result<Vec<Prepared>> {
     fs::create_dir_all(&spec.output_dir)
         .context(|| format!("{}: cannot create the output folder", spec.output_dir.display()))?;
-    spec.datasets
-        .iter()
-        .map(|&d| prepare(spec, d).map_err(|e| e.context(d.name())))
-        .collect()
+    spec.datasets.iter().map(|&d| prepare(spec, d).map_err(|e| e.context(d.name()))).collect()
 }
 
 fn prepare(spec: &PrepareSpec, dataset: Dataset) -> Result<Prepared> {
@@ -140,33 +129,16 @@ fn prepare(spec: &PrepareSpec, dataset: Dataset) -> Result<Prepared> {
     let converted = match dataset {
         Dataset::Dolly15k => instruction::convert(&records, instruction::DOLLY),
         Dataset::Alpaca => instruction::convert(&records, instruction::ALPACA),
-        Dataset::Oasst1 => oasst::convert(
-            &records,
-            oasst::Options {
-                paths: spec.paths,
-                multi_turn: spec.multi_turn,
-            },
-        ),
+        Dataset::Oasst1 => oasst::convert(&records, oasst::Options { paths: spec.paths, multi_turn: spec.multi_turn }),
     };
     let collected = converted.map_err(|e| Error::new(format!("{}: {e}", source.display())))?;
     if collected.rows.is_empty() {
-        bail!(
-            "{}: no usable row in {} records; is it the right file?",
-            source.display(),
-            records.len()
-        );
+        bail!("{}: no usable row in {} records; is it the right file?", source.display(), records.len());
     }
     let output = spec.output_dir.join(dataset.output());
     write(&output, &collected)?;
     let kept = collected.rows.len();
-    Ok(Prepared {
-        dataset,
-        source,
-        output,
-        records: records.len(),
-        kept,
-        dropped: collected.dropped,
-    })
+    Ok(Prepared { dataset, source, output, records: records.len(), kept, dropped: collected.dropped })
 }
 
 /// Writes the rows to a temporary name and renames it when everything is on disk.
@@ -177,9 +149,7 @@ fn write(output: &Path, collected: &Collected) -> Result<()> {
         for row in &collected.rows {
             writeln!(file, "{}", row.to_json())?;
         }
-        file.into_inner()
-            .map_err(std::io::IntoInnerError::into_error)?
-            .sync_all()?;
+        file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
         fs::rename(&temp, output)
     })();
     if written.is_err() {
@@ -201,11 +171,7 @@ fn find(dir: &Path, dataset: Dataset) -> Result<PathBuf> {
     let mut names: Vec<PathBuf> = fs::read_dir(dir)
         .context(|| format!("--source-dir {}", dir.display()))?
         .filter_map(|entry| entry.ok().map(|e| e.path()))
-        .filter(|p| {
-            p.is_file()
-                && p.file_name()
-                    .is_some_and(|n| n.to_string_lossy().to_lowercase().contains(mark))
-        })
+        .filter(|p| p.is_file() && p.file_name().is_some_and(|n| n.to_string_lossy().to_lowercase().contains(mark)))
         .collect();
     names.sort();
     let fits = |p: &PathBuf| {
@@ -221,23 +187,14 @@ fn find(dir: &Path, dataset: Dataset) -> Result<PathBuf> {
             dir.display(),
             dataset.name(),
             upstream,
-            if seen.is_empty() {
-                "none".to_string()
-            } else {
-                seen.join(", ")
-            }
+            if seen.is_empty() { "none".to_string() } else { seen.join(", ") }
         );
     }
     // Trees carry the order of replies, so they come first; the rest in order of name.
     found.sort_by_key(|p| !p.to_string_lossy().contains("tree"));
     if found.len() > 1 {
         let others: Vec<String> = found[1..].iter().map(|p| p.display().to_string()).collect();
-        eprintln!(
-            "note: {} is read from {}; left alone: {}",
-            dataset.name(),
-            found[0].display(),
-            others.join(", ")
-        );
+        eprintln!("note: {} is read from {}; left alone: {}", dataset.name(), found[0].display(), others.join(", "));
     }
     Ok(found.swap_remove(0))
 }

@@ -50,9 +50,7 @@ pub fn convert(records: &[Value], options: Options) -> Result<Collected, String>
     let mut roots = Vec::new();
     if records.iter().any(|r| r.get("prompt").is_some()) {
         for (i, record) in records.iter().enumerate() {
-            let root = record
-                .get("prompt")
-                .ok_or_else(|| format!("record {}: field \"prompt\" is missing", i + 1))?;
+            let root = record.get("prompt").ok_or_else(|| format!("record {}: field \"prompt\" is missing", i + 1))?;
             let state = record.get("tree_state").and_then(Value::as_str);
             roots.push(add_tree(root, state, &mut messages).map_err(|e| format!("record {}: {e}", i + 1))?);
         }
@@ -124,9 +122,7 @@ fn parse(value: &Value, state: Option<&str>) -> Result<Message, String> {
         "prompter" => true,
         "assistant" => false,
         other => {
-            return Err(format!(
-                "field \"role\": expected \"prompter\" or \"assistant\", found {other:?}"
-            ));
+            return Err(format!("field \"role\": expected \"prompter\" or \"assistant\", found {other:?}"));
         }
     };
     let flag = |key| value.get(key).and_then(Value::as_bool);
@@ -143,13 +139,7 @@ fn parse(value: &Value, state: Option<&str>) -> Result<Message, String> {
     } else {
         None
     };
-    Ok(Message {
-        text,
-        prompter,
-        unusable,
-        rank: value.get("rank").and_then(Value::as_i64),
-        children: Vec::new(),
-    })
+    Ok(Message { text, prompter, unusable, rank: value.get("rank").and_then(Value::as_i64), children: Vec::new() })
 }
 
 /// Counts each unusable message of a tree once.
@@ -190,24 +180,14 @@ fn walk(messages: &[Message], root: usize, options: Options, path: &mut Vec<usiz
         let children = next(messages, m, options.paths);
         if !messages[m].prompter && !options.multi_turn {
             let prompt = messages[path[depth - 1]].text.clone();
-            out.keep(Row::Pair {
-                prompt,
-                response: messages[m].text.clone(),
-            });
+            out.keep(Row::Pair { prompt, response: messages[m].text.clone() });
         }
         // A conversation ends where no usable answer follows; a trailing question without one is left out.
-        let goes_on = children
-            .iter()
-            .any(|&c| !messages[c].prompter || !next(messages, c, options.paths).is_empty());
+        let goes_on = children.iter().any(|&c| !messages[c].prompter || !next(messages, c, options.paths).is_empty());
         if options.multi_turn && !messages[m].prompter && !goes_on {
             let turns: Vec<Turn> = path
                 .iter()
-                .map(|&i| {
-                    (
-                        if messages[i].prompter { "user" } else { "assistant" },
-                        messages[i].text.clone(),
-                    )
-                })
+                .map(|&i| (if messages[i].prompter { "user" } else { "assistant" }, messages[i].text.clone()))
                 .collect();
             out.keep(Row::Conversation(turns));
         }
@@ -251,14 +231,7 @@ mod tests {
 
     #[test]
     fn best_path_takes_the_best_rank_at_every_fork() {
-        let got = convert(
-            &forest(),
-            Options {
-                paths: Paths::Best,
-                multi_turn: false,
-            },
-        )
-        .unwrap();
+        let got = convert(&forest(), Options { paths: Paths::Best, multi_turn: false }).unwrap();
         let want = [("Name a prime.", "Seven."), ("A bigger one?", "7919")];
         assert_eq!(pairs(&got), want.map(|(a, b)| (a.to_string(), b.to_string())));
         assert_eq!(got.dropped.get("message without its parent"), Some(&1));
@@ -266,23 +239,9 @@ mod tests {
 
     #[test]
     fn all_paths_give_every_answer_and_every_conversation() {
-        let got = convert(
-            &forest(),
-            Options {
-                paths: Paths::All,
-                multi_turn: false,
-            },
-        )
-        .unwrap();
+        let got = convert(&forest(), Options { paths: Paths::All, multi_turn: false }).unwrap();
         assert_eq!(pairs(&got).len(), 4);
-        let got = convert(
-            &forest(),
-            Options {
-                paths: Paths::All,
-                multi_turn: true,
-            },
-        )
-        .unwrap();
+        let got = convert(&forest(), Options { paths: Paths::All, multi_turn: true }).unwrap();
         let lengths: Vec<usize> = got
             .rows
             .iter()
@@ -299,14 +258,7 @@ mod tests {
         let mut records = forest();
         records[2]["deleted"] = json!(true);
         records[1]["lang"] = json!("de");
-        let got = convert(
-            &records,
-            Options {
-                paths: Paths::Best,
-                multi_turn: false,
-            },
-        )
-        .unwrap();
+        let got = convert(&records, Options { paths: Paths::Best, multi_turn: false }).unwrap();
         assert!(got.rows.is_empty());
         let dropped: Vec<_> = got.dropped.into_iter().collect();
         let want = [
@@ -342,16 +294,7 @@ mod tests {
 
     #[test]
     fn bad_roles_name_the_record() {
-        let e = convert(
-            &[message("a", None, "judge", None, "x")],
-            Options {
-                paths: Paths::Best,
-                multi_turn: false,
-            },
-        );
-        assert_eq!(
-            e.unwrap_err(),
-            "record 1: field \"role\": expected \"prompter\" or \"assistant\", found \"judge\""
-        );
+        let e = convert(&[message("a", None, "judge", None, "x")], Options { paths: Paths::Best, multi_turn: false });
+        assert_eq!(e.unwrap_err(), "record 1: field \"role\": expected \"prompter\" or \"assistant\", found \"judge\"");
     }
 }

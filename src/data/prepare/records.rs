@@ -21,14 +21,9 @@ const MAX_BYTES: u64 = 2 << 30;
 pub fn read(path: &Path) -> Result<Vec<Value>> {
     let at = || path.display().to_string();
     let mut magic = [0u8; 4];
-    let n = File::open(path)
-        .and_then(|mut f| read_up_to(&mut f, &mut magic))
-        .context(at)?;
+    let n = File::open(path).and_then(|mut f| read_up_to(&mut f, &mut magic)).context(at)?;
     if n == 0 {
-        bail!(
-            "{}: the file is empty; expected JSONL, JSON, gzip or Parquet",
-            path.display()
-        );
+        bail!("{}: the file is empty; expected JSONL, JSON, gzip or Parquet", path.display());
     }
     if &magic == b"PAR1" {
         return read_parquet(path);
@@ -91,10 +86,8 @@ fn read_lines(path: &Path, mut r: Box<dyn BufRead>) -> Result<Vec<Value>> {
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
-        let n = (&mut r)
-            .take(MAX_BYTES)
-            .read_until(b'\n', &mut line)
-            .context(|| format!("{}:{number}", path.display()))?;
+        let n =
+            (&mut r).take(MAX_BYTES).read_until(b'\n', &mut line).context(|| format!("{}:{number}", path.display()))?;
         if n == 0 {
             break;
         }
@@ -102,10 +95,7 @@ fn read_lines(path: &Path, mut r: Box<dyn BufRead>) -> Result<Vec<Value>> {
             continue;
         }
         let value = serde_json::from_slice(&line).map_err(|e| {
-            Error::new(format!(
-                "{}:{number}: expected one JSON object a line, found: {e}",
-                path.display()
-            ))
+            Error::new(format!("{}:{number}: expected one JSON object a line, found: {e}", path.display()))
         })?;
         records.push(value);
     }
@@ -132,11 +122,7 @@ fn read_parquet(path: &Path) -> Result<Vec<Value>> {
 }
 
 fn group(row: &parquet::record::Row) -> Value {
-    Value::Object(
-        row.get_column_iter()
-            .map(|(name, field)| (name.clone(), json(field)))
-            .collect::<Map<_, _>>(),
-    )
+    Value::Object(row.get_column_iter().map(|(name, field)| (name.clone(), json(field))).collect::<Map<_, _>>())
 }
 
 /// A Parquet value as JSON. Types that no upstream data set uses become null.

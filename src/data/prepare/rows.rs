@@ -27,10 +27,8 @@ impl Row {
         match self {
             Self::Pair { prompt, response } => json!({"prompt": prompt, "response": response}),
             Self::Conversation(turns) => {
-                let messages: Vec<Value> = turns
-                    .iter()
-                    .map(|(role, text)| json!({"role": role, "content": text}))
-                    .collect();
+                let messages: Vec<Value> =
+                    turns.iter().map(|(role, text)| json!({"role": role, "content": text})).collect();
                 json!({"messages": messages})
             }
         }

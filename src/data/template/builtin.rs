@@ -39,11 +39,7 @@ pub(super) fn chatml_jinja(supervise_newline: bool) -> String {
 
 /// The end of a generation mark and the newline of the turn, in the order that the mask asks for.
 fn closing_newline(supervise_newline: bool) -> &'static str {
-    if supervise_newline {
-        "{{ '\\n' }}{% endgeneration %}"
-    } else {
-        "{% endgeneration %}{{ '\\n' }}"
-    }
+    if supervise_newline { "{{ '\\n' }}{% endgeneration %}" } else { "{% endgeneration %}{{ '\\n' }}" }
 }
 
 const PREAMBLE: &str =

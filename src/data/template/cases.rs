@@ -62,14 +62,8 @@ pub fn render_cases(file: &[u8], name: Option<&str>, options: &TemplateOptions) 
     let root: Value =
         serde_json::from_slice(file).map_err(|e| Error::new(format!("invalid JSON, expected an object, found {e}")))?;
     let list = root.get("conversations").and_then(Value::as_array);
-    let Some(list) = list else {
-        bail!("field \"conversations\" is missing, expected a list of conversations")
-    };
-    let conversations = list
-        .iter()
-        .enumerate()
-        .map(|(i, c)| conversation(i, c))
-        .collect::<Result<Vec<_>>>()?;
+    let Some(list) = list else { bail!("field \"conversations\" is missing, expected a list of conversations") };
+    let conversations = list.iter().enumerate().map(|(i, c)| conversation(i, c)).collect::<Result<Vec<_>>>()?;
     let empty = Map::new();
     let sources = root.get("templates").and_then(Value::as_object).unwrap_or(&empty);
     let names: Vec<String> = match name {
@@ -79,10 +73,7 @@ pub fn render_cases(file: &[u8], name: Option<&str>, options: &TemplateOptions) 
     };
     let mut templates = Vec::new();
     for name in names {
-        let source = sources
-            .get(&name)
-            .and_then(Value::as_str)
-            .filter(|s| s.contains("endgeneration"));
+        let source = sources.get(&name).and_then(Value::as_str).filter(|s| s.contains("endgeneration"));
         let template = match source {
             Some(source) => Template::from_jinja(&name, source, options.clone())
                 .map_err(|e| e.context(format!("template {name}")))?,
@@ -98,19 +89,12 @@ pub fn render_cases(file: &[u8], name: Option<&str>, options: &TemplateOptions) 
             } else {
                 let mut messages = messages.clone();
                 if name == "alpaca" {
-                    let input = root
-                        .get("alpaca_inputs")
-                        .and_then(|m| m.get(i.to_string()))
-                        .and_then(Value::as_str);
+                    let input = root.get("alpaca_inputs").and_then(|m| m.get(i.to_string())).and_then(Value::as_str);
                     messages[0].input = input.map(ToString::to_string);
                 }
                 render_case(template, &messages).map_err(|e| e.to_string())
             };
-            cases.push(Case {
-                conversation: i,
-                template: name.clone(),
-                rendering,
-            });
+            cases.push(Case { conversation: i, template: name.clone(), rendering });
         }
     }
     Ok(cases)
@@ -124,35 +108,22 @@ fn left_out(root: &Value, conversation: usize, template: &str) -> bool {
 }
 
 fn render_case(template: &Template, messages: &[Message]) -> Result<Rendering> {
-    let (text, spans_bytes) = template
-        .render(messages, Purpose::Train)?
-        .text_and_spans(template.names());
+    let (text, spans_bytes) = template.render(messages, Purpose::Train)?.text_and_spans(template.names());
     // A conversation that ends with the user's turn is a prompt as a whole.
     let n = messages.len();
-    let prompt = if messages[n - 1].role == Role::Assistant {
-        &messages[..n - 1]
-    } else {
-        messages
-    };
+    let prompt = if messages[n - 1].role == Role::Assistant { &messages[..n - 1] } else { messages };
     let generation_prompt_text = if prompt.is_empty() {
         String::new()
     } else {
         template.render(prompt, Purpose::Generate)?.text(template.names())
     };
-    Ok(Rendering {
-        text,
-        generation_prompt_text,
-        spans_bytes,
-    })
+    Ok(Rendering { text, generation_prompt_text, spans_bytes })
 }
 
 /// Conversations to look at may hold what rows may not: empty contents.
 fn conversation(index: usize, value: &Value) -> Result<Vec<Message>> {
     let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
-    ensure!(
-        !list.is_empty(),
-        "conversations[{index}]: expected a list of messages, found {value}"
-    );
+    ensure!(!list.is_empty(), "conversations[{index}]: expected a list of messages, found {value}");
     list.iter()
         .enumerate()
         .map(|(k, m)| {

@@ -62,24 +62,16 @@ impl Jinja {
         env.set_fuel(Some(1_500_000));
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        env.add_function(
-            "raise_exception",
-            |message: String| -> Result<Value, minijinja::Error> {
-                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
+        env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
         env.add_filter("tojson", to_json);
         env.add_function("strftime_now", |_: String| -> Result<Value, minijinja::Error> {
             let message = "strftime_now is not supported: the rows would depend on the day; write the date out";
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         env.add_template_owned("chat", marked).map_err(|e| jinja_error(&e))?;
-        let mut this = Self {
-            source: source.to_string(),
-            env,
-            names: names.clone(),
-            prints_bos: false,
-        };
+        let mut this = Self { source: source.to_string(), env, names: names.clone(), prints_bos: false };
         let probe = [Message::new(Role::User, "a"), Message::new(Role::Assistant, "b")];
         if let Ok(rendered) = this.render_marked(&probe, Purpose::Train) {
             this.prints_bos = rendered.trim_start_matches(GENERATION).starts_with(&names.bos);
@@ -97,11 +89,7 @@ impl Jinja {
     }
 
     pub(super) fn source_with_bos(&self) -> String {
-        if self.adds_bos() {
-            format!("{{{{ bos_token }}}}{}", self.source)
-        } else {
-            self.source.clone()
-        }
+        if self.adds_bos() { format!("{{{{ bos_token }}}}{}", self.source) } else { self.source.clone() }
     }
 
     fn render_marked(&self, messages: &[Message], purpose: Purpose) -> Result<String> {
@@ -130,11 +118,7 @@ impl Jinja {
 
     pub(super) fn render(&self, messages: &[Message], purpose: Purpose) -> Result<Rendered> {
         let marked = self.render_marked(messages, purpose)?;
-        let assistants: Vec<bool> = messages
-            .iter()
-            .filter(|m| m.role == Role::Assistant)
-            .map(|m| m.train)
-            .collect();
+        let assistants: Vec<bool> = messages.iter().filter(|m| m.role == Role::Assistant).map(|m| m.train).collect();
         let n_spans = marked.matches(GENERATION).count();
         let mixed = assistants.iter().any(|&t| !t);
         ensure!(
@@ -213,11 +197,7 @@ impl Jinja {
 fn flush(out: &mut Rendered, text: &mut String, supervised: bool) {
     if !text.is_empty() {
         let piece = Piece::Template(std::mem::take(text));
-        out.segments.push(Segment {
-            piece,
-            supervised,
-            implicit: false,
-        });
+        out.segments.push(Segment { piece, supervised, implicit: false });
     }
 }
 
@@ -239,13 +219,9 @@ fn to_json(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
         Some(n) => {
             let spaces = " ".repeat(n.min(16));
             let format = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value
-                .serialize(&mut serde_json::Serializer::with_formatter(&mut out, format))
-                .map_err(error)?;
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, format)).map_err(error)?;
         }
-        None => value
-            .serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced))
-            .map_err(error)?,
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(error)?,
     }
     Ok(String::from_utf8(out).expect("JSON is UTF-8"))
 }
@@ -300,10 +276,7 @@ fn mark_generation(source: &str) -> Result<(String, usize)> {
             }
         }
     }
-    ensure!(
-        !open,
-        "{{% generation %}} is never closed, expected {{% endgeneration %}}"
-    );
+    ensure!(!open, "{{% generation %}} is never closed, expected {{% endgeneration %}}");
     out.push_str(rest);
     Ok((out, n / 2))
 }

@@ -73,11 +73,7 @@ pub struct Rendered {
 
 impl Rendered {
     fn push(&mut self, piece: Piece, supervised: bool) {
-        self.segments.push(Segment {
-            piece,
-            supervised,
-            implicit: false,
-        });
+        self.segments.push(Segment { piece, supervised, implicit: false });
     }
 
     fn template(&mut self, text: &str, supervised: bool) {
@@ -97,11 +93,7 @@ impl Rendered {
     }
 
     fn implicit_bos(&mut self) {
-        self.segments.push(Segment {
-            piece: Piece::Control(Control::Bos),
-            supervised: false,
-            implicit: true,
-        });
+        self.segments.push(Segment { piece: Piece::Control(Control::Bos), supervised: false, implicit: true });
     }
 
     /// The rendering as a chat template would print it, and the byte spans `[start, end)` of what is supervised.
@@ -146,10 +138,7 @@ pub struct ControlNames {
 
 impl Default for ControlNames {
     fn default() -> Self {
-        Self {
-            bos: "<s>".to_string(),
-            eos: "</s>".to_string(),
-        }
+        Self { bos: "<s>".to_string(), eos: "</s>".to_string() }
     }
 }
 
@@ -219,10 +208,7 @@ impl Template {
             path if path.contains(['.', '/']) => {
                 let source = std::fs::read(path).context(|| format!("prompt template {path}"))?;
                 let source = String::from_utf8(source).map_err(|e| {
-                    Error::new(format!(
-                        "prompt template {path}: expected UTF-8 text, found {}",
-                        e.utf8_error()
-                    ))
+                    Error::new(format!("prompt template {path}: expected UTF-8 text, found {}", e.utf8_error()))
                 })?;
                 let name = Path::new(path).file_stem().map_or(path.into(), |s| s.to_string_lossy());
                 return Self::from_jinja(&name, &source, options).context(|| format!("prompt template {path}"));
@@ -244,11 +230,7 @@ impl Template {
             )));
         }
         let name = if name == "alpaca" { "instruct" } else { name };
-        Ok(Self {
-            name: name.to_string(),
-            kind,
-            options,
-        })
+        Ok(Self { name: name.to_string(), kind, options })
     }
 
     /// A template from Jinja source with `{% generation %}` … `{% endgeneration %}` around what is supervised.
@@ -262,11 +244,7 @@ impl Template {
             ));
         }
         let kind = Kind::Jinja(Box::new(jinja::Jinja::new(source, &options.names)?));
-        Ok(Self {
-            name: name.to_string(),
-            kind,
-            options,
-        })
+        Ok(Self { name: name.to_string(), kind, options })
     }
 
     /// The name; `instruct` for its alias.
@@ -290,11 +268,7 @@ impl Template {
 
     /// The tokens that end a response: the closing token first.
     pub fn stop_controls(&self) -> &'static [Control] {
-        if self.needs_chatml() {
-            &[Control::ImEnd, Control::Eos]
-        } else {
-            &[Control::Eos]
-        }
+        if self.needs_chatml() { &[Control::ImEnd, Control::Eos] } else { &[Control::Eos] }
     }
 
     /// Renders a conversation.
@@ -333,13 +307,7 @@ impl Template {
         let newline = [u8::from(self.options.supervise_turn_newline)];
         let names = &self.options.names;
         let source = self.jinja_source();
-        let parts = [
-            self.name.as_bytes(),
-            source.as_bytes(),
-            names.bos.as_bytes(),
-            names.eos.as_bytes(),
-            &newline,
-        ];
+        let parts = [self.name.as_bytes(), source.as_bytes(), names.bos.as_bytes(), names.eos.as_bytes(), &newline];
         for part in parts {
             h.update(&(part.len() as u64).to_le_bytes());
             h.update(part);

@@ -48,9 +48,8 @@ impl Beside {
             let size = std::fs::metadata(&path).context(shown)?.len();
             ensure!(size <= MAX_BYTES, "{}: longer than {MAX_BYTES} bytes", path.display());
             let bytes = std::fs::read(&path).context(shown)?;
-            let value: Value = serde_json::from_slice(&bytes)
-                .map_err(|e| Error::new(format!("invalid JSON: {e}")))
-                .context(shown)?;
+            let value: Value =
+                serde_json::from_slice(&bytes).map_err(|e| Error::new(format!("invalid JSON: {e}"))).context(shown)?;
             ensure!(value.is_object(), "{}: expected a JSON object", path.display());
             Ok(Some(value))
         };
@@ -96,16 +95,8 @@ pub(super) fn special_tokens(
 ) -> Result<(SpecialTokens, Vec<u32>)> {
     let known = |id: u32| library.id_to_token(id).is_some();
     if asked != SpecialIds::default() {
-        for (what, id) in [
-            ("pad", asked.pad),
-            ("unk", asked.unk),
-            ("bos", asked.bos),
-            ("eos", asked.eos),
-        ] {
-            ensure!(
-                known(id),
-                "tokenizer {name}: --special-ids: {what} {id} is no token of the vocabulary"
-            );
+        for (what, id) in [("pad", asked.pad), ("unk", asked.unk), ("bos", asked.bos), ("eos", asked.eos)] {
+            ensure!(known(id), "tokenizer {name}: --special-ids: {what} {id} is no token of the vocabulary");
         }
         return Ok((asked.into(), Vec::new()));
     }

@@ -50,9 +50,7 @@ impl HuggingFace {
             // Files of before 2020 leave the type out; merges tell a BPE.
             None if file["model"]["merges"].is_array() => ModelType::Bpe,
             Some(other) => {
-                return Err(wrong(&format!(
-                    "a model of type {other}; BPE and Unigram are supported"
-                )));
+                return Err(wrong(&format!("a model of type {other}; BPE and Unigram are supported")));
             }
             None => return Err(wrong("no model in it")),
         };
@@ -207,11 +205,7 @@ fn pieces(file: &Value, library: &Library, added: &Added) -> Result<Vec<VocabPie
     }
     let unknown = unknown(file);
     let fallback = file["model"]["byte_fallback"] == true;
-    let none = VocabPiece {
-        text: String::new(),
-        score: 0.0,
-        kind: Type::Unused,
-    };
+    let none = VocabPiece { text: String::new(), score: 0.0, kind: Type::Unused };
     let mut out = vec![none; most as usize + 1];
     for (text, id) in vocab {
         let kind = match added.get(&text) {
@@ -307,10 +301,7 @@ mod tests {
     #[test]
     fn bytes_are_written_as_gpt2_writes_them() {
         assert_eq!((byte_char(b'A'), byte_char(b' '), byte_char(b'\n')), ('A', 'Ġ', 'Ċ'));
-        assert_eq!(
-            (byte_char(0), byte_char(0x7f), byte_char(0xad)),
-            ('\u{100}', '\u{121}', '\u{143}')
-        );
+        assert_eq!((byte_char(0), byte_char(0x7f), byte_char(0xad)), ('\u{100}', '\u{121}', '\u{143}'));
         let mut all: Vec<char> = (0..=255).map(byte_char).collect();
         all.sort_unstable();
         all.dedup();

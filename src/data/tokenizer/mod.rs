@@ -142,19 +142,14 @@ impl Tokenizer {
         let path = inside.as_deref().unwrap_or(path);
         let name = path.display().to_string();
         let bytes = std::fs::read(path).context(|| format!("tokenizer {name}"))?;
-        let above = path
-            .parent()
-            .map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+        let above = path.parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
         let folders: Vec<&Path> = above.into_iter().chain(model).collect();
         Self::from_bytes_beside(&name, bytes, special, &folders)
     }
 
     /// The tokenizer's file in a folder: the SentencePiece model where there is one, else `tokenizer.json`.
     pub fn in_folder(dir: &Path) -> Option<std::path::PathBuf> {
-        ["tokenizer.model", "tokenizer.json"]
-            .map(|n| dir.join(n))
-            .into_iter()
-            .find(|p| p.is_file())
+        ["tokenizer.model", "tokenizer.json"].map(|n| dir.join(n)).into_iter().find(|p| p.is_file())
     }
 
     /// As [`Tokenizer::open`], from the bytes of a file called `name` in messages.
@@ -200,10 +195,7 @@ impl Tokenizer {
         {
             return Ok(Newline::Kept(last));
         }
-        Ok(self
-            .byte_ids()
-            .as_ref()
-            .map_or(Newline::Missing, |b| Newline::Lost(b[usize::from(b'\n')])))
+        Ok(self.byte_ids().as_ref().map_or(Newline::Missing, |b| Newline::Lost(b[usize::from(b'\n')])))
     }
 
     /// Makes `<|im_start|>` and `<|im_end|>` available: those of the vocabulary, or new ids at its end. Returns how many ids
@@ -224,12 +216,7 @@ impl Tokenizer {
     pub fn id_of(&self, text: &str) -> Option<u32> {
         let pieces = self.pieces();
         let added = || self.added.iter().position(|t| t == text).map(|i| pieces.len() + i);
-        pieces
-            .iter()
-            .position(|p| p.text == text)
-            .filter(|_| !text.is_empty())
-            .or_else(added)
-            .map(|i| i as u32)
+        pieces.iter().position(|p| p.text == text).filter(|_| !text.is_empty()).or_else(added).map(|i| i as u32)
     }
 
     /// Path or name it was opened with.
@@ -375,10 +362,7 @@ impl Tokenizer {
                 Some(id) => format!("become <unk> (id {id})"),
                 None => "are lost".to_string(),
             };
-            out.push(format!(
-                "tokenizer {}: no byte fallback, so unknown characters {fate}",
-                self.name
-            ));
+            out.push(format!("tokenizer {}: no byte fallback, so unknown characters {fate}", self.name));
         }
         out
     }
@@ -442,11 +426,7 @@ impl Tokenizer {
         forced.sort_unstable();
         forced.dedup();
         if forced.is_empty() {
-            return if tokens.iter().any(|t| self.is_control(t.id)) {
-                self.spell(text)
-            } else {
-                Ok(tokens)
-            };
+            return if tokens.iter().any(|t| self.is_control(t.id)) { self.spell(text) } else { Ok(tokens) };
         }
         forced.push(text.len());
         let mut out = Vec::with_capacity(tokens.len() + forced.len());
@@ -454,11 +434,7 @@ impl Tokenizer {
         for to in forced {
             let inner: Vec<usize> = cuts.iter().filter(|&&c| c > from && c < to).map(|c| c - from).collect();
             let part = self.encode_cut(&text[from..to], &inner, continuing || from > 0)?;
-            out.extend(part.into_iter().map(|t| Token {
-                id: t.id,
-                begin: t.begin + from,
-                end: t.end + from,
-            }));
+            out.extend(part.into_iter().map(|t| Token { id: t.id, begin: t.begin + from, end: t.end + from }));
             from = to;
         }
         Ok(out)
@@ -469,15 +445,9 @@ impl Tokenizer {
         let end = text.len();
         let unknown = |id| Token { id, begin: 0, end };
         Ok(match self.byte_ids() {
-            Some(ids) => text
-                .bytes()
-                .enumerate()
-                .map(|(i, b)| Token {
-                    id: ids[usize::from(b)],
-                    begin: i,
-                    end: i + 1,
-                })
-                .collect(),
+            Some(ids) => {
+                text.bytes().enumerate().map(|(i, b)| Token { id: ids[usize::from(b)], begin: i, end: i + 1 }).collect()
+            }
             None => self.special().unk.map(unknown).into_iter().collect(),
         })
     }

@@ -66,11 +66,8 @@ impl SentencePiece {
     pub fn encode(&self, text: &str, continuing: bool) -> Result<Vec<Token>, String> {
         let sp = if continuing { &self.continuing } else { &self.sp };
         let pieces = sp.encode(text).map_err(|e| e.to_string())?;
-        let token = |p: sentencepiece::PieceWithId| Token {
-            id: p.id,
-            begin: p.span.0 as usize,
-            end: p.span.1 as usize,
-        };
+        let token =
+            |p: sentencepiece::PieceWithId| Token { id: p.id, begin: p.span.0 as usize, end: p.span.1 as usize };
         Ok(pieces.into_iter().map(token).collect())
     }
 

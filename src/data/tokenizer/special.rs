@@ -36,23 +36,13 @@ pub struct SpecialTokens {
 
 impl From<SpecialIds> for SpecialTokens {
     fn from(ids: SpecialIds) -> Self {
-        Self {
-            pad: Some(ids.pad),
-            unk: Some(ids.unk),
-            bos: Some(ids.bos),
-            eos: ids.eos,
-        }
+        Self { pad: Some(ids.pad), unk: Some(ids.unk), bos: Some(ids.bos), eos: ids.eos }
     }
 }
 
 impl Default for SpecialIds {
     fn default() -> Self {
-        Self {
-            pad: 0,
-            unk: 1,
-            bos: 2,
-            eos: 3,
-        }
+        Self { pad: 0, unk: 1, bos: 2, eos: 3 }
     }
 }
 
@@ -84,12 +74,7 @@ impl SpecialIds {
 /// If they differ from `expected`, or BOS or EOS is no control piece.
 pub(super) fn check_special_ids(name: &str, model: &SentencePieceModel, expected: SpecialIds) -> Result<()> {
     let n = model.pieces.len();
-    let asked = [
-        ("pad", expected.pad),
-        ("unk", expected.unk),
-        ("bos", expected.bos),
-        ("eos", expected.eos),
-    ];
+    let asked = [("pad", expected.pad), ("unk", expected.unk), ("bos", expected.bos), ("eos", expected.eos)];
     let default = SpecialIds::default() == expected;
     let trainer = model.trainer();
     let found = [
@@ -112,15 +97,9 @@ pub(super) fn check_special_ids(name: &str, model: &SentencePieceModel, expected
         list(found.map(show))
     );
     for (what, id) in asked {
-        ensure!(
-            (id as usize) < n,
-            "tokenizer {name}: expected the id of {what} below {n}, found {id}"
-        );
+        ensure!((id as usize) < n, "tokenizer {name}: expected the id of {what} below {n}, found {id}");
     }
-    let kinds: HashMap<u32, Type> = asked
-        .iter()
-        .map(|&(_, id)| (id, model.pieces[id as usize].r#type()))
-        .collect();
+    let kinds: HashMap<u32, Type> = asked.iter().map(|&(_, id)| (id, model.pieces[id as usize].r#type())).collect();
     for (what, id) in [("bos", expected.bos), ("eos", expected.eos)] {
         let kind = kinds[&id];
         ensure!(

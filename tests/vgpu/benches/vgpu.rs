@@ -30,10 +30,7 @@ fn times(case: &suite::Case) -> (f64, f64, Counters) {
 type Maker = Box<dyn Fn() -> suite::Case>;
 
 fn main() {
-    let filter = std::env::args()
-        .skip(1)
-        .find(|a| !a.starts_with('-'))
-        .unwrap_or_default();
+    let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
     let b = Build::detect();
     println!("build {b:?}, one host thread, CPU time of the thread, median (least)");
     println!(

@@ -98,23 +98,13 @@ pub struct Fault {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Parse {
-                kernel,
-                line,
-                message,
-                text,
-            } => {
+            Error::Parse { kernel, line, message, text } => {
                 if let Some(kernel) = kernel {
                     write!(f, "kernel {kernel}, ")?;
                 }
                 write!(f, "PTX line {line}: {message} at `{text}`")
             }
-            Error::Unsupported {
-                kernel,
-                line,
-                text,
-                message,
-            } => {
+            Error::Unsupported { kernel, line, text, message } => {
                 write!(f, "kernel {kernel}, PTX line {line}: {message}: `{text}`")
             }
             Error::Fault(x) => write!(

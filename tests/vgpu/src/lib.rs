@@ -78,9 +78,7 @@ impl Checks {
             match name {
                 "races" => checks.races = true,
                 _ => {
-                    return Err(Error::Invalid(format!(
-                        "VGPU_CHECK={names}: there is no check {name}; known: races"
-                    )));
+                    return Err(Error::Invalid(format!("VGPU_CHECK={names}: there is no check {name}; known: races")));
                 }
             }
         }
@@ -132,9 +130,7 @@ impl Module {
     /// As [`Module::load`], and [`Error::Invalid`] when this processor does not support `build`.
     pub fn load_for(build: Build, text: &str, memory: &mut Memory) -> Result<Module> {
         if !build.supported() {
-            return Err(Error::Invalid(format!(
-                "this processor does not support the build {build:?}"
-            )));
+            return Err(Error::Invalid(format!("this processor does not support the build {build:?}")));
         }
         let module = ptx::parse(text)?;
         let (mut symbols, mut globals) = (Symbols::new(), BTreeMap::new());
@@ -150,10 +146,7 @@ impl Module {
             for (i, init) in v.init.iter().enumerate() {
                 let address = |name: &String, offset: i64| match symbols.get(name) {
                     Some((_, a)) => Ok(a.wrapping_add(offset as u64)),
-                    None => Err(Error::Invalid(format!(
-                        "{} refers to the unknown symbol {name}",
-                        v.name
-                    ))),
+                    None => Err(Error::Invalid(format!("{} refers to the unknown symbol {name}", v.name))),
                 };
                 let bits = match init {
                     Init::Bits(x) => *x,
@@ -174,10 +167,7 @@ impl Module {
         let mut programs = BTreeMap::new();
         let calls = ptx::Calls::new(&module);
         for f in module.functions.iter().filter(|f| f.entry && f.defined) {
-            programs.insert(
-                f.name.clone(),
-                decode(&calls.inline(f)?, &module.vars, &symbols, build)?,
-            );
+            programs.insert(f.name.clone(), decode(&calls.inline(f)?, &module.vars, &symbols, build)?);
         }
         Ok(Module { programs, globals })
     }
@@ -261,19 +251,11 @@ impl Kernel<'_> {
         let (blocks, threads) = (product(config.grid), product(config.block));
         let limit = u64::from(p.max_threads.unwrap_or(1024).min(1024));
         if threads == 0 || threads > limit || blocks == 0 || blocks > u64::from(u32::MAX) {
-            let m = format!(
-                "grid {:?} of blocks {:?}: at most {limit} threads",
-                config.grid, config.block
-            );
+            let m = format!("grid {:?} of blocks {:?}: at most {limit} threads", config.grid, config.block);
             return Err(Error::Invalid(m));
         }
         if args.len() != p.params.len() {
-            let m = format!(
-                "kernel {} has {} parameters, {} given",
-                p.name,
-                p.params.len(),
-                args.len()
-            );
+            let m = format!("kernel {} has {} parameters, {} given", p.name, p.params.len(), args.len());
             return Err(Error::Invalid(m));
         }
         let mut bytes = vec![0; p.params.last().map_or(0, |(at, n)| at + n)];
@@ -287,10 +269,7 @@ impl Kernel<'_> {
         // A kernel compiled for clusters has their shape; a launch may repeat it.
         let cluster = match p.limits.cluster {
             Some(c) if config.cluster != [1; 3] && config.cluster != c => {
-                let m = format!(
-                    "kernel {} is for clusters of {c:?}, the launch asks for {:?}",
-                    p.name, config.cluster
-                );
+                let m = format!("kernel {} is for clusters of {c:?}, the launch asks for {:?}", p.name, config.cluster);
                 return Err(Error::Invalid(m));
             }
             Some(c) => c,

@@ -25,18 +25,12 @@ pub struct Memory {
 impl Memory {
     /// Empty memory.
     pub fn new() -> Memory {
-        Memory {
-            next: BASE,
-            ..Memory::default()
-        }
+        Memory { next: BASE, ..Memory::default() }
     }
 
     /// Empty memory whose first allocation lies at `base` or above, so that several memories share no address.
     pub fn starting_at(base: u64) -> Memory {
-        Memory {
-            next: base.max(BASE).next_multiple_of(256),
-            ..Memory::default()
-        }
+        Memory { next: base.max(BASE).next_multiple_of(256), ..Memory::default() }
     }
 
     /// Bytes allocated now.
@@ -90,8 +84,7 @@ impl Memory {
 
     /// First address and size of the live allocation that holds `address`.
     pub fn range_of(&self, address: u64) -> Option<(u64, usize)> {
-        self.find(address, 1)
-            .map(|i| (self.blocks[i].start, self.blocks[i].len as usize))
+        self.find(address, 1).map(|i| (self.blocks[i].start, self.blocks[i].len as usize))
     }
 
     pub(crate) fn find(&self, address: u64, len: u64) -> Option<usize> {
@@ -112,16 +105,8 @@ impl Memory {
 
     /// Why an access of `len` bytes at `address` is wrong.
     pub(crate) fn describe(&self, address: u64, len: u64) -> (FaultKind, String) {
-        if let Some((s, n)) = self
-            .freed
-            .range(..=address)
-            .next_back()
-            .filter(|(s, n)| address - **s < **n)
-        {
-            let m = format!(
-                "{len} bytes at {address:#x}, {} bytes into freed memory of {n} bytes",
-                address - s
-            );
+        if let Some((s, n)) = self.freed.range(..=address).next_back().filter(|(s, n)| address - **s < **n) {
+            let m = format!("{len} bytes at {address:#x}, {} bytes into freed memory of {n} bytes", address - s);
             return (FaultKind::UseAfterFree, m);
         }
         let early = self.reserved.range(..=address).next_back();
@@ -132,17 +117,11 @@ impl Memory {
             );
             return (FaultKind::OutOfBounds, m);
         }
-        let near = self
-            .blocks
-            .partition_point(|b| b.start <= address)
-            .checked_sub(1)
-            .map(|i| &self.blocks[i]);
+        let near = self.blocks.partition_point(|b| b.start <= address).checked_sub(1).map(|i| &self.blocks[i]);
         let m = match near {
-            Some(b) if address - b.start < b.len + 2 * RED_ZONE => format!(
-                "{len} bytes at {address:#x}, offset {} of an allocation of {} bytes",
-                address - b.start,
-                b.len
-            ),
+            Some(b) if address - b.start < b.len + 2 * RED_ZONE => {
+                format!("{len} bytes at {address:#x}, offset {} of an allocation of {} bytes", address - b.start, b.len)
+            }
             _ => format!("{len} bytes at {address:#x}, which is in no allocation"),
         };
         (FaultKind::OutOfBounds, m)
@@ -192,11 +171,7 @@ impl Memory {
                 out[i..i + 8].copy_from_slice(&b.load::<8>(from).to_le_bytes());
                 i += 8;
             } else {
-                out[i] = if b.is_written(from, 1) {
-                    b.load::<1>(from) as u8
-                } else {
-                    FILL
-                };
+                out[i] = if b.is_written(from, 1) { b.load::<1>(from) as u8 } else { FILL };
                 i += 1;
             }
         }
@@ -241,9 +216,8 @@ impl Memory {
             other.read(from, &mut bytes)?;
             return self.write(to, &bytes);
         }
-        let data: Vec<(u64, bool)> = (at..at + len)
-            .map(|i| (a.load::<1>(i as u64), a.is_written(i as u64, 1)))
-            .collect();
+        let data: Vec<(u64, bool)> =
+            (at..at + len).map(|i| (a.load::<1>(i as u64), a.is_written(i as u64, 1))).collect();
         b.unmark(bt as u64, len as u64);
         for (i, (x, written)) in data.into_iter().enumerate() {
             b.put::<1>((bt + i) as u64, x);

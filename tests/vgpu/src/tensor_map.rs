@@ -40,10 +40,7 @@ impl DataType {
     }
 
     fn float(self) -> bool {
-        matches!(
-            self,
-            DataType::F16 | DataType::Bf16 | DataType::F32 | DataType::F32Ftz | DataType::F64
-        )
+        matches!(self, DataType::F16 | DataType::Bf16 | DataType::F32 | DataType::F32Ftz | DataType::F64)
     }
 
     const ALL: [DataType; 11] = [
@@ -194,31 +191,16 @@ impl TensorMap {
             return invalid(format!("rank {rank} is not 1 to 5"));
         }
         if t.dims.len() != rank || t.box_dims.len() != rank || t.element_strides.len() != rank {
-            return invalid(format!(
-                "rank {rank} needs as many dimensions, box sizes and element strides"
-            ));
+            return invalid(format!("rank {rank} needs as many dimensions, box sizes and element strides"));
         }
         if t.strides.len() + 1 != rank {
-            return invalid(format!(
-                "rank {rank} needs {} strides, {} given",
-                rank - 1,
-                t.strides.len()
-            ));
+            return invalid(format!("rank {rank} needs {} strides, {} given", rank - 1, t.strides.len()));
         }
         let data_type = match (DataType::from_number(t.data_type), t.data_type) {
             (Some(d), _) => d,
             (None, 11..=15) => {
-                let name = [
-                    "tf32",
-                    "tf32 with flush",
-                    "16 x U4 align 8",
-                    "16 x U4 align 16",
-                    "16 x U6",
-                ];
-                return Err(Refused::Unsupported(format!(
-                    "type {}",
-                    name[t.data_type as usize - 11]
-                )));
+                let name = ["tf32", "tf32 with flush", "16 x U4 align 8", "16 x U4 align 16", "16 x U6"];
+                return Err(Refused::Unsupported(format!("type {}", name[t.data_type as usize - 11])));
             }
             (None, n) => return invalid(format!("data type {n} is not known")),
         };
@@ -226,10 +208,7 @@ impl TensorMap {
             0 => {}
             1 | 2 if rank < 3 => return invalid(format!("an interleaved layout of rank {rank}, at least 3 needed")),
             1 | 2 => {
-                return Err(Refused::Unsupported(format!(
-                    "interleave of {} bytes",
-                    16 * t.interleave
-                )));
+                return Err(Refused::Unsupported(format!("interleave of {} bytes", 16 * t.interleave)));
             }
             n => return invalid(format!("interleave {n} is not known")),
         }
@@ -283,10 +262,7 @@ impl TensorMap {
         }
         for (i, s) in t.strides.iter().enumerate() {
             if !s.is_multiple_of(16) || *s >= 1 << 40 {
-                return invalid(format!(
-                    "stride {s} of dimension {} is not a multiple of 16 below 2^40",
-                    i + 1
-                ));
+                return invalid(format!("stride {s} of dimension {} is not a multiple of 16 below 2^40", i + 1));
             }
             m.strides[i + 1] = *s;
         }
@@ -295,10 +271,7 @@ impl TensorMap {
             return invalid(format!("inner box of {inner} bytes is not a multiple of 16"));
         }
         if swizzle != Swizzle::None && inner > swizzle.span() {
-            return invalid(format!(
-                "inner box of {inner} bytes with a swizzle of {} bytes",
-                swizzle.span()
-            ));
+            return invalid(format!("inner box of {inner} bytes with a swizzle of {} bytes", swizzle.span()));
         }
         Ok(m)
     }
@@ -371,9 +344,7 @@ pub fn replace_address(bytes: &[u8; BYTES], address: u64) -> Result<[u8; BYTES],
 
 /// FNV-1a.
 fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| {
-        (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)
-    })
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -429,118 +400,29 @@ mod tests {
     fn each_documented_rule_is_checked() {
         let says = |t: Tiled<'_>, text: &str| {
             let e = encode(&t).expect_err(text);
-            assert!(
-                matches!(e, Refused::Invalid(_)) && e.to_string().contains(text),
-                "{text}: {e}"
-            );
+            assert!(matches!(e, Refused::Invalid(_)) && e.to_string().contains(text), "{text}: {e}");
         };
         says(Tiled { rank: 0, ..GOOD }, "rank 0");
         says(Tiled { rank: 6, ..GOOD }, "rank 6");
-        says(
-            Tiled {
-                address: 0x7000_0000_0008,
-                ..GOOD
-            },
-            "address 0x700000000008",
-        );
-        says(
-            Tiled {
-                dims: &[0, 100],
-                ..GOOD
-            },
-            "dimension 0 of 0",
-        );
-        says(
-            Tiled {
-                dims: &[64, (1 << 32) + 1],
-                ..GOOD
-            },
-            "dimension 1 of 4294967297",
-        );
-        says(
-            Tiled {
-                strides: &[264],
-                ..GOOD
-            },
-            "stride 264",
-        );
-        says(
-            Tiled {
-                strides: &[1 << 40],
-                ..GOOD
-            },
-            "below 2^40",
-        );
-        says(
-            Tiled {
-                box_dims: &[64, 257],
-                ..GOOD
-            },
-            "box size 257",
-        );
-        says(
-            Tiled {
-                box_dims: &[64, 0],
-                ..GOOD
-            },
-            "box size 0",
-        );
-        says(
-            Tiled {
-                box_dims: &[60, 1],
-                ..GOOD
-            },
-            "inner box of 120 bytes is not a multiple of 16",
-        );
-        says(
-            Tiled {
-                box_dims: &[72, 1],
-                ..GOOD
-            },
-            "inner box of 144 bytes with a swizzle of 128",
-        );
-        says(
-            Tiled {
-                box_dims: &[40, 1],
-                swizzle: 2,
-                ..GOOD
-            },
-            "swizzle of 64",
-        );
-        says(
-            Tiled {
-                box_dims: &[24, 1],
-                swizzle: 1,
-                ..GOOD
-            },
-            "swizzle of 32",
-        );
-        says(
-            Tiled {
-                element_strides: &[1, 9],
-                ..GOOD
-            },
-            "element stride 9",
-        );
-        says(
-            Tiled {
-                element_strides: &[0, 1],
-                ..GOOD
-            },
-            "element stride 0",
-        );
+        says(Tiled { address: 0x7000_0000_0008, ..GOOD }, "address 0x700000000008");
+        says(Tiled { dims: &[0, 100], ..GOOD }, "dimension 0 of 0");
+        says(Tiled { dims: &[64, (1 << 32) + 1], ..GOOD }, "dimension 1 of 4294967297");
+        says(Tiled { strides: &[264], ..GOOD }, "stride 264");
+        says(Tiled { strides: &[1 << 40], ..GOOD }, "below 2^40");
+        says(Tiled { box_dims: &[64, 257], ..GOOD }, "box size 257");
+        says(Tiled { box_dims: &[64, 0], ..GOOD }, "box size 0");
+        says(Tiled { box_dims: &[60, 1], ..GOOD }, "inner box of 120 bytes is not a multiple of 16");
+        says(Tiled { box_dims: &[72, 1], ..GOOD }, "inner box of 144 bytes with a swizzle of 128");
+        says(Tiled { box_dims: &[40, 1], swizzle: 2, ..GOOD }, "swizzle of 64");
+        says(Tiled { box_dims: &[24, 1], swizzle: 1, ..GOOD }, "swizzle of 32");
+        says(Tiled { element_strides: &[1, 9], ..GOOD }, "element stride 9");
+        says(Tiled { element_strides: &[0, 1], ..GOOD }, "element stride 0");
         says(Tiled { data_type: 1, ..GOOD }, "NaN fill");
         says(Tiled { data_type: 16, ..GOOD }, "data type 16");
         says(Tiled { interleave: 1, ..GOOD }, "rank 2, at least 3");
         says(Tiled { interleave: 3, ..GOOD }, "interleave 3");
         says(Tiled { swizzle: 7, ..GOOD }, "swizzle 7");
-        says(
-            Tiled {
-                l2_promotion: 4,
-                ..GOOD
-            },
-            "L2 promotion 4",
-        );
+        says(Tiled { l2_promotion: 4, ..GOOD }, "L2 promotion 4");
         says(Tiled { oob_fill: 2, ..GOOD }, "fill 2");
         let three = Tiled {
             rank: 3,
@@ -552,11 +434,7 @@ mod tests {
         };
         for t in [
             Tiled { interleave: 1, ..three },
-            Tiled {
-                interleave: 2,
-                swizzle: 1,
-                ..three
-            },
+            Tiled { interleave: 2, swizzle: 1, ..three },
             Tiled { data_type: 11, ..GOOD },
             Tiled { data_type: 13, ..GOOD },
             Tiled { swizzle: 4, ..GOOD },
@@ -570,10 +448,7 @@ mod tests {
         // The 16-byte piece c of row r (rows as wide as the span) lies at piece c ^ f(r): rows repeat every 8, 4 (of 64 bytes: pairs), 2.
         for r in 0..16u64 {
             for c in 0..8 {
-                assert_eq!(
-                    Swizzle::B128.place(r * 128 + c * 16 + 5, 0),
-                    r * 128 + (c ^ (r % 8)) * 16 + 5
-                );
+                assert_eq!(Swizzle::B128.place(r * 128 + c * 16 + 5, 0), r * 128 + (c ^ (r % 8)) * 16 + 5);
             }
             for c in 0..4 {
                 assert_eq!(Swizzle::B64.place(r * 64 + c * 16, 0), r * 64 + (c ^ (r / 2 % 4)) * 16);

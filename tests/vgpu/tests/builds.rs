@@ -106,10 +106,7 @@ fn outputs(build: Build, body: &str, data: &[u8], threads: u32) -> Vec<u8> {
     let input = m.alloc(data.len()).unwrap();
     m.write(input, data).unwrap();
     let out = m.alloc(threads as usize * 24).unwrap();
-    let shape = Config {
-        block: [threads, 1, 1],
-        ..Config::default()
-    };
+    let shape = Config { block: [threads, 1, 1], ..Config::default() };
     module
         .launch("k", &shape, &[&input.to_le_bytes(), &out.to_le_bytes()], &m)
         .unwrap_or_else(|e| panic!("{body}: {e}"));

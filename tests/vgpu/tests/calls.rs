@@ -21,17 +21,12 @@ fn run(functions: &str, body: &str) -> Result<Vec<u32>, Error> {
     module.launch("k", &Config::default(), &[&out.to_le_bytes()], &m)?;
     let mut bytes = vec![0; 128];
     m.read(out, &mut bytes)?;
-    Ok(bytes
-        .chunks(4)
-        .map(|c| u32::from_le_bytes(c.try_into().unwrap()))
-        .collect())
+    Ok(bytes.chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect())
 }
 
 fn refused(functions: &str, body: &str, message: &str) {
     match run(functions, body) {
-        Err(Error::Unsupported {
-            message: m, text, line, ..
-        }) => {
+        Err(Error::Unsupported { message: m, text, line, .. }) => {
             assert!(m.contains(message), "{m}: expected {message}");
             assert!(!text.is_empty() && line > 3, "{text} at {line}");
         }
@@ -107,19 +102,9 @@ fn what_calls_cannot_do_is_said() {
     refused("", "call nobody;", "unknown function nobody");
     refused(".extern .func away();", "call away;", "no body");
     refused(TWICE, "call.uni (%r0), twice, (%r1, %r2);", "takes 1 arguments");
-    refused(
-        TWICE,
-        "mov.u64 %p0, 0; P: .callprototype ()_ (); call %p0, P;",
-        "through a register",
-    );
-    let big = TWICE
-        .replace(".param .b32 x", ".param .b64 x")
-        .replace("u32 %r0, [x]", "b32 %r0, [x]");
-    refused(
-        &big,
-        "{ .param .b32 a; .param .b32 b; call (b), twice, (a); }",
-        "does not fit",
-    );
+    refused(TWICE, "mov.u64 %p0, 0; P: .callprototype ()_ (); call %p0, P;", "through a register");
+    let big = TWICE.replace(".param .b32 x", ".param .b64 x").replace("u32 %r0, [x]", "b32 %r0, [x]");
+    refused(&big, "{ .param .b32 a; .param .b32 b; call (b), twice, (a); }", "does not fit");
     // Each level calls the next twice: 2^60 copies if nothing stopped it.
     let mut doubling = String::from(".func f0() { ret; }\n");
     for i in 1..60 {
@@ -171,16 +156,10 @@ fn printf_formats_and_counts_its_arguments() {
     let module = Module::load(&text, &mut m).unwrap();
     let seen = Arc::new(Mutex::new(String::new()));
     let sink = Arc::clone(&seen);
-    let config = Config {
-        output: Output::new(move |s| sink.lock().unwrap().push_str(s)),
-        ..Config::default()
-    };
+    let config = Config { output: Output::new(move |s| sink.lock().unwrap().push_str(s)), ..Config::default() };
     let out = m.alloc(4).unwrap();
     module.launch("k", &config, &[&out.to_le_bytes()], &m).unwrap();
-    assert_eq!(
-        *seen.lock().unwrap(),
-        "thread 0:   1.50|abc|-1|A|%\nthread 1:   1.50|abc|-1|A|%\n"
-    );
+    assert_eq!(*seen.lock().unwrap(), "thread 0:   1.50|abc|-1|A|%\nthread 1:   1.50|abc|-1|A|%\n");
     let mut count = [0; 4];
     m.read(out, &mut count).unwrap();
     assert_eq!(u32::from_le_bytes(count), 5);
@@ -201,12 +180,8 @@ fn printf_of_what_was_never_stored_is_found() {
 #[test]
 fn conversions_of_printf_match_c() {
     use vgpu::exec::printf::{Argument, format};
-    let one = |text: &str, x: u64| {
-        format(text.as_bytes(), |_| Ok::<_, ()>((x, b"word".to_vec())))
-            .unwrap()
-            .unwrap()
-            .text
-    };
+    let one =
+        |text: &str, x: u64| format(text.as_bytes(), |_| Ok::<_, ()>((x, b"word".to_vec()))).unwrap().unwrap().text;
     let f = |x: f64| x.to_bits();
     // What the C library prints for the same calls.
     let cases: [(&str, u64, &str); 34] = [
@@ -262,13 +237,7 @@ fn conversions_of_printf_match_c() {
 
 #[test]
 fn failed_assertions_name_themselves() {
-    let text = |n: &str| {
-        n.bytes()
-            .chain([0])
-            .map(|b| b.to_string())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
+    let text = |n: &str| n.bytes().chain([0]).map(|b| b.to_string()).collect::<Vec<_>>().join(", ");
     let functions = format!(
         ".extern .func __assertfail(.param .b64 a, .param .b64 b, .param .b32 c, .param .b64 d, .param .b64 e);
         .global .b8 message[] = {{{}}}; .global .b8 file[] = {{{}}}; .global .b8 function[] = {{{}}};",

@@ -10,10 +10,7 @@ fn strided(stride: u32) -> Counters {
     let words = 32 * stride as usize;
     let (x, y) = (m.alloc(words * 4).unwrap(), m.alloc(128).unwrap());
     m.write(x, &vec![0; words * 4]).unwrap();
-    let config = Config {
-        block: [32, 1, 1],
-        ..Config::default()
-    };
+    let config = Config { block: [32, 1, 1], ..Config::default() };
     let args: [&[u8]; 3] = [&x.to_le_bytes(), &y.to_le_bytes(), &stride.to_le_bytes()];
     module.launch("strided", &config, &args, &m).unwrap()
 }
@@ -51,26 +48,17 @@ fn text(body: &str, block: u32) -> Counters {
     let mut m = Memory::new();
     let module = Module::load(&text, &mut m).unwrap();
     let out = m.alloc(65536).unwrap();
-    let config = Config {
-        block: [block, 1, 1],
-        ..Config::default()
-    };
+    let config = Config { block: [block, 1, 1], ..Config::default() };
     module.launch("k", &config, &[&out.to_le_bytes()], &m).unwrap()
 }
 
 #[test]
 fn wide_accesses_are_served_in_groups_that_move_128_bytes() {
     // 16 bytes a lane: four groups of eight lanes, none of them in conflict when dense.
-    let c = text(
-        "mov.u32 %r1, sm; mad.lo.u32 %r1, %r0, 16, %r1; st.shared.v4.u32 [%r1], {%r0, %r0, %r0, %r0};",
-        32,
-    );
+    let c = text("mov.u32 %r1, sm; mad.lo.u32 %r1, %r0, 16, %r1; st.shared.v4.u32 [%r1], {%r0, %r0, %r0, %r0};", 32);
     assert_eq!((c.shared_wavefronts, c.bank_conflicts), (4, 0));
     // 128 bytes apart: the eight lanes of a group want the same four banks.
-    let c = text(
-        "mov.u32 %r1, sm; mad.lo.u32 %r1, %r0, 128, %r1; st.shared.v4.u32 [%r1], {%r0, %r0, %r0, %r0};",
-        32,
-    );
+    let c = text("mov.u32 %r1, sm; mad.lo.u32 %r1, %r0, 128, %r1; st.shared.v4.u32 [%r1], {%r0, %r0, %r0, %r0};", 32);
     assert_eq!((c.shared_wavefronts, c.bank_conflicts), (32, 28));
     // Eight lanes with global vectors of 16 bytes touch four sectors.
     let c = text(
@@ -127,9 +115,5 @@ fn the_trace_has_one_line_of_json_a_launch() {
     ] {
         assert!(lines[0].contains(part), "{part} in {}", lines[0]);
     }
-    assert!(
-        lines[0].ends_with('}') && lines[1].contains("\"bank_conflicts\":0,"),
-        "{}",
-        lines[1]
-    );
+    assert!(lines[0].ends_with('}') && lines[1].contains("\"bank_conflicts\":0,"), "{}", lines[1]);
 }

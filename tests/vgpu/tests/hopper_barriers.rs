@@ -35,11 +35,7 @@ fn every_lane_arrives_and_warps_wait_for_each_other() {
         atom.shared.add.u32 %r1, [%s], %t; mbarrier.arrive.shared.b64 _, [%b]; WAIT
         ld.shared.u32 %r2, [%s]; mul.wide.u32 %p1, %t, 4; add.u64 %p1, %out, %p1; st.global.u32 [%p1], %r2;";
     for seed in [None, Some(1), Some(2)] {
-        let run = Run {
-            block: 512,
-            seed,
-            ..ONE
-        };
+        let run = Run { block: 512, seed, ..ONE };
         assert_eq!(run.words(body, &[], 512).unwrap(), [511 * 512 / 2; 512]);
     }
 }
@@ -78,34 +74,16 @@ fn misuse_is_named() {
     };
     let init = "mbarrier.init.shared.b64 [%b], 2;";
     one("mbarrier.arrive.shared.b64 _, [%b];", "mbarrier.init has to come first");
-    one(
-        "mbarrier.test_wait.parity.shared.b64 %q1, [%b], 0;",
-        "mbarrier.init has to come first",
-    );
+    one("mbarrier.test_wait.parity.shared.b64 %q1, [%b], 0;", "mbarrier.init has to come first");
     one("mbarrier.inval.shared.b64 [%b];", "mbarrier.init has to come first");
     one("mbarrier.init.shared.b64 [%b], 0;", "count 0");
     one("mbarrier.init.shared.b64 [%b], 1048576;", "count 1048576");
     one(&format!("{init} {init}"), "mbarrier.inval has to come between");
-    one(
-        &format!("{init} mbarrier.inval.shared.b64 [%b]; mbarrier.arrive.shared.b64 _, [%b];"),
-        "mbarrier.init",
-    );
-    one(
-        &format!("{init} mbarrier.arrive.shared.b64 _, [%b], 3;"),
-        "only 2 pending",
-    );
-    one(
-        &format!("{init} mbarrier.arrive.noComplete.shared.b64 _, [%b], 2;"),
-        "noComplete",
-    );
-    one(
-        &format!("{init} mbarrier.expect_tx.shared.b64 [%b], 1048576;"),
-        "beyond 1048575",
-    );
-    one(
-        &format!("{init} mbarrier.test_wait.parity.shared.b64 %q1, [%b], 2;"),
-        "parity 2",
-    );
+    one(&format!("{init} mbarrier.inval.shared.b64 [%b]; mbarrier.arrive.shared.b64 _, [%b];"), "mbarrier.init");
+    one(&format!("{init} mbarrier.arrive.shared.b64 _, [%b], 3;"), "only 2 pending");
+    one(&format!("{init} mbarrier.arrive.noComplete.shared.b64 _, [%b], 2;"), "noComplete");
+    one(&format!("{init} mbarrier.expect_tx.shared.b64 [%b], 1048576;"), "beyond 1048575");
+    one(&format!("{init} mbarrier.test_wait.parity.shared.b64 %q1, [%b], 2;"), "parity 2");
     one(
         &format!(
             "{init} mbarrier.arrive.shared.b64 %p1, [%b], 2; mbarrier.arrive.shared.b64 _, [%b], 2;
@@ -114,29 +92,16 @@ fn misuse_is_named() {
         "neither the current",
     );
     // Ordinary accesses to the object.
-    one(
-        &format!("{init} st.shared.u32 [%b+4], 0;"),
-        "a store to bytes of the mbarrier",
-    );
-    one(
-        &format!("{init} atom.shared.add.u32 %r0, [%b], 1;"),
-        "bytes of the mbarrier",
-    );
-    one(
-        &format!("{init} ld.shared.u64 %p1, [%b];"),
-        "an ordinary read of the mbarrier",
-    );
+    one(&format!("{init} st.shared.u32 [%b+4], 0;"), "a store to bytes of the mbarrier");
+    one(&format!("{init} atom.shared.add.u32 %r0, [%b], 1;"), "bytes of the mbarrier");
+    one(&format!("{init} ld.shared.u64 %p1, [%b];"), "an ordinary read of the mbarrier");
     // Beside it everything is allowed, and after inval on it.
     let free = format!(
         "@!%q0 bra END; {init} st.shared.u32 [%b+8], 0; mbarrier.inval.shared.b64 [%b]; st.shared.u64 [%b], %p0; END:"
     );
     assert!(ONE.words(&free, &[], 1).is_ok());
     ONE.finds("@%q0 mbarrier.init.shared.b64 [%b+4], 1;", Misaligned, "multiple of 8");
-    ONE.finds(
-        "add.u32 %b, %b, 0x10000; @%q0 mbarrier.init.shared.b64 [%b], 1;",
-        OutOfBounds,
-        "shared memory",
-    );
+    ONE.finds("add.u32 %b, %b, 0x10000; @%q0 mbarrier.init.shared.b64 [%b], 1;", OutOfBounds, "shared memory");
     ONE.finds("@%q0 mbarrier.init.b64 [%in], 1;", OutOfBounds, "not in shared memory");
 }
 
@@ -144,12 +109,7 @@ fn misuse_is_named() {
 fn deadlocks_name_barrier_phase_counts_and_bytes() {
     let body = "@%q0 mbarrier.init.shared.b64 [%b], 3; bar.sync 0; @%q0 EXPECT 64; WAIT";
     let f = ONE.finds(body, FaultKind::Deadlock, "no warp can go on");
-    for part in [
-        "mbarrier at shared offset 0x10000",
-        "phase 0 (parity 0)",
-        "1 of 3 arrived",
-        "64 bytes outstanding",
-    ] {
+    for part in ["mbarrier at shared offset 0x10000", "phase 0 (parity 0)", "1 of 3 arrived", "64 bytes outstanding"] {
         assert!(f.message.contains(part), "{part}: {}", f.message);
     }
     assert!(f.text.contains("mbarrier.try_wait"), "{f:?}");
@@ -164,11 +124,7 @@ fn deadlocks_name_barrier_phase_counts_and_bytes() {
     let body = "@%q0 mbarrier.init.shared.b64 [%b], 1; bar.sync 0; setp.lt.u32 %q2, %t, 32; @%q2 bra OTHER; WAIT ret;
         OTHER: bar.sync 3, 64;";
     let f = two.finds(body, FaultKind::Deadlock, "mbarrier at shared offset");
-    assert!(
-        f.message.contains("barrier 3 (32 of 64 threads arrived)"),
-        "{}",
-        f.message
-    );
+    assert!(f.message.contains("barrier 3 (32 of 64 threads arrived)"), "{}", f.message);
 }
 
 #[test]
@@ -192,11 +148,7 @@ fn elect_names_one_leader() {
     for (t, c) in out.chunks(3).enumerate() {
         assert_eq!(c, [0, u32::from(t == 0), if t < 8 { 99 } else { 8 }]);
     }
-    ONE.finds(
-        "setp.ge.u32 %q2, %t, 8; @%q2 elect.sync _|%q3, -1;",
-        FaultKind::BadMask,
-        "",
-    );
+    ONE.finds("setp.ge.u32 %q2, %t, 8; @%q2 elect.sync _|%q3, -1;", FaultKind::BadMask, "");
 }
 
 #[test]
@@ -211,28 +163,12 @@ fn warpgroups_share_the_registers_of_the_launch() {
         )
     };
     assert_eq!(four.words(&body(32, 160), &[], 1).unwrap(), [1]);
-    let f = four.finds(
-        &body(40, 160),
-        FaultKind::Deadlock,
-        "waits in setmaxnreg for 160 registers",
-    );
+    let f = four.finds(&body(40, 160), FaultKind::Deadlock, "waits in setmaxnreg for 160 registers");
     assert!(f.message.contains("66560 registers of the 65536"), "{}", f.message);
     use FaultKind::Warpgroup;
-    four.finds(
-        "setmaxnreg.dec.sync.aligned.u32 136;",
-        Warpgroup,
-        "to 136 registers from 128",
-    );
-    four.finds(
-        "setmaxnreg.inc.sync.aligned.u32 120;",
-        Warpgroup,
-        "to 120 registers from 128",
-    );
-    ONE.finds(
-        "setmaxnreg.dec.sync.aligned.u32 40;",
-        Warpgroup,
-        "fewer than four warps",
-    );
+    four.finds("setmaxnreg.dec.sync.aligned.u32 136;", Warpgroup, "to 136 registers from 128");
+    four.finds("setmaxnreg.inc.sync.aligned.u32 120;", Warpgroup, "to 120 registers from 128");
+    ONE.finds("setmaxnreg.dec.sync.aligned.u32 40;", Warpgroup, "fewer than four warps");
     let body = "setp.lt.u32 %q1, %t, 32; @%q1 bra A; setmaxnreg.dec.sync.aligned.u32 40; ret; A: setmaxnreg.dec.sync.aligned.u32 48;";
     Run { block: 128, ..ONE }.finds(body, Warpgroup, "different setmaxnreg");
 }
@@ -266,11 +202,7 @@ fn invalid_forms_are_refused_when_loaded() {
         "fence.proxy.async.local;",
     ] {
         let loaded = Module::load(&text(line), &mut Memory::new());
-        assert!(
-            matches!(loaded, Err(Error::Unsupported { .. })),
-            "{line}: {:?}",
-            loaded.err()
-        );
+        assert!(matches!(loaded, Err(Error::Unsupported { .. })), "{line}: {:?}", loaded.err());
     }
     for line in [
         "griddepcontrol.wait; griddepcontrol.launch_dependents;",

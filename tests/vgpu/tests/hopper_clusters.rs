@@ -6,11 +6,7 @@ mod hopper;
 use hopper::{ONE, Run, text};
 use vgpu::{Config, Error, FaultKind, Memory, Module};
 
-const FOUR: Run = Run {
-    blocks: 8,
-    cluster: 4,
-    ..ONE
-};
+const FOUR: Run = Run { blocks: 8, cluster: 4, ..ONE };
 
 /// Stores `%r0` at word `%ctaid.x` of the output, from thread 0.
 const OUT: &str =
@@ -27,11 +23,7 @@ fn special_registers_tell_rank_and_size() {
         let rank = block as u32 % 4;
         assert_eq!(c, [block as u32 / 4, 2, rank, 4, rank, 4, 1, 1]);
     }
-    let alone = Run {
-        blocks: 1,
-        cluster: 1,
-        ..ONE
-    };
+    let alone = Run { blocks: 1, cluster: 1, ..ONE };
     assert_eq!(alone.words(body, &[], 8).unwrap(), [0, 1, 0, 1, 0, 1, 0, 1]);
     // In three dimensions, x runs fastest; the kernel may fix the shape itself.
     let body =
@@ -41,10 +33,7 @@ fn special_registers_tell_rank_and_size() {
     let mut m = Memory::new();
     let module = Module::load(&fixed, &mut m).unwrap();
     let out = m.alloc(64).unwrap();
-    let shape = Config {
-        grid: [4, 2, 2],
-        ..Config::default()
-    };
+    let shape = Config { grid: [4, 2, 2], ..Config::default() };
     let (map, o) = ([0; 128], out.to_le_bytes());
     module.launch("k", &shape, &[&map, &o, &o], &m).unwrap();
     let mut bytes = [0; 64];
@@ -53,23 +42,10 @@ fn special_registers_tell_rank_and_size() {
         let (x, y, z) = (i % 4, i / 4 % 2, i / 8);
         assert_eq!(u32::from_le_bytes(*c) as usize, x % 2 + y * 2 + z * 4);
     }
-    let other = Config {
-        cluster: [4, 1, 1],
-        ..shape
-    };
-    assert!(matches!(
-        module.launch("k", &other, &[&map, &o, &o], &m),
-        Err(Error::Invalid(_))
-    ));
-    let uneven = Config {
-        grid: [3, 2, 2],
-        cluster: [1; 3],
-        ..other
-    };
-    assert!(matches!(
-        module.launch("k", &uneven, &[&map, &o, &o], &m),
-        Err(Error::Invalid(_))
-    ));
+    let other = Config { cluster: [4, 1, 1], ..shape };
+    assert!(matches!(module.launch("k", &other, &[&map, &o, &o], &m), Err(Error::Invalid(_))));
+    let uneven = Config { grid: [3, 2, 2], cluster: [1; 3], ..other };
+    assert!(matches!(module.launch("k", &uneven, &[&map, &o, &o], &m), Err(Error::Invalid(_))));
 }
 
 #[test]
@@ -110,10 +86,7 @@ fn arrivals_and_stores_reach_barriers_of_other_blocks() {
         add.u32 %r0, %r6, %r7; add.u32 %r0, %r0, %r8; add.u32 %r0, %r0, %r10; DONE: CLUSTER {OUT}"
     );
     for seed in [None, Some(5)] {
-        assert_eq!(
-            Run { seed, ..FOUR }.words(&body, &[], 8).unwrap(),
-            [6, 0, 0, 0, 6, 0, 0, 0]
-        );
+        assert_eq!(Run { seed, ..FOUR }.words(&body, &[], 8).unwrap(), [6, 0, 0, 0, 6, 0, 0, 0]);
     }
     // red.async adds to what is there.
     let body = format!(
@@ -148,11 +121,7 @@ fn copies_are_multicast() {
 #[test]
 fn mistakes_between_blocks_are_found() {
     use FaultKind::{Barrier, Deadlock, DivergentBarrier, OutOfBounds, UseAfterFree};
-    let two = Run {
-        blocks: 2,
-        cluster: 2,
-        ..ONE
-    };
+    let two = Run { blocks: 2, cluster: 2, ..ONE };
     // Rank 1 returns while rank 0 still reads it.
     let body = "@%q0 st.shared.u32 [%s], %rank; CLUSTER setp.eq.u32 %q2, %rank, 1; @%q2 bra END; mov.u32 %r0, 0;
         SPIN: nanosleep.u32 100; add.u32 %r0, %r0, 1; setp.lt.u32 %q3, %r0, 50; @%q3 bra SPIN; mov.u32 %r1, 1;
@@ -163,26 +132,14 @@ fn mistakes_between_blocks_are_found() {
         OutOfBounds,
         "block 2",
     );
-    two.finds(
-        "mov.u32 %r1, 1; mapa.shared::cluster.u32 %r2, %s, %r1; ld.shared.u32 %r3, [%r2];",
-        OutOfBounds,
-        "",
-    );
+    two.finds("mov.u32 %r1, 1; mapa.shared::cluster.u32 %r2, %s, %r1; ld.shared.u32 %r3, [%r2];", OutOfBounds, "");
     // One block never arrives, but spins until its barrier is complete.
     let body = "INIT setp.eq.u32 %q2, %rank, 1; @%q2 bra OTHER; CLUSTER OTHER: WAIT";
     let f = two.finds(body, Deadlock, "waits at the barrier of the cluster");
-    assert!(
-        f.message.contains("block [1, 0, 0] warp 0 waits at the mbarrier"),
-        "{}",
-        f.message
-    );
+    assert!(f.message.contains("block [1, 0, 0] warp 0 waits at the mbarrier"), "{}", f.message);
     two.finds("barrier.cluster.wait;", Barrier, "without barrier.cluster.arrive");
     two.finds("barrier.cluster.arrive; barrier.cluster.arrive;", Barrier, "a second");
-    two.finds(
-        "@%q0 barrier.cluster.arrive.aligned;",
-        DivergentBarrier,
-        "cluster barrier in lanes",
-    );
+    two.finds("@%q0 barrier.cluster.arrive.aligned;", DivergentBarrier, "cluster barrier in lanes");
     // A block that has arrived may return; the others' wait is complete.
     let body = format!(
         "barrier.cluster.arrive.relaxed; setp.eq.u32 %q2, %rank, 1; @%q2 bra END; barrier.cluster.wait; mov.u32 %r0, 1; {OUT} END:"

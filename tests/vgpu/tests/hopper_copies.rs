@@ -39,11 +39,7 @@ impl Case {
 
     fn bytes(&self) -> usize {
         let last = self.dims.len() - 1;
-        let outer = if last == 0 {
-            1
-        } else {
-            self.dims[last] * self.strides[last - 1]
-        };
+        let outer = if last == 0 { 1 } else { self.dims[last] * self.strides[last - 1] };
         (self.dims[0] as usize * self.size).max(outer as usize)
     }
 
@@ -51,13 +47,7 @@ impl Case {
     fn places(&self) -> Vec<(usize, Result<usize, u8>)> {
         let rank = self.dims.len();
         let counts: Vec<usize> = (0..rank)
-            .map(|d| {
-                if d == 0 {
-                    self.box_dims[0] as usize
-                } else {
-                    self.box_dims[d].div_ceil(self.steps[d]) as usize
-                }
-            })
+            .map(|d| if d == 0 { self.box_dims[0] as usize } else { self.box_dims[d].div_ceil(self.steps[d]) as usize })
             .collect();
         let span = [0, 32, 64, 128][self.swizzle as usize];
         let inner = counts[0] * self.size;
@@ -78,11 +68,7 @@ impl Case {
                 }
                 let c = self.at[d] + i as i64 * if d == 0 { 1 } else { i64::from(self.steps[d]) };
                 inside &= c >= 0 && c < self.dims[d] as i64;
-                offset += c * if d == 0 {
-                    self.size as i64
-                } else {
-                    self.strides[d - 1] as i64
-                };
+                offset += c * if d == 0 { self.size as i64 } else { self.strides[d - 1] as i64 };
             }
             for b in 0..self.size {
                 let byte = first * self.size + b;
@@ -95,11 +81,7 @@ impl Case {
                     2 => piece ^ (line & 3),
                     _ => piece ^ (line & 7),
                 };
-                let place = if span == 0 {
-                    row * pitch + byte
-                } else {
-                    line * 128 + piece * 16 + byte % 16
-                };
+                let place = if span == 0 { row * pitch + byte } else { line * 128 + piece * 16 + byte % 16 };
                 let nan = match self.size {
                     2 => [0xff, 0x7f][b],
                     4 => [0xff, 0xff, 0xff, 0x7f][b],
@@ -138,23 +120,14 @@ fn cases() -> Vec<Case> {
             let dims: Vec<u64> = [e as u64 + 40, 7, 5, 4, 3][..rank].to_vec();
             let mut strides: Vec<u64> = Vec::new();
             for d in 1..rank {
-                let below = if d == 1 {
-                    dims[0] * size as u64
-                } else {
-                    strides[d - 2] * dims[d - 1]
-                };
+                let below = if d == 1 { dims[0] * size as u64 } else { strides[d - 2] * dims[d - 1] };
                 // Rows are padded.
                 strides.push(below.next_multiple_of(16) + 16);
             }
             let box_dims: Vec<u32> = [e as u32, 6, 3, 2, 2][..rank].to_vec();
-            for (i, at) in [
-                [3i64, 0, 1, 0, 0],
-                [-5, -2, -1, 1, -1],
-                [e as i64, 4, 3, 3, 2],
-                [0, 9, 0, 0, 0],
-            ]
-            .into_iter()
-            .enumerate()
+            for (i, at) in [[3i64, 0, 1, 0, 0], [-5, -2, -1, 1, -1], [e as i64, 4, 3, 3, 2], [0, 9, 0, 0, 0]]
+                .into_iter()
+                .enumerate()
             {
                 list.push(Case {
                     data_type,
@@ -174,9 +147,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn noise(n: usize) -> Vec<u8> {
-    (0..n as u64)
-        .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8)
-        .collect()
+    (0..n as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8).collect()
 }
 
 /// Memory with a tensor, its map, a list of places to visit, and an output.
@@ -187,8 +158,7 @@ fn prepare(c: &Case, body: &str, list: &[u32], words: usize) -> (Memory, Module,
     m.write(tensor, &noise(c.bytes())).unwrap();
     let map = encode(&c.tiled(tensor)).unwrap();
     let places = m.alloc(list.len().max(1) * 4).unwrap();
-    m.write(places, &list.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>())
-        .unwrap();
+    m.write(places, &list.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()).unwrap();
     let out = m.alloc(words * 4).unwrap();
     m.fill(out, 0, words * 4).unwrap();
     (m, module, map, [tensor, places, out])
@@ -222,13 +192,7 @@ fn boxes_arrive_where_the_tables_say() {
         m.read(out, &mut got).unwrap();
         for (i, (place, from)) in places.iter().enumerate() {
             let want = from.map_or_else(|fill| fill, |at| data[at]);
-            assert_eq!(
-                got[4 * i],
-                want,
-                "rank {rank}, swizzle {}, at {:?}, byte {i} at {place}",
-                c.swizzle,
-                c.at
-            );
+            assert_eq!(got[4 * i], want, "rank {rank}, swizzle {}, at {:?}, byte {i} at {place}", c.swizzle, c.at);
         }
     }
 }
@@ -239,12 +203,7 @@ fn boxes_are_stored_where_they_belong_and_nowhere_else() {
         let places = c.places();
         let rank = c.dims.len();
         // Shared byte p holds p * 7; the whole box is written by ordinary stores, then fenced.
-        let end = places
-            .iter()
-            .map(|(p, _)| p + 1)
-            .max()
-            .unwrap_or(0)
-            .next_multiple_of(128);
+        let end = places.iter().map(|(p, _)| p + 1).max().unwrap_or(0).next_multiple_of(128);
         let body = format!(
             "mov.u32 %r0, %t; LOOP: setp.ge.u32 %q2, %r0, {end}; @%q2 bra DONE; mul.lo.u32 %r1, %r0, 7; add.u32 %r2, %r0, %s;
             st.shared.u8 [%r2], %r1; add.u32 %r0, %r0, 32; bra LOOP; DONE: fence.proxy.async.shared::cta; bar.sync 0;
@@ -276,10 +235,7 @@ fn linear_copies_go_both_ways_and_add() {
         READY: WAIT fence.proxy.async; bar.sync 0; @!%q0 bra END;";
     let finish = "cp.async.bulk.commit_group; cp.async.bulk.wait_group.read 0; cp.async.bulk.wait_group 0; END:";
     let copy = |line: &str| ONE.words(&format!("{load} {line} {finish}"), &input, 64).unwrap();
-    assert_eq!(
-        copy("cp.async.bulk.global.shared::cta.bulk_group [%out], [%s], 256;"),
-        input
-    );
+    assert_eq!(copy("cp.async.bulk.global.shared::cta.bulk_group [%out], [%s], 256;"), input);
     // Not waited for in full: what was read arrives at the latest when the block has returned.
     let lazy = format!(
         "{load} cp.async.bulk.global.shared::cta.bulk_group [%out], [%s], 256; cp.async.bulk.commit_group;
@@ -288,9 +244,7 @@ fn linear_copies_go_both_ways_and_add() {
     assert_eq!(ONE.words(&lazy, &input, 64).unwrap(), input);
     let ones = "mov.u32 %r1, 5; st.global.v4.u32 [%out], {%r1, %r1, %r1, %r1};";
     let reduce = |op: &str, f: &dyn Fn(u32) -> u32| {
-        let got = copy(&format!(
-            "{ones} cp.reduce.async.bulk.global.shared::cta.bulk_group.{op} [%out], [%s], 16;"
-        ));
+        let got = copy(&format!("{ones} cp.reduce.async.bulk.global.shared::cta.bulk_group.{op} [%out], [%s], 16;"));
         let want: Vec<u32> = input[..4].iter().map(|x| f(*x)).collect();
         assert_eq!(got[..4], want, "{op}");
     };
@@ -314,8 +268,7 @@ fn linear_copies_go_both_ways_and_add() {
     );
     let want: Vec<u32> = input[..16].iter().map(|x| x * 2).collect();
     assert_eq!(ONE.words(&across, &input, 16).unwrap(), want);
-    ONE.words("cp.async.bulk.prefetch.L2.global [%in], 256;", &input, 1)
-        .unwrap();
+    ONE.words("cp.async.bulk.prefetch.L2.global [%in], 256;", &input, 1).unwrap();
 }
 
 #[test]
@@ -345,12 +298,7 @@ fn floats_are_added_by_tensor_reductions() {
             cp.async.bulk.commit_group; cp.async.bulk.wait_group 0; END:"
         );
         let (m, module, map, [tensor, from, out]) = prepare(&c, &body, &[], 1);
-        let fill: Vec<u8> = two.to_le_bytes()[..size]
-            .iter()
-            .copied()
-            .cycle()
-            .take(c.bytes())
-            .collect();
+        let fill: Vec<u8> = two.to_le_bytes()[..size].iter().copied().cycle().take(c.bytes()).collect();
         m.write(tensor, &fill).unwrap();
         ONE.launch(&module, &m, &map, from, out).unwrap();
         let mut got = vec![0; c.bytes()];
@@ -358,15 +306,8 @@ fn floats_are_added_by_tensor_reductions() {
         for row in 0..6 {
             for col in 0..20 {
                 let at = row * c.strides[0] as usize + col * size;
-                let x = got[at..at + size]
-                    .iter()
-                    .rev()
-                    .fold(0u32, |x, b| x << 8 | u32::from(*b));
-                assert_eq!(
-                    x,
-                    if row >= 4 && col >= 10 { sum } else { two },
-                    "({row}, {col}) of type {data_type}"
-                );
+                let x = got[at..at + size].iter().rev().fold(0u32, |x, b| x << 8 | u32::from(*b));
+                assert_eq!(x, if row >= 4 && col >= 10 { sum } else { two }, "({row}, {col}) of type {data_type}");
             }
         }
     }
@@ -377,16 +318,8 @@ fn copies_used_too_early_or_overwritten_are_found() {
     use FaultKind::{InFlight, Mbarrier, ProxyFence};
     let load = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%s], [%in], 64, [%b];";
     let first = |rest: &str| format!("INIT @!%q0 bra END; EXPECT 64; {load} {rest} END: WAIT");
-    ONE.finds(
-        &first("ld.shared.u32 %r0, [%s];"),
-        InFlight,
-        "a read of the destination of a bulk copy",
-    );
-    ONE.finds(
-        &first("st.shared.u32 [%s], %t;"),
-        InFlight,
-        "the destination of a bulk copy",
-    );
+    ONE.finds(&first("ld.shared.u32 %r0, [%s];"), InFlight, "a read of the destination of a bulk copy");
+    ONE.finds(&first("st.shared.u32 [%s], %t;"), InFlight, "the destination of a bulk copy");
     ONE.finds(&first(load), InFlight, "copies onto the destination of a bulk copy");
     assert!(ONE.words(&first("st.shared.u32 [%s+64], %t;"), &[1; 16], 1).is_ok());
     // Another warp that does not wait.
@@ -398,37 +331,21 @@ fn copies_used_too_early_or_overwritten_are_found() {
         InFlight,
         "a read of the destination",
     );
-    ONE.finds(
-        &format!("INIT @!%q0 bra END; EXPECT 64; {load} END: ret;"),
-        InFlight,
-        "the block returns",
-    );
+    ONE.finds(&format!("INIT @!%q0 bra END; EXPECT 64; {load} END: ret;"), InFlight, "the block returns");
     // Bytes that nobody expects, with nobody to arrive.
     ONE.finds(
         &format!("INIT @!%q0 bra END; EXPECT 32; {load} END: WAIT"),
         FaultKind::Deadlock,
         "-32 bytes outstanding",
     );
-    ONE.finds(
-        &format!("@!%q0 bra END; {load} END: ret;"),
-        Mbarrier,
-        "mbarrier.init has to come first",
-    );
-    ONE.finds(
-        &first("mbarrier.inval.shared.b64 [%b];"),
-        Mbarrier,
-        "will still count its bytes",
-    );
+    ONE.finds(&format!("@!%q0 bra END; {load} END: ret;"), Mbarrier, "mbarrier.init has to come first");
+    ONE.finds(&first("mbarrier.inval.shared.b64 [%b];"), Mbarrier, "will still count its bytes");
     // Copies out.
     let store = "cp.async.bulk.global.shared::cta.bulk_group [%out], [%s], 64; cp.async.bulk.commit_group;";
     let fill = "mul.lo.u32 %r0, %t, 4; add.u32 %r0, %r0, %s; st.shared.u32 [%r0], %t;";
     let out = |fence: &str, rest: &str| format!("{fill} {fence} bar.sync 0; @!%q0 bra END; {store} {rest} END:");
     let fence = "fence.proxy.async.shared::cta;";
-    ONE.finds(
-        &out("", "cp.async.bulk.wait_group 0;"),
-        ProxyFence,
-        "without a fence.proxy.async",
-    );
+    ONE.finds(&out("", "cp.async.bulk.wait_group 0;"), ProxyFence, "without a fence.proxy.async");
     ONE.finds(
         &out("fence.proxy.async.global;", "cp.async.bulk.wait_group 0;"),
         ProxyFence,
@@ -440,39 +357,17 @@ fn copies_used_too_early_or_overwritten_are_found() {
         "the source of a bulk copy",
     );
     ONE.finds(
-        &out(
-            fence,
-            &format!("{store} cp.async.bulk.wait_group.read 1; st.shared.u32 [%s], %t;"),
-        ),
+        &out(fence, &format!("{store} cp.async.bulk.wait_group.read 1; st.shared.u32 [%s], %t;")),
         InFlight,
         "the source",
     );
-    ONE.finds(
-        &out(fence, ""),
-        InFlight,
-        "the block returns before cp.async.bulk.wait_group",
-    );
-    assert!(
-        ONE.words(
-            &out(fence, "cp.async.bulk.wait_group.read 0; st.shared.u32 [%s], %t;"),
-            &[],
-            64
-        )
-        .is_ok()
-    );
+    ONE.finds(&out(fence, ""), InFlight, "the block returns before cp.async.bulk.wait_group");
+    assert!(ONE.words(&out(fence, "cp.async.bulk.wait_group.read 0; st.shared.u32 [%s], %t;"), &[], 64).is_ok());
     // Matrices are stored by the same proxy as words.
     let matrix = "mul.lo.u32 %r1, %t, 16; add.u32 %r1, %r1, %s; stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r1], {%r0, %r0, %r0, %r0};";
-    ONE.finds(
-        &out("", "cp.async.bulk.wait_group 0;").replace(fill, matrix),
-        ProxyFence,
-        "without a fence.proxy.async",
-    );
-    ONE.words(
-        &out(fence, "cp.async.bulk.wait_group 0;").replace(fill, &format!("mov.u32 %r0, 1; {matrix}")),
-        &[],
-        64,
-    )
-    .unwrap();
+    ONE.finds(&out("", "cp.async.bulk.wait_group 0;").replace(fill, matrix), ProxyFence, "without a fence.proxy.async");
+    ONE.words(&out(fence, "cp.async.bulk.wait_group 0;").replace(fill, &format!("mov.u32 %r0, 1; {matrix}")), &[], 64)
+        .unwrap();
     // Data that is not there cannot be sent on.
     ONE.finds(
         &format!("INIT @!%q0 bra END; EXPECT 64; {load} {store} cp.async.bulk.wait_group 0; END: WAIT"),
@@ -533,17 +428,11 @@ fn wrong_places_and_maps_are_named() {
         }
     };
     let f = fault(&tensor("%map", "0, 0, 0"));
-    assert!(
-        f.kind == Descriptor && f.message.contains("3 coordinates for a tensor map of rank 2"),
-        "{f:?}"
-    );
+    assert!(f.kind == Descriptor && f.message.contains("3 coordinates for a tensor map of rank 2"), "{f:?}");
     let f = fault(&tensor("%map", "0, 0").replace("[%s]", "[%s+64]"));
     assert!(f.kind == Misaligned && f.message.contains("multiple of 128"), "{f:?}");
     let f = fault(&tensor("%map", "0, 0"));
-    assert!(
-        f.kind == FaultKind::Deadlock && f.message.contains("-960 bytes outstanding"),
-        "{f:?}"
-    );
+    assert!(f.kind == FaultKind::Deadlock && f.message.contains("-960 bytes outstanding"), "{f:?}");
 }
 
 #[test]
@@ -563,10 +452,6 @@ fn forms_that_are_not_executed_are_refused_when_loaded() {
         "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.b32 [%out], [%s], 16;".into(),
     ] {
         let loaded = Module::load(&text(&line), &mut Memory::new());
-        assert!(
-            matches!(loaded, Err(Error::Unsupported { .. })),
-            "{line}: {:?}",
-            loaded.err()
-        );
+        assert!(matches!(loaded, Err(Error::Unsupported { .. })), "{line}: {:?}", loaded.err());
     }
 }

@@ -32,8 +32,7 @@ fn value(x: u16) -> f64 {
 
 fn upload(m: &mut Memory, v: &[u16]) -> u64 {
     let address = m.alloc(v.len() * 2).unwrap();
-    m.write(address, &v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>())
-        .unwrap();
+    m.write(address, &v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()).unwrap();
     address
 }
 
@@ -77,11 +76,7 @@ impl Gemm {
         let (a, b) = (noise(rows * k, 1), noise(columns * k, 2));
         let (da, db) = (upload(&mut m, &a), upload(&mut m, &b));
         let out = upload(&mut m, &vec![0; rows * columns]);
-        let maps = [
-            map(da, rows, k, 128),
-            map(db, columns, k, 128),
-            map(out, rows, columns, 64),
-        ];
+        let maps = [map(da, rows, k, 128), map(db, columns, k, 128), map(out, rows, columns, 64)];
         let shape = Config {
             grid: [self.blocks, 1, 1],
             block: [384, 1, 1],
@@ -91,18 +86,9 @@ impl Gemm {
             budget: 20_000_000,
             ..Config::default()
         };
-        let sizes = [
-            rows.div_ceil(128),
-            columns.div_ceil(128),
-            k.div_ceil(64),
-            self.bug as usize,
-        ]
-        .map(|x| (x as u32).to_le_bytes());
-        let args: Vec<&[u8]> = maps
-            .iter()
-            .map(|x| &x[..])
-            .chain(sizes.iter().map(|x| &x[..]))
-            .collect();
+        let sizes = [rows.div_ceil(128), columns.div_ceil(128), k.div_ceil(64), self.bug as usize]
+            .map(|x| (x as u32).to_le_bytes());
+        let args: Vec<&[u8]> = maps.iter().map(|x| &x[..]).chain(sizes.iter().map(|x| &x[..])).collect();
         let counters = module.launch("gemm", &shape, &args, &m)?;
         let mut bytes = vec![0; rows * columns * 2];
         m.read(out, &mut bytes).unwrap();
@@ -113,11 +99,7 @@ impl Gemm {
                 let want = reference(&a, &b, k, i, j);
                 // One rounding to bf16 and f32 sums.
                 let allowed = want.abs() / 256.0 + 1e-4;
-                assert!(
-                    (got - want).abs() <= allowed,
-                    "({i}, {j}): {got}, {want}; seed {:?}",
-                    self.seed
-                );
+                assert!((got - want).abs() <= allowed, "({i}, {j}): {got}, {want}; seed {:?}", self.seed);
             }
         }
         Ok(counters)
@@ -131,40 +113,21 @@ impl Gemm {
     }
 }
 
-const SMALL: Gemm = Gemm {
-    rows: 256,
-    columns: 128,
-    k: 320,
-    blocks: 1,
-    seed: None,
-    bug: NONE,
-};
+const SMALL: Gemm = Gemm { rows: 256, columns: 128, k: 320, blocks: 1, seed: None, bug: NONE };
 
 #[test]
 fn specialised_gemm_matches_f64() {
     let c = SMALL.run().unwrap();
     assert_eq!(c.tensor_flops, 2 * 256 * 128 * 320);
     // Ragged in every dimension: tensor copies fill with zeros and cut what they store.
-    let ragged = Gemm {
-        rows: 200,
-        columns: 264,
-        k: 136,
-        blocks: 4,
-        ..SMALL
-    };
+    let ragged = Gemm { rows: 200, columns: 264, k: 136, blocks: 4, ..SMALL };
     ragged.run().unwrap();
 }
 
 #[test]
 fn specialised_gemm_holds_in_every_order() {
     for seed in 0..6 {
-        Gemm {
-            seed: Some(seed),
-            k: 256,
-            ..SMALL
-        }
-        .run()
-        .unwrap();
+        Gemm { seed: Some(seed), k: 256, ..SMALL }.run().unwrap();
     }
 }
 
@@ -175,27 +138,12 @@ fn planted_mistakes_in_the_gemm_are_found() {
         // Bytes that nobody announced: the phase ends at once and the data is read before it is there, in some orders
         // before the copies are even issued.
         let f = bug(NO_EXPECT);
-        assert!(
-            matches!(
-                f.kind,
-                FaultKind::InFlight | FaultKind::Uninitialised | FaultKind::Mbarrier
-            ),
-            "{f:?}"
-        );
+        assert!(matches!(f.kind, FaultKind::InFlight | FaultKind::Uninitialised | FaultKind::Mbarrier), "{f:?}");
         // The wait is for the phase before: it does not wait at all.
         let f = bug(WRONG_PARITY);
-        assert!(
-            matches!(
-                f.kind,
-                FaultKind::InFlight | FaultKind::Uninitialised | FaultKind::Mbarrier
-            ),
-            "{f:?}"
-        );
+        assert!(matches!(f.kind, FaultKind::InFlight | FaultKind::Uninitialised | FaultKind::Mbarrier), "{f:?}");
         let f = bug(NO_WAIT);
-        assert!(
-            matches!(f.kind, FaultKind::InFlight | FaultKind::Uninitialised),
-            "{f:?}"
-        );
+        assert!(matches!(f.kind, FaultKind::InFlight | FaultKind::Uninitialised), "{f:?}");
         let f = bug(NO_PROXY_FENCE);
         assert_eq!(f.kind, FaultKind::ProxyFence, "{f:?}");
         assert!(f.text.contains("cp.async.bulk.tensor.2d.global"), "{f:?}");
@@ -209,11 +157,7 @@ fn planted_mistakes_in_the_gemm_are_found() {
 
 #[test]
 fn too_many_registers_are_a_deadlock_that_shows_the_sum() {
-    let f = Gemm {
-        bug: TOO_MANY_REGISTERS,
-        ..SMALL
-    }
-    .fault();
+    let f = Gemm { bug: TOO_MANY_REGISTERS, ..SMALL }.fault();
     assert_eq!(f.kind, FaultKind::Deadlock, "{f:?}");
     // 168 each at launch; 40 + 240 + 240 do not fit.
     assert!(f.text.starts_with("setmaxnreg.inc"), "{f:?}");
@@ -242,19 +186,9 @@ fn a_from_registers_matches_f64() {
         let ((a, va), (b, vb)) = (half(64 * k, 3), half(k * 64, 4));
         let (da, db) = (upload(&mut m, &a), upload(&mut m, &b));
         let out = m.alloc(64 * 64 * 4).unwrap();
-        let shape = Config {
-            block: [128, 1, 1],
-            ..Config::default()
-        };
-        let (pointers, numbers) = (
-            [da, db, out].map(u64::to_le_bytes),
-            [k as u32, bug].map(u32::to_le_bytes),
-        );
-        let args: Vec<&[u8]> = pointers
-            .iter()
-            .map(|x| &x[..])
-            .chain(numbers.iter().map(|x| &x[..]))
-            .collect();
+        let shape = Config { block: [128, 1, 1], ..Config::default() };
+        let (pointers, numbers) = ([da, db, out].map(u64::to_le_bytes), [k as u32, bug].map(u32::to_le_bytes));
+        let args: Vec<&[u8]> = pointers.iter().map(|x| &x[..]).chain(numbers.iter().map(|x| &x[..])).collect();
         module.launch("registers_a", &shape, &args, &m)?;
         let mut bytes = vec![0; 64 * 64 * 4];
         m.read(out, &mut bytes).unwrap();
@@ -284,13 +218,8 @@ fn a_group_in_flight_overlaps_the_next() {
         let (da, db) = (upload(&mut m, &a), upload(&mut m, &b));
         let out = m.alloc(128 * 128 * 4).unwrap();
         let maps = [map(da, 128, k, 128), map(db, 128, k, 128)];
-        let shape = Config {
-            block: [288, 1, 1],
-            dynamic_shared: 3 * 32768,
-            seed,
-            budget: 20_000_000,
-            ..Config::default()
-        };
+        let shape =
+            Config { block: [288, 1, 1], dynamic_shared: 3 * 32768, seed, budget: 20_000_000, ..Config::default() };
         let (out_bytes, steps, bug) = (out.to_le_bytes(), (k as u32 / 64).to_le_bytes(), bug.to_le_bytes());
         module.launch("pipelined", &shape, &[&maps[0], &maps[1], &out_bytes, &steps, &bug], &m)?;
         let mut bytes = vec![0; 128 * 128 * 4];
@@ -310,16 +239,10 @@ fn a_group_in_flight_overlaps_the_next() {
         };
         // The buffer is given back while its products may still read it.
         let f = fault(EARLY_RELEASE);
-        assert!(
-            f.kind == FaultKind::InFlight && f.message.contains("has not waited"),
-            "{f:?}"
-        );
+        assert!(f.kind == FaultKind::InFlight && f.message.contains("has not waited"), "{f:?}");
         // The results are read while the last group is in flight.
         let f = fault(NO_WAIT);
-        assert!(
-            f.kind == FaultKind::InFlight && f.message.contains("is read before"),
-            "{f:?}"
-        );
+        assert!(f.kind == FaultKind::InFlight && f.message.contains("is read before"), "{f:?}");
     }
 }
 
@@ -347,25 +270,14 @@ fn attention_with_probabilities_in_registers_matches_f64() {
         module.launch("attention", &shape, &args, &m).unwrap();
         let mut bytes = vec![0; n * 64 * 4];
         m.read(out, &mut bytes).unwrap();
-        let got: Vec<f32> = bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|c| f32::from_le_bytes(*c))
-            .collect();
+        let got: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|c| f32::from_le_bytes(*c)).collect();
         for i in 0..n {
-            let weights: Vec<f64> = (0..=i)
-                .map(|j| (reference(&q, &k, 64, i, j) * f64::from(scale)).exp())
-                .collect();
+            let weights: Vec<f64> = (0..=i).map(|j| (reference(&q, &k, 64, i, j) * f64::from(scale)).exp()).collect();
             let sum: f64 = weights.iter().sum();
             for c in 0..64 {
                 let want = (0..=i).map(|j| weights[j] * value(v[j * 64 + c])).sum::<f64>() / sum;
                 // Probabilities are rounded to bf16 before the second product: 2^-9 of values below 1.
-                assert!(
-                    (f64::from(got[i * 64 + c]) - want).abs() < 2e-3,
-                    "({i}, {c}): {}, {want}",
-                    got[i * 64 + c]
-                );
+                assert!((f64::from(got[i * 64 + c]) - want).abs() < 2e-3, "({i}, {c}): {}, {want}", got[i * 64 + c]);
             }
         }
     }
@@ -390,11 +302,7 @@ fn cluster_gemm_with_multicast_matches_f64() {
             budget: 50_000_000,
             ..Config::default()
         };
-        let (out_bytes, n, steps) = (
-            out.to_le_bytes(),
-            (columns as u32).to_le_bytes(),
-            (k as u32 / 64).to_le_bytes(),
-        );
+        let (out_bytes, n, steps) = (out.to_le_bytes(), (columns as u32).to_le_bytes(), (k as u32 / 64).to_le_bytes());
         let args: [&[u8]; 5] = [&maps[0], &maps[1], &out_bytes, &n, &steps];
         module.launch("cluster_gemm", &shape, &args, &m).unwrap();
         let mut bytes = vec![0; rows * columns * 4];
@@ -402,12 +310,7 @@ fn cluster_gemm_with_multicast_matches_f64() {
         for (i, c) in bytes.as_chunks::<4>().0.iter().enumerate() {
             let want = reference(&a, &b, k, i / columns, i % columns);
             let got = f64::from(f32::from_le_bytes(*c));
-            assert!(
-                (got - want).abs() < 1e-4,
-                "({}, {}): {got}, {want}",
-                i / columns,
-                i % columns
-            );
+            assert!((got - want).abs() < 1e-4, "({}, {}): {got}, {want}", i / columns, i % columns);
         }
     }
 }
@@ -427,10 +330,7 @@ fn triton(rows: usize, columns: usize, k: usize, tensors: bool, seed: Option<u64
         seed,
         ..Config::default()
     };
-    let (word, long) = (
-        |x: usize| (x as u32).to_le_bytes().to_vec(),
-        |x: u64| x.to_le_bytes().to_vec(),
-    );
+    let (word, long) = (|x: usize| (x as u32).to_le_bytes().to_vec(), |x: u64| x.to_le_bytes().to_vec());
     // Both kernels end with two scratch pointers.
     let args: Vec<Vec<u8>> = if tensors {
         // A descriptor is a map, its shape and its strides.
@@ -445,21 +345,10 @@ fn triton(rows: usize, columns: usize, k: usize, tensors: bool, seed: Option<u64
         .chain([word(k), long(0), long(0)])
         .collect()
     } else {
-        vec![
-            long(da),
-            long(db),
-            long(out),
-            word(rows),
-            word(columns),
-            word(k),
-            long(0),
-            long(0),
-        ]
+        vec![long(da), long(db), long(out), word(rows), word(columns), word(k), long(0), long(0)]
     };
     let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
-    module
-        .launch(if tensors { "tensors" } else { "pointers" }, &shape, &args, &m)
-        .unwrap();
+    module.launch(if tensors { "tensors" } else { "pointers" }, &shape, &args, &m).unwrap();
     let mut bytes = vec![0; rows * columns * 2];
     m.read(out, &mut bytes).unwrap();
     for i in 0..rows {
@@ -468,10 +357,7 @@ fn triton(rows: usize, columns: usize, k: usize, tensors: bool, seed: Option<u64
             let got = value(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
             let b_at = |l: usize| if tensors { b[j * k + l] } else { b[l * columns + j] };
             let want: f64 = (0..k).map(|l| value(a[i * k + l]) * value(b_at(l))).sum();
-            assert!(
-                (got - want).abs() <= want.abs() / 256.0 + 1e-4,
-                "({i}, {j}): {got}, {want}; seed {seed:?}"
-            );
+            assert!((got - want).abs() <= want.abs() / 256.0 + 1e-4, "({i}, {j}): {got}, {want}; seed {seed:?}");
         }
     }
 }

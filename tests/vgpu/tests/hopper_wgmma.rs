@@ -12,10 +12,7 @@ struct Noise(u64);
 
 impl Noise {
     fn below(&mut self, n: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (self.0 >> 33) % n
     }
 }
@@ -104,11 +101,7 @@ struct Case {
 
 fn half(bits: u32) -> f64 {
     let (e, m) = ((bits >> 10 & 31) as i32, f64::from(bits & 1023));
-    let v = if e == 0 {
-        m * 2f64.powi(-24)
-    } else {
-        (1.0 + m / 1024.0) * 2f64.powi(e - 15)
-    };
+    let v = if e == 0 { m * 2f64.powi(-24) } else { (1.0 + m / 1024.0) * 2f64.powi(e - 15) };
     if bits & 0x8000 == 0 { v } else { -v }
 }
 
@@ -137,9 +130,7 @@ fn check(c: &Case) {
         .flat_map(|t| (0..4).map(move |i| (t, i)))
         .map(|(t, i)| {
             let row = t / 32 * 16 + t % 32 / 4 + i % 2 * 8;
-            (0..per).fold(0, |v, e| {
-                v | a[row][i / 2 * k / 2 + t % 4 * per + e].0 << (8 * c.a.size() * e)
-            })
+            (0..per).fold(0, |v, e| v | a[row][i / 2 * k / 2 + t % 4 * per + e].0 << (8 * c.a.size() * e))
         })
         .collect();
     let packed = c.d == "f16";
@@ -154,16 +145,8 @@ fn check(c: &Case) {
         .collect();
     let list = |p: &str, n: usize| (0..n).map(|i| format!("%{p}{i}")).collect::<Vec<_>>().join(", ");
     let (int, wide) = (c.d == "s32", c.a.size() == 2);
-    let from = if c.la.is_some() {
-        "%da".to_string()
-    } else {
-        format!("{{{}}}", list("a", 4))
-    };
-    let mut tail = if int {
-        String::new()
-    } else {
-        format!(", {}, {}", c.scales.0, c.scales.1)
-    };
+    let from = if c.la.is_some() { "%da".to_string() } else { format!("{{{}}}", list("a", 4)) };
+    let mut tail = if int { String::new() } else { format!(", {}, {}", c.scales.0, c.scales.1) };
     if wide {
         if let Some(l) = &c.la {
             tail += if l.k_major { ", 0" } else { ", 1" };
@@ -177,15 +160,7 @@ fn check(c: &Case) {
         list("d", count)
     );
     let da = c.la.map_or(0, |l| l.descriptor());
-    let ran = launch(
-        &kernel(count, &body),
-        &image,
-        &regs,
-        &sums,
-        da,
-        c.lb.descriptor(),
-        c.add,
-    );
+    let ran = launch(&kernel(count, &body), &image, &regs, &sums, da, c.lb.descriptor(), c.add);
     let ran = ran.unwrap_or_else(|e| panic!("n {n} {ta} {:?} {:?}: {e}", c.la, c.lb));
     assert_eq!(ran.counters.tensor_flops, (2 * 64 * n * k) as u64);
     let sign = f64::from(if int { 1 } else { c.scales.0 * c.scales.1 });
@@ -203,12 +178,7 @@ fn check(c: &Case) {
             let want = dot + if c.add { value(sums[at]) } else { 0.0 };
             let got = value(ran.out[at]);
             let allowed = if packed { want.abs() / 1000.0 } else { want.abs() * 1e-6 };
-            assert!(
-                (got - want).abs() <= allowed,
-                "n {n} {ta} {:?} {:?} ({row}, {col}): {got}, {want}",
-                c.la,
-                c.lb
-            );
+            assert!((got - want).abs() <= allowed, "n {n} {ta} {:?} {:?} ({row}, {col}): {got}, {want}", c.la, c.lb);
         }
     }
 }
@@ -220,19 +190,8 @@ fn layouts(size: usize, rows: usize, start: usize) -> Vec<Layout> {
         for span in [0, 32, 64, 128] {
             // Patterns of 8 k by span bytes: along K `stride` apart, along M or N `leading` apart; without swizzle the other way.
             let across = rows.div_ceil(span.max(16) / 2);
-            let (leading, stride) = if span == 0 {
-                (128 * across, 128)
-            } else {
-                (8 * span, 8 * span * across)
-            };
-            list.push(Layout {
-                span,
-                k_major: false,
-                leading,
-                stride,
-                start,
-                size,
-            });
+            let (leading, stride) = if span == 0 { (128 * across, 128) } else { (8 * span, 8 * span * across) };
+            list.push(Layout { span, k_major: false, leading, stride, start, size });
         }
     }
     list
@@ -259,16 +218,7 @@ fn every_pair_of_layouts() {
     for (kind, n) in [(Kind::F16, 72), (Kind::Bf16, 128)] {
         for la in layouts(2, 64, 0) {
             for lb in layouts(2, n, B_START) {
-                check(&Case {
-                    n,
-                    a: kind,
-                    b: kind,
-                    d: "f32",
-                    la: Some(la),
-                    lb,
-                    scales: (1, -1),
-                    add: true,
-                });
+                check(&Case { n, a: kind, b: kind, d: "f32", la: Some(la), lb, scales: (1, -1), add: true });
             }
         }
     }
@@ -278,30 +228,12 @@ fn every_pair_of_layouts() {
 fn a_from_registers() {
     for kind in [Kind::F16, Kind::Bf16] {
         for lb in layouts(2, 96, B_START) {
-            check(&Case {
-                n: 96,
-                a: kind,
-                b: kind,
-                d: "f32",
-                la: None,
-                lb,
-                scales: (-1, -1),
-                add: true,
-            });
+            check(&Case { n: 96, a: kind, b: kind, d: "f32", la: None, lb, scales: (-1, -1), add: true });
         }
     }
     for (a, d) in [(Kind::Tf32, "f32"), (Kind::S8, "s32"), (Kind::E4m3, "f32")] {
         let lb = k_major(128, a.size(), B_START);
-        check(&Case {
-            n: 96,
-            a,
-            b: a,
-            d,
-            la: None,
-            lb,
-            scales: (1, 1),
-            add: true,
-        });
+        check(&Case { n: 96, a, b: a, d, la: None, lb, scales: (1, 1), add: true });
     }
 }
 
@@ -324,16 +256,7 @@ fn other_types_and_sums() {
         for span in [0, 32, 64, 128] {
             let (la, lb) = (k_major(span, a.size(), 0), k_major(span, b.size(), B_START));
             let scales = if d == "s32" { (1, 1) } else { (-1, 1) };
-            check(&Case {
-                n: 32,
-                a,
-                b,
-                d,
-                la: Some(la),
-                lb,
-                scales,
-                add: span != 32,
-            });
+            check(&Case { n: 32, a, b, d, la: Some(la), lb, scales, add: span != 32 });
         }
     }
 }
@@ -371,11 +294,7 @@ fn a_start_inside_the_pattern_moves_along_k() {
             for i in 0..4 {
                 let (row, col) = (t / 32 * 16 + t % 32 / 4 + i / 2 * 8, t % 4 * 2 + i % 2);
                 let want: f64 = a[row].iter().zip(&b[col]).map(|(x, y)| x * y).sum();
-                assert_eq!(
-                    f64::from(f32::from_bits(ran.out[t * 4 + i])),
-                    want,
-                    "step {step} ({row}, {col})"
-                );
+                assert_eq!(f64::from(f32::from_bits(ran.out[t * 4 + i])), want, "step {step} ({row}, {col})");
             }
         }
     }

@@ -23,26 +23,17 @@ fn run(body: &str, cases: &[[u64; 3]]) -> Vec<u64> {
     let (a, b) = (m.alloc(bytes.len()).unwrap(), m.alloc(cases.len() * 8).unwrap());
     m.write(a, &bytes).unwrap();
     let n = cases.len() as u32;
-    let shape = Config {
-        grid: [n.div_ceil(32), 1, 1],
-        ..Config::default()
-    };
-    module
-        .launch("k", &shape, &[&a.to_le_bytes(), &b.to_le_bytes(), &n.to_le_bytes()], &m)
-        .unwrap();
+    let shape = Config { grid: [n.div_ceil(32), 1, 1], ..Config::default() };
+    module.launch("k", &shape, &[&a.to_le_bytes(), &b.to_le_bytes(), &n.to_le_bytes()], &m).unwrap();
     let mut out = vec![0; cases.len() * 8];
     m.read(b, &mut out).unwrap();
-    out.chunks(8)
-        .map(|c| u64::from_le_bytes(c.try_into().unwrap()))
-        .collect()
+    out.chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).collect()
 }
 
 /// All triples of the values (the third one moves with the first two, to keep the number down).
 fn triples(v: &[u64]) -> Vec<[u64; 3]> {
     let n = v.len();
-    (0..n * n)
-        .map(|i| [v[i / n], v[i % n], v[(i / n + 3 * (i % n) + i / 7) % n]])
-        .collect()
+    (0..n * n).map(|i| [v[i / n], v[i % n], v[(i / n + 3 * (i % n) + i / 7) % n]]).collect()
 }
 
 const INTS: [u64; 18] = [
@@ -97,49 +88,23 @@ fn integer_arithmetic() {
     word("add.sat.s32", two, |a, b, _| (a as i32).saturating_add(b as i32) as u32);
     word("mul.lo.s32", two, |a, b, _| a.wrapping_mul(b));
     word("mul.hi.u32", two, |a, b, _| ((a as u128 * b as u128) >> 32) as u32);
-    word("mul.hi.s32", two, |a, b, _| {
-        ((a as i32 as i128 * b as i32 as i128) >> 32) as u32
-    });
-    word("mad.lo.u32", "%x, %y, %z", |a, b, c| {
-        (a as u128 * b as u128 + c as u128) as u32
-    });
-    word("mad.hi.u32", "%x, %y, %z", |a, b, c| {
-        (((a as u128 * b as u128) >> 32) + c as u128) as u32
-    });
+    word("mul.hi.s32", two, |a, b, _| ((a as i32 as i128 * b as i32 as i128) >> 32) as u32);
+    word("mad.lo.u32", "%x, %y, %z", |a, b, c| (a as u128 * b as u128 + c as u128) as u32);
+    word("mad.hi.u32", "%x, %y, %z", |a, b, c| (((a as u128 * b as u128) >> 32) + c as u128) as u32);
     word("div.u32", two, |a, b, _| a.checked_div(b).unwrap_or(!0));
-    word("div.s32", two, |a, b, _| {
-        if b == 0 {
-            !0
-        } else {
-            (a as i32 as i64 / b as i32 as i64) as u32
-        }
-    });
+    word("div.s32", two, |a, b, _| if b == 0 { !0 } else { (a as i32 as i64 / b as i32 as i64) as u32 });
     word("rem.u32", two, |a, b, _| a.checked_rem(b).unwrap_or(a));
-    word("rem.s32", two, |a, b, _| {
-        if b == 0 {
-            a
-        } else {
-            (a as i32 as i64 % b as i32 as i64) as u32
-        }
-    });
+    word("rem.s32", two, |a, b, _| if b == 0 { a } else { (a as i32 as i64 % b as i32 as i64) as u32 });
     word("min.s32", two, |a, b, _| if (a as i32) < b as i32 { a } else { b });
     word("max.u32", two, |a, b, _| if a > b { a } else { b });
     word("neg.s32", "%x", |a, _, _| (!a).wrapping_add(1));
-    word(
-        "abs.s32",
-        "%x",
-        |a, _, _| if a >> 31 == 1 { (!a).wrapping_add(1) } else { a },
-    );
+    word("abs.s32", "%x", |a, _, _| if a >> 31 == 1 { (!a).wrapping_add(1) } else { a });
     long("add.s64", "%a, %b", u64_add);
     long("mul.lo.s64", "%a, %b", |a, b, _| (a as u128 * b as u128) as u64);
     long("mul.hi.u64", "%a, %b", |a, b, _| ((a as u128 * b as u128) >> 64) as u64);
     long("div.u64", "%a, %b", |a, b, _| a.checked_div(b).unwrap_or(!0));
-    long("mul.wide.s32", "%x, %y", |a, b, _| {
-        (a as u32 as i32 as i128 * b as u32 as i32 as i128) as u64
-    });
-    long("mul.wide.u32", "%x, %y", |a, b, _| {
-        (a as u32 as u128 * b as u32 as u128) as u64
-    });
+    long("mul.wide.s32", "%x, %y", |a, b, _| (a as u32 as i32 as i128 * b as u32 as i32 as i128) as u64);
+    long("mul.wide.u32", "%x, %y", |a, b, _| (a as u32 as u128 * b as u32 as u128) as u64);
     long("mad.wide.s32", "%x, %y, %c", |a, b, c| {
         (a as u32 as i32 as i128 * b as u32 as i32 as i128 + c as i128) as u64
     });
@@ -159,44 +124,22 @@ fn logic_shifts_and_bit_fields() {
     word("shl.b32", two, |a, b, _| if b > 31 { 0 } else { a << b });
     word("shr.u32", two, |a, b, _| if b > 31 { 0 } else { a >> b });
     word("shr.s32", two, |a, b, _| (a as i32 as i64 >> b.min(40)) as u32);
-    long(
-        "shl.b64",
-        "%a, %y",
-        |a, b, _| if b as u32 > 63 { 0 } else { a << (b as u32) },
-    );
-    long("shr.s64", "%a, %y", |a, b, _| {
-        (a as i64 as i128 >> (b as u32).min(90)) as u64
-    });
-    word("shf.l.wrap.b32", "%x, %y, %z", |a, b, c| {
-        (((b as u64) << 32 | a as u64) << (c % 32) >> 32) as u32
-    });
-    word("shf.r.clamp.b32", "%x, %y, %z", |a, b, c| {
-        (((b as u64) << 32 | a as u64) >> c.min(32)) as u32
-    });
+    long("shl.b64", "%a, %y", |a, b, _| if b as u32 > 63 { 0 } else { a << (b as u32) });
+    long("shr.s64", "%a, %y", |a, b, _| (a as i64 as i128 >> (b as u32).min(90)) as u64);
+    word("shf.l.wrap.b32", "%x, %y, %z", |a, b, c| (((b as u64) << 32 | a as u64) << (c % 32) >> 32) as u32);
+    word("shf.r.clamp.b32", "%x, %y, %z", |a, b, c| (((b as u64) << 32 | a as u64) >> c.min(32)) as u32);
     word("popc.b32", "%x", |a, _, _| (0..32).map(|i| a >> i & 1).sum());
-    word("clz.b32", "%x", |a, _, _| {
-        (0..32).take_while(|i| a >> (31 - i) & 1 == 0).count() as u32
-    });
-    word("brev.b32", "%x", |a, _, _| {
-        (0..32).fold(0, |o, i| o | (a >> i & 1) << (31 - i))
-    });
-    word("bfind.u32", "%x", |a, _, _| {
-        (0..32).rev().find(|i| a >> i & 1 == 1).unwrap_or(!0)
-    });
-    word("bfind.s32", "%x", |a, _, _| {
-        (0..32).rev().find(|i| a >> i & 1 != a >> 31).unwrap_or(!0)
-    });
+    word("clz.b32", "%x", |a, _, _| (0..32).take_while(|i| a >> (31 - i) & 1 == 0).count() as u32);
+    word("brev.b32", "%x", |a, _, _| (0..32).fold(0, |o, i| o | (a >> i & 1) << (31 - i)));
+    word("bfind.u32", "%x", |a, _, _| (0..32).rev().find(|i| a >> i & 1 == 1).unwrap_or(!0));
+    word("bfind.s32", "%x", |a, _, _| (0..32).rev().find(|i| a >> i & 1 != a >> 31).unwrap_or(!0));
     word("bfe.u32", "%x, %y, %z", |a, b, c| {
         let (p, n) = (b & 255, c & 255);
-        (0..32).fold(0, |o, i| {
-            o | u32::from(i < n && p + i < 32 && a >> (p + i) & 1 == 1) << i
-        })
+        (0..32).fold(0, |o, i| o | u32::from(i < n && p + i < 32 && a >> (p + i) & 1 == 1) << i)
     });
     word("bfi.b32", "%x, %y, %z, 5", |a, b, c| {
         let p = c & 255;
-        (0..32).fold(0, |o, i| {
-            o | (if i >= p && i < p + 5 { a >> (i - p) } else { b >> i } & 1) << i
-        })
+        (0..32).fold(0, |o, i| o | (if i >= p && i < p + 5 { a >> (i - p) } else { b >> i } & 1) << i)
     });
     word("lop3.b32", "%x, %y, %z, 0xe8", |a, b, c| a & b | a & c | b & c);
     word("prmt.b32", "%x, %y, 0x5410", |a, b, _| a & 0xffff | b << 16);
@@ -207,12 +150,7 @@ fn logic_shifts_and_bit_fields() {
 
 #[test]
 fn comparisons_and_selection() {
-    for (name, f) in [
-        ("eq", i32::eq as fn(&i32, &i32) -> bool),
-        ("lt", i32::lt),
-        ("ge", i32::ge),
-        ("ne", i32::ne),
-    ] {
+    for (name, f) in [("eq", i32::eq as fn(&i32, &i32) -> bool), ("lt", i32::lt), ("ge", i32::ge), ("ne", i32::ne)] {
         let body = format!("setp.{name}.s32 %q1, %x, %y; selp.u64 %d, 1, 0, %q1;");
         check(name, &body, |a, b, _| u64::from(f(&(a as i32), &(b as i32))));
     }
@@ -256,15 +194,10 @@ fn edges32() -> Vec<[u64; 3]> {
 
 fn float(op: &str, operands: &str, want: impl Fn(f32, f32, f32) -> f32) {
     let f = |x: u64| f32::from_bits(x as u32);
-    check_on(
-        op,
-        &format!("{op} %o, {operands}; cvt.u64.u32 %d, %o;"),
-        &edges32(),
-        |a, b, c| {
-            let w = want(f(a), f(b), f(c));
-            u64::from(if w.is_nan() { 0x7fff_ffff } else { w.to_bits() })
-        },
-    );
+    check_on(op, &format!("{op} %o, {operands}; cvt.u64.u32 %d, %o;"), &edges32(), |a, b, c| {
+        let w = want(f(a), f(b), f(c));
+        u64::from(if w.is_nan() { 0x7fff_ffff } else { w.to_bits() })
+    });
 }
 
 fn flush(x: f32) -> f32 {
@@ -283,11 +216,7 @@ fn single_precision() {
     float("fma.rn.f32", "%x, %y, %z", f32::mul_add);
     float("add.ftz.f32", two, |a, b, _| flush(flush(a) + flush(b)));
     float("mul.ftz.f32", two, |a, b, _| flush(flush(a) * flush(b)));
-    float(
-        "add.sat.f32",
-        two,
-        |a, b, _| if a + b > 0.0 { (a + b).min(1.0) } else { 0.0 },
-    );
+    float("add.sat.f32", two, |a, b, _| if a + b > 0.0 { (a + b).min(1.0) } else { 0.0 });
     float("min.f32", two, |a, b, _| match () {
         () if a == b => {
             if a.is_sign_negative() {
@@ -311,21 +240,14 @@ fn single_precision() {
     });
     float("cvt.rni.f32.f32", "%x", |a, _, _| a.round_ties_even());
     float("cvt.rmi.f32.f32", "%x", |a, _, _| a.floor());
-    float(
-        "cvt.sat.f32.f32",
-        "%x",
-        |a, _, _| if a > 0.0 { a.min(1.0) } else { 0.0 },
-    );
+    float("cvt.sat.f32.f32", "%x", |a, _, _| if a > 0.0 { a.min(1.0) } else { 0.0 });
 }
 
 /// Directed results bracket the exact value: checked by their neighbours in double precision where that is exact.
 #[test]
 fn directed_rounding() {
     let f = |x: u64| f32::from_bits(x as u32);
-    let cases: Vec<[u64; 3]> = edges32()
-        .into_iter()
-        .filter(|c| c.iter().all(|x| f(*x).is_finite()))
-        .collect();
+    let cases: Vec<[u64; 3]> = edges32().into_iter().filter(|c| c.iter().all(|x| f(*x).is_finite())).collect();
     for op in ["mul", "div"] {
         let get = |mode: &str| run(&format!("{op}.{mode}.f32 %o, %x, %y; cvt.u64.u32 %d, %o;"), &cases);
         let (down, up, zero, near) = (get("rm"), get("rp"), get("rz"), get("rn"));
@@ -336,18 +258,10 @@ fn directed_rounding() {
             }
             // The product is exact in double precision; of the quotient the sign of the remainder is.
             let below = |x: f32| {
-                if op == "mul" {
-                    f64::from(x) <= a * b
-                } else {
-                    (a - f64::from(x) * b) * b.signum() >= 0.0
-                }
+                if op == "mul" { f64::from(x) <= a * b } else { (a - f64::from(x) * b) * b.signum() >= 0.0 }
             };
             let above = |x: f32| {
-                if op == "mul" {
-                    f64::from(x) >= a * b
-                } else {
-                    (a - f64::from(x) * b) * b.signum() <= 0.0
-                }
+                if op == "mul" { f64::from(x) >= a * b } else { (a - f64::from(x) * b) * b.signum() <= 0.0 }
             };
             let (d, u, z, n) = (f(down[i]), f(up[i]), f(zero[i]), f(near[i]));
             assert!(below(d) && (above(d.next_up()) || d == u), "{op}.rm {a} {b}: {d}");
@@ -366,30 +280,15 @@ fn directed_rounding() {
 
 #[test]
 fn double_precision() {
-    let v: Vec<u64> = [
-        0.0f64,
-        -0.0,
-        1.0,
-        -3.0,
-        1e300,
-        5e-324,
-        f64::MAX,
-        f64::INFINITY,
-        1.0 / 3.0,
-        f64::EPSILON,
-    ]
-    .map(f64::to_bits)
-    .to_vec();
+    let v: Vec<u64> = [0.0f64, -0.0, 1.0, -3.0, 1e300, 5e-324, f64::MAX, f64::INFINITY, 1.0 / 3.0, f64::EPSILON]
+        .map(f64::to_bits)
+        .to_vec();
     let cases = triples(&v);
     let f = f64::from_bits;
     let same = |op: &str, operands: &str, want: &dyn Fn(f64, f64, f64) -> f64| {
         for (c, got) in cases.iter().zip(run(&format!("{op} %d, {operands};"), &cases)) {
             let w = want(f(c[0]), f(c[1]), f(c[2]));
-            assert!(
-                got == w.to_bits() || f(got).is_nan() && w.is_nan(),
-                "{op} {c:x?}: {} {w}",
-                f(got)
-            );
+            assert!(got == w.to_bits() || f(got).is_nan() && w.is_nan(), "{op} {c:x?}: {} {w}", f(got));
         }
     };
     same("add.f64", "%a, %b", &|a, b, _| a + b);
@@ -404,46 +303,26 @@ fn double_precision() {
 
 #[test]
 fn conversions() {
-    check("cvt.s64.s32", "cvt.s64.s32 %d, %x;", |a, _, _| {
-        a as u32 as i32 as i64 as u64
+    check("cvt.s64.s32", "cvt.s64.s32 %d, %x;", |a, _, _| a as u32 as i32 as i64 as u64);
+    check("cvt.u32.u8", "cvt.u32.u8 %o, %x; cvt.u64.u32 %d, %o;", |a, _, _| a & 255);
+    check("cvt.s32.s8", "cvt.s32.s8 %o, %x; cvt.u64.u32 %d, %o;", |a, _, _| u64::from(a as u8 as i8 as i32 as u32));
+    check("cvt.sat.u8.s32", "cvt.sat.u8.s32 %o, %x; cvt.u64.u32 %d, %o;", |a, _, _| {
+        (a as u32 as i32).clamp(0, 255) as u64
     });
-    check("cvt.u32.u8", "cvt.u32.u8 %o, %x; cvt.u64.u32 %d, %o;", |a, _, _| {
-        a & 255
-    });
-    check("cvt.s32.s8", "cvt.s32.s8 %o, %x; cvt.u64.u32 %d, %o;", |a, _, _| {
-        u64::from(a as u8 as i8 as i32 as u32)
-    });
-    check(
-        "cvt.sat.u8.s32",
-        "cvt.sat.u8.s32 %o, %x; cvt.u64.u32 %d, %o;",
-        |a, _, _| (a as u32 as i32).clamp(0, 255) as u64,
-    );
-    check(
-        "cvt.rn.f32.u64",
-        "cvt.rn.f32.u64 %o, %a; cvt.u64.u32 %d, %o;",
-        |a, _, _| u64::from((a as f32).to_bits()),
-    );
+    check("cvt.rn.f32.u64", "cvt.rn.f32.u64 %o, %a; cvt.u64.u32 %d, %o;", |a, _, _| u64::from((a as f32).to_bits()));
     let to = |x: u64| f32::from_bits(x as u32);
-    check_on(
-        "cvt.rni.s32.f32",
-        "cvt.rni.s32.f32 %o, %x; cvt.u64.u32 %d, %o;",
-        &edges32(),
-        |a, _, _| u64::from(to(a).round_ties_even() as i32 as u32),
-    );
-    check_on(
-        "cvt.rn.bf16.f32",
-        "cvt.rn.bf16.f32 %h0, %x; cvt.u64.u16 %d, %h0;",
-        &edges32(),
-        |a, _, _| {
-            // The nearest of the two bf16 neighbours, ties to the even one.
-            let (x, low) = (to(a), (a >> 16) as u32);
-            if x.is_nan() {
-                return 0x7fff;
-            }
-            let rest = a & 0xffff;
-            u64::from(low + u32::from(rest > 0x8000 || rest == 0x8000 && low & 1 == 1))
-        },
-    );
+    check_on("cvt.rni.s32.f32", "cvt.rni.s32.f32 %o, %x; cvt.u64.u32 %d, %o;", &edges32(), |a, _, _| {
+        u64::from(to(a).round_ties_even() as i32 as u32)
+    });
+    check_on("cvt.rn.bf16.f32", "cvt.rn.bf16.f32 %h0, %x; cvt.u64.u16 %d, %h0;", &edges32(), |a, _, _| {
+        // The nearest of the two bf16 neighbours, ties to the even one.
+        let (x, low) = (to(a), (a >> 16) as u32);
+        if x.is_nan() {
+            return 0x7fff;
+        }
+        let rest = a & 0xffff;
+        u64::from(low + u32::from(rest > 0x8000 || rest == 0x8000 && low & 1 == 1))
+    });
     let all: Vec<[u64; 3]> = (0..0x10000).step_by(7).map(|x| [x, 0, 0]).collect();
     check_on(
         "f16 there and back",
@@ -453,17 +332,10 @@ fn conversions() {
             if a & 0x7fff > 0x7c00 { 0x7fff } else { a }
         },
     );
-    let half = [
-        [65519f32, 65504.0],
-        [65520.0, f32::INFINITY],
-        [5.9604645e-8, 5.9604645e-8],
-        [2.9e-8, 0.0],
-    ];
+    let half = [[65519f32, 65504.0], [65520.0, f32::INFINITY], [5.9604645e-8, 5.9604645e-8], [2.9e-8, 0.0]];
     for [x, y] in &half {
-        let got = run(
-            "cvt.rn.f16.f32 %h0, %x; cvt.f32.f16 %o, %h0; cvt.u64.u32 %d, %o;",
-            &[[u64::from(x.to_bits()), 0, 0]],
-        );
+        let got =
+            run("cvt.rn.f16.f32 %h0, %x; cvt.f32.f16 %o, %h0; cvt.u64.u32 %d, %o;", &[[u64::from(x.to_bits()), 0, 0]]);
         assert_eq!(to(got[0]), *y, "f16 of {x}");
     }
 }
@@ -473,24 +345,14 @@ fn sixteen_bit_arithmetic() {
     // 1 + 2^-8 in bf16 is a tie that goes to the even 1; 1 + 3 * 2^-8 goes up to 1 + 2^-6.
     let bf = |x: f32| u64::from(x.to_bits() >> 16);
     let body = "cvt.u16.u64 %h0, %a; cvt.u16.u64 %h1, %b; cvt.u16.u64 %h2, %c; fma.rn.bf16 %h3, %h0, %h1, %h2; cvt.u64.u16 %d, %h3;";
-    let cases = [
-        [bf(1.0), bf(0.00390625), bf(1.0)],
-        [bf(3.0), bf(0.00390625), bf(1.0)],
-        [bf(-2.0), bf(3.0), bf(6.0)],
-    ];
+    let cases = [[bf(1.0), bf(0.00390625), bf(1.0)], [bf(3.0), bf(0.00390625), bf(1.0)], [bf(-2.0), bf(3.0), bf(6.0)]];
     assert_eq!(run(body, &cases), [bf(1.0), bf(1.015625), bf(0.0)]);
     // A product far below the half ulp of the sum still breaks the tie upwards.
     let f16 = "cvt.u16.u64 %h0, %a; cvt.u16.u64 %h1, %b; cvt.u16.u64 %h2, %c; fma.rn.f16 %h3, %h0, %h1, %h2; cvt.u64.u16 %d, %h3;";
-    assert_eq!(
-        run(f16, &[[0x3c00, 0x3c00, 0x4000], [0x0001, 0x0001, 0x3c00]]),
-        [0x4200, 0x3c00]
-    );
+    assert_eq!(run(f16, &[[0x3c00, 0x3c00, 0x4000], [0x0001, 0x0001, 0x3c00]]), [0x4200, 0x3c00]);
     let pair = "fma.rn.bf16x2 %o, %x, %y, %z; cvt.u64.u32 %d, %o;";
     let both = |a: f32, b: f32| bf(a) << 16 | bf(b);
-    assert_eq!(
-        run(pair, &[[both(2.0, 3.0), both(4.0, 5.0), both(1.0, -1.0)]]),
-        [both(9.0, 14.0)]
-    );
+    assert_eq!(run(pair, &[[both(2.0, 3.0), both(4.0, 5.0), both(1.0, -1.0)]]), [both(9.0, 14.0)]);
 }
 
 /// 128-bit sums, differences and products by carries, as compilers write them.
@@ -498,44 +360,27 @@ fn sixteen_bit_arithmetic() {
 fn carry_chains() {
     let wide = |lo: u64, hi: u64| u128::from(hi) << 64 | u128::from(lo);
     let cases = triples(&INTS);
-    for (op, f) in [
-        ("add", u128::wrapping_add as fn(u128, u128) -> u128),
-        ("sub", u128::wrapping_sub),
-    ] {
+    for (op, f) in [("add", u128::wrapping_add as fn(u128, u128) -> u128), ("sub", u128::wrapping_sub)] {
         let words = format!(
             "mov.b64 {{%r0, %r1}}, %a; mov.b64 {{%r2, %r3}}, %b; mov.b64 {{%r4, %r5}}, %c;
             {op}.cc.u32 %r6, %r0, %r2; {op}c.cc.u32 %r7, %r1, %r3; {op}c.u32 %r8, %r4, %r5; "
         );
         let longs = format!("{op}.cc.u64 %p4, %a, %b; {op}c.cc.s64 %p5, %b, %c; {op}c.s64 %d, 0, 0;");
-        for (c, got) in cases
-            .iter()
-            .zip(run(&(words.clone() + "mov.b64 %d, {%r6, %r7};"), &cases))
-        {
+        for (c, got) in cases.iter().zip(run(&(words.clone() + "mov.b64 %d, {%r6, %r7};"), &cases)) {
             assert_eq!(got, f(c[0].into(), c[1].into()) as u64, "{op} {c:x?}");
         }
         for (c, got) in cases.iter().zip(run(&(words + "cvt.u64.u32 %d, %r8;"), &cases)) {
             // The third step takes the carry out of the second.
-            let (_, carry) = if op == "add" {
-                c[0].overflowing_add(c[1])
-            } else {
-                c[0].overflowing_sub(c[1])
-            };
+            let (_, carry) = if op == "add" { c[0].overflowing_add(c[1]) } else { c[0].overflowing_sub(c[1]) };
             let (x, y) = (c[2] as u32, (c[2] >> 32) as u32);
             let want = f(u128::from(x), u128::from(y)).wrapping_add(if carry { f(0, 1) } else { 0 }) as u32;
             assert_eq!(got, u64::from(want), "{op} {c:x?}");
         }
         for (c, got) in cases.iter().zip(run(&longs, &cases)) {
             let sum = f(wide(c[0], c[1]), wide(c[1], c[2]));
-            let out = if op == "add" {
-                wide(c[1], 0) + wide(c[2], 0) + u128::from(c[0].overflowing_add(c[1]).1)
-            } else {
-                0
-            };
-            let carry = if op == "add" {
-                out >> 64 != 0
-            } else {
-                sum > wide(c[0], c[1])
-            };
+            let out =
+                if op == "add" { wide(c[1], 0) + wide(c[2], 0) + u128::from(c[0].overflowing_add(c[1]).1) } else { 0 };
+            let carry = if op == "add" { out >> 64 != 0 } else { sum > wide(c[0], c[1]) };
             assert_eq!(got, if carry { f(0, 1) as u64 } else { 0 }, "{op} {c:x?}");
         }
     }
@@ -544,16 +389,10 @@ fn carry_chains() {
         mov.u32 %r6, 0; mov.u32 %r7, 0; mad.lo.cc.u32 %r5, %r0, %r3, %r5; madc.hi.u32 %r6, %r0, %r3, %r6;
         mad.lo.cc.u32 %r5, %r1, %r2, %r5; madc.hi.cc.u32 %r6, %r1, %r2, %r6; addc.u32 %r7, %r7, 0;
         mad.lo.cc.u32 %r6, %r1, %r3, %r6; madc.hi.u32 %r7, %r1, %r3, %r7; ";
-    for (c, got) in cases
-        .iter()
-        .zip(run(&format!("{body} mov.b64 %d, {{%r6, %r7}};"), &cases))
-    {
+    for (c, got) in cases.iter().zip(run(&format!("{body} mov.b64 %d, {{%r6, %r7}};"), &cases)) {
         assert_eq!(got, ((u128::from(c[0]) * u128::from(c[1])) >> 64) as u64, "{c:x?}");
     }
-    for (c, got) in cases
-        .iter()
-        .zip(run(&format!("{body} mov.b64 %d, {{%r4, %r5}};"), &cases))
-    {
+    for (c, got) in cases.iter().zip(run(&format!("{body} mov.b64 %d, {{%r4, %r5}};"), &cases)) {
         assert_eq!(got, c[0].wrapping_mul(c[1]), "{c:x?}");
     }
     let borrow = "sub.cc.u32 %o, %x, %y; subc.u32 %r0, %z, 0; addc.u32 %r1, 0, 0; mov.b64 %d, {%o, %r0};";

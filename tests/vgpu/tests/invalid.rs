@@ -399,9 +399,7 @@ fn load(statement: &str) -> Result<(), String> {
          .reg .pred %p<9>; .reg .b16 %h<9>; .reg .b32 %r<9>; .reg .b64 %d<9>; .reg .f32 %f<9>; .reg .f64 %e<9>; .reg .s32 %r_s<9>;\n\
          {statement}\nL: ret;\n}}\n"
     );
-    Module::load(&text, &mut Memory::new())
-        .map(drop)
-        .map_err(|e| e.to_string())
+    Module::load(&text, &mut Memory::new()).map(drop).map_err(|e| e.to_string())
 }
 
 #[test]

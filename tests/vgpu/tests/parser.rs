@@ -26,14 +26,9 @@ fn scopes_hide_outer_names() {
         "{HEAD}.entry k() {{ .reg .b32 %r<3>; mov.u32 %r1, 1;\n{{ .reg .f32 %r1; mov.f32 %r1, 0f3F800000;\nL: bra L; }}\nL: bra L; }}"
     );
     let f = &parse(&text).unwrap().functions[0];
-    let (Operand::Reg(a), Operand::Reg(b)) = (&f.body[0].operands[0], &f.body[1].operands[0]) else {
-        panic!()
-    };
+    let (Operand::Reg(a), Operand::Reg(b)) = (&f.body[0].operands[0], &f.body[1].operands[0]) else { panic!() };
     assert_eq!((f.regs[*a as usize], f.regs[*b as usize]), (Ty::B32, Ty::F32));
-    assert_eq!(
-        (&f.body[2].operands[0], &f.body[3].operands[0]),
-        (&Operand::Label(2), &Operand::Label(3))
-    );
+    assert_eq!((&f.body[2].operands[0], &f.body[3].operands[0]), (&Operand::Label(2), &Operand::Label(3)));
 }
 
 #[test]
@@ -47,10 +42,7 @@ fn directives_may_touch_and_one_register_may_stand_in_braces() {
     let module = Module::load(&text, &mut memory).unwrap();
     let at = memory.alloc(8).unwrap();
     memory.write(at, &0x1234_5678u32.to_le_bytes()).unwrap();
-    let config = vgpu::Config {
-        block: [1, 1, 1],
-        ..Default::default()
-    };
+    let config = vgpu::Config { block: [1, 1, 1], ..Default::default() };
     module.launch("k", &config, &[&at.to_le_bytes()], &memory).unwrap();
     let mut out = [0; 4];
     memory.read(at + 4, &mut out).unwrap();
@@ -60,20 +52,15 @@ fn directives_may_touch_and_one_register_may_stand_in_braces() {
 #[test]
 fn errors_name_line_and_text() {
     let e = parse(&format!("{HEAD}.entry k() {{\n  mov.u32 %r1, 1;\n}}")).unwrap_err();
-    let Error::Parse { line, text, .. } = &e else {
-        panic!("{e}")
-    };
+    let Error::Parse { line, text, .. } = &e else { panic!("{e}") };
     assert_eq!((*line, text.as_str()), (5, "%r1, 1;"));
 }
 
 #[test]
 fn unknown_opcodes_are_refused_at_load() {
-    for bad in [
-        "frob.u32 %r1, %r2;",
-        "add.u32.odd %r1, %r1, %r2;",
-        "ld.global.u32 %r1, [nowhere];",
-        "add.f32 %r1, %r2;",
-    ] {
+    for bad in
+        ["frob.u32 %r1, %r2;", "add.u32.odd %r1, %r1, %r2;", "ld.global.u32 %r1, [nowhere];", "add.f32 %r1, %r2;"]
+    {
         let text = format!("{HEAD}.entry k() {{ .reg .b32 %r<3>;\n{bad}\nret; }}");
         let Err(Error::Unsupported { kernel, line, text, .. }) = Module::load(&text, &mut Memory::new()) else {
             panic!("{bad}")

@@ -51,23 +51,13 @@ impl Bench {
             Err(Error::Fault(f)) => *f,
             other => panic!("{kernel}: {other:?}"),
         };
-        assert_eq!(
-            (f.kernel.as_str(), f.source_line),
-            (kernel, Some(marked(kernel))),
-            "{f:?}"
-        );
+        assert_eq!((f.kernel.as_str(), f.source_line), (kernel, Some(marked(kernel))), "{f:?}");
         f
     }
 }
 
 fn threads(n: u32) -> Config {
-    Config {
-        block: [n, 1, 1],
-        budget: 1_000_000,
-        threads: 1,
-        seed: None,
-        ..Config::default()
-    }
+    Config { block: [n, 1, 1], budget: 1_000_000, threads: 1, seed: None, ..Config::default() }
 }
 
 fn p(x: u64) -> Vec<u8> {
@@ -87,20 +77,14 @@ fn one_element_past_the_end() {
     assert!(f.text.starts_with("st.global"), "{}", f.text);
 
     let (x, y) = (b.ones(40), b.fresh(40));
-    let grid = Config {
-        grid: [2, 1, 1],
-        ..threads(32)
-    };
+    let grid = Config { grid: [2, 1, 1], ..threads(32) };
     let f = b.fault("read_past_the_end", grid, &[p(x), p(y), i(40)]);
     assert_eq!((f.kind, f.block, f.thread), (FaultKind::OutOfBounds, [1, 0, 0], 8));
 
     let f = b.fault("before_the_start", threads(32), &[p(x)]);
     assert_eq!((f.kind, f.thread), (FaultKind::OutOfBounds, 0));
 
-    let shared = Config {
-        dynamic_shared: 64 * 4,
-        ..threads(64)
-    };
+    let shared = Config { dynamic_shared: 64 * 4, ..threads(64) };
     let y = b.fresh(64);
     let f = b.fault("past_shared", shared, &[p(y)]);
     assert_eq!((f.kind, f.thread), (FaultKind::OutOfBounds, 63));
@@ -200,11 +184,7 @@ fn counters_see_accesses_that_do_not_coalesce() {
     for (stride, sectors) in [(0, 1), (1, 4), (2, 8), (8, 32), (32, 32)] {
         let c = b.run("strided", threads(32), &[p(x), p(y), i(stride)]).unwrap();
         // The store takes 4.
-        assert_eq!(
-            (c.global_requests, c.global_sectors),
-            (2, sectors + 4),
-            "stride {stride}"
-        );
+        assert_eq!((c.global_requests, c.global_sectors), (2, sectors + 4), "stride {stride}");
     }
 }
 
@@ -213,11 +193,7 @@ fn a_missing_barrier_is_a_race() {
     for seed in [None, Some(1), Some(2), Some(3)] {
         let mut b = Bench::new();
         let (x, y) = (b.ones(64), b.fresh(64));
-        let shape = || Config {
-            checks: Checks { races: true },
-            seed,
-            ..threads(64)
-        };
+        let shape = || Config { checks: Checks { races: true }, seed, ..threads(64) };
         let f = match b.run("missing_sync", shape(), &[p(x), p(y)]) {
             Err(Error::Fault(f)) => *f,
             other => panic!("{other:?}"),

@@ -16,8 +16,7 @@ fn run(
     let at: Vec<u64> = buffers.iter().map(|b| m.alloc(n(b) * 4).unwrap()).collect();
     for (b, a) in buffers.iter().zip(&at) {
         if let Some(words) = b {
-            m.write(*a, &words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>())
-                .unwrap();
+            m.write(*a, &words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>()).unwrap();
         }
     }
     let config = Config {
@@ -38,10 +37,7 @@ fn run(
     let read = |(b, a): (&Option<&[u32]>, &u64)| {
         let mut bytes = vec![0; n(b) * 4];
         m.read(*a, &mut bytes).unwrap();
-        bytes
-            .chunks(4)
-            .map(|c| u32::from_le_bytes(c.try_into().unwrap()))
-            .collect()
+        bytes.chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect()
     };
     Ok(buffers.iter().zip(&at).map(read).collect())
 }
@@ -60,11 +56,7 @@ fn a_missing_barrier_is_found_and_both_sides_are_named() {
     let f = run("racy_shared", (1, 64), &[None], true, None).unwrap_err();
     assert_eq!(f.kind, FaultKind::Uninitialised);
     let f = race("racy_rounds", (1, 256), &[None]);
-    assert!(
-        f.message.contains("nothing orders it after the write by thread"),
-        "{}",
-        f.message
-    );
+    assert!(f.message.contains("nothing orders it after the write by thread"), "{}", f.message);
     // A load of this round, and the store of the next one by a faster warp, as lines of races.cu.
     assert_eq!(f.source_line, Some(19), "{f:?}");
     assert!(f.message.contains("(CUDA line 17)"), "{}", f.message);
@@ -76,11 +68,7 @@ fn a_missing_barrier_is_found_and_both_sides_are_named() {
 #[test]
 fn blocks_that_touch_one_word_are_found() {
     let f = race("racy_blocks", (2, 64), &[None]);
-    assert!(
-        f.message.contains("Global memory") && f.message.contains("of block"),
-        "{}",
-        f.message
-    );
+    assert!(f.message.contains("Global memory") && f.message.contains("of block"), "{}", f.message);
     let f = race("racy_sum", (2, 32), &[Some(&[0])]);
     assert!(f.message.contains("CUDA line 31"), "{}", f.message);
     race("racy_flag", (2, 1), &[Some(&[0, 0]), Some(&[0])]);

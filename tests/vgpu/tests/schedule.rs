@@ -26,20 +26,11 @@ fn run(body: &str, config: &Config) -> Result<Vec<u32>, Fault> {
     }
     let mut bytes = vec![0; n * 4];
     m.read(out, &mut bytes).unwrap();
-    Ok(bytes
-        .chunks(4)
-        .map(|c| u32::from_le_bytes(c.try_into().unwrap()))
-        .collect())
+    Ok(bytes.chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect())
 }
 
 fn shape(grid: u32, block: u32) -> Config {
-    Config {
-        grid: [grid, 1, 1],
-        block: [block, 1, 1],
-        budget: 20_000_000,
-        threads: 1,
-        ..Config::default()
-    }
+    Config { grid: [grid, 1, 1], block: [block, 1, 1], budget: 20_000_000, threads: 1, ..Config::default() }
 }
 
 #[test]
@@ -110,10 +101,7 @@ fn a_lock_inside_one_warp_is_taken_by_each_lane_in_turn() {
         ld.global.u32 %r1, [%flag+4]; add.u32 %r1, %r1, 1; st.global.u32 [%flag+4], %r1; mov.u32 %o, %r1;
         membar.gl; atom.global.exch.b32 %r2, [%flag], 0;";
     // Each hand-over takes thousands of rounds without progress first.
-    let config = Config {
-        budget: 1 << 34,
-        ..shape(2, 64)
-    };
+    let config = Config { budget: 1 << 34, ..shape(2, 64) };
     let mut got = run(body, &config).unwrap();
     got.sort_unstable();
     assert_eq!(got, (1..=128).collect::<Vec<_>>());
@@ -132,11 +120,7 @@ fn producer_and_consumer_warps_meet_at_named_barriers() {
     for seed in [None, Some(1), Some(2), Some(3)] {
         let got = run(body, &Config { seed, ..shape(1, 64) }).unwrap();
         for t in 32..64u32 {
-            assert_eq!(
-                got[t as usize],
-                (0..8).map(|i| i * 100 + t - 32).sum::<u32>(),
-                "seed {seed:?}"
-            );
+            assert_eq!(got[t as usize], (0..8).map(|i| i * 100 + t - 32).sum::<u32>(), "seed {seed:?}");
         }
     }
 }
@@ -159,11 +143,7 @@ fn blocks_that_wait_for_later_blocks_end() {
         SPIN: ld.acquire.gpu.global.u32 %o, [%p2+4]; setp.eq.u32 %q1, %o, 0; @%q1 bra SPIN;
         SET: add.u32 %r1, %o, 1; st.release.gpu.global.u32 [%p2], %r1;";
     for (threads, cooperative) in [(1, false), (1, true), (2, true), (2, false)] {
-        let config = Config {
-            threads,
-            cooperative,
-            ..shape(20, 32)
-        };
+        let config = Config { threads, cooperative, ..shape(20, 32) };
         let got = run(body, &config).unwrap();
         assert_eq!(got[0], 19, "threads {threads}, cooperative {cooperative}");
     }
@@ -187,26 +167,16 @@ fn a_deadlock_names_every_waiting_warp_barrier_and_line() {
 fn a_spin_that_never_ends_is_stopped_with_the_place_of_every_warp() {
     let body = "setp.ge.u32 %q0, %t, 32; @%q0 bra B;
         SPIN: ld.volatile.global.u32 %r1, [%flag]; setp.eq.u32 %q1, %r1, 0; @%q1 bra SPIN; B: bar.sync 0;";
-    let config = Config {
-        budget: 100_000,
-        ..shape(1, 64)
-    };
+    let config = Config { budget: 100_000, ..shape(1, 64) };
     let f = run(body, &config).unwrap_err();
     assert_eq!(f.kind, FaultKind::Watchdog);
     assert!(f.message.contains("warp 0 runs"), "{}", f.message);
-    assert!(
-        f.message.contains("warp 1 waits at barrier 0 (32 of 64"),
-        "{}",
-        f.message
-    );
+    assert!(f.message.contains("warp 1 waits at barrier 0 (32 of 64"), "{}", f.message);
 }
 
 #[test]
 fn barriers_that_contradict_each_other_are_errors() {
-    let f = run(
-        "setp.ge.u32 %q0, %t, 32; @%q0 bra B; bar.sync 1, 64; bra END; B: bar.sync 1, 96; END:",
-        &shape(1, 96),
-    );
+    let f = run("setp.ge.u32 %q0, %t, 32; @%q0 bra B; bar.sync 1, 64; bra END; B: bar.sync 1, 96; END:", &shape(1, 96));
     assert_eq!(f.unwrap_err().kind, FaultKind::Barrier);
     let f = run("mov.u32 %r0, 40; bar.sync 1, %r0;", &shape(1, 64)).unwrap_err();
     assert_eq!(f.kind, FaultKind::Barrier);
@@ -220,10 +190,7 @@ fn every_order_of_blocks_and_warps_gives_the_same_result() {
         atom.global.add.u32 %r3, [%flag], 1;";
     let want = run(body, &shape(5, 128)).unwrap();
     for seed in 0..10 {
-        let config = Config {
-            seed: Some(seed),
-            ..shape(5, 128)
-        };
+        let config = Config { seed: Some(seed), ..shape(5, 128) };
         assert_eq!(run(body, &config).unwrap(), want, "seed {seed}");
     }
 }

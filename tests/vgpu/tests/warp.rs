@@ -17,28 +17,14 @@ fn run(body: &str, input: &[u32], threads: u32) -> (Vec<[u32; 4]>, Counters) {
     );
     let mut m = Memory::new();
     let module = Module::load(&text, &mut m).unwrap_or_else(|e| panic!("{body}: {e}"));
-    let (a, b) = (
-        m.alloc(input.len() * 4).unwrap(),
-        m.alloc(threads as usize * 16).unwrap(),
-    );
-    m.write(a, &input.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>())
-        .unwrap();
-    let shape = Config {
-        block: [threads, 1, 1],
-        ..Config::default()
-    };
-    let counters = module
-        .launch("k", &shape, &[&a.to_le_bytes(), &b.to_le_bytes()], &m)
-        .unwrap();
+    let (a, b) = (m.alloc(input.len() * 4).unwrap(), m.alloc(threads as usize * 16).unwrap());
+    m.write(a, &input.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()).unwrap();
+    let shape = Config { block: [threads, 1, 1], ..Config::default() };
+    let counters = module.launch("k", &shape, &[&a.to_le_bytes(), &b.to_le_bytes()], &m).unwrap();
     let mut out = vec![0; threads as usize * 16];
     m.read(b, &mut out).unwrap();
     let word = |c: &[u8]| u32::from_le_bytes(c.try_into().unwrap());
-    (
-        out.chunks(16)
-            .map(|c| std::array::from_fn(|i| word(&c[4 * i..4 * i + 4])))
-            .collect(),
-        counters,
-    )
+    (out.chunks(16).map(|c| std::array::from_fn(|i| word(&c[4 * i..4 * i + 4]))).collect(), counters)
 }
 
 fn ramp() -> Vec<u32> {
@@ -58,10 +44,7 @@ fn shuffles() {
     // Segments of eight lanes: c = 0x181f.
     let body = "shfl.sync.idx.b32 %o0, %x, 2, 0x181f, -1; shfl.sync.down.b32 %o1, %x, 3, 0x181f, -1;";
     for (l, o) in run(body, &x, 32).0.into_iter().enumerate() {
-        assert_eq!(
-            (o[0], o[1]),
-            (x[l / 8 * 8 + 2], x[if l % 8 + 3 < 8 { l + 3 } else { l }])
-        );
+        assert_eq!((o[0], o[1]), (x[l / 8 * 8 + 2], x[if l % 8 + 3 < 8 { l + 3 } else { l }]));
     }
 }
 
@@ -75,10 +58,7 @@ fn votes_matches_and_reductions() {
     for (l, o) in out.into_iter().enumerate() {
         assert_eq!(o[0], mask(&|i| x[i] > 2));
         assert_eq!(o[1], mask(&|i| x[i] == x[l]));
-        assert_eq!(
-            (o[2], o[3]),
-            (x.iter().sum(), if l < 16 { *x[..16].iter().max().unwrap() } else { 0 })
-        );
+        assert_eq!((o[2], o[3]), (x.iter().sum(), if l < 16 { *x[..16].iter().max().unwrap() } else { 0 }));
     }
 }
 
@@ -115,10 +95,7 @@ fn bank_conflicts_are_counted() {
         let body = format!("mad.lo.u32 %r0, %t, {stride}, %s; st.shared.u32 [%r0], %x;");
         run(&body, &ramp(), 32).1.bank_conflicts
     };
-    assert_eq!(
-        (conflicts(4), conflicts(8), conflicts(128), conflicts(0)),
-        (0, 1, 31, 0)
-    );
+    assert_eq!((conflicts(4), conflicts(8), conflicts(128), conflicts(0)), (0, 1, 31, 0));
 }
 
 /// Row and column.
@@ -139,9 +116,7 @@ fn mma_takes_each_element_from_its_lane() {
         let mut body = String::from("mov.u32 %r19, 0;");
         for r in 0..4 {
             // The lane's packed A register is given in %x only where it holds the element.
-            let lanes: Vec<usize> = (0..32)
-                .filter(|l| fragment_positions(*l).0[r].contains(&(row, k)))
-                .collect();
+            let lanes: Vec<usize> = (0..32).filter(|l| fragment_positions(*l).0[r].contains(&(row, k))).collect();
             body += &format!("mov.u32 %r{r}, 0;");
             for l in lanes {
                 let high = fragment_positions(l).0[r][1] == (row, k);
@@ -177,11 +152,7 @@ fn ldmatrix_moves_rows_and_columns() {
             for (i, x) in o.into_iter().enumerate() {
                 let (g, t) = (l / 4, 2 * (l % 4));
                 let at = |r: usize, c: usize| (i * 64 + r * 8 + c) as u32;
-                let (low, high) = if trans.is_empty() {
-                    (at(g, t), at(g, t + 1))
-                } else {
-                    (at(t, g), at(t + 1, g))
-                };
+                let (low, high) = if trans.is_empty() { (at(g, t), at(g, t + 1)) } else { (at(t, g), at(t + 1, g)) };
                 assert_eq!((x & 0xffff, x >> 16), (low, high), "matrix {i}, lane {l}{trans}");
             }
         }

@@ -92,12 +92,7 @@ impl Case {
 
     fn place(&self, side: usize, row: usize, col: usize) -> usize {
         let s = self.stride(side);
-        size(self.ty(side))
-            * if self.by_row[side] {
-                row * s + col
-            } else {
-                col * s + row
-            }
+        size(self.ty(side)) * if self.by_row[side] { row * s + col } else { col * s + row }
     }
 
     fn value(&self, side: usize, row: usize, col: usize) -> i64 {
@@ -123,9 +118,7 @@ impl Case {
             (ty, _) => self.dims(side).0 * self.dims(side).1 * size(ty) / 128,
         };
         let list = |side: usize| -> String {
-            let r: Vec<String> = (0..count(side))
-                .map(|i| format!("%{}{i}", ["a", "b", "c", "d"][side]))
-                .collect();
+            let r: Vec<String> = (0..count(side)).map(|i| format!("%{}{i}", ["a", "b", "c", "d"][side])).collect();
             format!("{{{}}}", r.join(", "))
         };
         let address = |side: usize| {
@@ -169,11 +162,7 @@ impl Case {
             stride(3)
         );
         let [d, ab, c] = self.types;
-        let types = if ab == "f16" {
-            format!("{d}.{c}")
-        } else {
-            format!("{d}.{ab}.{ab}.{c}")
-        };
+        let types = if ab == "f16" { format!("{d}.{c}") } else { format!("{d}.{ab}.{ab}.{c}") };
         let saturate = if self.saturate { ".satfinite" } else { "" };
         let copy = |from: &str, to: &str, bytes: usize, label: &str| {
             format!(
@@ -233,18 +222,16 @@ impl Case {
                 }
             }
             let args: [&[u8]; 2] = [&input.to_le_bytes(), &out.to_le_bytes()];
-            let counters = module
-                .launch("k", &Config::default(), &args, &memory)
-                .unwrap_or_else(|e| panic!("{e}\n{text}"));
+            let counters =
+                module.launch("k", &Config::default(), &args, &memory).unwrap_or_else(|e| panic!("{e}\n{text}"));
             assert_eq!(counters.tensor_flops, 2 * (m * n * k) as u64);
             let mut got = vec![0; SLOT];
             memory.read(out, &mut got).unwrap();
             let d = size(self.ty(3));
             let mut rest = vec![true; SLOT];
             for (row, col) in (0..m).flat_map(|r| (0..n).map(move |c| (r, c))) {
-                let sum = (0..k).fold(self.value(2, row, col), |s, i| {
-                    s + self.value(0, row, i) * self.value(1, i, col)
-                });
+                let sum =
+                    (0..k).fold(self.value(2, row, col), |s, i| s + self.value(0, row, i) * self.value(1, i, col));
                 let want = match (self.ty(3), self.saturate) {
                     ("s32", true) => sum.clamp(i64::from(i32::MIN), i64::from(i32::MAX)),
                     ("s32", false) => i64::from(sum as i32),
@@ -326,11 +313,7 @@ fn run(body: &str, block: u32, races: bool) -> Result<(), Error> {
     let module = Module::load(&text, &mut m)?;
     let p = m.alloc(1024).unwrap();
     m.fill(p, 0, 512).unwrap();
-    let c = Config {
-        block: [block, 1, 1],
-        checks: vgpu::Checks { races },
-        ..Config::default()
-    };
+    let c = Config { block: [block, 1, 1], checks: vgpu::Checks { races }, ..Config::default() };
     module.launch("k", &c, &[&p.to_le_bytes()], &m).map(|_| ())
 }
 
@@ -355,16 +338,8 @@ fn mistakes_are_named() {
     faults(&format!("{LOAD} [%p+32];"), Uninitialised, "never written");
     faults(&format!("{LOAD} [%p], 1024;"), OutOfBounds, "");
     faults(&format!("{LOAD} [%p], -16;"), OutOfBounds, "");
-    faults(
-        &format!("mad.wide.u32 %q, %t, 16, %p; {LOAD} [%q];"),
-        BadMask,
-        "have to be the same",
-    );
-    faults(
-        &format!("shl.b32 %f0, %t, 4; {LOAD} [%p], %f0;"),
-        BadMask,
-        "have to be the same",
-    );
+    faults(&format!("mad.wide.u32 %q, %t, 16, %p; {LOAD} [%q];"), BadMask, "have to be the same");
+    faults(&format!("shl.b32 %f0, %t, 4; {LOAD} [%p], %f0;"), BadMask, "have to be the same");
     faults(
         &format!("setp.lt.u32 %g, %t, 16; @%g {LOAD} [%p];"),
         BadMask,
@@ -375,11 +350,7 @@ fn mistakes_are_named() {
         OutOfBounds,
         "neither in global nor in shared memory",
     );
-    faults(
-        &format!("{STORE}.global.f16 [%p], {HALVES}, 8;"),
-        OutOfBounds,
-        "they overlap",
-    );
+    faults(&format!("{STORE}.global.f16 [%p], {HALVES}, 8;"), OutOfBounds, "they overlap");
     faults(&format!("{STORE}.f16 [%p+544], {HALVES};"), OutOfBounds, "");
     faults(
         &format!("mov.u64 %q, fixed; cvta.const.u64 %q, %q; {STORE}.f16 [%q], {HALVES};"),
@@ -387,16 +358,8 @@ fn mistakes_are_named() {
         "constant memory",
     );
     // By columns each element is an access of its own, with the same checks.
-    faults(
-        &format!("wmma.load.c.sync.aligned.col.m16n16k16.f16 {HALVES}, [%p+32];"),
-        Uninitialised,
-        "2 bytes",
-    );
-    faults(
-        &format!("wmma.store.d.sync.aligned.col.m16n16k16.f16 [%p+544], {HALVES};"),
-        OutOfBounds,
-        "",
-    );
+    faults(&format!("wmma.load.c.sync.aligned.col.m16n16k16.f16 {HALVES}, [%p+32];"), Uninitialised, "2 bytes");
+    faults(&format!("wmma.store.d.sync.aligned.col.m16n16k16.f16 [%p+544], {HALVES};"), OutOfBounds, "");
 }
 
 #[test]
@@ -494,9 +457,7 @@ fn half_program_matches_f64() {
         let part = |l: usize| of_half(a[l * 32 + row]) * of_half(b[l * 8 + col]);
         let want: f64 = (0..k).map(part).sum();
         // Three roundings to 11 bits, of sums that are as large as the products so far.
-        let bound = (0..3)
-            .map(|t| (0..16 * (t + 1)).map(part).sum::<f64>().abs() / 2048.0 + 1e-6)
-            .sum::<f64>();
+        let bound = (0..3).map(|t| (0..16 * (t + 1)).map(part).sum::<f64>().abs() / 2048.0 + 1e-6).sum::<f64>();
         let got = of_half(x);
         assert!((got - want).abs() <= bound, "({row}, {col}): {got}, expected {want}");
     }
@@ -514,11 +475,7 @@ fn byte_program_is_exact() {
     let mut dev = Device::new(PROGRAMS);
     let (pa, pb) = (dev.ints(&words(&a)), dev.ints(&words(&b)));
     let pd = dev.alloc(8 * 32 * 4);
-    dev.launch(
-        "wmma_bytes",
-        shape([1, 1, 1], 32, 0, None),
-        &[&pa, &pb, &pd, &(k as i32)],
-    );
+    dev.launch("wmma_bytes", shape([1, 1, 1], 32, 0, None), &[&pa, &pb, &pd, &(k as i32)]);
     for (i, x) in dev.read(pd, 8 * 32).into_iter().enumerate() {
         let (row, col) = (i / 32, i % 32);
         let product = |l: usize| i32::from(a[row * k + l]) * i32::from(b[col * k + l]);
@@ -533,20 +490,11 @@ fn tf32_program_matches_f64() {
     let (a, b) = (noise(16 * k, 8), noise(16 * k, 9));
     // Nearest number of 11 bits, ties away from zero.
     let round = |x: f32| f64::from(f32::from_bits(x.to_bits().wrapping_add(0x1000) & !0x1fff));
-    let want: Vec<f64> = (0..256)
-        .map(|i| {
-            (0..k)
-                .map(|l| round(a[i / 16 * k + l]) * round(b[l * 16 + i % 16]))
-                .sum()
-        })
-        .collect();
+    let want: Vec<f64> =
+        (0..256).map(|i| (0..k).map(|l| round(a[i / 16 * k + l]) * round(b[l * 16 + i % 16])).sum()).collect();
     let mut dev = Device::new(PROGRAMS);
     let (pa, pb) = (dev.floats(&a), dev.floats(&b));
     let pd = dev.alloc(1024);
-    dev.launch(
-        "wmma_tf32",
-        shape([1, 1, 1], 32, 0, None),
-        &[&pa, &pb, &pd, &(k as i32)],
-    );
+    dev.launch("wmma_tf32", shape([1, 1, 1], 32, 0, None), &[&pa, &pb, &pd, &(k as i32)]);
     close("wmma_tf32", &dev.read(pd, 256), &want, |_| 1e-5);
 }

@@ -115,65 +115,26 @@ mod tests {
     #[test]
     fn structures_lie_as_in_cudarc() {
         assert_eq!(size_of::<LaunchConfig>(), size_of::<sys::CUlaunchConfig>());
-        assert_eq!(
-            offset_of!(LaunchConfig, block),
-            offset_of!(sys::CUlaunchConfig, blockDimX)
-        );
-        assert_eq!(
-            offset_of!(LaunchConfig, shared),
-            offset_of!(sys::CUlaunchConfig, sharedMemBytes)
-        );
-        assert_eq!(
-            offset_of!(LaunchConfig, stream),
-            offset_of!(sys::CUlaunchConfig, hStream)
-        );
-        assert_eq!(
-            offset_of!(LaunchConfig, attributes),
-            offset_of!(sys::CUlaunchConfig, attrs)
-        );
-        assert_eq!(
-            offset_of!(LaunchConfig, n_attributes),
-            offset_of!(sys::CUlaunchConfig, numAttrs)
-        );
+        assert_eq!(offset_of!(LaunchConfig, block), offset_of!(sys::CUlaunchConfig, blockDimX));
+        assert_eq!(offset_of!(LaunchConfig, shared), offset_of!(sys::CUlaunchConfig, sharedMemBytes));
+        assert_eq!(offset_of!(LaunchConfig, stream), offset_of!(sys::CUlaunchConfig, hStream));
+        assert_eq!(offset_of!(LaunchConfig, attributes), offset_of!(sys::CUlaunchConfig, attrs));
+        assert_eq!(offset_of!(LaunchConfig, n_attributes), offset_of!(sys::CUlaunchConfig, numAttrs));
         assert_eq!(size_of::<LaunchAttribute>(), size_of::<sys::CUlaunchAttribute>());
-        assert_eq!(
-            offset_of!(LaunchAttribute, value),
-            offset_of!(sys::CUlaunchAttribute, value)
-        );
+        assert_eq!(offset_of!(LaunchAttribute, value), offset_of!(sys::CUlaunchAttribute, value));
         assert_eq!(size_of::<Memcpy2d>(), size_of::<sys::CUDA_MEMCPY2D>());
         assert_eq!(offset_of!(Memcpy2d, to), offset_of!(sys::CUDA_MEMCPY2D, dstXInBytes));
-        assert_eq!(
-            offset_of!(Memcpy2dEnd, kind),
-            offset_of!(sys::CUDA_MEMCPY2D, srcMemoryType)
-        );
+        assert_eq!(offset_of!(Memcpy2dEnd, kind), offset_of!(sys::CUDA_MEMCPY2D, srcMemoryType));
         assert_eq!(offset_of!(Memcpy2dEnd, host), offset_of!(sys::CUDA_MEMCPY2D, srcHost));
-        assert_eq!(
-            offset_of!(Memcpy2dEnd, device),
-            offset_of!(sys::CUDA_MEMCPY2D, srcDevice)
-        );
+        assert_eq!(offset_of!(Memcpy2dEnd, device), offset_of!(sys::CUDA_MEMCPY2D, srcDevice));
         assert_eq!(offset_of!(Memcpy2dEnd, pitch), offset_of!(sys::CUDA_MEMCPY2D, srcPitch));
-        assert_eq!(
-            offset_of!(Memcpy2d, width),
-            offset_of!(sys::CUDA_MEMCPY2D, WidthInBytes)
-        );
+        assert_eq!(offset_of!(Memcpy2d, width), offset_of!(sys::CUDA_MEMCPY2D, WidthInBytes));
         assert_eq!(size_of::<PoolProps>(), size_of::<sys::CUmemPoolProps>());
-        assert_eq!(
-            offset_of!(PoolProps, handles),
-            offset_of!(sys::CUmemPoolProps, handleTypes)
-        );
-        assert_eq!(
-            offset_of!(PoolProps, location),
-            offset_of!(sys::CUmemPoolProps, location)
-        );
-        assert_eq!(
-            offset_of!(PoolProps, max_size),
-            offset_of!(sys::CUmemPoolProps, maxSize)
-        );
+        assert_eq!(offset_of!(PoolProps, handles), offset_of!(sys::CUmemPoolProps, handleTypes));
+        assert_eq!(offset_of!(PoolProps, location), offset_of!(sys::CUmemPoolProps, location));
+        assert_eq!(offset_of!(PoolProps, max_size), offset_of!(sys::CUmemPoolProps, maxSize));
         assert_eq!(size_of::<Location>(), size_of::<sys::CUmemLocation>());
         assert_eq!(size_of::<UpdateInfo>(), size_of::<sys::CUgraphExecUpdateResultInfo>());
-        assert_eq!(
-            offset_of!(UpdateInfo, error_node),
-            offset_of!(sys::CUgraphExecUpdateResultInfo, errorNode)
-        );
+        assert_eq!(offset_of!(UpdateInfo, error_node), offset_of!(sys::CUgraphExecUpdateResultInfo, errorNode));
     }
 }

@@ -71,9 +71,7 @@ impl Config {
                 _ => None,
             }),
             seed: setting("VGPU_SEED", 0, "a number", number),
-            threads: setting("VGPU_THREADS", cores, "1 to 256", |t| {
-                t.parse().ok().filter(|n| (1..=256).contains(n))
-            }),
+            threads: setting("VGPU_THREADS", cores, "1 to 256", |t| t.parse().ok().filter(|n| (1..=256).contains(n))),
             budget: setting("VGPU_BUDGET", 1 << 34, "a number of warp instructions", number),
             version: setting("VGPU_DRIVER", 12090, "12.0 to 13.9", |t| {
                 let (major, minor) = t.trim().split_once('.')?;

@@ -157,15 +157,7 @@ pub struct Pool {
 impl Pool {
     /// A pool with the settings of the documentation.
     pub fn new(device: usize, default: bool, max: u64) -> Pool {
-        Pool {
-            device,
-            default,
-            current: false,
-            max,
-            threshold: 0,
-            reuse: [1; 3],
-            high: 0,
-        }
+        Pool { device, default, current: false, max, threshold: 0, reuse: [1; 3], high: 0 }
     }
 }
 
@@ -301,9 +293,7 @@ impl State {
         if !self.initialised {
             return Err(Code::NOT_INITIALIZED);
         }
-        let current = CURRENT
-            .with_borrow(|c| c.last().copied())
-            .filter(|h| *h != Handle::NULL);
+        let current = CURRENT.with_borrow(|c| c.last().copied()).filter(|h| *h != Handle::NULL);
         let handle = current.ok_or(Code::INVALID_CONTEXT)?;
         match self.contexts.get(handle) {
             Ok(_) => Ok(handle),
@@ -333,14 +323,7 @@ impl State {
 
     /// Makes a stream in a context.
     pub fn new_stream(&mut self, context: Handle, non_blocking: bool, priority: i32) -> Handle {
-        self.streams.insert(Stream {
-            context,
-            non_blocking,
-            priority,
-            last: None,
-            waits: Vec::new(),
-            captured: None,
-        })
+        self.streams.insert(Stream { context, non_blocking, priority, last: None, waits: Vec::new(), captured: None })
     }
 
     /// Makes a context on a device.
@@ -393,14 +376,10 @@ impl State {
         if let Ok(c) = self.contexts.get_mut(context) {
             c.error.get_or_insert(code);
         }
-        if let Ok(s) = CString::new(format!(
-            "{}: {text}",
-            code.text().map_or("error".into(), |t| t.to_string_lossy())
-        )) {
+        if let Ok(s) = CString::new(format!("{}: {text}", code.text().map_or("error".into(), |t| t.to_string_lossy())))
+        {
             // Callers may keep the text of an error for ever; there are few faults in a process.
-            self.fault_texts
-                .entry(code.0)
-                .or_insert_with(|| Box::leak(s.into_boxed_c_str()));
+            self.fault_texts.entry(code.0).or_insert_with(|| Box::leak(s.into_boxed_c_str()));
         }
     }
 

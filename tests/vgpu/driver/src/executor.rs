@@ -19,10 +19,7 @@ impl State {
         let mut deps: Vec<OpId> = s.waits.iter().copied().chain(s.last).collect();
         let null = self.contexts.get(s.context)?.null_stream;
         if stream == null {
-            let blocking = self
-                .streams
-                .iter()
-                .filter(|(_, o)| o.context == s.context && !o.non_blocking);
+            let blocking = self.streams.iter().filter(|(_, o)| o.context == s.context && !o.non_blocking);
             deps.extend(blocking.flat_map(|(_, o)| o.waits.iter().copied().chain(o.last)));
         } else if !s.non_blocking {
             deps.extend(self.streams.get(null)?.last);
@@ -99,10 +96,7 @@ impl Driver {
                     code.0,
                     quote(&kind),
                     quote(&kernel),
-                    fault
-                        .as_ref()
-                        .and_then(|f| f.source_line)
-                        .map_or("null".into(), |l| l.to_string()),
+                    fault.as_ref().and_then(|f| f.source_line).map_or("null".into(), |l| l.to_string()),
                     fault.as_ref().map_or([0; 3], |f| f.block),
                     quote(&text),
                 ));
@@ -153,13 +147,7 @@ impl Driver {
     /// Whether all of `targets` have ended. Asking makes progress at times, so that a loop of questions ends.
     pub fn poll<'a>(&'a self, mut st: MutexGuard<'a, State>, targets: &[OpId]) -> (MutexGuard<'a, State>, bool) {
         let needed = st.queue.closure(targets);
-        let ready: Vec<OpId> = st
-            .queue
-            .ready()
-            .iter()
-            .filter(|id| needed.contains(id))
-            .copied()
-            .collect();
+        let ready: Vec<OpId> = st.queue.ready().iter().filter(|id| needed.contains(id)).copied().collect();
         if !ready.is_empty() && st.queue.draw(2) == 0 {
             let id = ready[st.queue.draw(ready.len())];
             st = self.run_one(st, id, true).0;

@@ -40,11 +40,7 @@ impl<T> Out<T> {
 
     /// Fails early when there is no place for the result.
     pub fn check(&self) -> Result {
-        if self.is_some() {
-            Ok(())
-        } else {
-            Err(Code::INVALID_VALUE)
-        }
+        if self.is_some() { Ok(()) } else { Err(Code::INVALID_VALUE) }
     }
 
     /// Leaves `value` where the caller wants it, and nothing where the pointer is null.
@@ -154,18 +150,14 @@ std::thread_local! {
 /// Runs the body of an interface function: no panic leaves, and host functions are refused.
 pub fn guard(name: &'static str, body: impl FnOnce() -> Result) -> Code {
     if IN_HOST_FUNCTION.get() {
-        crate::report::say(&format!(
-            "{name} called from a host function of a stream, which the documentation forbids"
-        ));
+        crate::report::say(&format!("{name} called from a host function of a stream, which the documentation forbids"));
         return Code::NOT_PERMITTED;
     }
     let code = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => Code::SUCCESS,
         Ok(Err(code)) => code,
         Err(_) => {
-            crate::report::say(&format!(
-                "{name}: an invariant of the library broke; see the message above"
-            ));
+            crate::report::say(&format!("{name}: an invariant of the library broke; see the message above"));
             Code::UNKNOWN
         }
     };

@@ -57,9 +57,7 @@ pub enum Mode {
 impl Mode {
     /// From its number in cuda.h.
     pub fn from_number(n: u32) -> Option<Mode> {
-        [Mode::Global, Mode::ThreadLocal, Mode::Relaxed]
-            .get(n as usize)
-            .copied()
+        [Mode::Global, Mode::ThreadLocal, Mode::Relaxed].get(n as usize).copied()
     }
 }
 
@@ -159,10 +157,7 @@ impl State {
             self.trash.extend(c.nodes);
             return Err(Code::STREAM_CAPTURE_UNJOINED);
         }
-        Ok(Graph {
-            nodes: c.nodes,
-            context: c.context,
-        })
+        Ok(Graph { nodes: c.nodes, context: c.context })
     }
 
     /// Ends a capture as failed.
@@ -181,10 +176,7 @@ impl State {
         let deps = part.frontier.clone();
         c.nodes.push(Node { op, deps });
         let frontier = vec![c.nodes.len() - 1];
-        self.streams.get_mut(stream)?.captured = Some(Captured {
-            capture: part.capture,
-            frontier,
-        });
+        self.streams.get_mut(stream)?.captured = Some(Captured { capture: part.capture, frontier });
         Ok(())
     }
 
@@ -203,14 +195,8 @@ impl State {
         if stream != self.contexts.get(context)?.null_stream {
             return Ok(Vec::new());
         }
-        let blocking = self
-            .streams
-            .iter()
-            .filter(|(_, s)| s.context == context && !s.non_blocking);
-        Ok(blocking
-            .filter_map(|(_, s)| s.captured.as_ref())
-            .map(|p| p.capture)
-            .collect())
+        let blocking = self.streams.iter().filter(|(_, s)| s.context == context && !s.non_blocking);
+        Ok(blocking.filter_map(|(_, s)| s.captured.as_ref()).map(|p| p.capture).collect())
     }
 
     /// Refuses what would make the null stream depend on a capture of a blocking stream, and ends the capture as failed.
@@ -219,38 +205,21 @@ impl State {
         for c in &captures {
             self.invalidate(*c);
         }
-        if captures.is_empty() {
-            Ok(())
-        } else {
-            Err(Code::STREAM_CAPTURE_IMPLICIT)
-        }
+        if captures.is_empty() { Ok(()) } else { Err(Code::STREAM_CAPTURE_IMPLICIT) }
     }
 
     /// As [`State::no_implicit`] for a mere question, which leaves the capture as it is.
     pub fn no_implicit_query(&self, stream: Handle) -> Result {
-        if self.implicit(stream)?.is_empty() {
-            Ok(())
-        } else {
-            Err(Code::STREAM_CAPTURE_IMPLICIT)
-        }
+        if self.implicit(stream)?.is_empty() { Ok(()) } else { Err(Code::STREAM_CAPTURE_IMPLICIT) }
     }
 
     /// Refuses to wait for a whole context while one of its streams is capturing.
     pub fn context_not_capturing(&mut self, context: Handle) -> Result {
-        let ours: Vec<Handle> = self
-            .captures
-            .iter()
-            .filter(|(_, c)| c.context == context)
-            .map(|(h, _)| h)
-            .collect();
+        let ours: Vec<Handle> = self.captures.iter().filter(|(_, c)| c.context == context).map(|(h, _)| h).collect();
         for c in &ours {
             self.invalidate(*c);
         }
-        if ours.is_empty() {
-            Ok(())
-        } else {
-            Err(Code::STREAM_CAPTURE_UNSUPPORTED)
-        }
+        if ours.is_empty() { Ok(()) } else { Err(Code::STREAM_CAPTURE_UNSUPPORTED) }
     }
 
     /// Refuses a call that is unsafe during a capture, by the modes of captures and of this thread.
@@ -262,20 +231,11 @@ impl State {
             Mode::ThreadLocal => c.thread == me && c.mode != Mode::Relaxed,
             Mode::Global => c.mode == Mode::Global || c.thread == me && c.mode == Mode::ThreadLocal,
         };
-        let hit: Vec<Handle> = self
-            .captures
-            .iter()
-            .filter(|(_, c)| forbids(c))
-            .map(|(h, _)| h)
-            .collect();
+        let hit: Vec<Handle> = self.captures.iter().filter(|(_, c)| forbids(c)).map(|(h, _)| h).collect();
         for c in &hit {
             self.invalidate(*c);
         }
-        if hit.is_empty() {
-            Ok(())
-        } else {
-            Err(Code::STREAM_CAPTURE_UNSUPPORTED)
-        }
+        if hit.is_empty() { Ok(()) } else { Err(Code::STREAM_CAPTURE_UNSUPPORTED) }
     }
 
     /// Makes a stream wait for an event, by an edge of the queue or of a capture.
@@ -327,11 +287,7 @@ impl State {
         let made = of(|op| if let Op::Commit(a) = op { Some(*a) } else { None });
         let freed = of(|op| if let Op::Free(a) = op { Some(*a) } else { None });
         let auto_free = e.auto_free;
-        let live = |a: &&u64| {
-            self.allocations
-                .get(a)
-                .is_some_and(|x| x.origin == Origin::Graph { live: true })
-        };
+        let live = |a: &&u64| self.allocations.get(a).is_some_and(|x| x.origin == Origin::Graph { live: true });
         let left: Vec<u64> = made.iter().filter(live).copied().collect();
         if !left.is_empty() && !auto_free {
             say("launch of a graph whose allocations of an earlier launch were not freed");
@@ -361,11 +317,7 @@ impl State {
             }
             let (base, ends) = (c.nodes.len(), leaves(&nodes));
             c.nodes.extend(nodes.into_iter().map(|n| Node {
-                deps: if n.deps.is_empty() {
-                    part.frontier.clone()
-                } else {
-                    n.deps.iter().map(|d| d + base).collect()
-                },
+                deps: if n.deps.is_empty() { part.frontier.clone() } else { n.deps.iter().map(|d| d + base).collect() },
                 op: n.op,
             }));
             if !ends.is_empty() {
@@ -380,24 +332,17 @@ impl State {
         let mut before = self.edges(stream)?;
         before.extend(last);
         for address in left {
-            let id = self
-                .queue
-                .push(Op::Free(address), stream, context, before.iter().copied());
+            let id = self.queue.push(Op::Free(address), stream, context, before.iter().copied());
             before = vec![id];
         }
         let mut ids: Vec<OpId> = Vec::with_capacity(nodes.len());
         for n in &nodes {
-            let deps: Vec<OpId> = if n.deps.is_empty() {
-                before.clone()
-            } else {
-                n.deps.iter().map(|d| ids[*d]).collect()
-            };
+            let deps: Vec<OpId> =
+                if n.deps.is_empty() { before.clone() } else { n.deps.iter().map(|d| ids[*d]).collect() };
             ids.push(self.queue.push(n.op.clone(), stream, context, deps));
         }
         let ends = leaves(&nodes).into_iter().map(|n| ids[n]);
-        let end = self
-            .queue
-            .push(Op::Marker, stream, context, ends.chain(before.iter().copied()));
+        let end = self.queue.push(Op::Marker, stream, context, ends.chain(before.iter().copied()));
         let s = self.streams.get_mut(stream)?;
         s.waits.clear();
         s.last = Some(end);

@@ -18,24 +18,10 @@ pub fn report(st: &State, context: Handle) {
         return;
     };
     let mine = |h: &Handle| *h == context;
-    let bytes: Vec<usize> = st
-        .allocations
-        .values()
-        .filter(|a| mine(&a.context))
-        .map(|a| a.len)
-        .collect();
-    let own: Vec<Handle> = st
-        .thread_streams
-        .get(&context)
-        .into_iter()
-        .flatten()
-        .map(|(_, h)| *h)
-        .collect();
-    let streams = st
-        .streams
-        .iter()
-        .filter(|(h, s)| mine(&s.context) && *h != c.null_stream && !own.contains(h))
-        .count();
+    let bytes: Vec<usize> = st.allocations.values().filter(|a| mine(&a.context)).map(|a| a.len).collect();
+    let own: Vec<Handle> = st.thread_streams.get(&context).into_iter().flatten().map(|(_, h)| *h).collect();
+    let streams =
+        st.streams.iter().filter(|(h, s)| mine(&s.context) && *h != c.null_stream && !own.contains(h)).count();
     let counts = [
         ("allocations", bytes.len()),
         ("pinned", st.pinned.values().filter(|p| mine(&p.context)).count()),
@@ -43,33 +29,19 @@ pub fn report(st: &State, context: Handle) {
         ("events", st.events.iter().filter(|(_, e)| mine(&e.context)).count()),
         ("modules", st.modules.iter().filter(|(_, m)| mine(&m.context)).count()),
         ("graphs", st.graphs.iter().filter(|(_, g)| mine(&g.context)).count()),
-        (
-            "executables",
-            st.executables.iter().filter(|(_, e)| mine(&e.context)).count(),
-        ),
+        ("executables", st.executables.iter().filter(|(_, e)| mine(&e.context)).count()),
     ];
-    let left: Vec<String> = counts
-        .iter()
-        .filter(|(_, n)| *n > 0)
-        .map(|(what, n)| format!("{n} {what}"))
-        .collect();
+    let left: Vec<String> = counts.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")).collect();
     if left.is_empty() {
         return;
     }
     let total = bytes.iter().sum::<usize>();
-    say(&format!(
-        "left on device {}: {} ({total} bytes of device memory)",
-        c.device,
-        left.join(", ")
-    ));
+    say(&format!("left on device {}: {} ({total} bytes of device memory)", c.device, left.join(", ")));
     for (address, a) in st.allocations.iter().filter(|(_, a)| mine(&a.context)).take(16) {
         say(&format!("  {} bytes at {address:#x}", a.len));
     }
     let fields: String = counts.iter().map(|(what, n)| format!(",\"{what}\":{n}")).collect();
-    append(&format!(
-        "{{\"leaks\":true,\"device\":{},\"bytes\":{total}{fields}}}",
-        c.device
-    ));
+    append(&format!("{{\"leaks\":true,\"device\":{},\"bytes\":{total}{fields}}}", c.device));
 }
 
 extern "C" fn at_exit() {

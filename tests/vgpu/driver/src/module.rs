@@ -65,10 +65,7 @@ impl Function {
 
     /// Offset and size of each parameter.
     pub fn params(&self) -> Vec<(usize, usize)> {
-        self.module
-            .image
-            .kernel(&self.name)
-            .map_or(Vec::new(), |k| k.params().to_vec())
+        self.module.image.kernel(&self.name).map_or(Vec::new(), |k| k.params().to_vec())
     }
 
     /// Threads of a block that `.reqntid` demands.
@@ -97,9 +94,7 @@ impl Function {
     /// Threads of a block that the kernel's directives allow.
     pub fn max_threads(&self) -> u32 {
         let limit = self.module.image.kernel(&self.name).ok().and_then(|k| k.max_threads());
-        limit
-            .unwrap_or(crate::chip::BLOCK_THREADS)
-            .min(crate::chip::BLOCK_THREADS)
+        limit.unwrap_or(crate::chip::BLOCK_THREADS).min(crate::chip::BLOCK_THREADS)
     }
 
     /// Registers of a thread: what the decoded kernel keeps at once (64-bit ones count twice; no constants, no predicates) in

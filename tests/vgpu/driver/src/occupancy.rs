@@ -70,22 +70,11 @@ pub fn blocks_per_sm(chip: &Chip, needs: &Needs, threads: u32, dynamic: usize) -
         0
     } else {
         let all = chip.shared_per_sm as usize;
-        let preferred = if needs.carveout < 0 {
-            all
-        } else {
-            shared_step(chip, all * needs.carveout as usize / 100)
-        };
-        let sm = if preferred >= shared {
-            preferred
-        } else {
-            shared_step(chip, shared)
-        };
+        let preferred = if needs.carveout < 0 { all } else { shared_step(chip, all * needs.carveout as usize / 100) };
+        let sm = if preferred >= shared { preferred } else { shared_step(chip, shared) };
         (sm / shared) as u32
     };
-    (chip.blocks_per_sm as u32)
-        .min(by_warps)
-        .min(by_registers)
-        .min(by_shared)
+    (chip.blocks_per_sm as u32).min(by_warps).min(by_registers).min(by_shared)
 }
 
 /// Threads of a block that keep the most threads resident, and blocks on one multiprocessor then. `dynamic` gives the dynamic shared

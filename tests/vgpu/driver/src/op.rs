@@ -219,12 +219,7 @@ impl Op {
 fn launch(driver: &Driver, l: &Launch) -> Ran {
     let memory = driver.devices[l.device].memory();
     let args: Vec<&[u8]> = l.args.iter().map(Vec::as_slice).collect();
-    match l
-        .function
-        .module
-        .image
-        .launch(&l.function.name, &l.config, &args, &memory)
-    {
+    match l.function.module.image.launch(&l.function.name, &l.config, &args, &memory) {
         Ok(_) => Ran::Done,
         Err(Error::Invalid(m)) => Ran::Failed(Code::LAUNCH_FAILED, format!("kernel {}: {m}", l.function.name), None),
         Err(e) => failed(e, &l.function.name),
@@ -242,10 +237,7 @@ fn copy(driver: &Driver, c: &Copy) -> vgpu::Result<()> {
         if let (Place::Device(to), Place::Device(from)) = (&c.to, &c.from) {
             let (to, from) = (to + to_offset as u64, from + from_offset as u64);
             let (a, b) = (driver.device_of(to), driver.device_of(from));
-            let (a, b) = (
-                a.ok_or_else(|| nowhere(to, c.width))?,
-                b.ok_or_else(|| nowhere(from, c.width))?,
-            );
+            let (a, b) = (a.ok_or_else(|| nowhere(to, c.width))?, b.ok_or_else(|| nowhere(from, c.width))?);
             if a.ordinal == b.ordinal {
                 a.memory().copy(to, from, c.width)?;
             } else {

@@ -86,15 +86,8 @@ impl Queue {
         if open.is_empty() {
             self.ready.insert(id);
         }
-        let pending = Pending {
-            op,
-            stream,
-            context,
-            unmet: open.len(),
-            dependents: Vec::new(),
-            deps: open,
-            running: false,
-        };
+        let pending =
+            Pending { op, stream, context, unmet: open.len(), dependents: Vec::new(), deps: open, running: false };
         self.pending.insert(id, pending);
         id
     }

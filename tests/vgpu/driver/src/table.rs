@@ -15,11 +15,7 @@ pub struct Table<T> {
 impl<T> Table<T> {
     /// An empty table; `kind` tells its handles from those of other tables.
     pub const fn new(kind: usize) -> Table<T> {
-        Table {
-            kind,
-            next: 1,
-            objects: BTreeMap::new(),
-        }
+        Table { kind, next: 1, objects: BTreeMap::new() }
     }
 
     /// Takes an object in.

@@ -44,23 +44,12 @@ fn call(r: Request) -> c_int {
         comm.ready()?;
         comm.touch();
         let dtype = Dtype::new(r.dtype)?;
-        let (op, factor) = if r.kind.reduces() {
-            operation(&comm, r.op, dtype)?
-        } else {
-            (ReduceOp::Sum, Factor::None)
-        };
+        let (op, factor) =
+            if r.kind.reduces() { operation(&comm, r.op, dtype)? } else { (ReduceOp::Sum, Factor::None) };
         let peer = usize::try_from(r.peer)
             .map_err(|_| Failure::argument(format!("{}: root or peer {} is negative", r.kind.name(), r.peer)))?;
-        let call = Call {
-            kind: r.kind,
-            count: r.count,
-            dtype,
-            op,
-            peer,
-            send: r.send as u64,
-            recv: r.recv as u64,
-            factor,
-        };
+        let call =
+            Call { kind: r.kind, count: r.count, dtype, op, peer, send: r.send as u64, recv: r.recv as u64, factor };
         call.check(comm.rank, comm.n)?;
         group::submit(comm, Stream(r.stream), call)?;
         Ok(Code::Success)
@@ -75,10 +64,9 @@ fn operation(comm: &Comm, code: c_int, dtype: Dtype) -> Result<(ReduceOp, Factor
     let user = place.and_then(|i| lock(&comm.user_ops).get(i).copied().flatten());
     match user {
         Some(u) if u.dtype == dtype => Ok((ReduceOp::PreMulSum, u.factor)),
-        Some(u) => Err(Failure::argument(format!(
-            "the reduction was created for {:?}, the call is for {dtype:?}",
-            u.dtype
-        ))),
+        Some(u) => {
+            Err(Failure::argument(format!("the reduction was created for {:?}, the call is for {dtype:?}", u.dtype)))
+        }
         None => Err(Failure::argument(format!(
             "reduction {code} is none of NCCL's five, and none created on this communicator"
         ))),
@@ -100,17 +88,7 @@ pub unsafe extern "C" fn ncclAllReduce(
     stream: *mut c_void,
 ) -> c_int {
     let kind = Kind::AllReduce;
-    call(Request {
-        kind,
-        send,
-        recv,
-        count,
-        dtype,
-        op,
-        peer: 0,
-        comm,
-        stream,
-    })
+    call(Request { kind, send, recv, count, dtype, op, peer: 0, comm, stream })
 }
 
 /// Reduce-scatter; `count` is what one rank receives.
@@ -128,17 +106,7 @@ pub unsafe extern "C" fn ncclReduceScatter(
     stream: *mut c_void,
 ) -> c_int {
     let kind = Kind::ReduceScatter;
-    call(Request {
-        kind,
-        send,
-        recv,
-        count,
-        dtype,
-        op,
-        peer: 0,
-        comm,
-        stream,
-    })
+    call(Request { kind, send, recv, count, dtype, op, peer: 0, comm, stream })
 }
 
 /// All-gather; `count` is what one rank sends.
@@ -155,17 +123,7 @@ pub unsafe extern "C" fn ncclAllGather(
     stream: *mut c_void,
 ) -> c_int {
     let kind = Kind::AllGather;
-    call(Request {
-        kind,
-        send,
-        recv,
-        count,
-        dtype,
-        op: 0,
-        peer: 0,
-        comm,
-        stream,
-    })
+    call(Request { kind, send, recv, count, dtype, op: 0, peer: 0, comm, stream })
 }
 
 /// Broadcast from `root`; `send` counts there alone.
@@ -183,17 +141,7 @@ pub unsafe extern "C" fn ncclBroadcast(
     stream: *mut c_void,
 ) -> c_int {
     let kind = Kind::Broadcast;
-    call(Request {
-        kind,
-        send,
-        recv,
-        count,
-        dtype,
-        op: 0,
-        peer: root,
-        comm,
-        stream,
-    })
+    call(Request { kind, send, recv, count, dtype, op: 0, peer: root, comm, stream })
 }
 
 /// Broadcast in place.
@@ -229,17 +177,7 @@ pub unsafe extern "C" fn ncclReduce(
     stream: *mut c_void,
 ) -> c_int {
     let kind = Kind::Reduce;
-    call(Request {
-        kind,
-        send,
-        recv,
-        count,
-        dtype,
-        op,
-        peer: root,
-        comm,
-        stream,
-    })
+    call(Request { kind, send, recv, count, dtype, op, peer: root, comm, stream })
 }
 
 /// Send to rank `peer`.
@@ -256,17 +194,7 @@ pub unsafe extern "C" fn ncclSend(
     stream: *mut c_void,
 ) -> c_int {
     let (kind, recv) = (Kind::Send, std::ptr::null_mut());
-    call(Request {
-        kind,
-        send,
-        recv,
-        count,
-        dtype,
-        op: 0,
-        peer,
-        comm,
-        stream,
-    })
+    call(Request { kind, send, recv, count, dtype, op: 0, peer, comm, stream })
 }
 
 /// Receive from rank `peer`.
@@ -283,17 +211,7 @@ pub unsafe extern "C" fn ncclRecv(
     stream: *mut c_void,
 ) -> c_int {
     let (kind, send) = (Kind::Recv, std::ptr::null());
-    call(Request {
-        kind,
-        send,
-        recv,
-        count,
-        dtype,
-        op: 0,
-        peer,
-        comm,
-        stream,
-    })
+    call(Request { kind, send, recv, count, dtype, op: 0, peer, comm, stream })
 }
 
 /// Opens a group.
@@ -328,9 +246,7 @@ pub unsafe extern "C" fn ncclRedOpCreatePreMulSum(
             return Err(Failure::argument("ncclRedOpCreatePreMulSum: op or scalar is null"));
         }
         if matches!(dtype, Dtype::Fp8E4 | Dtype::Fp8E5) {
-            return Err(Failure::argument(
-                "ncclRedOpCreatePreMulSum: 8-bit floats are moved here, never summed",
-            ));
+            return Err(Failure::argument("ncclRedOpCreatePreMulSum: 8-bit floats are moved here, never summed"));
         }
         let factor = match residence {
             0 => Factor::Device(scalar as u64),
@@ -341,9 +257,7 @@ pub unsafe extern "C" fn ncclRedOpCreatePreMulSum(
                 Factor::Host(u64::from_le_bytes(bits))
             }
             r => {
-                return Err(Failure::argument(format!(
-                    "ncclRedOpCreatePreMulSum: residence {r} is not 0 or 1"
-                )));
+                return Err(Failure::argument(format!("ncclRedOpCreatePreMulSum: residence {r} is not 0 or 1")));
             }
         };
         let mut ops = lock(&comm.user_ops);
@@ -371,9 +285,7 @@ pub unsafe extern "C" fn ncclRedOpDestroy(op: c_int, comm: usize) -> c_int {
         let slot = place.and_then(|i| ops.get_mut(i));
         match slot.and_then(Option::take) {
             Some(_) => Ok(Code::Success),
-            None => Err(Failure::argument(format!(
-                "ncclRedOpDestroy: {op} was not created on this communicator"
-            ))),
+            None => Err(Failure::argument(format!("ncclRedOpDestroy: {op} was not created on this communicator"))),
         }
     })
 }
@@ -396,10 +308,7 @@ pub unsafe extern "C" fn ncclMemAlloc(ptr: *mut *mut c_void, size: usize) -> c_i
                 unsafe { ptr.write(address as *mut c_void) };
                 Ok(Code::Success)
             }
-            e => Err(Failure::new(
-                Code::UnhandledCudaError,
-                format!("ncclMemAlloc: {size} bytes: driver error {e}"),
-            )),
+            e => Err(Failure::new(Code::UnhandledCudaError, format!("ncclMemAlloc: {size} bytes: driver error {e}"))),
         }
     })
 }
@@ -417,10 +326,7 @@ pub unsafe extern "C" fn ncclMemFree(ptr: *mut c_void) -> c_int {
         // SAFETY: the driver validates the address.
         match unsafe { (table()?.free)(ptr as u64) } {
             0 => Ok(Code::Success),
-            e => Err(Failure::new(
-                Code::UnhandledCudaError,
-                format!("ncclMemFree: driver error {e}"),
-            )),
+            e => Err(Failure::new(Code::UnhandledCudaError, format!("ncclMemFree: driver error {e}"))),
         }
     })
 }

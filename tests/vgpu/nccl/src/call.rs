@@ -41,9 +41,7 @@ const DTYPES: [(Dtype, usize, &str); 12] = [
 impl Dtype {
     pub fn new(code: i32) -> Result<Dtype> {
         let found = usize::try_from(code).ok().and_then(|i| DTYPES.get(i));
-        found
-            .map(|d| d.0)
-            .ok_or_else(|| Failure::argument(format!("data type {code} is not one of 0 to 11")))
+        found.map(|d| d.0).ok_or_else(|| Failure::argument(format!("data type {code} is not one of 0 to 11")))
     }
 
     pub fn size(self) -> usize {
@@ -166,21 +164,13 @@ impl Call {
     pub fn check(&self, rank: usize, n: usize) -> Result<()> {
         let fail = |text: String| Err(Failure::argument(format!("rank {rank}: {self}: {text}")));
         if self.kind.has_peer() && self.peer >= n {
-            let what = if self.kind == Kind::Broadcast || self.kind == Kind::Reduce {
-                "root"
-            } else {
-                "peer"
-            };
+            let what = if self.kind == Kind::Broadcast || self.kind == Kind::Reduce { "root" } else { "peer" };
             return fail(format!("{what} is not one of the {n} ranks"));
         }
         if self.kind.reduces() && matches!(self.dtype, Dtype::Fp8E4 | Dtype::Fp8E5) {
             return fail("8-bit floats are moved here, never summed".to_owned());
         }
-        if self
-            .count
-            .checked_mul(self.dtype.size() * n)
-            .is_none_or(|b| b > 1 << 46)
-        {
+        if self.count.checked_mul(self.dtype.size() * n).is_none_or(|b| b > 1 << 46) {
             return fail("the count is larger than any memory".to_owned());
         }
         let (send, recv) = self.buffers(rank, n);

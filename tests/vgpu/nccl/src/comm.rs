@@ -75,11 +75,9 @@ fn timeout() -> Result<Duration> {
         return Ok(Duration::from_secs(60));
     };
     let seconds = text.parse().ok().filter(|s: &f64| *s > 0.0 && *s < 1e6);
-    seconds.map(Duration::from_secs_f64).ok_or_else(|| {
-        Failure::argument(format!(
-            "VGPU_NCCL_TIMEOUT={text} is not a number of seconds above zero"
-        ))
-    })
+    seconds
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| Failure::argument(format!("VGPU_NCCL_TIMEOUT={text} is not a number of seconds above zero")))
 }
 
 impl Comm {
@@ -146,10 +144,7 @@ impl Comm {
     /// Its first error; while a non-blocking init goes on; after finalize.
     pub(crate) fn ready(&self) -> Result<&Arc<Shared>> {
         if let Some(f) = self.failure.get() {
-            return Err(Failure {
-                text: format!("the communicator failed before: {}", f.text),
-                ..f.clone()
-            });
+            return Err(Failure { text: format!("the communicator failed before: {}", f.text), ..f.clone() });
         }
         if self.finalized.load(Acquire) {
             return Err(Failure::argument(format!(
@@ -167,17 +162,12 @@ impl Comm {
 
     /// The shared memory of a communicator that has joined.
     pub(crate) fn shared(&self) -> &Arc<Shared> {
-        self.shared
-            .get()
-            .expect("operations exist on joined communicators alone")
+        self.shared.get().expect("operations exist on joined communicators alone")
     }
 
     /// Keeps the first error, tells the other ranks, prints it.
     pub(crate) fn fail(&self, failure: Failure) -> Failure {
-        let failure = Failure {
-            text: format!("rank {} of {}: {}", self.rank, self.n, failure.text),
-            ..failure
-        };
+        let failure = Failure { text: format!("rank {} of {}: {}", self.rank, self.n, failure.text), ..failure };
         if self.failure.set(failure.clone()).is_ok() {
             report(&failure);
             if let Some(shared) = self.shared.get() {

@@ -92,9 +92,7 @@ fn load() -> std::result::Result<Table, String> {
         let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
         if symbol.is_null() {
             let name = name.to_string_lossy();
-            return Err(format!(
-                "libcuda.so.1 has no {name}; this libnccl works with vgpu's libcuda alone"
-            ));
+            return Err(format!("libcuda.so.1 has no {name}; this libnccl works with vgpu's libcuda alone"));
         }
         Ok(symbol)
     };
@@ -150,9 +148,7 @@ impl Table {
         // SAFETY: the pointer leads to a local.
         match unsafe { (self.retain)(&mut context, device) } {
             0 => Ok(Context(context)),
-            e => Err(Failure::argument(format!(
-                "device {device}: cuDevicePrimaryCtxRetain gives error {e}"
-            ))),
+            e => Err(Failure::argument(format!("device {device}: cuDevicePrimaryCtxRetain gives error {e}"))),
         }
     }
 
@@ -164,10 +160,7 @@ impl Table {
             (self.context)(&mut before);
             (self.set_context)(context.0);
         }
-        Within {
-            table: self,
-            before: Context(before),
-        }
+        Within { table: self, before: Context(before) }
     }
 
     /// Identity of a device; zero if the driver gives none.
@@ -191,10 +184,7 @@ impl Table {
             0 => Ok(status != 0),
             e => Err(Failure::new(
                 Code::UnhandledCudaError,
-                format!(
-                    "stream {:p}: cuStreamIsCapturing gives error {e}; is the handle valid?",
-                    stream.0
-                ),
+                format!("stream {:p}: cuStreamIsCapturing gives error {e}; is the handle valid?", stream.0),
             )),
         }
     }

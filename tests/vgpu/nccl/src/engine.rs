@@ -224,11 +224,7 @@ impl Collective {
             }
             Kind::Reduce if comm.rank != call.peer => Ok(()),
             _ => {
-                let from = if call.kind == Kind::ReduceScatter {
-                    comm.rank * chunk_bytes(call, comm.n)
-                } else {
-                    0
-                };
+                let from = if call.kind == Kind::ReduceScatter { comm.rank * chunk_bytes(call, comm.n) } else { 0 };
                 let parts: Vec<&[u8]> = (0..comm.n).map(|r| part(r, from)).collect();
                 self.scratch.resize(len, 0);
                 reduce(call.dtype, call.op, &mut self.scratch, &parts, &self.factors);

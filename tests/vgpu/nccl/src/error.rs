@@ -53,11 +53,7 @@ pub type Result<T> = std::result::Result<T, Failure>;
 impl Failure {
     /// An error of `code` that fails the stream too, if it happens there.
     pub fn new(code: Code, text: impl Into<String>) -> Failure {
-        Failure {
-            code,
-            cuda: cuda::FAILED,
-            text: text.into(),
-        }
+        Failure { code, cuda: cuda::FAILED, text: text.into() }
     }
 
     /// A wrong argument.

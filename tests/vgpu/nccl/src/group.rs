@@ -124,9 +124,7 @@ pub(crate) fn end() -> Result<bool> {
         return Err(f);
     }
     if !group.starts.is_empty() && !group.calls.is_empty() {
-        return Err(Failure::usage(
-            "a group holds inits and communication; they cannot be merged",
-        ));
+        return Err(Failure::usage("a group holds inits and communication; they cannot be merged"));
     }
     let goes_on = finish(group.starts)?;
     let mut of_comm: Vec<OfComm> = Vec::new();

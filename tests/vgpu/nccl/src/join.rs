@@ -28,11 +28,7 @@ pub(crate) struct Job {
 
 impl Job {
     pub fn new(comm: &Arc<Comm>, name: String) -> Job {
-        Job {
-            comm: Arc::downgrade(comm),
-            plan: Plan::Open(name),
-            since: Instant::now(),
-        }
+        Job { comm: Arc::downgrade(comm), plan: Plan::Open(name), since: Instant::now() }
     }
 
     /// Goes on; true when all ranks have joined.
@@ -41,9 +37,7 @@ impl Job {
     /// If ranks disagree, one died, or the time is over.
     pub fn poll(&mut self) -> Result<bool> {
         let Some(comm) = self.comm.upgrade() else {
-            return Err(Failure::argument(
-                "the communicator was destroyed before its init was done",
-            ));
+            return Err(Failure::argument("the communicator was destroyed before its init was done"));
         };
         let fail = |f: Failure| Failure {
             text: format!("ncclCommInitRank: rank {} of {}: {}", comm.rank, comm.n, f.text),
@@ -214,16 +208,10 @@ impl Split {
         }
         if let Some((child, job)) = &mut self.child {
             let done = job.poll().inspect_err(|_| child.forget())?;
-            return Ok(if done {
-                SplitStep::Done(Some(child.clone()))
-            } else {
-                SplitStep::NotYet
-            });
+            return Ok(if done { SplitStep::Done(Some(child.clone())) } else { SplitStep::NotYet });
         }
         let bell = shared.bell();
-        let posted: Vec<_> = (0..parent.n)
-            .map(|r| shared.member(r).posted_split(self.number))
-            .collect();
+        let posted: Vec<_> = (0..parent.n).map(|r| shared.member(r).posted_split(self.number)).collect();
         if let Some(missing) = posted.iter().position(Option::is_none) {
             let m = shared.member(missing);
             let why = match m.state.load(Acquire) {

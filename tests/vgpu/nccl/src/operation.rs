@@ -71,10 +71,7 @@ pub(crate) fn enqueue(comm: &Arc<Comm>, calls: &[(Stream, Call)]) -> Result<()> 
         collectives: calls.iter().map(|c| c.1).filter(|c| !point(c)).collect(),
         points: calls.iter().map(|c| c.1).filter(point).collect(),
         captured,
-        running: Mutex::new(Running {
-            stage: Stage::Idle,
-            stall: Stall::default(),
-        }),
+        running: Mutex::new(Running { stage: Stage::Idle, stall: Stall::default() }),
         arrived: AtomicUsize::new(0),
         rounds: AtomicU64::new(0),
         streams,
@@ -100,10 +97,7 @@ pub(crate) fn enqueue(comm: &Arc<Comm>, calls: &[(Stream, Call)]) -> Result<()> 
             let data = Box::into_raw(Box::new(operation.clone()));
             (run_operation, drop_operation, data.cast())
         } else {
-            let arrival = Arrival {
-                operation: operation.clone(),
-                round: Mutex::new(None),
-            };
+            let arrival = Arrival { operation: operation.clone(), round: Mutex::new(None) };
             (run_arrival, drop_arrival, Box::into_raw(Box::new(arrival)).cast())
         };
         // SAFETY: `data` is what the two functions expect; the driver takes it over and releases it once with the
@@ -293,19 +287,14 @@ impl Operation {
     fn finish(&self, running: &mut Running) {
         running.stage = Stage::Idle;
         running.stall = Stall::default();
-        let was_active = self
-            .comm
-            .active
-            .compare_exchange(self.number, 0, AcqRel, Acquire)
-            .is_ok();
+        let was_active = self.comm.active.compare_exchange(self.number, 0, AcqRel, Acquire).is_ok();
         if was_active {
             let me = self.comm.shared().member(self.comm.rank);
             me.set_current(None);
             me.waits_for.store(crate::member::NOBODY, Release);
         }
         lock(&self.comm.pending).retain(|p| p.0 != self.number);
-        self.arrived
-            .fetch_sub(self.arrived.load(Acquire).min(self.streams.len() - 1), AcqRel);
+        self.arrived.fetch_sub(self.arrived.load(Acquire).min(self.streams.len() - 1), AcqRel);
         self.rounds.fetch_add(1, AcqRel);
     }
 

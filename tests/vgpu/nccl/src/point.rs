@@ -28,16 +28,8 @@ pub(crate) struct Points {
 
 impl Points {
     pub fn new(calls: &[Call]) -> Points {
-        let part = |call: &Call| Part {
-            call: *call,
-            at: 0,
-            started: false,
-            last: None,
-            done: false,
-        };
-        Points {
-            parts: calls.iter().map(part).collect(),
-        }
+        let part = |call: &Call| Part { call: *call, at: 0, started: false, last: None, done: false };
+        Points { parts: calls.iter().map(part).collect() }
     }
 
     /// Moves what can be moved. Calls between the same two ranks in the same direction go one after the other.
@@ -64,11 +56,7 @@ impl Points {
                     comm.check(address, bytes, false, &format!("{}: {name}", part.call))?;
                 }
             }
-            let went = if part.call.kind == Kind::Send {
-                part.send(comm)?
-            } else {
-                part.receive(comm)?
-            };
+            let went = if part.call.kind == Kind::Send { part.send(comm)? } else { part.receive(comm)? };
             moved |= went;
             if !went && !part.done && waits.is_none() {
                 waits = Some((part.call.peer, part.call));

@@ -37,9 +37,7 @@ pub fn to_f16(x: f32) -> u16 {
     let bits = x.to_bits() & 0x7fff_ffff;
     // Adding a power of two whose last bit is that of the smallest f16 rounds subnormal results.
     let magic = f32::from_bits(0x3f00_0000);
-    let small = (f32::from_bits(bits.min(0x3880_0000)) + magic)
-        .to_bits()
-        .wrapping_sub(0x3f00_0000);
+    let small = (f32::from_bits(bits.min(0x3880_0000)) + magic).to_bits().wrapping_sub(0x3f00_0000);
     let normal = bits.wrapping_sub(0x3800_0000).wrapping_add(0xfff + (bits >> 13 & 1)) >> 13;
     let magnitude = match bits {
         0x7f80_0001.. => 0x7e00 | (bits >> 13 & 0x3ff),
@@ -111,9 +109,7 @@ macro_rules! float {
             const SIZE: usize = size_of::<$raw>();
             #[inline(always)]
             fn load(bytes: &[u8]) -> $acc {
-                $load(<$raw>::from_le_bytes(
-                    bytes.try_into().expect("the size of the type"),
-                ))
+                $load(<$raw>::from_le_bytes(bytes.try_into().expect("the size of the type")))
             }
             #[inline(always)]
             fn store(bytes: &mut [u8], x: $acc) {
@@ -236,9 +232,8 @@ mod tests {
         }
         // All exponents and signs, with last bits around every tie.
         for high in 0..=u16::MAX {
-            for low in [
-                0u32, 1, 0xfff, 0x1000, 0x1001, 0x1fff, 0x7fff, 0x8000, 0x8001, 0xefff, 0xf000, 0xf001, 0xffff,
-            ] {
+            for low in [0u32, 1, 0xfff, 0x1000, 0x1001, 0x1fff, 0x7fff, 0x8000, 0x8001, 0xefff, 0xf000, 0xf001, 0xffff]
+            {
                 let x = f32::from_bits(u32::from(high) << 16 | low);
                 if x.is_nan() {
                     assert!(from_f16(to_f16(x)).is_nan() && from_bf16(to_bf16(x)).is_nan());

@@ -79,10 +79,7 @@ pub enum Opened {
 }
 
 fn system(what: &str, path: &str, e: std::io::Error) -> Failure {
-    Failure::new(
-        Code::SystemError,
-        format!("{what} {path}: {e}; /dev/shm must have room for the slots of all ranks"),
-    )
+    Failure::new(Code::SystemError, format!("{what} {path}: {e}; /dev/shm must have room for the slots of all ranks"))
 }
 
 impl Shared {
@@ -127,12 +124,7 @@ impl Shared {
         // SAFETY: `fd` was opened by the caller for this function, and is closed once.
         unsafe { libc::close(fd) };
         let base = mapped.map_err(|e| system("cannot reserve shared memory in", path, e))?;
-        let shared = Shared {
-            base,
-            len,
-            n,
-            name: name.to_owned(),
-        };
+        let shared = Shared { base, len, n, name: name.to_owned() };
         for r in 0..n {
             shared.member(r).waits_for.store(NOBODY, Relaxed);
             shared.member(r).set_current(None);
@@ -153,11 +145,7 @@ impl Shared {
         // SAFETY: the page holds a header (atomics only) and stays mapped until the munmap below.
         let (magic, version, ranks) = unsafe {
             let header = &*first.cast::<Header>();
-            let seen = (
-                header.magic.load(Acquire),
-                header.version.load(Relaxed),
-                header.ranks.load(Relaxed) as usize,
-            );
+            let seen = (header.magic.load(Acquire), header.version.load(Relaxed), header.ranks.load(Relaxed) as usize);
             libc::munmap(first.cast(), PAGE);
             seen
         };
@@ -175,18 +163,10 @@ impl Shared {
             )));
         }
         if size != length(n) {
-            return Err(Failure::usage(format!(
-                "{path}: {size} bytes, not the {} of {n} ranks",
-                length(n)
-            )));
+            return Err(Failure::usage(format!("{path}: {size} bytes, not the {} of {n} ranks", length(n))));
         }
         let base = map(fd, size).map_err(|e| system("cannot map", path, e))?;
-        Ok(Opened::Ready(Shared {
-            base,
-            len: size,
-            n,
-            name: name.to_owned(),
-        }))
+        Ok(Opened::Ready(Shared { base, len: size, n, name: name.to_owned() }))
     }
 
     pub fn ranks(&self) -> usize {
@@ -220,10 +200,7 @@ impl Shared {
     pub fn slot(&self, r: usize, chunk: u64) -> *mut u8 {
         assert!(r < self.n);
         // SAFETY: rank and slot are below the numbers the file is sized for.
-        unsafe {
-            self.base
-                .add(slots_at(self.n) + (r * SLOTS + chunk as usize % SLOTS) * SLOT)
-        }
+        unsafe { self.base.add(slots_at(self.n) + (r * SLOTS + chunk as usize % SLOTS) * SLOT) }
     }
 
     /// The slot of chunk `chunk` from `from` to `to`, [`MAIL`] bytes.
@@ -231,10 +208,7 @@ impl Shared {
         assert!(from < self.n && to < self.n);
         let at = slots_at(self.n) + self.n * SLOTS * SLOT;
         // SAFETY: pair and slot are below the numbers the file is sized for.
-        unsafe {
-            self.base
-                .add(at + ((from * self.n + to) * MAILS + chunk as usize % MAILS) * MAIL)
-        }
+        unsafe { self.base.add(at + ((from * self.n + to) * MAILS + chunk as usize % MAILS) * MAIL) }
     }
 
     /// Takes the place of rank `r`; the last to come takes the file's name away, so that nothing stays behind.
@@ -244,9 +218,7 @@ impl Shared {
     pub fn join(&self, r: usize, device: i32, uuid: [u8; 16]) -> Result<()> {
         let (pid, m) = (std::process::id(), self.member(r));
         if let Err(other) = m.pid.compare_exchange(0, pid, AcqRel, Acquire) {
-            return Err(Failure::usage(format!(
-                "rank {r} joins twice: as process {other}, and as process {pid}"
-            )));
+            return Err(Failure::usage(format!("rank {r} joins twice: as process {other}, and as process {pid}")));
         }
         m.started.store(started(pid).unwrap_or(0), Relaxed);
         m.tid.store(thread_id(), Relaxed);
@@ -323,20 +295,14 @@ fn file_size(fd: i32) -> usize {
     // SAFETY: an all-zero `stat` is valid, and fstat writes into it alone.
     unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
-        if libc::fstat(fd, &mut stat) == 0 {
-            stat.st_size as usize
-        } else {
-            0
-        }
+        if libc::fstat(fd, &mut stat) == 0 { stat.st_size as usize } else { 0 }
     }
 }
 
 /// Sleeps while `word` holds `value`, at most `limit`; may wake early. Works between processes.
 pub fn wait(word: &AtomicU32, value: u32, limit: Duration) {
-    let time = libc::timespec {
-        tv_sec: limit.as_secs() as libc::time_t,
-        tv_nsec: limit.subsec_nanos() as libc::c_long,
-    };
+    let time =
+        libc::timespec { tv_sec: limit.as_secs() as libc::time_t, tv_nsec: limit.subsec_nanos() as libc::c_long };
     // SAFETY: the word is a live atomic and the time a local; the kernel only reads both.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &time) };
 }

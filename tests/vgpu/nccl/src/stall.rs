@@ -73,10 +73,7 @@ impl Comm {
             }
         }
         if let Some(why) = gone.or(dead) {
-            return Err(Failure::new(
-                Code::RemoteError,
-                format!("{}: rank {other} {why}", what()),
-            ));
+            return Err(Failure::new(Code::RemoteError, format!("{}: rank {other} {why}", what())));
         }
         let call = stall.next_call.get_or_insert(since + PATIENCE);
         if now >= *call {
@@ -162,9 +159,6 @@ fn describe_current(shared: &Shared, r: usize) -> String {
     };
     match m.current() {
         Some(words) => format!("runs {}{waits}", describe(&words)),
-        None => format!(
-            "runs nothing of this communicator, {} collectives done",
-            m.posted.load(Relaxed)
-        ),
+        None => format!("runs nothing of this communicator, {} collectives done", m.posted.load(Relaxed)),
     }
 }

@@ -43,10 +43,8 @@ fn is_stale(name: &str) -> bool {
     let ranks = ((about_ranks >> 32) as usize).min(MAX_RANKS);
     // Fields of a member in their order: state and process, thread, start.
     let members = (0..ranks).map(|r| words(members_at() + r * size_of::<Member>()));
-    let joined: Vec<(u32, u64)> = members
-        .filter(|w| w[0] as u32 != state::EMPTY)
-        .map(|w| ((w[0] >> 32) as u32, w[2]))
-        .collect();
+    let joined: Vec<(u32, u64)> =
+        members.filter(|w| w[0] as u32 != state::EMPTY).map(|w| ((w[0] >> 32) as u32, w[2])).collect();
     joined.iter().all(|(pid, start)| started(*pid) != Some(*start)) && !joined.is_empty()
         || age > Duration::from_secs(60)
 }

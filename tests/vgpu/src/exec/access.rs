@@ -11,10 +11,7 @@ use super::site::{Shape, place};
 use super::{File, Inst, LANES, NONE, Regs, put_raw, raw};
 use crate::error::FaultKind;
 
-const _: () = assert!(
-    cfg!(target_endian = "little"),
-    "memory and registers share the byte order of PTX"
-);
+const _: () = assert!(cfg!(target_endian = "little"), "memory and registers share the byte order of PTX");
 
 /// The window that an address belongs to, as a number.
 #[inline(always)]
@@ -255,11 +252,7 @@ impl Cta<'_> {
             }
             for (e, row) in values.iter_mut().enumerate() {
                 let x = load_sized(region, offset + (e * n) as u64, n);
-                row[lane] = if op.ty.signed() {
-                    super::convert::extend(x, op.ty) as u64
-                } else {
-                    x
-                };
+                row[lane] = if op.ty.signed() { super::convert::extend(x, op.ty) as u64 } else { x };
             }
             let place = self.place_of(space, region, offset);
             if !region.read_only {
@@ -283,11 +276,7 @@ impl Cta<'_> {
         for lane in lanes(mask) {
             let (space, region, offset) = self.lane_region(warp, lane, op.at.space, at[lane], bytes)?;
             if region.read_only {
-                let what = if space == Space::Param {
-                    "parameters"
-                } else {
-                    "constant memory"
-                };
+                let what = if space == Space::Param { "parameters" } else { "constant memory" };
                 let m = format!("{bytes} bytes at {:#x} of {what}", at[lane]);
                 return Err((lane, FaultKind::ReadOnly, m));
             }
@@ -449,11 +438,7 @@ fn load_shape<const N: usize, const R: usize, const WORDS: usize>(
         _ => {
             let (mut missing, mut offsets) = (0, [0; LANES]);
             for l in 0..LANES {
-                offsets[l] = if mask >> l & 1 == 1 {
-                    at[l].wrapping_sub(region.start)
-                } else {
-                    head
-                };
+                offsets[l] = if mask >> l & 1 == 1 { at[l].wrapping_sub(region.start) } else { head };
                 // SAFETY: the caller checked that the access of every lane of the mask lies in the region.
                 missing |= unsafe { region.missing_unchecked(offsets[l], (N * R) as u32) };
             }

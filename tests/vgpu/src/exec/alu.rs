@@ -17,10 +17,7 @@ impl<'a> Op<'a> {
     /// Splits at the dots.
     pub fn new(opcode: &'a str) -> Op<'a> {
         let mut parts = opcode.split('.');
-        Op {
-            base: parts.next().unwrap_or(""),
-            mods: parts.collect(),
-        }
+        Op { base: parts.next().unwrap_or(""), mods: parts.collect() }
     }
 
     /// Takes a modifier if it is there.
@@ -66,13 +63,7 @@ pub(super) fn arith(f: Alu, d: Ty, src: &[Ty]) -> Option<Arith> {
         Some(Ty::F32 | Ty::F64 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 | Ty::F32x2) => Class::Float,
         _ => Class::Integer,
     };
-    Some(Arith {
-        f,
-        d,
-        src: src.to_vec(),
-        class,
-        k: 0,
-    })
+    Some(Arith { f, d, src: src.to_vec(), class, k: 0 })
 }
 
 macro_rules! f1 {
@@ -180,42 +171,23 @@ pub fn integer(op: &mut Op<'_>) -> Option<Arith> {
         "mad" if op.take("wide") => arith(mad_wide(ty)?, wide?, &[ty, ty, wide?]),
         "mad" if op.take("hi") => {
             if op.take("sat") {
-                let f = f3!(i32, |a, b, c| (((i64::from(a) * i64::from(b)) >> 32) as i32)
-                    .saturating_add(c));
+                let f = f3!(i32, |a, b, c| (((i64::from(a) * i64::from(b)) >> 32) as i32).saturating_add(c));
                 return arith(f, ty, &[ty; 3]);
             }
             let f = match ty {
-                Ty::U16 => f3!(
-                    u16,
-                    |a, b, c| ((u32::from(a) * u32::from(b)) >> 16).wrapping_add(u32::from(c)) as u16
-                ),
-                Ty::S16 => f3!(i16, |a, b, c| (((i32::from(a) * i32::from(b)) >> 16) as i16)
-                    .wrapping_add(c)),
-                Ty::U32 => f3!(
-                    u32,
-                    |a, b, c| ((u64::from(a) * u64::from(b)) >> 32).wrapping_add(u64::from(c)) as u32
-                ),
-                Ty::S32 => f3!(i32, |a, b, c| (((i64::from(a) * i64::from(b)) >> 32) as i32)
-                    .wrapping_add(c)),
-                Ty::U64 => f3!(u64, |a, b, c| (((u128::from(a) * u128::from(b)) >> 64) as u64)
-                    .wrapping_add(c)),
-                Ty::S64 => f3!(i64, |a, b, c| (((i128::from(a) * i128::from(b)) >> 64) as i64)
-                    .wrapping_add(c)),
+                Ty::U16 => f3!(u16, |a, b, c| ((u32::from(a) * u32::from(b)) >> 16).wrapping_add(u32::from(c)) as u16),
+                Ty::S16 => f3!(i16, |a, b, c| (((i32::from(a) * i32::from(b)) >> 16) as i16).wrapping_add(c)),
+                Ty::U32 => f3!(u32, |a, b, c| ((u64::from(a) * u64::from(b)) >> 32).wrapping_add(u64::from(c)) as u32),
+                Ty::S32 => f3!(i32, |a, b, c| (((i64::from(a) * i64::from(b)) >> 32) as i32).wrapping_add(c)),
+                Ty::U64 => f3!(u64, |a, b, c| (((u128::from(a) * u128::from(b)) >> 64) as u64).wrapping_add(c)),
+                Ty::S64 => f3!(i64, |a, b, c| (((i128::from(a) * i128::from(b)) >> 64) as i64).wrapping_add(c)),
                 _ => return None,
             };
             arith(f, ty, &[ty; 3])
         }
         // Division by zero gives all ones and its remainder the dividend, as the hardware sequences do.
-        "div" if is_int(ty) => arith(
-            ints!(ty, f2, |a, b| if b == 0 { !0 } else { a.wrapping_div(b) }),
-            ty,
-            &two,
-        ),
-        "rem" if is_int(ty) => arith(
-            ints!(ty, f2, |a, b| if b == 0 { a } else { a.wrapping_rem(b) }),
-            ty,
-            &two,
-        ),
+        "div" if is_int(ty) => arith(ints!(ty, f2, |a, b| if b == 0 { !0 } else { a.wrapping_div(b) }), ty, &two),
+        "rem" if is_int(ty) => arith(ints!(ty, f2, |a, b| if b == 0 { a } else { a.wrapping_rem(b) }), ty, &two),
         "min" if is_int(ty) => arith(ints!(ty, f2, |a, b| a.min(b)), ty, &two),
         "max" if is_int(ty) => arith(ints!(ty, f2, |a, b| a.max(b)), ty, &two),
         "neg" if ty.signed() => {
@@ -239,11 +211,7 @@ pub fn integer(op: &mut Op<'_>) -> Option<Arith> {
         "xor" => arith(ints!(ty, f2, |a, b| a ^ b), ty, &two),
         "not" => arith(ints!(ty, f1, |a| !a), ty, &[ty]),
         "mov" => {
-            let f = if ty.size() == 8 {
-                f1!(u64, |a| a)
-            } else {
-                f1!(u32, |a| a)
-            };
+            let f = if ty.size() == 8 { f1!(u64, |a| a) } else { f1!(u32, |a| a) };
             let mut m = arith(f, ty, &[ty])?;
             m.class = Class::Integer;
             Some(m)
@@ -339,24 +307,16 @@ fn mul_hi(ty: Ty) -> Option<Alu> {
 fn mad_wide(ty: Ty) -> Option<Alu> {
     Some(match ty {
         Ty::U16 => alu!(|r, i, m| {
-            map3(r, i, m, |a: u16, b: u16, c: u32| {
-                (u32::from(a) * u32::from(b)).wrapping_add(c)
-            })
+            map3(r, i, m, |a: u16, b: u16, c: u32| (u32::from(a) * u32::from(b)).wrapping_add(c))
         }),
         Ty::S16 => alu!(|r, i, m| {
-            map3(r, i, m, |a: i16, b: i16, c: i32| {
-                (i32::from(a) * i32::from(b)).wrapping_add(c)
-            })
+            map3(r, i, m, |a: i16, b: i16, c: i32| (i32::from(a) * i32::from(b)).wrapping_add(c))
         }),
         Ty::U32 => alu!(|r, i, m| {
-            map3(r, i, m, |a: u32, b: u32, c: u64| {
-                (u64::from(a) * u64::from(b)).wrapping_add(c)
-            })
+            map3(r, i, m, |a: u32, b: u32, c: u64| (u64::from(a) * u64::from(b)).wrapping_add(c))
         }),
         Ty::S32 => alu!(|r, i, m| {
-            map3(r, i, m, |a: i32, b: i32, c: i64| {
-                (i64::from(a) * i64::from(b)).wrapping_add(c)
-            })
+            map3(r, i, m, |a: i32, b: i32, c: i64| (i64::from(a) * i64::from(b)).wrapping_add(c))
         }),
         _ => return None,
     })
@@ -395,11 +355,7 @@ fn funnel(op: &mut Op<'_>) -> Option<Alu> {
 /// Left shift that brings the highest set bit to the top; all ones for zero.
 #[inline(always)]
 fn distance(a: u64, width: u32) -> u32 {
-    if a == 0 {
-        u32::MAX
-    } else {
-        a.leading_zeros() - (64 - width)
-    }
+    if a == 0 { u32::MAX } else { a.leading_zeros() - (64 - width) }
 }
 
 #[inline(always)]
@@ -423,15 +379,11 @@ pub fn bit_field(op: &mut Op<'_>) -> Option<Arith> {
     let ty = op.ty()?;
     let f: Alu = match (op.base, ty) {
         ("bfe", Ty::U32) => alu!(|r, i, m| {
-            map3(r, i, m, |a: u32, b: u32, c: u32| {
-                extract(u64::from(a), b, c, 32, false) as u32
-            })
+            map3(r, i, m, |a: u32, b: u32, c: u32| extract(u64::from(a), b, c, 32, false) as u32)
         }),
-        ("bfe", Ty::S32) => alu!(|r, i, m| {
-            map3(r, i, m, |a: u32, b: u32, c: u32| {
-                extract(u64::from(a), b, c, 32, true) as u32
-            })
-        }),
+        ("bfe", Ty::S32) => {
+            alu!(|r, i, m| { map3(r, i, m, |a: u32, b: u32, c: u32| { extract(u64::from(a), b, c, 32, true) as u32 }) })
+        }
         ("bfe", Ty::U64) => alu!(|r, i, m| map3(r, i, m, |a: u64, b: u32, c: u32| extract(a, b, c, 64, false))),
         ("bfe", Ty::S64) => alu!(|r, i, m| map3(r, i, m, |a: u64, b: u32, c: u32| extract(a, b, c, 64, true))),
         // The fourth operand of bfi is a row number in `x`.
@@ -448,11 +400,7 @@ pub fn bit_field(op: &mut Op<'_>) -> Option<Arith> {
         }),
         _ => return None,
     };
-    let src = if op.base == "bfe" {
-        vec![ty, Ty::U32, Ty::U32]
-    } else {
-        vec![ty, ty, Ty::U32, Ty::U32]
-    };
+    let src = if op.base == "bfe" { vec![ty, Ty::U32, Ty::U32] } else { vec![ty, ty, Ty::U32, Ty::U32] };
     arith(f, ty, &src)
 }
 
@@ -462,11 +410,7 @@ fn extract(a: u64, pos: u32, len: u32, width: u32, signed: bool) -> u64 {
     let top = (pos + len).wrapping_sub(1).min(width - 1);
     let fill = signed && len > 0 && a >> top & 1 == 1;
     (0..width).fold(0, |out, i| {
-        let bit = if i < len && pos + i < width {
-            a >> (pos + i) & 1
-        } else {
-            u64::from(fill)
-        };
+        let bit = if i < len && pos + i < width { a >> (pos + i) & 1 } else { u64::from(fill) };
         out | bit << i
     })
 }

@@ -93,19 +93,11 @@ fn single(op: &mut Op<'_>) -> Option<Arith> {
             match (op.base == "min", nan) {
                 (true, false) => variants!(ftz, false, f2, |a, b| cross(a, b, minimum(a.abs(), b.abs()))),
                 (true, true) => {
-                    variants!(ftz, false, f2, |a, b| cross(
-                        a,
-                        b,
-                        either_nan(a, b, minimum(a.abs(), b.abs()))
-                    ))
+                    variants!(ftz, false, f2, |a, b| cross(a, b, either_nan(a, b, minimum(a.abs(), b.abs()))))
                 }
                 (false, false) => variants!(ftz, false, f2, |a, b| cross(a, b, maximum(a.abs(), b.abs()))),
                 (false, true) => {
-                    variants!(ftz, false, f2, |a, b| cross(
-                        a,
-                        b,
-                        either_nan(a, b, maximum(a.abs(), b.abs()))
-                    ))
+                    variants!(ftz, false, f2, |a, b| cross(a, b, either_nan(a, b, maximum(a.abs(), b.abs()))))
                 }
             }
         }
@@ -216,11 +208,7 @@ fn upper(a: f64) -> f64 {
     if a.is_nan() {
         return f64::from_bits(0x7fff_ffff_0000_0000);
     }
-    let flushed = if a.abs() < f64::MIN_POSITIVE {
-        0f64.copysign(a)
-    } else {
-        a
-    };
+    let flushed = if a.abs() < f64::MIN_POSITIVE { 0f64.copysign(a) } else { a };
     f64::from_bits(flushed.to_bits() & !0xffff_ffff)
 }
 
@@ -285,9 +273,7 @@ fn half_op<const BF: bool, const PACKED: bool>(
         return u32::put(r, i.d, v, m);
     }
     let v = std::array::from_fn(|l| {
-        halves(PACKED, [a[l], b[l], c[l]], |x, y, z| {
-            modified(format, i.k, [x, y, z], |x, y, z| f(format, x, y, z))
-        })
+        halves(PACKED, [a[l], b[l], c[l]], |x, y, z| modified(format, i.k, [x, y, z], |x, y, z| f(format, x, y, z)))
     });
     u32::put(r, i.d, v, m);
 }
@@ -317,14 +303,12 @@ fn half(op: &mut Op<'_>, ty: Ty) -> Option<Arith> {
         "fma" if mode.is_some() => h!(|f, a, b, c| f.fma(a, b, c)),
         "neg" => h!(|_f, a, _b, _c| a ^ 0x8000),
         "abs" => h!(|_f, a, _b, _c| a & 0x7fff),
-        "min" if nan => h!(|f, a, b, _c| pick(
-            f,
-            either_nan(f.unpack(a), f.unpack(b), minimum(f.unpack(a), f.unpack(b)))
-        )),
-        "max" if nan => h!(|f, a, b, _c| pick(
-            f,
-            either_nan(f.unpack(a), f.unpack(b), maximum(f.unpack(a), f.unpack(b)))
-        )),
+        "min" if nan => {
+            h!(|f, a, b, _c| pick(f, either_nan(f.unpack(a), f.unpack(b), minimum(f.unpack(a), f.unpack(b)))))
+        }
+        "max" if nan => {
+            h!(|f, a, b, _c| pick(f, either_nan(f.unpack(a), f.unpack(b), maximum(f.unpack(a), f.unpack(b)))))
+        }
         "min" => h!(|f, a, b, _c| pick(f, minimum(f.unpack(a), f.unpack(b)))),
         "max" => h!(|f, a, b, _c| pick(f, maximum(f.unpack(a), f.unpack(b)))),
         "ex2" if approx => h!(|f, a, _b, _c| f.pack(f64::from(f.unpack(a)).exp2(), Mode::Rn)),
@@ -332,11 +316,7 @@ fn half(op: &mut Op<'_>, ty: Ty) -> Option<Arith> {
         _ => return None,
     };
     let mut a = arith(f, ty, &[ty; 3][..sources(op.base)])?;
-    a.k = [ftz, sat, relu, cross]
-        .iter()
-        .enumerate()
-        .map(|(n, on)| u8::from(*on) << n)
-        .sum();
+    a.k = [ftz, sat, relu, cross].iter().enumerate().map(|(n, on)| u8::from(*on) << n).sum();
     Some(a)
 }
 
@@ -364,11 +344,7 @@ fn modified(f: Format, k: u8, x: [u16; 3], op: impl Fn(u16, u16, u16) -> u16) ->
 
 #[inline(always)]
 fn relu(f: Format, x: u16) -> u16 {
-    if f.unpack(x) > 0.0 || f.unpack(x).is_nan() {
-        x
-    } else {
-        0
-    }
+    if f.unpack(x) > 0.0 || f.unpack(x).is_nan() { x } else { 0 }
 }
 
 #[inline(always)]

@@ -36,14 +36,7 @@ impl Cta<'_> {
             let new = apply(op.op, op.ty, old[lane], b[lane], c[lane]);
             changed |= new != old[lane];
             let spot = self.place_of(space, region, offset);
-            self.record(
-                (warp, lane),
-                space,
-                spot.0,
-                (spot.1, bytes),
-                Kind::Atomic,
-                i.order | STRONG,
-            )?;
+            self.record((warp, lane), space, spot.0, (spot.1, bytes), Kind::Atomic, i.order | STRONG)?;
         }
         self.changes += u64::from(changed);
         if global > 0 {

@@ -69,10 +69,7 @@ impl Barriers {
         if b.arrived > 0 && b.threads != a.threads {
             let say = |t: Option<u32>| t.map_or("all threads".to_string(), |n| format!("{n} threads"));
             let (mine, theirs) = (say(a.threads), say(b.threads));
-            return Err(format!(
-                "barrier {} for {mine}, which others reached for {theirs}",
-                a.id
-            ));
+            return Err(format!("barrier {} for {mine}, which others reached for {theirs}", a.id));
         }
         b.threads = a.threads;
         b.arrived += LANES as u32;
@@ -97,12 +94,7 @@ impl Barriers {
             return None;
         }
         let done = std::mem::take(b);
-        Some(Release {
-            warps: done.waiting,
-            all: done.warps,
-            yes: done.yes,
-            of: done.of,
-        })
+        Some(Release { warps: done.waiting, all: done.warps, yes: done.yes, of: done.of })
     }
 
     /// What a barrier waits for, for messages.

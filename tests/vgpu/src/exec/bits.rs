@@ -129,20 +129,13 @@ pub(super) fn more(op: &mut Op<'_>) -> Option<Arith> {
             let wrap = op.take("wrap");
             op.take("clamp");
             op.ty()?;
-            let f: Alu = if wrap {
-                f2!(u32, |a, b| mask(a & 31, b & 31))
-            } else {
-                f2!(u32, |a, b| mask(a.min(32), b.min(32)))
-            };
+            let f: Alu =
+                if wrap { f2!(u32, |a, b| mask(a & 31, b & 31)) } else { f2!(u32, |a, b| mask(a.min(32), b.min(32))) };
             arith(f, Ty::B32, &b32[..2])
         }
         "fns" => {
             op.ty()?;
-            arith(
-                f3!(u32, |a, b, c| nth_set(a, b, c as i32)),
-                Ty::B32,
-                &[Ty::B32, Ty::B32, Ty::S32],
-            )
+            arith(f3!(u32, |a, b, c| nth_set(a, b, c as i32)), Ty::B32, &[Ty::B32, Ty::B32, Ty::S32])
         }
         "dp2a" => {
             let high = op.take("hi");
@@ -154,11 +147,7 @@ pub(super) fn more(op: &mut Op<'_>) -> Option<Arith> {
                 (false, true) => alu!(|r, i, m| dot2(r, i, m, i64::from, |y| i64::from(y as i8))),
                 (true, true) => alu!(|r, i, m| dot2(r, i, m, |x| i64::from(x as i16), |y| i64::from(y as i8))),
             };
-            let mut a = arith(
-                f,
-                Ty::B32,
-                &[a, b, if a == Ty::S32 || b == Ty::S32 { Ty::S32 } else { Ty::U32 }],
-            )?;
+            let mut a = arith(f, Ty::B32, &[a, b, if a == Ty::S32 || b == Ty::S32 { Ty::S32 } else { Ty::U32 }])?;
             a.k = u8::from(high);
             Some(a)
         }
@@ -179,11 +168,8 @@ pub(super) fn more(op: &mut Op<'_>) -> Option<Arith> {
         "min" | "max" if op.mods.contains(&"relu") => {
             op.take("relu");
             let ty = op.ty()?;
-            let f: Alu = if op.base == "min" {
-                f2!(i32, |a, b| a.min(b).max(0))
-            } else {
-                f2!(i32, |a, b| a.max(b).max(0))
-            };
+            let f: Alu =
+                if op.base == "min" { f2!(i32, |a, b| a.min(b).max(0)) } else { f2!(i32, |a, b| a.max(b).max(0)) };
             arith(f, ty, &[ty; 2])
         }
         _ => None,
@@ -197,11 +183,7 @@ fn extend(a: u32, n: u32, signed: bool) -> u32 {
         return 0;
     }
     let up = 32 - n;
-    if signed {
-        ((a << up) as i32 >> up) as u32
-    } else {
-        a << up >> up
-    }
+    if signed { ((a << up) as i32 >> up) as u32 } else { a << up >> up }
 }
 
 /// `n` ones from bit `at` on.
@@ -213,11 +195,7 @@ fn mask(at: u32, n: u32) -> u32 {
 /// Position of the `n`-th set bit from `base` on, upwards for positive and downwards for negative `n`; for zero `base` itself.
 #[inline(always)]
 fn nth_set(bits: u32, base: u32, n: i32) -> u32 {
-    let (step, want) = if n < 0 {
-        (-1, -(i64::from(n)))
-    } else {
-        (1, i64::from(n).max(1))
-    };
+    let (step, want) = if n < 0 { (-1, -(i64::from(n))) } else { (1, i64::from(n).max(1)) };
     let (mut at, mut seen) = (i64::from(base), 0);
     while (0..32).contains(&at) {
         if bits >> at & 1 == 1 {
@@ -322,11 +300,7 @@ impl Decoder<'_> {
             })
         };
         let mut i = Self::blank(self.alu(f), Class::Integer);
-        (i.a, i.b, i.c) = (
-            self.src(&o[1], Ty::B32)?,
-            self.src(&o[2], Ty::B32)?,
-            self.src(&o[3], Ty::B32)?,
-        );
+        (i.a, i.b, i.c) = (self.src(&o[1], Ty::B32)?, self.src(&o[2], Ty::B32)?, self.src(&o[3], Ty::B32)?);
         i.y = table as u32;
         if test {
             if !matches!(o[0], Operand::Pair(..)) {

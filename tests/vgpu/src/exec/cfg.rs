@@ -81,11 +81,7 @@ pub fn reconvergence(flow: &[Flow]) -> Vec<usize> {
                 if dom[s] == usize::MAX {
                     continue;
                 }
-                new = if new == usize::MAX {
-                    s
-                } else {
-                    meet(new, s, &dom, &order)
-                };
+                new = if new == usize::MAX { s } else { meet(new, s, &dom, &order) };
             }
             if new != usize::MAX && dom[b] != new {
                 dom[b] = new;

@@ -18,11 +18,7 @@ impl Build {
     /// The best build this processor runs; `VGPU_PORTABLE=1` asks for the portable one.
     pub fn detect() -> Build {
         let portable = std::env::var_os("VGPU_PORTABLE").is_some_and(|v| v != "0" && !v.is_empty());
-        if portable || !Build::V3.supported() {
-            Build::Portable
-        } else {
-            Build::V3
-        }
+        if portable || !Build::V3.supported() { Build::Portable } else { Build::V3 }
     }
 
     /// Whether this processor can run it.
@@ -81,10 +77,7 @@ macro_rules! builds {
         fn portable(r: &mut $crate::exec::Regs, i: &$crate::exec::Inst, m: u32) -> $out {
             body(r, i, m)
         }
-        #[cfg_attr(
-            target_arch = "x86_64",
-            target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,f16c,movbe")
-        )]
+        #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt,f16c,movbe"))]
         fn v3(r: &mut $crate::exec::Regs, i: &$crate::exec::Inst, m: u32) -> $out {
             body(r, i, m)
         }

@@ -20,12 +20,7 @@ struct Test {
 
 impl Test {
     fn of(name: &str) -> Option<Test> {
-        let t = |less, equal, greater, unordered| Test {
-            less,
-            equal,
-            greater,
-            unordered,
-        };
+        let t = |less, equal, greater, unordered| Test { less, equal, greater, unordered };
         Some(match name {
             "eq" => t(false, true, false, false),
             "ne" => t(true, false, true, false),

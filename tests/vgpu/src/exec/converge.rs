@@ -30,14 +30,9 @@ impl Warp {
         let (mut rest, mut out) = (active, Vec::new());
         while rest != 0 {
             let first = rest.trailing_zeros() as usize;
-            let group = lanes(rest)
-                .filter(|l| masks[*l] == masks[first])
-                .fold(0, |m, l| m | 1 << l);
+            let group = lanes(rest).filter(|l| masks[*l] == masks[first]).fold(0, |m, l| m | 1 << l);
             if group & !masks[first] != 0 {
-                let m = format!(
-                    "member mask {:#010x} of lanes {group:#010x} does not name them all",
-                    masks[first]
-                );
+                let m = format!("member mask {:#010x} of lanes {group:#010x} does not name them all", masks[first]);
                 return Err((first, FaultKind::BadMask, m));
             }
             rest &= !group;
@@ -121,11 +116,7 @@ impl Warp {
     #[inline(never)]
     pub(super) fn meet(&mut self, p: &Program, cta: &mut Cta<'_>) -> Result<(), At> {
         let leaves = self.leaves();
-        let waiting: Vec<(usize, u32)> = leaves
-            .iter()
-            .copied()
-            .filter(|(k, _)| self.frames[*k].wait != 0)
-            .collect();
+        let waiting: Vec<(usize, u32)> = leaves.iter().copied().filter(|(k, _)| self.frames[*k].wait != 0).collect();
         let opcode = |pc: u32| {
             let text = p.source.get(pc as usize).map_or("", |s| s.text.as_str());
             let mut words = text.split_whitespace().skip_while(|w| w.starts_with('@'));
@@ -174,10 +165,7 @@ impl Warp {
                     "member mask {members:#010x} names lanes that do not come here (here: {here:#010x}){}",
                     others.concat()
                 );
-                Err((
-                    top.pc as usize,
-                    (here.trailing_zeros() as usize & 31, FaultKind::BadMask, m),
-                ))
+                Err((top.pc as usize, (here.trailing_zeros() as usize & 31, FaultKind::BadMask, m)))
             }
         }
     }
@@ -188,10 +176,7 @@ impl Warp {
         let leader = at(self, here[0].0);
         let Act::Warp(f) = leader.act else { return Ok(()) };
         let everyone = here.iter().fold(0, |m, (_, active)| m | active);
-        if here
-            .iter()
-            .all(|(k, _)| self.frames[*k].pc == self.frames[here[0].0].pc)
-        {
+        if here.iter().all(|(k, _)| self.frames[*k].pc == self.frames[here[0].0].pc) {
             // SAFETY: as in `Warp::run`: the program's build is supported here.
             return unsafe { f(&mut self.regs, leader, everyone) };
         }
@@ -202,11 +187,7 @@ impl Warp {
             "match" if name.ends_with("64") => File::Q,
             _ => File::W,
         };
-        let d_file = if base == "vote" && !name.contains(".ballot") {
-            File::P
-        } else {
-            File::W
-        };
+        let d_file = if base == "vote" && !name.contains(".ballot") { File::P } else { File::W };
         let [w, q, s] = p.rows.map(|n| n as u16);
         self.regs.w.resize(p.rows[0] + 5, [0; LANES]);
         self.regs.q.resize(p.rows[1] + 1, [0; LANES]);

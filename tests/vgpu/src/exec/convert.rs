@@ -101,46 +101,17 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
     let d = op.ty()?;
     let (ftz, sat) = (op.take("ftz"), op.take("sat"));
     let mut whole = None;
-    for (name, mode) in [
-        ("rni", Mode::Rn),
-        ("rzi", Mode::Rz),
-        ("rmi", Mode::Rm),
-        ("rpi", Mode::Rp),
-    ] {
+    for (name, mode) in [("rni", Mode::Rn), ("rzi", Mode::Rz), ("rmi", Mode::Rm), ("rpi", Mode::Rp)] {
         if op.take(name) {
             whole = Some(mode);
         }
     }
     let mode = op.mode();
     let relu = op.take("relu");
-    let int = |t: Ty| {
-        matches!(
-            t,
-            Ty::U8 | Ty::S8 | Ty::U16 | Ty::S16 | Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64
-        )
-    };
+    let int = |t: Ty| matches!(t, Ty::U8 | Ty::S8 | Ty::U16 | Ty::S16 | Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64);
     let satfinite = op.take("satfinite");
-    let single = |f: Alu| {
-        Some(Convert {
-            f,
-            d,
-            s,
-            pair: false,
-            y: 0,
-        })
-    };
-    let slow = convert_any::decode(
-        d,
-        s,
-        convert_any::How {
-            whole,
-            mode,
-            ftz,
-            sat,
-            relu,
-            satfinite,
-        },
-    );
+    let single = |f: Alu| Some(Convert { f, d, s, pair: false, y: 0 });
+    let slow = convert_any::decode(d, s, convert_any::How { whole, mode, ftz, sat, relu, satfinite });
     macro_rules! by_type {
         ($ty:expr, |$t:ident| $e:expr, [$($v:ident),+]) => {
             match $ty { $(Ty::$v => { const $t: Ty = Ty::$v; $e })+ _ => return None }
@@ -175,16 +146,8 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
         let f = by_type!(
             s,
             |S| match sat {
-                false => by_type!(
-                    d,
-                    |D| cv!(|x| keep(extend(x, S), D)),
-                    [U8, S8, U16, S16, U32, S32, U64, S64]
-                ),
-                true => by_type!(
-                    d,
-                    |D| cv!(|x| clamp(extend(x, S), D)),
-                    [U8, S8, U16, S16, U32, S32, U64, S64]
-                ),
+                false => by_type!(d, |D| cv!(|x| keep(extend(x, S), D)), [U8, S8, U16, S16, U32, S32, U64, S64]),
+                true => by_type!(d, |D| cv!(|x| clamp(extend(x, S), D)), [U8, S8, U16, S16, U32, S32, U64, S64]),
             },
             [U8, S8, U16, S16, U32, S32, U64, S64]
         );
@@ -208,11 +171,7 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
             if m != Mode::Rn && s.size() == 8 || sat {
                 return slow;
             }
-            single(by_type!(
-                s,
-                |S| cv!(|x| (extend(x, S) as f64).to_bits()),
-                [U8, S8, U16, S16, U32, S32, U64, S64]
-            ))
+            single(by_type!(s, |S| cv!(|x| (extend(x, S) as f64).to_bits()), [U8, S8, U16, S16, U32, S32, U64, S64]))
         }
         (d, Ty::F32) if int(d) => {
             let m = whole?;
@@ -286,13 +245,7 @@ pub fn convert(op: &mut Op<'_>) -> Option<Convert> {
                 (Ty::F16x2, Mode::Rz) => alu!(|r, i, m| pack2(r, i, m, |x| F16.pack(f64::from(x), Mode::Rz))),
                 _ => return None,
             };
-            Some(Convert {
-                f,
-                d,
-                s,
-                pair: true,
-                y: 0,
-            })
+            Some(Convert { f, d, s, pair: true, y: 0 })
         }
         // Round to nearest, ties away from zero, on the 10 fraction bits that tf32 keeps.
         (Ty::Tf32, Ty::F32) if op.take("rna") => single(cv!(|x| {

@@ -62,14 +62,8 @@ impl How {
         let ty = |n: u32| TYPES[(y >> n & 31) as usize % TYPES.len()];
         let mode = |n: u32| MODES.get((y >> n & 7) as usize).copied();
         let flag = |n: u32| y >> n & 1 == 1;
-        let how = How {
-            whole: mode(10),
-            mode: mode(13),
-            ftz: flag(16),
-            sat: flag(17),
-            relu: flag(18),
-            satfinite: flag(19),
-        };
+        let how =
+            How { whole: mode(10), mode: mode(13), ftz: flag(16), sat: flag(17), relu: flag(18), satfinite: flag(19) };
         (ty(0), ty(5), how)
     }
 }
@@ -77,18 +71,8 @@ impl How {
 /// The conversion with its types packed; the table of forms has said that it exists.
 pub(super) fn decode(d: Ty, s: Ty, how: How) -> Option<Convert> {
     let pair = s == Ty::F32 && matches!(d, Ty::F16x2 | Ty::Bf16x2 | Ty::E4m3x2 | Ty::E5m2x2);
-    let f: Alu = if pair {
-        alu!(|r, i, m| two(r, i, m))
-    } else {
-        alu!(|r, i, m| one(r, i, m))
-    };
-    Some(Convert {
-        f,
-        d,
-        s,
-        pair,
-        y: how.pack(d, s)?,
-    })
+    let f: Alu = if pair { alu!(|r, i, m| two(r, i, m)) } else { alu!(|r, i, m| one(r, i, m)) };
+    Some(Convert { f, d, s, pair, y: how.pack(d, s)? })
 }
 
 #[inline(always)]
@@ -168,10 +152,7 @@ fn eight(x: f64, d: Ty, how: How) -> u8 {
 fn from_eight(x: u8, s: Ty) -> f64 {
     let (fraction, exponent, max) = shape(s);
     let sign = if x & 0x80 != 0 { -1.0 } else { 1.0 };
-    let (e, f) = (
-        i32::from(x & 0x7f) >> fraction,
-        f64::from(i32::from(x) & ((1 << fraction) - 1)),
-    );
+    let (e, f) = (i32::from(x & 0x7f) >> fraction, f64::from(i32::from(x) & ((1 << fraction) - 1)));
     let bias = (1 << (exponent - 1)) - 1;
     let unit = 2f64.powi(-fraction);
     match x & 0x7f {
@@ -208,11 +189,7 @@ fn value(x: u64, d: Ty, s: Ty, how: How) -> u64 {
     let v = match s {
         Ty::F16 => f64::from(F16.unpack(x as u16)),
         Ty::Bf16 => f64::from(BF16.unpack(x as u16)),
-        Ty::F32 => f64::from(if how.ftz {
-            flush(f32::from_bits(x as u32))
-        } else {
-            f32::from_bits(x as u32)
-        }),
+        Ty::F32 => f64::from(if how.ftz { flush(f32::from_bits(x as u32)) } else { f32::from_bits(x as u32) }),
         Ty::F64 => f64::from_bits(x),
         _ => sticky(extend(x, s)),
     };
@@ -265,11 +242,7 @@ fn tf32(v: f64, mode: Mode) -> u32 {
 /// Clamps to `n` bits, as bits.
 #[inline(always)]
 fn narrow(x: i32, n: u32, signed: bool) -> u32 {
-    let (low, high) = if signed {
-        (-(1 << (n - 1)), (1 << (n - 1)) - 1)
-    } else {
-        (0, (1 << n) - 1)
-    };
+    let (low, high) = if signed { (-(1 << (n - 1)), (1 << (n - 1)) - 1) } else { (0, (1 << n) - 1) };
     x.clamp(low, high) as u32 & ((1 << n) - 1)
 }
 
@@ -278,16 +251,7 @@ impl Decoder<'_> {
     pub(super) fn cvt_pack(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
         let with_c = op.take("b32");
         need(o, if with_c { 4 } else { 3 })?;
-        let names = [
-            ("u16", 16),
-            ("s16", 16),
-            ("u8", 8),
-            ("s8", 8),
-            ("u4", 4),
-            ("s4", 4),
-            ("u2", 2),
-            ("s2", 2),
-        ];
+        let names = [("u16", 16), ("s16", 16), ("u8", 8), ("s8", 8), ("u4", 4), ("s4", 4), ("u2", 2), ("s2", 2)];
         let Some((name, bits)) = names.into_iter().find(|(n, _)| op.take(n)) else {
             return unknown(op);
         };
@@ -304,11 +268,7 @@ impl Decoder<'_> {
             }))
         };
         let mut i = Self::blank(self.alu(f), Class::Convert);
-        (i.d, i.a, i.b) = (
-            self.dst(&o[0], Ty::B32)?,
-            self.src(&o[1], Ty::S32)?,
-            self.src(&o[2], Ty::S32)?,
-        );
+        (i.d, i.a, i.b) = (self.dst(&o[0], Ty::B32)?, self.src(&o[1], Ty::S32)?, self.src(&o[2], Ty::S32)?);
         if with_c {
             i.c = self.src(&o[3], Ty::B32)?;
         }

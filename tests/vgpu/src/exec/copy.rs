@@ -86,10 +86,7 @@ impl Gather {
             self.bits |= bits;
             return None;
         }
-        Some((
-            std::mem::replace(&mut self.word, word),
-            std::mem::replace(&mut self.bits, bits),
-        ))
+        Some((std::mem::replace(&mut self.word, word), std::mem::replace(&mut self.bits, bits)))
     }
 }
 
@@ -153,14 +150,7 @@ impl Cta<'_> {
             self.watch(warp, Space::Shared, &to, op.bytes, mask)?;
         }
         let mut batch = copies.spare.pop_back().unwrap_or_else(|| {
-            Box::new(Batch {
-                mask,
-                bytes: 0,
-                pc: 0,
-                to,
-                data: [[0; 2]; LANES],
-                written: [0; LANES],
-            })
+            Box::new(Batch { mask, bytes: 0, pc: 0, to, data: [[0; 2]; LANES], written: [0; LANES] })
         });
         (batch.mask, batch.bytes, batch.to) = (mask, op.bytes as u32, to);
         batch.pc = self.pc;

@@ -3,9 +3,8 @@
 use super::Class;
 
 /// Names of the classes of instructions in the order of [`Class`], as the trace gives them.
-pub const CLASS_NAMES: [&str; 9] = [
-    "integer", "float", "convert", "memory", "atomic", "control", "barrier", "warp", "tensor",
-];
+pub const CLASS_NAMES: [&str; 9] =
+    ["integer", "float", "convert", "memory", "atomic", "control", "barrier", "warp", "tensor"];
 
 /// What a launch did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,11 +62,8 @@ impl Counters {
 
     /// One JSON object, without a line end: `head` (its fields, already JSON) and then the counters under stable names.
     pub(crate) fn json(&self, head: &str) -> String {
-        let classes: Vec<String> = CLASS_NAMES
-            .iter()
-            .zip(self.instructions)
-            .map(|(name, n)| format!("\"{name}\":{n}"))
-            .collect();
+        let classes: Vec<String> =
+            CLASS_NAMES.iter().zip(self.instructions).map(|(name, n)| format!("\"{name}\":{n}")).collect();
         format!(
             "{{{head},\"warp_instructions\":{},\"instructions\":{{{}}},\"lane_instructions\":{},\"tensor_flops\":{},\
              \"global_requests\":{},\"global_sectors\":{},\"sectors_per_request\":{:.3},\"global_bytes_read\":{},\

@@ -180,11 +180,7 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
     let params = f.params.iter().map(|v| (symbols[&v.name].1 as usize, v.size)).collect();
 
     let flow: Vec<Flow> = f.body.iter().map(flow_of).collect();
-    let meet = if flow.is_empty() {
-        Vec::new()
-    } else {
-        reconvergence(&flow)
-    };
+    let meet = if flow.is_empty() { Vec::new() } else { reconvergence(&flow) };
     let spans = intervals(&flow, f.regs.len());
     let mut d = Decoder {
         f,
@@ -201,10 +197,7 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
     };
     for (n, file) in [File::W, File::Q, File::P].into_iter().enumerate() {
         let mine = |r: &usize| f.regs[*r] != Ty::B128 && file_of(f.regs[*r]) == file;
-        let list: Vec<_> = (0..f.regs.len())
-            .filter(mine)
-            .filter_map(|r| spans[r].map(|s| (r as u32, s)))
-            .collect();
+        let list: Vec<_> = (0..f.regs.len()).filter(mine).filter_map(|r| spans[r].map(|s| (r as u32, s))).collect();
         d.rows[n] = allocate(&list, 0, &mut d.row_of);
     }
     let mut code = Vec::with_capacity(f.body.len());
@@ -228,10 +221,7 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
         code.push(inst);
     }
     if d.rows.iter().any(|n| *n >= NONE as usize) {
-        return Err(Error::Invalid(format!(
-            "kernel {} needs too many registers: {:?}",
-            f.name, d.rows
-        )));
+        return Err(Error::Invalid(format!("kernel {} needs too many registers: {:?}", f.name, d.rows)));
     }
     let sites = finish::sites(&mut code);
     let ends = finish::ends(&code);
@@ -240,15 +230,8 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
     finish::polls(&mut code, f.body.iter().map(|i| i.opcode.as_str()));
     let asynchronous = code.iter().any(|i| matches!(i.act, Act::Hopper(_)));
     let tracked = super::hopper::track::wrap(&mut code, f);
-    let source = f
-        .body
-        .iter()
-        .map(|i| Source {
-            line: i.line,
-            source_line: i.source_line,
-            text: i.text.clone(),
-        })
-        .collect();
+    let source =
+        f.body.iter().map(|i| Source { line: i.line, source_line: i.source_line, text: i.text.clone() }).collect();
     Ok(Program {
         name: f.name.clone(),
         source,
@@ -289,16 +272,10 @@ pub(super) fn registers(op: &Operand, out: &mut Vec<u32>) {
 
 pub(super) fn flow_of(i: &Instr) -> Flow {
     let base = i.opcode.split('.').next().unwrap_or("");
-    let mut flow = Flow {
-        falls: true,
-        ..Flow::default()
-    };
+    let mut flow = Flow { falls: true, ..Flow::default() };
     match base {
         "bra" => {
-            flow.target = i
-                .operands
-                .iter()
-                .find_map(|o| if let Operand::Label(t) = o { Some(*t) } else { None });
+            flow.target = i.operands.iter().find_map(|o| if let Operand::Label(t) = o { Some(*t) } else { None });
             flow.falls = i.guard.is_some();
         }
         "ret" | "exit" | "trap" => flow.falls = i.guard.is_some(),
@@ -433,10 +410,7 @@ impl Decoder<'_> {
 
     /// Value of a symbol used as a number.
     pub(super) fn symbol(&self, name: &str) -> Decoded<(Space, u64)> {
-        self.symbols
-            .get(name)
-            .copied()
-            .ok_or_else(|| format!("unknown symbol {name}"))
+        self.symbols.get(name).copied().ok_or_else(|| format!("unknown symbol {name}"))
     }
 
     /// Row of a source operand in any file, with the file.
@@ -454,21 +428,16 @@ impl Decoder<'_> {
                 if !bits(ty) && !integer(ty) && ty != Ty::Pred {
                     return Err(format!("an integer literal where .{} is needed", ty.name()));
                 }
-                let bits = if ty.size() < 8 {
-                    x & ((1 << (8 * ty.size())) - 1)
-                } else {
-                    *x
-                };
+                let bits = if ty.size() < 8 { x & ((1 << (8 * ty.size())) - 1) } else { *x };
                 (file, self.constant(file, bits))
             }
             Operand::F32(x) if matches!(ty, Ty::F32 | Ty::B32 | Ty::Tf32) => {
                 (File::W, self.constant(File::W, u64::from(*x)))
             }
             Operand::F64(x) if matches!(ty, Ty::F64 | Ty::B64) => (File::Q, self.constant(File::Q, *x)),
-            Operand::F64(x) if ty == Ty::F32 => (
-                File::W,
-                self.constant(File::W, u64::from((f64::from_bits(*x) as f32).to_bits())),
-            ),
+            Operand::F64(x) if ty == Ty::F32 => {
+                (File::W, self.constant(File::W, u64::from((f64::from_bits(*x) as f32).to_bits())))
+            }
             Operand::Special(_) if !self.values => {
                 return Err("a special register is an operand of mov and cvt only".into());
             }
@@ -537,16 +506,9 @@ impl Decoder<'_> {
     /// Rows of `{a, b, ...}` or of a single operand, each of one type and in the register's own file.
     pub(super) fn list(&mut self, op: &Operand, ty: Ty) -> Decoded<Vec<(File, u16)>> {
         match op {
-            Operand::Vector(v) => v
-                .iter()
-                .map(|o| {
-                    if *o == Operand::Sink {
-                        Ok((file_of(ty), NONE))
-                    } else {
-                        self.any(o, ty)
-                    }
-                })
-                .collect(),
+            Operand::Vector(v) => {
+                v.iter().map(|o| if *o == Operand::Sink { Ok((file_of(ty), NONE)) } else { self.any(o, ty) }).collect()
+            }
             _ => Ok(vec![self.any(op, ty)?]),
         }
     }
@@ -581,12 +543,7 @@ impl Decoder<'_> {
             }
             other => self.any(other, Ty::U64)?,
         };
-        Ok(mem::Address {
-            file,
-            row,
-            offset: *offset,
-            space,
-        })
+        Ok(mem::Address { file, row, offset: *offset, space })
     }
 
     /// An instruction with nothing filled in but what it does.
@@ -622,10 +579,6 @@ impl Decoder<'_> {
                 self.opcode(&mut op, &i.operands)?
             }
         };
-        if op.mods.is_empty() {
-            Ok(inst)
-        } else {
-            Err(format!("unknown modifier .{}", op.mods.join(".")))
-        }
+        if op.mods.is_empty() { Ok(inst) } else { Err(format!("unknown modifier .{}", op.mods.join("."))) }
     }
 }

@@ -25,11 +25,7 @@ pub fn canon(x: f32) -> f32 {
 /// Subnormals become zero of the same sign.
 #[inline(always)]
 pub fn flush(x: f32) -> f32 {
-    if x.abs() < f32::MIN_POSITIVE {
-        f32::from_bits(x.to_bits() & 0x8000_0000)
-    } else {
-        x
-    }
+    if x.abs() < f32::MIN_POSITIVE { f32::from_bits(x.to_bits() & 0x8000_0000) } else { x }
 }
 
 /// Clamps to [0, 1]; NaN becomes +0.
@@ -85,11 +81,7 @@ pub fn to_f32(x: f64, mode: Mode) -> f32 {
 /// An exact zero sum of operands with different signs is -0 when rounding down.
 #[inline(always)]
 fn zero_sign(x: f64, a: f64, b: f64, mode: Mode) -> f64 {
-    if x == 0.0 && mode == Mode::Rm && (a.is_sign_negative() || b.is_sign_negative()) {
-        -0.0
-    } else {
-        x
-    }
+    if x == 0.0 && mode == Mode::Rm && (a.is_sign_negative() || b.is_sign_negative()) { -0.0 } else { x }
 }
 
 /// `a * b + c` with one rounding.
@@ -141,11 +133,7 @@ pub fn sqrt32(a: f32, mode: Mode) -> f32 {
     }
     let x = f64::from(a);
     let s = x.sqrt();
-    if !s.is_finite() || s == 0.0 {
-        s as f32
-    } else {
-        to_f32(odd(s, (-s).mul_add(s, x)), mode)
-    }
+    if !s.is_finite() || s == 0.0 { s as f32 } else { to_f32(odd(s, (-s).mul_add(s, x)), mode) }
 }
 
 /// `2^x` rounded to f32, the double before it off by less than 2^-40: straight arithmetic that becomes vector code.
@@ -212,11 +200,7 @@ fn round64(negative: bool, sig: u128, e: i32, mode: Mode) -> f64 {
 fn parts64(x: f64) -> (bool, u128, i32) {
     let bits = x.to_bits();
     let (field, f) = ((bits >> 52) as i32 & 0x7ff, u128::from(bits & ((1 << 52) - 1)));
-    let (sig, e) = if field == 0 {
-        (f, -1074)
-    } else {
-        (f | 1 << 52, field - 1075)
-    };
+    let (sig, e) = if field == 0 { (f, -1074) } else { (f | 1 << 52, field - 1075) };
     (x.is_sign_negative(), sig, e)
 }
 
@@ -224,11 +208,7 @@ fn parts64(x: f64) -> (bool, u128, i32) {
 fn whole64(x: f64) -> (bool, u128, i32) {
     let (neg, sig, e) = parts64(x);
     let up = (sig.leading_zeros() as i32 - 75).max(0);
-    if sig == 0 {
-        (neg, sig, e)
-    } else {
-        (neg, sig << up, e - up)
-    }
+    if sig == 0 { (neg, sig, e) } else { (neg, sig << up, e - up) }
 }
 
 /// Sum of two values with significands of at most 106 bits, rounded once.
@@ -324,15 +304,9 @@ pub struct Format {
 }
 
 /// IEEE half.
-pub const F16: Format = Format {
-    fraction: 10,
-    exponent: 5,
-};
+pub const F16: Format = Format { fraction: 10, exponent: 5 };
 /// bfloat16.
-pub const BF16: Format = Format {
-    fraction: 7,
-    exponent: 8,
-};
+pub const BF16: Format = Format { fraction: 7, exponent: 8 };
 
 impl Format {
     /// Bits of `x` rounded to this format; NaN gives the canonical one (0x7fff).
@@ -389,11 +363,7 @@ impl Format {
         if self.exponent == 8 {
             return f32::from_bits(u32::from(bits) << 16);
         }
-        let (sign, e, f) = (
-            u32::from(bits >> 15) << 31,
-            u32::from(bits >> 10) & 31,
-            u32::from(bits) & 0x3ff,
-        );
+        let (sign, e, f) = (u32::from(bits >> 15) << 31, u32::from(bits >> 10) & 31, u32::from(bits) & 0x3ff);
         match e {
             0 => f32::from_bits(sign | (f as f32 / 16_777_216.0).to_bits()),
             31 => f32::from_bits(sign | 0x7f80_0000 | f << 13),
@@ -411,10 +381,7 @@ impl Format {
     /// `a * b + c` on bits, with one rounding.
     #[inline(always)]
     pub fn fma(self, a: u16, b: u16, c: u16) -> u16 {
-        let (p, c) = (
-            f64::from(self.unpack(a)) * f64::from(self.unpack(b)),
-            f64::from(self.unpack(c)),
-        );
+        let (p, c) = (f64::from(self.unpack(a)) * f64::from(self.unpack(b)), f64::from(self.unpack(c)));
         let (s, e) = two_sum(p, c);
         self.pack(odd(s, e), Mode::Rn)
     }
@@ -424,9 +391,5 @@ impl Format {
 #[inline(always)]
 pub fn bf16(x: f32) -> u16 {
     let b = x.to_bits();
-    if x.is_nan() {
-        0x7fff
-    } else {
-        ((b + 0x7fff + (b >> 16 & 1)) >> 16) as u16
-    }
+    if x.is_nan() { 0x7fff } else { ((b + 0x7fff + (b >> 16 & 1)) >> 16) as u16 }
 }

@@ -232,18 +232,11 @@ fn groups(pattern: &'static str) -> Vec<Group> {
             let options = list.flat_map(|name| match name.strip_prefix('@') {
                 Some(name) => {
                     let found = GROUPS.iter().find(|(n, _)| *n == name);
-                    found
-                        .expect("every group of the table is defined")
-                        .1
-                        .split('|')
-                        .collect()
+                    found.expect("every group of the table is defined").1.split('|').collect()
                 }
                 None => vec![name],
             });
-            Group {
-                options: options.collect(),
-                optional,
-            }
+            Group { options: options.collect(), optional }
         })
         .collect()
 }
@@ -296,11 +289,7 @@ fn matches<'a>(
 /// What is wrong with it, as a sentence.
 pub fn check<'a>(base: &str, mods: &[&'a str], sm: u32) -> Result<Vec<&'a str>, String> {
     // Clusters came with sm_90, whatever the form.
-    let floor = if mods.iter().any(|m| matches!(*m, "cluster" | "shared::cluster")) {
-        90
-    } else {
-        0
-    };
+    let floor = if mods.iter().any(|m| matches!(*m, "cluster" | "shared::cluster")) { 90 } else { 0 };
     let mut known = false;
     let mut needs = u32::MAX;
     let mut all = Vec::new();
@@ -322,13 +311,9 @@ pub fn check<'a>(base: &str, mods: &[&'a str], sm: u32) -> Result<Vec<&'a str>, 
         return Err(format!("unknown opcode {base}"));
     }
     if needs != u32::MAX {
-        return Err(format!(
-            "this form of {base} needs .target sm_{needs}, the module says sm_{sm}"
-        ));
+        return Err(format!("this form of {base} needs .target sm_{needs}, the module says sm_{sm}"));
     }
-    let stranger = mods
-        .iter()
-        .find(|m| !all.iter().any(|o| o.split('.').any(|p| p == **m)));
+    let stranger = mods.iter().find(|m| !all.iter().any(|o| o.split('.').any(|p| p == **m)));
     Err(match stranger {
         Some(m) => format!("unknown modifier .{m} of {base}"),
         None if mods.is_empty() => format!("{base} needs modifiers"),

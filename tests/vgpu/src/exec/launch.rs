@@ -181,11 +181,7 @@ impl Queue {
             }
             list
         });
-        Queue {
-            order,
-            next: AtomicUsize::new(0),
-            total,
-        }
+        Queue { order, next: AtomicUsize::new(0), total }
     }
 
     /// The next cluster: its place in the order and its number.
@@ -222,11 +218,7 @@ impl Random {
 pub fn launch(p: &Program, memory: &Memory, params: &Region, shape: &Shape, output: &Output) -> Result<Counters> {
     let (queue, spent) = (Queue::new(shape), AtomicU64::new(0));
     // Race detection sees every access in one order: it needs one host thread.
-    let threads = if shape.races {
-        1
-    } else {
-        shape.threads.clamp(1, queue.total.max(1))
-    };
+    let threads = if shape.races { 1 } else { shape.threads.clamp(1, queue.total.max(1)) };
     let result: Mutex<(Counters, Option<(usize, Fault)>)> = Mutex::default();
     let work = |index: usize| {
         let mut host = Host::new(p, memory, params, shape, output);

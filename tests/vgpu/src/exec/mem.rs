@@ -124,9 +124,7 @@ impl CopyAsync {
         match self.ignore {
             Some((row, not)) => {
                 let skip = super::alu::pred(r, row, not);
-                Some(std::array::from_fn(|l| {
-                    if skip >> l & 1 == 1 { 0 } else { self.bytes as u32 }
-                }))
+                Some(std::array::from_fn(|l| if skip >> l & 1 == 1 { 0 } else { self.bytes as u32 }))
             }
             None => self.source.map(|row| r.w[row as usize]),
         }

@@ -116,10 +116,7 @@ fn results(m: &Mma, r: &mut Regs, half: usize, acc: &[__m256; 8]) {
     };
     for g in 0..8 {
         let (low, high) = (_mm256_castps256_ps128(out[g]), _mm256_extractf128_ps::<1>(out[g]));
-        let pair = [
-            _mm_shuffle_ps::<0b10_00_10_00>(low, high),
-            _mm_shuffle_ps::<0b11_01_11_01>(low, high),
-        ];
+        let pair = [_mm_shuffle_ps::<0b10_00_10_00>(low, high), _mm_shuffle_ps::<0b11_01_11_01>(low, high)];
         for (row, x) in [&mut *even, &mut *odd].into_iter().zip(pair) {
             let to = &mut row[4 * g..4 * g + 4];
             // SAFETY: the slice holds four words; unaligned stores are allowed.

@@ -34,16 +34,11 @@ pub(super) fn hints(op: &mut Op<'_>) {
         "weak", "relaxed", "acquire", "release", "acq_rel", "volatile", "cta", "cluster", "gpu", "sys", "nc", "ca",
         "cg", "cs", "lu", "cv", "wb", "wt",
     ];
-    op.mods
-        .retain(|m| !KNOWN.contains(m) && !m.starts_with("L1::") && !m.starts_with("L2::"));
+    op.mods.retain(|m| !KNOWN.contains(m) && !m.starts_with("L1::") && !m.starts_with("L2::"));
 }
 
 pub(super) fn need(operands: &[Operand], n: usize) -> Decoded<()> {
-    if operands.len() == n {
-        Ok(())
-    } else {
-        Err(format!("expected {n} operands, found {}", operands.len()))
-    }
+    if operands.len() == n { Ok(()) } else { Err(format!("expected {n} operands, found {}", operands.len())) }
 }
 
 pub(super) fn unknown<T>(op: &Op<'_>) -> Decoded<T> {
@@ -76,13 +71,7 @@ fn unpack(r: &mut Regs, i: &Inst, m: u32) {
     let bits = if i.k == 0 { 32 } else { 16 };
     for (n, row) in [i.d, i.b, i.c, i.x as u16].into_iter().enumerate() {
         if row != NONE {
-            put_raw(
-                r,
-                File::W,
-                row,
-                v.map(|x| x >> (bits * n as u32) & ((1 << bits) - 1)),
-                m,
-            );
+            put_raw(r, File::W, row, v.map(|x| x >> (bits * n as u32) & ((1 << bits) - 1)), m);
         }
     }
 }
@@ -92,13 +81,7 @@ fn select<const LONG: bool>(r: &mut Regs, i: &Inst, m: u32) {
     let file = if LONG { File::Q } else { File::W };
     let (a, b) = (raw(r, file, i.a), raw(r, file, i.b));
     let p = super::alu::pred(r, i.c, i.k != 0);
-    put_raw(
-        r,
-        file,
-        i.d,
-        std::array::from_fn(|l| if p >> l & 1 == 1 { a[l] } else { b[l] }),
-        m,
-    );
+    put_raw(r, file, i.d, std::array::from_fn(|l| if p >> l & 1 == 1 { a[l] } else { b[l] }), m);
 }
 
 #[inline(always)]
@@ -216,10 +199,7 @@ impl Decoder<'_> {
             return i;
         }
         let last = op.mods.last().and_then(|m| Ty::from_name(m)).ok_or("no type")?;
-        let float = matches!(
-            last,
-            Ty::F32 | Ty::F64 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 | Ty::F32x2
-        );
+        let float = matches!(last, Ty::F32 | Ty::F64 | Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 | Ty::F32x2);
         let found = match op.base {
             "bfe" | "bfi" => bit_field(op),
             _ if float => floating(op),

@@ -93,15 +93,8 @@ impl Decoder<'_> {
         {
             return Err("the registers of a vector have different sizes".into());
         }
-        let access = Box::new(Access {
-            at: self.address(address, at)?,
-            ty,
-            regs,
-        });
-        Ok(Self::blank(
-            if store { Act::Store(access) } else { Act::Load(access) },
-            Class::Memory,
-        ))
+        let access = Box::new(Access { at: self.address(address, at)?, ty, regs });
+        Ok(Self::blank(if store { Act::Store(access) } else { Act::Load(access) }, Class::Memory))
     }
 
     pub(super) fn atomic(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
@@ -129,29 +122,11 @@ impl Decoder<'_> {
         };
         let first = usize::from(ret);
         need(o, first + 2 + usize::from(kind == Cas))?;
-        let d = if ret && o[0] != Operand::Sink {
-            Some((file_of(ty), self.dst(&o[0], ty)?))
-        } else {
-            None
-        };
+        let d = if ret && o[0] != Operand::Sink { Some((file_of(ty), self.dst(&o[0], ty)?)) } else { None };
         let b = (file_of(ty), self.src(&o[first + 1], ty)?);
-        let c = if kind == Cas {
-            Some((file_of(ty), self.src(&o[first + 2], ty)?))
-        } else {
-            None
-        };
+        let c = if kind == Cas { Some((file_of(ty), self.src(&o[first + 2], ty)?)) } else { None };
         let at = self.address(&o[first], at)?;
-        Ok(Self::blank(
-            Act::Atomic(Box::new(Atomic {
-                at,
-                ty,
-                op: kind,
-                d,
-                b,
-                c,
-            })),
-            Class::Atomic,
-        ))
+        Ok(Self::blank(Act::Atomic(Box::new(Atomic { at, ty, op: kind, d, b, c })), Class::Atomic))
     }
 
     pub(super) fn mov(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {

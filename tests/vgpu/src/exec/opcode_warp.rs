@@ -116,16 +116,7 @@ impl Decoder<'_> {
             return Err("too many operands".into());
         }
         let (to, from) = (self.address(&o[0], Space::Shared)?, self.address(&o[1], Space::Global)?);
-        Ok(Self::blank(
-            Act::CopyAsync(Box::new(CopyAsync {
-                to,
-                from,
-                bytes: *bytes,
-                source,
-                ignore,
-            })),
-            Class::Memory,
-        ))
+        Ok(Self::blank(Act::CopyAsync(Box::new(CopyAsync { to, from, bytes: *bytes, source, ignore })), Class::Memory))
     }
 
     pub(super) fn exchange(&mut self, op: &mut Op<'_>, o: &[Operand]) -> Decoded<Inst> {
@@ -169,11 +160,7 @@ impl Decoder<'_> {
                 let Some(k) = one_of(op, &["any", "all"]) else {
                     return unknown(op);
                 };
-                let mut i = blank(if ty.size() == 8 {
-                    warp_ops::MATCH64
-                } else {
-                    warp_ops::MATCH32
-                });
+                let mut i = blank(if ty.size() == 8 { warp_ops::MATCH64 } else { warp_ops::MATCH32 });
                 let (d, p) = self.dst_pair(&o[0], Ty::B32, Ty::Pred)?;
                 (i.d, i.x, i.k) = (d, u32::from(p), k as u8);
                 (i.a, i.y) = (self.src(&o[1], ty)?, u32::from(self.src(&o[2], Ty::U32)?));
@@ -210,11 +197,7 @@ impl Decoder<'_> {
         let mut named = Vec::new();
         registers(op, &mut named);
         if let Some(other) = named.iter().map(|r| self.reg_ty(*r)).find(|t| !agrees(*t, ty)) {
-            return Err(format!(
-                "a register of type .{} in a fragment of .{}",
-                other.name(),
-                ty.name()
-            ));
+            return Err(format!("a register of type .{} in a fragment of .{}", other.name(), ty.name()));
         }
         self.words(op, n)
     }
@@ -276,13 +259,6 @@ impl Decoder<'_> {
         let trans = op.take("trans");
         let at = space(op);
         let at = self.address(&o[1], at)?;
-        Ok(Self::blank(
-            Act::LoadMatrix(Box::new(Matrix {
-                d: self.words(&o[0], n)?,
-                trans,
-                at,
-            })),
-            Class::Tensor,
-        ))
+        Ok(Self::blank(Act::LoadMatrix(Box::new(Matrix { d: self.words(&o[0], n)?, trans, at })), Class::Tensor))
     }
 }

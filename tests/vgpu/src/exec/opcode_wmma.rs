@@ -14,12 +14,8 @@ fn by_row(op: &mut Op<'_>) -> Decoded<bool> {
 }
 
 fn shape(op: &mut Op<'_>) -> Decoded<(usize, usize, usize)> {
-    let known = [
-        ("m16n16k16", (16, 16, 16)),
-        ("m32n8k16", (32, 8, 16)),
-        ("m8n32k16", (8, 32, 16)),
-        ("m16n16k8", (16, 16, 8)),
-    ];
+    let known =
+        [("m16n16k16", (16, 16, 16)), ("m32n8k16", (32, 8, 16)), ("m8n32k16", (8, 32, 16)), ("m16n16k8", (16, 16, 8))];
     let found = known.into_iter().find(|(name, _)| op.take(name));
     found.map(|(_, s)| s).ok_or_else(|| "no shape".into())
 }
@@ -135,13 +131,6 @@ impl Decoder<'_> {
             self.wmma_registers(&o[2], factors(element, k * n))?,
             self.wmma_registers(&o[3], sums(c))?,
         ];
-        Ok(Product {
-            shape: (m, n, k),
-            element,
-            by_row,
-            halves: (d == Ty::F16, c == Ty::F16),
-            saturate,
-            regs,
-        })
+        Ok(Product { shape: (m, n, k), element, by_row, halves: (d == Ty::F16, c == Ty::F16), saturate, regs })
     }
 }

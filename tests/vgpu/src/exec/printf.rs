@@ -60,11 +60,7 @@ impl Spec {
         let digits = if zero { String::new() } else { digits };
         let missing = self.precision.unwrap_or(0).saturating_sub(digits.len());
         // A precision turns the flag `0` off.
-        self.pad(
-            prefix,
-            &format!("{}{digits}", "0".repeat(missing)),
-            self.precision.is_none(),
-        )
+        self.pad(prefix, &format!("{}{digits}", "0".repeat(missing)), self.precision.is_none())
     }
 
     fn float(&self, kind: char, x: f64) -> String {
@@ -118,11 +114,7 @@ fn exponent(v: f64, p: usize) -> String {
 fn hexadecimal(v: f64) -> String {
     let bits = v.to_bits();
     let (e, f) = ((bits >> 52) as i32, bits & ((1 << 52) - 1));
-    let (lead, e) = if e == 0 {
-        (0, if f == 0 { 0 } else { -1022 })
-    } else {
-        (1, e - 1023)
-    };
+    let (lead, e) = if e == 0 { (0, if f == 0 { 0 } else { -1022 }) } else { (1, e - 1023) };
     let digits = format!("{f:013x}");
     let digits = digits.trim_end_matches('0');
     let point = if digits.is_empty() { "" } else { "." };
@@ -239,8 +231,5 @@ pub fn format<E>(
         };
         out.extend_from_slice(field.as_bytes());
     }
-    Ok(Ok(Printed {
-        text: String::from_utf8_lossy(&out).into_owned(),
-        arguments,
-    }))
+    Ok(Ok(Printed { text: String::from_utf8_lossy(&out).into_owned(), arguments }))
 }

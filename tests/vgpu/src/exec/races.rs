@@ -108,13 +108,7 @@ impl Domain {
             let w = &mut page.or_insert_with(|| vec![Word::default(); PAGE as usize])[(word % PAGE) as usize];
             let apart = |o: &&Access| o.bytes & a.bytes != 0 && !(o.strong && a.strong) && !before(o);
             let other = w.writes.iter().find(apart);
-            let other = other.or_else(|| {
-                if a.kind == Kind::Read {
-                    None
-                } else {
-                    w.reads.iter().find(apart)
-                }
-            });
+            let other = other.or_else(|| if a.kind == Kind::Read { None } else { w.reads.iter().find(apart) });
             if let Some(other) = other {
                 return Some(*other);
             }
@@ -159,15 +153,12 @@ impl Races {
         for clock in self.warps.clocks.values_mut().chain(self.warps.objects.values_mut()) {
             clock.retain(|agent, _| !mine(*agent));
         }
-        self.warps
-            .objects
-            .retain(|key, _| key & (15 << 60) == HOPPER || (key >> 32 & 0xff_ffff) as usize != slot);
+        self.warps.objects.retain(|key, _| key & (15 << 60) == HOPPER || (key >> 32 & 0xff_ffff) as usize != slot);
     }
 
     /// A warp arrives at a CTA barrier.
     pub fn arrive(&mut self, slot: usize, id: u32, warp: usize) {
-        self.warps
-            .release(warp_agent(slot, warp), BARRIER | (slot as u64) << 32 | u64::from(id));
+        self.warps.release(warp_agent(slot, warp), BARRIER | (slot as u64) << 32 | u64::from(id));
     }
 
     /// A CTA barrier lets warps go.
@@ -230,26 +221,12 @@ impl Cta<'_> {
         };
         // A strong access of shared memory orders its warp whether or not there was a fence: the CTA's own memory is
         // in order here, and a kernel that relies on it is at worst not reported.
-        let object = ADDRESS
-            | if space == Space::Shared {
-                (slot as u64) << 32 | at
-            } else {
-                at
-            };
+        let object = ADDRESS | if space == Space::Shared { (slot as u64) << 32 | at } else { at };
         if strong && kind != Kind::Write {
             domain.acquire(agent, object);
         }
         let thread = (warp * super::LANES + lane) as u32;
-        let access = Access {
-            agent,
-            time: 0,
-            pc: pc as u32,
-            block,
-            thread,
-            bytes: 0,
-            kind,
-            strong,
-        };
+        let access = Access { agent, time: 0, pc: pc as u32, block, thread, bytes: 0, kind, strong };
         let other = domain.access(memory, at, bytes, access);
         if strong && kind != Kind::Read && (releases || space == Space::Shared) {
             domain.release(agent, object);
@@ -262,9 +239,7 @@ impl Cta<'_> {
         };
         let source = self.program.source.get(o.pc as usize);
         let line = source.map_or(String::new(), |s| format!("PTX line {}: `{}`", s.line, s.text));
-        let cuda = source
-            .and_then(|s| s.source_line)
-            .map_or(String::new(), |l| format!(" (CUDA line {l})"));
+        let cuda = source.and_then(|s| s.source_line).map_or(String::new(), |l| format!(" (CUDA line {l})"));
         let m = format!(
             "{} of {bytes} bytes at {at:#x} of {space:?} memory; nothing orders it after the {} by thread {} of block {}, {line}{cuda}",
             said(kind),

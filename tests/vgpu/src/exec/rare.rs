@@ -94,13 +94,7 @@ impl Rare {
                     let a = value(n, 8)?;
                     Ok(String::from_utf8_lossy(&text(cta, warp, lane, a)?).into_owned())
                 };
-                let m = format!(
-                    "{}:{}: {}: assertion `{}` failed",
-                    read(1)?,
-                    value(2, 4)?,
-                    read(3)?,
-                    read(0)?
-                );
+                let m = format!("{}:{}: {}: assertion `{}` failed", read(1)?, value(2, 4)?, read(3)?, read(0)?);
                 return Err((lane, FaultKind::Assert, m));
             }
             Rare::StoreMatrix { at, rows, trans } => {
@@ -121,12 +115,7 @@ impl Rare {
                 }
             }
             Rare::Transpose { d, a } => r.w[*d as usize] = fragment(&tile(&r.w[*a as usize], true)),
-            Rare::Bytes {
-                shape,
-                signed,
-                saturate,
-                rows,
-            } => {
+            Rare::Bytes { shape, signed, saturate, rows } => {
                 bytes(r, *shape, *signed, *saturate, rows);
                 cta.counters.tensor_flops += 2 * (shape.0 * 8 * shape.1) as u64;
             }
@@ -172,11 +161,7 @@ fn bytes(r: &mut Regs, (m, k): (usize, usize), signed: (bool, bool), saturate: b
         let (g, t) = (lane / 4, lane % 4);
         for n in 0..4 {
             for (i, row) in a.iter().enumerate() {
-                let (line, col) = if m == 16 {
-                    (g + 8 * (i & 1), 16 * (i >> 1))
-                } else {
-                    (g, 16 * i)
-                };
+                let (line, col) = if m == 16 { (g + 8 * (i & 1), 16 * (i >> 1)) } else { (g, 16 * i) };
                 left[line][4 * t + n + col] = value(r.w[*row as usize][lane], n, signed.0);
             }
             for (i, row) in b.iter().enumerate() {
@@ -190,11 +175,7 @@ fn bytes(r: &mut Regs, (m, k): (usize, usize), signed: (bool, bool), saturate: b
                 let (row, col) = (lane / 4 + 8 * (i >> 1), 2 * (lane % 4) + (i & 1));
                 let start = i64::from(r.w[c[i] as usize][lane] as i32);
                 let sum = start + (0..k).map(|j| left[row][j] * right[j][col]).sum::<i64>();
-                let sum = if saturate {
-                    sum.clamp(i64::from(i32::MIN), i64::from(i32::MAX))
-                } else {
-                    sum
-                };
+                let sum = if saturate { sum.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) } else { sum };
                 sum as u32
             })
         })
@@ -210,9 +191,7 @@ fn doubles(r: &mut Regs, [d, a, b, c]: &[Vec<u16>; 4]) {
     let sums: [[u64; LANES]; 2] = std::array::from_fn(|i| {
         std::array::from_fn(|lane| {
             let (row, col) = (lane / 4, 2 * (lane % 4) + i);
-            let sum = (0..4).fold(at(c[i], lane), |s, k| {
-                at(a[0], 4 * row + k).mul_add(at(b[0], 4 * col + k), s)
-            });
+            let sum = (0..4).fold(at(c[i], lane), |s, k| at(a[0], 4 * row + k).mul_add(at(b[0], 4 * col + k), s));
             sum.to_bits()
         })
     });
@@ -248,10 +227,7 @@ impl Decoder<'_> {
     }
 
     fn parameters<const N: usize>(&mut self, o: &[Operand]) -> Decoded<[Address; N]> {
-        let list: Vec<Address> = o
-            .iter()
-            .map(|o| self.address(o, Space::Local))
-            .collect::<Decoded<_>>()?;
+        let list: Vec<Address> = o.iter().map(|o| self.address(o, Space::Local)).collect::<Decoded<_>>()?;
         list.try_into().map_err(|_| format!("expected {N} arguments"))
     }
 
@@ -274,11 +250,7 @@ impl Decoder<'_> {
         let trans = op.take("trans");
         let at = space(op);
         op.mods.clear();
-        let store = Rare::StoreMatrix {
-            at: self.address(&o[0], at)?,
-            rows: self.words(&o[1], n)?,
-            trans,
-        };
+        let store = Rare::StoreMatrix { at: self.address(&o[0], at)?, rows: self.words(&o[1], n)?, trans };
         Ok(Self::rare(store, Class::Tensor))
     }
 
@@ -291,12 +263,7 @@ impl Decoder<'_> {
 
     /// `mma.sync` on bytes or doubles, once its types are taken.
     pub(super) fn mma_rare(&mut self, op: &mut Op<'_>, o: &[Operand], a: Ty, b: Ty) -> Decoded<Inst> {
-        let shapes = [
-            ("m8n8k16", (8, 16)),
-            ("m16n8k16", (16, 16)),
-            ("m16n8k32", (16, 32)),
-            ("m8n8k4", (8, 4)),
-        ];
+        let shapes = [("m8n8k16", (8, 16)), ("m16n8k16", (16, 16)), ("m16n8k32", (16, 32)), ("m8n8k4", (8, 4))];
         let Some((_, (m, k))) = shapes.into_iter().find(|(n, _)| op.take(n)) else {
             return unknown(op);
         };
@@ -320,12 +287,7 @@ impl Decoder<'_> {
             self.words(&o[2], nb)?,
             self.fragment(&o[3], nc, Ty::S32)?,
         ];
-        let product = Rare::Bytes {
-            shape: (m, k),
-            signed: (a == Ty::S8, b == Ty::S8),
-            saturate,
-            rows,
-        };
+        let product = Rare::Bytes { shape: (m, k), signed: (a == Ty::S8, b == Ty::S8), saturate, rows };
         Ok(Self::rare(product, Class::Tensor))
     }
 }

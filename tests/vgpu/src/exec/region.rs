@@ -268,15 +268,12 @@ impl Region {
         assert!(offset.is_multiple_of(4) && offset / 8 < self.data.len());
         // SAFETY: the assertion puts the four aligned bytes inside one element; atomics have no validity limits.
         let cell = unsafe { &*self.data.as_ptr().cast::<AtomicU32>().add(offset / 4) };
-        cell.fetch_update(Relaxed, Relaxed, |x| Some(f(x)))
-            .unwrap_or_else(|x| x)
+        cell.fetch_update(Relaxed, Relaxed, |x| Some(f(x))).unwrap_or_else(|x| x)
     }
 
     /// Eight-byte form of [`Region::update32`].
     pub fn update64(&self, offset: u64, f: impl Fn(u64) -> u64) -> u64 {
-        self.data[offset as usize / 8]
-            .fetch_update(Relaxed, Relaxed, |x| Some(f(x)))
-            .unwrap_or_else(|x| x)
+        self.data[offset as usize / 8].fetch_update(Relaxed, Relaxed, |x| Some(f(x))).unwrap_or_else(|x| x)
     }
 
     /// Two-byte form of [`Region::update32`].
@@ -285,7 +282,6 @@ impl Region {
         assert!(offset.is_multiple_of(2) && offset / 8 < self.data.len());
         // SAFETY: the assertion puts the two aligned bytes inside one element; atomics have no validity limits.
         let cell = unsafe { &*self.data.as_ptr().cast::<AtomicU16>().add(offset / 2) };
-        cell.fetch_update(Relaxed, Relaxed, |x| Some(f(x)))
-            .unwrap_or_else(|x| x)
+        cell.fetch_update(Relaxed, Relaxed, |x| Some(f(x))).unwrap_or_else(|x| x)
     }
 }

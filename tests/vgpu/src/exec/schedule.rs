@@ -88,15 +88,8 @@ impl<'a> Host<'a> {
             program: p,
             hopper: Default::default(),
         };
-        let mut host = Host {
-            p,
-            shape,
-            cta,
-            warps: Vec::new(),
-            spare,
-            turns: Vec::new(),
-            random: shape.seed.map(Random),
-        };
+        let mut host =
+            Host { p, shape, cta, warps: Vec::new(), spare, turns: Vec::new(), random: shape.seed.map(Random) };
         for (_, warps) in &mut host.spare {
             // Another launch may have had another shape.
             warps.clear();
@@ -108,11 +101,7 @@ impl<'a> Host<'a> {
     pub fn retire(mut self) {
         self.clear();
         let (resident, warps) = self.spare.into_iter().unzip();
-        let pooled = Pooled {
-            resident,
-            warps,
-            sites: self.cta.sites,
-        };
+        let pooled = Pooled { resident, warps, sites: self.cta.sites };
         self.p.pool.lock().unwrap_or_else(|e| e.into_inner()).push(pooled);
     }
 
@@ -257,18 +246,12 @@ impl<'a> Host<'a> {
                     // Half of the turns are so short that warps meet in the middle of anything.
                     Some(r) => {
                         let short = r.below(2) == 0;
-                        if short {
-                            1 + r.below(16) as u64
-                        } else {
-                            1 << r.below(12)
-                        }
+                        if short { 1 + r.below(16) as u64 } else { 1 << r.below(12) }
                     }
                     None => SLICE,
                 };
                 let before = self.cta.issued;
-                let stop = warp
-                    .run(self.p, &mut self.cta, w, slice)
-                    .map_err(|e| self.fault(slot, w, e))?;
+                let stop = warp.run(self.p, &mut self.cta, w, slice).map_err(|e| self.fault(slot, w, e))?;
                 let polled = matches!(stop, Stop::Poll);
                 moved |= !polled;
                 self.stopped(slot, w, stop)?;
@@ -309,8 +292,7 @@ impl<'a> Host<'a> {
         if self.turns.len() != total || self.random.is_some() {
             let all = self.warps.iter().enumerate();
             self.turns.clear();
-            self.turns
-                .extend(all.flat_map(|(s, warps)| (0..warps.len()).map(move |w| (s, w))));
+            self.turns.extend(all.flat_map(|(s, warps)| (0..warps.len()).map(move |w| (s, w))));
         }
         if let Some(r) = &mut self.random {
             for i in (1..self.turns.len()).rev() {
@@ -375,10 +357,7 @@ impl<'a> Host<'a> {
 
     fn first_waiting(&self) -> Option<(usize, usize)> {
         let find = |warps: &Vec<Warp>| warps.iter().position(|w| !w.done);
-        self.warps
-            .iter()
-            .enumerate()
-            .find_map(|(s, warps)| Some((s, find(warps)?)))
+        self.warps.iter().enumerate().find_map(|(s, warps)| Some((s, find(warps)?)))
     }
 
     /// Where every warp stands that has not returned, one line each, up to 64.
@@ -402,9 +381,7 @@ impl<'a> Host<'a> {
                 };
                 let at = self.p.source.get(pc).or(self.p.source.last());
                 let line = at.map_or(String::new(), |s| format!("PTX line {}: `{}`", s.line, s.text));
-                let cuda = at
-                    .and_then(|s| s.source_line)
-                    .map_or(String::new(), |l| format!(" (CUDA line {l})"));
+                let cuda = at.and_then(|s| s.source_line).map_or(String::new(), |l| format!(" (CUDA line {l})"));
                 out += &format!("\n  block {:?} warp {w} {what}, {line}{cuda}", resident.index);
             }
         }

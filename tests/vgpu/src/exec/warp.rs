@@ -69,12 +69,7 @@ impl Warp {
     /// Starts at the first instruction with the given lanes.
     pub fn start(&mut self, live: u32) {
         self.frames.clear();
-        self.frames.push(Frame {
-            pc: 0,
-            until: u32::MAX,
-            mask: live,
-            wait: 0,
-        });
+        self.frames.push(Frame { pc: 0, until: u32::MAX, mask: live, wait: 0 });
         self.live = live;
         self.waiting = None;
         self.done = false;
@@ -235,9 +230,9 @@ impl Warp {
                         }
                     }
                     Act::Atomic(op) => cta.run_atomic(&mut self.regs, index, i, op, active).map_err(fault)?,
-                    Act::CopyAsync(op) => cta
-                        .copy_async(&self.regs, &mut self.copies, index, i, op, active)
-                        .map_err(fault)?,
+                    Act::CopyAsync(op) => {
+                        cta.copy_async(&self.regs, &mut self.copies, index, i, op, active).map_err(fault)?
+                    }
                     Act::Commit => self.copies.commit(),
                     Act::Wait => {
                         // `wait_all` also completes what no group holds yet.
@@ -303,12 +298,7 @@ impl Warp {
         }
         for (at, lanes) in [(pc + 1, rest), (i.x, active)] {
             if at != i.y {
-                self.frames.push(Frame {
-                    pc: at,
-                    until: i.y,
-                    mask: lanes,
-                    wait: 0,
-                });
+                self.frames.push(Frame { pc: at, until: i.y, mask: lanes, wait: 0 });
             }
         }
     }

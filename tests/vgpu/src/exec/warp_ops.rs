@@ -25,10 +25,7 @@ fn members(r: &Regs, row: u16, active: u32) -> Result<u32, String> {
     wrong = (wrong | !first) & active;
     if wrong != 0 {
         let lane = wrong.trailing_zeros() as usize;
-        return Err(format!(
-            "lane {lane} gives member mask {:#010x}, the first lane {first:#010x}",
-            masks[lane]
-        ));
+        return Err(format!("lane {lane} gives member mask {:#010x}, the first lane {first:#010x}", masks[lane]));
     }
     // Named lanes that are not here have returned: the run loop waits for all others before it comes here.
     Ok(first & active)
@@ -64,10 +61,7 @@ pub fn shuffle(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
     }
     if missing & m != 0 {
         let lane = (missing & m).trailing_zeros() as usize;
-        return Err(format!(
-            "lane {lane} reads lane {}, which does not execute the shuffle",
-            from[lane]
-        ));
+        return Err(format!("lane {lane} reads lane {}, which does not execute the shuffle", from[lane]));
     }
     u32::put(r, i.d, out, m);
     write_pred(r, i.x as u16, ok, m);
@@ -103,11 +97,7 @@ pub fn match64(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
 #[inline(always)]
 fn matching(r: &mut Regs, i: &Inst, m: u32, a: [u64; LANES]) -> Result<(), String> {
     let members = members(r, i.y as u16, m)?;
-    let same = |l: usize| {
-        (0..LANES)
-            .filter(|j| members >> j & 1 == 1 && a[*j] == a[l])
-            .fold(0, |s, j| s | 1 << j)
-    };
+    let same = |l: usize| (0..LANES).filter(|j| members >> j & 1 == 1 && a[*j] == a[l]).fold(0, |s, j| s | 1 << j);
     if i.k == 0 {
         u32::put(r, i.d, std::array::from_fn(same), m);
     } else {

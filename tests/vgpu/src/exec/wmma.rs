@@ -168,18 +168,11 @@ impl Move {
         }
         let piece = bytes.min(PIECE);
         if !stride.is_multiple_of(piece) {
-            let m = format!(
-                "a stride of {} elements, {stride} bytes, is not a multiple of {piece}",
-                strides[0]
-            );
+            let m = format!("a stride of {} elements, {stride} bytes, is not a multiple of {piece}", strides[0]);
             return Err((0, FaultKind::Misaligned, m));
         }
         if self.store && (strides[0] as usize) < self.line() {
-            let m = format!(
-                "a stride of {} elements for lines of {}: they overlap",
-                strides[0],
-                self.line()
-            );
+            let m = format!("a stride of {} elements for lines of {}: they overlap", strides[0], self.line());
             return Err((0, FaultKind::OutOfBounds, m));
         }
         Ok((start, stride))
@@ -199,9 +192,7 @@ impl Move {
             // No run crosses the end of a line.
             let at = std::array::from_fn(|l| {
                 let (of, within) = (l * n / line, l * n % line);
-                start
-                    .wrapping_add(of as u64 * stride)
-                    .wrapping_add((within * self.size) as u64 + p as u64 * piece)
+                start.wrapping_add(of as u64 * stride).wrapping_add((within * self.size) as u64 + p as u64 * piece)
             });
             self.access(r, cta, warp, i, at, (Ty::B32, regs))?;
         }
@@ -226,9 +217,7 @@ impl Move {
         for e in 0..SUMS {
             let at = std::array::from_fn(|l| {
                 let (row, col) = ((l * SUMS + e) / self.shape.1, (l * SUMS + e) % self.shape.1);
-                start
-                    .wrapping_add(col as u64 * stride)
-                    .wrapping_add((row * self.size) as u64)
+                start.wrapping_add(col as u64 * stride).wrapping_add((row * self.size) as u64)
             });
             if self.size == 4 {
                 self.access(r, cta, warp, i, at, (Ty::B32, &self.regs[e..=e]))?;
@@ -262,20 +251,11 @@ impl Move {
         let row = self.scratch.0;
         r.q[row as usize] = at;
         let op = Access {
-            at: Address {
-                file: File::Q,
-                row,
-                offset: 0,
-                space: self.at.space,
-            },
+            at: Address { file: File::Q, row, offset: 0, space: self.at.space },
             ty,
             regs: regs.iter().map(|row| (File::W, *row)).collect(),
         };
-        if self.store {
-            cta.run_store(r, warp, i, &op, u32::MAX)
-        } else {
-            cta.run_load(r, warp, i, &op, u32::MAX)
-        }
+        if self.store { cta.run_store(r, warp, i, &op, u32::MAX) } else { cta.run_load(r, warp, i, &op, u32::MAX) }
     }
 }
 

@@ -53,10 +53,7 @@ impl<'a> Parser<'a> {
                 }
                 Kind::Punct('{') => {
                     self.next();
-                    b.scopes.push(Scope {
-                        parent: Some(scope),
-                        ..Scope::default()
-                    });
+                    b.scopes.push(Scope { parent: Some(scope), ..Scope::default() });
                     let inner = b.scopes.len() - 1;
                     self.block(b, inner, depth + 1)?;
                 }
@@ -75,11 +72,7 @@ impl<'a> Parser<'a> {
                     self.variables(false, &mut b.f.vars)?;
                     for v in &mut b.f.vars[first..] {
                         // Scopes of calls all declare `param0`; each needs a name of its own.
-                        let unique = if scope == 0 {
-                            v.name.clone()
-                        } else {
-                            format!("{}@{scope}", v.name)
-                        };
+                        let unique = if scope == 0 { v.name.clone() } else { format!("{}@{scope}", v.name) };
                         let old = b.scopes[scope].variables.insert(v.name.clone(), unique.clone());
                         if old.is_some() {
                             return Err(self.error_at(t, format!("{} is declared twice", v.name)));
@@ -135,11 +128,7 @@ impl<'a> Parser<'a> {
                 }
             }
             _ => {
-                if b.scopes[scope]
-                    .labels
-                    .insert(name.to_string(), b.f.body.len())
-                    .is_some()
-                {
+                if b.scopes[scope].labels.insert(name.to_string(), b.f.body.len()).is_some() {
                     return Err(self.error_at(t, "the label is declared twice"));
                 }
             }
@@ -173,10 +162,7 @@ impl<'a> Parser<'a> {
                 }
                 let scope = &mut b.scopes[scope];
                 // `%r<9>` declares `%r1` too.
-                let single = |n: &String| {
-                    n.strip_prefix(name)
-                        .is_some_and(|n| number_of(n).is_some_and(|n| n < count))
-                };
+                let single = |n: &String| n.strip_prefix(name).is_some_and(|n| number_of(n).is_some_and(|n| n < count));
                 if scope.names.keys().any(single) || scope.ranges.insert(name.to_string(), (base, count)).is_some() {
                     return Err(self.error_at(t, "the register is declared twice"));
                 }
@@ -242,10 +228,7 @@ impl<'a> Parser<'a> {
             }
         }
         let end = self.next().end;
-        let text = self.text[first.start..end]
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ");
+        let text = self.text[first.start..end].split_whitespace().collect::<Vec<_>>().join(" ");
         b.f.body.push(Instr {
             guard,
             opcode: opcode.to_string(),
@@ -308,9 +291,7 @@ fn number_of(digits: &str) -> Option<u32> {
 /// Every way to read a name as one of a range: `%r12` may be number 12 of `%r<..>` or number 2 of `%r1<..>`.
 fn splits(name: &str) -> impl Iterator<Item = (&str, u32)> {
     let digits = name.bytes().rev().take_while(u8::is_ascii_digit).count().min(7);
-    (1..=digits)
-        .map(|n| name.split_at(name.len() - n))
-        .filter_map(|(stem, n)| Some((stem, number_of(n)?)))
+    (1..=digits).map(|n| name.split_at(name.len() - n)).filter_map(|(stem, n)| Some((stem, number_of(n)?)))
 }
 
 pub(super) fn lookup(name: &str, scope: usize, scopes: &[Scope]) -> Option<Found> {

@@ -56,11 +56,7 @@ impl<'a> Calls<'a> {
                 functions.insert(alias, f);
             }
         }
-        Calls {
-            functions,
-            sm: module.sm(),
-            left: Cell::new(MAX_BODY),
-        }
+        Calls { functions, sm: module.sm(), left: Cell::new(MAX_BODY) }
     }
 
     /// The kernel with every call replaced by what it does.
@@ -76,13 +72,7 @@ impl<'a> Calls<'a> {
             ..entry.clone()
         };
         out.body.clear();
-        let mut inliner = Inliner {
-            calls: self,
-            out,
-            sizes: HashMap::new(),
-            copies: 0,
-            stack: vec![&entry.name],
-        };
+        let mut inliner = Inliner { calls: self, out, sizes: HashMap::new(), copies: 0, stack: vec![&entry.name] };
         inliner.copy(entry, HashMap::new())?;
         Ok(inliner.out)
     }
@@ -114,19 +104,11 @@ impl<'a> Inliner<'a, '_> {
             };
             if self.sizes.insert(name.clone(), v.size).is_none() {
                 let space = if v.space == Space::Param { Space::Local } else { v.space };
-                self.out.vars.push(Var {
-                    name: name.clone(),
-                    space,
-                    ..v.clone()
-                });
+                self.out.vars.push(Var { name: name.clone(), space, ..v.clone() });
             }
             names.insert(&v.name, name);
         }
-        let frame = Frame {
-            regs,
-            names,
-            own: f.vars.iter().map(|v| v.name.as_str()).collect(),
-        };
+        let frame = Frame { regs, names, own: f.vars.iter().map(|v| v.name.as_str()).collect() };
         let mut starts = Vec::with_capacity(f.body.len() + 1);
         let mut own = Vec::with_capacity(f.body.len());
         for (n, i) in f.body.iter().enumerate() {
@@ -164,11 +146,7 @@ impl<'a> Inliner<'a, '_> {
     }
 
     fn instr(&self, like: &Instr, opcode: &str, operands: Vec<Operand>) -> Instr {
-        Instr {
-            opcode: opcode.to_string(),
-            operands,
-            ..like.clone()
-        }
+        Instr { opcode: opcode.to_string(), operands, ..like.clone() }
     }
 
     /// Appends an instruction of the frame, whose registers and labels are still those of its function.
@@ -315,15 +293,8 @@ impl<'a> Inliner<'a, '_> {
             Ty::Pred => "pred".to_string(),
             t => format!("b{}", 8 * t.size()),
         };
-        let plain = |i: &Instr| Instr {
-            guard: None,
-            ..i.clone()
-        };
-        let make = |opcode: String, operands| Instr {
-            opcode,
-            operands,
-            ..plain(i)
-        };
+        let plain = |i: &Instr| Instr { guard: None, ..i.clone() };
+        let make = |opcode: String, operands| Instr { opcode, operands, ..plain(i) };
         let memory = |name: &str| Operand::Address(Box::new(Operand::Symbol(name.into(), 0)), 0);
         match (formal.reg, &actual) {
             (None, Operand::Symbol(name, 0)) => {
@@ -335,11 +306,7 @@ impl<'a> Inliner<'a, '_> {
             }
             (None, Operand::Reg(_) | Operand::Int(_) | Operand::F32(_) | Operand::F64(_)) => {
                 let name = format!("{}@{}", formal.name, self.out.vars.len());
-                self.out.vars.push(Var {
-                    name: name.clone(),
-                    space: Space::Local,
-                    ..formal.clone()
-                });
+                self.out.vars.push(Var { name: name.clone(), space: Space::Local, ..formal.clone() });
                 names.insert(&formal.name, name.clone());
                 self.sizes.insert(name.clone(), formal.size);
                 Ok(Some(if into {
@@ -387,11 +354,7 @@ impl<'a> Inliner<'a, '_> {
         for (at, label) in table.iter().enumerate() {
             let p = self.out.regs.len() as u32 - frame.regs;
             self.out.regs.push(Ty::Pred);
-            let mut test = self.instr(
-                i,
-                "setp.eq.u32",
-                vec![Operand::Reg(p), index.clone(), Operand::Int(at as u64)],
-            );
+            let mut test = self.instr(i, "setp.eq.u32", vec![Operand::Reg(p), index.clone(), Operand::Int(at as u64)]);
             test.guard = None;
             self.push(frame, test, own);
             let mut jump = self.instr(i, "bra", vec![label.clone()]);

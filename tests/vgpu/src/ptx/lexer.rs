@@ -136,19 +136,9 @@ pub fn lex(text: &str) -> Result<Vec<Token<'_>>> {
         } else {
             return Err(fail("unexpected character", start + 4));
         };
-        out.push(Token {
-            kind,
-            line: first_line,
-            start,
-            end: i,
-        });
+        out.push(Token { kind, line: first_line, start, end: i });
     }
-    out.push(Token {
-        kind: Kind::End,
-        line,
-        start: bytes.len(),
-        end: bytes.len(),
-    });
+    out.push(Token { kind: Kind::End, line, start: bytes.len(), end: bytes.len() });
     Ok(out)
 }
 

@@ -69,11 +69,7 @@ impl Parser<'_> {
             (Kind::Word("%"), None) => first == '%',
             (Kind::Punct(c), None) => c == first,
             (Kind::Punct(c), Some(second)) => {
-                c == first
-                    && self
-                        .tokens
-                        .get(self.at + 1)
-                        .is_some_and(|t| t.kind == Kind::Punct(second))
+                c == first && self.tokens.get(self.at + 1).is_some_and(|t| t.kind == Kind::Punct(second))
             }
             _ => false,
         }

@@ -63,23 +63,12 @@ impl<'a> Parser<'a> {
     }
 
     pub(super) fn error_at(&self, t: Token<'a>, message: impl Into<String>) -> Error {
-        let text: String = self.text[t.start..]
-            .lines()
-            .next()
-            .unwrap_or("")
-            .chars()
-            .take(80)
-            .collect();
+        let text: String = self.text[t.start..].lines().next().unwrap_or("").chars().take(80).collect();
         let message = match t.kind {
             Kind::Malformed => "malformed number".into(),
             _ => message.into(),
         };
-        Error::Parse {
-            kernel: None,
-            line: t.line,
-            message,
-            text,
-        }
+        Error::Parse { kernel: None, line: t.line, message, text }
     }
 
     pub(super) fn error<T>(&self, message: impl Into<String>) -> Result<T> {
@@ -99,11 +88,7 @@ impl<'a> Parser<'a> {
     }
 
     pub(super) fn expect(&mut self, c: char) -> Result<()> {
-        if self.accept(c) {
-            Ok(())
-        } else {
-            self.error(format!("expected `{c}`"))
-        }
+        if self.accept(c) { Ok(()) } else { self.error(format!("expected `{c}`")) }
     }
 
     pub(super) fn word(&mut self, what: &str) -> Result<&'a str> {
@@ -302,11 +287,7 @@ impl<'a> Parser<'a> {
 
     fn function(&mut self, entry: bool) -> Result<Function> {
         let mut b = Body {
-            f: Function {
-                entry,
-                line: self.peek().line,
-                ..Function::default()
-            },
+            f: Function { entry, line: self.peek().line, ..Function::default() },
             scopes: vec![Scope::default()],
             instr_scopes: Vec::new(),
         };
@@ -317,11 +298,7 @@ impl<'a> Parser<'a> {
         }
         b.f.name = self.word("a function name")?.to_string();
         self.definition(&mut b).map_err(|e| within(&b.f.name, e))?;
-        let Body {
-            mut f,
-            scopes,
-            instr_scopes,
-        } = b;
+        let Body { mut f, scopes, instr_scopes } = b;
         for (instr, scope) in f.body.iter_mut().zip(&instr_scopes) {
             for op in &mut instr.operands {
                 resolve(op, *scope, &scopes);
@@ -420,8 +397,6 @@ impl<'a> Parser<'a> {
     pub(super) fn ty(&mut self) -> Result<Ty> {
         let t = self.peek();
         let w = self.word("a type")?;
-        w.strip_prefix('.')
-            .and_then(Ty::from_name)
-            .ok_or_else(|| self.error_at(t, "unknown type"))
+        w.strip_prefix('.').and_then(Ty::from_name).ok_or_else(|| self.error_at(t, "unknown type"))
     }
 }

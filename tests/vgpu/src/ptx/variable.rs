@@ -122,10 +122,7 @@ impl<'a> Parser<'a> {
         if kindred.vector > 1 {
             dims.push(Some(kindred.vector));
         }
-        let inner = dims
-            .iter()
-            .skip(1)
-            .try_fold(1usize, |n, d| n.checked_mul(d.unwrap_or(0)));
+        let inner = dims.iter().skip(1).try_fold(1usize, |n, d| n.checked_mul(d.unwrap_or(0)));
         let count = inner.and_then(|n| n.checked_mul(dims.first().map_or(1, |d| d.unwrap_or(0))));
         let size = count.and_then(|n| n.checked_mul(kindred.ty.size()));
         let Some(mut size) = size.filter(|s| *s <= MAX_BYTES) else {
@@ -147,17 +144,7 @@ impl<'a> Parser<'a> {
             Some(left) => left,
             None => return Err(self.error_at(t, "the variables of the module are too large")),
         };
-        Ok(Var {
-            name,
-            space,
-            ty: kindred.ty,
-            size,
-            align: kindred.align,
-            init,
-            external,
-            reg: None,
-            line: t.line,
-        })
+        Ok(Var { name, space, ty: kindred.ty, size, align: kindred.align, init, external, reg: None, line: t.line })
     }
 
     /// Values in braces; a nested brace that is short leaves the rest of its row zero.

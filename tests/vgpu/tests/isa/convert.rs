@@ -17,14 +17,7 @@ pub fn signature(mods: &[&'static str]) -> Signature {
     let (d, s) = types(mods);
     if mods[0] == "pack" {
         let three = mods[mods.len() - 1] == "b32";
-        return (
-            vec!["b32"],
-            if three {
-                vec!["s32", "s32", "b32"]
-            } else {
-                vec!["s32", "s32"]
-            },
-        );
+        return (vec!["b32"], if three { vec!["s32", "s32", "b32"] } else { vec!["s32", "s32"] });
     }
     let pair = s == "f32" && d.ends_with("x2");
     // An 8-bit source stands in the low byte of a 16-bit register; what is above must not matter.
@@ -40,21 +33,9 @@ pub fn signature(mods: &[&'static str]) -> Signature {
 fn small(d: &str) -> (Format, u64) {
     // Largest finite magnitude as bits.
     if d == "e4m3x2" {
-        (
-            Format {
-                fraction: 3,
-                exponent: 4,
-            },
-            0x7e,
-        )
+        (Format { fraction: 3, exponent: 4 }, 0x7e)
     } else {
-        (
-            Format {
-                fraction: 2,
-                exponent: 5,
-            },
-            0x7b,
-        )
+        (Format { fraction: 2, exponent: 5 }, 0x7b)
     }
 }
 
@@ -68,22 +49,14 @@ fn to_small(n: &Number, d: &str, relu: bool) -> u64 {
     let bits = match n {
         Number::Infinite(neg) => max | u64::from(*neg) << 7,
         _ => {
-            let wide = Format {
-                fraction: f.fraction,
-                exponent: f.exponent + 1,
-            };
+            let wide = Format { fraction: f.fraction, exponent: f.exponent + 1 };
             let w = wide.write(n, Mode::Nearest).unwrap_or(0);
-            let (sign, m) = (
-                w >> (wide.fraction + wide.exponent) & 1,
-                w & ((1 << (wide.fraction + wide.exponent)) - 1),
-            );
+            let (sign, m) =
+                (w >> (wide.fraction + wide.exponent) & 1, w & ((1 << (wide.fraction + wide.exponent)) - 1));
             // Numbers below the format's normal range round at its own last place.
             let shift = (1 << (f.exponent - 1)) << f.fraction;
-            let magnitude = if m >= shift + (1 << f.fraction) {
-                m - shift
-            } else {
-                f.write(n, Mode::Nearest).unwrap_or(0) & 0x7f
-            };
+            let magnitude =
+                if m >= shift + (1 << f.fraction) { m - shift } else { f.write(n, Mode::Nearest).unwrap_or(0) & 0x7f };
             magnitude.min(max) | sign << 7
         }
     };
@@ -105,11 +78,7 @@ fn from_small(x: u64, s: &str) -> Number {
             return Number::Nan;
         };
         let whole = i128::from(8 + (m & 7)) << 5;
-        return if neg {
-            Number::whole(-whole)
-        } else {
-            Number::whole(whole)
-        };
+        return if neg { Number::whole(-whole) } else { Number::whole(whole) };
     }
     f.read(x & 0xff)
 }
@@ -119,11 +88,8 @@ pub fn reference(mods: &[&'static str], x: &[u64]) -> Want {
     let has = |m: &str| mods.contains(&m);
     if mods[0] == "pack" {
         let n: u32 = d[1..].parse().unwrap();
-        let (low, high) = if d.starts_with('s') {
-            (-(1i128 << (n - 1)), (1i128 << (n - 1)) - 1)
-        } else {
-            (0, (1i128 << n) - 1)
-        };
+        let (low, high) =
+            if d.starts_with('s') { (-(1i128 << (n - 1)), (1i128 << (n - 1)) - 1) } else { (0, (1i128 << n) - 1) };
         let part = |x: u64| value(x, "s32").clamp(low, high) as u64 & ((1 << n) - 1);
         let c = x.get(2).copied().unwrap_or(0);
         return Want::Bits((c << (2 * n) | part(x[0]) << n | part(x[1])) & 0xffff_ffff);
@@ -161,11 +127,7 @@ pub fn reference(mods: &[&'static str], x: &[u64]) -> Want {
 fn integer(d: &str, s: &str, number: &Number, clamps: bool) -> Want {
     let n: u32 = d[1..].parse().unwrap();
     let signed = d.starts_with('s');
-    let (low, high) = if signed {
-        (-(1i128 << (n - 1)), (1i128 << (n - 1)) - 1)
-    } else {
-        (0, (1i128 << n) - 1)
-    };
+    let (low, high) = if signed { (-(1i128 << (n - 1)), (1i128 << (n - 1)) - 1) } else { (0, (1i128 << n) - 1) };
     let register = n.max(16);
     let v = match number.clamp(-(1 << 90), 1 << 90) {
         // NaN: zero if neither side has 64 bits, otherwise the sign bit alone.
@@ -174,11 +136,7 @@ fn integer(d: &str, s: &str, number: &Number, clamps: bool) -> Want {
         Some(v) if clamps => v.clamp(low, high),
         Some(v) => value(v as u64, d),
     };
-    Want::Bits(if register == 64 {
-        v as u64
-    } else {
-        v as u64 & ((1 << register) - 1)
-    })
+    Want::Bits(if register == 64 { v as u64 } else { v as u64 & ((1 << register) - 1) })
 }
 
 fn packed(mods: &[&'static str], d: &'static str, s: &'static str, x: &[u64]) -> Want {

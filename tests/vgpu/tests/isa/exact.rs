@@ -11,26 +11,11 @@ pub struct Format {
     pub exponent: i32,
 }
 
-pub const F16: Format = Format {
-    fraction: 10,
-    exponent: 5,
-};
-pub const BF16: Format = Format {
-    fraction: 7,
-    exponent: 8,
-};
-pub const F32: Format = Format {
-    fraction: 23,
-    exponent: 8,
-};
-pub const F64: Format = Format {
-    fraction: 52,
-    exponent: 11,
-};
-pub const TF32: Format = Format {
-    fraction: 10,
-    exponent: 8,
-};
+pub const F16: Format = Format { fraction: 10, exponent: 5 };
+pub const BF16: Format = Format { fraction: 7, exponent: 8 };
+pub const F32: Format = Format { fraction: 23, exponent: 8 };
+pub const F64: Format = Format { fraction: 52, exponent: 11 };
+pub const TF32: Format = Format { fraction: 10, exponent: 8 };
 
 /// Magnitude in fixed point.
 #[derive(Clone, PartialEq, Eq)]
@@ -136,11 +121,7 @@ impl Format {
         let f = u128::from(bits) & ((1 << self.fraction) - 1);
         let low = 1 - self.bias() - self.fraction;
         let neg = bits & self.sign_bit() != 0;
-        if field == 0 {
-            (neg, f, low)
-        } else {
-            (neg, f | 1 << self.fraction, low + field - 1)
-        }
+        if field == 0 { (neg, f, low) } else { (neg, f | 1 << self.fraction, low + field - 1) }
     }
 
     /// Mantissa of full length and power of two of finite bits that are not zero.
@@ -167,11 +148,7 @@ impl Format {
 
     /// Zero of the same sign for subnormals.
     pub fn flush(self, bits: u64) -> u64 {
-        if self.subnormal(bits) {
-            bits & self.sign_bit()
-        } else {
-            bits
-        }
+        if self.subnormal(bits) { bits & self.sign_bit() } else { bits }
     }
 
     pub fn read(self, bits: u64) -> Number {

@@ -23,13 +23,8 @@ fn run(body: &str, threads: u32) -> Vec<[u32; 2]> {
         let module = Module::load_for(build, &text(body), &mut m).unwrap_or_else(|e| panic!("{e}"));
         let a = m.alloc(8 * threads as usize).unwrap();
         m.fill(a, 0, 8 * threads as usize).unwrap();
-        let shape = Config {
-            block: [threads, 1, 1],
-            ..Config::default()
-        };
-        module
-            .launch("k", &shape, &[&a.to_le_bytes()], &m)
-            .unwrap_or_else(|e| panic!("{body}: {e}"));
+        let shape = Config { block: [threads, 1, 1], ..Config::default() };
+        module.launch("k", &shape, &[&a.to_le_bytes()], &m).unwrap_or_else(|e| panic!("{body}: {e}"));
         let mut bytes = vec![0; 8 * threads as usize];
         m.read(a, &mut bytes).unwrap();
         let word = |c: &[u8]| u32::from_le_bytes(c.try_into().unwrap());
@@ -50,10 +45,7 @@ fn source(mode: &str, lane: u32, b: u32, c: u32) -> (u32, bool) {
     let max = lane & mask | cval & !mask;
     let min = lane & mask;
     let (j, p) = match mode {
-        "up" => (
-            i64::from(lane) - i64::from(bval),
-            i64::from(lane) - i64::from(bval) >= i64::from(max),
-        ),
+        "up" => (i64::from(lane) - i64::from(bval), i64::from(lane) - i64::from(bval) >= i64::from(max)),
         "down" => (i64::from(lane + bval), lane + bval <= max),
         "bfly" => (i64::from(lane ^ bval), lane ^ bval <= max),
         _ => {
@@ -67,11 +59,7 @@ fn source(mode: &str, lane: u32, b: u32, c: u32) -> (u32, bool) {
 #[test]
 fn every_mode_of_shfl() {
     for mode in ["up", "down", "bfly", "idx"] {
-        let segments = if mode == "up" {
-            [0, 0x1000, 0x1800]
-        } else {
-            [0x1f, 0x100f, 0x181f]
-        };
+        let segments = if mode == "up" { [0, 0x1000, 0x1800] } else { [0x1f, 0x100f, 0x181f] };
         for c in segments.into_iter().chain([0x0303, 0x1c1f]) {
             for b in [0, 1, 3, 8, 16, 31, 33] {
                 let body = format!("shfl.sync.{mode}.b32 %o|%p0, %x, {b}, {c}, -1; selp.u32 %q, 1, 0, %p0;");
@@ -103,11 +91,7 @@ fn votes_matches_and_reductions() {
         };
         for (limit, name) in [(0, "none"), (3, "some"), (5, "all")] {
             let some = mask(|l| inside(l) && l % 5 < limit);
-            for (mode, p) in [
-                ("all", some == members),
-                ("any", some != 0),
-                ("uni", some == 0 || some == members),
-            ] {
+            for (mode, p) in [("all", some == members), ("any", some != 0), ("uni", some == 0 || some == members)] {
                 let body = format!(
                     "setp.lt.u32 %p0, %y, {limit}; mov.pred %p1, 0; {g}vote.sync.{mode}.pred %p1, %p0, {members}; selp.u32 %o, 1, 0, %p1;"
                 );
@@ -117,19 +101,13 @@ fn votes_matches_and_reductions() {
             each(&body, &|_| [some, 0]);
             assert!(!name.is_empty());
         }
-        each(&format!("{g}match.any.sync.b32 %o, %y, {members};"), &|l| {
+        each(&format!("{g}match.any.sync.b32 %o, %y, {members};"), &|l| [mask(|j| inside(j) && j % 5 == l % 5), 0]);
+        each(&format!("cvt.u64.u32 %l0, %y; {g}match.any.sync.b64 %o, %l0, {members};"), &|l| {
             [mask(|j| inside(j) && j % 5 == l % 5), 0]
         });
-        each(
-            &format!("cvt.u64.u32 %l0, %y; {g}match.any.sync.b64 %o, %l0, {members};"),
-            &|l| [mask(|j| inside(j) && j % 5 == l % 5), 0],
-        );
         for ty in [32, 64] {
-            let wide = if ty == 64 {
-                "mov.b64 %l0, 7; mov.b64 %l1, {%t, %t};"
-            } else {
-                "mov.u32 %w1, 7; mov.u32 %w2, %t;"
-            };
+            let wide =
+                if ty == 64 { "mov.b64 %l0, 7; mov.b64 %l1, {%t, %t};" } else { "mov.u32 %w1, 7; mov.u32 %w2, %t;" };
             let (same, different) = if ty == 64 { ("%l0", "%l1") } else { ("%w1", "%w2") };
             let body = |r: &str| {
                 format!(

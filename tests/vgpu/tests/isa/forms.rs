@@ -95,10 +95,7 @@ fn close(f: Format, got: u64, want: f64, relative: f64, absolute: f64) -> bool {
 /// Runs one opcode; the number of results compared.
 fn check(base: &str, mods: &[&'static str], sm: u32) -> usize {
     let (d, s) = signature(base, mods).expect("asked before");
-    let opcode = std::iter::once(base)
-        .chain(mods.iter().copied())
-        .collect::<Vec<_>>()
-        .join(".");
+    let opcode = std::iter::once(base).chain(mods.iter().copied()).collect::<Vec<_>>().join(".");
     let immediate = (base == "lop3").then_some((3, 0xca));
     let mut cases = cases(&s);
     if base == "div" && mods.contains(&"approx") {
@@ -114,13 +111,7 @@ fn check(base: &str, mods: &[&'static str], sm: u32) -> usize {
         let first = mods.iter().map(|m| m.len()).sum::<usize>() + mods.len();
         cases = cases.into_iter().skip(first % 5).step_by(5).collect();
     }
-    let instruction = Instruction {
-        opcode: &opcode,
-        d: d.clone(),
-        s,
-        immediate,
-        sm,
-    };
+    let instruction = Instruction { opcode: &opcode, d: d.clone(), s, immediate, sm };
     for build in builds() {
         for (case, got) in cases.iter().zip(run(&instruction, &cases, build)) {
             let mut want = reference(base, mods, case);
@@ -142,10 +133,7 @@ fn check(base: &str, mods: &[&'static str], sm: u32) -> usize {
                     Want::Nan(f) => f.is_nan(got),
                     Want::Near(f, v, relative, absolute) => close(f, got, v, relative, absolute),
                 };
-                assert!(
-                    fine,
-                    "{opcode} of {case:x?} in {build:?}: result {i} is {got:#x}, expected {w:x?}"
-                );
+                assert!(fine, "{opcode} of {case:x?} in {build:?}: result {i} is {got:#x}, expected {w:x?}");
             }
         }
     }
@@ -174,9 +162,7 @@ const INTEGER: [&str; 33] = [
     "brev", "fns", "bfind", "bfe", "bfi", "szext", "bmsk", "dp4a", "dp2a", "and", "or", "xor", "not", "cnot", "lop3",
     "shf", "shl", "shr",
 ];
-const FLOAT: [&str; 11] = [
-    "fma", "rcp", "sqrt", "rsqrt", "sin", "cos", "lg2", "ex2", "tanh", "copysign", "testp",
-];
+const FLOAT: [&str; 11] = ["fma", "rcp", "sqrt", "rsqrt", "sin", "cos", "lg2", "ex2", "tanh", "copysign", "testp"];
 const OTHER: [&str; 4] = ["prmt", "selp", "slct", "mov"];
 
 #[test]
@@ -212,12 +198,7 @@ fn conversions() {
 /// An opcode that gets into the table without a test fails here.
 #[test]
 fn every_opcode_has_a_test() {
-    let here: Vec<&str> = INTEGER
-        .into_iter()
-        .chain(FLOAT)
-        .chain(OTHER)
-        .chain(["setp", "set", "cvt"])
-        .collect();
+    let here: Vec<&str> = INTEGER.into_iter().chain(FLOAT).chain(OTHER).chain(["setp", "set", "cvt"]).collect();
     let known: BTreeSet<&str> = forms().map(|f| f.0).collect();
     for base in known {
         if here.contains(&base) {
@@ -228,9 +209,7 @@ fn every_opcode_has_a_test() {
         };
         let path = format!("{}/tests/{file}", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-        let used = [".", " ", ";", "\""]
-            .iter()
-            .any(|end| text.contains(&format!("{base}{end}")));
+        let used = [".", " ", ";", "\""].iter().any(|end| text.contains(&format!("{base}{end}")));
         assert!(used, "{file} does not use {base}");
     }
 }

@@ -15,10 +15,7 @@ pub fn width(ty: &str) -> u32 {
 }
 
 fn register(ty: &str, name: &str) -> String {
-    format!(
-        "%{}{name}",
-        ["p", "h", "w", "l"][[0, 16, 32, 64].iter().position(|w| *w == width(ty)).unwrap()]
-    )
+    format!("%{}{name}", ["p", "h", "w", "l"][[0, 16, 32, 64].iter().position(|w| *w == width(ty)).unwrap()])
 }
 
 /// What to run: opcode, types of destinations and sources, and a constant operand at the end if there is one.
@@ -87,10 +84,7 @@ pub fn run(i: &Instruction<'_>, cases: &[Vec<u64>], build: Build) -> Vec<[u64; 2
     m.write(a, &bytes).unwrap();
     m.fill(b, 0, cases.len() * 16).unwrap();
     let n = cases.len() as u32;
-    let shape = Config {
-        grid: [n.div_ceil(32), 1, 1],
-        ..Config::default()
-    };
+    let shape = Config { grid: [n.div_ceil(32), 1, 1], ..Config::default() };
     module
         .launch("k", &shape, &[&a.to_le_bytes(), &b.to_le_bytes(), &n.to_le_bytes()], &m)
         .unwrap_or_else(|e| panic!("{}: {e}", i.opcode));
@@ -102,8 +96,5 @@ pub fn run(i: &Instruction<'_>, cases: &[Vec<u64>], build: Build) -> Vec<[u64; 2
 
 /// The builds this processor runs.
 pub fn builds() -> Vec<Build> {
-    [Build::Portable, Build::V3]
-        .into_iter()
-        .filter(|b| b.supported())
-        .collect()
+    [Build::Portable, Build::V3].into_iter().filter(|b| b.supported()).collect()
 }

@@ -8,12 +8,8 @@ use super::harness::builds;
 /// Runs `body` on a warp; registers `%w0..` come from `input[lane]`, and `%w0..` of the same number go out.
 fn warp(body: &str, input: &[Vec<u32>]) -> Vec<Vec<u32>> {
     let n = input[0].len();
-    let loads: String = (0..n)
-        .map(|i| format!("ld.global.b32 %w{i}, [%in+{}];", 4 * i))
-        .collect();
-    let stores: String = (0..n)
-        .map(|i| format!("st.global.b32 [%out+{}], %w{i};", 4 * i))
-        .collect();
+    let loads: String = (0..n).map(|i| format!("ld.global.b32 %w{i}, [%in+{}];", 4 * i)).collect();
+    let stores: String = (0..n).map(|i| format!("st.global.b32 [%out+{}], %w{i};", 4 * i)).collect();
     let text = format!(
         ".version 8.8\n.target sm_90\n.address_size 64\n.entry k(.param .u64 in, .param .u64 out) {{ .shared .align 16 .b8 sh[1024];
         .reg .b64 %in, %out, %l<9>; .reg .b32 %w<40>, %t, %s; ld.param.u64 %in, [in]; ld.param.u64 %out, [out]; mov.u32 %t, %tid.x;
@@ -27,15 +23,10 @@ fn warp(body: &str, input: &[Vec<u32>]) -> Vec<Vec<u32>> {
         let bytes: Vec<u8> = input.iter().flatten().flat_map(|x| x.to_le_bytes()).collect();
         let (a, b) = (m.alloc(bytes.len()).unwrap(), m.alloc(bytes.len()).unwrap());
         m.write(a, &bytes).unwrap();
-        module
-            .launch("k", &Config::default(), &[&a.to_le_bytes(), &b.to_le_bytes()], &m)
-            .unwrap();
+        module.launch("k", &Config::default(), &[&a.to_le_bytes(), &b.to_le_bytes()], &m).unwrap();
         let mut got = vec![0; bytes.len()];
         m.read(b, &mut got).unwrap();
-        let words: Vec<u32> = got
-            .chunks(4)
-            .map(|c| u32::from_le_bytes(c.try_into().unwrap()))
-            .collect();
+        let words: Vec<u32> = got.chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect();
         let lanes: Vec<Vec<u32>> = words.chunks(n).map(<[u32]>::to_vec).collect();
         assert!(out.is_empty() || out == lanes, "the builds differ");
         out = lanes;
@@ -74,10 +65,7 @@ fn bits(ty: &str) -> usize {
 fn place_a(m: usize, per: usize, lane: usize, i: usize) -> (usize, usize) {
     let (group, t, register, within) = (lane / 4, lane % 4, i / per, i % per);
     let tall = m / 8;
-    (
-        group + 8 * (register % tall),
-        t * per + within + 4 * per * (register / tall),
-    )
+    (group + 8 * (register % tall), t * per + within + 4 * per * (register / tall))
 }
 
 fn check(shape: (usize, usize, usize), types: [&str; 4], extra: &str) {
@@ -164,11 +152,7 @@ fn check(shape: (usize, usize, usize), types: [&str; 4], extra: &str) {
                 c(r, col) + (0..k).map(|j| a(r, j) * b(j, col)).sum::<i32>()
             })
             .collect();
-        assert_eq!(
-            got[at_c..],
-            pack(d, &want),
-            "m{m}n{n}k{k} {types:?}, lane {lane}: {want:?}"
-        );
+        assert_eq!(got[at_c..], pack(d, &want), "m{m}n{n}k{k} {types:?}, lane {lane}: {want:?}");
     }
 }
 
@@ -196,22 +180,9 @@ fn every_shape_of_mma_lane_by_lane() {
 #[test]
 fn byte_products_wrap_around_or_saturate() {
     // All A and B 127 and C the largest number: the sum of 16 products of 127 * 127 goes over it.
-    let input = vec![
-        vec![
-            0x7f7f_7f7f,
-            0x7f7f_7f7f,
-            0x7f7f_7f7f,
-            0x7fff_ffff,
-            0x7fff_ffff,
-            0x7fff_ffff,
-            0x7fff_ffff
-        ];
-        32
-    ];
-    for (extra, want) in [
-        ("", 0x7fff_ffffu32.wrapping_add(16 * 127 * 127)),
-        (".satfinite", 0x7fff_ffff),
-    ] {
+    let input =
+        vec![vec![0x7f7f_7f7f, 0x7f7f_7f7f, 0x7f7f_7f7f, 0x7fff_ffff, 0x7fff_ffff, 0x7fff_ffff, 0x7fff_ffff]; 32];
+    for (extra, want) in [("", 0x7fff_ffffu32.wrapping_add(16 * 127 * 127)), (".satfinite", 0x7fff_ffff)] {
         let body = format!(
             "mma.sync.aligned.m16n8k16.row.col{extra}.s32.s8.s8.s32 {{%w3, %w4, %w5, %w6}}, {{%w0, %w1}}, {{%w2}}, {{%w3, %w4, %w5, %w6}};"
         );
@@ -226,11 +197,7 @@ fn stmatrix_puts_rows_where_the_addresses_say() {
     for n in [1usize, 2, 4] {
         for trans in ["", ".trans"] {
             let input: Vec<Vec<u32>> = (0..32u32)
-                .map(|l| {
-                    (0..4)
-                        .map(|i| ((2 * l + 1) << 16) | (2 * l) | (i << 28) | (i << 12))
-                        .collect()
-                })
+                .map(|l| (0..4).map(|i| ((2 * l + 1) << 16) | (2 * l) | (i << 28) | (i << 12)).collect())
                 .collect();
             let regs: Vec<String> = (0..n).map(|i| format!("%w{i}")).collect();
             // Lane l gives row l; afterwards each lane reads its 16 bytes back.
@@ -247,11 +214,7 @@ fn stmatrix_puts_rows_where_the_addresses_say() {
                     // Element (r, c) of a fragment is half c % 2 of lane 4 r + c / 2.
                     let held = (2 * (4 * r + c / 2) + c % 2) as u32 | (matrix as u32) << 12;
                     let want = if matrix < n { held } else { 0 };
-                    assert_eq!(
-                        got[col / 2] >> (16 * (col % 2)) & 0xffff,
-                        want,
-                        "x{n}{trans}, row {l}, column {col}"
-                    );
+                    assert_eq!(got[col / 2] >> (16 * (col % 2)) & 0xffff, want, "x{n}{trans}, row {l}, column {col}");
                 }
             }
         }
@@ -261,10 +224,7 @@ fn stmatrix_puts_rows_where_the_addresses_say() {
 #[test]
 fn movmatrix_transposes() {
     let input: Vec<Vec<u32>> = (0..32u32).map(|l| vec![((2 * l + 1) << 16) | (2 * l)]).collect();
-    for (l, got) in warp("movmatrix.sync.aligned.m8n8.trans.b16 %w0, %w0;", &input)
-        .into_iter()
-        .enumerate()
-    {
+    for (l, got) in warp("movmatrix.sync.aligned.m8n8.trans.b16 %w0, %w0;", &input).into_iter().enumerate() {
         for half in 0..2 {
             let (row, col) = (l / 4, 2 * (l % 4) + half);
             assert_eq!(got[0] >> (16 * half) & 0xffff, (col * 8 + row) as u32, "lane {l}");

@@ -34,19 +34,11 @@ fn run(sm: u32, body: &str) -> Vec<u64> {
         let address = m.alloc(128).unwrap();
         m.fill(address, 0, 128).unwrap();
         let params: Vec<u8> = (0..SIZE).map(pattern).collect();
-        let shape = Config {
-            block: [1, 1, 1],
-            ..Config::default()
-        };
-        module
-            .launch("k", &shape, &[&address.to_le_bytes(), &params], &m)
-            .unwrap_or_else(|e| panic!("{body}: {e}"));
+        let shape = Config { block: [1, 1, 1], ..Config::default() };
+        module.launch("k", &shape, &[&address.to_le_bytes(), &params], &m).unwrap_or_else(|e| panic!("{body}: {e}"));
         let mut bytes = vec![0; 128];
         m.read(address, &mut bytes).unwrap();
-        let words: Vec<u64> = bytes
-            .chunks(8)
-            .map(|c| u64::from_le_bytes(c.try_into().unwrap()))
-            .collect();
+        let words: Vec<u64> = bytes.chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).collect();
         assert!(out.is_empty() || out == words, "{body}: the builds differ");
         out = words;
     }
@@ -69,10 +61,7 @@ fn address(mods: &[&str]) -> &'static str {
 fn sample(base: &str, most: usize) -> Vec<(Vec<&'static str>, u32)> {
     let mut out = Vec::new();
     for (_, groups, sm) in forms().filter(|f| f.0 == base) {
-        let all: Vec<_> = expand(&groups)
-            .into_iter()
-            .filter(|m| !m.contains(&"shared::cluster"))
-            .collect();
+        let all: Vec<_> = expand(&groups).into_iter().filter(|m| !m.contains(&"shared::cluster")).collect();
         let step = (all.len() / most).max(1) | 1;
         out.extend(all.into_iter().step_by(step).map(|m| {
             let cluster = if m.contains(&"cluster") { 90 } else { 80 };
@@ -100,19 +89,11 @@ fn loads_in_every_form() {
             // Narrow values go into 32-bit registers, where they are extended.
             let file = if bytes == 8 { "l" } else { "w" };
             let regs: Vec<String> = (0..n).map(|e| format!("%{file}{e}")).collect();
-            let list = if n > 1 {
-                format!("{{{}}}", regs.join(", "))
-            } else {
-                regs[0].clone()
-            };
+            let list = if n > 1 { format!("{{{}}}", regs.join(", ")) } else { regs[0].clone() };
             let hint = if mods.contains(&"L2::cache_hint") { ", %l19" } else { "" };
             let policy = "createpolicy.fractional.L2::evict_last.b64 %l19, 0f3F800000;";
             let offset = if n * bytes > 16 { 0 } else { 32 };
-            let mut body = format!(
-                "{policy} {base}.{} {list}, [{}+{offset}]{hint};",
-                mods.join("."),
-                address(&mods)
-            );
+            let mut body = format!("{policy} {base}.{} {list}, [{}+{offset}]{hint};", mods.join("."), address(&mods));
             for (e, r) in regs.iter().enumerate() {
                 let (at, bits) = (8 * e, if file == "l" { 64 } else { 32 });
                 body += &format!("st.global.b{bits} [%out+{at}], {r};");
@@ -147,11 +128,7 @@ fn stores_in_every_form() {
             body += &format!("mov.b{bits} %{file}{e}, {x}; ");
         }
         let regs: Vec<String> = (0..n).map(|e| format!("%{file}{e}")).collect();
-        let list = if n > 1 {
-            format!("{{{}}}", regs.join(", "))
-        } else {
-            regs[0].clone()
-        };
+        let list = if n > 1 { format!("{{{}}}", regs.join(", ")) } else { regs[0].clone() };
         let hint = if mods.contains(&"L2::cache_hint") { ", %l19" } else { "" };
         let place = address(&mods);
         body += &format!("st.{} [{place}], {list}{hint};", mods.join("."));
@@ -170,12 +147,7 @@ fn stores_in_every_form() {
             want[e * bytes..(e + 1) * bytes].copy_from_slice(&value(e).to_le_bytes()[..bytes]);
         }
         for (e, w) in want.chunks(8).enumerate() {
-            assert_eq!(
-                got[e],
-                u64::from_le_bytes(w.try_into().unwrap()),
-                "st.{}",
-                mods.join(".")
-            );
+            assert_eq!(got[e], u64::from_le_bytes(w.try_into().unwrap()), "st.{}", mods.join("."));
         }
     }
 }
@@ -183,11 +155,7 @@ fn stores_in_every_form() {
 /// New value of an atomic, from the text of `atom`.
 fn atomic(op: &str, ty: &str, old: u64, b: u64, c: u64) -> u64 {
     let signed = |x: u64| {
-        if ty == "s32" {
-            i64::from(x as u32 as i32)
-        } else {
-            x as i64
-        }
+        if ty == "s32" { i64::from(x as u32 as i32) } else { x as i64 }
     };
     let cut = |x: u64| {
         if ty.ends_with("64") {
@@ -208,11 +176,7 @@ fn atomic(op: &str, ty: &str, old: u64, b: u64, c: u64) -> u64 {
                 let n = |h: u64| table.iter().position(|t| *t == h).unwrap();
                 table[n(x & 0xffff) + n(y & 0xffff)]
             };
-            if ty.ends_with("x2") {
-                one(old, b) | one(old >> 16, b >> 16) << 16
-            } else {
-                one(old, b)
-            }
+            if ty.ends_with("x2") { one(old, b) | one(old >> 16, b >> 16) << 16 } else { one(old, b) }
         }
         ("add", _) => cut(old.wrapping_add(b)),
         ("min", t) if t.starts_with('s') => cut(signed(old).min(signed(b)) as u64),
@@ -252,11 +216,7 @@ const HALF: [u64; 9] = [0, 0x3c00, 0x4000, 0x4200, 0x4400, 0x4500, 0x4600, 0x470
 const BF16: [u64; 9] = [0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100];
 
 fn values(ty: &str) -> Vec<(u64, u64)> {
-    let pairs = |v: &[u64]| {
-        v.iter()
-            .flat_map(|a| v.iter().map(move |b| (*a, *b)))
-            .collect::<Vec<_>>()
-    };
+    let pairs = |v: &[u64]| v.iter().flat_map(|a| v.iter().map(move |b| (*a, *b))).collect::<Vec<_>>();
     match ty {
         "f32" => pairs(&[0, 0x3f80_0000, 0xbf00_0000, 0x7f7f_ffff]),
         "f64" => pairs(&[0, 0x3ff0_0000_0000_0000, 0xbfe0_0000_0000_0000]),
@@ -287,16 +247,8 @@ fn atomics_in_every_form() {
             let hint = if mods.contains(&"L2::cache_hint") { ", %l19" } else { "" };
             for (old, b) in values(ty) {
                 let c = if bits == 16 { 0x1234 } else { 0x1234_5678 };
-                let third = if *op == "cas" {
-                    format!(", %{file}3")
-                } else {
-                    String::new()
-                };
-                let d = if base == "atom" {
-                    format!("%{file}1, ")
-                } else {
-                    String::new()
-                };
+                let third = if *op == "cas" { format!(", %{file}3") } else { String::new() };
+                let d = if base == "atom" { format!("%{file}1, ") } else { String::new() };
                 let body = format!(
                     "mov.b64 %l19, 0; mov.b{bits} %{file}1, {old}; mov.b{bits} %{file}2, {b}; mov.b{bits} %{file}3, {c};
                     st{space}.b{bits} [{place}], %{file}1; {base}.{} {d}[{place}], %{file}2{third}{hint};
@@ -305,12 +257,7 @@ fn atomics_in_every_form() {
                 );
                 let got = run(sm, &body);
                 let want = atomic(op, ty, old, b, c);
-                assert_eq!(
-                    (got[0], got[1]),
-                    (want, old),
-                    "{base}.{} of {old:#x}, {b:#x}",
-                    mods.join(".")
-                );
+                assert_eq!((got[0], got[1]), (want, old), "{base}.{} of {old:#x}, {b:#x}", mods.join("."));
             }
         }
     }
@@ -319,13 +266,7 @@ fn atomics_in_every_form() {
 #[test]
 fn windows_of_generic_addresses() {
     let mut body = String::new();
-    let spaces = [
-        ("global", "gl"),
-        ("shared", "sh"),
-        ("local", "lo"),
-        ("param", "kp"),
-        ("const", "cc"),
-    ];
+    let spaces = [("global", "gl"), ("shared", "sh"), ("local", "lo"), ("param", "kp"), ("const", "cc")];
     for (n, (space, name)) in spaces.into_iter().enumerate() {
         body += &format!(
             "mov.u64 %l0, {name}; cvta.{space}.u64 %l1, %l0; cvta.to.{space}.u64 %l2, %l1; ld.u32 %w0, [%l1+8];

@@ -39,11 +39,7 @@ fn mask(x: i128, n: u32) -> u64 {
 pub fn value(x: u64, ty: &str) -> i128 {
     let n = bits(ty);
     let x = i128::from(mask(i128::from(x), n));
-    if ty.starts_with('s') && x >> (n - 1) & 1 == 1 {
-        x - (1 << n)
-    } else {
-        x
-    }
+    if ty.starts_with('s') && x >> (n - 1) & 1 == 1 { x - (1 << n) } else { x }
 }
 
 const BOOLS: [&str; 3] = ["and", "or", "xor"];
@@ -169,16 +165,9 @@ pub fn reference(base: &str, mods: &[&'static str], x: &[u64]) -> Vec<Want> {
 fn integer(base: &str, mods: &[&str], ty: &str, x: &[u64]) -> Vec<u64> {
     let n = if ty == "pred" { 1 } else { bits(ty) };
     let has = |m: &str| mods.contains(&m);
-    let v: Vec<i128> = x
-        .iter()
-        .map(|x| if ty == "pred" { i128::from(*x) } else { value(*x, ty) })
-        .collect();
+    let v: Vec<i128> = x.iter().map(|x| if ty == "pred" { i128::from(*x) } else { value(*x, ty) }).collect();
     let clamp = |x: i128| {
-        if has("sat") {
-            x.clamp(-(1 << (n - 1)), (1 << (n - 1)) - 1)
-        } else {
-            x
-        }
+        if has("sat") { x.clamp(-(1 << (n - 1)), (1 << (n - 1)) - 1) } else { x }
     };
     let part = |p: i128| match () {
         () if has("hi") => p >> n,
@@ -255,11 +244,7 @@ fn integer(base: &str, mods: &[&str], ty: &str, x: &[u64]) -> Vec<u64> {
             let top = (pos + len).saturating_sub(1).min(n - 1);
             let sign = ty.starts_with('s') && len > 0 && x[0] >> top & 1 == 1;
             (0..n).fold(0, |o, i| {
-                let bit = if i < len && pos + i < n {
-                    x[0] >> (pos + i) & 1 == 1
-                } else {
-                    sign
-                };
+                let bit = if i < len && pos + i < n { x[0] >> (pos + i) & 1 == 1 } else { sign };
                 o | i128::from(bit) << i
             })
         }
@@ -272,21 +257,9 @@ fn integer(base: &str, mods: &[&str], ty: &str, x: &[u64]) -> Vec<u64> {
             })
         }
         "szext" => {
-            let n = if has("wrap") {
-                x[1] & 31
-            } else {
-                (x[1] & 0xffff_ffff).min(32)
-            } as u32;
-            let low = if n == 0 {
-                0
-            } else {
-                i128::from(x[0] & ((1u64 << n) - 1))
-            };
-            if ty == "s32" && n > 0 && low >> (n - 1) & 1 == 1 {
-                low - (1 << n)
-            } else {
-                low
-            }
+            let n = if has("wrap") { x[1] & 31 } else { (x[1] & 0xffff_ffff).min(32) } as u32;
+            let low = if n == 0 { 0 } else { i128::from(x[0] & ((1u64 << n) - 1)) };
+            if ty == "s32" && n > 0 && low >> (n - 1) & 1 == 1 { low - (1 << n) } else { low }
         }
         "bmsk" => {
             let amount = |x: u64| if has("wrap") { x & 31 } else { (x & 0xffff_ffff).min(32) } as u32;
@@ -295,15 +268,9 @@ fn integer(base: &str, mods: &[&str], ty: &str, x: &[u64]) -> Vec<u64> {
         }
         "dp4a" | "dp2a" => {
             let (ta, tb) = (mods[mods.len() - 2], mods[mods.len() - 1]);
-            let (na, count, skip) = if base == "dp4a" {
-                (8, 4, 0)
-            } else {
-                (16, 2, if has("hi") { 2 } else { 0 })
-            };
+            let (na, count, skip) = if base == "dp4a" { (8, 4, 0) } else { (16, 2, if has("hi") { 2 } else { 0 }) };
             let piece = |x: u64, at: u32, n: u32, ty: &str| value(x >> at, &format!("{}{n}", &ty[..1]));
-            let sum: i128 = (0..count)
-                .map(|i| piece(x[0], na * i, na, ta) * piece(x[1], 8 * (i + skip), 8, tb))
-                .sum();
+            let sum: i128 = (0..count).map(|i| piece(x[0], na * i, na, ta) * piece(x[1], 8 * (i + skip), 8, tb)).sum();
             sum + i128::from(x[2])
         }
         "lop3" => {
@@ -318,20 +285,15 @@ fn integer(base: &str, mods: &[&str], ty: &str, x: &[u64]) -> Vec<u64> {
             }
         }
         "shf" => {
-            let c = if has("wrap") {
-                x[2] & 31
-            } else {
-                (x[2] & 0xffff_ffff).min(32)
-            };
+            let c = if has("wrap") { x[2] & 31 } else { (x[2] & 0xffff_ffff).min(32) };
             let both = i128::from(x[1] & 0xffff_ffff) << 32 | i128::from(x[0] & 0xffff_ffff);
             if has("l") { (both << c) >> 32 } else { both >> c }
         }
         "shl" => v[0] << (x[1] & 0xffff_ffff).min(u64::from(n)),
         "shr" => v[0] >> (x[1] & 0xffff_ffff).min(u64::from(n)),
         "prmt" => {
-            let bytes: Vec<u64> = (0..8)
-                .map(|i| if i < 4 { x[0] >> (8 * i) } else { x[1] >> (8 * i - 32) } & 255)
-                .collect();
+            let bytes: Vec<u64> =
+                (0..8).map(|i| if i < 4 { x[0] >> (8 * i) } else { x[1] >> (8 * i - 32) } & 255).collect();
             let c = x[2];
             // Figures of the text: byte i of the result for each mode and the two low bits of the control.
             let pick = |i: u64| -> u64 {
@@ -355,11 +317,7 @@ fn integer(base: &str, mods: &[&str], ty: &str, x: &[u64]) -> Vec<u64> {
         }
         other => panic!("{other} is not known to the reference"),
     };
-    let n = if matches!(base, "popc" | "clz" | "bfind" | "fns" | "dp4a" | "dp2a") {
-        32
-    } else {
-        n
-    };
+    let n = if matches!(base, "popc" | "clz" | "bfind" | "fns" | "dp4a" | "dp2a") { 32 } else { n };
     vec![mask(out, n)]
 }
 
@@ -379,11 +337,7 @@ pub fn mode(mods: &[&str]) -> Mode {
 
 fn order(f: Format, x: u64) -> i128 {
     let sign = 1u64 << (f.fraction + f.exponent);
-    if x & sign != 0 {
-        -i128::from(x & (sign - 1)) - 1
-    } else {
-        i128::from(x)
-    }
+    if x & sign != 0 { -i128::from(x & (sign - 1)) - 1 } else { i128::from(x) }
 }
 
 /// Value of a result with `.sat`, `.relu` and `.ftz` applied; `None` is NaN.
@@ -429,11 +383,7 @@ fn float(base: &str, mods: &[&str], f: Format, x: &[u64]) -> Want {
                 "neg" => (x[0], x[0] ^ sign),
                 _ => (x[1], x[1] & (sign - 1) | x[0] & sign),
             };
-            if f.is_nan(source) {
-                Want::Nan(f)
-            } else {
-                Want::Bits(bits)
-            }
+            if f.is_nan(source) { Want::Nan(f) } else { Want::Bits(bits) }
         }
         "min" | "max" => {
             let cross = has("xorsign");
@@ -448,11 +398,7 @@ fn float(base: &str, mods: &[&str], f: Format, x: &[u64]) -> Want {
                 _ => (order(f, y[0]) < order(f, y[1])) == (base == "min"),
             };
             let d = if first { y[0] } else { y[1] };
-            Want::Bits(if cross {
-                d & (sign - 1) | (x[0] ^ x[1]) & sign
-            } else {
-                d
-            })
+            Want::Bits(if cross { d & (sign - 1) | (x[0] ^ x[1]) & sign } else { d })
         }
         other => panic!("{other} is not known to the reference"),
     }
@@ -476,19 +422,9 @@ fn approximate(base: &str, mods: &[&str], f: Format, x: &[u64]) -> Want {
         "rcp" if f == F64 => (1.0 / real(f, x[0] & !0xffff_ffff), 2f64.powi(-19), 0.0),
         "rcp" => (1.0 / a, ulp, 0.0),
         "sqrt" => (a.sqrt(), ulp, 0.0),
-        "rsqrt" if f == F64 => (
-            1.0 / real(
-                f,
-                if mods.contains(&"ftz") {
-                    x[0] & !0xffff_ffff
-                } else {
-                    x[0]
-                },
-            )
-            .sqrt(),
-            2f64.powi(-19),
-            0.0,
-        ),
+        "rsqrt" if f == F64 => {
+            (1.0 / real(f, if mods.contains(&"ftz") { x[0] & !0xffff_ffff } else { x[0] }).sqrt(), 2f64.powi(-19), 0.0)
+        }
         "rsqrt" => (1.0 / a.sqrt(), 2f64.powf(-22.9), 0.0),
         "sin" => (a.sin(), 0.0, 2f64.powf(-20.5)),
         "cos" => (a.cos(), 0.0, 2f64.powf(-20.5)),
@@ -581,9 +517,7 @@ fn compare(base: &str, mods: &[&'static str], x: &[u64]) -> Vec<Want> {
         _ => 0xffff_ffff,
     };
     if pair {
-        return vec![Want::Bits(
-            (u64::from(combined(low)) * one) | ((u64::from(combined(high)) * one) << 16),
-        )];
+        return vec![Want::Bits((u64::from(combined(low)) * one) | ((u64::from(combined(high)) * one) << 16))];
     }
     vec![Want::Bits(u64::from(combined(holds(x[0], x[1]))) * one)]
 }

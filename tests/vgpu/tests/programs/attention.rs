@@ -33,10 +33,7 @@ struct Case<'a> {
 impl Case<'_> {
     fn reference(&self) -> Reference {
         let (h, kv, tokens) = (self.heads, self.kv_heads, *self.starts.last().unwrap() as usize);
-        let mut r = Reference {
-            lse: vec![0.0; tokens * h],
-            ..Reference::default()
-        };
+        let mut r = Reference { lse: vec![0.0; tokens * h], ..Reference::default() };
         for x in [&mut r.out, &mut r.out_size, &mut r.dq, &mut r.dq_size] {
             x.resize(tokens * h * D, 0.0);
         }
@@ -52,10 +49,7 @@ impl Case<'_> {
                     let at = (i * h + head) * D;
                     let keys = s[0] as usize..i + 1;
                     let key_at = |j: usize| (j * kv + group) * D;
-                    let x: Vec<f64> = keys
-                        .clone()
-                        .map(|j| dot(&self.q, at, &self.k, key_at(j)) * self.scale)
-                        .collect();
+                    let x: Vec<f64> = keys.clone().map(|j| dot(&self.q, at, &self.k, key_at(j)) * self.scale).collect();
                     let top = x.iter().copied().fold(f64::MIN, f64::max);
                     let sum: f64 = x.iter().map(|x| (x - top).exp()).sum();
                     r.lse[i * h + head] = top + sum.ln();
@@ -116,17 +110,13 @@ impl Case<'_> {
         d.launch(
             "attention_backward_key",
             shape([blocks, kv, sequences], 128, 6 * TILE, seed),
-            &[
-                &q, &k, &v, &dout, &lse, &delta, &dk, &dv, &starts, &heads, &kv_heads, &scale,
-            ],
+            &[&q, &k, &v, &dout, &lse, &delta, &dk, &dv, &starts, &heads, &kv_heads, &scale],
         );
         let r = self.reference();
         // p and ds are rounded to bf16 (at most 2^-8 of the term); twice that leaves room for f32 sums.
         let unit = 2f64.powi(-7);
         let check = |name: &str, at: u64, want: &[f64], size: &[f64]| {
-            close(&format!("{what}: {name}"), &d.read(at, want.len()), want, |i| {
-                unit * size[i] + 1e-6
-            });
+            close(&format!("{what}: {name}"), &d.read(at, want.len()), want, |i| unit * size[i] + 1e-6);
         };
         close(&format!("{what}: lse"), &d.read(lse, tokens * h), &r.lse, |_| 1e-5);
         check("out", out, &r.out, &r.out_size);

@@ -60,19 +60,13 @@ impl Device {
     pub fn read(&self, at: u64, n: usize) -> Vec<f32> {
         let mut bytes = vec![0; n * 4];
         self.memory.read(at, &mut bytes).unwrap();
-        bytes
-            .chunks(4)
-            .map(|c| f32::from_le_bytes(c.try_into().unwrap()))
-            .collect()
+        bytes.chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect()
     }
 
     pub fn read_halves(&self, at: u64, n: usize) -> Vec<u16> {
         let mut bytes = vec![0; n * 2];
         self.memory.read(at, &mut bytes).unwrap();
-        bytes
-            .chunks(2)
-            .map(|c| u16::from_le_bytes(c.try_into().unwrap()))
-            .collect()
+        bytes.chunks(2).map(|c| u16::from_le_bytes(c.try_into().unwrap())).collect()
     }
 
     /// Runs a kernel; any fault fails the test.
@@ -123,9 +117,6 @@ pub fn close(what: &str, got: &[f32], want: &[f64], bound: impl Fn(usize) -> f64
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         let (error, allowed) = ((f64::from(*g) - w).abs(), bound(i));
-        assert!(
-            error <= allowed,
-            "{what}: element {i}: {g}, expected {w}: error {error:e}, allowed {allowed:e}"
-        );
+        assert!(error <= allowed, "{what}: element {i}: {g}, expected {w}: error {error:e}, allowed {allowed:e}");
     }
 }

@@ -11,21 +11,13 @@ fn rmsnorm(rows: usize, c: usize, seed: Option<u64>) {
     let blocks = rows.min(3);
     let (parts, gw) = (d.alloc(blocks * c * 4), d.alloc(c * 4));
     let (n_rows, n_c, n_blocks, eps) = (rows as i32, c as i32, blocks as i32, 1e-5f32);
-    d.launch(
-        "rmsnorm_forward",
-        shape([rows, 1, 1], 64, 0, seed),
-        &[&dx, &dw, &y, &rstd, &n_c, &eps],
-    );
+    d.launch("rmsnorm_forward", shape([rows, 1, 1], 64, 0, seed), &[&dx, &dw, &y, &rstd, &n_c, &eps]);
     d.launch(
         "rmsnorm_backward",
         shape([blocks, 1, 1], 64, c * 4, seed),
         &[&dx, &dw, &ddy, &rstd, &gx, &parts, &n_rows, &n_c],
     );
-    d.launch(
-        "rmsnorm_backward_weight",
-        shape([c.div_ceil(64), 1, 1], 64, 0, seed),
-        &[&parts, &gw, &n_blocks, &n_c],
-    );
+    d.launch("rmsnorm_backward_weight", shape([c.div_ceil(64), 1, 1], 64, 0, seed), &[&parts, &gw, &n_blocks, &n_c]);
     let (mut want_y, mut want_r, mut want_gx, mut want_gw) = (vec![], vec![], vec![], vec![0.0; c]);
     for r in 0..rows {
         let row = |v: &[u16], i: usize| value(v[r * c + i]);
@@ -38,18 +30,10 @@ fn rmsnorm(rows: usize, c: usize, seed: Option<u64>) {
             want_gw[i] += row(&dy, i) * row(&x, i) * scale;
         }
     }
-    let got: Vec<f32> = d
-        .read_halves(y, rows * c)
-        .into_iter()
-        .map(|h| value(h) as f32)
-        .collect();
+    let got: Vec<f32> = d.read_halves(y, rows * c).into_iter().map(|h| value(h) as f32).collect();
     // y is rounded to bf16: half a unit is at most 2^-8 of it.
-    close(&format!("{what}: y"), &got, &want_y, |i| {
-        want_y[i].abs() * 2f64.powi(-8) * 1.01 + 1e-7
-    });
-    close(&format!("{what}: rstd"), &d.read(rstd, rows), &want_r, |i| {
-        want_r[i] * 2e-6
-    });
+    close(&format!("{what}: y"), &got, &want_y, |i| want_y[i].abs() * 2f64.powi(-8) * 1.01 + 1e-7);
+    close(&format!("{what}: rstd"), &d.read(rstd, rows), &want_r, |i| want_r[i] * 2e-6);
     close(&format!("{what}: dx"), &d.read(gx, rows * c), &want_gx, |_| 2e-5);
     close(&format!("{what}: dw"), &d.read(gw, c), &want_gw, |_| 2e-5 * rows as f64);
 }
@@ -68,32 +52,18 @@ fn cross_entropy(rows: usize, v: usize, seed: Option<u64>) {
     let what = format!("cross-entropy {rows} {v} {seed:?}");
     let mut d = Device::new(include_str!("../cuda/rows.ptx"));
     let x: Vec<f32> = noise(rows * v, 7).into_iter().map(|x| 8.0 * x).collect();
-    let targets: Vec<i32> = (0..rows)
-        .map(|r| if r % 5 == 3 { -100 } else { (r * 37 % v) as i32 })
-        .collect();
+    let targets: Vec<i32> = (0..rows).map(|r| if r % 5 == 3 { -100 } else { (r * 37 % v) as i32 }).collect();
     let (dx, dt, loss) = (d.floats(&x), d.ints(&targets), d.alloc(rows * 4));
     let (n_v, scale) = (v as i32, 0.25f32);
-    d.launch(
-        "cross_entropy",
-        shape([rows, 1, 1], 96, 0, seed),
-        &[&dx, &dt, &loss, &n_v, &scale],
-    );
+    d.launch("cross_entropy", shape([rows, 1, 1], 96, 0, seed), &[&dx, &dt, &loss, &n_v, &scale]);
     let (mut want_loss, mut want_x) = (vec![], vec![]);
     for r in 0..rows {
         let row: Vec<f64> = x[r * v..(r + 1) * v].iter().map(|x| f64::from(*x)).collect();
         let lse = row.iter().map(|x| x.exp()).sum::<f64>().ln();
-        want_loss.push(if targets[r] < 0 {
-            0.0
-        } else {
-            lse - row[targets[r] as usize]
-        });
+        want_loss.push(if targets[r] < 0 { 0.0 } else { lse - row[targets[r] as usize] });
         for (i, x) in row.iter().enumerate() {
             let hit = if i as i32 == targets[r] { 1.0 } else { 0.0 };
-            want_x.push(if targets[r] < 0 {
-                0.0
-            } else {
-                ((x - lse).exp() - hit) * 0.25
-            });
+            want_x.push(if targets[r] < 0 { 0.0 } else { ((x - lse).exp() - hit) * 0.25 });
         }
     }
     close(&format!("{what}: loss"), &d.read(loss, rows), &want_loss, |_| 2e-5);

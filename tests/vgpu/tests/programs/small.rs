@@ -10,8 +10,7 @@ fn module(memory: &mut Memory) -> Module {
 
 fn upload<T: Copy, const N: usize>(m: &mut Memory, v: &[T], bytes: fn(T) -> [u8; N]) -> u64 {
     let address = m.alloc(v.len() * N).unwrap();
-    m.write(address, &v.iter().flat_map(|x| bytes(*x)).collect::<Vec<_>>())
-        .unwrap();
+    m.write(address, &v.iter().flat_map(|x| bytes(*x)).collect::<Vec<_>>()).unwrap();
     address
 }
 
@@ -22,9 +21,7 @@ fn floats(m: &mut Memory, v: &[f32]) -> u64 {
 fn words(m: &Memory, address: u64, n: usize) -> Vec<u32> {
     let mut out = vec![0; n * 4];
     m.read(address, &mut out).unwrap();
-    out.chunks(4)
-        .map(|c| u32::from_le_bytes(c.try_into().unwrap()))
-        .collect()
+    out.chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect()
 }
 
 fn results(m: &Memory, address: u64, n: usize) -> Vec<f32> {
@@ -32,11 +29,7 @@ fn results(m: &Memory, address: u64, n: usize) -> Vec<f32> {
 }
 
 fn config(grid: u32, block: u32) -> Config {
-    Config {
-        grid: [grid, 1, 1],
-        block: [block, 1, 1],
-        ..Config::default()
-    }
+    Config { grid: [grid, 1, 1], block: [block, 1, 1], ..Config::default() }
 }
 
 fn p(x: &u64) -> [u8; 8] {
@@ -50,13 +43,8 @@ fn vadd_adds_and_counts_coalesced_sectors() {
     let (a, b) = (noise(1000, 1), noise(1000, 2));
     let (da, db) = (floats(&mut m, &a), floats(&mut m, &b));
     let dc = m.alloc(4000).unwrap();
-    let c = Config {
-        threads: 2,
-        ..config(8, 128)
-    };
-    let counters = module
-        .launch("vadd", &c, &[&p(&da), &p(&db), &p(&dc), &1000u32.to_le_bytes()], &m)
-        .unwrap();
+    let c = Config { threads: 2, ..config(8, 128) };
+    let counters = module.launch("vadd", &c, &[&p(&da), &p(&db), &p(&dc), &1000u32.to_le_bytes()], &m).unwrap();
     for (i, x) in results(&m, dc, 1000).into_iter().enumerate() {
         assert_eq!(x, a[i] + b[i]);
     }
@@ -72,13 +60,7 @@ fn rmsnorm_matches_f64() {
     let (x, w) = (noise(rows * cols, 3), noise(cols, 4));
     let (dx, dw) = (floats(&mut m, &x), floats(&mut m, &w));
     let dy = m.alloc(rows * cols * 4).unwrap();
-    let args: [&[u8]; 5] = [
-        &p(&dx),
-        &p(&dw),
-        &p(&dy),
-        &(cols as u32).to_le_bytes(),
-        &1e-5f32.to_le_bytes(),
-    ];
+    let args: [&[u8]; 5] = [&p(&dx), &p(&dw), &p(&dy), &(cols as u32).to_le_bytes(), &1e-5f32.to_le_bytes()];
     module.launch("rmsnorm", &config(rows as u32, 128), &args, &m).unwrap();
     let y = results(&m, dy, rows * cols);
     for r in 0..rows {
@@ -98,23 +80,10 @@ fn gemm_with_mma_matches_f64() {
     let (rows, n, k) = (48, 24, 64);
     let cut = |v: Vec<f32>| -> Vec<u16> { v.into_iter().map(|x| (x.to_bits() >> 16) as u16).collect() };
     let (a, b) = (cut(noise(rows * k, 5)), cut(noise(k * n, 6)));
-    let (da, db) = (
-        upload(&mut m, &a, u16::to_le_bytes),
-        upload(&mut m, &b, u16::to_le_bytes),
-    );
+    let (da, db) = (upload(&mut m, &a, u16::to_le_bytes), upload(&mut m, &b, u16::to_le_bytes));
     let dc = m.alloc(rows * n * 4).unwrap();
-    let args: [&[u8]; 5] = [
-        &p(&da),
-        &p(&db),
-        &p(&dc),
-        &(n as u32).to_le_bytes(),
-        &(k as u32).to_le_bytes(),
-    ];
-    let shape = Config {
-        grid: [n as u32 / 8, rows as u32 / 16, 1],
-        threads: 2,
-        ..config(1, 32)
-    };
+    let args: [&[u8]; 5] = [&p(&da), &p(&db), &p(&dc), &(n as u32).to_le_bytes(), &(k as u32).to_le_bytes()];
+    let shape = Config { grid: [n as u32 / 8, rows as u32 / 16, 1], threads: 2, ..config(1, 32) };
     let counters = module.launch("gemm", &shape, &args, &m).unwrap();
     let value = |x: u16| f64::from(f32::from_bits(u32::from(x) << 16));
     let c = results(&m, dc, rows * n);
@@ -131,34 +100,18 @@ fn gemm_with_mma_matches_f64() {
 fn sine_and_cosine_hold_for_large_angles() {
     let mut m = Memory::new();
     let module = module(&mut m);
-    let x: Vec<f32> = (0..300)
-        .map(|i| {
-            if i % 2 == 0 {
-                i as f32 * 0.37
-            } else {
-                i as f32 * 12345.7
-            }
-        })
-        .collect();
+    let x: Vec<f32> = (0..300).map(|i| if i % 2 == 0 { i as f32 * 0.37 } else { i as f32 * 12345.7 }).collect();
     let dx = floats(&mut m, &x);
     let out: Vec<u64> = (0..3).map(|_| m.alloc(1200).unwrap()).collect();
     let args: [&[u8]; 5] = [&p(&dx), &p(&out[0]), &p(&out[1]), &p(&out[2]), &300u32.to_le_bytes()];
     module.launch("angles", &config(3, 128), &args, &m).unwrap();
-    let (s, c, e) = (
-        results(&m, out[0], 300),
-        results(&m, out[1], 300),
-        results(&m, out[2], 300),
-    );
+    let (s, c, e) = (results(&m, out[0], 300), results(&m, out[1], 300), results(&m, out[2], 300));
     for i in 0..300 {
         let v = f64::from(x[i]);
         assert!((f64::from(s[i]) - v.sin()).abs() < 3e-7, "sin {v}: {}", s[i]);
         assert!((f64::from(c[i]) - v.cos()).abs() < 3e-7, "cos {v}: {}", c[i]);
         let want = (-v.abs() * 0.001).exp() / 3.0;
-        assert!(
-            (f64::from(e[i]) - want).abs() <= 1e-5 * want + 1e-38,
-            "exp {v}: {} {want}",
-            e[i]
-        );
+        assert!((f64::from(e[i]) - want).abs() <= 1e-5 * want + 1e-38, "exp {v}: {} {want}", e[i]);
     }
 }
 
@@ -170,24 +123,12 @@ fn divergence_atomics_and_integers_match() {
     let counts = upload(&mut m, &[0u32; 9], u32::to_le_bytes);
     let out = m.alloc(n * 4).unwrap();
     let args: [&[u8]; 3] = [&p(&counts), &p(&out), &(n as u32).to_le_bytes()];
-    module
-        .launch(
-            "mixed",
-            &Config {
-                threads: 2,
-                ..config(4, 128)
-            },
-            &args,
-            &m,
-        )
-        .unwrap();
+    module.launch("mixed", &Config { threads: 2, ..config(4, 128) }, &args, &m).unwrap();
     let mut want = [0u32; 9];
     let table = [3, 1, 4, 1];
     let got = words(&m, out, n);
     for i in 0..n as i32 {
-        let v: i32 = (0..i % 7)
-            .map(|j| (i * 31 + j) / (j + 3) % 11 + table[(j & 3) as usize])
-            .sum();
+        let v: i32 = (0..i % 7).map(|j| (i * 31 + j) / (j + 3) % 11 + table[(j & 3) as usize]).sum();
         if v & 1 == 1 {
             want[(v & 7) as usize] += v as u32;
         } else {

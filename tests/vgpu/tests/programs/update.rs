@@ -40,11 +40,7 @@ fn adamw(n: usize, seed: Option<u64>) {
     let new = d.read(dp, n);
     for (i, h) in d.read_halves(copy, n).into_iter().enumerate() {
         let bits = new[i].to_bits();
-        assert_eq!(
-            u32::from(h),
-            bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16,
-            "{what}: copy {i}"
-        );
+        assert_eq!(u32::from(h), bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16, "{what}: copy {i}");
     }
 }
 
@@ -66,29 +62,13 @@ fn embedding(tokens: usize, vocab: usize, c: usize, seed: Option<u64>) {
     let (di, dt, dd) = (d.ints(&ids), d.halves(&table), d.halves(&dout));
     let out = d.alloc(tokens * c * 2);
     let (n_c, n_tokens) = (c as i32, tokens as i32);
-    d.launch(
-        "embedding_forward",
-        shape([tokens, 1, 1], 32, 0, seed),
-        &[&dt, &di, &out, &n_c],
-    );
-    let want: Vec<u16> = ids
-        .iter()
-        .flat_map(|i| &table[*i as usize * c..][..c])
-        .copied()
-        .collect();
+    d.launch("embedding_forward", shape([tokens, 1, 1], 32, 0, seed), &[&dt, &di, &out, &n_c]);
+    let want: Vec<u16> = ids.iter().flat_map(|i| &table[*i as usize * c..][..c]).copied().collect();
     assert_eq!(d.read_halves(out, tokens * c), want, "{what}");
 
     let [any, ordered] = [0; 2].map(|_| d.floats(&vec![0.0; vocab * c]));
-    d.launch(
-        "embedding_backward",
-        shape([tokens, 1, 1], 64, 0, seed),
-        &[&any, &di, &dd, &n_c],
-    );
-    d.launch(
-        "embedding_backward_ordered",
-        shape([vocab, 1, 1], 64, 0, seed),
-        &[&ordered, &di, &dd, &n_tokens, &n_c],
-    );
+    d.launch("embedding_backward", shape([tokens, 1, 1], 64, 0, seed), &[&any, &di, &dd, &n_c]);
+    d.launch("embedding_backward_ordered", shape([vocab, 1, 1], 64, 0, seed), &[&ordered, &di, &dd, &n_tokens, &n_c]);
     let (mut want, mut in_order) = (vec![0.0; vocab * c], vec![0f32; vocab * c]);
     for (t, id) in ids.iter().enumerate() {
         for i in 0..c {
@@ -96,9 +76,7 @@ fn embedding(tokens: usize, vocab: usize, c: usize, seed: Option<u64>) {
             in_order[*id as usize * c + i] += value(dout[t * c + i]) as f32;
         }
     }
-    close(&format!("{what}: backward"), &d.read(any, vocab * c), &want, |_| {
-        tokens as f64 * 1e-6
-    });
+    close(&format!("{what}: backward"), &d.read(any, vocab * c), &want, |_| tokens as f64 * 1e-6);
     // One order, one result, to the bit.
     assert_eq!(d.read(ordered, vocab * c), in_order, "{what}: ordered backward");
 }

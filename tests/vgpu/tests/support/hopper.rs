@@ -11,19 +11,10 @@ pub const SPACE: usize = 65536;
 pub fn text(body: &str) -> String {
     // Names in capitals stand for instructions that many tests need.
     let body = body
-        .replace(
-            "INIT",
-            "@%q0 mbarrier.init.shared::cta.b64 [%b], 1; fence.mbarrier_init.release.cluster; bar.sync 0;",
-        )
+        .replace("INIT", "@%q0 mbarrier.init.shared::cta.b64 [%b], 1; fence.mbarrier_init.release.cluster; bar.sync 0;")
         .replace("EXPECT", "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%b],")
-        .replace(
-            "WAIT",
-            "W: mbarrier.try_wait.parity.shared::cta.b64 %q1, [%b], 0; @!%q1 bra W;",
-        )
-        .replace(
-            "CLUSTER",
-            "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;",
-        );
+        .replace("WAIT", "W: mbarrier.try_wait.parity.shared::cta.b64 %q1, [%b], 0; @!%q1 bra W;")
+        .replace("CLUSTER", "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;");
     format!(
         ".version 8.6\n.target sm_90a\n.address_size 64
         .entry k(.param .align 64 .b8 map[128], .param .u64 in, .param .u64 out) .maxntid 512 {{
@@ -46,12 +37,7 @@ pub struct Run {
 }
 
 /// One block of 32 threads.
-pub const ONE: Run = Run {
-    block: 32,
-    blocks: 1,
-    cluster: 1,
-    seed: None,
-};
+pub const ONE: Run = Run { block: 32, blocks: 1, cluster: 1, seed: None };
 
 impl Run {
     /// Launches the kernel of a module on global addresses and a map.
@@ -64,9 +50,7 @@ impl Run {
             budget: 10_000_000,
             ..Config::default()
         };
-        module
-            .launch("k", &shape, &[map, &input.to_le_bytes(), &out.to_le_bytes()], m)
-            .map(|_| ())
+        module.launch("k", &shape, &[map, &input.to_le_bytes(), &out.to_le_bytes()], m).map(|_| ())
     }
 
     /// Runs a body on words; `out` starts as `words` zeros.
@@ -74,18 +58,12 @@ impl Run {
         let mut m = Memory::new();
         let module = Module::load(&text(body), &mut m).unwrap_or_else(|e| panic!("{body}: {e}"));
         let (from, to) = (m.alloc(input.len().max(4) * 4).unwrap(), m.alloc(words * 4).unwrap());
-        m.write(from, &input.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>())
-            .unwrap();
+        m.write(from, &input.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()).unwrap();
         m.fill(to, 0, words * 4).unwrap();
         self.launch(&module, &m, &[0; 128], from, to)?;
         let mut bytes = vec![0; words * 4];
         m.read(to, &mut bytes).unwrap();
-        Ok(bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|c| u32::from_le_bytes(*c))
-            .collect())
+        Ok(bytes.as_chunks::<4>().0.iter().map(|c| u32::from_le_bytes(*c)).collect())
     }
 
     /// The fault of a body; it must have this kind and this text.

@@ -29,11 +29,7 @@ impl Layout {
         let (piece, inside) = (along / per, along % per * self.size);
         if self.span == 0 {
             // Without swizzle the leading offset goes along K; the stride along M or N.
-            let (group, next) = if self.k_major {
-                (self.stride, self.leading)
-            } else {
-                (self.leading, self.stride)
-            };
+            let (group, next) = if self.k_major { (self.stride, self.leading) } else { (self.leading, self.stride) };
             return self.start + line / 8 * group + line % 8 * 16 + piece * next + inside;
         }
         let wide = self.span / 16;
@@ -116,10 +112,7 @@ pub fn launch(text: &str, image: &[u8], regs: &[u32], sums: &[u32], da: u64, db:
     };
     let (image, regs, sums_at) = (put(image), put(&words(regs)), put(&words(sums)));
     let out = put(&words(sums));
-    let shape = Config {
-        block: [128, 1, 1],
-        ..Config::default()
-    };
+    let shape = Config { block: [128, 1, 1], ..Config::default() };
     let args = [image, regs, sums_at, out, da, db].map(u64::to_le_bytes);
     let mut args: Vec<&[u8]> = args.iter().map(|a| &a[..]).collect();
     let add = u32::from(add).to_le_bytes();
@@ -127,13 +120,5 @@ pub fn launch(text: &str, image: &[u8], regs: &[u32], sums: &[u32], da: u64, db:
     let counters = module.launch("k", &shape, &args, &m)?;
     let mut bytes = vec![0; sums.len() * 4];
     m.read(out, &mut bytes).unwrap();
-    Ok(Ran {
-        out: bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|c| u32::from_le_bytes(*c))
-            .collect(),
-        counters,
-    })
+    Ok(Ran { out: bytes.as_chunks::<4>().0.iter().map(|c| u32::from_le_bytes(*c)).collect(), counters })
 }

@@ -53,72 +53,28 @@ fn correct_sequences_raise_no_alarm() {
 #[test]
 fn registers_in_flight_are_found() {
     use FaultKind::{InFlight, Warpgroup};
-    finds(
-        "FENCE MMA COMMIT mov.u32 %r0, %d0; WAIT",
-        InFlight,
-        "before wgmma.wait_group",
-    );
-    finds(
-        "FENCE MMA mov.u32 %r0, %d0; COMMIT WAIT",
-        InFlight,
-        "before wgmma.commit_group",
-    );
+    finds("FENCE MMA COMMIT mov.u32 %r0, %d0; WAIT", InFlight, "before wgmma.wait_group");
+    finds("FENCE MMA mov.u32 %r0, %d0; COMMIT WAIT", InFlight, "before wgmma.commit_group");
     finds("FENCE MMA COMMIT mov.u32 %d3, 0; WAIT", InFlight, "is written");
     finds("FENCE RS COMMIT mov.u32 %a1, 0; WAIT", InFlight, "is written");
-    finds(
-        "FENCE MMA COMMIT wgmma.wait_group.sync.aligned 1; mov.u32 %r0, %d0;",
-        InFlight,
-        "is read",
-    );
+    finds("FENCE MMA COMMIT wgmma.wait_group.sync.aligned 1; mov.u32 %r0, %d0;", InFlight, "is read");
     // The first group is waited for, the second is not.
-    finds(
-        "FENCE MMA COMMIT MMA COMMIT wgmma.wait_group.sync.aligned 1; mov.u32 %r0, %d0;",
-        InFlight,
-        "is read",
-    );
+    finds("FENCE MMA COMMIT MMA COMMIT wgmma.wait_group.sync.aligned 1; mov.u32 %r0, %d0;", InFlight, "is read");
     finds("MMA COMMIT WAIT", Warpgroup, "first product");
-    finds(
-        "FENCE mov.u32 %d0, 0; MMA COMMIT WAIT",
-        Warpgroup,
-        "without a wgmma.fence since",
-    );
-    finds(
-        "FENCE mov.u32 %a0, 0; RS COMMIT WAIT",
-        Warpgroup,
-        "without a wgmma.fence since",
-    );
-    finds(
-        "FENCE MMA COMMIT WAIT mov.u32 %r0, %d0; MMA COMMIT WAIT",
-        Warpgroup,
-        "without a wgmma.fence since",
-    );
+    finds("FENCE mov.u32 %d0, 0; MMA COMMIT WAIT", Warpgroup, "without a wgmma.fence since");
+    finds("FENCE mov.u32 %a0, 0; RS COMMIT WAIT", Warpgroup, "without a wgmma.fence since");
+    finds("FENCE MMA COMMIT WAIT mov.u32 %r0, %d0; MMA COMMIT WAIT", Warpgroup, "without a wgmma.fence since");
 }
 
 #[test]
 fn shared_operands_in_flight_are_found() {
     use FaultKind::{InFlight, ProxyFence};
-    finds(
-        "FENCE MMA COMMIT st.shared.u32 [%s], %t; WAIT",
-        InFlight,
-        "wgmma.wait_group has not waited",
-    );
-    finds(
-        "FENCE MMA COMMIT st.shared.u32 [%s+32768], %t; WAIT",
-        InFlight,
-        "wgmma.wait_group has not waited",
-    );
-    finds(
-        "FENCE MMA COMMIT atom.shared.add.u32 %r0, [%s], 1; WAIT",
-        InFlight,
-        "wgmma.wait_group has not waited",
-    );
+    finds("FENCE MMA COMMIT st.shared.u32 [%s], %t; WAIT", InFlight, "wgmma.wait_group has not waited");
+    finds("FENCE MMA COMMIT st.shared.u32 [%s+32768], %t; WAIT", InFlight, "wgmma.wait_group has not waited");
+    finds("FENCE MMA COMMIT atom.shared.add.u32 %r0, [%s], 1; WAIT", InFlight, "wgmma.wait_group has not waited");
     // The bytes beside the operand are free.
     assert!(small("FENCE MMA COMMIT st.shared.u32 [%s+64], %t; st.shared.u32 [%s+33792], %t; WAIT").is_ok());
-    finds(
-        "st.shared.u32 [%s], %t; bar.sync 0; FENCE MMA COMMIT WAIT",
-        ProxyFence,
-        "without a fence.proxy.async",
-    );
+    finds("st.shared.u32 [%s], %t; bar.sync 0; FENCE MMA COMMIT WAIT", ProxyFence, "without a fence.proxy.async");
     assert!(small("st.shared.u32 [%s], 0; fence.proxy.async.shared::cta; bar.sync 0; FENCE MMA COMMIT WAIT").is_ok());
     // The fence of the thread that issues the product, after the barrier, orders them as well.
     assert!(small("st.shared.u32 [%s], 0; bar.sync 0; fence.proxy.async; FENCE MMA COMMIT WAIT").is_ok());
@@ -128,26 +84,10 @@ fn shared_operands_in_flight_are_found() {
 fn warpgroups_must_agree() {
     use FaultKind::Warpgroup;
     let warp0 = "setp.lt.u32 %q, %t, 32;";
-    finds(
-        &format!("{warp0} FENCE @%q bra SKIP; MMA SKIP: COMMIT WAIT"),
-        Warpgroup,
-        "warp 0",
-    );
-    finds(
-        &format!("{warp0} @%q add.u64 %db, %db, 64; FENCE MMA COMMIT WAIT"),
-        Warpgroup,
-        "different descriptors",
-    );
-    finds(
-        "setp.lt.u32 %q, %t, 5; @%q add.u64 %db, %db, 64; FENCE MMA COMMIT WAIT",
-        Warpgroup,
-        "lane 5",
-    );
-    finds(
-        "setp.lt.u32 %q, %t, 5; FENCE @%q bra SKIP; MMA SKIP: COMMIT WAIT",
-        Warpgroup,
-        "execute the product",
-    );
+    finds(&format!("{warp0} FENCE @%q bra SKIP; MMA SKIP: COMMIT WAIT"), Warpgroup, "warp 0");
+    finds(&format!("{warp0} @%q add.u64 %db, %db, 64; FENCE MMA COMMIT WAIT"), Warpgroup, "different descriptors");
+    finds("setp.lt.u32 %q, %t, 5; @%q add.u64 %db, %db, 64; FENCE MMA COMMIT WAIT", Warpgroup, "lane 5");
+    finds("setp.lt.u32 %q, %t, 5; FENCE @%q bra SKIP; MMA SKIP: COMMIT WAIT", Warpgroup, "execute the product");
     finds("FENCE MMA ret;", Warpgroup, "wgmma.wait_group");
 }
 
@@ -155,11 +95,7 @@ fn warpgroups_must_agree() {
 fn descriptors_are_checked() {
     use FaultKind::{Descriptor, OutOfBounds};
     finds("or.b64 %db, %db, 0x4000; FENCE MMA COMMIT WAIT", Descriptor, "unused");
-    finds(
-        "mov.u64 %p10, 0x3fff; or.b64 %db, %db, %p10; FENCE MMA COMMIT WAIT",
-        OutOfBounds,
-        "98304 bytes",
-    );
+    finds("mov.u64 %p10, 0x3fff; or.b64 %db, %db, %p10; FENCE MMA COMMIT WAIT", OutOfBounds, "98304 bytes");
 }
 
 #[test]

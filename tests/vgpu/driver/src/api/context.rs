@@ -7,10 +7,7 @@ use crate::driver::{CURRENT, State, driver};
 use crate::ffi::{Handle, Out, api};
 
 fn primary(st: &State, device: usize) -> Option<Handle> {
-    st.contexts
-        .iter()
-        .find(|(_, c)| c.primary && c.device == device)
-        .map(|(h, _)| h)
+    st.contexts.iter().find(|(_, c)| c.primary && c.device == device).map(|(h, _)| h)
 }
 
 fn checked_device(st: &State, ordinal: c_int) -> Result<usize> {
@@ -34,11 +31,7 @@ fn check_flags(flags: u32) -> Result {
 fn limit_default(limit: u32) -> Result<usize> {
     const DEFAULTS: [usize; 7] = [1 << 10, 1 << 20, 8 << 20, 2, 2048, 64, 0];
     let known = DEFAULTS.get(limit as usize).copied();
-    known.ok_or(if limit < 10 {
-        Code::UNSUPPORTED_LIMIT
-    } else {
-        Code::INVALID_VALUE
-    })
+    known.ok_or(if limit < 10 { Code::UNSUPPORTED_LIMIT } else { Code::INVALID_VALUE })
 }
 
 fn create(out: Out<Handle>, flags: u32, ordinal: c_int) -> Result {
@@ -58,11 +51,7 @@ fn destroy(context: Handle) -> Result {
     let mut st = driver().force(st, &tail);
     crate::leaks::report(&st, context);
     let modules = st.modules.remove_if(|m| m.context == context);
-    let mut gone: Vec<u64> = modules
-        .iter()
-        .flat_map(|m| m.image.variables())
-        .map(|(address, _)| address)
-        .collect();
+    let mut gone: Vec<u64> = modules.iter().flat_map(|m| m.image.variables()).map(|(address, _)| address).collect();
     for address in &gone {
         st.variables.remove(address);
     }

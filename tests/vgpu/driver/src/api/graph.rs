@@ -26,12 +26,7 @@ fn instantiate(out: Out<Handle>, graph: Handle, flags: u64) -> Result {
     }
     let g = st.graphs.get(graph).map_err(|_| Code::INVALID_VALUE)?.clone();
     let auto_free = flags & AUTO_FREE != 0;
-    let exec = Executable {
-        nodes: g.nodes,
-        context: g.context,
-        last: None,
-        auto_free,
-    };
+    let exec = Executable { nodes: g.nodes, context: g.context, last: None, auto_free };
     out.set(st.executables.insert(exec))
 }
 

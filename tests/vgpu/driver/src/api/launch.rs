@@ -80,11 +80,7 @@ fn check(f: &Function, r: &Request) -> Result {
     }
     let threads = r.block.iter().product::<u32>();
     if threads > f.max_threads() {
-        let why = format!(
-            "blocks of {:?} threads; the device and the kernel allow {}",
-            r.block,
-            f.max_threads()
-        );
+        let why = format!("blocks of {:?} threads; the device and the kernel allow {}", r.block, f.max_threads());
         return refuse(Code::INVALID_VALUE, why);
     }
     if let Some(required) = f.required_threads()
@@ -105,10 +101,7 @@ fn check(f: &Function, r: &Request) -> Result {
     }
     let claimed = registers_claimed(f.registers(), threads);
     if claimed > REGISTERS as u32 {
-        let why = format!(
-            "{threads} threads of {} registers need {claimed} of {REGISTERS}",
-            f.registers()
-        );
+        let why = format!("{threads} threads of {} registers need {claimed} of {REGISTERS}", f.registers());
         return refuse(Code::LAUNCH_OUT_OF_RESOURCES, why);
     }
     let cluster = r.cluster(f)?;
@@ -119,22 +112,12 @@ fn check(f: &Function, r: &Request) -> Result {
             format!("clusters need compute capability 9.0, the device has {}", chip.sm()),
         );
     }
-    let most = if f.non_portable_cluster.load(Relaxed) != 0 {
-        16
-    } else {
-        chip.cluster.max(1) as u32
-    };
+    let most = if f.non_portable_cluster.load(Relaxed) != 0 { 16 } else { chip.cluster.max(1) as u32 };
     if cluster.contains(&0) || size > most {
-        return refuse(
-            Code::INVALID_CLUSTER_SIZE,
-            format!("a cluster of {cluster:?} blocks; {most} are allowed"),
-        );
+        return refuse(Code::INVALID_CLUSTER_SIZE, format!("a cluster of {cluster:?} blocks; {most} are allowed"));
     }
     if r.grid.iter().zip(cluster).any(|(g, c)| g % c != 0) {
-        return refuse(
-            Code::INVALID_VALUE,
-            format!("grid {:?} is no multiple of the cluster {cluster:?}", r.grid),
-        );
+        return refuse(Code::INVALID_VALUE, format!("grid {:?} is no multiple of the cluster {cluster:?}", r.grid));
     }
     if r.extras.cooperative {
         let resident = u64::from(blocks_per_sm(chip, &f.needs(), threads, r.shared)) * chip.sms as u64;
@@ -152,10 +135,7 @@ impl Request {
     fn cluster(&self, f: &Function) -> Result<[u32; 3]> {
         match (self.extras.cluster, f.required_cluster()) {
             (Some(a), Some(b)) if a != b => {
-                say(&format!(
-                    "kernel {}: a cluster of {a:?}; the kernel requires {b:?}",
-                    f.name
-                ));
+                say(&format!("kernel {}: a cluster of {a:?}; the kernel requires {b:?}", f.name));
                 Err(Code::INVALID_VALUE)
             }
             (a, b) => Ok(a.or(b).unwrap_or([1; 3])),
@@ -186,18 +166,7 @@ pub fn launch(function: Handle, r: &Request, stream: Handle, params: In<usize>, 
         output: vgpu::Output::new(print),
         ..vgpu::Config::default()
     };
-    st.submit(
-        stream,
-        Op::Launch(
-            Launch {
-                function: f.clone(),
-                config,
-                args,
-                device,
-            }
-            .into(),
-        ),
-    )?;
+    st.submit(stream, Op::Launch(Launch { function: f.clone(), config, args, device }.into()))?;
     let st = driver().queued(st);
     st.check(context)
 }
@@ -298,10 +267,7 @@ pub fn set_attribute(function: Handle, attribute: c_int, value: c_int) -> Result
         8 => {
             let most = driver().config.chip.shared_optin - f.static_shared() as c_int;
             if value < 0 || value > most {
-                say(&format!(
-                    "kernel {}: {value} bytes of dynamic shared memory; the device allows {most}",
-                    f.name
-                ));
+                say(&format!("kernel {}: {value} bytes of dynamic shared memory; the device allows {most}", f.name));
                 return Err(Code::INVALID_VALUE);
             }
             f.max_dynamic_shared.store(value, Relaxed);

@@ -14,19 +14,11 @@ fn claim(st: &mut State, device: usize, bytes: usize, pool: Option<Handle>) -> R
     let limit = driver().config.memory;
     if bytes as u64 > limit - st.used[device] {
         let used = st.used[device];
-        say(&format!(
-            "device {device}: {bytes} bytes asked for, {used} of {limit} are in use (VGPU_MEMORY)"
-        ));
+        say(&format!("device {device}: {bytes} bytes asked for, {used} of {limit} are in use (VGPU_MEMORY)"));
         return Err(Code::OUT_OF_MEMORY);
     }
     if let Some(p) = pool {
-        let held = st
-            .allocations
-            .values()
-            .filter(|a| a.pool == pool)
-            .map(|a| a.len as u64)
-            .sum::<u64>()
-            + bytes as u64;
+        let held = st.allocations.values().filter(|a| a.pool == pool).map(|a| a.len as u64).sum::<u64>() + bytes as u64;
         let p = st.pools.get_mut(p).map_err(|_| Code::INVALID_VALUE)?;
         if p.max > 0 && held > p.max {
             return Err(Code::OUT_OF_MEMORY);
@@ -48,16 +40,8 @@ fn allocate(context: Handle, bytes: usize) -> Result<u64> {
     let mut st = driver().state();
     match made {
         Ok(address) => {
-            st.allocations.insert(
-                address,
-                Allocation {
-                    len: bytes,
-                    context,
-                    device,
-                    pool: None,
-                    origin: Origin::Call,
-                },
-            );
+            st.allocations
+                .insert(address, Allocation { len: bytes, context, device, pool: None, origin: Origin::Call });
             Ok(address)
         }
         Err(_) => {
@@ -81,11 +65,7 @@ pub fn allocate_async(out: Out<u64>, bytes: usize, stream: Handle, pool: Option<
             device = st.pools.get(p).map_err(|_| Code::INVALID_VALUE)?.device;
             Some(p)
         }
-        None => st
-            .pools
-            .iter()
-            .find(|(_, p)| p.current && p.device == device)
-            .map(|(h, _)| h),
+        None => st.pools.iter().find(|(_, p)| p.current && p.device == device).map(|(h, _)| h),
     };
     claim(&mut st, device, bytes, pool)?;
     drop(st);
@@ -103,16 +83,7 @@ pub fn allocate_async(out: Out<u64>, bytes: usize, stream: Handle, pool: Option<
         }
     };
     let origin = id.map_or(Origin::Graph { live: false }, Origin::Stream);
-    st.allocations.insert(
-        address,
-        Allocation {
-            len: bytes,
-            context,
-            device,
-            pool,
-            origin,
-        },
-    );
+    st.allocations.insert(address, Allocation { len: bytes, context, device, pool, origin });
     drop(driver().queued(st));
     out.set(address)
 }
@@ -149,15 +120,7 @@ fn allocate_pinned(bytes: usize, flags: u32) -> Result<usize> {
     }
     // SAFETY: just allocated with this size. NaNs, so that reading before writing shows.
     unsafe { p.write_bytes(vgpu::memory::FILL, bytes) };
-    st.pinned.insert(
-        p as usize,
-        Pinned {
-            len: bytes,
-            own: true,
-            context,
-            flags,
-        },
-    );
+    st.pinned.insert(p as usize, Pinned { len: bytes, own: true, context, flags });
     Ok(p as usize)
 }
 

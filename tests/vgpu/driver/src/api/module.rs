@@ -15,9 +15,8 @@ pub fn image_text(image: usize) -> Result<String> {
         return Err(Code::INVALID_VALUE);
     }
     // SAFETY: the C caller promises an image; every kind of image has at least eight bytes (text ends in a zero that is seen first).
-    let head: Vec<u8> = (0..8)
-        .map_while(|i| Some(unsafe { *((image + i) as *const u8) }).filter(|b| *b != 0))
-        .collect();
+    let head: Vec<u8> =
+        (0..8).map_while(|i| Some(unsafe { *((image + i) as *const u8) }).filter(|b| *b != 0)).collect();
     // An ELF file is a cubin, these four bytes start a fat binary.
     if head.starts_with(b"\x7fELF") || head.starts_with(&[0x50, 0xed, 0x55, 0xba]) {
         say(
@@ -98,19 +97,12 @@ pub fn load(text: &str, options: &mut Options, library: bool) -> Result<Handle> 
     let device = st.device(context)?;
     drop(st);
     let Some(head) = Head::of(text) else {
-        return options.refuse(
-            Code::INVALID_IMAGE,
-            "the image is no PTX text: it has no .version or no .target",
-        );
+        return options.refuse(Code::INVALID_IMAGE, "the image is no PTX text: it has no .version or no .target");
     };
     let config = &driver().config;
     if !head.runs_on(config.chip.cc) {
         let suffix = head.suffix.map_or(String::new(), String::from);
-        let why = format!(
-            "the module is for sm_{}{suffix}, the device is sm_{}",
-            head.target,
-            config.chip.sm()
-        );
+        let why = format!("the module is for sm_{}{suffix}, the device is sm_{}", head.target, config.chip.sm());
         return options.refuse(Code::NO_BINARY_FOR_GPU, &why);
     }
     if head.version > config.newest_ptx() {
@@ -189,12 +181,7 @@ pub fn function(out: Out<Handle>, module: Handle, name: In<c_char>, library: boo
 pub fn global(address: Out<u64>, bytes: Out<usize>, module: Handle, name: In<c_char>) -> Result {
     let st = driver().state();
     st.healthy()?;
-    let (at, n) = st
-        .modules
-        .get(module)?
-        .image
-        .global(&name.text()?)
-        .ok_or(Code::NOT_FOUND)?;
+    let (at, n) = st.modules.get(module)?.image.global(&name.text()?).ok_or(Code::NOT_FOUND)?;
     address.set_if(at);
     bytes.set_if(n);
     Ok(())

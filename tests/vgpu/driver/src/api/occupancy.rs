@@ -22,10 +22,7 @@ fn needs(function: Handle) -> Result<Needs> {
 
 fn active(out: Out<c_int>, function: Handle, threads: c_int, shared: usize, flags: u32) -> Result {
     out.check()?;
-    let threads = u32::try_from(threads)
-        .ok()
-        .filter(|n| *n > 0)
-        .ok_or(Code::INVALID_VALUE)?;
+    let threads = u32::try_from(threads).ok().filter(|n| *n > 0).ok_or(Code::INVALID_VALUE)?;
     if flags > 1 {
         return Err(Code::INVALID_VALUE);
     }

@@ -29,13 +29,7 @@ fn find(st: &State, at: u64) -> Option<Found> {
     if let Some((start, a)) = st.allocations.range(..=at).next_back()
         && at - start < a.len as u64
     {
-        return Some(Found {
-            start: *start,
-            len: a.len,
-            context: a.context,
-            device: a.device,
-            host: false,
-        });
+        return Some(Found { start: *start, len: a.len, context: a.context, device: a.device, host: false });
     }
     let (start, p) = st.pinned.range(..=at as usize).next_back()?;
     (at as usize - start < p.len).then_some(Found {

@@ -23,11 +23,7 @@ fn device(st: &State, ordinal: c_int) -> Result<usize> {
 impl Driver {
     /// The pool that a device has from the start.
     fn default_pool(&self, st: &mut State, device: usize) -> Handle {
-        let known = st
-            .pools
-            .iter()
-            .find(|(_, p)| p.default && p.device == device)
-            .map(|(h, _)| h);
+        let known = st.pools.iter().find(|(_, p)| p.default && p.device == device).map(|(h, _)| h);
         known.unwrap_or_else(|| st.pools.insert(Pool::new(device, true, 0)))
     }
 }

@@ -55,12 +55,8 @@ pub fn copy(stream: Handle, to: End, from: End, shape: [usize; 4], blocking: boo
     if height > 1 && (to_pitch < width || from_pitch < width) {
         return Err(Code::INVALID_VALUE);
     }
-    let extent = |pitch: usize| {
-        pitch
-            .checked_mul(height - 1)
-            .and_then(|n| n.checked_add(width))
-            .ok_or(Code::INVALID_VALUE)
-    };
+    let extent =
+        |pitch: usize| pitch.checked_mul(height - 1).and_then(|n| n.checked_add(width)).ok_or(Code::INVALID_VALUE);
     let (to_len, from_len) = (extent(to_pitch)?, extent(from_pitch)?);
     for (end, len) in [(to, to_len), (from, from_len)] {
         match end {
@@ -108,14 +104,7 @@ pub fn copy(stream: Handle, to: End, from: End, shape: [usize; 4], blocking: boo
         Some(at) => Place::Staged(Arc::new(unsafe { host_bytes(at, from_len) })),
         None => from_place,
     };
-    let copy = Copy {
-        to: to_place,
-        from: from_place,
-        width,
-        height,
-        to_pitch,
-        from_pitch,
-    };
+    let copy = Copy { to: to_place, from: from_place, width, height, to_pitch, from_pitch };
     let id = st.submit(stream, Op::Copy(copy))?;
     match id {
         Some(id) if wait => driver().force(st, &[id]).check(context),
@@ -144,11 +133,7 @@ fn fill(stream: Handle, fill: Fill) -> Result {
     {
         return Err(Code::INVALID_VALUE);
     }
-    let extent = fill
-        .pitch
-        .checked_mul(fill.height - 1)
-        .and_then(|n| n.checked_add(row))
-        .ok_or(Code::INVALID_VALUE)?;
+    let extent = fill.pitch.checked_mul(fill.height - 1).and_then(|n| n.checked_add(row)).ok_or(Code::INVALID_VALUE)?;
     st.device_range(fill.to, extent)?;
     st.submit(stream, Op::Fill(fill))?;
     drop(driver().queued(st));
@@ -156,14 +141,7 @@ fn fill(stream: Handle, fill: Fill) -> Result {
 }
 
 fn elements(to: u64, value: u32, size: usize, width: usize) -> Fill {
-    Fill {
-        to,
-        value,
-        size,
-        width,
-        height: 1,
-        pitch: 0,
-    }
+    Fill { to, value, size, width, height: 1, pitch: 0 }
 }
 
 /// Which end an address of the unified address space is.
@@ -176,10 +154,7 @@ fn end_of(address: u64) -> End {
 
 fn copy_2d(stream: Handle, c: &Memcpy2d, blocking: bool) -> Result {
     let place = |e: &Memcpy2dEnd| -> Result<End> {
-        let offset =
-            e.y.checked_mul(e.pitch)
-                .and_then(|n| n.checked_add(e.x))
-                .ok_or(Code::INVALID_VALUE)?;
+        let offset = e.y.checked_mul(e.pitch).and_then(|n| n.checked_add(e.x)).ok_or(Code::INVALID_VALUE)?;
         if c.height > 1 && e.pitch < c.width.saturating_add(e.x) {
             return Err(Code::INVALID_VALUE);
         }
@@ -193,13 +168,7 @@ fn copy_2d(stream: Handle, c: &Memcpy2d, blocking: bool) -> Result {
         }
     };
     let (to, from) = (place(&c.to)?, place(&c.from)?);
-    copy(
-        stream,
-        to,
-        from,
-        [c.width, c.height, c.to.pitch, c.from.pitch],
-        blocking,
-    )
+    copy(stream, to, from, [c.width, c.height, c.to.pitch, c.from.pitch], blocking)
 }
 
 const HOST: u32 = 1;

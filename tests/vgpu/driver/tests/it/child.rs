@@ -11,11 +11,7 @@ pub fn library_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let built = std::env::current_exe().unwrap().with_file_name("libvgpu_cuda.so");
-        assert!(
-            built.exists(),
-            "{} is missing: cargo builds it with the tests",
-            built.display()
-        );
+        assert!(built.exists(), "{} is missing: cargo builds it with the tests", built.display());
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lib");
         std::fs::create_dir_all(&folder).unwrap();
         for name in ["libcuda.so", "libcuda.so.1"] {
@@ -51,25 +47,11 @@ pub fn inside(env: &[(&str, &str)], body: impl FnOnce()) -> Option<Ran> {
     for (key, _) in std::env::vars().filter(|(k, _)| k.starts_with("VGPU_")) {
         c.env_remove(key);
     }
-    c.env(INSIDE, "1")
-        .env("LD_LIBRARY_PATH", library_folder())
-        .envs(env.iter().copied());
+    c.env(INSIDE, "1").env("LD_LIBRARY_PATH", library_folder()).envs(env.iter().copied());
     let Output { status, stdout, stderr } = c.output().unwrap();
-    let ran = Ran {
-        err: String::from_utf8_lossy(&stderr).into(),
-        out: String::from_utf8_lossy(&stdout).into(),
-    };
-    assert!(
-        status.success(),
-        "{name} in a child with {env:?}: {status}\n{}\n{}",
-        ran.out,
-        ran.err
-    );
-    assert!(
-        ran.out.contains("1 passed"),
-        "{name}: no test ran in the child\n{}",
-        ran.out
-    );
+    let ran = Ran { err: String::from_utf8_lossy(&stderr).into(), out: String::from_utf8_lossy(&stdout).into() };
+    assert!(status.success(), "{name} in a child with {env:?}: {status}\n{}\n{}", ran.out, ran.err);
+    assert!(ran.out.contains("1 passed"), "{name}: no test ran in the child\n{}", ran.out);
     Some(ran)
 }
 

@@ -44,16 +44,9 @@ fn null_and_wrong_handles_are_refused() {
         fails!(CUDA_ERROR_INVALID_HANDLE, cuModuleUnload(bad.cast()));
         fails!(
             CUDA_ERROR_INVALID_HANDLE,
-            cuFuncSetAttribute(
-                bad.cast(),
-                CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                0
-            )
+            cuFuncSetAttribute(bad.cast(), CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 0)
         );
-        assert_eq!(
-            launch(bad.cast(), 1, 1, 0, null_mut(), &[]),
-            CUresult::CUDA_ERROR_INVALID_HANDLE
-        );
+        assert_eq!(launch(bad.cast(), 1, 1, 0, null_mut(), &[]), CUresult::CUDA_ERROR_INVALID_HANDLE);
         fails!(CUDA_ERROR_INVALID_VALUE, cuGraphLaunch(bad.cast(), null_mut()));
         fails!(CUDA_ERROR_INVALID_VALUE, cuGraphDestroy(null_mut()));
         fails!(CUDA_ERROR_INVALID_VALUE, cuMemFree_v2(77));
@@ -72,10 +65,7 @@ fn null_and_wrong_handles_are_refused() {
         ok!(cuMemFree_v2(p));
         fails!(CUDA_ERROR_INVALID_VALUE, cuMemFree_v2(p));
         let mut value = 0;
-        fails!(
-            CUDA_ERROR_INVALID_CONTEXT,
-            cuMemcpyPeerAsync(p, bad.cast(), p, c, 4, null_mut())
-        );
+        fails!(CUDA_ERROR_INVALID_CONTEXT, cuMemcpyPeerAsync(p, bad.cast(), p, c, 4, null_mut()));
         // SAFETY: a number outside of the enumeration's range is passed as the C interface allows.
         let attribute: unsafe extern "C" fn(*mut i32, i32, i32) -> CUresult =
             unsafe { std::mem::transmute(cuDeviceGetAttribute as *const ()) };
@@ -89,17 +79,10 @@ fn every_exported_function_survives_zeroes() {
         start(0);
         // Twelve zeroes fill the arguments of every function there is: null pointers, null handles, no bytes.
         type Any = unsafe extern "C" fn(u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64, u64) -> i32;
-        let skipped = [
-            "cuDevicePrimaryCtxReset_v2",
-            "cuDevicePrimaryCtxRelease_v2",
-            "cuCtxPopCurrent_v2",
-            "cuCtxSetCurrent",
-        ];
+        let skipped =
+            ["cuDevicePrimaryCtxReset_v2", "cuDevicePrimaryCtxRelease_v2", "cuCtxPopCurrent_v2", "cuCtxSetCurrent"];
         let mut n = 0;
-        for name in crate::symbols::exported()
-            .into_keys()
-            .filter(|n| !skipped.contains(&n.as_str()))
-        {
+        for name in crate::symbols::exported().into_keys().filter(|n| !skipped.contains(&n.as_str())) {
             // SAFETY: null pointers are what the documentation calls an invalid value, and arguments that are not read do no harm.
             let f: Any = unsafe { std::mem::transmute(crate::symbols::symbol(&name)) };
             // SAFETY: as above.
@@ -119,24 +102,14 @@ fn faults_stay_with_the_context_and_explain_themselves() {
         ("out of bounds", CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, "set", |m| {
             launch(kernel(m, "set"), 1, 32, 0, null_mut(), &[alloc(124), 1]);
         }),
-        (
-            "use after free",
-            CUresult::CUDA_ERROR_ILLEGAL_ADDRESS,
-            "freed memory",
-            |m| {
-                let p = alloc(128);
-                ok!(cuMemFree_v2(p));
-                launch(kernel(m, "set"), 1, 32, 0, null_mut(), &[p, 1]);
-            },
-        ),
-        (
-            "misaligned",
-            CUresult::CUDA_ERROR_MISALIGNED_ADDRESS,
-            "misaligned",
-            |m| {
-                launch(kernel(m, "misaligned"), 1, 1, 0, null_mut(), &[alloc(128)]);
-            },
-        ),
+        ("use after free", CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, "freed memory", |m| {
+            let p = alloc(128);
+            ok!(cuMemFree_v2(p));
+            launch(kernel(m, "set"), 1, 32, 0, null_mut(), &[p, 1]);
+        }),
+        ("misaligned", CUresult::CUDA_ERROR_MISALIGNED_ADDRESS, "misaligned", |m| {
+            launch(kernel(m, "misaligned"), 1, 1, 0, null_mut(), &[alloc(128)]);
+        }),
         ("trap", CUresult::CUDA_ERROR_LAUNCH_FAILED, "trapping", |m| {
             launch(kernel(m, "trapping"), 1, 1, 0, null_mut(), &[]);
         }),
@@ -150,50 +123,29 @@ fn faults_stay_with_the_context_and_explain_themselves() {
         if std::env::var_os("VGPU_TEST_CASE").is_some_and(|c| c != *case) {
             continue;
         }
-        let ran = inside(
-            &[
-                ("VGPU_TEST_CASE", &case),
-                ("VGPU_BUDGET", "100000"),
-                ("VGPU_REPORT", &report),
-            ],
-            || {
-                start(0);
-                let m = load(KERNELS);
-                act(m);
-                let mut p = 0;
-                // SAFETY: a place for the address, and the null stream.
-                let codes = unsafe {
-                    [
-                        cuCtxSynchronize(),
-                        cuMemAlloc_v2(&mut p, 4),
-                        cuStreamSynchronize(null_mut()),
-                    ]
-                };
-                assert_eq!(codes, [code; 3], "{name}: the error stays");
-                let mut text = std::ptr::null();
-                ok!(cuGetErrorString(code, &mut text));
-                // SAFETY: the library gave a terminated text.
-                let text = unsafe { CStr::from_ptr(text) }.to_str().unwrap();
-                assert!(text.contains(word), "{name}: {text}");
-                // The other device is another context.
-                start(1);
-                ok!(cuMemAlloc_v2(&mut p, 4));
-                ok!(cuCtxSynchronize());
-            },
-        );
+        let ran = inside(&[("VGPU_TEST_CASE", &case), ("VGPU_BUDGET", "100000"), ("VGPU_REPORT", &report)], || {
+            start(0);
+            let m = load(KERNELS);
+            act(m);
+            let mut p = 0;
+            // SAFETY: a place for the address, and the null stream.
+            let codes = unsafe { [cuCtxSynchronize(), cuMemAlloc_v2(&mut p, 4), cuStreamSynchronize(null_mut())] };
+            assert_eq!(codes, [code; 3], "{name}: the error stays");
+            let mut text = std::ptr::null();
+            ok!(cuGetErrorString(code, &mut text));
+            // SAFETY: the library gave a terminated text.
+            let text = unsafe { CStr::from_ptr(text) }.to_str().unwrap();
+            assert!(text.contains(word), "{name}: {text}");
+            // The other device is another context.
+            start(1);
+            ok!(cuMemAlloc_v2(&mut p, 4));
+            ok!(cuCtxSynchronize());
+        });
         let Some(ran) = ran else { return };
-        assert_eq!(
-            ran.err.matches("vgpu: CUDA_ERROR").count(),
-            1,
-            "{name}: said once\n{}",
-            ran.err
-        );
+        assert_eq!(ran.err.matches("vgpu: CUDA_ERROR").count(), 1, "{name}: said once\n{}", ran.err);
         let line = std::fs::read_to_string(&report).unwrap();
         std::fs::remove_file(&report).unwrap();
-        assert!(
-            line.contains(&format!("\"code\":{}", code as u32)) && line.contains("\"thread\":"),
-            "{line}"
-        );
+        assert!(line.contains(&format!("\"code\":{}", code as u32)) && line.contains("\"thread\":"), "{line}");
         assert_eq!(line.lines().count(), 1);
     }
 }

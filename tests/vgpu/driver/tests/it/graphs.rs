@@ -132,12 +132,7 @@ fn branches_of_a_graph_have_no_order() {
             return;
         };
         let at = ran.out.find("result=").expect("the program printed its result") + 7;
-        seen.insert(
-            ran.out[at..]
-                .chars()
-                .take_while(char::is_ascii_digit)
-                .collect::<String>(),
-        );
+        seen.insert(ran.out[at..].chars().take_while(char::is_ascii_digit).collect::<String>());
     }
     assert_eq!(seen, ["2", "6"].map(String::from).into());
 }
@@ -154,10 +149,7 @@ fn what_must_not_be_done_during_a_capture() {
             assert!(g.is_null());
             assert_eq!(status(s), 0);
         };
-        fails!(
-            CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
-            cuStreamBeginCapture_v2(null_mut(), GLOBAL)
-        );
+        fails!(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, cuStreamBeginCapture_v2(null_mut(), GLOBAL));
         let mut g = null_mut();
         fails!(CUDA_ERROR_ILLEGAL_STATE, cuStreamEndCapture(s, &mut g));
 
@@ -227,10 +219,7 @@ fn what_must_not_be_done_during_a_capture() {
         let context = context as usize;
         let other = std::thread::spawn(move || {
             ok!(cuCtxSetCurrent(context as CUcontext));
-            fails!(
-                CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD,
-                cuStreamEndCapture(there as CUstream, &mut null_mut())
-            );
+            fails!(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, cuStreamEndCapture(there as CUstream, &mut null_mut()));
         });
         other.join().unwrap();
         end(s);
@@ -254,17 +243,11 @@ fn the_null_stream_is_unusable_while_a_blocking_stream_captures() {
         let p = alloc(16);
         ok!(cuStreamBeginCapture_v2(s, GLOBAL));
         let mut state = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-        fails!(
-            CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
-            cuStreamIsCapturing(null_mut(), &mut state)
-        );
+        fails!(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, cuStreamIsCapturing(null_mut(), &mut state));
         assert_eq!(status(s), 1);
         fails!(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, cuMemsetD32_v2(p, 1, 4));
         assert_eq!(status(s), 2);
-        fails!(
-            CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
-            cuStreamEndCapture(s, &mut null_mut())
-        );
+        fails!(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, cuStreamEndCapture(s, &mut null_mut()));
         ok!(cuMemsetD32_v2(p, 1, 4));
     });
 }
@@ -288,14 +271,8 @@ fn an_executable_takes_over_arguments_but_no_other_shape() {
         ok!(cuGraphExecUpdate_v2(e, graph(2, false), &mut info));
         ok!(cuGraphLaunch(e, s));
         assert_eq!(get(p, 4, s), [2; 4]);
-        fails!(
-            CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE,
-            cuGraphExecUpdate_v2(e, graph(3, true), &mut info)
-        );
-        assert_eq!(
-            info.result,
-            CUgraphExecUpdateResult::CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED
-        );
+        fails!(CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE, cuGraphExecUpdate_v2(e, graph(3, true), &mut info));
+        assert_eq!(info.result, CUgraphExecUpdateResult::CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED);
         ok!(cuGraphLaunch(e, s));
         assert_eq!(get(p, 4, s), [2; 4]);
     });

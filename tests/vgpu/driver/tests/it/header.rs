@@ -16,18 +16,12 @@ pub fn below(folder: &Path, name: &str, depth: usize) -> Option<PathBuf> {
         }
     }
     folders.sort();
-    folders
-        .iter()
-        .filter(|_| depth > 0)
-        .find_map(|f| below(f, name, depth - 1))
+    folders.iter().filter(|_| depth > 0).find_map(|f| below(f, name, depth - 1))
 }
 
 /// Folders that may hold parts of CUDA: what the environment names, and the cache that the bootstrap fills.
 pub fn cuda_folders() -> Vec<PathBuf> {
-    let named = ["CUDA_HOME", "CUDA_PATH"]
-        .iter()
-        .filter_map(std::env::var_os)
-        .map(PathBuf::from);
+    let named = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(std::env::var_os).map(PathBuf::from);
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")));
     named.chain(cache.map(|c| c.join("ringtune"))).collect()
@@ -45,10 +39,7 @@ pub fn skip_without_header() -> Option<PathBuf> {
 /// Says that a test is skipped; where nothing may be skipped this fails.
 pub fn skip(why: &str) {
     eprintln!("skipped: {why}");
-    assert!(
-        std::env::var_os("RINGTUNE_NO_SKIP").is_none(),
-        "nothing may be skipped here: {why}"
-    );
+    assert!(std::env::var_os("RINGTUNE_NO_SKIP").is_none(), "nothing may be skipped here: {why}");
     // From these lines `make test` counts what was skipped.
     if let Some(path) = std::env::var_os("RINGTUNE_SKIP_LOG") {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
@@ -86,27 +77,17 @@ pub fn prototypes(header: &Path) -> BTreeMap<String, Vec<usize>> {
     // `#define cuMemAlloc cuMemAlloc_v2`: the prototype of the plain name is that of the other.
     let renamed: BTreeMap<&str, &str> = text
         .lines()
-        .filter_map(|l| {
-            l.trim()
-                .strip_prefix("#define ")?
-                .trim()
-                .split_once(char::is_whitespace)
-        })
+        .filter_map(|l| l.trim().strip_prefix("#define ")?.trim().split_once(char::is_whitespace))
         .filter(|(a, _)| a.starts_with("cu"))
         .map(|(a, b)| {
             let b = b.trim();
-            let inner = b
-                .strip_prefix("__CUDA_API_PTDS(")
-                .or(b.strip_prefix("__CUDA_API_PTSZ("));
+            let inner = b.strip_prefix("__CUDA_API_PTDS(").or(b.strip_prefix("__CUDA_API_PTSZ("));
             (a, inner.map_or(b, |s| s.trim_end_matches(')')))
         })
         .filter(|(_, b)| b.starts_with("cu"))
         .collect();
     // Old forms of functions stand in the part for the driver's own build, where names are not renamed.
-    let (current, old) = text.split_at(
-        text.rfind("#if defined(__CUDA_API_VERSION_INTERNAL)\n")
-            .unwrap_or(text.len()),
-    );
+    let (current, old) = text.split_at(text.rfind("#if defined(__CUDA_API_VERSION_INTERNAL)\n").unwrap_or(text.len()));
     let mut all = BTreeMap::new();
     for (part, rename) in [(current, true), (old, false)] {
         for after in part.split("CUresult CUDAAPI ").skip(1) {
@@ -114,15 +95,8 @@ pub fn prototypes(header: &Path) -> BTreeMap<String, Vec<usize>> {
                 continue;
             };
             let name = after[..open].trim();
-            let linked = if rename {
-                renamed.get(name).copied().unwrap_or(name)
-            } else {
-                name
-            };
-            let parameters = after[open + 1..close]
-                .split(',')
-                .map(str::trim)
-                .filter(|p| !p.is_empty() && *p != "void");
+            let linked = if rename { renamed.get(name).copied().unwrap_or(name) } else { name };
+            let parameters = after[open + 1..close].split(',').map(str::trim).filter(|p| !p.is_empty() && *p != "void");
             let relevant = !after[..close].contains("CUarray") && !after[..close].contains("CUtex");
             let known = |p: &str| std::panic::catch_unwind(|| size(p)).ok();
             if let Some(sizes) = parameters.map(known).collect::<Option<Vec<usize>>>()

@@ -33,53 +33,50 @@ fn of(f: CUfunction, a: CUfunction_attribute) -> i32 {
 #[test]
 fn devices_describe_the_chip_they_pose_as() {
     for (cc, [optin, shared, threads, blocks, sms, clusters]) in CHIPS {
-        let done = inside(
-            &[("VGPU_CC", cc), ("VGPU_DEVICES", "3"), ("VGPU_MEMORY", "300M")],
-            || {
-                use CUdevice_attribute_enum as A;
-                let cc = std::env::var("VGPU_CC").unwrap();
-                let (_, figures) = CHIPS.into_iter().find(|(c, _)| *c == cc).unwrap();
-                ok!(cuInit(0));
-                let mut n = 0;
-                ok!(cuDeviceGetCount(&mut n));
-                assert_eq!(n, 3);
-                let got = [
-                    attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
-                    attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR),
-                    attribute(A::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR),
-                    attribute(A::CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR),
-                    attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
-                    attribute(A::CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH),
-                ];
-                assert_eq!(got, figures);
-                let major = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
-                let minor = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
-                assert_eq!(format!("{major}.{minor}"), cc);
-                assert_eq!(attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK), 49152);
-                assert_eq!(attribute(A::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED), 1);
-                assert_eq!(attribute(A::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK), 65536);
-                // Every number that the header defines has a value.
-                for a in 1..=143 {
-                    // SAFETY: the numbers of the enumeration go from 1 to 143 without a gap.
-                    attribute(unsafe { std::mem::transmute::<i32, CUdevice_attribute>(a) });
-                }
-                let mut bytes = 0;
-                ok!(cuDeviceTotalMem_v2(&mut bytes, 2));
-                assert_eq!(bytes, 300 << 20);
-                let mut name = [0_u8; 64];
-                ok!(cuDeviceGetName(name.as_mut_ptr().cast(), 64, 1));
-                let name = std::ffi::CStr::from_bytes_until_nul(&name).unwrap().to_str().unwrap();
-                assert!(name.starts_with(&format!("vgpu 1 (sm_{major}{minor}")), "{name}");
-                // A short buffer gets what fits, and its zero.
-                let mut short = [1_u8; 6];
-                ok!(cuDeviceGetName(short.as_mut_ptr().cast(), 5, 1));
-                assert_eq!(&short, b"vgpu\0\x01");
-                let mut ids = [CUuuid { bytes: [0; 16] }; 2];
-                ok!(cuDeviceGetUuid_v2(&mut ids[0], 0));
-                ok!(cuDeviceGetUuid_v2(&mut ids[1], 1));
-                assert_ne!(ids[0].bytes, ids[1].bytes);
-            },
-        );
+        let done = inside(&[("VGPU_CC", cc), ("VGPU_DEVICES", "3"), ("VGPU_MEMORY", "300M")], || {
+            use CUdevice_attribute_enum as A;
+            let cc = std::env::var("VGPU_CC").unwrap();
+            let (_, figures) = CHIPS.into_iter().find(|(c, _)| *c == cc).unwrap();
+            ok!(cuInit(0));
+            let mut n = 0;
+            ok!(cuDeviceGetCount(&mut n));
+            assert_eq!(n, 3);
+            let got = [
+                attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
+                attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR),
+                attribute(A::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR),
+                attribute(A::CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR),
+                attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
+                attribute(A::CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH),
+            ];
+            assert_eq!(got, figures);
+            let major = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+            let minor = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+            assert_eq!(format!("{major}.{minor}"), cc);
+            assert_eq!(attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK), 49152);
+            assert_eq!(attribute(A::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED), 1);
+            assert_eq!(attribute(A::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK), 65536);
+            // Every number that the header defines has a value.
+            for a in 1..=143 {
+                // SAFETY: the numbers of the enumeration go from 1 to 143 without a gap.
+                attribute(unsafe { std::mem::transmute::<i32, CUdevice_attribute>(a) });
+            }
+            let mut bytes = 0;
+            ok!(cuDeviceTotalMem_v2(&mut bytes, 2));
+            assert_eq!(bytes, 300 << 20);
+            let mut name = [0_u8; 64];
+            ok!(cuDeviceGetName(name.as_mut_ptr().cast(), 64, 1));
+            let name = std::ffi::CStr::from_bytes_until_nul(&name).unwrap().to_str().unwrap();
+            assert!(name.starts_with(&format!("vgpu 1 (sm_{major}{minor}")), "{name}");
+            // A short buffer gets what fits, and its zero.
+            let mut short = [1_u8; 6];
+            ok!(cuDeviceGetName(short.as_mut_ptr().cast(), 5, 1));
+            assert_eq!(&short, b"vgpu\0\x01");
+            let mut ids = [CUuuid { bytes: [0; 16] }; 2];
+            ok!(cuDeviceGetUuid_v2(&mut ids[0], 0));
+            ok!(cuDeviceGetUuid_v2(&mut ids[1], 1));
+            assert_ne!(ids[0].bytes, ids[1].bytes);
+        });
         let _ = (optin, shared, threads, blocks, sms, clusters);
         if done.is_none() {
             return;
@@ -104,16 +101,10 @@ fn dynamic_shared_memory_above_48_kib_has_to_be_asked_for() {
         assert_eq!(launch(f, 1, 1, 100_000, null_mut(), &[p]), CUresult::CUDA_SUCCESS);
         assert_eq!(launch(f, 1, 1, 100_001, null_mut(), &[p]), refused);
         ok!(cuFuncSetAttribute(f, DYNAMIC, 166_912 - 1024));
-        assert_eq!(
-            launch(f, 1, 1, 166_912 - 1024, null_mut(), &[p]),
-            CUresult::CUDA_SUCCESS
-        );
+        assert_eq!(launch(f, 1, 1, 166_912 - 1024, null_mut(), &[p]), CUresult::CUDA_SUCCESS);
         assert_eq!(get(p, 1, null_mut()), [7]);
         // A read-only attribute is not set.
-        fails!(
-            CUDA_ERROR_INVALID_VALUE,
-            cuFuncSetAttribute(f, CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS, 8)
-        );
+        fails!(CUDA_ERROR_INVALID_VALUE, cuFuncSetAttribute(f, CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS, 8));
     });
 }
 
@@ -127,31 +118,14 @@ fn grids_and_blocks_have_limits() {
             let mut args = [std::ptr::from_ref(&p).cast_mut().cast()];
             // SAFETY: the kernels take one pointer, which they do not follow.
             unsafe {
-                cuLaunchKernel(
-                    f,
-                    g[0],
-                    g[1],
-                    g[2],
-                    b[0],
-                    b[1],
-                    b[2],
-                    0,
-                    null_mut(),
-                    args.as_mut_ptr(),
-                    null_mut(),
-                )
+                cuLaunchKernel(f, g[0], g[1], g[2], b[0], b[1], b[2], 0, null_mut(), args.as_mut_ptr(), null_mut())
             }
         };
         let refused = CUresult::CUDA_ERROR_INVALID_VALUE;
         assert_eq!(go(f, [1; 3], [64, 1, 1]), CUresult::CUDA_SUCCESS);
         assert_eq!(go(f, [1; 3], [65, 1, 1]), refused);
         assert_eq!(of(f, CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK), 64);
-        for (g, b) in [
-            ([0, 1, 1], [1; 3]),
-            ([1; 3], [0, 1, 1]),
-            ([1, 65536, 1], [1; 3]),
-            ([1 << 31, 1, 1], [1; 3]),
-        ] {
+        for (g, b) in [([0, 1, 1], [1; 3]), ([1; 3], [0, 1, 1]), ([1, 65536, 1], [1; 3]), ([1 << 31, 1, 1], [1; 3])] {
             assert_eq!(go(f, g, b), refused, "{g:?} {b:?}");
         }
         let f = kernel(m, "exact");
@@ -190,34 +164,19 @@ fn a_block_that_needs_more_registers_than_there_are_is_refused() {
         let f = kernel(load(&hungry(100, "")), "hungry");
         assert!((100..=112).contains(&registers(f)), "{}", registers(f));
         assert_eq!(launch(f, 1, 512, 0, null_mut(), &[p]), CUresult::CUDA_SUCCESS);
-        assert_eq!(
-            launch(f, 1, 1024, 0, null_mut(), &[p]),
-            CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
-        );
+        assert_eq!(launch(f, 1, 1024, 0, null_mut(), &[p]), CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES);
         // The directives make the compiler keep to a limit.
         let f = kernel(load(&hungry(100, ".maxntid 1024, 1, 1")), "hungry");
         assert_eq!(registers(f), 64);
         assert_eq!(launch(f, 1, 1024, 0, null_mut(), &[p]), CUresult::CUDA_SUCCESS);
         assert_eq!(registers(kernel(load(&hungry(100, ".maxnreg 40")), "hungry")), 40);
-        assert_eq!(
-            registers(kernel(
-                load(&hungry(100, ".maxntid 256, 1, 1\n.minnctapersm 4")),
-                "hungry"
-            )),
-            64
-        );
+        assert_eq!(registers(kernel(load(&hungry(100, ".maxntid 256, 1, 1\n.minnctapersm 4")), "hungry")), 64);
         assert_eq!(registers(kernel(load(&hungry(300, "")), "hungry")), 255);
         // So does the option of a load.
         let text = std::ffi::CString::new(hungry(100, "")).unwrap();
         let (mut m, mut names) = (null_mut(), [CUjit_option::CU_JIT_MAX_REGISTERS]);
         let mut values = [std::ptr::without_provenance_mut(48)];
-        ok!(cuModuleLoadDataEx(
-            &mut m,
-            text.as_ptr().cast(),
-            1,
-            names.as_mut_ptr(),
-            values.as_mut_ptr()
-        ));
+        ok!(cuModuleLoadDataEx(&mut m, text.as_ptr().cast(), 1, names.as_mut_ptr(), values.as_mut_ptr()));
         assert_eq!(registers(kernel(m, "hungry")), 48);
     });
 }
@@ -261,41 +220,18 @@ fn attributes_of_a_launch() {
             start(0);
             let (f, p) = (kernel(load(KERNELS), "set"), alloc(128 * 8));
             let cooperative = |blocks, threads| {
-                launch_ex(
-                    f,
-                    blocks,
-                    threads,
-                    &mut [launch_attribute(COOPERATIVE, [1, 0, 0])],
-                    &[p, 3],
-                )
+                launch_ex(f, blocks, threads, &mut [launch_attribute(COOPERATIVE, [1, 0, 0])], &[p, 3])
             };
             assert_eq!(cooperative(8, 32), CUresult::CUDA_SUCCESS);
             // Two blocks of 1024 threads are resident on each multiprocessor.
             let resident = if hopper { 132 * 2 } else { 108 * 2 };
-            assert_eq!(
-                cooperative(resident + 1, 1024),
-                CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE
-            );
-            let mut args = [
-                std::ptr::from_ref(&p).cast_mut().cast(),
-                std::ptr::from_ref(&3_u64).cast_mut().cast(),
-            ];
+            assert_eq!(cooperative(resident + 1, 1024), CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
+            let mut args = [std::ptr::from_ref(&p).cast_mut().cast(), std::ptr::from_ref(&3_u64).cast_mut().cast()];
             fails!(
                 CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE,
                 cuLaunchCooperativeKernel(f, resident + 1, 1, 1, 1024, 1, 1, 0, null_mut(), args.as_mut_ptr())
             );
-            ok!(cuLaunchCooperativeKernel(
-                f,
-                8,
-                1,
-                1,
-                32,
-                1,
-                1,
-                0,
-                null_mut(),
-                args.as_mut_ptr()
-            ));
+            ok!(cuLaunchCooperativeKernel(f, 8, 1, 1, 32, 1, 1, 0, null_mut(), args.as_mut_ptr()));
             let cluster =
                 |blocks, size| launch_ex(f, blocks, 32, &mut [launch_attribute(CLUSTER, [size, 1, 1])], &[p, 4]);
             assert_eq!(cluster(8, 1), CUresult::CUDA_SUCCESS);
@@ -349,12 +285,7 @@ fn occupancy_is_that_of_the_calculator() {
         let (major, minor) = cc.split_once('.').unwrap();
         let mut compiler = Command::new("cc");
         compiler.args(["-O1", "-w", "-I"]).arg(folder.parent().unwrap());
-        let program = build_c(
-            &mut compiler,
-            include_str!("occupancy.c"),
-            &format!("occupancy-{cc}"),
-            &[],
-        );
+        let program = build_c(&mut compiler, include_str!("occupancy.c"), &format!("occupancy-{cc}"), &[]);
         let figures = [optin, shared, threads, sms].map(|n| n.to_string());
         let mut child = Command::new(&program)
             .args([major, minor])
@@ -378,13 +309,7 @@ pub fn build_c(compiler: &mut Command, text: &str, name: &str, libraries: &[std:
     let stem = format!("{name}-{}", std::process::id());
     let (source, program) = (folder.join(format!("{stem}.c")), folder.join(stem));
     std::fs::write(&source, text).unwrap();
-    let out = compiler
-        .arg("-o")
-        .arg(&program)
-        .arg(&source)
-        .args(libraries)
-        .output()
-        .expect("a C compiler");
+    let out = compiler.arg("-o").arg(&program).arg(&source).args(libraries).output().expect("a C compiler");
     std::fs::remove_file(source).unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     program
@@ -405,26 +330,13 @@ fn the_best_block_size() {
         unsafe extern "C" fn shared(threads: i32) -> usize {
             100 * threads as usize
         }
-        ok!(cuOccupancyMaxPotentialBlockSize(
-            &mut grid,
-            &mut block,
-            f,
-            Some(shared),
-            0,
-            0
-        ));
+        ok!(cuOccupancyMaxPotentialBlockSize(&mut grid, &mut block, f, Some(shared), 0, 0));
         assert!((32..=480).contains(&block), "{block}");
         let mut bytes = 0;
         ok!(cuOccupancyAvailableDynamicSMemPerBlock(&mut bytes, f, 2, 256));
         assert_eq!(bytes, (164 << 10) / 2 - 1024);
         let mut n = 0;
-        fails!(
-            CUDA_ERROR_INVALID_VALUE,
-            cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut n, f, 0, 0)
-        );
-        fails!(
-            CUDA_ERROR_INVALID_VALUE,
-            cuOccupancyAvailableDynamicSMemPerBlock(&mut bytes, f, 9, 256)
-        );
+        fails!(CUDA_ERROR_INVALID_VALUE, cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut n, f, 0, 0));
+        fails!(CUDA_ERROR_INVALID_VALUE, cuOccupancyAvailableDynamicSMemPerBlock(&mut bytes, f, 9, 256));
     });
 }

@@ -93,20 +93,11 @@ fn devices_have_memories_of_their_own() {
         // A function of the other context, and a stream of it.
         assert_eq!(launch(kernel(m0, "set"), 1, 1, 0, s, &[p, 1]), CUresult::CUDA_SUCCESS);
         ok!(cuCtxSetCurrent(b));
-        assert_eq!(
-            launch(f, 1, 1, 0, null_mut(), &[p, 1]),
-            CUresult::CUDA_ERROR_INVALID_HANDLE
-        );
-        assert_eq!(
-            launch(kernel(m1, "set"), 1, 1, 0, s, &[q, 1]),
-            CUresult::CUDA_ERROR_INVALID_HANDLE
-        );
+        assert_eq!(launch(f, 1, 1, 0, null_mut(), &[p, 1]), CUresult::CUDA_ERROR_INVALID_HANDLE);
+        assert_eq!(launch(kernel(m1, "set"), 1, 1, 0, s, &[q, 1]), CUresult::CUDA_ERROR_INVALID_HANDLE);
         fails!(CUDA_ERROR_INVALID_HANDLE, cuEventRecord(event(), s));
         // A kernel does not reach the memory of the other device.
-        assert_eq!(
-            launch(kernel(m1, "set"), 1, 32, 0, null_mut(), &[p, 1]),
-            CUresult::CUDA_SUCCESS
-        );
+        assert_eq!(launch(kernel(m1, "set"), 1, 32, 0, null_mut(), &[p, 1]), CUresult::CUDA_SUCCESS);
         fails!(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize());
     });
 }
@@ -122,10 +113,7 @@ fn what_was_never_written_stays_so_in_copies() {
         ok!(cuCtxSynchronize());
         ok!(cuCtxSetCurrent(b));
         let r = alloc(128);
-        assert_eq!(
-            launch(kernel(load(KERNELS), "copy"), 1, 32, 0, null_mut(), &[r, q]),
-            CUresult::CUDA_SUCCESS
-        );
+        assert_eq!(launch(kernel(load(KERNELS), "copy"), 1, 32, 0, null_mut(), &[r, q]), CUresult::CUDA_SUCCESS);
         fails!(CUDA_ERROR_LAUNCH_FAILED, cuCtxSynchronize());
     });
     assert!(ran.is_none_or(|r| r.err.contains("Uninitialised")));
@@ -149,10 +137,7 @@ fn pools_limit_and_count() {
         ok!(cuMemPoolCreate(&mut pool, &props));
         ok!(cuMemAllocFromPoolAsync(&mut p, 600, pool, null_mut()));
         let mut more = 0;
-        fails!(
-            CUDA_ERROR_OUT_OF_MEMORY,
-            cuMemAllocFromPoolAsync(&mut more, 600, pool, null_mut())
-        );
+        fails!(CUDA_ERROR_OUT_OF_MEMORY, cuMemAllocFromPoolAsync(&mut more, 600, pool, null_mut()));
         let read = |a| {
             let mut v = 0_u64;
             ok!(cuMemPoolGetAttribute(pool, a, (&raw mut v).cast()));
@@ -198,27 +183,16 @@ fn pointers_say_what_they_are() {
             CUDA_ERROR_INVALID_VALUE,
             cuPointerGetAttribute((&raw mut v).cast(), A::CU_POINTER_ATTRIBUTE_MEMORY_TYPE, p + 1000)
         );
-        fails!(
-            CUDA_ERROR_INVALID_VALUE,
-            cuPointerGetAttribute(null_mut(), A::CU_POINTER_ATTRIBUTE_MEMORY_TYPE, p)
-        );
+        fails!(CUDA_ERROR_INVALID_VALUE, cuPointerGetAttribute(null_mut(), A::CU_POINTER_ATTRIBUTE_MEMORY_TYPE, p));
         let (mut start_at, mut size, mut managed) = (0_u64, 0_usize, 1_u8);
         let mut names = [
             A::CU_POINTER_ATTRIBUTE_RANGE_START_ADDR,
             A::CU_POINTER_ATTRIBUTE_RANGE_SIZE,
             A::CU_POINTER_ATTRIBUTE_IS_MANAGED,
         ];
-        let mut places: [*mut c_void; 3] = [
-            (&raw mut start_at).cast(),
-            (&raw mut size).cast(),
-            (&raw mut managed).cast(),
-        ];
-        ok!(cuPointerGetAttributes(
-            3,
-            names.as_mut_ptr(),
-            places.as_mut_ptr(),
-            p + 5
-        ));
+        let mut places: [*mut c_void; 3] =
+            [(&raw mut start_at).cast(), (&raw mut size).cast(), (&raw mut managed).cast()];
+        ok!(cuPointerGetAttributes(3, names.as_mut_ptr(), places.as_mut_ptr(), p + 5));
         assert_eq!((start_at, size, managed), (p, 1000, 0));
         ok!(cuPointerGetAttributes(3, names.as_mut_ptr(), places.as_mut_ptr(), 5));
         assert_eq!((start_at, size), (0, 0));
@@ -277,22 +251,11 @@ fn what_is_not_offered_says_so() {
         start(0);
         let mut p = 0;
         fails!(CUDA_ERROR_NOT_SUPPORTED, cuMemAllocManaged(&mut p, 4, 1));
-        fails!(
-            CUDA_ERROR_NOT_SUPPORTED,
-            cuMemHostGetDevicePointer_v2(&mut p, pinned(1).as_mut_ptr().cast(), 0)
-        );
+        fails!(CUDA_ERROR_NOT_SUPPORTED, cuMemHostGetDevicePointer_v2(&mut p, pinned(1).as_mut_ptr().cast(), 0));
         let mut v = 1;
-        ok!(cuDeviceGetAttribute(
-            &mut v,
-            CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY,
-            0
-        ));
+        ok!(cuDeviceGetAttribute(&mut v, CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY, 0));
         assert_eq!(v, 0);
-        ok!(cuDeviceGetAttribute(
-            &mut v,
-            CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY,
-            0
-        ));
+        ok!(cuDeviceGetAttribute(&mut v, CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY, 0));
         assert_eq!(v, 0);
     });
 }

@@ -9,21 +9,10 @@ use crate::raw::*;
 /// Loads with a buffer for the log of errors; gives the code and the log.
 fn refused(image: &[u8]) -> (CUresult, String) {
     let (mut m, mut log) = (null_mut(), [0_u8; 512]);
-    let mut names = [
-        CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
-        CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
-    ];
+    let mut names = [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
     let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), std::ptr::without_provenance_mut(log.len())];
     // SAFETY: the image ends in a zero, the options are two with their values, the log has the size that is given.
-    let code = unsafe {
-        cuModuleLoadDataEx(
-            &mut m,
-            image.as_ptr().cast(),
-            2,
-            names.as_mut_ptr(),
-            values.as_mut_ptr(),
-        )
-    };
+    let code = unsafe { cuModuleLoadDataEx(&mut m, image.as_ptr().cast(), 2, names.as_mut_ptr(), values.as_mut_ptr()) };
     let used = values[1].addr();
     let n = log.iter().position(|b| *b == 0).unwrap();
     if n > 0 {
@@ -45,17 +34,9 @@ fn images_that_do_not_run_here_are_refused_with_the_reason() {
             assert_eq!(got, code, "{log}");
             assert!(log.contains(word), "{log}");
         };
-        case(
-            &head("8.0", "sm_90"),
-            CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
-            "sm_90, the device is sm_80",
-        );
+        case(&head("8.0", "sm_90"), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU, "sm_90, the device is sm_80");
         case(&head("8.0", "sm_90a"), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU, "sm_90a");
-        case(
-            &head("9.0", "sm_80"),
-            CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
-            "PTX version 9.0 is newer than 8.8",
-        );
+        case(&head("9.0", "sm_80"), CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION, "PTX version 9.0 is newer than 8.8");
         case(b"nonsense\0", CUresult::CUDA_ERROR_INVALID_IMAGE, "no PTX");
         case(
             b".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k() { frobnicate; ret; }\n\0",
@@ -63,18 +44,11 @@ fn images_that_do_not_run_here_are_refused_with_the_reason() {
             "frobnicate",
         );
         case(b"\x7fELF\x02\x01\x01\x33\0", CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU, "");
-        case(
-            &[0x50, 0xed, 0x55, 0xba, 1, 0, 16, 0, 0],
-            CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
-            "",
-        );
+        case(&[0x50, 0xed, 0x55, 0xba, 1, 0, 16, 0, 0], CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU, "");
         assert_eq!(refused(&head("8.8", "sm_70")).0, CUresult::CUDA_SUCCESS);
         let mut m = null_mut();
         fails!(CUDA_ERROR_INVALID_VALUE, cuModuleLoadData(&mut m, std::ptr::null()));
-        fails!(
-            CUDA_ERROR_FILE_NOT_FOUND,
-            cuModuleLoad(&mut m, c"/nonexistent/file.ptx".as_ptr())
-        );
+        fails!(CUDA_ERROR_FILE_NOT_FOUND, cuModuleLoad(&mut m, c"/nonexistent/file.ptx".as_ptr()));
     });
     assert!(ran.is_none_or(|r| r.err.contains("only PTX text runs here")));
 }
@@ -112,16 +86,10 @@ fn variables_and_functions_by_name() {
         assert_eq!((n, get(at, 1, null_mut())), (4, vec![5]));
         put(at, &[6]);
         assert_eq!(get(at, 1, null_mut()), [6]);
-        fails!(
-            CUDA_ERROR_NOT_FOUND,
-            cuModuleGetGlobal_v2(&mut at, &mut n, m, c"nothing".as_ptr())
-        );
+        fails!(CUDA_ERROR_NOT_FOUND, cuModuleGetGlobal_v2(&mut at, &mut n, m, c"nothing".as_ptr()));
         ok!(cuModuleGetGlobal_v2(null_mut(), &mut n, m, c"counter".as_ptr()));
         let mut f = null_mut();
-        fails!(
-            CUDA_ERROR_NOT_FOUND,
-            cuModuleGetFunction(&mut f, m, c"nothing".as_ptr())
-        );
+        fails!(CUDA_ERROR_NOT_FOUND, cuModuleGetFunction(&mut f, m, c"nothing".as_ptr()));
         // The same function has one handle, and it ends with its module, as do the variables.
         assert_eq!(kernel(m, "set"), kernel(m, "set"));
         let (mut count, mut again) = (0, null_mut());
@@ -133,15 +101,9 @@ fn variables_and_functions_by_name() {
         let (mut offset, mut size) = (0, 0);
         ok!(cuFuncGetParamInfo(f, 1, &mut offset, &mut size));
         assert_eq!((offset, size), (8, 4));
-        fails!(
-            CUDA_ERROR_INVALID_VALUE,
-            cuFuncGetParamInfo(f, 2, &mut offset, &mut size)
-        );
+        fails!(CUDA_ERROR_INVALID_VALUE, cuFuncGetParamInfo(f, 2, &mut offset, &mut size));
         ok!(cuModuleUnload(m));
-        assert_eq!(
-            launch(f, 1, 1, 0, null_mut(), &[0, 0]),
-            CUresult::CUDA_ERROR_INVALID_HANDLE
-        );
+        assert_eq!(launch(f, 1, 1, 0, null_mut(), &[0, 0]), CUresult::CUDA_ERROR_INVALID_HANDLE);
         fails!(CUDA_ERROR_INVALID_VALUE, cuMemsetD32_v2(at, 0, 1));
         fails!(CUDA_ERROR_INVALID_HANDLE, cuModuleUnload(m));
     });
@@ -163,45 +125,18 @@ fn arguments_come_as_pointers_or_in_one_buffer() {
             size.as_ptr().cast(),
             null_mut(),
         ];
-        ok!(cuLaunchKernel(
-            f,
-            1,
-            1,
-            1,
-            32,
-            1,
-            1,
-            0,
-            null_mut(),
-            null_mut(),
-            extra.as_mut_ptr()
-        ));
+        ok!(cuLaunchKernel(f, 1, 1, 1, 32, 1, 1, 0, null_mut(), null_mut(), extra.as_mut_ptr()));
         assert_eq!(get(p, 32, null_mut()), [77; 32]);
         size.set(8);
         fails!(
             CUDA_ERROR_INVALID_VALUE,
             cuLaunchKernel(f, 1, 1, 1, 32, 1, 1, 0, null_mut(), null_mut(), extra.as_mut_ptr())
         );
-        fails!(
-            CUDA_ERROR_INVALID_VALUE,
-            cuLaunchKernel(f, 1, 1, 1, 32, 1, 1, 0, null_mut(), null_mut(), null_mut())
-        );
+        fails!(CUDA_ERROR_INVALID_VALUE, cuLaunchKernel(f, 1, 1, 1, 32, 1, 1, 0, null_mut(), null_mut(), null_mut()));
         let mut both = [null_mut(); 2];
         fails!(
             CUDA_ERROR_INVALID_VALUE,
-            cuLaunchKernel(
-                f,
-                1,
-                1,
-                1,
-                32,
-                1,
-                1,
-                0,
-                null_mut(),
-                both.as_mut_ptr(),
-                extra.as_mut_ptr()
-            )
+            cuLaunchKernel(f, 1, 1, 1, 32, 1, 1, 0, null_mut(), both.as_mut_ptr(), extra.as_mut_ptr())
         );
     });
 }

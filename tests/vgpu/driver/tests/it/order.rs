@@ -11,10 +11,7 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, n: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % n
     }
 }
@@ -50,11 +47,7 @@ fn random_programs_ordered_by_events_are_right_under_every_seed() {
                 expected[i] = [i as u32; 32];
             }
             for step in 0..STEPS {
-                let (s, to, from) = (
-                    streams[random.below(STREAMS)],
-                    random.below(BUFFERS),
-                    random.below(BUFFERS),
-                );
+                let (s, to, from) = (streams[random.below(STREAMS)], random.below(BUFFERS), random.below(BUFFERS));
                 // Everything that touched the destination, and whoever wrote the source, comes first.
                 for e in uses[to].write.iter().chain(&uses[to].reads).chain(&uses[from].write) {
                     ok!(cuStreamWaitEvent(s, *e, 0));
@@ -70,12 +63,7 @@ fn random_programs_ordered_by_events_are_right_under_every_seed() {
                         expected[to] = [step as u32; 32];
                     }
                     2 => {
-                        ok!(cuMemcpyHtoDAsync_v2(
-                            buffers[to],
-                            [step as u32; 32].as_ptr().cast(),
-                            128,
-                            s
-                        ));
+                        ok!(cuMemcpyHtoDAsync_v2(buffers[to], [step as u32; 32].as_ptr().cast(), 128, s));
                         expected[to] = [step as u32; 32];
                     }
                     3 => {
@@ -92,10 +80,7 @@ fn random_programs_ordered_by_events_are_right_under_every_seed() {
                 let e = event();
                 ok!(cuEventRecord(e, s));
                 uses[from].reads.push(e);
-                uses[to] = Uses {
-                    write: Some(e),
-                    reads: Vec::new(),
-                };
+                uses[to] = Uses { write: Some(e), reads: Vec::new() };
                 // Now and then the host looks, and at times it only asks.
                 match random.below(20) {
                     0 => assert_eq!(get(buffers[to], 32, s), expected[to], "program {program}, step {step}"),

@@ -17,13 +17,7 @@ fn enqueue(s: CUstream, run: Run, data: usize) -> u32 {
     // SAFETY: the private symbol has this prototype, and the functions below take a number for their data.
     unsafe {
         let f: Enqueue = std::mem::transmute(symbol("vgpuEnqueue"));
-        f(
-            s,
-            Some(run),
-            Some(dropped),
-            std::ptr::without_provenance_mut(data),
-            c"test operation".as_ptr(),
-        )
+        f(s, Some(run), Some(dropped), std::ptr::without_provenance_mut(data), c"test operation".as_ptr())
     }
 }
 
@@ -64,10 +58,7 @@ fn operations_from_outside_keep_the_order_of_their_stream() {
         assert_eq!(enqueue(b, note, 3), 0);
         assert!(LOG.lock().unwrap().is_empty());
         ok!(cuStreamSynchronize(b));
-        assert_eq!(
-            (LOG.lock().unwrap().as_slice(), DROPPED.load(SeqCst)),
-            (&[1, 2, 3][..], 3)
-        );
+        assert_eq!((LOG.lock().unwrap().as_slice(), DROPPED.load(SeqCst)), (&[1, 2, 3][..], 3));
         assert_eq!(enqueue(0x77 as CUstream, note, 1), 400);
     });
 }
@@ -144,10 +135,7 @@ fn operations_from_outside_are_captured() {
     inside(&[], || {
         start(0);
         let s = stream();
-        ok!(cuStreamBeginCapture_v2(
-            s,
-            CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL
-        ));
+        ok!(cuStreamBeginCapture_v2(s, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL));
         assert_eq!(enqueue(s, note, 5), 0);
         let (mut g, mut e) = (null_mut(), null_mut());
         ok!(cuStreamEndCapture(s, &mut g));
@@ -188,13 +176,7 @@ fn memory_is_read_written_and_checked() {
             words = [0; 4];
             assert_eq!(read(p, words.as_mut_ptr().cast(), 16), 0);
             assert_eq!(words, [1, 2, 3, 4]);
-            assert_eq!(
-                (
-                    read(p + 60, words.as_mut_ptr().cast(), 16),
-                    write(64, words.as_mut_ptr().cast(), 4)
-                ),
-                (1, 1)
-            );
+            assert_eq!((read(p + 60, words.as_mut_ptr().cast(), 16), write(64, words.as_mut_ptr().cast(), 4)), (1, 1));
             assert_eq!((check(64, 4, 0), read(p, null_mut(), 4)), (700, 1));
             assert_eq!((device(s, &mut n), n), (0, 1));
             assert_eq!(device(0x99 as CUstream, &mut n), 400);
@@ -220,21 +202,9 @@ fn what_was_not_given_back_is_named_at_the_end() {
         ok!(cuDevicePrimaryCtxRelease_v2(1));
     });
     let Some(ran) = ran else { return };
-    assert!(
-        ran.err
-            .contains("left on device 0: 1 allocations, 1 events, 1 modules (1000 bytes"),
-        "{}",
-        ran.err
-    );
-    assert!(
-        ran.err.contains("left on device 1: 1 allocations (77 bytes"),
-        "{}",
-        ran.err
-    );
+    assert!(ran.err.contains("left on device 0: 1 allocations, 1 events, 1 modules (1000 bytes"), "{}", ran.err);
+    assert!(ran.err.contains("left on device 1: 1 allocations (77 bytes"), "{}", ran.err);
     let lines = std::fs::read_to_string(&report).unwrap();
     std::fs::remove_file(&report).unwrap();
-    assert!(
-        lines.contains("\"leaks\":true,\"device\":0,\"bytes\":1000") && lines.lines().count() == 2,
-        "{lines}"
-    );
+    assert!(lines.contains("\"leaks\":true,\"device\":0,\"bytes\":1000") && lines.lines().count() == 2, "{lines}");
 }

@@ -13,10 +13,7 @@ fn a_c_program_with_the_real_header() {
     // The child tells which functions there are; the parent writes, builds and runs the program.
     let ran = inside(&[], || {
         println!();
-        for name in exported()
-            .into_keys()
-            .filter(|n| n.starts_with("cu") && !n.starts_with("cuProfiler"))
-        {
+        for name in exported().into_keys().filter(|n| n.starts_with("cu") && !n.starts_with("cuProfiler")) {
             println!("function {name}");
         }
     });
@@ -28,9 +25,7 @@ fn a_c_program_with_the_real_header() {
     // Each function becomes a pointer of the type that the header gives it; the linker finds them in the library. Where the
     // header only knows a plain name that it renames, the renamed form is declared by the plain one.
     let text = std::fs::read_to_string(&header).unwrap();
-    let text = &text[..text
-        .rfind("#if defined(__CUDA_API_VERSION_INTERNAL)\n")
-        .unwrap_or(text.len())];
+    let text = &text[..text.rfind("#if defined(__CUDA_API_VERSION_INTERNAL)\n").unwrap_or(text.len())];
     let declared = |n: &&&str| text.contains(&format!("CUDAAPI {n}(")) && !text.contains(&format!("#define {n} "));
     let mut functions = String::from("static int functions(void) {\n    int n = 0;\n");
     let plain: Vec<String> = names.iter().map(|n| n.split("_v").next().unwrap().to_owned()).collect();
@@ -50,26 +45,10 @@ fn a_c_program_with_the_real_header() {
         .arg("-I")
         .arg(&folder);
     let library = library_folder();
-    let program = build_c(
-        &mut compiler,
-        include_str!("program.c"),
-        "program",
-        &[library.join("libcuda.so")],
-    );
-    let out = Command::new(&program)
-        .arg(&module)
-        .env("LD_LIBRARY_PATH", library)
-        .output()
-        .unwrap();
-    let (text, err) = (
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr),
-    );
-    assert!(
-        out.status.success() && text.contains("vector addition is right"),
-        "{:?}\n{text}\n{err}",
-        out.status
-    );
+    let program = build_c(&mut compiler, include_str!("program.c"), "program", &[library.join("libcuda.so")]);
+    let out = Command::new(&program).arg(&module).env("LD_LIBRARY_PATH", library).output().unwrap();
+    let (text, err) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && text.contains("vector addition is right"), "{:?}\n{text}\n{err}", out.status);
     // The library is known by the name of a real driver.
     let needed = Command::new("readelf").args(["-d"]).arg(&program).output();
     if let Ok(needed) = needed {
@@ -105,35 +84,21 @@ fn nvrtc_compiles_while_this_library_is_the_driver() {
     let path = format!("{}:{}", library_folder().display(), nvrtc.parent().unwrap().display());
     for (seed, streams) in [("0", "lazy"), ("1", "lazy"), ("2", "lazy"), ("0", "eager")] {
         // NVRTC itself asks the driver for its tables while it compiles; their absence must not bring it down.
-        let ran = inside(
-            &[
-                ("VGPU_SEED", seed),
-                ("VGPU_STREAMS", streams),
-                ("LD_LIBRARY_PATH", &path),
-            ],
-            || {
-                use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
-                let options = cudarc::nvrtc::CompileOptions {
-                    arch: Some("compute_80"),
-                    ..Default::default()
-                };
-                let ptx = cudarc::nvrtc::compile_ptx_with_opts(SUM, options).unwrap();
-                let ctx = CudaContext::new(0).unwrap();
-                let f = ctx.load_module(ptx).unwrap().load_function("sum").unwrap();
-                let stream = ctx.new_stream().unwrap();
-                let n = 10_000_i32;
-                let x = stream.clone_htod(&vec![1.0_f32; n as usize]).unwrap();
-                let mut out = stream.alloc_zeros::<f32>(1).unwrap();
-                let config = LaunchConfig {
-                    grid_dim: (7, 1, 1),
-                    block_dim: (256, 1, 1),
-                    shared_mem_bytes: 0,
-                };
-                // SAFETY: the kernel takes these three arguments and stays within n elements.
-                unsafe { stream.launch_builder(&f).arg(&mut out).arg(&x).arg(&n).launch(config) }.unwrap();
-                assert_eq!(stream.clone_dtoh(&out).unwrap(), [n as f32]);
-            },
-        );
+        let ran = inside(&[("VGPU_SEED", seed), ("VGPU_STREAMS", streams), ("LD_LIBRARY_PATH", &path)], || {
+            use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
+            let options = cudarc::nvrtc::CompileOptions { arch: Some("compute_80"), ..Default::default() };
+            let ptx = cudarc::nvrtc::compile_ptx_with_opts(SUM, options).unwrap();
+            let ctx = CudaContext::new(0).unwrap();
+            let f = ctx.load_module(ptx).unwrap().load_function("sum").unwrap();
+            let stream = ctx.new_stream().unwrap();
+            let n = 10_000_i32;
+            let x = stream.clone_htod(&vec![1.0_f32; n as usize]).unwrap();
+            let mut out = stream.alloc_zeros::<f32>(1).unwrap();
+            let config = LaunchConfig { grid_dim: (7, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 };
+            // SAFETY: the kernel takes these three arguments and stays within n elements.
+            unsafe { stream.launch_builder(&f).arg(&mut out).arg(&x).arg(&n).launch(config) }.unwrap();
+            assert_eq!(stream.clone_dtoh(&out).unwrap(), [n as f32]);
+        });
         let Some(ran) = ran else { return };
         assert!(ran.out.contains("n is 10000\n"), "{}", ran.out);
     }
@@ -147,17 +112,12 @@ fn a_graph_through_cudarc() {
         // SAFETY: one stream orders everything below.
         unsafe { ctx.disable_event_tracking() };
         let stream = ctx.new_stream().unwrap();
-        let f = ctx
-            .load_module(cudarc::nvrtc::Ptx::from_src(crate::basics::ADD))
-            .unwrap()
-            .load_function("add")
-            .unwrap();
+        let f =
+            ctx.load_module(cudarc::nvrtc::Ptx::from_src(crate::basics::ADD)).unwrap().load_function("add").unwrap();
         let n = 64_i32;
         let ones = stream.clone_htod(&vec![1.0_f32; n as usize]).unwrap();
         let mut sum = stream.alloc_zeros::<f32>(n as usize).unwrap();
-        stream
-            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
-            .unwrap();
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
         for _ in 0..3 {
             add_to(&stream, &f, &mut sum, &ones, n);
         }

@@ -73,21 +73,7 @@ pub fn kernel(module: CUmodule, name: &str) -> CUfunction {
 pub fn launch(f: CUfunction, blocks: u32, threads: u32, shared: u32, s: CUstream, args: &[u64]) -> Code {
     let mut pointers: Vec<*mut c_void> = args.iter().map(|a| std::ptr::from_ref(a).cast_mut().cast()).collect();
     // SAFETY: every pointer holds eight bytes, the size of the largest parameter of the test kernels.
-    unsafe {
-        cuLaunchKernel(
-            f,
-            blocks,
-            1,
-            1,
-            threads,
-            1,
-            1,
-            shared,
-            s,
-            pointers.as_mut_ptr(),
-            std::ptr::null_mut(),
-        )
-    }
+    unsafe { cuLaunchKernel(f, blocks, 1, 1, threads, 1, 1, shared, s, pointers.as_mut_ptr(), std::ptr::null_mut()) }
 }
 
 /// Copies words to the device and waits.

@@ -126,18 +126,12 @@ fn pageable_sources_are_taken_at_the_call_and_pinned_ones_when_the_copy_runs() {
         // Registered memory is pinned too, until it is unregistered.
         let mut own = vec![1_u32; 4];
         ok!(cuMemHostRegister_v2(own.as_mut_ptr().cast(), 16, 0));
-        fails!(
-            CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED,
-            cuMemHostRegister_v2(own.as_mut_ptr().cast(), 8, 0)
-        );
+        fails!(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED, cuMemHostRegister_v2(own.as_mut_ptr().cast(), 8, 0));
         ok!(cuMemcpyHtoDAsync_v2(p, own.as_ptr().cast(), 16, s));
         own.fill(9);
         assert_eq!(get(p, 4, s), [9; 4]);
         ok!(cuMemHostUnregister(own.as_mut_ptr().cast()));
-        fails!(
-            CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED,
-            cuMemHostUnregister(own.as_mut_ptr().cast())
-        );
+        fails!(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, cuMemHostUnregister(own.as_mut_ptr().cast()));
         ok!(cuMemcpyHtoDAsync_v2(p, own.as_ptr().cast(), 16, s));
         own.fill(1);
         assert_eq!(get(p, 4, s), [9; 4]);
@@ -278,11 +272,7 @@ fn memory_freed_while_another_stream_uses_it_is_found_under_some_seeds() {
     assert!(n >= SEEDS.len() / 3);
     // The child runs the program at the line above and comes no further.
     let ran = inside(&[("VGPU_SEED", "0")], || ()).expect("this is the parent");
-    assert!(
-        ran.err.contains("CUDA_ERROR_ILLEGAL_ADDRESS") && ran.err.contains("freed memory"),
-        "{}",
-        ran.err
-    );
+    assert!(ran.err.contains("CUDA_ERROR_ILLEGAL_ADDRESS") && ran.err.contains("freed memory"), "{}", ran.err);
 }
 
 /// Memory is allocated on one stream and used on another at once, with or without waiting for the allocation.

@@ -73,20 +73,10 @@ fn prototypes_are_those_of_the_header() {
         let Some(header) = skip_without_header() else { return };
         let prototypes = prototypes(&header);
         let ours = exported();
-        assert!(
-            ours.len() > 150 && prototypes.len() > 400,
-            "{} {}",
-            ours.len(),
-            prototypes.len()
-        );
+        assert!(ours.len() > 150 && prototypes.len() > 400, "{} {}", ours.len(), prototypes.len());
         // Those of the profiler stand in another header.
-        for (name, sizes) in ours
-            .iter()
-            .filter(|(n, _)| n.starts_with("cu") && !n.starts_with("cuProfiler"))
-        {
-            let theirs = prototypes
-                .get(name)
-                .unwrap_or_else(|| panic!("{name} is not in cuda.h"));
+        for (name, sizes) in ours.iter().filter(|(n, _)| n.starts_with("cu") && !n.starts_with("cuProfiler")) {
+            let theirs = prototypes.get(name).unwrap_or_else(|| panic!("{name} is not in cuda.h"));
             assert_eq!(sizes, theirs, "{name}");
         }
     });
@@ -97,10 +87,8 @@ fn functions_are_found_by_name_and_version() {
     inside(&[], || {
         ok!(cuInit(0));
         let find = |name: &str, version: i32| {
-            let (mut p, mut status) = (
-                std::ptr::null_mut(),
-                CUdriverProcAddressQueryResult::CU_GET_PROC_ADDRESS_SUCCESS,
-            );
+            let (mut p, mut status) =
+                (std::ptr::null_mut(), CUdriverProcAddressQueryResult::CU_GET_PROC_ADDRESS_SUCCESS);
             let name = CString::new(name).unwrap();
             ok!(cuGetProcAddress_v2(name.as_ptr(), &mut p, version, 0, &mut status));
             (p, status as u32)
@@ -109,10 +97,7 @@ fn functions_are_found_by_name_and_version() {
         assert_eq!(find("cuInit", 12000), (symbol("cuInit"), 0));
         assert_eq!(find("cuEventElapsedTime", 12090), (symbol("cuEventElapsedTime_v2"), 0));
         assert_eq!(find("cuEventElapsedTime", 12000), (symbol("cuEventElapsedTime"), 0));
-        assert_eq!(
-            find("cuGraphInstantiate", 12090),
-            (symbol("cuGraphInstantiateWithFlags"), 0)
-        );
+        assert_eq!(find("cuGraphInstantiate", 12090), (symbol("cuGraphInstantiateWithFlags"), 0));
         assert_eq!(find("cuMemAdvise", 12000), (symbol("cuMemAdvise"), 0));
         assert_eq!(find("cuCtxCreate_v4", 12000), (std::ptr::null_mut(), 2));
         assert_eq!(find("cuNothing", 12090), (std::ptr::null_mut(), 1));

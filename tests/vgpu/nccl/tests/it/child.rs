@@ -17,16 +17,11 @@ fn library_folder() -> &'static Path {
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nccl-lib");
         std::fs::create_dir_all(&folder).unwrap();
-        for (built, names) in [
-            ("libvgpu_cuda.so", ["libcuda.so", "libcuda.so.1"]),
-            ("libvgpu_nccl.so", ["libnccl.so", "libnccl.so.2"]),
-        ] {
+        for (built, names) in
+            [("libvgpu_cuda.so", ["libcuda.so", "libcuda.so.1"]), ("libvgpu_nccl.so", ["libnccl.so", "libnccl.so.2"])]
+        {
             let built = std::env::current_exe().unwrap().with_file_name(built);
-            assert!(
-                built.exists(),
-                "{} is missing: cargo builds it with the tests",
-                built.display()
-            );
+            assert!(built.exists(), "{} is missing: cargo builds it with the tests", built.display());
             for name in names {
                 // Tests run at the same time: a link is made under its own name and moved into place.
                 let own = folder.join(format!("{name}.{}", std::process::id()));
@@ -64,24 +59,10 @@ pub fn inside(env: &[(&str, &str)], body: impl FnOnce()) -> Option<Ran> {
     for (key, _) in std::env::vars().filter(|(k, _)| k.starts_with("VGPU_")) {
         c.env_remove(key);
     }
-    c.env(INSIDE, turn)
-        .env("LD_LIBRARY_PATH", library_folder())
-        .envs(env.iter().copied());
+    c.env(INSIDE, turn).env("LD_LIBRARY_PATH", library_folder()).envs(env.iter().copied());
     let Output { status, stdout, stderr } = c.output().unwrap();
-    let ran = Ran {
-        err: String::from_utf8_lossy(&stderr).into(),
-        out: String::from_utf8_lossy(&stdout).into(),
-    };
-    assert!(
-        status.success(),
-        "{name} in a child with {env:?}: {status}\n{}\n{}",
-        ran.out,
-        ran.err
-    );
-    assert!(
-        ran.out.contains("1 passed"),
-        "{name}: no test ran in the child\n{}",
-        ran.out
-    );
+    let ran = Ran { err: String::from_utf8_lossy(&stderr).into(), out: String::from_utf8_lossy(&stdout).into() };
+    assert!(status.success(), "{name} in a child with {env:?}: {status}\n{}\n{}", ran.out, ran.err);
+    assert!(ran.out.contains("1 passed"), "{name}: no test ran in the child\n{}", ran.out);
     Some(ran)
 }

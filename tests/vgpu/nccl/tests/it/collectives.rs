@@ -20,12 +20,7 @@ fn all_reduce(r: &Rank, d: D, op: Op, count: usize, in_place: bool) {
     ok(r.all_reduce(from, to, count, d, op));
     let mut got = r.download(if in_place { &send } else { &recv });
     got.truncate(count * size(d));
-    same(
-        d,
-        &got,
-        &reduced(d, op, &parts),
-        &format!("all-reduce {d:?} {op:?} {count} on {}", r.rank),
-    );
+    same(d, &got, &reduced(d, op, &parts), &format!("all-reduce {d:?} {op:?} {count} on {}", r.rank));
 }
 
 fn reduce_scatter(r: &Rank, d: D, op: Op, count: usize, in_place: bool) {
@@ -34,21 +29,12 @@ fn reduce_scatter(r: &Rank, d: D, op: Op, count: usize, in_place: bool) {
     let mut recv = r.upload(&vec![0; own]);
     let from = r.address_mut(&mut send);
     let at = r.rank * own;
-    let to = if in_place {
-        from + at as u64
-    } else {
-        r.address_mut(&mut recv)
-    };
+    let to = if in_place { from + at as u64 } else { r.address_mut(&mut recv) };
     ok(r.reduce_scatter(from, to, count, d, op));
     let all = r.download(if in_place { &send } else { &recv });
     let got = if in_place { &all[at..at + own] } else { &all[..own] };
     let want = reduced(d, op, &parts);
-    same(
-        d,
-        got,
-        &want[at..at + own],
-        &format!("reduce-scatter {d:?} {op:?} {count} on {}", r.rank),
-    );
+    same(d, got, &want[at..at + own], &format!("reduce-scatter {d:?} {op:?} {count} on {}", r.rank));
 }
 
 fn reduce(r: &Rank, d: D, op: Op, count: usize, root: usize, in_place: bool) {
@@ -61,11 +47,7 @@ fn reduce(r: &Rank, d: D, op: Op, count: usize, root: usize, in_place: bool) {
     let mut got = r.download(if in_place { &send } else { &recv });
     got.truncate(count * size(d));
     let untouched = if in_place { &parts[r.rank] } else { &before };
-    let want = if r.rank == root {
-        &reduced(d, op, &parts)
-    } else {
-        untouched
-    };
+    let want = if r.rank == root { &reduced(d, op, &parts) } else { untouched };
     same(d, &got, want, &format!("reduce {d:?} {op:?} {count} on {}", r.rank));
 }
 
@@ -79,29 +61,16 @@ fn all_gather(r: &Rank, d: D, count: usize, in_place: bool) {
     }
     let mut recv = r.upload(&buffer);
     let to = r.address_mut(&mut recv);
-    let from = if in_place {
-        to + (r.rank * own) as u64
-    } else {
-        r.address(&send)
-    };
+    let from = if in_place { to + (r.rank * own) as u64 } else { r.address(&send) };
     ok(r.all_gather(from, to, count, d));
     let mut got = r.download(&recv);
     got.truncate(own * r.n);
-    same(
-        d,
-        &got,
-        &parts.concat(),
-        &format!("all-gather {d:?} {count} on {}", r.rank),
-    );
+    same(d, &got, &parts.concat(), &format!("all-gather {d:?} {count} on {}", r.rank));
 }
 
 fn broadcast(r: &Rank, d: D, count: usize, root: usize, in_place: bool) {
     let value = input(d, root, count, 5);
-    let mut buffer = r.upload(&if r.rank == root {
-        value.clone()
-    } else {
-        vec![3; value.len()]
-    });
+    let mut buffer = r.upload(&if r.rank == root { value.clone() } else { vec![3; value.len()] });
     let mut other = r.upload(&vec![9; value.len()]);
     let from = r.address_mut(&mut buffer);
     if in_place {
@@ -239,13 +208,6 @@ fn time_of_all_reduce() {
         assert!(ends.iter().all(|e| e.success()));
     });
     if let Some(ran) = ran {
-        print!(
-            "{}",
-            ran.out
-                .lines()
-                .filter(|l| l.contains("MiB"))
-                .map(|l| format!("{l}\n"))
-                .collect::<String>()
-        );
+        print!("{}", ran.out.lines().filter(|l| l.contains("MiB")).map(|l| format!("{l}\n")).collect::<String>());
     }
 }

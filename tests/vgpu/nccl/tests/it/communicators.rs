@@ -79,12 +79,7 @@ fn devices_of_one_thread_through_the_safe_layer() {
 
 /// Sums the ranks of `comm` and gives the sum.
 fn sum_of(r: &Rank, comm: sys::ncclComm_t, value: i32) -> i32 {
-    let inner = Rank {
-        rank: r.rank,
-        n: r.n,
-        stream: r.stream.clone(),
-        comm,
-    };
+    let inner = Rank { rank: r.rank, n: r.n, stream: r.stream.clone(), comm };
     let mut x = r.upload(&value.to_le_bytes());
     let at = r.address_mut(&mut x);
     ok(inner.all_reduce(at, at, 1, D::ncclInt32, Op::ncclSum));
@@ -155,12 +150,7 @@ fn init_that_does_not_block() {
                     // SAFETY: places are locals.
                     let code = unsafe { sys::ncclCommInitRankConfig(&mut comm, 2, id, rank as i32, &mut c) };
                     assert_eq!(code, R::ncclInProgress);
-                    let r = Rank {
-                        rank,
-                        n: 2,
-                        stream,
-                        comm,
-                    };
+                    let r = Rank { rank, n: 2, stream, comm };
                     if rank == 0 {
                         assert_eq!(r.all_reduce(0, 0, 0, D::ncclInt8, Op::ncclSum), R::ncclInvalidArgument);
                     }
@@ -243,17 +233,7 @@ fn all_reduce_raw(r: &Rank, at: u64, op: i32) -> i32 {
     // SAFETY: the prototype of ncclAllReduce.
     let f = unsafe { std::mem::transmute::<*mut std::ffi::c_void, Raw>(symbol(c"ncclAllReduce")) };
     // SAFETY: handles are checked by the library.
-    unsafe {
-        f(
-            at,
-            at,
-            1,
-            D::ncclFloat32 as i32,
-            op,
-            r.comm,
-            r.stream.cu_stream().cast(),
-        )
-    }
+    unsafe { f(at, at, 1, D::ncclFloat32 as i32, op, r.comm, r.stream.cu_stream().cast()) }
 }
 
 fn destroy_raw(op: i32, r: &Rank) -> i32 {
@@ -273,10 +253,7 @@ fn finalize_runs_what_is_pending() {
             ok(r.all_reduce(at, at, 1, D::ncclFloat32, Op::ncclSum));
             // SAFETY: a handle.
             ok(unsafe { sys::ncclCommFinalize(r.comm) });
-            assert_eq!(
-                r.all_reduce(at, at, 1, D::ncclFloat32, Op::ncclSum),
-                R::ncclInvalidArgument
-            );
+            assert_eq!(r.all_reduce(at, at, 1, D::ncclFloat32, Op::ncclSum), R::ncclInvalidArgument);
             assert!(last_error().contains("finalized"));
             assert_eq!(r.download(&x), 2f32.to_le_bytes());
         });
@@ -304,10 +281,7 @@ fn memory_of_the_library() {
 #[test]
 fn shared_memory_is_taken_away() {
     let left = |pid: u32| {
-        let names = std::fs::read_dir("/dev/shm")
-            .unwrap()
-            .flatten()
-            .map(|e| e.file_name().into_string().unwrap());
+        let names = std::fs::read_dir("/dev/shm").unwrap().flatten().map(|e| e.file_name().into_string().unwrap());
         names.filter(|n| n.starts_with(&format!("vgpu-nccl-{pid}-"))).count()
     };
     let pid = |out: &str| out.lines().find_map(|l| l.strip_prefix("pid ")?.parse().ok()).unwrap();

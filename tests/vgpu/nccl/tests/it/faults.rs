@@ -38,35 +38,22 @@ fn different_counts() {
     let count = |r: &Rank| 10 + r.rank;
     mismatch(
         |r, at| r.all_reduce(at, at, count(r), F, Op::ncclSum),
-        &[
-            "rank 0 calls ncclAllReduce(count 10, f32, sum)",
-            "rank 1 calls ncclAllReduce(count 11, f32, sum)",
-        ],
+        &["rank 0 calls ncclAllReduce(count 10, f32, sum)", "rank 1 calls ncclAllReduce(count 11, f32, sum)"],
     );
 }
 
 #[test]
 fn different_types_reductions_roots_and_calls() {
     let type_of = |r: &Rank| [D::ncclFloat32, D::ncclInt32][r.rank];
-    mismatch(
-        |r, at| r.all_reduce(at, at, 4, type_of(r), Op::ncclSum),
-        &["f32, sum", "i32, sum"],
-    );
+    mismatch(|r, at| r.all_reduce(at, at, 4, type_of(r), Op::ncclSum), &["f32, sum", "i32, sum"]);
     let op_of = |r: &Rank| [Op::ncclMax, Op::ncclMin][r.rank];
     mismatch(|r, at| r.all_reduce(at, at, 4, F, op_of(r)), &["f32, max", "f32, min"]);
     mismatch(|r, at| r.bcast(at, 4, F, r.rank as i32), &["root 0", "root 1"]);
     mismatch(
         |r, at| {
-            if r.rank == 0 {
-                r.bcast(at, 4, F, 0)
-            } else {
-                r.all_reduce(at, at, 4, F, Op::ncclSum)
-            }
+            if r.rank == 0 { r.bcast(at, 4, F, 0) } else { r.all_reduce(at, at, 4, F, Op::ncclSum) }
         },
-        &[
-            "rank 0 calls ncclBroadcast(count 4, f32, root 0)",
-            "rank 1 calls ncclAllReduce(count 4, f32, sum)",
-        ],
+        &["rank 0 calls ncclBroadcast(count 4, f32, root 0)", "rank 1 calls ncclAllReduce(count 4, f32, sum)"],
     );
 }
 
@@ -75,21 +62,14 @@ fn different_order_and_a_count_of_zero() {
     mismatch(
         |r, at| {
             let one = |go: bool| {
-                if go {
-                    r.all_reduce(at, at, 4, F, Op::ncclSum)
-                } else {
-                    r.bcast(at, 4, F, 0)
-                }
+                if go { r.all_reduce(at, at, 4, F, Op::ncclSum) } else { r.bcast(at, 4, F, 0) }
             };
             let (first, second) = (one(r.rank == 0), one(r.rank != 0));
             if first == R::ncclSuccess { second } else { first }
         },
         &["collective 1 of the communicator", "same order"],
     );
-    mismatch(
-        |r, at| r.all_reduce(at, at, r.rank, F, Op::ncclSum),
-        &["count 0", "count 1"],
-    );
+    mismatch(|r, at| r.all_reduce(at, at, r.rank, F, Op::ncclSum), &["count 0", "count 1"]);
 }
 
 #[test]
@@ -97,24 +77,12 @@ fn messages_of_different_sizes() {
     inside(&[("VGPU_NCCL_TIMEOUT", "20")], || {
         threads(2, |r| {
             let (_x, at) = buffer(r);
-            ok(if r.rank == 0 {
-                r.send(at, 9, F, 1)
-            } else {
-                r.recv(at, 8, F, 0)
-            });
+            ok(if r.rank == 0 { r.send(at, 9, F, 1) } else { r.recv(at, 8, F, 0) });
             assert!(r.stream.synchronize().is_err());
             let code = [R::ncclRemoteError, R::ncclInvalidUsage][r.rank];
             assert_eq!(r.async_error(), code);
-            assert!(
-                last_error().contains("ncclRecv(count 8, f32, from rank 0)"),
-                "{}",
-                last_error()
-            );
-            assert!(
-                last_error().contains("ncclSend(count 9, f32, to rank 1)"),
-                "{}",
-                last_error()
-            );
+            assert!(last_error().contains("ncclRecv(count 8, f32, from rank 0)"), "{}", last_error());
+            assert!(last_error().contains("ncclSend(count 9, f32, to rank 1)"), "{}", last_error());
         });
     });
 }
@@ -131,11 +99,7 @@ fn sends_that_wait_for_each_other_are_told_at_once() {
             ok(r.recv(to, 4, F, other));
             assert!(r.stream.synchronize().is_err());
             assert!([R::ncclInvalidUsage, R::ncclRemoteError].contains(&r.async_error()));
-            assert!(
-                last_error().contains("the ranks wait for each other"),
-                "{}",
-                last_error()
-            );
+            assert!(last_error().contains("the ranks wait for each other"), "{}", last_error());
         });
         assert!(ends.iter().all(|e| e.success()));
         assert!(start.elapsed() < Duration::from_secs(10));
@@ -227,11 +191,7 @@ fn abort_wakes_its_own_waiters_and_the_other_ranks() {
             }
             assert!(r.stream.synchronize().is_err());
             assert_eq!(r.async_error(), R::ncclRemoteError);
-            assert!(
-                last_error().contains("has aborted its communicator"),
-                "{}",
-                last_error()
-            );
+            assert!(last_error().contains("has aborted its communicator"), "{}", last_error());
         });
     });
 }
@@ -274,25 +234,14 @@ fn wrong_arguments_are_refused() {
             refused(r.all_reduce(at, at, 4, F, Op::ncclNumOps), "reduction 5");
             refused(r.all_reduce(at, at, 4, D::ncclNumTypes, Op::ncclSum), "data type 12");
             refused(r.all_reduce(at, at, 4, D::ncclFloat8e4m3, Op::ncclSum), "never summed");
-            refused(
-                r.all_reduce(at, at, usize::MAX, F, Op::ncclSum),
-                "larger than any memory",
-            );
+            refused(r.all_reduce(at, at, usize::MAX, F, Op::ncclSum), "larger than any memory");
             refused(r.bcast(at, 4, F, 1), "root is not one of the 1 ranks");
             refused(r.bcast(at, 4, F, -1), "negative");
             refused(r.send(at, 4, F, 1), "peer is not one of");
-            let foreign = Rank {
-                rank: 0,
-                n: 1,
-                stream: r.stream.clone(),
-                comm: 0x1234usize as sys::ncclComm_t,
-            };
+            let foreign = Rank { rank: 0, n: 1, stream: r.stream.clone(), comm: 0x1234usize as sys::ncclComm_t };
             refused(foreign.bcast(at, 4, F, 0), "is no communicator");
             refused(foreign.destroy(), "is no communicator");
-            let null = Rank {
-                comm: std::ptr::null_mut(),
-                ..foreign
-            };
+            let null = Rank { comm: std::ptr::null_mut(), ..foreign };
             refused(null.bcast(at, 4, F, 0), "is null");
             // SAFETY: null is what is tested.
             unsafe {
@@ -370,11 +319,7 @@ fn init_with_wrong_ranks_and_devices() {
                     // SAFETY: the place is a local.
                     let code = unsafe { sys::ncclCommInitRank(&mut comm, 2, id, rank) };
                     assert!([R::ncclInvalidUsage, R::ncclRemoteError].contains(&code));
-                    assert!(
-                        last_error().contains("ranks 0 and 1 are both on device 0"),
-                        "{}",
-                        last_error()
-                    );
+                    assert!(last_error().contains("ranks 0 and 1 are both on device 0"), "{}", last_error());
                 });
             }
         });
@@ -391,10 +336,7 @@ fn init_with_wrong_ranks_and_devices() {
             let all: Vec<_> = [(0, 2), (1, 3)].map(join).into_iter().collect();
             all.into_iter().map(|t| t.join().unwrap()).collect()
         });
-        assert!(
-            codes.contains(&R::ncclInvalidArgument) && codes.contains(&R::ncclSystemError),
-            "{codes:?}"
-        );
+        assert!(codes.contains(&R::ncclInvalidArgument) && codes.contains(&R::ncclSystemError), "{codes:?}");
         // The same rank twice.
         let id = fresh_id();
         let codes: Vec<R> = std::thread::scope(|scope| {

@@ -139,13 +139,7 @@ fn sums(wait: bool) -> Vec<String> {
                 println!("\nsum {sum}");
             });
         })?;
-        Some(
-            ran.out
-                .lines()
-                .filter(|l| l.starts_with("sum "))
-                .collect::<Vec<_>>()
-                .join(", "),
-        )
+        Some(ran.out.lines().filter(|l| l.starts_with("sum ")).collect::<Vec<_>>().join(", "))
     };
     seeds.iter().filter_map(one).collect()
 }

@@ -23,12 +23,7 @@ fn ring(r: &Rank) {
             }));
             let mut got = r.download(&recv);
             got.truncate(count * size(d));
-            same(
-                d,
-                &got,
-                &input(d, left, count, 6),
-                &format!("ring {d:?} {count} on {}", r.rank),
-            );
+            same(d, &got, &input(d, left, count, 6), &format!("ring {d:?} {count} on {}", r.rank));
         }
     }
 }
@@ -60,12 +55,7 @@ fn all_to_all_with_two_messages_each_way() {
                 }
             }));
             for ((peer, m), recv) in pairs().zip(&recvs) {
-                same(
-                    d,
-                    &r.download(recv),
-                    &content(peer, r.rank, m),
-                    &format!("message {m} from {peer}"),
-                );
+                same(d, &r.download(recv), &content(peer, r.rank, m), &format!("message {m} from {peer}"));
             }
         });
     });
@@ -104,12 +94,7 @@ fn both() -> Vec<Rank> {
     let mut comms = [std::ptr::null_mut(); 2];
     // SAFETY: room for two handles; null stands for devices 0 and 1.
     ok(unsafe { sys::ncclCommInitAll(comms.as_mut_ptr(), 2, std::ptr::null()) });
-    let rank = |(rank, stream): (usize, Arc<CudaStream>)| Rank {
-        rank,
-        n: 2,
-        stream,
-        comm: comms[rank],
-    };
+    let rank = |(rank, stream): (usize, Arc<CudaStream>)| Rank { rank, n: 2, stream, comm: comms[rank] };
     streams.into_iter().enumerate().map(rank).collect()
 }
 
@@ -182,15 +167,8 @@ fn one_thread_with_two_devices_needs_a_group() {
         let mut slices: Vec<_> = ranks.iter().map(|r| r.upload(&[0; 4])).collect();
         let at: Vec<u64> = ranks.iter().zip(&mut slices).map(|(r, s)| r.address_mut(s)).collect();
         ok(ranks[0].all_reduce(at[0], at[0], 1, D::ncclFloat32, Op::ncclSum));
-        assert_eq!(
-            ranks[1].all_reduce(at[1], at[1], 1, D::ncclFloat32, Op::ncclSum),
-            R::ncclInvalidUsage
-        );
-        assert!(
-            last_error().contains("ranks 0 and 1 are driven by one thread"),
-            "{}",
-            last_error()
-        );
+        assert_eq!(ranks[1].all_reduce(at[1], at[1], 1, D::ncclFloat32, Op::ncclSum), R::ncclInvalidUsage);
+        assert!(last_error().contains("ranks 0 and 1 are driven by one thread"), "{}", last_error());
         ranks.iter().for_each(|r| ok(r.abort()));
     });
 }
@@ -226,16 +204,8 @@ fn two_streams_of_one_group_wait_for_each_other() {
     inside(&[("VGPU_SEED", "3")], || {
         threads(2, |r| {
             let d = D::ncclFloat32;
-            let other = Rank {
-                rank: r.rank,
-                n: r.n,
-                stream: r.stream.context().new_stream().unwrap(),
-                comm: r.comm,
-            };
-            let (mut x, mut y) = (
-                r.upload(&input(d, r.rank, 64, 10)),
-                other.upload(&input(d, r.rank, 64, 11)),
-            );
+            let other = Rank { rank: r.rank, n: r.n, stream: r.stream.context().new_stream().unwrap(), comm: r.comm };
+            let (mut x, mut y) = (r.upload(&input(d, r.rank, 64, 10)), other.upload(&input(d, r.rank, 64, 11)));
             let (x_at, y_at) = (r.address_mut(&mut x), other.address_mut(&mut y));
             for _ in 0..5 {
                 ok(group(|| {
@@ -257,12 +227,8 @@ fn calls_on_two_streams_run_in_the_order_of_the_calls() {
         inside(&[("VGPU_SEED", seed)], || {
             threads(2, |r| {
                 let d = D::ncclFloat32;
-                let other = Rank {
-                    rank: r.rank,
-                    n: r.n,
-                    stream: r.stream.context().new_stream().unwrap(),
-                    comm: r.comm,
-                };
+                let other =
+                    Rank { rank: r.rank, n: r.n, stream: r.stream.context().new_stream().unwrap(), comm: r.comm };
                 let (mut x, mut y) = (r.upload(&[0; 400]), other.upload(&[0; 800]));
                 let (x_at, y_at) = (r.address_mut(&mut x), other.address_mut(&mut y));
                 for _ in 0..10 {

@@ -136,16 +136,7 @@ impl Rank {
 
     pub fn send(&self, from: u64, count: usize, d: D, peer: usize) -> R {
         // SAFETY: as above.
-        unsafe {
-            sys::ncclSend(
-                from as *const c_void,
-                count,
-                d,
-                peer as i32,
-                self.comm,
-                self.raw_stream(),
-            )
-        }
+        unsafe { sys::ncclSend(from as *const c_void, count, d, peer as i32, self.comm, self.raw_stream()) }
     }
 
     pub fn recv(&self, to: u64, count: usize, d: D, peer: usize) -> R {
@@ -209,11 +200,7 @@ pub fn threads(n: usize, body: impl Fn(&Rank) + Sync) {
 fn given() -> Option<(usize, ncclUniqueId)> {
     let rank = std::env::var("VGPU_TEST_RANK").ok()?.parse().unwrap();
     let mut id = ncclUniqueId { internal: [0; 128] };
-    for (to, from) in id
-        .internal
-        .iter_mut()
-        .zip(std::env::var("VGPU_TEST_ID").unwrap().bytes())
-    {
+    for (to, from) in id.internal.iter_mut().zip(std::env::var("VGPU_TEST_ID").unwrap().bytes()) {
         *to = from as i8;
     }
     Some((rank, id))
@@ -228,12 +215,7 @@ pub fn processes(n: usize, body: impl FnOnce(&Rank)) -> Vec<std::process::ExitSt
         return Vec::new();
     }
     let id = fresh_id();
-    let text: String = id
-        .internal
-        .iter()
-        .take_while(|c| **c != 0)
-        .map(|c| *c as u8 as char)
-        .collect();
+    let text: String = id.internal.iter().take_while(|c| **c != 0).map(|c| *c as u8 as char).collect();
     let name = std::thread::current().name().unwrap().to_owned();
     let spawn = |r: usize| -> Child {
         let mut c = Command::new(std::env::current_exe().unwrap());

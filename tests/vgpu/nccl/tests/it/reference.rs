@@ -35,10 +35,7 @@ pub fn input(d: D, rank: usize, n: usize, seed: u64) -> Vec<u8> {
 
 macro_rules! integer {
     ($t:ty, $parts:expr, $op:expr) => {{
-        let v: Vec<$t> = $parts
-            .iter()
-            .map(|p| <$t>::from_le_bytes((*p).try_into().unwrap()))
-            .collect();
+        let v: Vec<$t> = $parts.iter().map(|p| <$t>::from_le_bytes((*p).try_into().unwrap())).collect();
         let wide = v.iter().map(|x| i128::from(*x));
         let x = match $op {
             Op::ncclSum => wide.sum::<i128>() as $t,
@@ -57,11 +54,7 @@ macro_rules! float {
         let v: Vec<$t> = $v;
         // A NaN loses against a number.
         let better = |a: $t, b: $t, less: bool| {
-            if b.is_nan() || !a.is_nan() && !((b < a) == less && a != b) {
-                a
-            } else {
-                b
-            }
+            if b.is_nan() || !a.is_nan() && !((b < a) == less && a != b) { a } else { b }
         };
         let (first, rest) = v.split_first().unwrap();
         let fold = |f: &dyn Fn($t, $t) -> $t| rest.iter().fold(*first, |a, b| f(a, *b));
@@ -85,31 +78,19 @@ fn element(d: D, op: Op, parts: &[&[u8]]) -> Vec<u8> {
         D::ncclInt64 => integer!(i64, parts, op),
         D::ncclUint64 => integer!(u64, parts, op),
         D::ncclFloat16 => {
-            let v = parts
-                .iter()
-                .map(|p| f16::from_le_bytes((*p).try_into().unwrap()).to_f32())
-                .collect();
+            let v = parts.iter().map(|p| f16::from_le_bytes((*p).try_into().unwrap()).to_f32()).collect();
             f16::from_f32(float!(f32, v, op)).to_le_bytes().to_vec()
         }
         D::ncclBfloat16 => {
-            let v = parts
-                .iter()
-                .map(|p| bf16::from_le_bytes((*p).try_into().unwrap()).to_f32())
-                .collect();
+            let v = parts.iter().map(|p| bf16::from_le_bytes((*p).try_into().unwrap()).to_f32()).collect();
             bf16::from_f32(float!(f32, v, op)).to_le_bytes().to_vec()
         }
         D::ncclFloat32 => {
-            let v = parts
-                .iter()
-                .map(|p| f32::from_le_bytes((*p).try_into().unwrap()))
-                .collect();
+            let v = parts.iter().map(|p| f32::from_le_bytes((*p).try_into().unwrap())).collect();
             float!(f32, v, op).to_le_bytes().to_vec()
         }
         _ => {
-            let v = parts
-                .iter()
-                .map(|p| f64::from_le_bytes((*p).try_into().unwrap()))
-                .collect();
+            let v = parts.iter().map(|p| f64::from_le_bytes((*p).try_into().unwrap())).collect();
             float!(f64, v, op).to_le_bytes().to_vec()
         }
     }
@@ -140,9 +121,6 @@ pub fn same(d: D, got: &[u8], want: &[u8], what: &str) {
         _ => false,
     };
     for (i, (g, w)) in got.chunks(e).zip(want.chunks(e)).enumerate() {
-        assert!(
-            g == w || nan(g) && nan(w),
-            "{what}: element {i}: {g:02x?}, expected {w:02x?}"
-        );
+        assert!(g == w || nan(g) && nan(w), "{what}: element {i}: {g:02x?}, expected {w:02x?}");
     }
 }

@@ -24,11 +24,7 @@ pub(super) struct Here<'p> {
 
 impl Here<'_> {
     pub fn origin(&self, lane: usize) -> Origin {
-        Origin {
-            pc: self.pc,
-            warp: self.warp,
-            lane,
-        }
+        Origin { pc: self.pc, warp: self.warp, lane }
     }
 
     /// First active lane.
@@ -44,9 +40,7 @@ impl Here<'_> {
 
 /// "PTX line n" of a position in the program.
 pub(super) fn line(p: &Program, pc: usize) -> String {
-    p.source
-        .get(pc)
-        .map_or_else(|| "an unknown line".to_string(), |s| format!("PTX line {}", s.line))
+    p.source.get(pc).map_or_else(|| "an unknown line".to_string(), |s| format!("PTX line {}", s.line))
 }
 
 /// Runs one instruction.
@@ -59,13 +53,7 @@ pub(in crate::exec) fn run(
     pc: usize,
     active: u32,
 ) -> Result<Step, LaneFault> {
-    let h = Here {
-        p,
-        warp: index,
-        pc,
-        active,
-        again: warp.hopper.blocked.take().is_some(),
-    };
+    let h = Here { p, warp: index, pc, active, again: warp.hopper.blocked.take().is_some() };
     // Others run once before anything asynchronous is known to be complete, so that what is released too early is seen.
     let late = match op {
         Op::Wait(_) => cta.own().hopper.products.iter().any(|q| q.warp == index),
@@ -80,20 +68,14 @@ pub(in crate::exec) fn run(
         Op::Product(x) => cta.product(&h, warp, x)?,
         Op::Fence | Op::Commit | Op::Wait(_) => {
             if active != u32::MAX {
-                return Err(h.fault(
-                    FaultKind::Warpgroup,
-                    format!("only lanes {active:#010x} of the warp are here"),
-                ));
+                return Err(h.fault(FaultKind::Warpgroup, format!("only lanes {active:#010x} of the warp are here")));
             }
             match op {
                 Op::Fence => warp.hopper.registers.fence(),
                 Op::Commit => warp.hopper.registers.commit(),
                 Op::Wait(keep) => {
                     let first = warp.hopper.registers.wait(*keep);
-                    cta.own()
-                        .hopper
-                        .products
-                        .retain(|q| q.warp != index || q.group >= first);
+                    cta.own().hopper.products.retain(|q| q.warp != index || q.group >= first);
                 }
                 _ => {}
             }
@@ -110,13 +92,9 @@ pub(in crate::exec) fn run(
         Op::Registers { grow, count } => return cta.set_registers(&h, warp, *grow, *count),
         Op::ClusterArrive { aligned } => cta.cluster_arrive(&h, warp, *aligned)?,
         Op::ClusterWait { aligned } => return cta.cluster_wait(&h, warp, *aligned),
-        Op::StoreAsync {
-            to,
-            bar,
-            value,
-            element,
-            reduction,
-        } => cta.store_async(&h, warp, to, bar, value, *element, *reduction)?,
+        Op::StoreAsync { to, bar, value, element, reduction } => {
+            cta.store_async(&h, warp, to, bar, value, *element, *reduction)?
+        }
     }
     Ok(Step::Next)
 }
@@ -151,10 +129,7 @@ impl Cta<'_> {
             _ => (own, address),
         };
         let Some(slot) = self.slot_of(rank) else {
-            let m = format!(
-                "address {address:#x} is in block {rank} of a cluster of {}",
-                self.shape.cluster_size()
-            );
+            let m = format!("address {address:#x} is in block {rank} of a cluster of {}", self.shape.cluster_size());
             return Err((lane, FaultKind::OutOfBounds, m));
         };
         let to = &self.resident[slot];
@@ -163,10 +138,7 @@ impl Cta<'_> {
             return Err((lane, FaultKind::UseAfterFree, m));
         }
         if offset > to.shared.len || to.shared.len - offset < bytes {
-            let m = format!(
-                "{bytes} bytes at offset {offset} of {} bytes of shared memory",
-                to.shared.len
-            );
+            let m = format!("{bytes} bytes at offset {offset} of {} bytes of shared memory", to.shared.len);
             return Err((lane, FaultKind::OutOfBounds, m));
         }
         if !offset.is_multiple_of(align) {

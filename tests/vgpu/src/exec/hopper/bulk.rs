@@ -73,10 +73,7 @@ impl Reduction {
         match what {
             And | Or | Xor => matches!(ty, Ty::B32 | Ty::B64),
             Inc | Dec => ty == Ty::U32,
-            Add => matches!(
-                ty,
-                Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64 | Ty::F16 | Ty::Bf16 | Ty::F32 | Ty::F64
-            ),
+            Add => matches!(ty, Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64 | Ty::F16 | Ty::Bf16 | Ty::F32 | Ty::F64),
             Min | Max => matches!(ty, Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64 | Ty::F16 | Ty::Bf16),
             _ => false,
         }

@@ -15,10 +15,7 @@ pub struct Bytes {
 impl Bytes {
     /// Written bytes.
     pub fn new(data: Vec<u8>) -> Bytes {
-        Bytes {
-            data,
-            holes: Vec::new(),
-        }
+        Bytes { data, holes: Vec::new() }
     }
 
     /// How many.
@@ -69,15 +66,8 @@ impl Bytes {
 
     /// The bytes of a range.
     pub fn slice(&self, from: usize, to: usize) -> Bytes {
-        let holes = if self.holes.is_empty() {
-            Vec::new()
-        } else {
-            self.holes[from..to].to_vec()
-        };
-        Bytes {
-            data: self.data[from..to].to_vec(),
-            holes,
-        }
+        let holes = if self.holes.is_empty() { Vec::new() } else { self.holes[from..to].to_vec() };
+        Bytes { data: self.data[from..to].to_vec(), holes }
     }
 
     /// Writes the bytes `from..to` to an offset of a region; bytes never written at the source stay so.

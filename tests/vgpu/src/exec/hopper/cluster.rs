@@ -17,10 +17,7 @@ impl Cta<'_> {
         // Arrivals are counted by warps: the lanes of one have to come together.
         if h.active != warp.live {
             let what = if aligned { "an aligned" } else { "a" };
-            let m = format!(
-                "{what} cluster barrier in lanes {:#010x} of the live {:#010x}",
-                h.active, warp.live
-            );
+            let m = format!("{what} cluster barrier in lanes {:#010x} of the live {:#010x}", h.active, warp.live);
             return Err(h.fault(FaultKind::DivergentBarrier, m));
         }
         let first = self.first_of_cluster();
@@ -40,9 +37,7 @@ impl Cta<'_> {
     /// Ends the phase when every warp that has not returned has arrived.
     pub(in crate::exec) fn cluster_turn(&mut self, first: usize) {
         let n = self.shape.cluster_size();
-        let missing = self.resident[first..first + n]
-            .iter()
-            .any(|r| r.hopper.cluster_arrived.iter().any(|a| !a));
+        let missing = self.resident[first..first + n].iter().any(|r| r.hopper.cluster_arrived.iter().any(|a| !a));
         if !missing {
             *self.hopper.cluster_phase.entry(first).or_insert(0) += 1;
             self.hopper.events += 1;
@@ -58,24 +53,13 @@ impl Cta<'_> {
     pub(super) fn cluster_wait(&mut self, h: &Here<'_>, warp: &mut Warp, aligned: bool) -> Result<Step, LaneFault> {
         if h.active != warp.live {
             let what = if aligned { "an aligned" } else { "a" };
-            let m = format!(
-                "{what} cluster barrier in lanes {:#010x} of the live {:#010x}",
-                h.active, warp.live
-            );
+            let m = format!("{what} cluster barrier in lanes {:#010x} of the live {:#010x}", h.active, warp.live);
             return Err(h.fault(FaultKind::DivergentBarrier, m));
         }
         let Some(mine) = warp.hopper.cluster else {
-            return Err(h.fault(
-                FaultKind::Barrier,
-                "barrier.cluster.wait without barrier.cluster.arrive before it",
-            ));
+            return Err(h.fault(FaultKind::Barrier, "barrier.cluster.wait without barrier.cluster.arrive before it"));
         };
-        let phase = self
-            .hopper
-            .cluster_phase
-            .get(&self.first_of_cluster())
-            .copied()
-            .unwrap_or(0);
+        let phase = self.hopper.cluster_phase.get(&self.first_of_cluster()).copied().unwrap_or(0);
         if phase == mine {
             warp.hopper.blocked = Some(Blocked::Cluster);
             return Ok(Step::Again);

@@ -68,10 +68,7 @@ impl Cta<'_> {
         };
         let region = self.memory.block(i);
         if writes && region.read_only {
-            return Err((
-                FaultKind::ReadOnly,
-                format!("{len} bytes at {address:#x} of constant memory"),
-            ));
+            return Err((FaultKind::ReadOnly, format!("{len} bytes at {address:#x} of constant memory")));
         }
         Ok(region)
     }
@@ -88,10 +85,7 @@ impl Cta<'_> {
             w if w == PARAM >> 44 => {
                 let offset = address - PARAM;
                 if offset + BYTES as u64 > self.params.len {
-                    let m = format!(
-                        "a tensor map at byte {offset} of {} bytes of parameters",
-                        self.params.len
-                    );
+                    let m = format!("a tensor map at byte {offset} of {} bytes of parameters", self.params.len);
                     return Err(wrong((FaultKind::OutOfBounds, m)));
                 }
                 (self.params, offset)
@@ -124,11 +118,7 @@ impl Cta<'_> {
     fn size(regs: &Regs, x: &BulkCopy, lane: usize) -> Result<u64, LaneFault> {
         let n = x.size.map_or(0, |row| u64::from(u32::get(regs, row)[lane]));
         if n == 0 || !n.is_multiple_of(16) {
-            return Err((
-                lane,
-                FaultKind::Misaligned,
-                format!("a bulk copy of {n} bytes, not a multiple of 16"),
-            ));
+            return Err((lane, FaultKind::Misaligned, format!("a bulk copy of {n} bytes, not a multiple of 16")));
         }
         Ok(n)
     }
@@ -213,10 +203,7 @@ impl Cta<'_> {
         };
         for slot in slots {
             if self.resident[slot].live == 0 {
-                let m = format!(
-                    "shared memory of block {:?}, which has returned",
-                    self.resident[slot].index
-                );
+                let m = format!("shared memory of block {:?}, which has returned", self.resident[slot].index);
                 return Err((lane, FaultKind::UseAfterFree, m));
             }
             self.live(slot, at, lane)?;
@@ -242,8 +229,7 @@ impl Cta<'_> {
     fn check_rows(&self, map: &TensorMap, at: [i64; 5], writes: bool, lane: usize) -> Result<(), LaneFault> {
         for row in tile::rows(map, at).iter().filter(|r| r.inside > 0) {
             let len = (row.inside * map.data_type.size()) as u64;
-            self.global(row.address, len, writes)
-                .map_err(|(kind, m)| (lane, kind, m))?;
+            self.global(row.address, len, writes).map_err(|(kind, m)| (lane, kind, m))?;
         }
         Ok(())
     }
@@ -274,13 +260,7 @@ impl Cta<'_> {
         let own = self.at;
         let s = &mut self.own().hopper;
         let id = s.hold();
-        s.holds.push(Hold {
-            id,
-            range: (source, source + n),
-            origin,
-            group: None,
-            grouped: false,
-        });
+        s.holds.push(Hold { id, range: (source, source + n), origin, group: None, grouped: false });
         let load = Load {
             to,
             span: n,
@@ -307,11 +287,7 @@ impl Cta<'_> {
             }
         }
         match r.hopper.explain(start, end) {
-            Some((kind, m, pc)) => Err((
-                lane,
-                kind,
-                format!("the source of a bulk copy: {m} ({})", line(h.p, pc)),
-            )),
+            Some((kind, m, pc)) => Err((lane, kind, format!("the source of a bulk copy: {m} ({})", line(h.p, pc)))),
             None => Ok(()),
         }
     }
@@ -337,10 +313,7 @@ impl Cta<'_> {
                     for (_, place) in pieces(&map, from, row, len) {
                         bytes.read(region, place, 16);
                     }
-                    rows.push((
-                        row.address,
-                        bytes.slice(row.skipped * size, (row.skipped + row.inside) * size),
-                    ));
+                    rows.push((row.address, bytes.slice(row.skipped * size, (row.skipped + row.inside) * size)));
                 }
                 (from, from + span)
             }
@@ -361,19 +334,8 @@ impl Cta<'_> {
         let origin = h.origin(lane);
         let s = &mut self.own().hopper;
         let id = s.hold();
-        s.holds.push(Hold {
-            id,
-            range,
-            origin,
-            group: None,
-            grouped: true,
-        });
-        s.writes.push(Write {
-            rows,
-            reduction,
-            origin,
-            group: None,
-        });
+        s.holds.push(Hold { id, range, origin, group: None, grouped: true });
+        s.writes.push(Write { rows, reduction, origin, group: None });
         self.hopper.events += 1;
         Ok(())
     }
@@ -454,23 +416,11 @@ impl Cta<'_> {
         for row in tile::rows(map, at) {
             if row.inside * size == len && map.data_type != DataType::F32Ftz {
                 let from = self.global(row.address, len as u64, false)?;
-                if deliver_row(
-                    from,
-                    row.address - from.start,
-                    to,
-                    start + row.offset,
-                    map.swizzle,
-                    len,
-                    pitch,
-                ) {
+                if deliver_row(from, row.address - from.start, to, start + row.offset, map.swizzle, len, pitch) {
                     continue;
                 }
             }
-            let mut bytes = if row.inside * size == len {
-                Bytes::default()
-            } else {
-                outside.clone()
-            };
+            let mut bytes = if row.inside * size == len { Bytes::default() } else { outside.clone() };
             if row.inside > 0 {
                 let n = (row.inside * size) as u64;
                 let from = self.global(row.address, n, false)?;

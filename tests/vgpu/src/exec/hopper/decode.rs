@@ -23,8 +23,7 @@ pub(super) fn number(o: Option<&Operand>) -> Decoded<u64> {
 
 /// Order and scope, which change nothing here: memory is coherent and in program order.
 pub(super) fn order(op: &mut Opcode<'_>) {
-    op.mods
-        .retain(|m| !matches!(*m, "acquire" | "release" | "relaxed" | "acq_rel" | "cta" | "cluster"));
+    op.mods.retain(|m| !matches!(*m, "acquire" | "release" | "relaxed" | "acq_rel" | "cta" | "cluster"));
 }
 
 /// State space of a barrier or a shared operand; whether it may be in another block.
@@ -52,11 +51,7 @@ impl Decoder<'_> {
             _ => false,
         };
         if newer && self.sm() < 90 {
-            return Some(Err(format!(
-                "{} needs .target sm_90, the module says sm_{}",
-                op.base,
-                self.sm()
-            )));
+            return Some(Err(format!("{} needs .target sm_90, the module says sm_{}", op.base, self.sm())));
         }
         Some(match op.base {
             "wgmma" => self.wgmma(op, o),
@@ -263,11 +258,7 @@ impl Decoder<'_> {
                 // A fence for global memory alone does not order shared memory.
                 let global = op.take("global");
                 shared(op);
-                let what = if global {
-                    Act::Nop
-                } else {
-                    Act::Hopper(Box::new(Op::ProxyFence))
-                };
+                let what = if global { Act::Nop } else { Act::Hopper(Box::new(Op::ProxyFence)) };
                 return Ok(Self::blank(what, Class::Barrier));
             }
             return unknown(op);
@@ -310,17 +301,9 @@ impl Decoder<'_> {
         let Some(what) = one_of(op, &[("arrive", 0), ("wait", 1)]) else {
             return unknown(op);
         };
-        let orders: &[&str] = if what == 0 {
-            &["release", "relaxed"]
-        } else {
-            &["acquire"]
-        };
+        let orders: &[&str] = if what == 0 { &["release", "relaxed"] } else { &["acquire"] };
         op.mods.retain(|m| !orders.contains(m));
-        let what = if what == 0 {
-            Op::ClusterArrive { aligned }
-        } else {
-            Op::ClusterWait { aligned }
-        };
+        let what = if what == 0 { Op::ClusterArrive { aligned } } else { Op::ClusterWait { aligned } };
         Ok(Self::own(what, Class::Barrier))
     }
 

@@ -35,25 +35,10 @@ impl Decoder<'_> {
         let space = shared(op);
         order(op);
         let (turn, first) = match base {
-            "init" => (
-                Turn::Init {
-                    count: self.count(o, 1)?,
-                },
-                0,
-            ),
+            "init" => (Turn::Init { count: self.count(o, 1)? }, 0),
             "inval" => (Turn::Invalidate, 0),
-            "expect_tx" => (
-                Turn::ExpectTx {
-                    bytes: self.count(o, 1)?,
-                },
-                0,
-            ),
-            "complete_tx" => (
-                Turn::CompleteTx {
-                    bytes: self.count(o, 1)?,
-                },
-                0,
-            ),
+            "expect_tx" => (Turn::ExpectTx { bytes: self.count(o, 1)? }, 0),
+            "complete_tx" => (Turn::CompleteTx { bytes: self.count(o, 1)? }, 0),
             "arrive" | "arrive_drop" => {
                 let token = match o.first() {
                     Some(Operand::Sink) => NONE,
@@ -68,24 +53,11 @@ impl Decoder<'_> {
                     need(o, 2)?;
                     None
                 };
-                let how = Arrival {
-                    no_complete,
-                    drop: base == "arrive_drop",
-                };
+                let how = Arrival { no_complete, drop: base == "arrive_drop" };
                 let turn = if expect {
-                    Turn::Arrive {
-                        token,
-                        how,
-                        count: None,
-                        bytes: count,
-                    }
+                    Turn::Arrive { token, how, count: None, bytes: count }
                 } else {
-                    Turn::Arrive {
-                        token,
-                        how,
-                        count,
-                        bytes: None,
-                    }
+                    Turn::Arrive { token, how, count, bytes: None }
                 };
                 (turn, 1)
             }
@@ -104,10 +76,7 @@ impl Decoder<'_> {
         if first == 0 && !matches!(turn, Turn::Invalidate) {
             need(o, 2)?;
         }
-        let remote = matches!(
-            turn,
-            Turn::ExpectTx { .. } | Turn::CompleteTx { .. } | Turn::Arrive { .. }
-        );
+        let remote = matches!(turn, Turn::ExpectTx { .. } | Turn::CompleteTx { .. } | Turn::Arrive { .. });
         if space == Space::Cluster && !remote {
             return Err("only arrivals and transaction counts reach a barrier of another block".into());
         }
@@ -157,13 +126,9 @@ impl Decoder<'_> {
             let Some(rank) = one_of(op, &[("1d", 1), ("2d", 2), ("3d", 3), ("4d", 4), ("5d", 5)]) else {
                 return unknown(op);
             };
-            if op
-                .mods
-                .iter()
-                .any(|m| m.starts_with("im2col") || m.starts_with("tile::"))
-            {
+            if op.mods.iter().any(|m| m.starts_with("im2col") || m.starts_with("tile::")) {
                 return Err(
-                    "only the tile mode of tensor copies is executed here, not im2col, gather or scatter".into(),
+                    "only the tile mode of tensor copies is executed here, not im2col, gather or scatter".into()
                 );
             }
             op.take("tile");
@@ -179,12 +144,8 @@ impl Decoder<'_> {
             None
         };
         // Spaces come as destination, then source.
-        let spaces: Vec<&str> = op
-            .mods
-            .iter()
-            .copied()
-            .filter(|m| m.starts_with("shared") || *m == "global" || *m == "L2")
-            .collect();
+        let spaces: Vec<&str> =
+            op.mods.iter().copied().filter(|m| m.starts_with("shared") || *m == "global" || *m == "L2").collect();
         op.mods.retain(|m| !spaces.contains(m));
         let bytes = op.take("mbarrier::complete_tx::bytes");
         let grouped = op.take("bulk_group");
@@ -208,11 +169,7 @@ impl Decoder<'_> {
         };
         let given = o.len();
         let expect = |n: usize| {
-            if given == n {
-                Ok(())
-            } else {
-                Err(format!("expected {n} operands, found {given}"))
-            }
+            if given == n { Ok(()) } else { Err(format!("expected {n} operands, found {given}")) }
         };
         let sizes = usize::from(!tensor);
         let (way, shared_at, global, size_at) = match &spaces[..] {
@@ -222,17 +179,9 @@ impl Decoder<'_> {
             }
             [to @ ("shared::cluster" | "shared::cta"), "global"] if bytes && !grouped && !reduce && !prefetch => {
                 expect(3 + sizes + usize::from(multicast))?;
-                let to = if *to == "shared::cluster" {
-                    Space::Cluster
-                } else {
-                    Space::Shared
-                };
+                let to = if *to == "shared::cluster" { Space::Cluster } else { Space::Shared };
                 let bar = self.address(&o[2 + sizes], to)?;
-                let mask = if multicast {
-                    Some(self.src(&o[3 + sizes], Ty::U16)?)
-                } else {
-                    None
-                };
+                let mask = if multicast { Some(self.src(&o[3 + sizes], Ty::U16)?) } else { None };
                 if multicast && to != Space::Cluster {
                     return unknown(op);
                 }
@@ -241,25 +190,12 @@ impl Decoder<'_> {
             }
             ["global", "shared::cta"] if grouped && !bytes && !prefetch && !multicast => {
                 expect(2 + sizes)?;
-                (
-                    Way::Store,
-                    Some(self.address(&o[1], Space::Shared)?),
-                    place(self, 0)?,
-                    2,
-                )
+                (Way::Store, Some(self.address(&o[1], Space::Shared)?), place(self, 0)?, 2)
             }
             ["shared::cluster", "shared::cta"] if bytes && !grouped && !prefetch && !tensor && !multicast => {
                 expect(4)?;
-                let (to, bar) = (
-                    self.address(&o[0], Space::Cluster)?,
-                    self.address(&o[3], Space::Cluster)?,
-                );
-                (
-                    Way::Across { to, bar },
-                    Some(self.address(&o[1], Space::Shared)?),
-                    (None, None),
-                    2,
-                )
+                let (to, bar) = (self.address(&o[0], Space::Cluster)?, self.address(&o[3], Space::Cluster)?);
+                (Way::Across { to, bar }, Some(self.address(&o[1], Space::Shared)?), (None, None), 2)
             }
             _ => {
                 op.mods.extend(spaces);
@@ -273,14 +209,7 @@ impl Decoder<'_> {
             Some(self.src(&o[at], Ty::U32)?)
         };
         let (tensor, global) = global;
-        let copy = BulkCopy {
-            way,
-            shared: shared_at,
-            global,
-            tensor,
-            size,
-            reduction,
-        };
+        let copy = BulkCopy { way, shared: shared_at, global, tensor, size, reduction };
         Ok(Self::own(Op::Copy(copy), Class::Memory))
     }
 
@@ -295,34 +224,14 @@ impl Decoder<'_> {
         if !op.take("shared::cluster") || !op.take("mbarrier::complete_tx::bytes") || ty.size() < 4 || weak && reduce {
             return unknown(op);
         }
-        let reduction = if reduce {
-            Some(self.reduction(op, ty, false)?)
-        } else {
-            None
-        };
+        let reduction = if reduce { Some(self.reduction(op, ty, false)?) } else { None };
         let value = self.list(&o[1], ty)?;
-        if value.len() != n
-            || value
-                .iter()
-                .any(|(f, row)| *row == NONE || *f != crate::exec::decode::file_of(ty))
-        {
+        if value.len() != n || value.iter().any(|(f, row)| *row == NONE || *f != crate::exec::decode::file_of(ty)) {
             return Err("the value does not fit the type".into());
         }
-        let (to, bar) = (
-            self.address(&o[0], Space::Cluster)?,
-            self.address(&o[2], Space::Cluster)?,
-        );
+        let (to, bar) = (self.address(&o[0], Space::Cluster)?, self.address(&o[2], Space::Cluster)?);
         let element = ty.size();
-        Ok(Self::own(
-            Op::StoreAsync {
-                to,
-                bar,
-                value,
-                element,
-                reduction,
-            },
-            Class::Memory,
-        ))
+        Ok(Self::own(Op::StoreAsync { to, bar, value, element, reduction }, Class::Memory))
     }
 
     /// The operation of a reduction; `any` leaves the type to be checked when it runs.

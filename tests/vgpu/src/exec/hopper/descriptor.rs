@@ -45,9 +45,7 @@ impl Descriptor {
     pub fn decode(bits: u64) -> Result<Descriptor, String> {
         const UNUSED: u64 = 0b11 << 14 | 0b11 << 30 | 0b111 << 46 | 0x3ff << 52;
         if bits & UNUSED != 0 {
-            return Err(format!(
-                "matrix descriptor {bits:#018x} has bits set that its format leaves unused"
-            ));
+            return Err(format!("matrix descriptor {bits:#018x} has bits set that its format leaves unused"));
         }
         let field = |at: u32| (bits >> at & 0x3fff) << 4;
         Ok(Descriptor {
@@ -105,12 +103,7 @@ impl Operand {
             (Major::Mn, Swizzle::None) => (d.start + group * d.stride, 16, 0, d.leading),
             (Major::Mn, _) => {
                 let wide = span / 16;
-                (
-                    d.start + group % wide * 16 + group / wide * d.leading,
-                    span,
-                    0,
-                    d.stride,
-                )
+                (d.start + group % wide * 16 + group / wide * d.leading, span, 0, d.stride)
             }
         };
         let mut out = [0; 16];
@@ -147,10 +140,7 @@ impl Operand {
             (Major::Mn, _) => {
                 let wide = span / 16;
                 let last = first + groups - 1;
-                (
-                    first / wide * d.leading,
-                    last / wide * d.leading + 7 * span + d.stride + (wide - 1) * 16,
-                )
+                (first / wide * d.leading, last / wide * d.leading + 7 * span + d.stride + (wide - 1) * 16)
             }
         };
         // The swizzle moves pieces within a line of 128 bytes.
@@ -174,8 +164,7 @@ impl Operand {
 
     /// Lowest address and end of the operand.
     pub fn range(&self) -> (u64, u64) {
-        self.pieces()
-            .fold((u64::MAX, 0), |(lo, hi), a| (lo.min(a), hi.max(a + 16)))
+        self.pieces().fold((u64::MAX, 0), |(lo, hi), a| (lo.min(a), hi.max(a + 16)))
     }
 }
 
@@ -187,13 +176,7 @@ mod tests {
     fn fields_are_decoded() {
         let bits = 0x1234 | 0x3fff << 16 | 64 << 32 | 5 << 49 | 2u64 << 62;
         let d = Descriptor::decode(bits).unwrap();
-        let want = Descriptor {
-            start: 0x12340,
-            leading: 0x3fff0,
-            stride: 1024,
-            base: 5,
-            swizzle: Swizzle::B64,
-        };
+        let want = Descriptor { start: 0x12340, leading: 0x3fff0, stride: 1024, base: 5, swizzle: Swizzle::B64 };
         assert_eq!(d, want);
         for bit in [14, 15, 30, 31, 46, 47, 48, 52, 61] {
             assert!(Descriptor::decode(bits | 1 << bit).is_err(), "bit {bit}");
@@ -210,10 +193,7 @@ mod tests {
                     let all: Vec<u64> = (0..rows / 8).flat_map(|j| o.block(j)).collect();
                     assert_eq!(all, o.pieces().collect::<Vec<_>>(), "{o:?}");
                     let ((low, high), (least, most)) = (o.bounds().unwrap(), o.range());
-                    assert!(
-                        low <= least && least - low < 256 && most <= high && high - most < 256,
-                        "{o:?}"
-                    );
+                    assert!(low <= least && least - low < 256 && most <= high && high - most < 256, "{o:?}");
                 }
             }
         }
@@ -223,12 +203,7 @@ mod tests {
     /// K-major `((8, m), 2)`, MN-major `((w, m), (8, k))` with w pieces to a swizzle row.
     #[test]
     fn pieces_follow_the_canonical_layouts() {
-        let spans = [
-            (0u64, 1u64, Swizzle::None),
-            (3, 2, Swizzle::B32),
-            (2, 4, Swizzle::B64),
-            (1, 8, Swizzle::B128),
-        ];
+        let spans = [(0u64, 1u64, Swizzle::None), (3, 2, Swizzle::B32), (2, 4, Swizzle::B64), (1, 8, Swizzle::B128)];
         for (mode, w, swizzle) in spans {
             let (lbo, sbo) = (0x30, 0x140);
             let d = Descriptor::decode(0x40 | lbo << 16 | sbo << 32 | mode << 62).unwrap();
@@ -242,22 +217,14 @@ mod tests {
                 for p in 0..2 {
                     let step = if mode == 0 { lbo } else { 1 };
                     let want = xor(0x40 + mn % 8 * w + mn / 8 * sbo + p * step);
-                    assert_eq!(
-                        d.piece(Major::K, mn as usize, p as usize),
-                        want * 16,
-                        "{swizzle:?} {mn} {p}"
-                    );
+                    assert_eq!(d.piece(Major::K, mn as usize, p as usize), want * 16, "{swizzle:?} {mn} {p}");
                 }
             }
             for group in 0..16u64 {
                 for k in 0..16 {
                     let (along_m, along_k) = if mode == 0 { (sbo, lbo) } else { (lbo, sbo) };
                     let want = xor(0x40 + group % w + group / w * along_m + k % 8 * w + k / 8 * along_k);
-                    assert_eq!(
-                        d.piece(Major::Mn, group as usize, k as usize),
-                        want * 16,
-                        "{swizzle:?} {group} {k}"
-                    );
+                    assert_eq!(d.piece(Major::Mn, group as usize, k as usize), want * 16, "{swizzle:?} {group} {k}");
                 }
             }
         }

@@ -35,11 +35,7 @@ impl Host<'_> {
         }
         let Some((slot, w)) = stuck else { return Ok(()) };
         let shared = &mut self.cta.hopper;
-        let rounds = if shared.stalled.0 == shared.events {
-            shared.stalled.1 + 1
-        } else {
-            0
-        };
+        let rounds = if shared.stalled.0 == shared.events { shared.stalled.1 + 1 } else { 0 };
         shared.stalled = (shared.events, rounds);
         shared.timeout = Some(shared.round);
         if rounds < PATIENCE {
@@ -72,12 +68,7 @@ impl Host<'_> {
             let uneven = state.groups.iter().enumerate().find_map(|(g, group)| {
                 let most = group.issued.iter().max().copied().unwrap_or(0);
                 let least = group.issued.iter().position(|n| *n < most)?;
-                Some((
-                    4 * g + least,
-                    group.issued[least],
-                    most,
-                    group.log.front().map_or(0, |l| l.0),
-                ))
+                Some((4 * g + least, group.issued[least], most, group.log.front().map_or(0, |l| l.0)))
             });
             if let Some((warp, n, most, pc)) = uneven {
                 let m = format!(
@@ -89,13 +80,7 @@ impl Host<'_> {
                 wrong = Some(fail(l.origin.pc, l.origin.warp, l.origin.lane, FaultKind::InFlight, m));
             } else if let Some(h) = state.holds.first() {
                 let m = "the block returns before cp.async.bulk.wait_group has waited until its shared memory was read";
-                wrong = Some(fail(
-                    h.origin.pc,
-                    h.origin.warp,
-                    h.origin.lane,
-                    FaultKind::InFlight,
-                    m.to_string(),
-                ));
+                wrong = Some(fail(h.origin.pc, h.origin.warp, h.origin.lane, FaultKind::InFlight, m.to_string()));
             }
         }
         if let Some((pc, warp, e)) = wrong {

@@ -39,12 +39,7 @@ impl Barrier {
         if count == 0 || i64::from(count) > LIMIT {
             return Err(format!("initialised with count {count}, which is not 1 to {LIMIT}"));
         }
-        Ok(Barrier {
-            phase: 0,
-            expected: count,
-            pending: count,
-            tx: 0,
-        })
+        Ok(Barrier { phase: 0, expected: count, pending: count, tx: 0 })
     }
 
     /// Announces bytes.
@@ -67,9 +62,7 @@ impl Barrier {
     fn change_tx(&mut self, by: i64) -> Result<(), String> {
         let tx = self.tx + by;
         if tx.abs() > LIMIT {
-            return Err(format!(
-                "{by:+} bytes make the transaction count {tx}, beyond {LIMIT}; {self}"
-            ));
+            return Err(format!("{by:+} bytes make the transaction count {tx}, beyond {LIMIT}; {self}"));
         }
         self.tx = tx;
         Ok(())
@@ -84,10 +77,7 @@ impl Barrier {
             return Err(format!("arrival of count {count}, which is not 1 to {LIMIT}; {self}"));
         }
         if count > self.pending {
-            return Err(format!(
-                "arrival of count {count}, but only {} pending; {self}",
-                self.pending
-            ));
+            return Err(format!("arrival of count {count}, but only {} pending; {self}", self.pending));
         }
         if how.no_complete && count == self.pending && self.tx == 0 {
             return Err(format!("an arrival with .noComplete ends the phase; {self}"));
@@ -158,10 +148,7 @@ impl std::fmt::Display for Barrier {
 mod tests {
     use super::*;
 
-    const PLAIN: Arrival = Arrival {
-        no_complete: false,
-        drop: false,
-    };
+    const PLAIN: Arrival = Arrival { no_complete: false, drop: false };
 
     #[test]
     fn phases_end_when_arrivals_and_bytes_are_in() {
@@ -200,10 +187,7 @@ mod tests {
         b.complete_tx((1 << 20) - 1).unwrap();
         assert!(b.complete_tx(1).is_err());
         let mut b = Barrier::new(3).unwrap();
-        let quiet = Arrival {
-            no_complete: true,
-            ..PLAIN
-        };
+        let quiet = Arrival { no_complete: true, ..PLAIN };
         b.arrive(2, quiet).unwrap();
         assert!(b.arrive(1, quiet).unwrap_err().contains("noComplete"));
         let drop = Arrival { drop: true, ..PLAIN };

@@ -241,12 +241,7 @@ fn rank_of(address: u64, own: u32) -> u32 {
 
 const MAPA_WORD: Code<Handler> = alu!(|r, i, m| {
     let (a, b) = (u32::get(r, i.a), u32::get(r, i.b));
-    u32::put(
-        r,
-        i.d,
-        std::array::from_fn(|l| in_block(u64::from(a[l]), b[l] & 0xff) as u32),
-        m,
-    );
+    u32::put(r, i.d, std::array::from_fn(|l| in_block(u64::from(a[l]), b[l] & 0xff) as u32), m);
 });
 const MAPA_LONG: Code<Handler> = alu!(|r, i, m| {
     let (a, b) = (u64::get(r, i.a), u32::get(r, i.b));
@@ -263,12 +258,7 @@ const RANK_WORD: Code<Handler> = alu!(|r, i, m| {
 });
 const RANK_LONG: Code<Handler> = alu!(|r, i, m| {
     let (a, own) = (u64::get(r, i.a), u32::get(r, i.b));
-    u32::put(
-        r,
-        i.d,
-        std::array::from_fn(|l| rank_of(a[l] & 0xfff_ffff_ffff, own[l])),
-        m,
-    );
+    u32::put(r, i.d, std::array::from_fn(|l| rank_of(a[l] & 0xfff_ffff_ffff, own[l])), m);
 });
 const IS_CLUSTER: Code<Handler> = alu!(|r, i, m| {
     let a = u32::get(r, i.a);
@@ -286,15 +276,11 @@ const ELECT: Code<WarpHandler> = warp_alu!(|r, i, m| {
     let first = masks[m.trailing_zeros() as usize & 31];
     for (lane, mask) in masks.iter().enumerate() {
         if m >> lane & 1 == 1 && (*mask != first || mask >> lane & 1 == 0) {
-            return Err(format!(
-                "lane {lane} gives member mask {mask:#010x}, the first lane {first:#010x}"
-            ));
+            return Err(format!("lane {lane} gives member mask {mask:#010x}, the first lane {first:#010x}"));
         }
     }
     if first & !m != 0 {
-        return Err(format!(
-            "member mask {first:#010x} names lanes that do not execute it (active {m:#010x})"
-        ));
+        return Err(format!("member mask {first:#010x} names lanes that do not execute it (active {m:#010x})"));
     }
     let leader = first.trailing_zeros();
     if i.d != super::NONE {

@@ -298,11 +298,7 @@ fn integers(r: &mut Regs, rows: &[u16], acc: &[[f32; 8]; 16], add: bool, saturat
             // 32 products of bytes are below 2^24, so the sum in f32 is exact.
             let dot = acc[lane / 4 + 8 * (i >> 1)][lane % 4 + 4 * (i & 1)] as i32;
             let old = if add { *x as i32 } else { 0 };
-            *x = if saturate {
-                old.saturating_add(dot)
-            } else {
-                old.wrapping_add(dot)
-            } as u32;
+            *x = if saturate { old.saturating_add(dot) } else { old.wrapping_add(dot) } as u32;
         }
     }
 }
@@ -419,13 +415,7 @@ mod tests {
                     let mut tile = [[0.0; 32]; 16];
                     tile_of_registers(&r, &[0, 1, 2, 3], element, &mut tile);
                     let d: Vec<u16> = (4..16).collect();
-                    let form = Form {
-                        a: element,
-                        b: element,
-                        sum: Sum::F32,
-                        add: true,
-                        negate: true,
-                    };
+                    let form = Form { a: element, b: element, sum: Sum::F32, add: true, negate: true };
                     let fetch = |j: usize, out: &mut [u128; 16]| {
                         for p in 0..16 {
                             out[p] = (0..8).fold(0u128, |v, e| {
@@ -445,10 +435,7 @@ mod tests {
                             let dot: f64 = (0..16).map(|k| v(a[row][k]) * v(b[k][column])).sum();
                             let want = f64::from(f32::from_bits(*before)) - dot;
                             let got = f64::from(f32::from_bits(r.w[4 + i][lane]));
-                            assert!(
-                                (got - want).abs() < 1e-3,
-                                "{element:?} {major:?} {build:?} lane {lane} d{i}"
-                            );
+                            assert!((got - want).abs() < 1e-3, "{element:?} {major:?} {build:?} lane {lane} d{i}");
                         }
                     }
                 }

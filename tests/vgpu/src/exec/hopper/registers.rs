@@ -87,10 +87,7 @@ impl Cta<'_> {
         }
         let held = state.registers[h.warp];
         if grow && count < held || !grow && count > held {
-            let m = format!(
-                "setmaxnreg.{} to {count} registers from {held}",
-                if grow { "inc" } else { "dec" }
-            );
+            let m = format!("setmaxnreg.{} to {count} registers from {held}", if grow { "inc" } else { "dec" });
             return Err(h.fault(FaultKind::Warpgroup, m));
         }
         // A warpgroup gets its registers together or not at all.

@@ -237,11 +237,7 @@ impl State {
         let stamp = self.clock << WARP_BITS | warp as u32;
         self.stamps[(start / 16) as usize..end.div_ceil(16) as usize].fill(stamp);
         let (low, high) = self.stamped;
-        self.stamped = if low == high {
-            (start, end)
-        } else {
-            (low.min(start), high.max(end))
-        };
+        self.stamped = if low == high { (start, end) } else { (low.min(start), high.max(end)) };
     }
 
     /// A copy has written a range.
@@ -285,20 +281,13 @@ impl State {
     /// in the program is of what is in the way.
     pub fn conflict(&self, start: u64, end: u64, barriers_too: bool) -> Option<(FaultKind, String, usize)> {
         if barriers_too
-            && let Some((at, b)) = self
-                .barriers
-                .range(start.saturating_sub(mbarrier::BYTES - 1)..end)
-                .next()
+            && let Some((at, b)) = self.barriers.range(start.saturating_sub(mbarrier::BYTES - 1)..end).next()
         {
             let m = format!("bytes of the mbarrier at shared offset {at:#x}");
             return Some((FaultKind::Mbarrier, m, b.origin.pc));
         }
         let hits = |r: (u64, u64)| start < r.1 && r.0 < end;
-        if let Some(p) = self
-            .products
-            .iter()
-            .find(|p| hits(p.range) && p.operand.overlaps(start, end))
-        {
+        if let Some(p) = self.products.iter().find(|p| hits(p.range) && p.operand.overlaps(start, end)) {
             let m = "an operand of a wgmma that wgmma.wait_group has not waited for".to_string();
             return Some((FaultKind::InFlight, m, p.pc));
         }
@@ -317,11 +306,7 @@ impl State {
 
     /// Why bytes count as never written, if it is for something asynchronous.
     pub fn explain(&self, start: u64, end: u64) -> Option<(FaultKind, String, usize)> {
-        if let Some((at, b)) = self
-            .barriers
-            .range(start.saturating_sub(mbarrier::BYTES - 1)..end)
-            .next()
-        {
+        if let Some((at, b)) = self.barriers.range(start.saturating_sub(mbarrier::BYTES - 1)..end).next() {
             let m = format!("an ordinary read of the mbarrier at shared offset {at:#x}");
             return Some((FaultKind::Mbarrier, m, b.origin.pc));
         }

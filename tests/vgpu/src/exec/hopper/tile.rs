@@ -90,12 +90,7 @@ mod tests {
         assert_eq!((pitch(&m), span(&m), m.box_bytes()), (64, 64 * 4, 16 * 2 * 2 * 2));
         let list = rows(&m, [-3, 3, 2, 0, 0]);
         // y = 3 and 5 (outside), z = 2 and 3 (outside); x = -3..13 is inside from 0.
-        let want = Row {
-            offset: 0,
-            address: 0x1000 + 3 * 48 + 2 * 240,
-            skipped: 3,
-            inside: 13,
-        };
+        let want = Row { offset: 0, address: 0x1000 + 3 * 48 + 2 * 240, skipped: 3, inside: 13 };
         assert_eq!(list[0], want);
         assert_eq!(list.iter().map(|r| r.inside).collect::<Vec<_>>(), [13, 0, 0, 0]);
         assert_eq!(list.iter().map(|r| r.offset).collect::<Vec<_>>(), [0, 64, 128, 192]);
@@ -103,10 +98,6 @@ mod tests {
         assert_eq!(list.iter().map(|r| r.inside).collect::<Vec<_>>(), [0, 0, 0, 10]);
         assert_eq!((list[3].address, list[3].skipped), (0x1000 + 20, 0));
         assert!(rows(&m, [20, 0, 0, 0, 0]).iter().all(|r| r.inside == 0));
-        assert!(
-            rows(&m, [-16, 0, 0, 0, 0])
-                .iter()
-                .all(|r| (r.skipped, r.inside) == (16, 0))
-        );
+        assert!(rows(&m, [-16, 0, 0, 0, 0]).iter().all(|r| (r.skipped, r.inside) == (16, 0)));
     }
 }

@@ -112,18 +112,12 @@ impl Registers {
         for n in &t.reads {
             // Reading A's registers while a product reads them is harmless.
             if let Register::Sum(g) = self.states[*n as usize] {
-                return Err(format!(
-                    "an accumulator of a product in flight is read {}",
-                    Self::why(g, self.committed)
-                ));
+                return Err(format!("an accumulator of a product in flight is read {}", Self::why(g, self.committed)));
             }
         }
         for n in &t.writes {
             if let Register::Sum(g) | Register::Input(g) = self.states[*n as usize] {
-                return Err(format!(
-                    "a register of a product in flight is written {}",
-                    Self::why(g, self.committed)
-                ));
+                return Err(format!("a register of a product in flight is written {}", Self::why(g, self.committed)));
             }
         }
         for n in t.reads.iter().chain(&t.writes) {
@@ -161,10 +155,8 @@ impl Registers {
                 return Err((None, "an accumulator is part of A of a product in flight"));
             }
         }
-        a.iter()
-            .for_each(|n| self.states[*n as usize] = Register::Input(self.committed));
-        d.iter()
-            .for_each(|n| self.states[*n as usize] = Register::Sum(self.committed));
+        a.iter().for_each(|n| self.states[*n as usize] = Register::Input(self.committed));
+        d.iter().for_each(|n| self.states[*n as usize] = Register::Sum(self.committed));
         self.open = true;
         Ok(())
     }
@@ -202,21 +194,14 @@ pub(in crate::exec) fn wrap(code: &mut [Inst], f: &Function) -> usize {
             continue;
         }
         // What the guard keeps is not read.
-        let flow = flow_of(&Instr {
-            guard: None,
-            ..i.clone()
-        });
+        let flow = flow_of(&Instr { guard: None, ..i.clone() });
         let known = |list: &[u32]| list.iter().filter_map(|r| numbers.get(r).copied()).collect::<Vec<_>>();
         let (reads, writes) = (known(&flow.uses), known(&flow.defs));
         if reads.is_empty() && writes.is_empty() {
             continue;
         }
         let act = std::mem::replace(&mut inst.act, Act::Nop);
-        let inner = Inst {
-            act,
-            guard: NONE,
-            ..*inst
-        };
+        let inner = Inst { act, guard: NONE, ..*inst };
         inst.act = Act::Touching(Box::new(Touching { reads, writes, inner }));
     }
     numbers.len()

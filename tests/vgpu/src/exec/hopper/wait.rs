@@ -14,11 +14,7 @@ use crate::exec::{File, LANES, Lane, NONE, put_raw, raw};
 
 /// A fault of a lane that names the barrier.
 fn misuse(lane: usize, at: u64, m: impl std::fmt::Display) -> LaneFault {
-    (
-        lane,
-        FaultKind::Mbarrier,
-        format!("mbarrier at shared offset {at:#x}: {m}"),
-    )
+    (lane, FaultKind::Mbarrier, format!("mbarrier at shared offset {at:#x}: {m}"))
 }
 
 impl Cta<'_> {
@@ -46,9 +42,7 @@ impl Cta<'_> {
                     self.live(slot, offset, lane)?;
                     let to = &mut self.resident[slot];
                     if to.hopper.loads.iter().any(|l| l.bar == offset) {
-                        return Err(wrong(
-                            "invalidated while a bulk copy will still count its bytes there".into(),
-                        ));
+                        return Err(wrong("invalidated while a bulk copy will still count its bytes there".into()));
                     }
                     to.hopper.barriers.remove(&offset);
                 }
@@ -60,12 +54,7 @@ impl Cta<'_> {
                     let n = row(warp, Some(bytes), 0)[lane];
                     self.live(slot, offset, lane)?.complete_tx(n).map_err(wrong)?;
                 }
-                Turn::Arrive {
-                    token,
-                    how,
-                    count,
-                    bytes,
-                } => {
+                Turn::Arrive { token, how, count, bytes } => {
                     let (n, tx) = (row(warp, count, 1)[lane], row(warp, bytes, 0)[lane]);
                     let b = self.live(slot, offset, lane)?;
                     b.expect_tx(tx).map_err(wrong)?;
@@ -87,10 +76,8 @@ impl Cta<'_> {
         let barrier = Barrier::new(count).map_err(|m| misuse(lane, offset, m))?;
         let to = &mut self.resident[slot];
         if let Some(old) = to.hopper.barriers.get(&offset) {
-            let m = format!(
-                "initialised again, after {}; mbarrier.inval has to come between",
-                line(h.p, old.origin.pc)
-            );
+            let m =
+                format!("initialised again, after {}; mbarrier.inval has to come between", line(h.p, old.origin.pc));
             return Err(misuse(lane, offset, m));
         }
         if let Some((_, m, pc)) = to.hopper.conflict(offset, offset + mbarrier::BYTES, true) {
@@ -98,10 +85,7 @@ impl Cta<'_> {
         }
         // Ordinary reads of the object find bytes that nobody has written.
         to.shared.unmark(offset, mbarrier::BYTES);
-        let live = Live {
-            barrier,
-            origin: h.origin(lane),
-        };
+        let live = Live { barrier, origin: h.origin(lane) };
         to.hopper.barriers.insert(offset, live);
         Ok(())
     }
@@ -119,10 +103,7 @@ impl Cta<'_> {
         warp.copies.deliver(self, 0)?;
         let b = self.live(slot, offset, lane)?;
         if !extra {
-            return b
-                .arrive(1, Default::default())
-                .map(|_| ())
-                .map_err(|m| misuse(lane, offset, m));
+            return b.arrive(1, Default::default()).map(|_| ()).map_err(|m| misuse(lane, offset, m));
         }
         // Pending grows by one and shrinks again: unless that is the arrival that ends the phase, nothing changes.
         Ok(())
@@ -133,26 +114,14 @@ impl Cta<'_> {
             return Ok(Step::Next);
         };
         let (mut over, mut first) = (0u32, None);
-        let states = if parity {
-            u32::get(&warp.regs, state).map(u64::from)
-        } else {
-            u64::get(&warp.regs, state)
-        };
+        let states = if parity { u32::get(&warp.regs, state).map(u64::from) } else { u64::get(&warp.regs, state) };
         for lane in lanes(h.active) {
             let (slot, offset) = self.shared_place(x.at.space, at[lane], mbarrier::BYTES, mbarrier::BYTES, lane)?;
             if parity && states[lane] > 1 {
-                return Err(misuse(
-                    lane,
-                    offset,
-                    format!("phase parity {} is neither 0 nor 1", states[lane]),
-                ));
+                return Err(misuse(lane, offset, format!("phase parity {} is neither 0 nor 1", states[lane])));
             }
             let ends = |b: &Barrier| {
-                if parity {
-                    Ok(b.over_parity(states[lane] == 1))
-                } else {
-                    b.over(states[lane])
-                }
+                if parity { Ok(b.over_parity(states[lane] == 1)) } else { b.over(states[lane]) }
             };
             let mut yes = ends(self.live(slot, offset, lane)?).map_err(|m| misuse(lane, offset, m))?;
             // Copies arrive while somebody waits and others have run: one at each try in seeded order, else all at once.
@@ -199,13 +168,7 @@ impl Cta<'_> {
             Some(seed) => crate::exec::launch::Random(seed ^ self.hopper.events).below(n),
             None => 0,
         };
-        let Some(i) = loads
-            .iter()
-            .enumerate()
-            .filter(|(_, l)| wanted(l))
-            .nth(pick)
-            .map(|(i, _)| i)
-        else {
+        let Some(i) = loads.iter().enumerate().filter(|(_, l)| wanted(l)).nth(pick).map(|(i, _)| i) else {
             return Ok(false);
         };
         let load = self.resident[slot].hopper.loads.remove(i);

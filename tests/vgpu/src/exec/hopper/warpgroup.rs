@@ -35,16 +35,11 @@ impl Cta<'_> {
     pub(super) fn product(&mut self, h: &Here<'_>, warp: &mut Warp, x: &Product) -> Result<(), LaneFault> {
         let group_fault = |m: String| h.fault(FaultKind::Warpgroup, m);
         if h.active != u32::MAX {
-            return Err(group_fault(format!(
-                "only lanes {:#010x} of the warp execute the product",
-                h.active
-            )));
+            return Err(group_fault(format!("only lanes {:#010x} of the warp execute the product", h.active)));
         }
         if (h.warp / 4 * 4 + 4) * LANES > self.shape.block_threads() {
-            let m = format!(
-                "a warpgroup of fewer than four warps: the block has {} threads",
-                self.shape.block_threads()
-            );
+            let m =
+                format!("a warpgroup of fewer than four warps: the block has {} threads", self.shape.block_threads());
             return Err(group_fault(m));
         }
         let b_bits = uniform(&warp.regs, x.descriptor)?;
@@ -58,21 +53,13 @@ impl Cta<'_> {
         }
         let add = scale != 0;
         self.agree(h, (h.pc, a_bits, b_bits, add))?;
-        warp.hopper
-            .registers
-            .product(&x.tracked_d, &x.tracked_a)
-            .map_err(|(at, m)| {
-                let by = at.map_or(String::new(), |pc| format!(" ({})", line(h.p, pc as usize)));
-                h.fault(FaultKind::Warpgroup, format!("{m}{by}"))
-            })?;
+        warp.hopper.registers.product(&x.tracked_d, &x.tracked_a).map_err(|(at, m)| {
+            let by = at.map_or(String::new(), |pc| format!(" ({})", line(h.p, pc as usize)));
+            h.fault(FaultKind::Warpgroup, format!("{m}{by}"))
+        })?;
 
         let wrong = |m: String| h.fault(FaultKind::Descriptor, m);
-        let b = Operand {
-            at: Descriptor::decode(b_bits).map_err(wrong)?,
-            major: x.major_b,
-            first: 0,
-            rows: x.n,
-        };
+        let b = Operand { at: Descriptor::decode(b_bits).map_err(wrong)?, major: x.major_b, first: 0, rows: x.n };
         let mut tile: TileA = [[0.0; 32]; 16];
         let group = warp.hopper.registers.group();
         match x.from {
@@ -94,13 +81,7 @@ impl Cta<'_> {
             }
         }
         let range = self.readable(h, &b, "B")?;
-        let form = Form {
-            a: x.a,
-            b: x.b,
-            sum: x.sum,
-            add,
-            negate: x.negate,
-        };
+        let form = Form { a: x.a, b: x.b, sum: x.sum, add, negate: x.negate };
         let shared = &self.resident[self.at].shared;
         let pieces = |j: usize, out: &mut [u128; 16]| {
             *out = b.block(j).map(|at| fetch(shared, at));
@@ -113,13 +94,7 @@ impl Cta<'_> {
     }
 
     fn in_flight(&mut self, h: &Here<'_>, group: u32, operand: Operand, range: (u64, u64)) {
-        self.own().hopper.products.push(InFlight {
-            warp: h.warp,
-            group,
-            operand,
-            range,
-            pc: h.pc,
-        });
+        self.own().hopper.products.push(InFlight { warp: h.warp, group, operand, range, pc: h.pc });
     }
 
     /// Compares this product with what the other warps of the warpgroup have issued as their product of the same number.
@@ -167,10 +142,7 @@ impl Cta<'_> {
         }
         let (low, high) = o.range();
         if high > shared.len {
-            let m = format!(
-                "operand {name} reaches offset {high} of {} bytes of shared memory",
-                shared.len
-            );
+            let m = format!("operand {name} reaches offset {high} of {} bytes of shared memory", shared.len);
             return Err(h.fault(FaultKind::OutOfBounds, m));
         }
         for at in o.pieces() {
