@@ -306,18 +306,18 @@ fn mul_hi(ty: Ty) -> Option<Alu> {
 
 fn mad_wide(ty: Ty) -> Option<Alu> {
     Some(match ty {
-        Ty::U16 => alu!(|r, i, m| {
-            map3(r, i, m, |a: u16, b: u16, c: u32| (u32::from(a) * u32::from(b)).wrapping_add(c))
-        }),
-        Ty::S16 => alu!(|r, i, m| {
-            map3(r, i, m, |a: i16, b: i16, c: i32| (i32::from(a) * i32::from(b)).wrapping_add(c))
-        }),
-        Ty::U32 => alu!(|r, i, m| {
-            map3(r, i, m, |a: u32, b: u32, c: u64| (u64::from(a) * u64::from(b)).wrapping_add(c))
-        }),
-        Ty::S32 => alu!(|r, i, m| {
-            map3(r, i, m, |a: i32, b: i32, c: i64| (i64::from(a) * i64::from(b)).wrapping_add(c))
-        }),
+        Ty::U16 => {
+            alu!(|r, i, m| map3(r, i, m, |a: u16, b: u16, c: u32| (u32::from(a) * u32::from(b)).wrapping_add(c)))
+        }
+        Ty::S16 => {
+            alu!(|r, i, m| map3(r, i, m, |a: i16, b: i16, c: i32| (i32::from(a) * i32::from(b)).wrapping_add(c)))
+        }
+        Ty::U32 => {
+            alu!(|r, i, m| map3(r, i, m, |a: u32, b: u32, c: u64| (u64::from(a) * u64::from(b)).wrapping_add(c)))
+        }
+        Ty::S32 => {
+            alu!(|r, i, m| map3(r, i, m, |a: i32, b: i32, c: i64| (i64::from(a) * i64::from(b)).wrapping_add(c)))
+        }
         _ => return None,
     })
 }
@@ -378,11 +378,11 @@ pub(super) fn permute(a: u32, b: u32, selector: u32) -> u32 {
 pub fn bit_field(op: &mut Op<'_>) -> Option<Arith> {
     let ty = op.ty()?;
     let f: Alu = match (op.base, ty) {
-        ("bfe", Ty::U32) => alu!(|r, i, m| {
-            map3(r, i, m, |a: u32, b: u32, c: u32| extract(u64::from(a), b, c, 32, false) as u32)
-        }),
+        ("bfe", Ty::U32) => {
+            alu!(|r, i, m| map3(r, i, m, |a: u32, b: u32, c: u32| extract(u64::from(a), b, c, 32, false) as u32))
+        }
         ("bfe", Ty::S32) => {
-            alu!(|r, i, m| { map3(r, i, m, |a: u32, b: u32, c: u32| { extract(u64::from(a), b, c, 32, true) as u32 }) })
+            alu!(|r, i, m| map3(r, i, m, |a: u32, b: u32, c: u32| extract(u64::from(a), b, c, 32, true) as u32))
         }
         ("bfe", Ty::U64) => alu!(|r, i, m| map3(r, i, m, |a: u64, b: u32, c: u32| extract(a, b, c, 64, false))),
         ("bfe", Ty::S64) => alu!(|r, i, m| map3(r, i, m, |a: u64, b: u32, c: u32| extract(a, b, c, 64, true))),
