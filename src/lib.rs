@@ -12,9 +12,15 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod data;
+pub mod datasets;
 pub mod dirs;
 pub mod error;
+pub mod eval;
+pub mod files;
 pub mod generate;
+pub mod hf;
+pub mod log;
+pub mod machine;
 pub mod model;
 pub mod optim;
 pub mod rng;

@@ -8,18 +8,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ringtune::checkpoint::peft::Adapter;
-use ringtune::checkpoint::safetensors::{ModelFiles, TensorFile};
+use ringtune::checkpoint::manifest;
 use ringtune::checkpoint::state::Fingerprints;
-use ringtune::checkpoint::tokenizer_files::read_added_tokens;
-use ringtune::checkpoint::tokenizer_json::tokenizer_json;
-use ringtune::checkpoint::{hf_config, manifest};
 use ringtune::commands::report::parse_metrics;
 use ringtune::commands::startup::new_model_config;
 use ringtune::data::encode::{Overflow, encode_rendered};
 use ringtune::data::jsonl::{BadRows, Message, Role, RowOptions, parse_rows};
 use ringtune::data::mix::WeightUnit;
-use ringtune::data::prepare::{self, Dataset, Paths, PrepareSpec};
 use ringtune::data::pretrain::{self, PretrainDataSpec};
 use ringtune::data::progress::Progress;
 use ringtune::data::raw_tokens::{RawTokens, RawWidth};
@@ -28,6 +23,12 @@ use ringtune::data::template::cases::render_cases;
 use ringtune::data::template::{Purpose, Template, TemplateOptions};
 use ringtune::data::token_file::TokenFile;
 use ringtune::data::tokenizer::{SpecialIds, Specials, Tokenizer};
+use ringtune::datasets::{self, Dataset, Paths, PrepareSpec};
+use ringtune::hf::config as hf_config;
+use ringtune::hf::peft::Adapter;
+use ringtune::hf::safetensors::{ModelFiles, TensorFile};
+use ringtune::hf::tokenizer_files::read_added_tokens;
+use ringtune::hf::tokenizer_json::tokenizer_json;
 use ringtune::train::checkpoints::read_state;
 use ringtune::train::state::RunState;
 
@@ -317,7 +318,7 @@ fn prepare_one(dataset: Dataset, name: &str, bytes: &[u8]) {
             multi_turn,
             paths: if multi_turn { Paths::All } else { Paths::Best },
         };
-        std::hint::black_box(prepare::run(&spec).is_ok());
+        std::hint::black_box(datasets::run(&spec).is_ok());
         if dataset != Dataset::Oasst1 {
             break;
         }

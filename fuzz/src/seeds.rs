@@ -10,12 +10,12 @@ use parquet::data_type::ByteArray;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
-use ringtune::checkpoint::HostTensor;
 use ringtune::checkpoint::state::write_state_tensors;
-use ringtune::checkpoint::tokenizer_json::tokenizer_json;
 use ringtune::data::encode::Encoded;
 use ringtune::data::template::{Template, TemplateOptions};
 use ringtune::data::token_file::{self, Content, DocInfo, Meta};
+use ringtune::hf::HostTensor;
+use ringtune::hf::tokenizer_json::tokenizer_json;
 use ringtune::train::TrainSettings;
 use ringtune::train::state::{RunFacts, RunState};
 

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::fs::{At, create_dir_all, parent, read_text, sync_dir, write_json, write_synced};
 use crate::error::{Error, Result};
+use crate::files::{At, create_dir_all, parent, read_text, sync_dir, write_json, write_synced};
 use crate::{bail, ensure};
 
 /// Name of the manifest in a checkpoint.

@@ -6,11 +6,11 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::fs::read_text;
-use super::safetensors::TensorFile;
-use super::save::{Entry, write_tensors};
-use super::{HostTensor, SaveDType};
 use crate::error::{Context, Error, Result};
+use crate::files::read_text;
+use crate::hf::safetensors::TensorFile;
+use crate::hf::save::{Entry, write_tensors};
+use crate::hf::{HostTensor, SaveDType};
 use crate::{bail, ensure};
 
 /// Name of the optimiser's file in a checkpoint.

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use super::jobs::{PretrainJob, SftJob};
 use super::startup::DEFAULT_SEQ_LEN;
-use crate::checkpoint::hf_config;
 use crate::config::{Resolved, find_config};
 use crate::data::cache;
 use crate::data::encode::Overflow;
@@ -17,6 +16,7 @@ use crate::data::sft::{RowSpec, SftDataSpec};
 use crate::data::template::{Template, TemplateOptions};
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
+use crate::hf;
 
 /// The tokenizer of `tokenizer_path`, or the one in the model's folder.
 ///
@@ -80,7 +80,7 @@ pub fn max_seq_len(settings: &Resolved, model: Option<(&Path, usize)>) -> Result
 pub fn max_seq_len_of_model(settings: &Resolved) -> Result<usize> {
     match settings.opt_path("model_path") {
         Some(path) => {
-            let max = hf_config::read(&path)?.model.max_position;
+            let max = hf::config::read(&path)?.model.max_position;
             max_seq_len(settings, Some((&path, max)))
         }
         None => max_seq_len(settings, None),

@@ -11,8 +11,6 @@ use super::model_folder::{Loaded, ModelArgs, ModelFolder, count, long, model_fla
 use super::startup::DEFAULT_SEQ_LEN;
 use super::{Out, note, warn};
 use crate::backend::Backend;
-use crate::checkpoint::TensorSource;
-use crate::checkpoint::fs::write_json;
 use crate::data::cache;
 use crate::data::encode::Overflow;
 use crate::data::jsonl::{BadRows, RowOptions};
@@ -23,10 +21,12 @@ use crate::data::tokenizer::Tokenizer;
 use crate::data::train_set::PieceSet;
 use crate::ensure;
 use crate::error::{Error, Result};
-use crate::train::eval::{Evaluation, SetSums};
-use crate::train::eval_sets::{EvalOptions, SetEval, evaluate_sets};
-use crate::train::gen_test::{GenReport, GenRun, generation_test, held_out_rows};
-use crate::train::report::{grouped, table};
+use crate::eval::gen_test::{GenReport, GenRun, generation_test, held_out_rows};
+use crate::eval::sets::{EvalOptions, SetEval, evaluate_sets};
+use crate::eval::{Evaluation, SetSums};
+use crate::files::write_json;
+use crate::hf::TensorSource;
+use crate::log::tables::{grouped, table};
 use crate::train::settings::GenTest;
 
 /// Prompts answered with `--gen-only` when their number is left open.

@@ -7,18 +7,18 @@ use clap::{ArgAction, ArgMatches, Command};
 
 use super::model_folder::{ModelFolder, count, long, path};
 use super::{note, warn};
-use crate::checkpoint::fs::{At, create_dir_all, parent, sync_dir};
-use crate::checkpoint::save::{SaveOptions, parse_size};
 use crate::checkpoint::state::read_json;
-use crate::checkpoint::tokenizer_files::copy_tokenizer;
-use crate::checkpoint::{SaveDType, TensorSource, WithConfig};
 use crate::cpu::Cpu;
 use crate::data::MicroBatch;
 use crate::error::{Context, Error, Result};
+use crate::files::{At, create_dir_all, parent, sync_dir};
+use crate::hf::merged::{MergeCheck, merge};
+use crate::hf::save::{SaveOptions, parse_size};
+use crate::hf::tokenizer_files::copy_tokenizer;
+use crate::hf::{SaveDType, TensorSource, WithConfig};
+use crate::log::tables::bytes;
 use crate::model::config::ModelConfig;
 use crate::rng::Stream;
-use crate::train::merged::{MergeCheck, merge};
-use crate::train::report::bytes;
 use crate::{bail, ensure};
 
 /// Tokens on which merged model and base + adapter are compared.

@@ -8,20 +8,20 @@ use super::startup::plan_resize_of;
 use super::tokenizer::open_tokenizer;
 use super::{note, warn};
 use crate::backend::Backend;
-use crate::checkpoint::TensorSource;
-use crate::checkpoint::device::{load_adapter, load_params};
-use crate::checkpoint::merge::Adapted;
-use crate::checkpoint::peft::{self, Adapter};
-use crate::checkpoint::resize::Resized;
-use crate::checkpoint::safetensors::ModelFiles;
 use crate::cpu::Cpu;
 use crate::data::template::{Template, TemplateOptions};
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
+use crate::hf::TensorSource;
+use crate::hf::device::{load_adapter, load_params};
+use crate::hf::merge::Adapted;
+use crate::hf::merged::lora_spec;
+use crate::hf::peft::{self, Adapter};
+use crate::hf::resize::Resized;
+use crate::hf::safetensors::ModelFiles;
 use crate::model::config::ModelConfig;
 use crate::model::{LoraSpec, Params};
 use crate::tensor::DType;
-use crate::train::merged::lora_spec;
 use crate::train::run::MERGED;
 use crate::{bail, ensure};
 
@@ -285,7 +285,7 @@ fn hint_inside(e: Error, dir: &Path) -> Error {
 
 /// The template of a `chat_template.jinja`: the built-in one where it is its text, else the file.
 fn load_saved(path: &Path, options: &TemplateOptions) -> Result<Template> {
-    let text = crate::checkpoint::fs::read_text(path, 4 << 20)?;
+    let text = crate::files::read_text(path, 4 << 20)?;
     for newline in [false, true] {
         for name in Template::NAMES {
             let options = TemplateOptions { supervise_turn_newline: newline, ..options.clone() };

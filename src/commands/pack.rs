@@ -10,7 +10,7 @@ use crate::data::sft::token_file_of;
 use crate::data::token_file::TokenFile;
 use crate::data::train_set::Tokens;
 use crate::error::{Context, Error, Result};
-use crate::train::report::grouped;
+use crate::log::tables::grouped;
 
 /// Writes `output`: one token file for one data set; a folder with `NAME.tok` for each of several.
 ///

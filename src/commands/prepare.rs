@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::note;
-use crate::data::prepare::{Dataset, Paths, PrepareSpec, Prepared, run as prepare};
+use crate::datasets::{Dataset, Paths, PrepareSpec, Prepared, run as prepare};
 use crate::error::Result;
 
 /// The command's flags.

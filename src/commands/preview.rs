@@ -4,7 +4,7 @@ use super::style::Style;
 use crate::data::encode::Encoded;
 use crate::data::sft::SftData;
 use crate::data::tokenizer::{Specials, Tokenizer};
-use crate::train::report::{grouped, table};
+use crate::log::tables::{grouped, table};
 
 /// Rows printed at the start with their mask.
 const PREVIEW_ROWS: usize = 2;

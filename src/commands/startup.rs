@@ -5,21 +5,21 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::jobs::SftJob;
-use crate::checkpoint::hf_config;
 use crate::checkpoint::manifest::hash_file;
-use crate::checkpoint::resize::{NewToken, Resize};
-use crate::checkpoint::safetensors::ModelFiles;
 use crate::checkpoint::state::Fingerprints;
-use crate::checkpoint::tokenizer_files::read_added_tokens;
-use crate::checkpoint::{SaveDType, TensorSource};
 use crate::data::sft::SftData;
 use crate::data::template::{Control, Template, TemplateOptions};
 use crate::data::tokenizer::Tokenizer;
 use crate::ensure;
 use crate::error::{Context, Error, Result};
+use crate::hf;
+use crate::hf::artifact::Artifact;
+use crate::hf::resize::{NewToken, Resize};
+use crate::hf::safetensors::ModelFiles;
+use crate::hf::tokenizer_files::read_added_tokens;
+use crate::hf::{SaveDType, TensorSource};
 use crate::model::config::ModelConfig;
 use crate::tensor::DType;
-use crate::train::artifact::Artifact;
 use crate::train::settings::TrainSettings;
 use crate::train::setup;
 
@@ -146,7 +146,7 @@ pub fn new_model_config(text: &str, tokenizer: &Tokenizer) -> Result<ModelConfig
     if let Some(map) = value.as_object_mut() {
         map.entry("vocab_size").or_insert(json!(tokenizer.vocab_size()));
     }
-    let config = hf_config::parse(&value.to_string())?.model;
+    let config = hf::config::parse(&value.to_string())?.model;
     ensure!(
         config.vocab_size >= tokenizer.vocab_size(),
         "vocab_size {} is below the tokenizer's {} pieces",

@@ -6,7 +6,6 @@ pub mod jsonl;
 pub mod loader;
 pub mod mix;
 pub mod pack;
-pub mod prepare;
 pub mod pretrain;
 pub mod progress;
 pub mod raw_tokens;

@@ -6,6 +6,7 @@ pub mod acts;
 mod backward;
 pub mod config;
 pub mod decode;
+pub mod flops;
 mod linear;
 pub mod llama;
 pub mod rope;

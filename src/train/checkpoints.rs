@@ -8,8 +8,6 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::artifact::Artifact;
-use super::companions::Companions;
 use super::saver::Saver;
 use super::settings::TrainSettings;
 use super::state::{RunFacts, RunState, TRAINER_STATE};
@@ -19,8 +17,10 @@ use crate::checkpoint::manifest::{self, CheckpointWriter};
 use crate::checkpoint::state::{Fingerprints, OPTIMIZER, read_json, read_state_tensors, write_state_tensors};
 use crate::ensure;
 use crate::error::{Context, Result};
+use crate::hf::artifact::Artifact;
+use crate::hf::companions::Companions;
 
-pub use crate::checkpoint::peft::RESIZED_BASE;
+pub use crate::hf::peft::RESIZED_BASE;
 
 /// Where a run's checkpoints go.
 pub struct Checkpoints {
@@ -47,7 +47,7 @@ impl Checkpoints {
         companions: Companions,
         fingerprints: Fingerprints,
     ) -> Result<Self> {
-        crate::checkpoint::fs::create_dir_all(output_dir)?;
+        crate::files::create_dir_all(output_dir)?;
         manifest::clean_up(output_dir)?;
         Ok(Self {
             output_dir: output_dir.to_path_buf(),

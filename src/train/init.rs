@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 
 use crate::backend::Backend;
-use crate::checkpoint::device::upload;
-use crate::checkpoint::names::{LINEARS, linear_mut, linear_shape, weights};
-use crate::checkpoint::{HostTensor, TensorSource};
 use crate::error::{Error, Result};
+use crate::hf::device::upload;
+use crate::hf::names::{LINEARS, linear_mut, linear_shape, weights};
+use crate::hf::{HostTensor, TensorSource};
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Lora, Weights};
 use crate::rng::Stream;

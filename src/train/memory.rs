@@ -2,10 +2,10 @@
 //!
 //! [`estimate`] follows what [`super::setup::workload`] allocates tensor by tensor; a test holds the two equal to the byte.
 
-use super::report::MemoryClass;
 use super::settings::{Precision, Recompute, TrainSettings};
 use super::setup::dtype;
-use crate::checkpoint::names::{linear_shape, weights};
+use crate::hf::names::{linear_shape, weights};
+use crate::log::tables::MemoryClass;
 use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
 

@@ -4,16 +4,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::report::MemoryClass;
 use super::run::RunSpec;
 use super::setup;
 use super::step::Workload;
 use crate::backend::Backend;
-use crate::checkpoint::fs::write_json;
-use crate::checkpoint::names::named;
 use crate::data::loader::StepShape;
 use crate::data::mix::WeightUnit;
 use crate::error::Result;
+use crate::files::write_json;
+use crate::hf::names::named;
+use crate::log::tables::MemoryClass;
 
 /// The file's name, in the run's folder.
 pub const RUN: &str = "run.json";

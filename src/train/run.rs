@@ -5,13 +5,9 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::artifact::Artifact;
 use super::batches::{LoadedBatches, PlannedEval};
 use super::checkpoints::{Checkpoints, RESIZED_BASE};
-use super::companions::Companions;
-use super::metrics::{Metrics, round3};
 use super::record;
-use super::report::{available_memory, memory_table, settings_table};
 use super::settings::{ResolvedSetting, Resume, TrainSettings};
 use super::signals::StopFlag;
 use super::state::{RunState, TRAINER_STATE};
@@ -19,8 +15,6 @@ use super::step::Workload;
 use super::trainer::{Finished, Trainer};
 use super::{plan, setup};
 use crate::backend::Backend;
-use crate::checkpoint::TensorSource;
-use crate::checkpoint::fs::write_json;
 use crate::checkpoint::manifest;
 use crate::checkpoint::state::Fingerprints;
 use crate::comm::Communicator;
@@ -28,6 +22,12 @@ use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::{Cursor, PieceSet, TrainSet};
 use crate::ensure;
 use crate::error::{Context, Error, Result};
+use crate::files::write_json;
+use crate::hf::TensorSource;
+use crate::hf::artifact::Artifact;
+use crate::hf::companions::Companions;
+use crate::log::metrics::{Metrics, round3};
+use crate::log::tables::{available_memory, memory_table, settings_table};
 
 /// Folder of the merged model, in the output folder.
 pub const MERGED: &str = "merged";
@@ -93,10 +93,9 @@ pub struct Ended<B: Backend> {
 /// # Errors
 /// If it cannot be created or written.
 pub fn check_output_dir(dir: &Path) -> Result<()> {
-    crate::checkpoint::fs::create_dir_all(dir)?;
+    crate::files::create_dir_all(dir)?;
     let probe = dir.join(".write-test");
-    let at =
-        |e: std::io::Error| crate::checkpoint::fs::explain(&probe, &e).context("the output folder cannot be written");
+    let at = |e: std::io::Error| crate::files::explain(&probe, &e).context("the output folder cannot be written");
     std::fs::write(&probe, b"x").map_err(at)?;
     std::fs::remove_file(&probe).map_err(at)
 }

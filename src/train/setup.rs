@@ -1,16 +1,16 @@
 //! Everything a run holds on its device, allocated once: weights, gradients, activations, moments.
 
-use super::flops::FlopCount;
 use super::init::{add_lora, resolve_targets};
 use super::plan;
-use super::report::{MemoryClass, grouped};
 use super::settings::{Precision, Recompute, TrainSettings};
 use super::step::Workload;
 use crate::backend::Backend;
-use crate::checkpoint::TensorSource;
-use crate::checkpoint::device::load_params;
-use crate::checkpoint::names::named;
 use crate::error::Result;
+use crate::hf::TensorSource;
+use crate::hf::device::load_params;
+use crate::hf::names::named;
+use crate::log::tables::{MemoryClass, grouped};
+use crate::model::flops::FlopCount;
 use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec};
 use crate::optim::Optimizer;
 use crate::tensor::{DType, Tensor};

@@ -6,16 +6,16 @@
 //! update = AdamW(grads · min(1, clip / |grads|))                       unless N = 0 or something is not finite
 //! ```
 
-use super::artifact::HostParams;
-use super::flops::FlopCount;
 use crate::backend::Backend;
-use crate::checkpoint::HostTensor;
 use crate::comm::Communicator;
 use crate::data::MicroBatch;
 use crate::data::loader::Step;
 use crate::ensure;
 use crate::error::{Error, Result};
+use crate::hf::HostTensor;
+use crate::hf::artifact::HostParams;
 use crate::model::config::ModelConfig;
+use crate::model::flops::FlopCount;
 use crate::model::{self, Acts, Grads, Params};
 use crate::optim::groups::{GroupSettings, Slot, slots};
 use crate::optim::{Optimizer, Verdict};

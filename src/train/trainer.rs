@@ -9,8 +9,6 @@ use serde_json::{Map, json};
 
 use super::batches::{EvalBatches, TrainBatches};
 use super::checkpoints::Checkpoints;
-use super::eval::{Evaluation, SetSums};
-use super::metrics::{Metrics, StepFigures};
 use super::settings::{Every, TrainSettings};
 use super::signals::StopFlag;
 use super::state::RunState;
@@ -20,6 +18,8 @@ use crate::bail;
 use crate::comm::Communicator;
 use crate::data::loader::Step;
 use crate::error::Result;
+use crate::eval::{Evaluation, SetSums};
+use crate::log::metrics::{Metrics, StepFigures};
 use crate::optim::schedule::Schedule;
 
 /// Why the loop ended.

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use ringtune::checkpoint::TensorSource;
-use ringtune::checkpoint::resize::{NewToken, Resize, Resized};
-use ringtune::checkpoint::safetensors::ModelFiles;
 use ringtune::commands::check::CODES;
 use ringtune::cpu::{Cpu, LOGITS_ROWS};
+use ringtune::hf::TensorSource;
+use ringtune::hf::resize::{NewToken, Resize, Resized};
+use ringtune::hf::safetensors::ModelFiles;
 use ringtune::train::memory::{Demand, estimate, remedy};
 use ringtune::train::settings::{Precision, Recompute, TrainSettings};
 use ringtune::train::setup;
@@ -99,7 +99,7 @@ fn the_figures_are_those_of_the_training() {
     // The line of parameters, the memory table and the mix are the ones that are printed at the start.
     for class in ["weights", "gradients", "moments_and_masters", "activations"] {
         let bytes = report["memory_per_device"]["bytes"][class].as_u64().unwrap();
-        let printed = format!("{}  {}", class.replace('_', " "), ringtune::train::report::bytes(bytes));
+        let printed = format!("{}  {}", class.replace('_', " "), ringtune::log::tables::bytes(bytes));
         let line = |l: &str| l.split_whitespace().collect::<Vec<_>>().join(" ");
         let wanted = line(&printed);
         assert!(outcome.stdout.lines().any(|l| line(l) == wanted), "{wanted} is not in:\n{}", outcome.stdout);
@@ -319,7 +319,7 @@ fn memory_is_estimated_to_the_byte() {
                             setup::memory(&work),
                             "{name} {case} {precision:?} {recompute:?} {lora}"
                         );
-                        let trained = format!("{} trained", ringtune::train::report::grouped(demand.trained_weights()));
+                        let trained = format!("{} trained", ringtune::log::tables::grouped(demand.trained_weights()));
                         assert!(setup::parameters_line(&work).contains(&trained), "{trained}");
                     }
                 }

@@ -6,7 +6,8 @@ use std::process::Command;
 
 use ringtune::checkpoint::manifest::{self, CheckpointWriter, MANIFEST};
 use ringtune::checkpoint::state::{Fingerprints, read_state_tensors, write_state_tensors};
-use ringtune::checkpoint::{HostTensor, fs as files};
+use ringtune::files;
+use ringtune::hf::HostTensor;
 use ringtune::rng::Stream;
 
 /// The content of a small checkpoint: two files and one in a folder.

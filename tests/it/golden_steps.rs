@@ -5,13 +5,13 @@
 
 use std::path::Path;
 
-use ringtune::checkpoint::TensorSource;
-use ringtune::checkpoint::peft::Adapter;
-use ringtune::checkpoint::safetensors::{ModelFiles, TensorFile};
 use ringtune::comm::Solo;
 use ringtune::cpu::Cpu;
 use ringtune::data::MicroBatch;
 use ringtune::data::loader::Step;
+use ringtune::hf::TensorSource;
+use ringtune::hf::peft::Adapter;
+use ringtune::hf::safetensors::{ModelFiles, TensorFile};
 use ringtune::train::settings::{LoraSettings, TrainSettings, Warmup};
 use ringtune::train::step::{Problem, Workload};
 use ringtune::train::{plan, setup};

@@ -1,9 +1,9 @@
 //! Finite differences of every parameter tensor, on the f64 reference; and what must be equal bit for bit on the CPU.
 
 use ringtune::backend::{Backend, Device, IGNORE};
-use ringtune::checkpoint::names::{LINEARS, build, linear_mut, linear_shape, named};
 use ringtune::cpu::Cpu;
 use ringtune::data::MicroBatch;
+use ringtune::hf::names::{LINEARS, build, linear_mut, linear_shape, named};
 use ringtune::model::config::{Architecture, AttentionBias, ModelConfig, RopeScaling};
 use ringtune::model::weights::Lora;
 use ringtune::model::{self, Acts, ActsOptions, Grads, LoraSpec, Params, Recompute};

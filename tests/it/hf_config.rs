@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use ringtune::checkpoint::{SaveDType, hf_config};
+use ringtune::hf::{SaveDType, config as hf_config};
 use ringtune::model::config::{Architecture, AttentionBias, RopeScaling};
 use serde_json::{Value, json};
 

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use half::bf16;
 use ringtune::backend::Device;
-use ringtune::checkpoint::merge::{Adapted, Merged};
-use ringtune::checkpoint::names::{self, EMBED};
-use ringtune::checkpoint::peft::{self, Adapter};
-use ringtune::checkpoint::safetensors::{ModelFiles, TensorFile};
-use ringtune::checkpoint::save::{SaveOptions, save_model};
-use ringtune::checkpoint::{HostTensor, SaveDType, TensorSource, device};
 use ringtune::cpu::Cpu;
+use ringtune::hf::merge::{Adapted, Merged};
+use ringtune::hf::names::{self, EMBED};
+use ringtune::hf::peft::{self, Adapter};
+use ringtune::hf::safetensors::{ModelFiles, TensorFile};
+use ringtune::hf::save::{SaveOptions, save_model};
+use ringtune::hf::{HostTensor, SaveDType, TensorSource, device};
 use ringtune::tensor::DType;
 
 fn data() -> PathBuf {

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use ringtune::checkpoint::names;
-use ringtune::checkpoint::safetensors::ModelFiles;
-use ringtune::checkpoint::{SaveDType, TensorSource};
+use ringtune::hf::names;
+use ringtune::hf::safetensors::ModelFiles;
+use ringtune::hf::{SaveDType, TensorSource};
 
 use crate::program::Workplace;
 use crate::runs::{copy_dir, same_file};

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use ringtune::checkpoint::merge::Merged;
-use ringtune::checkpoint::names::{EMBED, LINEARS, LM_HEAD};
-use ringtune::checkpoint::peft::{self, Adapter, AdapterConfig};
-use ringtune::checkpoint::resize::{NewToken, Resize, Resized};
-use ringtune::checkpoint::safetensors::{ModelFiles, TensorFile};
-use ringtune::checkpoint::save::{Entry, SaveOptions, save_model, write_tensors};
-use ringtune::checkpoint::{HostTensor, SaveDType, TensorSource};
+use ringtune::hf::merge::Merged;
+use ringtune::hf::names::{EMBED, LINEARS, LM_HEAD};
+use ringtune::hf::peft::{self, Adapter, AdapterConfig};
+use ringtune::hf::resize::{NewToken, Resize, Resized};
+use ringtune::hf::safetensors::{ModelFiles, TensorFile};
+use ringtune::hf::save::{Entry, SaveOptions, save_model, write_tensors};
+use ringtune::hf::{HostTensor, SaveDType, TensorSource};
 use serde_json::{Value, json};
 
 const CASES: [&str; 6] =

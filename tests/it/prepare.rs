@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ringtune::data::prepare::{Dataset, Downloader, Paths, PrepareSpec, RemoteFile, run};
+use ringtune::datasets::{Dataset, Downloader, Paths, PrepareSpec, RemoteFile, run};
 use serde_json::{Value, json};
 
 /// What the test server does with one connection.

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use ringtune::checkpoint::names::{EMBED, LM_HEAD};
-use ringtune::checkpoint::resize::{NewToken, Resize, Resized};
-use ringtune::checkpoint::safetensors::ModelFiles;
-use ringtune::checkpoint::save::{SaveOptions, save_model};
-use ringtune::checkpoint::{SaveDType, TensorSource};
+use ringtune::hf::names::{EMBED, LM_HEAD};
+use ringtune::hf::resize::{NewToken, Resize, Resized};
+use ringtune::hf::safetensors::ModelFiles;
+use ringtune::hf::save::{SaveOptions, save_model};
+use ringtune::hf::{SaveDType, TensorSource};
 
 fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/model").join(name)

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
-use ringtune::checkpoint::names::{self, EMBED, LM_HEAD};
-use ringtune::checkpoint::safetensors::{ModelFiles, TensorFile};
-use ringtune::checkpoint::save::{Entry, SaveOptions, parse_size, save_model, write_tensors};
-use ringtune::checkpoint::{HostTensor, SaveDType, TensorSource};
 use ringtune::error::Result;
+use ringtune::hf::names::{self, EMBED, LM_HEAD};
+use ringtune::hf::safetensors::{ModelFiles, TensorFile};
+use ringtune::hf::save::{Entry, SaveOptions, parse_size, save_model, write_tensors};
+use ringtune::hf::{HostTensor, SaveDType, TensorSource};
 use ringtune::model::config::ModelConfig;
 use serde_json::{Value, json};
 

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use ringtune::backend::Device;
-use ringtune::checkpoint::names::{self, EMBED};
-use ringtune::checkpoint::{HostTensor, device, hf_config};
 use ringtune::cpu::Cpu;
+use ringtune::hf::names::{self, EMBED};
+use ringtune::hf::{HostTensor, config as hf_config, device};
 use ringtune::model::config::ModelConfig;
 use ringtune::model::weights::{Lora, Weights};
 use ringtune::optim::groups::{GroupSettings, slots};

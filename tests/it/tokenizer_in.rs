@@ -10,7 +10,7 @@ use ringtune::data::encode::{encode_prompt, encode_rendered, stop_ids};
 use ringtune::data::jsonl::{Message, Role};
 use ringtune::data::template::{Control, Purpose, Template, TemplateOptions};
 use ringtune::data::tokenizer::{Format, Newline, SpecialIds, Specials, Tokenizer};
-use ringtune::train::companions::Companions;
+use ringtune::hf::companions::Companions;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer as Library;
 

@@ -3,11 +3,11 @@
 use std::fs;
 use std::str::FromStr;
 
-use ringtune::checkpoint::tokenizer_json::{ControlToken, tokenizer_json};
 use ringtune::data::encode::encode_rendered;
 use ringtune::data::jsonl::{Message, Role};
 use ringtune::data::template::{Control, Purpose, Template, TemplateOptions};
 use ringtune::data::tokenizer::{SpecialIds, Tokenizer as OurTokenizer};
+use ringtune::hf::tokenizer_json::{ControlToken, tokenizer_json};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use ringtune::checkpoint::manifest;
-use ringtune::checkpoint::peft::Adapter;
-use ringtune::checkpoint::safetensors::ModelFiles;
 use ringtune::commands::jobs::{PretrainJob, SftJob};
 use ringtune::commands::train::{run_pretrain, run_sft};
 use ringtune::data::pretrain::PretrainDataSpec;
+use ringtune::hf::peft::Adapter;
+use ringtune::hf::safetensors::ModelFiles;
 use ringtune::train::settings::{EarlyStopping, Every, TrainSettings};
 
 use crate::runs::{MODEL, losses, metrics, same_file, sft, trainer_state};

@@ -7,21 +7,21 @@ use serde_json::{Value, json};
 
 use super::subject::Subject;
 use super::{Check, Finding, Options};
-use crate::checkpoint::TensorSource;
-use crate::checkpoint::resize::Resized;
 use crate::comm::Solo;
 use crate::cpu::{self, Cpu};
 use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
 use crate::error::Result;
+use crate::hf::TensorSource;
+use crate::hf::artifact::Reconfigured;
+use crate::hf::resize::Resized;
+use crate::log::tables::{available_memory, bytes, grouped, table};
 use crate::model::LoraSpec;
-use crate::train::artifact::Reconfigured;
+use crate::model::flops::FlopCount;
 use crate::train::batches::{LoadedBatches, TrainBatches};
-use crate::train::flops::FlopCount;
 use crate::train::init::RandomModel;
 use crate::train::memory::{self, Demand};
 use crate::train::plan;
-use crate::train::report::{available_memory, bytes, grouped, table};
 use crate::train::settings::{LoraSettings, TrainSettings};
 use crate::train::setup;
 

@@ -12,7 +12,7 @@ use crate::data::mix::WeightUnit;
 use crate::data::sft::{SftData, describe};
 use crate::data::tokenizer::Newline;
 use crate::data::train_set::{PieceSet, Tokens};
-use crate::train::report::{grouped, table};
+use crate::log::tables::{grouped, table};
 
 /// Below this share of supervised tokens most of the arithmetic is spent on context.
 const LOW_SHARE: f64 = 0.05;

@@ -5,9 +5,6 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::{Check, Finding};
-use crate::checkpoint::resize::{Resize, Resized};
-use crate::checkpoint::safetensors::ModelFiles;
-use crate::checkpoint::{SaveDType, TensorSource};
 use crate::commands::jobs::{PretrainJob, SftJob};
 use crate::commands::startup;
 use crate::data::encode::stop_ids;
@@ -18,9 +15,12 @@ use crate::data::sft::{self, SftData, SftDataSpec};
 use crate::data::template::{Control, Template};
 use crate::data::tokenizer::{Newline, SpecialTokens, Tokenizer};
 use crate::data::train_set::Tokens;
+use crate::hf::resize::{Resize, Resized};
+use crate::hf::safetensors::ModelFiles;
+use crate::hf::{SaveDType, TensorSource};
+use crate::log::tables::grouped;
 use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
-use crate::train::report::grouped;
 use crate::train::settings::TrainSettings;
 use crate::train::setup;
 
@@ -271,8 +271,7 @@ fn model_section(
     dtype: Option<SaveDType>,
     subject: &Subject,
 ) {
-    let weights =
-        |c: &ModelConfig| -> u64 { crate::checkpoint::names::weights(c).iter().map(|w| w.len() as u64).sum() };
+    let weights = |c: &ModelConfig| -> u64 { crate::hf::names::weights(c).iter().map(|w| w.len() as u64).sum() };
     let all = weights(grown.unwrap_or(c));
     let what = match &subject.base {
         Some(base) => base.dir().display().to_string(),
@@ -304,7 +303,7 @@ fn model_section(
     if let Some(l) = &subject.lora {
         lines.push(format!("adapter       rank {}, scale {}, on {}", l.r, l.scale(), l.targets.join(" ")));
         lora = json!({"r": l.r, "scale": l.scale(), "targets": l.targets});
-        let narrowest = l.targets.iter().map(|t| crate::checkpoint::names::linear_shape(c, t));
+        let narrowest = l.targets.iter().map(|t| crate::hf::names::linear_shape(c, t));
         if let Some(side) = narrowest.map(|(a, b)| a.min(b)).min().filter(|&side| l.r >= side) {
             check.push(
                 Finding::warning("lora-rank", "lora_r", "the update is no longer of low rank")

@@ -8,9 +8,6 @@ use serde_json::{Value, json};
 
 use crate::bail;
 use crate::checkpoint::manifest::{self, MANIFEST, hash_file};
-use crate::checkpoint::peft::{self, Adapter};
-use crate::checkpoint::safetensors::{ModelFiles, TensorFile};
-use crate::checkpoint::{TensorSource, names};
 use crate::commands::Out;
 use crate::commands::style::Style;
 use crate::data::encode::Encoded;
@@ -18,7 +15,10 @@ use crate::data::jsonl::{RowOptions, read_rows};
 use crate::data::token_file::TokenFile;
 use crate::data::tokenizer::{SpecialIds, Specials, Tokenizer};
 use crate::error::{Context, Result};
-use crate::train::report::{bytes, grouped};
+use crate::hf::peft::{self, Adapter};
+use crate::hf::safetensors::{ModelFiles, TensorFile};
+use crate::hf::{TensorSource, names};
+use crate::log::tables::{bytes, grouped};
 
 /// Rows or documents of a preview.
 const PREVIEW: usize = 3;

@@ -11,9 +11,9 @@ use std::path::PathBuf;
 
 use crate::backend::Backend;
 use crate::bail;
-use crate::checkpoint::fs::create_dir_all;
-use crate::checkpoint::safetensors::ModelFiles;
 use crate::error::Result;
+use crate::files::create_dir_all;
+use crate::hf::safetensors::ModelFiles;
 use crate::tensor::DType;
 
 pub use report::{Report, Tolerances};

@@ -8,17 +8,17 @@ use super::case::{Array, Case, Rows, steps};
 use super::dump::Dump;
 use super::report::{Report, Tolerances, relative};
 use crate::backend::Backend;
-use crate::checkpoint::device::{DeviceSource, download, load_adapter, load_params};
-use crate::checkpoint::fs::write_atomic;
-use crate::checkpoint::merge::{Adapted, Merged};
-use crate::checkpoint::names::named;
-use crate::checkpoint::peft::{Adapter, save_adapter};
-use crate::checkpoint::safetensors::ModelFiles;
-use crate::checkpoint::save::{SaveOptions, save_model};
-use crate::checkpoint::{SaveDType, TensorSource};
 use crate::ensure;
 use crate::error::{Error, Result};
+use crate::files::write_atomic;
 use crate::generate::{GenerateOptions, Sampling, generate};
+use crate::hf::device::{DeviceSource, download, load_adapter, load_params};
+use crate::hf::merge::{Adapted, Merged};
+use crate::hf::names::named;
+use crate::hf::peft::{Adapter, save_adapter};
+use crate::hf::safetensors::ModelFiles;
+use crate::hf::save::{SaveOptions, save_model};
+use crate::hf::{SaveDType, TensorSource};
 use crate::model::config::ModelConfig;
 use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec, Params, Recompute};
 use crate::optim::schedule::{Schedule, ScheduleSettings, Shape, Warmup};
@@ -403,7 +403,7 @@ impl<B: Backend> Run<'_, B> {
                 );
             }
         }
-        crate::checkpoint::fs::create_dir_all(dir)?;
+        crate::files::create_dir_all(dir)?;
         write_text(&dir.join("metrics.jsonl"), &lines)?;
         Ok(optimizer)
     }

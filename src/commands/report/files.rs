@@ -9,8 +9,8 @@ use crate::checkpoint::manifest;
 use crate::checkpoint::state::read_json;
 use crate::ensure;
 use crate::error::{Context, Result};
-use crate::train::gen_test::SAMPLES;
-use crate::train::metrics::METRICS;
+use crate::eval::gen_test::SAMPLES;
+use crate::log::metrics::METRICS;
 use crate::train::record::RUN;
 use crate::train::state::TRAINER_STATE;
 

@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use clap::{Arg, ArgMatches, Command, value_parser};
 
 use super::Out;
-use crate::checkpoint::fs::write_bytes;
 use crate::error::Result;
+use crate::files::write_bytes;
 pub use files::{Metrics, parse_metrics};
 
 /// The file's name where none is given.

@@ -8,7 +8,7 @@ use super::chart::{COLOURS, Chart, Kind, Line, number, smooth, thin};
 use super::files::{Run, StepPoint};
 use super::html::{escape, json as script_json};
 use super::sections::{checkpoints, machines, mix, notes, samples, settings};
-use crate::train::report::grouped;
+use crate::log::tables::grouped;
 
 /// Points of a line that hovering knows.
 const HOVER_POINTS: usize = 400;

@@ -9,7 +9,7 @@ use super::chart::{COLOURS, number};
 use super::files::Run;
 use super::html::{date, escape};
 use super::page::{fixed, heading, swatch};
-use crate::train::report::{bytes, grouped};
+use crate::log::tables::{bytes, grouped};
 
 /// Requested and achieved shares as bars.
 pub fn mix(out: &mut String, runs: &[Run]) {

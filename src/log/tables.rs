@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::settings::ResolvedSetting;
+use crate::train::settings::ResolvedSetting;
 
 /// Bytes of one class of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]

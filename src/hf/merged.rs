@@ -5,15 +5,15 @@ use std::path::Path;
 use half::{bf16, f16};
 
 use crate::backend::Backend;
-use crate::checkpoint::device::{load_adapter, load_params};
-use crate::checkpoint::merge::{Adapted, Merged};
-use crate::checkpoint::peft::Adapter;
-use crate::checkpoint::safetensors::ModelFiles;
-use crate::checkpoint::save::{SaveOptions, save_model};
-use crate::checkpoint::{SaveDType, TensorSource};
 use crate::data::MicroBatch;
 use crate::ensure;
 use crate::error::{Context, Result};
+use crate::hf::device::{load_adapter, load_params};
+use crate::hf::merge::{Adapted, Merged};
+use crate::hf::peft::Adapter;
+use crate::hf::safetensors::ModelFiles;
+use crate::hf::save::{SaveOptions, save_model};
+use crate::hf::{SaveDType, TensorSource};
 use crate::model::{self, Acts, ActsOptions, LoraSpec, Params, Recompute};
 use crate::tensor::DType;
 
@@ -89,7 +89,7 @@ fn check_rounding(merged: &dyn TensorSource, written: &ModelFiles) -> Result<()>
         SaveDType::Bf16 => bf16::from_f32(x).to_f32(),
         SaveDType::F16 => f16::from_f32(x).to_f32(),
     };
-    for w in crate::checkpoint::names::weights(merged.config()) {
+    for w in crate::hf::names::weights(merged.config()) {
         let (a, b) = (merged.load(&w.name)?, written.load(&w.name)?);
         ensure!(
             a.data.iter().zip(&b.data).all(|(&x, &y)| round(x) == y),

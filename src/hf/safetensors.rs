@@ -13,11 +13,11 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
 
-use super::fs::{At, read_text};
-use super::hf_config::{self, HfConfig};
+use super::config::{self as hf_config, HfConfig};
 use super::names::{self, EMBED, LM_HEAD, WeightInfo};
 use super::{HostTensor, SaveDType, TensorSource};
 use crate::error::{Context, Error, Result};
+use crate::files::{At, read_text};
 use crate::model::config::ModelConfig;
 use crate::{bail, ensure};
 

@@ -9,10 +9,10 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
-use super::fs::{create_dir_all, write_atomic, write_json};
 use super::names::{self, WeightInfo};
-use super::{HostTensor, SaveDType, TensorSource, hf_config};
+use super::{HostTensor, SaveDType, TensorSource, config as hf_config};
 use crate::error::{Context, Error, Result};
+use crate::files::{create_dir_all, write_atomic, write_json};
 use crate::{bail, ensure};
 
 /// How a model is written.

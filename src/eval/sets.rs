@@ -1,7 +1,7 @@
 //! Evaluation of whole data sets outside training. Figures are summed document by document in the order of the data, so they
 //! are the same bits whatever the batch size and packing.
 
-use super::eval::SetSums;
+use super::SetSums;
 use crate::backend::Backend;
 use crate::data::MicroBatch;
 use crate::data::loader::EvalPlan;

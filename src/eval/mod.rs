@@ -1,8 +1,11 @@
 //! Evaluation figures: summed negative log-likelihood over supervised tokens, per data set and together.
 
+pub mod gen_test;
+pub mod sets;
+
 use serde_json::{Map, Value, json};
 
-use super::report::{grouped, table};
+use crate::log::tables::{grouped, table};
 
 /// Sums over one data set. Sums, not means: figures of parts add up to those of the whole, whatever the parts were.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -5,8 +5,6 @@ use std::ops::ControlFlow;
 
 use serde_json::{Value, json};
 
-use super::report::table;
-use super::settings::GenTest;
 use crate::backend::Backend;
 use crate::data::encode::{encode_prompt, stop_ids};
 use crate::data::jsonl::{Row, RowOptions};
@@ -16,9 +14,11 @@ use crate::data::tokenizer::{Specials, Tokenizer};
 use crate::data::train_set::PieceSet;
 use crate::error::Result;
 use crate::generate::{GenerateOptions, Generated, Sampling, generate};
+use crate::log::tables::table;
 use crate::model::config::ModelConfig;
 use crate::model::{LoraSpec, Params};
 use crate::tensor::DType;
+use crate::train::settings::GenTest;
 
 /// What [`GenReport::to_json`] gives, in the folder of a run.
 pub const SAMPLES: &str = "samples.json";

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::fs::{At, create_dir_all, write_bytes, write_json};
 use crate::ensure;
 use crate::error::Result;
+use crate::files::{At, create_dir_all, write_bytes, write_json};
 
 /// A special token: its text and id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -218,7 +218,7 @@ pub fn read_added_tokens(dir: &Path) -> Result<Vec<SpecialToken>> {
     if !path.is_file() {
         return Ok(Vec::new());
     }
-    let value = super::state::read_json(&path)?;
+    let value = crate::checkpoint::state::read_json(&path)?;
     let mut tokens = Vec::new();
     for (text, id) in value.as_object().expect("read_json gives objects") {
         let found = id.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -286,7 +286,7 @@ mod tests {
     }
 
     fn json(dir: &Path, name: &str) -> Value {
-        super::super::state::read_json(&dir.join(name)).unwrap()
+        crate::checkpoint::state::read_json(&dir.join(name)).unwrap()
     }
 
     #[test]

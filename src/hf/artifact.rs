@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use crate::checkpoint::names::{EMBED, LM_HEAD};
-use crate::checkpoint::peft::{Adapter, AdapterConfig, save_adapter};
-use crate::checkpoint::resize::{Resize, Resized};
-use crate::checkpoint::safetensors::ModelFiles;
-use crate::checkpoint::save::{SaveOptions, save_model};
-use crate::checkpoint::{HostTensor, SaveDType, TensorSource};
 use crate::error::{Error, Result};
+use crate::hf::names::{EMBED, LM_HEAD};
+use crate::hf::peft::{Adapter, AdapterConfig, save_adapter};
+use crate::hf::resize::{Resize, Resized};
+use crate::hf::safetensors::ModelFiles;
+use crate::hf::save::{SaveOptions, save_model};
+use crate::hf::{HostTensor, SaveDType, TensorSource};
 use crate::model::config::ModelConfig;
 
 /// Trained weights on the host, by their names in Hugging Face files.

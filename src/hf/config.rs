@@ -36,7 +36,7 @@ const MAX_DIM: usize = 1 << 26;
 /// something that is not supported; the message names file and key.
 pub fn read(dir: &Path) -> Result<HfConfig> {
     let path = dir.join("config.json");
-    let text = super::fs::read_text(&path, 16 << 20)?;
+    let text = crate::files::read_text(&path, 16 << 20)?;
     parse(&text).context(|| path.display().to_string())
 }
 

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::fs::{create_dir_all, write_json};
 use super::names::{self, EMBED, LINEARS, LM_HEAD};
 use super::safetensors::TensorFile;
 use super::save::{Entry, write_tensors};
-use super::state::read_json;
 use super::{HostTensor, SaveDType};
+use crate::checkpoint::state::read_json;
 use crate::error::{Context, Error, Result};
+use crate::files::{create_dir_all, write_json};
 use crate::model::config::ModelConfig;
 use crate::{bail, ensure};
 

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use crate::checkpoint::fs::write_bytes;
-use crate::checkpoint::tokenizer_files::{SpecialToken, TokenizerFiles, Vocabulary};
-use crate::checkpoint::tokenizer_json::{ControlToken, tokenizer_json};
 use crate::data::template::{Control, Template};
 use crate::data::tokenizer::{Format, Tokenizer, with_control_tokens};
 use crate::error::Result;
+use crate::files::write_bytes;
+use crate::hf::tokenizer_files::{SpecialToken, TokenizerFiles, Vocabulary};
+use crate::hf::tokenizer_json::{ControlToken, tokenizer_json};
 
 /// Everything the tokenizer's files are made from; shared with the thread that writes checkpoints.
 #[derive(Clone)]

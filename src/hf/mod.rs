@@ -1,0 +1,82 @@
+//! The files of other tools: Hugging Face models, PEFT adapters, tokenizers.
+//!
+//! Weights travel one at a time: a [`TensorSource`] decodes a tensor when it is asked for, so that neither loading, growing,
+//! merging nor saving holds a model twice.
+
+pub mod artifact;
+pub mod companions;
+pub mod config;
+pub mod device;
+pub mod merge;
+pub mod merged;
+pub mod names;
+pub mod peft;
+pub mod resize;
+pub mod safetensors;
+pub mod save;
+pub mod tokenizer_files;
+pub mod tokenizer_json;
+
+use crate::error::Result;
+use crate::model::config::ModelConfig;
+pub use crate::tensor::HostTensor;
+
+/// Where a model's weights come from, by the names of Hugging Face files.
+pub trait TensorSource {
+    /// The shape of the model these weights make up.
+    fn config(&self) -> &ModelConfig;
+
+    /// The weight called `name`, one of [`names::weights`] of [`TensorSource::config`], in its shape, all values finite.
+    ///
+    /// # Errors
+    /// If it cannot be read or has values that are not finite.
+    fn load(&self, name: &str) -> Result<HostTensor>;
+}
+
+/// A source under another configuration of the same shapes, for example with the end token of ChatML.
+pub struct WithConfig<'a> {
+    /// Where the weights come from.
+    pub source: &'a dyn TensorSource,
+    /// What config.json is to say; every shape as in the source.
+    pub config: ModelConfig,
+}
+
+impl TensorSource for WithConfig<'_> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn load(&self, name: &str) -> Result<HostTensor> {
+        self.source.load(name)
+    }
+}
+
+/// Element type of weights in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaveDType {
+    /// binary32.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// binary16; values beyond 65504 cannot be written.
+    F16,
+}
+
+impl SaveDType {
+    /// Size of an element in bytes.
+    pub fn bytes(self) -> usize {
+        match self {
+            SaveDType::F32 => 4,
+            SaveDType::Bf16 | SaveDType::F16 => 2,
+        }
+    }
+
+    /// As `config.json` spells it.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            SaveDType::F32 => "float32",
+            SaveDType::Bf16 => "bfloat16",
+            SaveDType::F16 => "float16",
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! What a run writes down of itself: metrics, TensorBoard files, the tables at its start.
+
+pub mod metrics;
+pub mod tables;
+pub mod tensorboard;
