@@ -6,10 +6,10 @@ OUT ?= demo_out
 CMD ?= target/release/ringtune doctor
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap tools build test lint bench demo install vgpu clean-demo
+.PHONY: help bootstrap tools build test test-product test-vgpu lint bench demo install vgpu clean-demo
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 bootstrap: tools ## install what the build and the tests need, only where it is missing
 	@scripts/nvrtc.sh
@@ -22,6 +22,12 @@ build: tools ## build the program: target/release/ringtune
 
 test: bootstrap ## format, lints, every test, documentation: what CI runs
 	@scripts/test.sh
+
+test-product: bootstrap ## the same for the program alone, with its CUDA tests on the emulated GPU
+	@scripts/test.sh product
+
+test-vgpu: bootstrap ## the same for the emulator of tests/vgpu alone, which changes seldom
+	@scripts/test.sh vgpu
 
 lint: tools ## format and lints alone
 	@scripts/test.sh lint
