@@ -4,11 +4,11 @@
 //! programs on the machine disturb less, else in wall time; GFLOP/s beside the share of the peak that a loop of multiply-adds in
 //! registers reaches on the same threads, GB/s from the bytes an operation has to move at least once.
 
-use ringtune::backend::{AdamWStep, Backend, CrossEntropy, Device, Heads, Mask, MatMul, Norms, Products, Write};
+use ringtune::backend::{AdamWStep, Backend, CrossEntropy, Heads, Mask, MatMul, Norms, Products, Write};
 use ringtune::cpu::Cpu;
 use ringtune::error::Result;
 use ringtune::rng::Stream;
-use ringtune::tensor::{DType, Tensor};
+use ringtune::tensor::{DType, Device, Tensor};
 use std::time::{Duration, Instant};
 
 fn main() -> Result<()> {

@@ -11,15 +11,16 @@
 use std::process::Command;
 use std::time::Instant;
 
-use ringtune::backend::{Device, Heads};
+use ringtune::backend::Heads;
+use ringtune::batch::MicroBatch;
 use ringtune::comm::Solo;
 use ringtune::cpu::Cpu;
-use ringtune::data::MicroBatch;
 use ringtune::data::loader::Step;
 use ringtune::ensure;
 use ringtune::error::{Error, Result};
 use ringtune::model::config::{Architecture, AttentionBias, ModelConfig, RopeScaling};
 use ringtune::rng::Stream;
+use ringtune::tensor::Device;
 use ringtune::train::TrainSettings;
 use ringtune::train::init::RandomModel;
 use ringtune::train::settings::{LoraSettings, Precision};

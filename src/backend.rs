@@ -1,6 +1,6 @@
 //! `trait Backend`: the closed list of operations a device offers. It is the contract of every kernel.
 //!
-//! [`Device`] (memory) is apart because tensors rest on it; [`Products`] and [`Norms`] are apart so that a device whose other
+//! It stands on [`Device`], a device's memory; [`Products`] and [`Norms`] are apart so that a device whose other
 //! kernels are not written yet is already held to them by the same tests. The list is closed all the same: it is this file.
 //!
 //! Rules that hold for every operation:
@@ -12,7 +12,7 @@
 
 use crate::error::Result;
 use crate::rng::Stream;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{Device, Tensor};
 
 /// Which of the two operands of a product is transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,60 +128,6 @@ pub struct CrossEntropy {
     pub scale: f32,
     /// First row of the head that `dw` covers: `dw` is (rows, C) for head rows `dw_first_row ..`.
     pub dw_first_row: usize,
-}
-
-/// Target value of a token that carries no loss.
-pub const IGNORE: i32 = -100;
-
-/// A device's memory: what a [`Tensor`] rests on.
-pub trait Device: Sized {
-    /// The device's memory behind a tensor.
-    type Buf;
-
-    /// One line for tables and logs: device, features, threads.
-    fn describe(&self) -> String;
-
-    /// A tensor of zeros.
-    ///
-    /// # Errors
-    /// If the device has not enough memory.
-    fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>>;
-
-    /// Copies host values into an f32 or bf16 tensor (rounded to nearest even for bf16). `src.len() == dst.len()`.
-    ///
-    /// # Errors
-    /// If the device refuses the copy.
-    fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()>;
-
-    /// Copies host integers into an i32 tensor.
-    ///
-    /// # Errors
-    /// If the device refuses the copy.
-    fn upload_i32(&self, dst: &mut Tensor<Self>, src: &[i32]) -> Result<()>;
-
-    /// Copies an f32 or bf16 tensor to the host, widened exactly. Waits for the device.
-    ///
-    /// # Errors
-    /// If the device refuses the copy.
-    fn download(&self, dst: &mut [f32], src: &Tensor<Self>) -> Result<()>;
-
-    /// Waits until everything queued has run.
-    ///
-    /// # Errors
-    /// If an earlier operation failed.
-    fn synchronize(&self) -> Result<()>;
-
-    /// `dst = 0`.
-    ///
-    /// # Errors
-    /// If the device refuses the launch.
-    fn fill_zero(&self, dst: &mut Tensor<Self>) -> Result<()>;
-
-    /// `dst = src`, converting between f32 and bf16 where the dtypes differ. Same shape.
-    ///
-    /// # Errors
-    /// If the device refuses the launch.
-    fn copy(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()>;
 }
 
 /// Products of matrices.
@@ -386,7 +332,7 @@ pub trait Backend: Products + Norms {
 
     /// The head and its loss in chunks of rows; the logits never exist whole and unsupervised rows are skipped.
     ///
-    /// `x` (N, C) final hidden states; `w` (V, C); `targets` (N, 1) i32, the token to predict or [`IGNORE`].
+    /// `x` (N, C) final hidden states; `w` (V, C); `targets` (N, 1) i32, the token to predict or [`IGNORE`](crate::batch::IGNORE).
     /// - `loss` (N, 1) f32, set: `logsumexp(x·wᵀ) - logit[target]`, 0 on ignored rows.
     /// - `correct` (N, 1) f32, set: 1 where the arg max (lowest index on ties) is the target, else 0.
     /// - `dx` (N, C), set: `scale · (softmax - onehot) · w`, 0 on ignored rows.

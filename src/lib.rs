@@ -3,6 +3,7 @@
 //! See ARCHITECTURE.md for the floors: a module imports only from lower ones.
 
 pub mod backend;
+pub mod batch;
 pub mod checkpoint;
 pub mod cli;
 pub mod comm;

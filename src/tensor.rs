@@ -1,6 +1,5 @@
-//! A contiguous row-major matrix on one device. Vectors are `(1, n)`.
+//! A contiguous row-major matrix on one device, and [`Device`], the memory it rests on. Vectors are `(1, n)`.
 
-use crate::backend::Device;
 use crate::bail;
 use crate::error::Result;
 
@@ -23,6 +22,57 @@ impl DType {
             DType::Bf16 => 2,
         }
     }
+}
+
+/// A device's memory: what a [`Tensor`] rests on.
+pub trait Device: Sized {
+    /// The device's memory behind a tensor.
+    type Buf;
+
+    /// One line for tables and logs: device, features, threads.
+    fn describe(&self) -> String;
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>>;
+
+    /// Copies host values into an f32 or bf16 tensor (rounded to nearest even for bf16). `src.len() == dst.len()`.
+    ///
+    /// # Errors
+    /// If the device refuses the copy.
+    fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()>;
+
+    /// Copies host integers into an i32 tensor.
+    ///
+    /// # Errors
+    /// If the device refuses the copy.
+    fn upload_i32(&self, dst: &mut Tensor<Self>, src: &[i32]) -> Result<()>;
+
+    /// Copies an f32 or bf16 tensor to the host, widened exactly. Waits for the device.
+    ///
+    /// # Errors
+    /// If the device refuses the copy.
+    fn download(&self, dst: &mut [f32], src: &Tensor<Self>) -> Result<()>;
+
+    /// Waits until everything queued has run.
+    ///
+    /// # Errors
+    /// If an earlier operation failed.
+    fn synchronize(&self) -> Result<()>;
+
+    /// `dst = 0`.
+    ///
+    /// # Errors
+    /// If the device refuses the launch.
+    fn fill_zero(&self, dst: &mut Tensor<Self>) -> Result<()>;
+
+    /// `dst = src`, converting between f32 and bf16 where the dtypes differ. Same shape.
+    ///
+    /// # Errors
+    /// If the device refuses the launch.
+    fn copy(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()>;
 }
 
 /// A matrix of `rows` x `cols` elements; each tensor owns its buffer, so the borrow checker proves that a destination is

@@ -252,7 +252,7 @@ fn cache() -> Row {
 
 /// What a training would run on.
 fn used() -> Row {
-    use crate::backend::Device;
+    use crate::tensor::Device;
     match Cpu::new(None) {
         Ok(cpu) => Row::told(
             "used",
@@ -278,11 +278,10 @@ mod cuda {
     use serde_json::json;
 
     use super::{Row, gib};
-    use crate::backend::Device;
     use crate::cuda::nvrtc::{self, Nvrtc};
     use crate::cuda::{self, Cuda, Properties, device_library, nccl};
     use crate::error::{Error, Result};
-    use crate::tensor::DType;
+    use crate::tensor::{DType, Device};
 
     pub fn rows() -> Vec<Row> {
         let mut rows = vec![Row::told("cuda", "built in", json!({ "built": true })), driver(), compiler()];

@@ -9,7 +9,7 @@ use super::model_folder::{ModelFolder, count, long, path};
 use super::{note, warn};
 use crate::checkpoint::state::read_json;
 use crate::cpu::Cpu;
-use crate::data::MicroBatch;
+use crate::batch::MicroBatch;
 use crate::error::{Context, Error, Result};
 use crate::files::{At, create_dir_all, parent, sync_dir};
 use crate::hf::merged::{MergeCheck, merge};
@@ -159,7 +159,7 @@ fn sample(config: &ModelConfig) -> MicroBatch {
     let token = |i: usize| ((stream.f64_at(i as u64) * config.n_classes as f64) as usize).min(config.n_classes - 1);
     MicroBatch {
         tokens: (0..n).map(|i| token(i) as i32).collect(),
-        targets: vec![crate::backend::IGNORE; n],
+        targets: vec![crate::batch::IGNORE; n],
         doc_start: vec![0; n],
         n_valid: 0,
         samples: vec![0],

@@ -17,7 +17,7 @@ use super::startup::{
 use super::warn;
 use crate::comm::Solo;
 use crate::cpu::Cpu;
-use crate::data::MicroBatch;
+use crate::batch::MicroBatch;
 use crate::data::pretrain;
 use crate::data::progress::Progress;
 use crate::data::sft;

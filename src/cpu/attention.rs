@@ -184,8 +184,9 @@ fn decode_typed<E: Elem>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Backend, Device};
+    use crate::backend::Backend;
     use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, tensor_i32, thread_counts, values};
+    use crate::tensor::Device;
 
     /// q, k, v and the gradient of the output, for N tokens.
     struct Case {

@@ -258,8 +258,9 @@ pub fn dropout(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, dropout: Dro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Backend, Device};
+    use crate::backend::Backend;
     use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, tensor_i32, thread_counts, values};
+    use crate::tensor::Device;
 
     const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
 

@@ -82,9 +82,9 @@ pub fn backward(dev: &Cpu, dw: &mut Tensor<Cpu>, dout: &Tensor<Cpu>, tokens: &Te
 
 #[cfg(test)]
 mod tests {
-    use crate::backend::{Backend, Device};
+    use crate::backend::Backend;
     use crate::cpu::testing::{cpus, tensor, tensor_i32, values};
-    use crate::tensor::DType;
+    use crate::tensor::{DType, Device};
 
     #[test]
     fn gather_scatter_and_embedding_gradient() {

@@ -7,9 +7,10 @@ use super::matmul::{Dest, Shape, product};
 use super::pack::Operand;
 use super::threads::chunked;
 use super::vector::{Elem, LANES, exp, sum_lanes};
-use crate::backend::{CrossEntropy, Device, IGNORE, Write};
+use crate::backend::{CrossEntropy, Write};
+use crate::batch::IGNORE;
 use crate::error::Result;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
 use half::bf16;
 
 /// Rows of a chunk. More rows read and write `dw` and pack `w` less often; fewer take less memory.

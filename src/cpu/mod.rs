@@ -27,12 +27,10 @@ mod testing;
 
 use std::sync::Mutex;
 
-use crate::backend::{
-    AdamWStep, Backend, CrossEntropy, Device, Dropout, Heads, Mask, MatMul, Norms, Products, Rotate, Write,
-};
+use crate::backend::{AdamWStep, Backend, CrossEntropy, Dropout, Heads, Mask, MatMul, Norms, Products, Rotate, Write};
 use crate::ensure;
 use crate::error::{Context, Result};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
 
 pub use buffer::CpuBuf;
 pub use level::Level;

@@ -11,8 +11,7 @@ pub mod products;
 pub use close::{assert_close, normal, rounded, stored, tensor, values};
 
 use super::{Cpu, Level};
-use crate::backend::Device;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
 
 /// Devices of every level this processor has, with two threads.
 pub fn cpus() -> Vec<Cpu> {

@@ -15,10 +15,9 @@ use super::error::{DriverResult, driver};
 use super::kernels::{self, Kernel, THREADS};
 use super::launch::Launch;
 use super::nvrtc::Nvrtc;
-use crate::backend::Device;
 use crate::dirs;
 use crate::error::{Context, Result};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
 
 /// Device memory behind a tensor, freed in stream order.
 pub struct CudaBuf {

@@ -4,9 +4,9 @@ use super::context::Cuda;
 use super::kernels;
 use super::launch::Launch;
 use super::tiles::{Tile, k_major};
-use crate::backend::{Device, MatMul, Write};
+use crate::backend::{MatMul, Write};
 use crate::error::Result;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Device, Tensor};
 
 impl Cuda {
     /// [`crate::backend::Products::matmul`] with a given tile instead of the one that [`Tile::choose`] takes, for tests and benches.

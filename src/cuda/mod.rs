@@ -1,7 +1,7 @@
 //! The CUDA backend: kernels of `kernels/`, compiled at run time by NVRTC for the device that is there, behind the traits of
 //! [`crate::backend`]. File for file as the CPU's.
 //!
-//! So far it has [`crate::backend::Device`], [`Products`] and [`Norms`]; the rest of [`crate::backend::Backend`] follows. Everything runs in one
+//! So far it has [`crate::tensor::Device`], [`Products`] and [`Norms`]; the rest of [`crate::backend::Backend`] follows. Everything runs in one
 //! stream, in the order of the calls; what a call reports may be the failure of an earlier one.
 
 pub mod compile;

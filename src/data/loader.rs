@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, bounded};
 
-use crate::data::MicroBatch;
+use crate::batch::MicroBatch;
 use crate::data::pack::best_fit_decreasing;
 use crate::data::train_set::{Cursor, EpochPlan, PieceSet, TrainSet};
 use crate::error::{Error, Result};

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::backend::IGNORE;
+use crate::batch::IGNORE;
 use crate::data::encode::Encoded;
 
 /// Packs documents of the given lengths into rows of `capacity`; returns the documents of each row. Among documents of one

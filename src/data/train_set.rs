@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::data::MicroBatch;
+use crate::batch::{IGNORE, MicroBatch};
 use crate::data::encode::Encoded;
 use crate::data::mix::{Mix, MixRow, SetSize, WeightUnit, mix_report};
 use crate::data::pack::{PackedRow, best_fit_decreasing};
 use crate::data::raw_tokens::RawTokens;
 use crate::data::token_file::TokenFile;
+use crate::ensure;
 use crate::error::Result;
 use crate::rng::Stream;
-use crate::{backend::IGNORE, ensure};
 
 const STREAM_ORDER: u64 = 0x6f72_6401;
 const STREAM_ROWS: u64 = 0x6f72_6402;

@@ -3,7 +3,7 @@
 
 use super::SetSums;
 use crate::backend::Backend;
-use crate::data::MicroBatch;
+use crate::batch::MicroBatch;
 use crate::data::loader::EvalPlan;
 use crate::data::train_set::PieceSet;
 use crate::error::Result;

@@ -5,7 +5,7 @@ use std::path::Path;
 use half::{bf16, f16};
 
 use crate::backend::Backend;
-use crate::data::MicroBatch;
+use crate::batch::MicroBatch;
 use crate::ensure;
 use crate::error::{Context, Result};
 use crate::hf::device::{load_adapter, load_params};

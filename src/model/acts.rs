@@ -6,7 +6,7 @@
 use super::config::ModelConfig;
 use super::{LoraSpec, Recompute, rope};
 use crate::backend::{Backend, LoraScratch};
-use crate::data::MicroBatch;
+use crate::batch::MicroBatch;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 

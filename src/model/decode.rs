@@ -4,8 +4,8 @@ use super::acts::{Acts, AttnActs};
 use super::config::ModelConfig;
 use super::llama::{Pass, attention_out, evaluate, head, lora_pass, mlp_forward, mlp_out, qkv_forward};
 use super::{ActsOptions, LoraSpec, Params, Recompute, rope};
-use crate::backend::{Backend, IGNORE, MatMul, Write};
-use crate::data::MicroBatch;
+use crate::backend::{Backend, MatMul, Write};
+use crate::batch::{IGNORE, MicroBatch};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 

@@ -1,6 +1,6 @@
 //! Floating-point operations of the model's arithmetic, for throughput columns.
 
-use crate::data::MicroBatch;
+use crate::batch::MicroBatch;
 use crate::model::config::ModelConfig;
 
 /// What has to be computed for a token, without recomputation and padding: a multiply-add counts as two.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::data::MicroBatch;
+use crate::batch::MicroBatch;
 use crate::data::loader::{EvalPlan, Loader, Step, StepShape};
 use crate::data::train_set::{Cursor, PieceSet, TrainSet};
 use crate::error::Result;

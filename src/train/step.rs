@@ -8,7 +8,7 @@
 
 use crate::backend::Backend;
 use crate::comm::Communicator;
-use crate::data::MicroBatch;
+use crate::batch::MicroBatch;
 use crate::data::loader::Step;
 use crate::ensure;
 use crate::error::{Error, Result};

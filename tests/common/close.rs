@@ -1,9 +1,8 @@
 //! The rule that bounds an error by twice that of the same formula in plain arithmetic, and tensors from values.
 
 use half::bf16;
-use ringtune::backend::Device;
 use ringtune::rng::Stream;
-use ringtune::tensor::{DType, Tensor};
+use ringtune::tensor::{DType, Device, Tensor};
 
 /// Standard normal values.
 pub fn normal(seed: u64, n: usize) -> Vec<f32> {

@@ -1,10 +1,11 @@
 //! The `Reference` backend: every operation in f64 with plain loops, read off the formulas. What the others are tested against.
 
 use ringtune::backend::{
-    AdamWStep, Backend, CrossEntropy, Device, Dropout, Heads, IGNORE, Mask, MatMul, Norms, Products, Rotate, Write,
+    AdamWStep, Backend, CrossEntropy, Dropout, Heads, Mask, MatMul, Norms, Products, Rotate, Write,
 };
+use ringtune::batch::IGNORE;
 use ringtune::error::Result;
-use ringtune::tensor::{DType, Tensor};
+use ringtune::tensor::{DType, Device, Tensor};
 
 /// f64 values, or integers.
 pub enum Buf {

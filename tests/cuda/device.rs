@@ -1,8 +1,7 @@
 //! Memory of the device: copies both ways, conversion, zeros, and what is said when it is full.
 
-use ringtune::backend::Device;
 use ringtune::cuda::Cuda;
-use ringtune::tensor::DType;
+use ringtune::tensor::{DType, Device};
 
 use crate::close::{assert_same, normal, rounded, tensor, values};
 use crate::skip::device;

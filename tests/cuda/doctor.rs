@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use ringtune::backend::Device;
 use ringtune::cuda::Cuda;
-use ringtune::tensor::DType;
+use ringtune::tensor::{DType, Device};
 use serde_json::Value;
 
 use crate::close::{tensor, values};

@@ -1,8 +1,8 @@
 //! Products on the device, held to what the CPU's are, in every tile.
 
-use ringtune::backend::{Device, MatMul, Products, Write};
+use ringtune::backend::{MatMul, Products, Write};
 use ringtune::cuda::tiles::Tile;
-use ringtune::tensor::DType;
+use ringtune::tensor::{DType, Device};
 
 use crate::close::{assert_same, normal, tensor, values};
 use crate::products::{self, OPS, SHAPES, Shape, TYPES};

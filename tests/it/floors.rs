@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Modules by floor; a module imports from lower floors and from itself.
 const FLOORS: &[&[&str]] = &[
     &["error", "rng", "dirs", "files", "machine"],
-    &["tensor", "backend"],
+    &["tensor", "batch", "backend"],
     &["cpu", "cuda", "data", "datasets"],
     &["model", "comm"],
     &["optim", "hf", "checkpoint"],

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use ringtune::comm::Solo;
 use ringtune::cpu::Cpu;
-use ringtune::data::MicroBatch;
+use ringtune::batch::MicroBatch;
 use ringtune::data::loader::Step;
 use ringtune::hf::TensorSource;
 use ringtune::hf::peft::Adapter;

@@ -1,14 +1,14 @@
 //! Finite differences of every parameter tensor, on the f64 reference; and what must be equal bit for bit on the CPU.
 
-use ringtune::backend::{Backend, Device, IGNORE};
+use ringtune::backend::Backend;
 use ringtune::cpu::Cpu;
-use ringtune::data::MicroBatch;
+use ringtune::batch::{IGNORE, MicroBatch};
 use ringtune::hf::names::{LINEARS, build, linear_mut, linear_shape, named};
 use ringtune::model::config::{Architecture, AttentionBias, ModelConfig, RopeScaling};
 use ringtune::model::weights::Lora;
 use ringtune::model::{self, Acts, ActsOptions, Grads, LoraSpec, Params, Recompute};
 use ringtune::rng::Stream;
-use ringtune::tensor::{DType, Tensor};
+use ringtune::tensor::{DType, Device, Tensor};
 
 use crate::reference::{Reference, f, f_mut};
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ringtune::data::MicroBatch;
+use ringtune::batch::MicroBatch;
 use ringtune::data::encode::Overflow;
 use ringtune::data::jsonl::{BadRows, RowOptions};
 use ringtune::data::loader::{EvalPlan, Loader, StepShape, steps_until};

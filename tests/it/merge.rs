@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use half::bf16;
-use ringtune::backend::Device;
 use ringtune::cpu::Cpu;
 use ringtune::hf::merge::{Adapted, Merged};
 use ringtune::hf::names::{self, EMBED};
@@ -11,7 +10,7 @@ use ringtune::hf::peft::{self, Adapter};
 use ringtune::hf::safetensors::{ModelFiles, TensorFile};
 use ringtune::hf::save::{SaveOptions, save_model};
 use ringtune::hf::{HostTensor, SaveDType, TensorSource, device};
-use ringtune::tensor::DType;
+use ringtune::tensor::{DType, Device};
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")

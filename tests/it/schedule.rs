@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use ringtune::backend::Device;
 use ringtune::cpu::Cpu;
 use ringtune::hf::names::{self, EMBED};
 use ringtune::hf::{HostTensor, config as hf_config, device};
@@ -11,7 +10,7 @@ use ringtune::model::weights::{Lora, Weights};
 use ringtune::optim::groups::{GroupSettings, slots};
 use ringtune::optim::{AdamWSettings, Optimizer, Schedule, ScheduleSettings, Shape, Verdict, Warmup};
 use ringtune::rng::Stream;
-use ringtune::tensor::{DType, Tensor};
+use ringtune::tensor::{DType, Device, Tensor};
 use serde_json::Value;
 
 const CASES: [&str; 6] =

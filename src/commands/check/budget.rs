@@ -249,7 +249,7 @@ fn measure(subject: &Subject, config: &crate::model::config::ModelConfig) -> Res
     let mut work = setup::workload(&dev, source, s, subject.new_rows, max_tokens)?;
     let mut batches = LoadedBatches::start(&Arc::clone(&data.train), Cursor::default(), shape(s), 0)?;
     let mut measured =
-        Measured { steps: 0, tokens: 0.0, flops: 0.0, seconds: 0.0, device: crate::backend::Device::describe(&dev) };
+        Measured { steps: 0, tokens: 0.0, flops: 0.0, seconds: 0.0, device: crate::tensor::Device::describe(&dev) };
     let begin = Instant::now();
     for step in 0..=MEASURED_STEPS as u64 {
         let batch = batches.next_step()?;

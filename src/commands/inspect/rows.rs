@@ -100,7 +100,7 @@ pub fn packs(settings: &Resolved, epoch: u64, json: bool) -> Result<()> {
 
 /// Tokens as text, runs of trained ones marked.
 fn marked(tokenizer: &Tokenizer, style: Style, ids: &[u32], labels: &[i32]) -> String {
-    let trained = |i: usize| labels[i] != crate::backend::IGNORE;
+    let trained = |i: usize| labels[i] != crate::batch::IGNORE;
     let mut out = String::new();
     let mut start = 0;
     for end in 1..=ids.len() {

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use crate::backend::IGNORE;
-use crate::data::MicroBatch;
+use crate::batch::{IGNORE, MicroBatch};
 use crate::error::{Context, Error, Result};
 use crate::{bail, ensure};
 
