@@ -4,7 +4,10 @@
 //! programs on the machine disturb less, else in wall time; GFLOP/s beside the share of the peak that a loop of multiply-adds in
 //! registers reaches on the same threads, GB/s from the bytes an operation has to move at least once.
 
-use ringtune::backend::{AdamWStep, Backend, CrossEntropy, Heads, Mask, MatMul, Norms, Products, Write};
+use ringtune::backend::{
+    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, HeadGrads, HeadLoss, Heads, Mask, MatMul, Norm, Norms,
+    Products, Swiglu, Write,
+};
 use ringtune::cpu::Cpu;
 use ringtune::error::Result;
 use ringtune::rng::Stream;
@@ -203,7 +206,8 @@ fn attention(b: &Bench) -> Result<()> {
             let mut out = b.dev.alloc(n, h * d, dtype)?;
             let mut lse = b.dev.alloc(n, h, DType::F32)?;
             let mask = Mask { window: None };
-            b.dev.attention_forward(&mut out, &mut lse, &q, &k, &v, &doc_start, heads, mask)?;
+            let x = Attention { q: &q, k: &k, v: &v, doc_start: &doc_start, heads, mask };
+            b.dev.attention_forward(&mut out, &mut lse, x)?;
             let ov = b.values(&out)?;
             for s in 0..16 {
                 let (i, head) = (s * 7919 % n, s % h);
@@ -221,15 +225,12 @@ fn attention(b: &Bench) -> Result<()> {
             // Half of the scores are masked: two products forward, five backward.
             let flop = 2.0 * (docs * h * len * len * d) as f64;
             let bytes = (n * (2 * h + 2 * n_kv) * d * dtype.bytes()) as f64;
-            b.time(&format!("{name} forward"), dtype, flop, bytes, || {
-                b.dev.attention_forward(&mut out, &mut lse, &q, &k, &v, &doc_start, heads, mask)
-            })?;
+            b.time(&format!("{name} forward"), dtype, flop, bytes, || b.dev.attention_forward(&mut out, &mut lse, x))?;
             let mut dq = b.dev.alloc(n, h * d, dtype)?;
             let (mut dk, mut dv) = (b.dev.alloc(n, n_kv * d, dtype)?, b.dev.alloc(n, n_kv * d, dtype)?);
             b.time(&format!("{name} backward"), dtype, 2.5 * flop, 2.0 * bytes, || {
-                b.dev.attention_backward(
-                    &mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &doc_start, heads, mask,
-                )
+                let dx = AttentionGrads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+                b.dev.attention_backward(dx, &dout, &out, &lse, x)
             })?;
         }
     }
@@ -250,9 +251,10 @@ fn heads(b: &Bench) -> Result<()> {
             b.dev.upload_i32(&mut targets, &ids)?;
             let mut loss = b.dev.alloc(n, 1, DType::F32)?;
             let (mut dx, mut dw) = (b.dev.alloc(n, c, dtype)?, b.dev.alloc(v, c, DType::F32)?);
-            let how = CrossEntropy { n_classes: v, scale: 1.0 / n as f32, dw_first_row: 0 };
+            let of = HeadLoss { x: &x, w: &w, targets: &targets, n_classes: v, scale: 1.0 / n as f32 };
             let mut run = |loss: &mut Tensor<Cpu>| {
-                b.dev.linear_cross_entropy(loss, None, Some(&mut dx), Some(&mut dw), &x, &w, &targets, how)
+                let grads = HeadGrads { dx: Some(&mut dx), dw: Some(&mut dw), first_row: 0 };
+                b.dev.linear_cross_entropy(loss, None, grads, of)
             };
             run(&mut loss)?;
             let lv = b.values(&loss)?;
@@ -278,7 +280,8 @@ fn streams(b: &Bench) -> Result<()> {
         let (w, wv) = b.normal(2, 1, c, dtype)?;
         let mut out = b.dev.alloc(n, c, dtype)?;
         let mut rstd = b.dev.alloc(n, 1, DType::F32)?;
-        b.dev.rmsnorm_forward(&mut out, &mut rstd, &x, &w, 1e-5)?;
+        let norm = Norm { x: &x, w: &w, eps: 1e-5 };
+        b.dev.rmsnorm_forward(&mut out, &mut rstd, norm)?;
         let ov = b.values(&out)?;
         for row in [0, n - 1] {
             let x = &xv[row * c..(row + 1) * c];
@@ -288,28 +291,29 @@ fn streams(b: &Bench) -> Result<()> {
         let one = (n * c) as f64;
         if b.wants("rmsnorm") {
             b.time(&format!("tiny rmsnorm forward {dtype:?}"), dtype, 4.0 * one, 2.0 * one * size, || {
-                b.dev.rmsnorm_forward(&mut out, &mut rstd, &x, &w, 1e-5)
+                b.dev.rmsnorm_forward(&mut out, &mut rstd, norm)
             })?;
             let mut dx = b.dev.alloc(n, c, dtype)?;
             let mut dw = b.dev.alloc(1, c, DType::F32)?;
             b.time(&format!("tiny rmsnorm backward {dtype:?}"), dtype, 9.0 * one, 4.0 * one * size, || {
-                b.dev.rmsnorm_backward(&mut dx, Some(&mut dw), &out, &x, &w, &rstd, Write::Add)
+                b.dev.rmsnorm_backward(&mut dx, Some(&mut dw), &out, &rstd, norm, Write::Add)
             })?;
         }
         if b.wants("swiglu") {
             let (gate, gv) = b.normal(3, n, f, dtype)?;
             let (up, uv) = b.normal(4, n, f, dtype)?;
             let mut act = b.dev.alloc(n, f, dtype)?;
+            let x = Swiglu { gate: &gate, up: &up };
             let wide = (n * f) as f64;
             b.time(&format!("tiny swiglu forward {dtype:?}"), dtype, 15.0 * wide, 3.0 * wide * size, || {
-                b.dev.swiglu_forward(&mut act, &gate, &up)
+                b.dev.swiglu_forward(&mut act, x)
             })?;
             let av = b.values(&act)?;
             let g = f64::from(gv[9]);
             verify("swiglu", dtype, av[9], g / (1.0 + (-g).exp()) * f64::from(uv[9]), 1.0);
             let (mut dg, mut du) = (b.dev.alloc(n, f, dtype)?, b.dev.alloc(n, f, dtype)?);
             b.time(&format!("tiny swiglu backward {dtype:?}"), dtype, 20.0 * wide, 5.0 * wide * size, || {
-                b.dev.swiglu_backward(&mut dg, &mut du, &act, &gate, &up)
+                b.dev.swiglu_backward(&mut dg, &mut du, &act, x)
             })?;
         }
         if b.wants("adamw") {
@@ -329,8 +333,10 @@ fn streams(b: &Bench) -> Result<()> {
                 grad_scale: 1.0,
             };
             let master_of = |dtype| dtype == DType::Bf16;
-            let mut update =
-                || b.dev.adamw(&mut p, master_of(dtype).then_some(&mut master), &mut m, &mut v, &g, step, 0);
+            let mut update = || {
+                let master = master_of(dtype).then_some(&mut master);
+                b.dev.adamw(AdamWSlot { p: &mut p, master, m: &mut m, v: &mut v, g: &g, first_row: 0 }, step)
+            };
             update()?;
             let elements = (rows * cols) as f64;
             b.time(&format!("adamw 12.5M {dtype:?}"), dtype, 15.0 * elements, elements * (24.0 + size), &mut update)?;

@@ -7,9 +7,9 @@ use clap::{ArgAction, ArgMatches, Command};
 
 use super::model_folder::{ModelFolder, count, long, path};
 use super::{note, warn};
+use crate::batch::MicroBatch;
 use crate::checkpoint::state::read_json;
 use crate::cpu::Cpu;
-use crate::batch::MicroBatch;
 use crate::error::{Context, Error, Result};
 use crate::files::{At, create_dir_all, parent, sync_dir};
 use crate::hf::merged::{MergeCheck, merge};

@@ -15,9 +15,9 @@ use super::startup::{
     with_token_ids,
 };
 use super::warn;
+use crate::batch::MicroBatch;
 use crate::comm::Solo;
 use crate::cpu::Cpu;
-use crate::batch::MicroBatch;
 use crate::data::pretrain;
 use crate::data::progress::Progress;
 use crate::data::sft;

@@ -1,21 +1,40 @@
-//! Causal attention inside documents: checks, element types, and decoding of one token. The passes have files of their own.
+//! Causal attention inside documents: element types, and decoding of one token. The passes have files of their own.
 
 use super::buffer::{elems, elems_mut, i32s};
+use super::elem::Elem;
 use super::elementwise::same_type;
 use super::level::multiversion;
 use super::threads::chunked;
-use super::vector::{Elem, dot, exp};
+use super::vector::{dot, exp};
 use super::{Cpu, attention_backward, attention_forward};
-use crate::backend::{Heads, Mask};
+use crate::backend::{Attention, AttentionGrads, Decode, Heads, Mask};
 use crate::tensor::{DType, Tensor};
 use half::bf16;
 
-fn check(what: &str, n: usize, heads: Heads, q: &Tensor<Cpu>, k: &Tensor<Cpu>, v: &Tensor<Cpu>) {
-    let Heads { n_query, n_kv, head_dim } = heads;
-    assert!(n_kv > 0 && n_query % n_kv == 0, "{what}: {n_query} query heads share {n_kv} key heads");
-    assert_eq!(q.shape(), (n, n_query * head_dim), "{what}: shape of q");
-    assert_eq!(k.cols(), n_kv * head_dim, "{what}: width of k");
-    assert_eq!(v.shape(), k.shape(), "{what}: shapes of k and v");
+/// What attention reads, as slices; see [`Attention`].
+#[derive(Clone, Copy)]
+pub struct Inputs<'a, E> {
+    pub q: &'a [E],
+    pub k: &'a [E],
+    pub v: &'a [E],
+    pub doc_start: &'a [i32],
+    pub heads: Heads,
+    pub mask: Mask,
+}
+
+impl<'a, E: Elem> Inputs<'a, E> {
+    fn new(x: Attention<'a, Cpu>) -> Self {
+        let Attention { q, k, v, doc_start, heads, mask } = x;
+        Self { q: elems(q), k: elems(k), v: elems(v), doc_start: i32s(doc_start), heads, mask }
+    }
+}
+
+/// What backward reads besides.
+#[derive(Clone, Copy)]
+pub struct Results<'a, E> {
+    pub dout: &'a [E],
+    pub out: &'a [E],
+    pub lse: &'a [f32],
 }
 
 multiversion! {
@@ -44,139 +63,57 @@ multiversion! {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-pub fn forward(
-    dev: &Cpu,
-    out: &mut Tensor<Cpu>,
-    lse: &mut Tensor<Cpu>,
-    q: &Tensor<Cpu>,
-    k: &Tensor<Cpu>,
-    v: &Tensor<Cpu>,
-    doc_start: &Tensor<Cpu>,
-    heads: Heads,
-    mask: Mask,
-) {
-    let n = q.rows();
-    check("attention", n, heads, q, k, v);
-    assert_eq!(out.shape(), q.shape(), "attention: shapes of out and q");
-    assert_eq!(k.rows(), n, "attention: rows of k");
-    assert_eq!(lse.shape(), (n, heads.n_query), "attention: shape of lse");
-    assert_eq!(doc_start.shape(), (n, 1), "attention: shape of doc_start");
-    same_type!("attention", out, q, k, v; forward_typed(dev, out, lse, q, k, v, i32s(doc_start), heads, mask));
+pub fn forward(dev: &Cpu, out: &mut Tensor<Cpu>, lse: &mut Tensor<Cpu>, x: Attention<'_, Cpu>) {
+    x.check("attention", &[("out", out)], lse);
+    same_type!("attention", out, x.q, x.k, x.v; forward_typed(dev, out, lse, x));
 }
 
-#[allow(clippy::too_many_arguments)]
-fn forward_typed<E: Elem>(
-    dev: &Cpu,
-    out: &mut Tensor<Cpu>,
-    lse: &mut Tensor<Cpu>,
-    q: &Tensor<Cpu>,
-    k: &Tensor<Cpu>,
-    v: &Tensor<Cpu>,
-    doc_start: &[i32],
-    heads: Heads,
-    mask: Mask,
-) {
-    let (q, k, v) = (elems::<E>(q), elems(k), elems(v));
-    attention_forward::forward(dev, elems_mut(out), elems_mut(lse), q, k, v, doc_start, heads, mask);
+fn forward_typed<E: Elem>(dev: &Cpu, out: &mut Tensor<Cpu>, lse: &mut Tensor<Cpu>, x: Attention<'_, Cpu>) {
+    attention_forward::forward(dev, elems_mut::<E>(out), elems_mut(lse), Inputs::new(x));
 }
 
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     dev: &Cpu,
-    dq: &mut Tensor<Cpu>,
-    dk: &mut Tensor<Cpu>,
-    dv: &mut Tensor<Cpu>,
+    dx: AttentionGrads<'_, Cpu>,
     dout: &Tensor<Cpu>,
     out: &Tensor<Cpu>,
     lse: &Tensor<Cpu>,
-    q: &Tensor<Cpu>,
-    k: &Tensor<Cpu>,
-    v: &Tensor<Cpu>,
-    doc_start: &Tensor<Cpu>,
-    heads: Heads,
-    mask: Mask,
+    x: Attention<'_, Cpu>,
 ) {
-    let n = q.rows();
-    check("attention_backward", n, heads, q, k, v);
-    for (name, t) in [("dq", &*dq), ("dout", dout), ("out", out)] {
-        assert_eq!(t.shape(), q.shape(), "attention_backward: shape of {name}");
-    }
-    for (name, t) in [("dk", &*dk), ("dv", &*dv)] {
-        assert_eq!(t.shape(), k.shape(), "attention_backward: shape of {name}");
-    }
-    assert_eq!(k.rows(), n, "attention_backward: rows of k");
-    assert_eq!(lse.shape(), (n, heads.n_query), "attention_backward: shape of lse");
-    assert_eq!(doc_start.shape(), (n, 1), "attention_backward: shape of doc_start");
-    same_type!("attention_backward", dq, dk, dv, dout, out, q, k, v;
-        backward_typed(dev, dq, dk, dv, dout, out, lse, q, k, v, i32s(doc_start), heads, mask));
+    dx.check("attention_backward", dout, out, lse, x);
+    same_type!("attention_backward", dx.dq, dx.dk, dx.dv, dout, out, x.q, x.k, x.v;
+        backward_typed(dev, dx, dout, out, lse, x));
 }
 
-#[allow(clippy::too_many_arguments)]
 fn backward_typed<E: Elem>(
     dev: &Cpu,
-    dq: &mut Tensor<Cpu>,
-    dk: &mut Tensor<Cpu>,
-    dv: &mut Tensor<Cpu>,
+    dx: AttentionGrads<'_, Cpu>,
     dout: &Tensor<Cpu>,
     out: &Tensor<Cpu>,
     lse: &Tensor<Cpu>,
-    q: &Tensor<Cpu>,
-    k: &Tensor<Cpu>,
-    v: &Tensor<Cpu>,
-    doc_start: &[i32],
-    heads: Heads,
-    mask: Mask,
+    x: Attention<'_, Cpu>,
 ) {
-    let (dout, out, lse, q, k, v) = (elems::<E>(dout), elems(out), elems(lse), elems(q), elems(k), elems(v));
-    let (dq, dk, dv) = (elems_mut(dq), elems_mut(dk), elems_mut(dv));
-    attention_backward::backward(dev, dq, dk, dv, dout, out, lse, q, k, v, doc_start, heads, mask);
+    let grads = [dx.dq, dx.dk, dx.dv].map(elems_mut::<E>);
+    let results = Results { dout: elems(dout), out: elems(out), lse: elems(lse) };
+    attention_backward::backward(dev, grads, results, Inputs::new(x));
 }
 
-#[allow(clippy::too_many_arguments)]
-pub fn decode(
-    dev: &Cpu,
-    out: &mut Tensor<Cpu>,
-    q: &Tensor<Cpu>,
-    k_cache: &Tensor<Cpu>,
-    v_cache: &Tensor<Cpu>,
-    lens: &Tensor<Cpu>,
-    heads: Heads,
-    mask: Mask,
-) {
-    let n = q.rows();
-    check("attention_decode", n, heads, q, k_cache, v_cache);
-    assert_eq!(out.shape(), q.shape(), "attention_decode: shapes of out and q");
-    assert_eq!(lens.shape(), (n, 1), "attention_decode: shape of lens");
-    if n == 0 {
-        return;
-    }
-    assert_eq!(k_cache.rows() % n, 0, "attention_decode: {} cache rows for {n} sequences", k_cache.rows());
-    same_type!("attention_decode", out, q, k_cache, v_cache;
-        decode_typed(dev, out, q, k_cache, v_cache, i32s(lens), heads, mask));
+pub fn decode(dev: &Cpu, out: &mut Tensor<Cpu>, x: Decode<'_, Cpu>) {
+    let capacity = x.check("attention_decode", out);
+    same_type!("attention_decode", out, x.q, x.k_cache, x.v_cache; decode_typed(dev, out, x, capacity));
 }
 
-#[allow(clippy::too_many_arguments)]
-fn decode_typed<E: Elem>(
-    dev: &Cpu,
-    out: &mut Tensor<Cpu>,
-    q: &Tensor<Cpu>,
-    k: &Tensor<Cpu>,
-    v: &Tensor<Cpu>,
-    lens: &[i32],
-    heads: Heads,
-    mask: Mask,
-) {
-    let Heads { n_query, n_kv, head_dim: d } = heads;
-    let (group, stride, capacity) = (n_query / n_kv, n_kv * d, k.rows() / q.rows());
+fn decode_typed<E: Elem>(dev: &Cpu, out: &mut Tensor<Cpu>, x: Decode<'_, Cpu>, capacity: usize) {
+    let Heads { n_query, n_kv, head_dim: d } = x.heads;
+    let (group, stride) = (n_query / n_kv, n_kv * d);
     let scale = 1.0 / (d as f32).sqrt();
-    let (q, k, v) = (elems::<E>(q), elems::<E>(k), elems::<E>(v));
+    let (q, k, v, lens) = (elems::<E>(x.q), elems::<E>(x.k_cache), elems::<E>(x.v_cache), i32s(x.lens));
     dev.pool.split(chunked(elems_mut::<E>(out), d), |task, out| {
         let (s, h) = (task / n_query, task % n_query);
         let len = usize::try_from(lens[s]).expect("lengths are not negative");
         assert!((1..=capacity).contains(&len), "attention_decode: length {len} of sequence {s} outside 1..={capacity}");
         let at = s * capacity * stride + h / group * d;
-        let first = mask.window.map_or(0, |w| len.saturating_sub(w));
+        let first = x.mask.window.map_or(0, |w| len.saturating_sub(w));
         attend(dev.level, out, &q[task * d..][..d], &k[at..], &v[at..], stride, first, len - 1, scale);
     });
 }
@@ -230,9 +167,10 @@ mod tests {
             let (mut out, mut dq, mut dk, mut dv) = (alloc(wide), alloc(wide), alloc(narrow), alloc(narrow));
             let mut lse = dev.alloc(n, self.heads.n_query, DType::F32).unwrap();
             let t = tensor_i32(dev, &self.starts);
-            dev.attention_forward(&mut out, &mut lse, &q, &k, &v, &t, self.heads, self.mask).unwrap();
-            dev.attention_backward(&mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &t, self.heads, self.mask)
-                .unwrap();
+            let x = Attention { q: &q, k: &k, v: &v, doc_start: &t, heads: self.heads, mask: self.mask };
+            dev.attention_forward(&mut out, &mut lse, x).unwrap();
+            let dx = AttentionGrads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+            dev.attention_backward(dx, &dout, &out, &lse, x).unwrap();
             [&out, &lse, &dq, &dk, &dv].map(|t| values(dev, t))
         }
 
@@ -368,7 +306,9 @@ mod tests {
                 let [kc, vc] = caches.map(|c| tensor(&dev, 3 * capacity, narrow, DType::F32, &c));
                 let (qt, mut out) = (tensor(&dev, 3, wide, DType::F32, &qs), dev.alloc(3, wide, DType::F32).unwrap());
                 let lens = tensor_i32(&dev, &lens.map(|l| l as i32));
-                dev.attention_decode(&mut out, &qt, &kc, &vc, &lens, case.heads, case.mask).unwrap();
+                let (heads, mask) = (case.heads, case.mask);
+                let x = Decode { q: &qt, k_cache: &kc, v_cache: &vc, lens: &lens, heads, mask };
+                dev.attention_decode(&mut out, x).unwrap();
                 for (x, y) in values(&dev, &out).iter().zip(&expected) {
                     assert!((x - y).abs() <= 1e-5 * y.abs().max(1.0), "{x} {y}");
                 }

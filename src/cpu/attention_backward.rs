@@ -9,15 +9,16 @@
 //! ```
 
 use super::Cpu;
+use super::attention::{Inputs, Results};
 use super::attention_blocks::{Document, KEYS, Pass, QUERIES, columns_of, documents, floats, rows_of, with_memory};
-use super::buffer::View;
+use super::elem::{Elem, View};
 use super::elementwise::task_rows;
 use super::kernels::Store;
 use super::level::multiversion;
 use super::pack::Operand;
 use super::threads::{SharedMut, chunked};
-use super::vector::{Elem, dot, exp};
-use crate::backend::{Heads, Mask};
+use super::vector::{dot, exp};
+use crate::backend::Heads;
 
 multiversion! {
     /// Scores become probabilities, and `dp` becomes the gradient of the scores.
@@ -51,36 +52,13 @@ multiversion! {
     }
 }
 
-/// What a task reads.
-struct Inputs<'a, E> {
-    dout: &'a [E],
-    out: &'a [E],
-    lse: &'a [f32],
-    q: &'a [E],
-    k: &'a [E],
-    v: &'a [E],
-}
-
-#[allow(clippy::too_many_arguments)]
-pub fn backward<E: Elem>(
-    dev: &Cpu,
-    dq: &mut [E],
-    dk: &mut [E],
-    dv: &mut [E],
-    dout: &[E],
-    out: &[E],
-    lse: &[f32],
-    q: &[E],
-    k: &[E],
-    v: &[E],
-    doc_start: &[i32],
-    heads: Heads,
-    mask: Mask,
-) {
-    let pass = Pass::new::<E>(dev.level, heads, mask);
-    let Heads { n_query, n_kv, head_dim: d } = heads;
-    let (n, group) = (doc_start.len(), n_query / n_kv);
-    let mut docs = documents(doc_start);
+/// `grads` are dq, dk, dv.
+pub fn backward<E: Elem>(dev: &Cpu, grads: [&mut [E]; 3], results: Results<'_, E>, x: Inputs<'_, E>) {
+    let [dq, dk, dv] = grads;
+    let pass = Pass::new::<E>(dev.level, x.heads, x.mask);
+    let Heads { n_query, n_kv, head_dim: d } = x.heads;
+    let (n, group) = (x.doc_start.len(), n_query / n_kv);
+    let mut docs = documents(x.doc_start);
     // Long documents first, so that the threads end together.
     docs.sort_by_key(|doc| std::cmp::Reverse(doc.len));
     let mut scratch = dev.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -89,7 +67,6 @@ pub fn backward<E: Elem>(
     let (head_dk, head_dv) = per_head.split_at_mut(n_query * n * d);
     {
         let (head_dk, head_dv, dq) = (SharedMut::new(head_dk), SharedMut::new(head_dv), SharedMut::new(dq));
-        let inputs = Inputs { dout, out, lse, q, k, v };
         dev.pool.run(docs.len() * n_query, &|task| {
             let (doc, head) = (docs[task / n_query], task % n_query);
             let range = (head * n + doc.start) * d;
@@ -97,7 +74,7 @@ pub fn backward<E: Elem>(
             let (dk, dv) = unsafe { (head_dk.slice(range, doc.len * d), head_dv.slice(range, doc.len * d)) };
             dk.fill(0.0);
             dv.fill(0.0);
-            head_backward(&pass, dq, dk, dv, &inputs, doc, head);
+            head_backward(&pass, dq, [dk, dv], &results, &x, doc, head);
         });
     }
     let (head_dk, head_dv) = (&*head_dk, &*head_dv);
@@ -122,8 +99,8 @@ pub fn backward<E: Elem>(
 fn head_backward<E: Elem>(
     pass: &Pass,
     dq: SharedMut<E>,
-    dk: &mut [f32],
-    dv: &mut [f32],
+    [dk, dv]: [&mut [f32]; 2],
+    r: &Results<'_, E>,
     x: &Inputs<'_, E>,
     doc: Document,
     head: usize,
@@ -156,12 +133,12 @@ fn head_backward<E: Elem>(
             let rows = QUERIES.min(len - row);
             pass.pack_a(&mut q_rows[b * qa..], rows_of(x.q, wide, doc.start, head, d), row, rows, 0, d);
             pass.pack_b(&mut q_cols[b * qb..], columns_of(x.q, wide, doc.start, head, d), 0, d, row, rows);
-            pass.pack_a(&mut do_rows[b * qa..], rows_of(x.dout, wide, doc.start, head, d), row, rows, 0, d);
-            pass.pack_b(&mut do_cols[b * qb..], columns_of(x.dout, wide, doc.start, head, d), 0, d, row, rows);
+            pass.pack_a(&mut do_rows[b * qa..], rows_of(r.dout, wide, doc.start, head, d), row, rows, 0, d);
+            pass.pack_b(&mut do_cols[b * qb..], columns_of(r.dout, wide, doc.start, head, d), 0, d, row, rows);
         }
         for (i, delta) in delta.iter_mut().enumerate() {
             let at = (doc.start + i) * wide + head * d;
-            *delta = row_dot(pass.level, &x.dout[at..at + d], &x.out[at..at + d]);
+            *delta = row_dot(pass.level, &r.dout[at..at + d], &r.out[at..at + d]);
         }
         for first in (0..len).step_by(KEYS) {
             let count = KEYS.min(len - first);
@@ -186,7 +163,7 @@ fn head_backward<E: Elem>(
                         x[..seen.start].fill(0.0);
                         x[seen.end..].fill(0.0);
                     }
-                    let lse = x.lse[(doc.start + row + i) * n_query + head];
+                    let lse = r.lse[(doc.start + row + i) * n_query + head];
                     gradient_row(pass.level, &mut p[seen.clone()], &mut dp[seen], lse, delta[row + i], pass.scale);
                 }
                 let dk = &mut dk[first * d..];

@@ -6,11 +6,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::elem::Elem;
 use super::kernels::{Micro, Store, Target, Tile};
 use super::level::Level;
 use super::matmul::Grow;
 use super::pack::{Operand, pack_panel};
-use super::vector::Elem;
 use crate::backend::{Heads, Mask};
 
 /// Queries of a block: whole register tiles at every level but the 6-row one.

@@ -10,14 +10,15 @@
 //! ```
 
 use super::Cpu;
+use super::attention::Inputs;
 use super::attention_blocks::{Document, KEYS, Pass, QUERIES, columns_of, documents, floats, rows_of, with_memory};
-use super::buffer::View;
+use super::elem::{Elem, View};
 use super::kernels::Store;
 use super::level::multiversion;
 use super::pack::Operand;
 use super::threads::SharedMut;
-use super::vector::{Elem, LANES, exp, sum_lanes};
-use crate::backend::{Heads, Mask};
+use super::vector::{LANES, exp, sum_lanes};
+use crate::backend::Heads;
 
 multiversion! {
     /// Turns scores into `exp(score - max')` and gives `(max', sum)`.
@@ -72,18 +73,8 @@ struct Packed {
     v_at: usize,
 }
 
-#[allow(clippy::too_many_arguments)]
-pub fn forward<E: Elem>(
-    dev: &Cpu,
-    out: &mut [E],
-    lse: &mut [f32],
-    q: &[E],
-    k: &[E],
-    v: &[E],
-    doc_start: &[i32],
-    heads: Heads,
-    mask: Mask,
-) {
+pub fn forward<E: Elem>(dev: &Cpu, out: &mut [E], lse: &mut [f32], x: Inputs<'_, E>) {
+    let Inputs { q, k, v, doc_start, heads, mask } = x;
     let pass = Pass::new::<E>(dev.level, heads, mask);
     let Heads { n_query, n_kv, head_dim: d } = heads;
     let (mut k_units, mut v_units) = (0, 0);

@@ -4,7 +4,7 @@ use half::bf16;
 use memmap2::MmapMut;
 
 use super::Cpu;
-use super::vector::Elem;
+use super::elem::{Elem, View};
 use crate::error::{Context, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -77,15 +77,6 @@ pub fn i32s_mut(t: &mut Tensor<Cpu>) -> &mut [i32] {
     t.buf.elems_mut(len)
 }
 
-/// The elements of an f32 or bf16 tensor.
-#[derive(Clone, Copy)]
-pub enum View<'a> {
-    /// f32 elements.
-    F32(&'a [f32]),
-    /// bf16 elements.
-    Bf16(&'a [bf16]),
-}
-
 /// The elements of an f32 or bf16 tensor, to be written.
 pub enum ViewMut<'a> {
     /// f32 elements.
@@ -123,8 +114,8 @@ macro_rules! typed {
     };
     ($name:ident = $t:expr $(, $($rest:tt)+)?) => {
         match $crate::cpu::buffer::view($t) {
-            $crate::cpu::buffer::View::F32($name) => $crate::cpu::buffer::typed!(@rest $($($rest)+)?),
-            $crate::cpu::buffer::View::Bf16($name) => $crate::cpu::buffer::typed!(@rest $($($rest)+)?),
+            $crate::cpu::elem::View::F32($name) => $crate::cpu::buffer::typed!(@rest $($($rest)+)?),
+            $crate::cpu::elem::View::Bf16($name) => $crate::cpu::buffer::typed!(@rest $($($rest)+)?),
         }
     };
     (@rest => $body:expr) => { $body };

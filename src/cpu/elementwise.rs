@@ -2,10 +2,12 @@
 
 use super::Cpu;
 use super::buffer::{elems, elems_mut, i32s, typed};
+use super::elem::Elem;
 use super::level::multiversion;
 use super::threads::chunked;
-use super::vector::{Elem, sigmoid};
-use crate::backend::{Dropout, Rotate};
+use super::vector::sigmoid;
+use crate::backend::elementwise::{check_bias, check_bias_grad, check_same};
+use crate::backend::{Dropout, Rope, Rotate, Swiglu};
 use crate::rng::Stream;
 use crate::tensor::{DType, Tensor};
 use half::bf16;
@@ -21,10 +23,6 @@ pub fn task_rows(cols: usize) -> usize {
 /// `size` elements of `x` from `part · size`; the last part may be shorter.
 pub fn piece<T>(x: &[T], part: usize, size: usize) -> &[T] {
     &x[part * size..((part + 1) * size).min(x.len())]
-}
-
-fn same_shape(what: &str, a: &Tensor<Cpu>, b: &Tensor<Cpu>) {
-    assert_eq!(a.shape(), b.shape(), "{what}: shapes differ");
 }
 
 multiversion! {
@@ -60,7 +58,7 @@ pub fn fill_zero(dev: &Cpu, dst: &mut Tensor<Cpu>) {
 }
 
 pub fn copy(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>) {
-    same_shape("copy", dst, src);
+    check_same("copy", dst, src);
     if dst.dtype() == src.dtype() {
         let bytes = src.len() * src.dtype().bytes();
         let (y, x) = (&mut dst.buf.bytes_mut()[..bytes], &src.buf.bytes()[..bytes]);
@@ -71,13 +69,13 @@ pub fn copy(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>) {
 }
 
 pub fn add(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>) {
-    same_shape("add", dst, src);
+    check_same("add", dst, src);
     typed!(y = mut dst, x = src, => dev.pool.split(chunked(y, TASK), |i, y| add_slice(dev.level, y, piece(x, i, TASK))));
 }
 
 pub fn add_bias(dev: &Cpu, dst: &mut Tensor<Cpu>, b: &Tensor<Cpu>) {
+    check_bias("add_bias", b, dst);
     let cols = dst.cols();
-    assert_eq!(b.shape(), (1, cols), "add_bias: shape of the bias");
     if dst.is_empty() {
         return;
     }
@@ -92,8 +90,8 @@ pub fn add_bias(dev: &Cpu, dst: &mut Tensor<Cpu>, b: &Tensor<Cpu>) {
 const SUM_COLS: usize = 256;
 
 pub fn bias_backward(dev: &Cpu, db: &mut Tensor<Cpu>, dy: &Tensor<Cpu>) {
+    check_bias_grad("bias_backward", db, dy);
     let cols = dy.cols();
-    assert_eq!(db.shape(), (1, cols), "bias_backward: shape of db");
     let db: &mut [f32] = elems_mut(db);
     // The sum is formed apart, from the first row to the last, and added once.
     typed!(dy = dy, => dev.pool.split(chunked(db, SUM_COLS), |i, db| {
@@ -121,18 +119,12 @@ multiversion! {
     }
 }
 
-pub fn rope(dev: &Cpu, x: &mut Tensor<Cpu>, table: &Tensor<Cpu>, positions: &Tensor<Cpu>, direction: Rotate) {
-    let (rows, cols) = x.shape();
-    let dim = table.cols();
-    assert!(
-        dim > 0 && dim.is_multiple_of(2) && cols.is_multiple_of(dim),
-        "rope: rows of {cols} do not hold heads of {dim}"
-    );
-    assert_eq!(positions.shape(), (rows, 1), "rope: shape of positions");
+pub fn rope(dev: &Cpu, x: &mut Tensor<Cpu>, by: Rope<'_, Cpu>, direction: Rotate) {
+    let (cols, dim) = (x.cols(), by.check("rope", x));
     if x.is_empty() {
         return;
     }
-    let (table, positions): (&[f32], _) = (elems(table), i32s(positions));
+    let (table, positions): (&[f32], _) = (elems(by.table), i32s(by.positions));
     let sign = if direction == Rotate::Forward { 1.0 } else { -1.0 };
     let per_task = task_rows(cols);
     typed!(x = mut x, => dev.pool.split(chunked(x, per_task * cols), |i, x| {
@@ -186,9 +178,9 @@ fn swiglu_forward_typed<E: Elem>(dev: &Cpu, out: &mut Tensor<Cpu>, gate: &Tensor
     });
 }
 
-pub fn swiglu_forward(dev: &Cpu, out: &mut Tensor<Cpu>, gate: &Tensor<Cpu>, up: &Tensor<Cpu>) {
-    same_shape("swiglu", out, gate);
-    same_shape("swiglu", gate, up);
+pub fn swiglu_forward(dev: &Cpu, out: &mut Tensor<Cpu>, x: Swiglu<'_, Cpu>) {
+    x.check("swiglu", &[("out", out)]);
+    let Swiglu { gate, up } = x;
     same_type!("swiglu", out, gate, up; swiglu_forward_typed(dev, out, gate, up));
 }
 
@@ -213,13 +205,10 @@ pub fn swiglu_backward(
     dgate: &mut Tensor<Cpu>,
     dup: &mut Tensor<Cpu>,
     dout: &Tensor<Cpu>,
-    gate: &Tensor<Cpu>,
-    up: &Tensor<Cpu>,
+    x: Swiglu<'_, Cpu>,
 ) {
-    same_shape("swiglu_backward", dgate, dup);
-    same_shape("swiglu_backward", dgate, dout);
-    same_shape("swiglu_backward", dgate, gate);
-    same_shape("swiglu_backward", dgate, up);
+    x.check("swiglu_backward", &[("dgate", dgate), ("dup", dup), ("dout", dout)]);
+    let Swiglu { gate, up } = x;
     same_type!("swiglu_backward", dgate, dup, dout, gate, up; swiglu_backward_typed(dev, dgate, dup, dout, gate, up));
 }
 
@@ -245,8 +234,7 @@ multiversion! {
 }
 
 pub fn dropout(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, dropout: Dropout) {
-    same_shape("dropout", dst, src);
-    assert!((0.0..1.0).contains(&dropout.p), "dropout: p = {} lies outside [0, 1)", dropout.p);
+    dropout.check("dropout", dst, src);
     let (stream, threshold) = (dropout.stream(), dropout.threshold());
     let scale = 1.0 / (1.0 - dropout.p);
     typed!(y = mut dst, x = src, => dev.pool.split(chunked(y, TASK), |i, y| {
@@ -316,9 +304,10 @@ mod tests {
                     (0..50).flat_map(|p| row(p, f32::cos).chain(row(p, f32::sin)).collect::<Vec<_>>()).collect();
                 let positions: Vec<i32> = (0..n as i32).map(|i| (i * 7) % 50).collect();
                 let (tt, pt) = (tensor(&dev, 50, d, DType::F32, &table), tensor_i32(&dev, &positions));
+                let by = Rope { table: &tt, positions: &pt };
                 let mut t = tensor(&dev, n, heads * d, dtype, &x);
                 let xs = stored(dtype, &x);
-                dev.rope(&mut t, &tt, &pt, Rotate::Forward).unwrap();
+                dev.rope(&mut t, by, Rotate::Forward).unwrap();
                 let turned = values(&dev, &t);
                 compare(&format!("{:?} rope {dtype:?}", dev.level()), &turned, dtype, |e, r| {
                     let (token, j) = (e / (heads * d), e % d);
@@ -327,7 +316,7 @@ mod tests {
                     let (other, sign) = if j < d / 2 { (xs[e + d / 2], -1.0) } else { (xs[e - d / 2], 1.0) };
                     r(r(xs[e] * cos) + r(sign * other * sin))
                 });
-                dev.rope(&mut t, &tt, &pt, Rotate::Inverse).unwrap();
+                dev.rope(&mut t, by, Rotate::Inverse).unwrap();
                 let unit = if dtype == DType::F32 { 1e-6 } else { 0.02 };
                 for (a, b) in values(&dev, &t).iter().zip(&xs) {
                     assert!((f64::from(*a) - b).abs() <= unit * b.abs().max(1.0), "{a} {b}");
@@ -348,8 +337,9 @@ mod tests {
                     let [gs, us, ds] = [&g, &u, &d].map(|x| stored(dtype, x));
                     let mut out = dev.alloc(n, f, dtype).unwrap();
                     let (mut dg, mut du) = (dev.alloc(n, f, dtype).unwrap(), dev.alloc(n, f, dtype).unwrap());
-                    dev.swiglu_forward(&mut out, &gt, &ut).unwrap();
-                    dev.swiglu_backward(&mut dg, &mut du, &dt, &gt, &ut).unwrap();
+                    let x = Swiglu { gate: &gt, up: &ut };
+                    dev.swiglu_forward(&mut out, x).unwrap();
+                    dev.swiglu_backward(&mut dg, &mut du, &dt, x).unwrap();
                     let what = format!("{:?} {dtype:?} {n}x{f}", dev.level());
                     let sigmoid = |x: f64, r: &dyn Fn(f64) -> f64| r(1.0 / r(1.0 + r((-x).exp())));
                     compare(&format!("{what} out"), &values(&dev, &out), dtype, |i, r| {
@@ -373,7 +363,7 @@ mod tests {
             let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -200.0];
             let (gt, ut) = (tensor(&dev, 1, 4, DType::F32, &special), tensor(&dev, 1, 4, DType::F32, &[1.0; 4]));
             let mut out = dev.alloc(1, 4, DType::F32).unwrap();
-            dev.swiglu_forward(&mut out, &gt, &ut).unwrap();
+            dev.swiglu_forward(&mut out, Swiglu { gate: &gt, up: &ut }).unwrap();
             let out = values(&dev, &out);
             // -inf · 0 is NaN, as the formula in f32 says.
             assert!(out[0].is_nan() && out[1] == f32::INFINITY && out[2].is_nan() && out[3].abs() < 1e-30, "{out:?}");

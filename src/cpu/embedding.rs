@@ -2,10 +2,11 @@
 
 use super::Cpu;
 use super::buffer::{elems_mut, i32s, typed};
+use super::elem::Elem;
 use super::elementwise::task_rows;
 use super::level::multiversion;
 use super::threads::chunked;
-use super::vector::Elem;
+use crate::backend::embedding::{check_backward, check_rows};
 use crate::tensor::Tensor;
 
 fn index(rows: &[i32], i: usize, limit: usize, what: &str) -> usize {
@@ -16,9 +17,7 @@ fn index(rows: &[i32], i: usize, limit: usize, what: &str) -> usize {
 }
 
 pub fn gather_rows(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, rows: &Tensor<Cpu>) {
-    assert_eq!(dst.dtype(), src.dtype(), "gather_rows: element types differ");
-    assert_eq!(dst.cols(), src.cols(), "gather_rows: widths differ");
-    assert_eq!(rows.shape(), (dst.rows(), 1), "gather_rows: shape of the indices");
+    check_rows("gather_rows", dst, src, rows);
     if dst.is_empty() {
         return;
     }
@@ -34,9 +33,7 @@ pub fn gather_rows(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, rows: &T
 }
 
 pub fn scatter_rows(dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, rows: &Tensor<Cpu>) {
-    assert_eq!(dst.dtype(), src.dtype(), "scatter_rows: element types differ");
-    assert_eq!(dst.cols(), src.cols(), "scatter_rows: widths differ");
-    assert_eq!(rows.shape(), (src.rows(), 1), "scatter_rows: shape of the indices");
+    check_rows("scatter_rows", src, dst, rows);
     let (width, limit, rows) = (src.cols() * src.dtype().bytes(), dst.rows(), i32s(rows));
     for i in 0..src.rows() {
         let row = index(rows, i, limit, "scatter_rows");
@@ -57,9 +54,8 @@ multiversion! {
 const PARTS: usize = 128;
 
 pub fn backward(dev: &Cpu, dw: &mut Tensor<Cpu>, dout: &Tensor<Cpu>, tokens: &Tensor<Cpu>, first_row: usize) {
+    check_backward("embedding_backward", dw, dout, tokens);
     let (rows, cols) = dw.shape();
-    assert_eq!(dout.cols(), cols, "embedding_backward: widths differ");
-    assert_eq!(tokens.shape(), (dout.rows(), 1), "embedding_backward: shape of the tokens");
     if dw.is_empty() || dout.is_empty() {
         return;
     }

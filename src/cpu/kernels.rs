@@ -5,9 +5,9 @@
 
 use half::bf16;
 
+use super::elem::Elem;
 use super::level::Level;
 use super::pack::Unit;
-use super::vector::Elem;
 
 /// What happens to a finished tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,7 +318,7 @@ mod avx512 {
         }
     }
 
-    /// The bf16 bits of each lane, in its low half: nearest, ties to even, NaN kept (as `vector::round_bits`).
+    /// The bf16 bits of each lane, in its low half: nearest, ties to even, NaN kept (as `elem::round_bits`).
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     fn round(x: __m512) -> __m512i {

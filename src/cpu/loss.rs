@@ -1,13 +1,14 @@
 //! The head and its cross-entropy in chunks of supervised rows: the logits never exist whole.
 
 use super::Cpu;
-use super::buffer::{View, elems_mut, i32s, view};
+use super::buffer::{elems_mut, i32s, view};
+use super::elem::{Elem, View};
 use super::level::multiversion;
-use super::matmul::{Dest, Shape, product};
+use super::matmul::{Dest, Product, Shape, product};
 use super::pack::Operand;
 use super::threads::chunked;
-use super::vector::{Elem, LANES, exp, sum_lanes};
-use crate::backend::{CrossEntropy, Write};
+use super::vector::{LANES, exp, sum_lanes};
+use crate::backend::{HeadGrads, HeadLoss, Write};
 use crate::batch::IGNORE;
 use crate::error::Result;
 use crate::tensor::{DType, Device, Tensor};
@@ -67,48 +68,27 @@ multiversion! {
 }
 
 multiversion! {
-    fn scale(x: &mut [f32], by: f32) {
+    fn scale_row(x: &mut [f32], by: f32) {
         for x in x {
             *x *= by;
         }
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 pub fn linear_cross_entropy(
     dev: &Cpu,
     loss: &mut Tensor<Cpu>,
     correct: Option<&mut Tensor<Cpu>>,
-    mut dx: Option<&mut Tensor<Cpu>>,
-    mut dw: Option<&mut Tensor<Cpu>>,
-    x: &Tensor<Cpu>,
-    w: &Tensor<Cpu>,
-    targets: &Tensor<Cpu>,
-    how: CrossEntropy,
+    grads: HeadGrads<'_, Cpu>,
+    of: HeadLoss<'_, Cpu>,
 ) -> Result<()> {
-    let ((n, c), classes) = (x.shape(), how.n_classes);
-    assert!(
-        w.cols() == c && (1..=w.rows()).contains(&classes),
-        "cross entropy: {classes} classes, x {:?}, w {:?}",
-        x.shape(),
-        w.shape()
-    );
-    assert_eq!(loss.shape(), (n, 1), "cross entropy: shape of loss");
-    assert_eq!(targets.shape(), (n, 1), "cross entropy: shape of targets");
-    let mut first = classes;
-    let mut tail = 0;
-    if let Some(dw) = &dw {
-        assert!(dw.cols() == c && dw.dtype() == DType::F32, "cross entropy: dw {:?}", dw.shape());
-        assert!(
-            how.dw_first_row + dw.rows() <= w.rows(),
-            "cross entropy: dw {:?} from row {} of w {:?}",
-            dw.shape(),
-            how.dw_first_row,
-            w.shape()
-        );
-        first = how.dw_first_row.min(classes);
-        tail = (how.dw_first_row + dw.rows()).min(classes).max(first) - first;
-    }
+    of.check("cross entropy", loss, correct.as_deref(), &grads);
+    let HeadLoss { x, w, targets, n_classes: classes, scale } = of;
+    let HeadGrads { mut dx, mut dw, first_row } = grads;
+    let (n, c) = x.shape();
+    // Rows of dw beyond the classes belong to padding of the vocabulary and have no gradient.
+    let first = first_row.min(classes);
+    let tail = dw.as_ref().map_or(0, |dw| (first_row + dw.rows()).min(classes).max(first) - first);
     let targets = i32s(targets);
     let rows: Vec<usize> = (0..n).filter(|&i| targets[i] != IGNORE).collect();
     for &i in &rows {
@@ -122,11 +102,9 @@ pub fn linear_cross_entropy(
     loss.fill(0.0);
     let mut correct = correct.map(elems_mut::<f32>);
     if let Some(c) = &mut correct {
-        assert_eq!(c.len(), n, "cross entropy: length of correct");
         c.fill(0.0);
     }
     if let Some(dx) = &mut dx {
-        assert_eq!(dx.shape(), (n, c), "cross entropy: shape of dx");
         super::elementwise::fill_zero(dev, dx);
     }
     let gradient = dx.is_some() || dw.is_some();
@@ -151,9 +129,10 @@ pub fn linear_cross_entropy(
         gathered.set_rows(m);
         let xs = view(&gathered);
         let operand = |data, major_stride, k_stride| Operand { data, major_stride, k_stride };
-        let shape = Shape { m, n: classes, k: c };
+        let of =
+            |a, b, (m, n, k), write| Product { a, b, shape: Shape { m, n, k }, bf16: both_bf16, alpha: 1.0, write };
         let (a, b) = (operand(xs, c, 1), operand(view(w), c, 1));
-        product(dev, &mut scratch, Dest::F32(logits), a, b, shape, both_bf16, 1.0, Write::Set);
+        product(dev, &mut scratch, Dest::F32(logits), of(a, b, (m, classes, c), Write::Set));
         dev.pool.split((chunked(logits, classes), chunked(&mut results[..m], 1)), |i, (logits, result)| {
             result[0] = softmax_row(dev.level, logits, targets[chunk[i]] as usize);
         });
@@ -166,27 +145,27 @@ pub fn linear_cross_entropy(
         if !gradient {
             continue;
         }
-        let how_row = |i: usize| (how.scale * results[i].normalizer, targets[chunk[i]] as usize);
+        let how_row = |i: usize| (scale * results[i].normalizer, targets[chunk[i]] as usize);
         let ds = if apart {
             let gradients = &mut gradients[..m * classes];
             dev.pool.split(chunked(gradients, classes), |i, row| {
                 let ((by, target), x) = (how_row(i), &logits[i * classes..(i + 1) * classes]);
                 scaled(dev.level, row, x, by);
-                row[target] = bf16::put(x[target] * by - how.scale);
+                row[target] = bf16::put(x[target] * by - scale);
             });
             View::Bf16(gradients)
         } else {
             dev.pool.split(chunked(logits, classes), |i, row| {
                 let (by, target) = how_row(i);
-                scale(dev.level, row, by);
-                row[target] -= how.scale;
+                scale_row(dev.level, row, by);
+                row[target] -= scale;
             });
             View::F32(logits)
         };
         if let Some(dx) = &mut dx {
             let out = &mut gathered_dx[..m * c];
             let (a, b) = (operand(ds, classes, 1), operand(view(w), 1, c));
-            product(dev, &mut scratch, Dest::F32(out), a, b, Shape { m, n: c, k: classes }, both_bf16, 1.0, Write::Set);
+            product(dev, &mut scratch, Dest::F32(out), of(a, b, (m, c, classes), Write::Set));
             match dx.dtype() {
                 DType::F32 => scatter(elems_mut::<f32>(dx), out, chunk, c),
                 _ => scatter(elems_mut::<bf16>(dx), out, chunk, c),
@@ -199,7 +178,7 @@ pub fn linear_cross_entropy(
             };
             let out = &mut elems_mut::<f32>(dw)[..tail * c];
             let (a, b) = (operand(ds, 1, classes), operand(xs, 1, c));
-            product(dev, &mut scratch, Dest::F32(out), a, b, Shape { m: tail, n: c, k: m }, both_bf16, 1.0, Write::Add);
+            product(dev, &mut scratch, Dest::F32(out), of(a, b, (tail, c, m), Write::Add));
         }
     }
     scratch.gradients = kept_gradients;
@@ -219,20 +198,21 @@ mod tests {
     use crate::backend::Backend;
     use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, tensor_i32, thread_counts, values};
 
+    /// Classes, factor, and the first row that dw covers.
+    #[derive(Clone, Copy)]
+    struct How {
+        n_classes: usize,
+        scale: f32,
+        first_row: usize,
+    }
+
     struct Expected {
         loss: Vec<f64>,
         dx: Vec<f64>,
         dw: Vec<f64>,
     }
 
-    fn reference(
-        x: &[f64],
-        w: &[f64],
-        targets: &[i32],
-        c: usize,
-        how: CrossEntropy,
-        round: impl Fn(f64) -> f64,
-    ) -> Expected {
+    fn reference(x: &[f64], w: &[f64], targets: &[i32], c: usize, how: How, round: impl Fn(f64) -> f64) -> Expected {
         let (n, v) = (targets.len(), how.n_classes);
         let mut e = Expected { loss: vec![0.0; n], dx: vec![0.0; n * c], dw: vec![0.0; w.len()] };
         for (i, &target) in targets.iter().enumerate().filter(|&(_, &t)| t != IGNORE) {
@@ -253,26 +233,18 @@ mod tests {
         e
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn run(
-        dev: &Cpu,
-        dtype: DType,
-        x: &[f32],
-        w: &[f32],
-        targets: &[i32],
-        c: usize,
-        how: CrossEntropy,
-        rows: usize,
-    ) -> [Vec<f32>; 4] {
-        let n = targets.len();
+    fn run(dev: &Cpu, dtype: DType, x: &[f32], w: &[f32], targets: &[i32], how: How, rows: usize) -> [Vec<f32>; 4] {
+        let (n, c) = (targets.len(), x.len() / targets.len());
         let (xt, wt) = (tensor(dev, n, c, dtype, x), tensor(dev, w.len() / c, c, dtype, w));
         let mut loss = tensor(dev, n, 1, DType::F32, &vec![9.0; n]);
         let mut correct = tensor(dev, n, 1, DType::F32, &vec![9.0; n]);
         let mut dx = tensor(dev, n, c, dtype, &vec![9.0; n * c]);
         let mut dw = tensor(dev, rows, c, DType::F32, &vec![0.5; rows * c]);
         let t = tensor_i32(dev, targets);
-        dev.linear_cross_entropy(&mut loss, Some(&mut correct), Some(&mut dx), Some(&mut dw), &xt, &wt, &t, how)
-            .unwrap();
+        let How { n_classes, scale, first_row } = how;
+        let grads = HeadGrads { dx: Some(&mut dx), dw: Some(&mut dw), first_row };
+        let of = HeadLoss { x: &xt, w: &wt, targets: &t, n_classes, scale };
+        dev.linear_cross_entropy(&mut loss, Some(&mut correct), grads, of).unwrap();
         [&loss, &correct, &dx, &dw].map(|t| values(dev, t))
     }
 
@@ -285,8 +257,8 @@ mod tests {
                     let targets: Vec<i32> =
                         (0..n).map(|i| if i % 3 == 1 { IGNORE } else { (i * 37 % v) as i32 }).collect();
                     // Five padding rows stay out of the softmax; dw covers rows from 2 on.
-                    let how = CrossEntropy { n_classes: v, scale: 0.25, dw_first_row: 2 };
-                    let [loss, correct, dx, dw] = run(&dev, dtype, &x, &w, &targets, c, how, v + 3);
+                    let how = How { n_classes: v, scale: 0.25, first_row: 2 };
+                    let [loss, correct, dx, dw] = run(&dev, dtype, &x, &w, &targets, how, v + 3);
                     let (xs, ws) = (stored(dtype, &x), stored(dtype, &w));
                     let exact = reference(&xs, &ws, &targets, c, how, |x| x);
                     let plain = reference(&xs, &ws, &targets, c, how, |x| rounded(dtype, x));
@@ -310,11 +282,11 @@ mod tests {
         for dev in cpus() {
             let w = vec![1.0; 40];
             for (target, expected) in [(0, 1.0), (1, 0.0), (39, 0.0)] {
-                let how = CrossEntropy { n_classes: 40, scale: 1.0, dw_first_row: 0 };
-                let [loss, correct, ..] = run(&dev, DType::F32, &[2.0], &w, &[target], 1, how, 40);
+                let how = How { n_classes: 40, scale: 1.0, first_row: 0 };
+                let [loss, correct, ..] = run(&dev, DType::F32, &[2.0], &w, &[target], how, 40);
                 assert_eq!(correct, [expected]);
                 assert!((loss[0] - 40f32.ln()).abs() < 1e-6);
-                let [loss, correct, ..] = run(&dev, DType::F32, &[f32::NAN], &w, &[target], 1, how, 40);
+                let [loss, correct, ..] = run(&dev, DType::F32, &[f32::NAN], &w, &[target], how, 40);
                 assert!(loss[0].is_nan() && correct == [0.0]);
             }
         }
@@ -325,12 +297,12 @@ mod tests {
         let (n, v, c) = (300, 97, 16);
         let (x, w) = (normal(3, n * c), normal(4, v * c));
         let targets: Vec<i32> = (0..n).map(|i| if i % 9 == 0 { IGNORE } else { (i % v) as i32 }).collect();
-        let how = CrossEntropy { n_classes: v, scale: 1.0, dw_first_row: 0 };
+        let how = How { n_classes: v, scale: 1.0, first_row: 0 };
         let devs = thread_counts();
-        let first = run(&devs[0], DType::Bf16, &x, &w, &targets, c, how, v);
+        let first = run(&devs[0], DType::Bf16, &x, &w, &targets, how, v);
         for dev in &devs {
-            assert_eq!(run(dev, DType::Bf16, &x, &w, &targets, c, how, v), first);
-            let [loss, _, dx, _] = run(dev, DType::Bf16, &x[100 * c..110 * c], &w, &targets[100..110], c, how, v);
+            assert_eq!(run(dev, DType::Bf16, &x, &w, &targets, how, v), first);
+            let [loss, _, dx, _] = run(dev, DType::Bf16, &x[100 * c..110 * c], &w, &targets[100..110], how, v);
             assert_eq!(loss, first[0][100..110]);
             assert_eq!(dx, first[2][100 * c..110 * c]);
         }

@@ -11,12 +11,12 @@
 
 use super::Cpu;
 use super::buffer::{CpuBuf, ViewMut, view, view_mut};
+use super::elem::Elem;
 use super::elementwise::piece;
 use super::kernels::{Micro, Store, Target, Tile};
 use super::level::multiversion;
 use super::pack::{Operand, pack_panel};
 use super::threads::{Pool, SharedMut, chunked};
-use super::vector::Elem;
 use crate::backend::{MatMul, Write};
 use crate::tensor::{DType, Tensor};
 
@@ -75,13 +75,8 @@ pub struct Shape {
 }
 
 pub fn matmul(dev: &Cpu, c: &mut Tensor<Cpu>, a: &Tensor<Cpu>, b: &Tensor<Cpu>, op: MatMul, alpha: f32, write: Write) {
-    let ((ar, ac), (br, bc)) = (a.shape(), b.shape());
-    let (m, k, n, kb) = match op {
-        MatMul::NT => (ar, ac, br, bc),
-        MatMul::NN => (ar, ac, bc, br),
-        MatMul::TN => (ac, ar, bc, br),
-    };
-    assert!(k == kb && c.shape() == (m, n), "matmul {op:?}: C {:?}, A {:?}, B {:?}", c.shape(), a.shape(), b.shape());
+    let (m, n, k) = op.check(c, a, b);
+    let (ac, bc) = (a.cols(), b.cols());
     let (a_major, a_k) = if op == MatMul::TN { (1, ac) } else { (ac, 1) };
     let (b_major, b_k) = if op == MatMul::NT { (bc, 1) } else { (1, bc) };
     let bf16 = a.dtype() == DType::Bf16 || b.dtype() == DType::Bf16;
@@ -92,7 +87,7 @@ pub fn matmul(dev: &Cpu, c: &mut Tensor<Cpu>, a: &Tensor<Cpu>, b: &Tensor<Cpu>, 
         ViewMut::Bf16(c) => Dest::Bf16(c),
     };
     let mut scratch = dev.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    product(dev, &mut scratch, c, a, b, Shape { m, n, k }, bf16, alpha, write);
+    product(dev, &mut scratch, c, Product { a, b, shape: Shape { m, n, k }, bf16, alpha, write });
 }
 
 /// Panels of one task when packing: about 64 KiB.
@@ -100,7 +95,6 @@ fn panels_per_task(panel_units: usize) -> usize {
     (16 * 1024 / panel_units.max(1)).max(1)
 }
 
-#[allow(clippy::too_many_arguments)]
 fn pack_slab(
     dev: &Cpu,
     dst: &mut [u32],
@@ -134,20 +128,21 @@ multiversion! {
     }
 }
 
-/// `c = or += alpha · A · B` for any strides; C is dense.
-#[allow(clippy::too_many_arguments)]
-pub fn product(
-    dev: &Cpu,
-    scratch: &mut Scratch,
-    c: Dest<'_>,
-    a: Operand<'_>,
-    b: Operand<'_>,
-    shape: Shape,
-    bf16: bool,
-    alpha: f32,
-    write: Write,
-) {
-    let Shape { m, n, k } = shape;
+/// `alpha · A · B` for any strides, and how it reaches C.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    pub a: Operand<'a>,
+    pub b: Operand<'a>,
+    pub shape: Shape,
+    /// Whether the operands are rounded to bf16 where they are not already.
+    pub bf16: bool,
+    pub alpha: f32,
+    pub write: Write,
+}
+
+/// `c = or += alpha · A · B`; C is dense.
+pub fn product(dev: &Cpu, scratch: &mut Scratch, c: Dest<'_>, p: Product<'_>) {
+    let Product { a, b, shape: Shape { m, n, k }, bf16, alpha, write } = p;
     if m == 0 || n == 0 {
         return;
     }

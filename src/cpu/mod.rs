@@ -8,6 +8,7 @@ mod attention_backward;
 mod attention_blocks;
 mod attention_forward;
 mod buffer;
+mod elem;
 mod elementwise;
 mod embedding;
 mod kernels;
@@ -27,7 +28,10 @@ mod testing;
 
 use std::sync::Mutex;
 
-use crate::backend::{AdamWStep, Backend, CrossEntropy, Dropout, Heads, Mask, MatMul, Norms, Products, Rotate, Write};
+use crate::backend::{
+    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, HeadGrads, HeadLoss, MatMul, Norm,
+    Norms, Products, Rope, Rotate, Swiglu, Write,
+};
 use crate::ensure;
 use crate::error::{Context, Result};
 use crate::tensor::{DType, Device, Tensor};
@@ -140,15 +144,8 @@ impl Products for Cpu {
 }
 
 impl Norms for Cpu {
-    fn rmsnorm_forward(
-        &self,
-        out: &mut Tensor<Self>,
-        rstd: &mut Tensor<Self>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
-        eps: f32,
-    ) -> Result<()> {
-        norm::forward(self, out, rstd, x, w, eps);
+    fn rmsnorm_forward(&self, out: &mut Tensor<Self>, rstd: &mut Tensor<Self>, x: Norm<'_, Self>) -> Result<()> {
+        norm::forward(self, out, rstd, x);
         Ok(())
     }
 
@@ -157,12 +154,11 @@ impl Norms for Cpu {
         dx: &mut Tensor<Self>,
         dw: Option<&mut Tensor<Self>>,
         dout: &Tensor<Self>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
         rstd: &Tensor<Self>,
+        x: Norm<'_, Self>,
         write: Write,
     ) -> Result<()> {
-        norm::backward(self, dx, dw, dout, x, w, rstd, write);
+        norm::backward(self, dx, dw, dout, rstd, x, write);
         Ok(())
     }
 }
@@ -193,11 +189,6 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn embedding_forward(&self, out: &mut Tensor<Self>, w: &Tensor<Self>, tokens: &Tensor<Self>) -> Result<()> {
-        embedding::gather_rows(self, out, w, tokens);
-        Ok(())
-    }
-
     fn embedding_backward(
         &self,
         dw: &mut Tensor<Self>,
@@ -209,67 +200,35 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn rope(
-        &self,
-        x: &mut Tensor<Self>,
-        table: &Tensor<Self>,
-        positions: &Tensor<Self>,
-        direction: Rotate,
-    ) -> Result<()> {
-        elementwise::rope(self, x, table, positions, direction);
+    fn rope(&self, x: &mut Tensor<Self>, by: Rope<'_, Self>, direction: Rotate) -> Result<()> {
+        elementwise::rope(self, x, by, direction);
         Ok(())
     }
 
-    fn attention_forward(
-        &self,
-        out: &mut Tensor<Self>,
-        lse: &mut Tensor<Self>,
-        q: &Tensor<Self>,
-        k: &Tensor<Self>,
-        v: &Tensor<Self>,
-        doc_start: &Tensor<Self>,
-        heads: Heads,
-        mask: Mask,
-    ) -> Result<()> {
-        attention::forward(self, out, lse, q, k, v, doc_start, heads, mask);
+    fn attention_forward(&self, out: &mut Tensor<Self>, lse: &mut Tensor<Self>, x: Attention<'_, Self>) -> Result<()> {
+        attention::forward(self, out, lse, x);
         Ok(())
     }
 
     fn attention_backward(
         &self,
-        dq: &mut Tensor<Self>,
-        dk: &mut Tensor<Self>,
-        dv: &mut Tensor<Self>,
+        dx: AttentionGrads<'_, Self>,
         dout: &Tensor<Self>,
         out: &Tensor<Self>,
         lse: &Tensor<Self>,
-        q: &Tensor<Self>,
-        k: &Tensor<Self>,
-        v: &Tensor<Self>,
-        doc_start: &Tensor<Self>,
-        heads: Heads,
-        mask: Mask,
+        x: Attention<'_, Self>,
     ) -> Result<()> {
-        attention::backward(self, dq, dk, dv, dout, out, lse, q, k, v, doc_start, heads, mask);
+        attention::backward(self, dx, dout, out, lse, x);
         Ok(())
     }
 
-    fn attention_decode(
-        &self,
-        out: &mut Tensor<Self>,
-        q: &Tensor<Self>,
-        k_cache: &Tensor<Self>,
-        v_cache: &Tensor<Self>,
-        lens: &Tensor<Self>,
-        heads: Heads,
-        mask: Mask,
-    ) -> Result<()> {
-        attention::decode(self, out, q, k_cache, v_cache, lens, heads, mask);
+    fn attention_decode(&self, out: &mut Tensor<Self>, x: Decode<'_, Self>) -> Result<()> {
+        attention::decode(self, out, x);
         Ok(())
     }
 
-    fn swiglu_forward(&self, out: &mut Tensor<Self>, gate: &Tensor<Self>, up: &Tensor<Self>) -> Result<()> {
-        elementwise::swiglu_forward(self, out, gate, up);
+    fn swiglu_forward(&self, out: &mut Tensor<Self>, x: Swiglu<'_, Self>) -> Result<()> {
+        elementwise::swiglu_forward(self, out, x);
         Ok(())
     }
 
@@ -278,10 +237,9 @@ impl Backend for Cpu {
         dgate: &mut Tensor<Self>,
         dup: &mut Tensor<Self>,
         dout: &Tensor<Self>,
-        gate: &Tensor<Self>,
-        up: &Tensor<Self>,
+        x: Swiglu<'_, Self>,
     ) -> Result<()> {
-        elementwise::swiglu_backward(self, dgate, dup, dout, gate, up);
+        elementwise::swiglu_backward(self, dgate, dup, dout, x);
         Ok(())
     }
 
@@ -289,14 +247,10 @@ impl Backend for Cpu {
         &self,
         loss: &mut Tensor<Self>,
         correct: Option<&mut Tensor<Self>>,
-        dx: Option<&mut Tensor<Self>>,
-        dw: Option<&mut Tensor<Self>>,
-        x: &Tensor<Self>,
-        w: &Tensor<Self>,
-        targets: &Tensor<Self>,
-        how: CrossEntropy,
+        grads: HeadGrads<'_, Self>,
+        x: HeadLoss<'_, Self>,
     ) -> Result<()> {
-        loss::linear_cross_entropy(self, loss, correct, dx, dw, x, w, targets, how)
+        loss::linear_cross_entropy(self, loss, correct, grads, x)
     }
 
     fn dropout(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>, dropout: Dropout) -> Result<()> {
@@ -308,17 +262,8 @@ impl Backend for Cpu {
         Ok(optim::norm2(self, tensors))
     }
 
-    fn adamw(
-        &self,
-        p: &mut Tensor<Self>,
-        master: Option<&mut Tensor<Self>>,
-        m: &mut Tensor<Self>,
-        v: &mut Tensor<Self>,
-        g: &Tensor<Self>,
-        step: AdamWStep,
-        first_row: usize,
-    ) -> Result<()> {
-        optim::adamw(self, p, master, m, v, g, step, first_row);
+    fn adamw(&self, slot: AdamWSlot<'_, Self>, step: AdamWStep) -> Result<()> {
+        optim::adamw(self, slot, step);
         Ok(())
     }
 }

@@ -2,24 +2,13 @@
 
 use super::Cpu;
 use super::buffer::{elems, elems_mut, typed};
+use super::elem::Elem;
 use super::elementwise::task_rows;
 use super::level::multiversion;
 use super::threads::chunked;
-use super::vector::{Elem, dot, fold2};
-use crate::backend::Write;
+use super::vector::{dot, fold2};
+use crate::backend::{Norm, Write};
 use crate::tensor::Tensor;
-
-/// Checks the shapes and gives the width of a group.
-fn group(what: &str, rows: usize, cols: usize, w: &Tensor<Cpu>, rstd: &Tensor<Cpu>) -> usize {
-    let width = w.cols();
-    assert!(
-        w.rows() == 1 && width > 0 && cols.is_multiple_of(width),
-        "{what}: weight {:?} for rows of {cols}",
-        w.shape()
-    );
-    assert_eq!(rstd.shape(), (rows, cols / width), "{what}: shape of rstd");
-    width
-}
 
 /// The weight as f32.
 fn widened(w: &Tensor<Cpu>) -> Vec<f32> {
@@ -39,10 +28,10 @@ multiversion! {
     }
 }
 
-pub fn forward(dev: &Cpu, out: &mut Tensor<Cpu>, rstd: &mut Tensor<Cpu>, x: &Tensor<Cpu>, w: &Tensor<Cpu>, eps: f32) {
-    let (rows, cols) = x.shape();
-    assert_eq!(out.shape(), x.shape(), "rmsnorm: shapes of out and x");
-    let width = group("rmsnorm", rows, cols, w, rstd);
+pub fn forward(dev: &Cpu, out: &mut Tensor<Cpu>, rstd: &mut Tensor<Cpu>, norm: Norm<'_, Cpu>) {
+    let width = norm.check("rmsnorm", &[("out", out)], rstd, None);
+    let Norm { x, w, eps } = norm;
+    let cols = x.cols();
     if x.is_empty() {
         return;
     }
@@ -96,24 +85,18 @@ multiversion! {
 /// Rows whose contributions to `dw` form one partial sum; fixed, so that the order of the whole sum is.
 const PARTIAL_ROWS: usize = 64;
 
-#[allow(clippy::too_many_arguments)]
 pub fn backward(
     dev: &Cpu,
     dx: &mut Tensor<Cpu>,
     dw: Option<&mut Tensor<Cpu>>,
     dout: &Tensor<Cpu>,
-    x: &Tensor<Cpu>,
-    w: &Tensor<Cpu>,
     rstd: &Tensor<Cpu>,
+    norm: Norm<'_, Cpu>,
     write: Write,
 ) {
+    let width = norm.check("rmsnorm_backward", &[("dx", dx), ("dout", dout)], rstd, dw.as_deref());
+    let Norm { x, w, .. } = norm;
     let (rows, cols) = x.shape();
-    assert_eq!(dx.shape(), x.shape(), "rmsnorm_backward: shapes of dx and x");
-    assert_eq!(dout.shape(), x.shape(), "rmsnorm_backward: shapes of dout and x");
-    let width = group("rmsnorm_backward", rows, cols, w, rstd);
-    if let Some(dw) = &dw {
-        assert_eq!(dw.shape(), w.shape(), "rmsnorm_backward: shape of dw");
-    }
     if x.is_empty() {
         return;
     }

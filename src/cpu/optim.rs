@@ -4,12 +4,13 @@ use half::bf16;
 
 use super::Cpu;
 use super::buffer::{elems, elems_mut, typed};
+use super::elem::Elem;
 use super::elementwise::{TASK, piece};
 use super::level::multiversion;
 use super::threads::chunked;
-use super::vector::{Elem, LANES};
-use crate::backend::AdamWStep;
-use crate::tensor::{DType, Tensor};
+use super::vector::LANES;
+use crate::backend::{AdamWSlot, AdamWStep};
+use crate::tensor::Tensor;
 
 multiversion! {
     /// Sum of squares in f64: exact products of f32, [`LANES`] running sums.
@@ -78,26 +79,10 @@ multiversion! {
 /// Elements of one task: its five streams stay in the L2 cache between the update and the rounding.
 const UPDATE: usize = 4 * 1024;
 
-#[allow(clippy::too_many_arguments)]
-pub fn adamw(
-    dev: &Cpu,
-    p: &mut Tensor<Cpu>,
-    master: Option<&mut Tensor<Cpu>>,
-    m: &mut Tensor<Cpu>,
-    v: &mut Tensor<Cpu>,
-    g: &Tensor<Cpu>,
-    step: AdamWStep,
-    first_row: usize,
-) {
+pub fn adamw(dev: &Cpu, slot: AdamWSlot<'_, Cpu>, step: AdamWStep) {
+    slot.check("adamw");
+    let AdamWSlot { p, master, m, v, g, first_row } = slot;
     let (rows, cols) = g.shape();
-    assert!(
-        p.cols() == cols && first_row + rows <= p.rows(),
-        "adamw: p {:?}, g {:?} at row {first_row}",
-        p.shape(),
-        g.shape()
-    );
-    assert_eq!(m.shape(), g.shape(), "adamw: shape of m");
-    assert_eq!(v.shape(), g.shape(), "adamw: shape of v");
     let s = Scalars {
         beta1: step.beta1,
         beta2: step.beta2,
@@ -112,15 +97,12 @@ pub fn adamw(
     let (m, v) = (chunked(elems_mut::<f32>(m), UPDATE), chunked(elems_mut::<f32>(v), UPDATE));
     match master {
         None => {
-            assert_eq!(p.dtype(), DType::F32, "adamw: bf16 parameters need an f32 master");
             let p = &mut elems_mut::<f32>(p)[range];
             dev.pool.split((chunked(p, UPDATE), m, v), |i, (w, m, v)| {
                 update::<f32>(dev.level, &mut [], w, m, v, piece(g, i, UPDATE), s);
             });
         }
         Some(master) => {
-            assert_eq!(master.shape(), (rows, cols), "adamw: shape of the master");
-            assert_eq!(p.dtype(), DType::Bf16, "adamw: f32 parameters are their own master");
             let p = &mut elems_mut::<bf16>(p)[range];
             let master = chunked(elems_mut::<f32>(master), UPDATE);
             dev.pool.split((chunked(p, UPDATE), master, m, v), |i, (p, w, m, v)| {
@@ -135,6 +117,7 @@ mod tests {
     use super::*;
     use crate::backend::Backend;
     use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, thread_counts, values};
+    use crate::tensor::DType;
 
     const STEP: AdamWStep = AdamWStep {
         lr: 0.01,
@@ -170,7 +153,8 @@ mod tests {
                     let [mut mt, mut vt, gt] = [&m, &v, &g].map(|x| tensor(dev, rows, cols, DType::F32, x));
                     let mut master = tensor(dev, rows, cols, DType::F32, &p[first * cols..]);
                     let own = (dtype == DType::Bf16).then_some(&mut master);
-                    dev.adamw(&mut pt, own, &mut mt, &mut vt, &gt, STEP, first).unwrap();
+                    let slot = AdamWSlot { p: &mut pt, master: own, m: &mut mt, v: &mut vt, g: &gt, first_row: first };
+                    dev.adamw(slot, STEP).unwrap();
                     let after = values(dev, &pt);
                     let kept: Vec<f64> = after[..first * cols].iter().map(|&x| f64::from(x)).collect();
                     assert_eq!(kept, stored(dtype, &p[..first * cols]), "rows before first_row stay");

@@ -6,9 +6,8 @@
 
 use half::bf16;
 
-use super::buffer::View;
+use super::elem::{Elem, View, round_bits};
 use super::level::{Level, multiversion};
-use super::vector::{Elem, round_bits};
 
 /// What a unit of a panel holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,79 +1,14 @@
-//! Elements and the small formulas inside vectorised loops: widen, round, exp, dot, sums in fixed lanes.
+//! The small formulas inside vectorised loops: exp, dot, sums in fixed lanes.
 //!
 //! Everything here is branchless and inlined into loops compiled per instruction level, see [`multiversion`].
 //!
 //! [`multiversion`]: super::level
 
-use bytemuck::Pod;
-use half::bf16;
-
-use super::buffer::View;
+use super::elem::Elem;
 use super::level::Isa;
-use crate::tensor::DType;
 
 /// Lanes of every running sum: the order of a sum is the same at every vector width up to this one.
 pub const LANES: usize = 16;
-
-/// A storage type: computed with as f32, rounded once when stored.
-pub trait Elem: Pod + Send + Sync {
-    /// Its name among the tensors.
-    const DTYPE: DType;
-
-    /// Widens exactly.
-    fn get(self) -> f32;
-
-    /// Rounds to nearest, ties to even; NaN stays NaN.
-    fn put(x: f32) -> Self;
-
-    /// A slice with its type as a value.
-    fn view(x: &[Self]) -> View<'_>;
-}
-
-impl Elem for f32 {
-    const DTYPE: DType = DType::F32;
-
-    #[inline(always)]
-    fn get(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    fn put(x: f32) -> Self {
-        x
-    }
-
-    fn view(x: &[Self]) -> View<'_> {
-        View::F32(x)
-    }
-}
-
-impl Elem for bf16 {
-    const DTYPE: DType = DType::Bf16;
-
-    #[inline(always)]
-    fn get(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    #[inline(always)]
-    fn put(x: f32) -> Self {
-        bf16::from_bits(round_bits(x))
-    }
-
-    fn view(x: &[Self]) -> View<'_> {
-        View::Bf16(x)
-    }
-}
-
-/// The bits of `x` rounded to bf16.
-#[inline(always)]
-pub fn round_bits(x: f32) -> u16 {
-    let b = x.to_bits();
-    let rounded = b.wrapping_add(0x7fff).wrapping_add((b >> 16) & 1);
-    // A quiet NaN, because rounding its payload could give infinity.
-    let bits = if x.is_nan() { b | 0x0040_0000 } else { rounded };
-    (bits >> 16) as u16
-}
 
 /// e^x to about 1 ulp: `2^n · p(r)` with `r = x - n ln 2`, `|r| <= ln 2 / 2`, and p the Taylor polynomial of degree 7.
 /// Overflows to infinity, underflows to 0; NaN stays NaN.
@@ -179,15 +114,6 @@ mod tests {
             exp_all(level, &mut out, &special);
             assert!(out[0].is_nan());
             assert_eq!(out[1..], [f32::INFINITY, 0.0, 1.0, 1.0, f32::INFINITY, 0.0, 1.0]);
-        }
-    }
-
-    #[test]
-    fn bf16_rounds_as_the_half_crate() {
-        for i in 0..200_000u32 {
-            let x = f32::from_bits(i.wrapping_mul(0x9E37_79B9));
-            let (ours, theirs) = (bf16::put(x), bf16::from_f32(x));
-            assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()), "{x:?}");
         }
     }
 }

@@ -21,33 +21,21 @@ pub struct Source {
     pub text: &'static str,
 }
 
-macro_rules! sources {
-    ($($id:ident = $path:literal;)+) => {
-        $(#[doc = concat!("`", $path, "`.")]
-        pub const $id: Source = Source { name: $path, text: include_str!(concat!("../../", $path)) };)+
+/// The source at a path in the repository.
+macro_rules! source {
+    ($path:literal) => {
+        $crate::cuda::compile::Source { name: $path, text: include_str!(concat!("../../", $path)) }
     };
 }
-
-sources! {
-    CAST = "kernels/cast.cu";
-    MATMUL = "kernels/matmul.cu";
-    MATMUL_F32 = "kernels/matmul_f32.cu";
-    RMSNORM = "kernels/rmsnorm.cu";
-}
-
-mod headers {
-    use super::Source;
-
-    sources! {
-        PTX = "kernels/common/ptx.cuh";
-        REDUCE = "kernels/common/reduce.cuh";
-        TILE = "kernels/common/tile.cuh";
-        TYPES = "kernels/common/types.cuh";
-    }
-}
+pub(crate) use source;
 
 /// What `#include` finds.
-const HEADERS: &[Source] = &[headers::PTX, headers::REDUCE, headers::TILE, headers::TYPES];
+const HEADERS: &[Source] = &[
+    source!("kernels/common/ptx.cuh"),
+    source!("kernels/common/reduce.cuh"),
+    source!("kernels/common/tile.cuh"),
+    source!("kernels/common/types.cuh"),
+];
 
 /// A define: name and value; an empty value for a mere flag.
 pub type Define = (&'static str, String);
@@ -278,6 +266,8 @@ fn write_checked(file: &Path, image: &[u8]) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::cast;
+    use crate::cuda::matmul::SOURCE as MATMUL;
 
     #[test]
     fn headers_are_put_in_once_and_lines_keep_their_names() {
@@ -319,7 +309,7 @@ mod tests {
         assert_eq!(Target::Cubin(80).to_string(), "sm_80");
         assert_eq!(Target::Cubin(120).ptx().to_string(), "compute_120");
         assert_eq!(
-            label(&CAST, &[("SRC_T", "float".into()), ("FLAG", String::new())]),
+            label(&cast::SOURCE, &[("SRC_T", "float".into()), ("FLAG", String::new())]),
             "kernels/cast.cu [SRC_T=float FLAG]"
         );
     }

@@ -2,9 +2,10 @@
 
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 
-use super::context::{Cuda, CudaBuf};
+use super::device::Cuda;
 use super::error::DriverResult;
 use super::kernels::{Kernel, Param};
+use super::memory::CudaBuf;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
@@ -104,7 +105,7 @@ impl<'a> Launch<'a> {
         }
         let blocks = u32::try_from(self.blocks).ok().filter(|&b| b <= i32::MAX as u32);
         let blocks = blocks.unwrap_or_else(|| panic!("{entry}: {} blocks, more than a grid holds", self.blocks));
-        let function = self.dev.function(self.kernel, self.shared)?;
+        let function = self.dev.modules().function(self.kernel, self.shared)?;
         let mut builder = self.dev.stream().launch_builder(&function);
         for bits in &self.args {
             builder.arg(bits);

@@ -1,12 +1,73 @@
-//! Products of matrices: which kernel and tile, and its launch. The kernels are `kernels/matmul.cu` and `kernels/matmul_f32.cu`.
+//! Products of matrices: the kernels of `kernels/matmul.cu` and `kernels/matmul_f32.cu`, which of them runs, and its launch.
 
-use super::context::Cuda;
-use super::kernels;
+use super::compile::{Source, source};
+use super::device::Cuda;
+use super::kernels::Param::{F32, In, Out, U32, U64};
+use super::kernels::{Configuration, Kernel, c_type};
 use super::launch::Launch;
 use super::tiles::{Tile, k_major};
 use crate::backend::{MatMul, Write};
 use crate::error::Result;
 use crate::tensor::{DType, Device, Tensor};
+
+/// The source of products on tensor cores.
+pub const SOURCE: Source = source!("kernels/matmul.cu");
+/// The source of products of two f32 operands.
+pub const SOURCE_F32: Source = source!("kernels/matmul_f32.cu");
+
+/// Product on tensor cores.
+pub fn kernel(tile: Tile, op: MatMul, a: DType, b: DType, aligned: bool) -> Kernel {
+    let flag = |on: bool| if on { "1" } else { "0" }.to_string();
+    let ((block_m, block_n), (warps_m, warps_n)) = (tile.block(), tile.warps());
+    let (a_k_major, b_k_major) = k_major(op);
+    Kernel {
+        source: SOURCE,
+        entry: "matmul",
+        defines: vec![
+            ("A_T", c_type(a)),
+            ("B_T", c_type(b)),
+            ("A_K_MAJOR", flag(a_k_major)),
+            ("B_K_MAJOR", flag(b_k_major)),
+            ("BLOCK_M", block_m.to_string()),
+            ("BLOCK_N", block_n.to_string()),
+            ("WARPS_M", warps_m.to_string()),
+            ("WARPS_N", warps_n.to_string()),
+            ("STAGES", Tile::STAGES.to_string()),
+            ("ALIGNED", flag(aligned)),
+        ],
+        params: &[Out, In, In, U32, U32, U32, U32, U32, F32, U32, U32],
+        threads: tile.threads(),
+    }
+}
+
+/// Product of two f32 operands.
+pub fn kernel_f32() -> Kernel {
+    Kernel {
+        source: SOURCE_F32,
+        entry: "matmul_f32",
+        defines: Vec::new(),
+        params: &[Out, In, In, U32, U32, U32, U64, U64, U64, U64, F32, U32, U32],
+        threads: 256,
+    }
+}
+
+/// Every configuration that an architecture (major · 10 + minor) may be asked to run.
+pub fn all(cc: u32) -> Vec<Configuration> {
+    let mut all = vec![(kernel_f32(), 0)];
+    for op in [MatMul::NT, MatMul::NN, MatMul::TN] {
+        for &tile in Tile::of_arch(cc) {
+            all.push((kernel(tile, op, DType::Bf16, DType::Bf16, true), tile.shared()));
+        }
+        let small = Tile::Small;
+        all.push((kernel(small, op, DType::Bf16, DType::Bf16, false), small.shared()));
+        for aligned in [true, false] {
+            for (a, b) in [(DType::F32, DType::Bf16), (DType::Bf16, DType::F32)] {
+                all.push((kernel(small, op, a, b, aligned), small.shared()));
+            }
+        }
+    }
+    all
+}
 
 impl Cuda {
     /// [`crate::backend::Products::matmul`] with a given tile instead of the one that [`Tile::choose`] takes, for tests and benches.
@@ -17,30 +78,17 @@ impl Cuda {
     ///
     /// # Panics
     /// If the operands need [`Tile::Small`] and another is given.
-    #[allow(clippy::too_many_arguments)]
     pub fn matmul_with(
         &self,
         tile: Option<Tile>,
         c: &mut Tensor<Self>,
-        a: &Tensor<Self>,
-        b: &Tensor<Self>,
+        [a, b]: [&Tensor<Self>; 2],
         op: MatMul,
         alpha: f32,
         write: Write,
     ) -> Result<()> {
-        let ((ar, ac), (br, bc)) = (a.shape(), b.shape());
-        let (m, k, n, kb) = match op {
-            MatMul::NT => (ar, ac, br, bc),
-            MatMul::NN => (ar, ac, bc, br),
-            MatMul::TN => (ac, ar, bc, br),
-        };
-        assert!(
-            k == kb && c.shape() == (m, n),
-            "matmul {op:?}: C {:?}, A {:?}, B {:?}",
-            c.shape(),
-            a.shape(),
-            b.shape()
-        );
+        let (m, n, k) = op.check(c, a, b);
+        let (ac, bc) = (a.cols(), b.cols());
         if m == 0 || n == 0 {
             return Ok(());
         }
@@ -55,7 +103,7 @@ impl Cuda {
         if a.dtype() == DType::F32 && b.dtype() == DType::F32 {
             let strides = |k_major: bool, cols: usize| if k_major { (cols, 1) } else { (1, cols) };
             let ((a_major, a_k), (b_major, b_k)) = (strides(a_k_major, ac), strides(b_k_major, bc));
-            let kernel = kernels::matmul_f32();
+            let kernel = kernel_f32();
             let launch = Launch::new(self, &kernel, m.div_ceil(64) * n.div_ceil(64), 0).write(c).read(a).read(b);
             let launch = launch.u32(m).u32(n).u32(k).u64(a_major).u64(a_k).u64(b_major).u64(b_k);
             return launch.f32(alpha).flag(c_is_bf16).flag(add).run();
@@ -69,7 +117,7 @@ impl Cuda {
         let (block_m, block_n) = tile.block();
         // Offsets inside a tile are 32 bits wide in the kernel.
         assert!(ac.max(bc) < (1 << 32) / 256, "matmul: rows of {} elements are too long", ac.max(bc));
-        let kernel = kernels::matmul(tile, op, a.dtype(), b.dtype(), aligned);
+        let kernel = kernel(tile, op, a.dtype(), b.dtype(), aligned);
         let blocks = m.div_ceil(block_m) * n.div_ceil(block_n);
         let launch = Launch::new(self, &kernel, blocks, tile.shared()).write(c).read(a).read(b);
         let launch = launch.u32(m).u32(n).u32(k).u32(ac).u32(bc);

@@ -1,11 +1,86 @@
-//! Root-mean-square norm: the launches of `kernels/rmsnorm.cu`.
+//! Root-mean-square norm: the kernels of `kernels/rmsnorm.cu` and their launches.
 
-use super::context::Cuda;
-use super::kernels::{self, NORM_ROUNDS, THREADS};
+use super::compile::{Define, Source, source};
+use super::device::Cuda;
+use super::kernels::Param::{F32, In, Out, U32};
+use super::kernels::{Configuration, Kernel, THREADS, c_type};
 use super::launch::Launch;
-use crate::backend::Write;
+use crate::backend::{Norm, Write};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
+
+/// The source of its kernels.
+pub const SOURCE: Source = source!("kernels/rmsnorm.cu");
+
+/// Rounds of groups that a block of [`backward_kernel`] goes through (`ROUNDS` of the source).
+pub const ROUNDS: usize = 16;
+
+/// Elements a thread takes at once from groups of `width`: 8 where that divides it.
+fn vector(width: usize) -> Define {
+    ("VEC", if width.is_multiple_of(8) { "8" } else { "1" }.into())
+}
+
+/// Norm of groups of `width`.
+pub fn forward_kernel(out: DType, x: DType, w: DType, width: usize) -> Kernel {
+    Kernel {
+        source: SOURCE,
+        entry: "rmsnorm_forward",
+        defines: vec![
+            ("DIRECTION_FORWARD", String::new()),
+            ("OUT_T", c_type(out)),
+            ("X_T", c_type(x)),
+            ("W_T", c_type(w)),
+            vector(width),
+        ],
+        params: &[Out, Out, In, In, F32, U32, U32, U32],
+        threads: THREADS,
+    }
+}
+
+/// Its gradient.
+pub fn backward_kernel(dx: DType, dout: DType, x: DType, w: DType, width: usize) -> Kernel {
+    Kernel {
+        source: SOURCE,
+        entry: "rmsnorm_backward",
+        defines: vec![
+            ("DIRECTION_BACKWARD", String::new()),
+            ("DX_T", c_type(dx)),
+            ("DOUT_T", c_type(dout)),
+            ("X_T", c_type(x)),
+            ("W_T", c_type(w)),
+            vector(width),
+        ],
+        params: &[Out, Out, In, In, In, In, U32, U32, U32, U32, U32],
+        threads: THREADS,
+    }
+}
+
+/// The sum of its partial sums for `dw`; in the same module.
+pub fn dw_kernel(backward: &Kernel) -> Kernel {
+    Kernel { entry: "rmsnorm_dw", params: &[Out, In, U32, U32], ..backward.clone() }
+}
+
+/// Every configuration there is.
+pub fn all() -> Vec<Configuration> {
+    const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
+    let mut all = Vec::new();
+    for x in TYPES {
+        for w in TYPES {
+            for out in TYPES {
+                for width in [8, 1] {
+                    all.push((forward_kernel(out, x, w, width), 0));
+                    for dx in TYPES {
+                        let backward = backward_kernel(dx, out, x, w, width);
+                        all.push((dw_kernel(&backward), 0));
+                        // One row of f32 sums of the widest model in use: 16,384.
+                        all.push((backward, 16_384 * 4));
+                    }
+                }
+            }
+        }
+    }
+    all
+}
 
 /// Threads that share a group of `width` elements. It depends on the width alone, so that the bits of a row do not depend on the
 /// others.
@@ -17,59 +92,37 @@ fn team(width: usize) -> usize {
     }
 }
 
-/// Checks the shapes and gives the number of groups and their width.
-fn groups(what: &str, x: &Tensor<Cuda>, w: &Tensor<Cuda>, rstd: &Tensor<Cuda>) -> (usize, usize) {
-    let ((rows, cols), width) = (x.shape(), w.cols());
-    assert!(
-        w.rows() == 1 && width > 0 && cols.is_multiple_of(width),
-        "{what}: weight {:?} for rows of {cols}",
-        w.shape()
-    );
-    assert_eq!(rstd.shape(), (rows, cols / width), "{what}: shape of rstd");
-    assert_eq!(rstd.dtype(), DType::F32, "{what}: element type of rstd");
-    (rows * (cols / width), width)
+/// The number of groups of a norm and their width.
+fn groups(x: &Norm<'_, Cuda>) -> (usize, usize) {
+    (x.x.len() / x.w.cols(), x.w.cols())
 }
 
-pub fn forward(
-    dev: &Cuda,
-    out: &mut Tensor<Cuda>,
-    rstd: &mut Tensor<Cuda>,
-    x: &Tensor<Cuda>,
-    w: &Tensor<Cuda>,
-    eps: f32,
-) -> Result<()> {
-    assert_eq!(out.shape(), x.shape(), "rmsnorm: shapes of out and x");
-    let (n_groups, width) = groups("rmsnorm", x, w, rstd);
-    let kernel = kernels::rmsnorm_forward(out.dtype(), x.dtype(), w.dtype(), width);
+pub(super) fn forward(dev: &Cuda, out: &mut Tensor<Cuda>, rstd: &mut Tensor<Cuda>, norm: Norm<'_, Cuda>) -> Result<()> {
+    norm.check("rmsnorm", &[("out", out)], rstd, None);
+    let (Norm { x, w, eps }, (n_groups, width)) = (norm, groups(&norm));
+    let kernel = forward_kernel(out.dtype(), x.dtype(), w.dtype(), width);
     let blocks = n_groups.div_ceil(THREADS / team(width));
     let launch = Launch::new(dev, &kernel, blocks, 0).write(out).write(rstd).read(x).read(w);
     launch.f32(eps).u32(n_groups).u32(width).u32(team(width)).run()
 }
 
-#[allow(clippy::too_many_arguments)]
-pub fn backward(
+pub(super) fn backward(
     dev: &Cuda,
     dx: &mut Tensor<Cuda>,
     dw: Option<&mut Tensor<Cuda>>,
     dout: &Tensor<Cuda>,
-    x: &Tensor<Cuda>,
-    w: &Tensor<Cuda>,
     rstd: &Tensor<Cuda>,
+    norm: Norm<'_, Cuda>,
     write: Write,
 ) -> Result<()> {
-    assert_eq!(dx.shape(), x.shape(), "rmsnorm_backward: shapes of dx and x");
-    assert_eq!(dout.shape(), x.shape(), "rmsnorm_backward: shapes of dout and x");
-    let (n_groups, width) = groups("rmsnorm_backward", x, w, rstd);
-    if let Some(dw) = &dw {
-        assert_eq!(dw.shape(), w.shape(), "rmsnorm_backward: shape of dw");
-        assert_eq!(dw.dtype(), DType::F32, "rmsnorm_backward: element type of dw");
-    }
+    norm.check("rmsnorm_backward", &[("dx", dx), ("dout", dout)], rstd, dw.as_deref());
+    let (Norm { x, w, .. }, (n_groups, width)) = (norm, groups(&norm));
     if x.is_empty() {
         return Ok(());
     }
     let teams = THREADS / team(width);
-    let blocks = n_groups.div_ceil(teams * NORM_ROUNDS);
-    let kernel = kernels::rmsnorm_backward(dx.dtype(), dout.dtype(), x.dtype(), w.dtype(), width);
+    let blocks = n_groups.div_ceil(teams * ROUNDS);
+    let kernel = backward_kernel(dx.dtype(), dout.dtype(), x.dtype(), w.dtype(), width);
     let add = write == Write::Add;
     let Some(dw) = dw else {
         let launch = Launch::new(dev, &kernel, blocks, 0).write(dx).no_write();
@@ -87,7 +140,7 @@ pub fn backward(
     let launch = Launch::new(dev, &kernel, blocks, shared).write(dx).write(scratch.tensor());
     let launch = launch.read(dout).read(x).read(w).read(rstd);
     launch.u32(n_groups).u32(width).u32(team(width)).flag(add).flag(true).run()?;
-    let sum = kernels::rmsnorm_dw(&kernel);
+    let sum = dw_kernel(&kernel);
     let launch = Launch::new(dev, &sum, width.div_ceil(THREADS), 0).write(dw).read(scratch.tensor());
     launch.u32(blocks).u32(width).run()
 }

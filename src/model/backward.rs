@@ -6,7 +6,7 @@ use super::linear::{self, Target};
 use super::llama::{Pass, attention_forward, attention_out, head, lora_pass, mlp_forward};
 use super::weights::Layer;
 use super::{Grads, Params, Recompute};
-use crate::backend::{Backend, CrossEntropy, Rotate, Write};
+use crate::backend::{AttentionGrads, Backend, HeadGrads, HeadLoss, Rope, Rotate, Swiglu, Write};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -51,7 +51,7 @@ pub fn backward_with<B: Backend>(
         table, positions, doc_start, tokens, targets, x, mid, attn, mlp, scratch, back, hidden, rstd, loss, ..
     } = a;
     let b = back.as_mut().expect("activations are allocated for training");
-    let pass = Pass { c, table, positions, doc_start, lora };
+    let pass = Pass { c, rope: Rope { table, positions }, doc_start, lora };
     let n_layers = p.layers.len();
 
     // What lies below the lowest trained weight needs no gradient.
@@ -63,13 +63,15 @@ pub fn backward_with<B: Backend>(
         Some(own) => own.as_mut(),
         None => g.embed.as_mut(),
     };
-    let how = CrossEntropy { n_classes: c.n_classes, scale, dw_first_row: dw.as_ref().map_or(0, |w| first_row(c, w)) };
-    let dhidden = needs_hidden.then_some(&mut b.dh);
-    dev.linear_cross_entropy(loss, None, dhidden, dw, hidden, head(p), targets, how)?;
+    let first = dw.as_ref().map_or(0, |w| first_row(c, w));
+    let grads = HeadGrads { dx: needs_hidden.then_some(&mut b.dh), dw, first_row: first };
+    let of = HeadLoss { x: hidden, w: head(p), targets, n_classes: c.n_classes, scale };
+    dev.linear_cross_entropy(loss, None, grads, of)?;
     if !needs_hidden {
         return Ok(());
     }
-    dev.rmsnorm_backward(&mut b.dres, g.final_norm.as_mut(), &b.dh, &x[n_layers], &p.final_norm, rstd, Write::Set)?;
+    let norm = pass.norm(&x[n_layers], &p.final_norm);
+    dev.rmsnorm_backward(&mut b.dres, g.final_norm.as_mut(), &b.dh, rstd, norm, Write::Set)?;
 
     for i in (lowest..n_layers).rev() {
         let (pass, layer, grads) = (pass.at(i), &p.layers[i], &mut g.layers[i]);
@@ -85,7 +87,7 @@ pub fn backward_with<B: Backend>(
                 // Of the layer's output only the `t` of its low-rank part is needed; the rest goes to memory that is free now.
                 let MlpActs { gate, up, t } = &mut *mlp;
                 let (act, lora) = (&mut scratch.act, scratch.lora.as_mut());
-                dev.swiglu_forward(act, gate, up)?;
+                dev.swiglu_forward(act, Swiglu { gate, up })?;
                 linear::low_rank(dev, &mut b.dh, t[3].as_mut(), act, &layer.down, Target::Down, pass.lora, lora)?;
             }
         }
@@ -132,7 +134,7 @@ fn mlp_backward<B: Backend>(
     let MlpActs { gate, up, t: [_, tg, tu, td] } = m;
     let Scratch { h, rstd, act, lora } = s;
     let BackScratch { dres, dh, dact, dup, .. } = b;
-    dev.swiglu_forward(act, gate, up)?;
+    dev.swiglu_forward(act, Swiglu { gate, up })?;
     let dx = Some((&mut *dact, Write::Set));
     linear::backward(
         dev,
@@ -148,13 +150,14 @@ fn mlp_backward<B: Backend>(
     )?;
     // SwiGLU's output has served; its memory takes dgate.
     let dgate = act;
-    dev.swiglu_backward(dgate, dup, dact, gate, up)?;
-    dev.rmsnorm_forward(h, rstd, mid, &layer.mlp_norm, pass.eps())?;
+    dev.swiglu_backward(dgate, dup, dact, Swiglu { gate, up })?;
+    let norm = pass.norm(mid, &layer.mlp_norm);
+    dev.rmsnorm_forward(h, rstd, norm)?;
     let dx = Some((&mut *dh, Write::Set));
     linear::backward(dev, dx, &mut g.gate, dgate, h, tg.as_ref(), &layer.gate, Target::Gate, pass.lora, lora.as_mut())?;
     let dx = Some((&mut *dh, Write::Add));
     linear::backward(dev, dx, &mut g.up, dup, h, tu.as_ref(), &layer.up, Target::Up, pass.lora, lora.as_mut())?;
-    dev.rmsnorm_backward(dres, g.mlp_norm.as_mut(), dh, mid, &layer.mlp_norm, rstd, Write::Add)
+    dev.rmsnorm_backward(dres, g.mlp_norm.as_mut(), dh, rstd, norm, Write::Add)
 }
 
 /// `dres` of `mid` becomes that of the layer's input, if anything below needs it.
@@ -176,19 +179,21 @@ fn attention_backward<B: Backend>(
     let BackScratch { dres, dh, dq, dk, dv, dout, pre, .. } = b;
     let dx = Some((&mut *dout, Write::Set));
     linear::backward(dev, dx, &mut g.o, dres, out, to, &layer.o, Target::O, pass.lora, lora.as_mut())?;
-    dev.attention_backward(dq, dk, dv, dout, out, lse, q, k, v, pass.doc_start, pass.c.heads, pass.c.mask())?;
-    dev.rope(dq, pass.table, pass.positions, Rotate::Inverse)?;
-    dev.rope(dk, pass.table, pass.positions, Rotate::Inverse)?;
+    let grads = AttentionGrads { dq, dk, dv };
+    dev.attention_backward(grads, dout, out, lse, pass.attention(q, k, v))?;
+    dev.rope(dq, pass.rope, Rotate::Inverse)?;
+    dev.rope(dk, pass.rope, Rotate::Inverse)?;
     let (mut dq, mut dk) = (&*dq, &*dk);
     if let (Some((pq, pk)), Some(nq), Some(nk), Some(wq), Some(wk)) =
         (pre, q_norm, k_norm, &layer.q_norm, &layer.k_norm)
     {
         let (gq, gk) = (g.q_norm.as_mut().and_then(Option::as_mut), g.k_norm.as_mut().and_then(Option::as_mut));
-        dev.rmsnorm_backward(pq, gq, dq, &nq.x, wq, &nq.rstd, Write::Set)?;
-        dev.rmsnorm_backward(pk, gk, dk, &nk.x, wk, &nk.rstd, Write::Set)?;
+        dev.rmsnorm_backward(pq, gq, dq, &nq.rstd, pass.norm(&nq.x, wq), Write::Set)?;
+        dev.rmsnorm_backward(pk, gk, dk, &nk.rstd, pass.norm(&nk.x, wk), Write::Set)?;
         (dq, dk) = (pq, pk);
     }
-    dev.rmsnorm_forward(h, rstd, x, &layer.attn_norm, pass.eps())?;
+    let norm = pass.norm(x, &layer.attn_norm);
+    dev.rmsnorm_forward(h, rstd, norm)?;
     let needs_dh = needs_input || g.attn_norm.is_some();
     let dx = needs_dh.then_some((&mut *dh, Write::Set));
     linear::backward(dev, dx, &mut g.q, dq, h, tq.as_ref(), &layer.q, Target::Q, pass.lora, lora.as_mut())?;
@@ -199,5 +204,5 @@ fn attention_backward<B: Backend>(
     if !needs_dh {
         return Ok(());
     }
-    dev.rmsnorm_backward(dres, g.attn_norm.as_mut(), dh, x, &layer.attn_norm, rstd, Write::Add)
+    dev.rmsnorm_backward(dres, g.attn_norm.as_mut(), dh, rstd, norm, Write::Add)
 }

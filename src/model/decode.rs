@@ -4,7 +4,7 @@ use super::acts::{Acts, AttnActs};
 use super::config::ModelConfig;
 use super::llama::{Pass, attention_out, evaluate, head, lora_pass, mlp_forward, mlp_out, qkv_forward};
 use super::{ActsOptions, LoraSpec, Params, Recompute, rope};
-use crate::backend::{Backend, MatMul, Write};
+use crate::backend::{Backend, Decode, MatMul, Rope, Write};
 use crate::batch::{IGNORE, MicroBatch};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
@@ -180,7 +180,7 @@ impl<B: Backend> Decoder<B> {
     fn run_step(&mut self, dev: &B, c: &ModelConfig, p: &Params<B>) -> Result<()> {
         let lora = lora_pass(&self.step, false);
         let Acts { table, positions, doc_start, tokens, x, mid, attn, mlp, scratch, hidden, rstd, .. } = &mut self.step;
-        let pass = Pass { c, table, positions, doc_start, lora };
+        let pass = Pass { c, rope: Rope { table, positions }, doc_start, lora };
         dev.embedding_forward(&mut x[0], &p.embed, tokens)?;
         let (mid, attn, mlp) = (&mut mid[0], &mut attn[0], &mut mlp[0]);
         for (i, layer) in p.layers.iter().enumerate() {
@@ -188,12 +188,13 @@ impl<B: Backend> Decoder<B> {
             dev.scatter_rows(&mut self.keys[i], &attn.k, &self.rows)?;
             dev.scatter_rows(&mut self.values[i], &attn.v, &self.rows)?;
             let AttnActs { q, out, .. } = attn;
-            dev.attention_decode(out, q, &self.keys[i], &self.values[i], &self.lens_dev, c.heads, c.mask())?;
+            let (k_cache, v_cache, lens) = (&self.keys[i], &self.values[i], &self.lens_dev);
+            dev.attention_decode(out, Decode { q, k_cache, v_cache, lens, heads: c.heads, mask: c.mask() })?;
             attention_out(dev, pass, layer, mid, &x[i % 2], attn, mlp, scratch)?;
             mlp_forward(dev, pass, layer, mid, mlp, scratch)?;
             mlp_out(dev, pass, layer, &mut x[(i + 1) % 2], mid, mlp, scratch)?;
         }
-        dev.rmsnorm_forward(hidden, rstd, &x[p.layers.len() % 2], &p.final_norm, c.rms_norm_eps as f32)
+        dev.rmsnorm_forward(hidden, rstd, pass.norm(&x[p.layers.len() % 2], &p.final_norm))
     }
 
     /// Logits of the `n` rows of `last`.

@@ -1,7 +1,7 @@
 //! Forward and backward of one product with its bias and its low-rank update.
 
-use super::weights::Linear;
-use crate::backend::{Backend, Dropout, LoraScratch, MatMul, Write};
+use super::weights::{Linear, Lora};
+use crate::backend::{Backend, Dropout, LoraScratch, LowRank, LowRankGrads, MatMul, Write};
 use crate::error::Result;
 use crate::rng;
 use crate::tensor::Tensor;
@@ -30,9 +30,9 @@ pub(super) struct LoraPass {
 }
 
 impl LoraPass {
-    fn dropout(&self, target: Target) -> Option<Dropout> {
-        let (key, p) = self.dropout?;
-        Some(Dropout { key: rng::mix(&[key, self.layer as u64, target as u64]), p })
+    fn low_rank<'a, B: Backend>(&self, lora: &'a Lora<Tensor<B>>, target: Target) -> LowRank<'a, B> {
+        let draws = |(key, p)| Dropout { key: rng::mix(&[key, self.layer as u64, target as u64]), p };
+        LowRank { a: &lora.a, b: &lora.b, scale: self.scale, dropout: self.dropout.map(draws) }
     }
 }
 
@@ -73,7 +73,7 @@ pub(super) fn low_rank<B: Backend>(
 ) -> Result<()> {
     if let Some(lora) = &p.lora {
         let (t, scratch) = (t.expect(LORA_MEMORY), scratch.expect(LORA_MEMORY));
-        dev.lora_forward(y, t, x, &lora.a, &lora.b, pass.scale, pass.dropout(target), scratch)?;
+        dev.lora_forward(y, t, x, pass.low_rank(lora, target), scratch)?;
     }
     Ok(())
 }
@@ -110,7 +110,7 @@ pub(super) fn backward<B: Backend>(
         let expected = "a low-rank update has gradients";
         let gl = g.lora.as_mut().expect(expected);
         let (da, db) = (gl.a.as_mut().expect(expected), gl.b.as_mut().expect(expected));
-        dev.lora_backward(dx, da, db, dy, x, t, &lora.a, &lora.b, pass.scale, pass.dropout(target), scratch)?;
+        dev.lora_backward(LowRankGrads { dx, da, db }, dy, x, t, pass.low_rank(lora, target), scratch)?;
     }
     Ok(())
 }

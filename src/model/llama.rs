@@ -13,15 +13,14 @@ use super::acts::{Acts, AttnActs, MlpActs, Scratch};
 use super::config::ModelConfig;
 use super::linear::{self, LoraPass, Target};
 use super::weights::{Layer, Weights};
-use crate::backend::{Backend, CrossEntropy, MatMul, Rotate, Write};
+use crate::backend::{Attention, Backend, HeadGrads, HeadLoss, MatMul, Norm, Rope, Rotate, Swiglu, Write};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
 /// What all layers of a pass share.
 pub(super) struct Pass<'a, B: Backend> {
     pub c: &'a ModelConfig,
-    pub table: &'a Tensor<B>,
-    pub positions: &'a Tensor<B>,
+    pub rope: Rope<'a, B>,
     pub doc_start: &'a Tensor<B>,
     pub lora: LoraPass,
 }
@@ -34,14 +33,21 @@ impl<B: Backend> Clone for Pass<'_, B> {
 
 impl<B: Backend> Copy for Pass<'_, B> {}
 
-impl<B: Backend> Pass<'_, B> {
+impl<'a, B: Backend> Pass<'a, B> {
     pub(super) fn at(mut self, layer: usize) -> Self {
         self.lora.layer = layer;
         self
     }
 
-    pub(super) fn eps(&self) -> f32 {
-        self.c.rms_norm_eps as f32
+    pub(super) fn norm<'b>(&self, x: &'b Tensor<B>, w: &'b Tensor<B>) -> Norm<'b, B> {
+        Norm { x, w, eps: self.c.rms_norm_eps as f32 }
+    }
+
+    pub(super) fn attention<'b>(&self, q: &'b Tensor<B>, k: &'b Tensor<B>, v: &'b Tensor<B>) -> Attention<'b, B>
+    where
+        'a: 'b,
+    {
+        Attention { q, k, v, doc_start: self.doc_start, heads: self.c.heads, mask: self.c.mask() }
     }
 }
 
@@ -77,9 +83,9 @@ pub fn forward<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts
 /// If the device refuses a launch.
 pub fn loss<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<B>) -> Result<()> {
     evaluate(dev, c, p, a)?;
-    let how = CrossEntropy { n_classes: c.n_classes, scale: 1.0, dw_first_row: 0 };
     let Acts { loss, correct, hidden, targets, .. } = a;
-    dev.linear_cross_entropy(loss, Some(correct), None, None, hidden, head(p), targets, how)
+    let of = HeadLoss { x: hidden, w: head(p), targets, n_classes: c.n_classes, scale: 1.0 };
+    dev.linear_cross_entropy(loss, Some(correct), HeadGrads::none(), of)
 }
 
 /// Runs the loaded micro-batch up to the final norm without dropout.
@@ -107,7 +113,7 @@ pub fn logits<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<
 
 fn run<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<B>, lora: LoraPass) -> Result<()> {
     let Acts { table, positions, doc_start, tokens, x, mid, attn, mlp, scratch, hidden, rstd, .. } = a;
-    let pass = Pass { c, table, positions, doc_start, lora };
+    let pass = Pass { c, rope: Rope { table, positions }, doc_start, lora };
     dev.embedding_forward(&mut x[0], &p.embed, tokens)?;
     let (streams, mids, attns, mlps) = (x.len(), mid.len(), attn.len(), mlp.len());
     for (i, layer) in p.layers.iter().enumerate() {
@@ -119,7 +125,7 @@ fn run<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<B>, lor
         mlp_out(dev, pass, layer, &mut x[(i + 1) % streams], mid, &mut mlp[i % mlps], scratch)?;
     }
     let last = &x[p.layers.len() % streams];
-    dev.rmsnorm_forward(hidden, rstd, last, &p.final_norm, pass.eps())
+    dev.rmsnorm_forward(hidden, rstd, pass.norm(last, &p.final_norm))
 }
 
 /// Queries, keys and values of a layer's input, normed and rotated.
@@ -133,7 +139,7 @@ pub(super) fn qkv_forward<B: Backend>(
 ) -> Result<()> {
     let AttnActs { q, k, v, q_norm, k_norm, t: [tq, tk, tv], .. } = a;
     let Scratch { h, rstd, lora, .. } = s;
-    dev.rmsnorm_forward(h, rstd, x, &layer.attn_norm, pass.eps())?;
+    dev.rmsnorm_forward(h, rstd, pass.norm(x, &layer.attn_norm))?;
     let qx = q_norm.as_mut().map_or(&mut *q, |n| &mut n.x);
     linear::forward(dev, qx, tq.as_mut(), h, &layer.q, Write::Set, Target::Q, pass.lora, lora.as_mut())?;
     let kx = k_norm.as_mut().map_or(&mut *k, |n| &mut n.x);
@@ -141,9 +147,9 @@ pub(super) fn qkv_forward<B: Backend>(
     linear::forward(dev, v, tv.as_mut(), h, &layer.v, Write::Set, Target::V, pass.lora, lora.as_mut())?;
     for (out, norm, w) in [(&mut *q, q_norm, &layer.q_norm), (&mut *k, k_norm, &layer.k_norm)] {
         if let (Some(n), Some(w)) = (norm, w) {
-            dev.rmsnorm_forward(out, &mut n.rstd, &n.x, w, pass.eps())?;
+            dev.rmsnorm_forward(out, &mut n.rstd, pass.norm(&n.x, w))?;
         }
-        dev.rope(out, pass.table, pass.positions, Rotate::Forward)?;
+        dev.rope(out, pass.rope, Rotate::Forward)?;
     }
     Ok(())
 }
@@ -158,7 +164,7 @@ pub(super) fn attention_forward<B: Backend>(
 ) -> Result<()> {
     qkv_forward(dev, pass, layer, x, a, s)?;
     let AttnActs { q, k, v, out, lse, .. } = a;
-    dev.attention_forward(out, lse, q, k, v, pass.doc_start, pass.c.heads, pass.c.mask())
+    dev.attention_forward(out, lse, pass.attention(q, k, v))
 }
 
 /// `mid = x + out·Wo`.
@@ -189,7 +195,7 @@ pub(super) fn mlp_forward<B: Backend>(
 ) -> Result<()> {
     let MlpActs { gate, up, t: [_, tg, tu, _] } = m;
     let Scratch { h, rstd, lora, .. } = s;
-    dev.rmsnorm_forward(h, rstd, mid, &layer.mlp_norm, pass.eps())?;
+    dev.rmsnorm_forward(h, rstd, pass.norm(mid, &layer.mlp_norm))?;
     linear::forward(dev, gate, tg.as_mut(), h, &layer.gate, Write::Set, Target::Gate, pass.lora, lora.as_mut())?;
     linear::forward(dev, up, tu.as_mut(), h, &layer.up, Write::Set, Target::Up, pass.lora, lora.as_mut())
 }
@@ -206,7 +212,7 @@ pub(super) fn mlp_out<B: Backend>(
 ) -> Result<()> {
     let MlpActs { gate, up, t: [_, _, _, td] } = m;
     let Scratch { act, lora, .. } = s;
-    dev.swiglu_forward(act, gate, up)?;
+    dev.swiglu_forward(act, Swiglu { gate, up })?;
     dev.copy(next, mid)?;
     linear::forward(dev, next, td.as_mut(), act, &layer.down, Write::Add, Target::Down, pass.lora, lora.as_mut())
 }

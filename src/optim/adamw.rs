@@ -1,7 +1,7 @@
 //! AdamW with f32 moments and, under bf16 parameters, f32 master weights; clipping on the global norm.
 
 use super::groups::{GroupSettings, Slot, slots};
-use crate::backend::{AdamWStep, Backend};
+use crate::backend::{AdamWSlot, AdamWStep, Backend};
 use crate::error::Result;
 use crate::model::weights::Weights;
 use crate::tensor::{DType, HostTensor, Tensor};
@@ -193,7 +193,9 @@ impl<B: Backend> Optimizer<B> {
             assert_eq!(slot.name, e.name, "order of the trained tensors");
             let weight_decay = if slot.decays { step.weight_decay } else { 0.0 };
             let own = AdamWStep { lr: (lr * slot.lr_scale) as f32, weight_decay, ..step };
-            dev.adamw(slot.param, e.master.as_mut(), &mut e.m, &mut e.v, slot.grad, own, slot.first_row)?;
+            let Slot { param: p, grad: g, first_row, .. } = slot;
+            let (m, v) = (&mut e.m, &mut e.v);
+            dev.adamw(AdamWSlot { p, master: e.master.as_mut(), m, v, g, first_row }, own)?;
         }
         Ok(Verdict::Updated { grad_norm })
     }

@@ -7,8 +7,8 @@
 //! ```
 
 use crate::backend::Backend;
-use crate::comm::Communicator;
 use crate::batch::MicroBatch;
+use crate::comm::Communicator;
 use crate::data::loader::Step;
 use crate::ensure;
 use crate::error::{Error, Result};

@@ -1,6 +1,6 @@
 //! What every device's norms are held to.
 
-use ringtune::backend::{Norms, Write};
+use ringtune::backend::{Norm, Norms, Write};
 use ringtune::tensor::DType;
 
 use super::close::{assert_close, normal, rounded, stored, tensor, values};
@@ -66,13 +66,14 @@ pub fn run<D: Norms>(
     let (xt, wt, dt) = (tensor(dev, n, c, t.x, x), tensor(dev, 1, d, t.w, w), tensor(dev, n, c, t.out, dout));
     let mut out = dev.alloc(n, c, t.out).unwrap();
     let mut rstd = dev.alloc(n, c / d, DType::F32).unwrap();
-    dev.rmsnorm_forward(&mut out, &mut rstd, &xt, &wt, 1e-5).unwrap();
+    let norm = Norm { x: &xt, w: &wt, eps: 1e-5 };
+    dev.rmsnorm_forward(&mut out, &mut rstd, norm).unwrap();
     let mut dx = tensor(dev, n, c, t.dx, &vec![before; n * c]);
     let mut dw = tensor(dev, 1, d, DType::F32, &vec![before; d]);
-    dev.rmsnorm_backward(&mut dx, Some(&mut dw), &dt, &xt, &wt, &rstd, write).unwrap();
+    dev.rmsnorm_backward(&mut dx, Some(&mut dw), &dt, &rstd, norm, write).unwrap();
     // Without dw, the same dx.
     let mut alone = tensor(dev, n, c, t.dx, &vec![before; n * c]);
-    dev.rmsnorm_backward(&mut alone, None, &dt, &xt, &wt, &rstd, write).unwrap();
+    dev.rmsnorm_backward(&mut alone, None, &dt, &rstd, norm, write).unwrap();
     assert_eq!(values(dev, &alone), values(dev, &dx), "dx does not depend on dw");
     [&out, &dx, &dw].map(|t| values(dev, t))
 }

@@ -1,7 +1,10 @@
 //! The `Reference` backend: every operation in f64 with plain loops, read off the formulas. What the others are tested against.
 
+use ringtune::backend::elementwise::{check_bias, check_bias_grad, check_same};
+use ringtune::backend::embedding::{check_backward, check_rows};
 use ringtune::backend::{
-    AdamWStep, Backend, CrossEntropy, Dropout, Heads, Mask, MatMul, Norms, Products, Rotate, Write,
+    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, HeadGrads, HeadLoss, Heads, Mask,
+    MatMul, Norm, Norms, Products, Rope, Rotate, Swiglu, Write,
 };
 use ringtune::batch::IGNORE;
 use ringtune::error::Result;
@@ -126,13 +129,8 @@ impl Device for Reference {
 
 impl Products for Reference {
     fn matmul(&self, c: &mut T, a: &T, b: &T, op: MatMul, alpha: f32, write: Write) -> Result<()> {
-        let ((ar, ac), (br, bc)) = (a.shape(), b.shape());
-        let (m, n, k) = match op {
-            MatMul::NT => (ar, br, ac),
-            MatMul::NN => (ar, bc, ac),
-            MatMul::TN => (ac, bc, ar),
-        };
-        assert_eq!(c.shape(), (m, n), "{op:?} of {:?} and {:?}", a.shape(), b.shape());
+        let (m, n, k) = op.check(c, a, b);
+        let (ac, bc) = (a.cols(), b.cols());
         let (a, b) = (f(a), f(b));
         for i in 0..m {
             for j in 0..n {
@@ -149,8 +147,9 @@ impl Products for Reference {
 }
 
 impl Norms for Reference {
-    fn rmsnorm_forward(&self, out: &mut T, rstd: &mut T, x: &T, w: &T, eps: f32) -> Result<()> {
-        let d = w.cols();
+    fn rmsnorm_forward(&self, out: &mut T, rstd: &mut T, norm: Norm<'_, Self>) -> Result<()> {
+        let d = norm.check("rmsnorm", &[("out", out)], rstd, None);
+        let Norm { x, w, eps } = norm;
         for (g, x) in f(x).chunks(d).enumerate() {
             let mean = x.iter().map(|v| v * v).sum::<f64>() / d as f64;
             let r = 1.0 / (mean + f64::from(eps)).sqrt();
@@ -167,12 +166,12 @@ impl Norms for Reference {
         dx: &mut T,
         mut dw: Option<&mut T>,
         dout: &T,
-        x: &T,
-        w: &T,
         rstd: &T,
+        norm: Norm<'_, Self>,
         write: Write,
     ) -> Result<()> {
-        let d = w.cols();
+        let d = norm.check("rmsnorm_backward", &[("dx", dx), ("dout", dout)], rstd, dw.as_deref());
+        let Norm { x, w, .. } = norm;
         for (g, (x, dy)) in f(x).chunks(d).zip(f(dout).chunks(d)).enumerate() {
             let r = f(rstd)[g];
             let dot: f64 = (0..d).map(|j| dy[j] * f(w)[j] * x[j]).sum();
@@ -190,11 +189,13 @@ impl Norms for Reference {
 
 impl Backend for Reference {
     fn add(&self, dst: &mut T, src: &T) -> Result<()> {
+        check_same("add", dst, src);
         f_mut(dst).iter_mut().zip(f(src)).for_each(|(d, s)| *d += s);
         Ok(())
     }
 
     fn add_bias(&self, dst: &mut T, b: &T) -> Result<()> {
+        check_bias("add_bias", b, dst);
         let cols = dst.cols();
         for row in f_mut(dst).chunks_mut(cols) {
             row.iter_mut().zip(f(b)).for_each(|(d, s)| *d += s);
@@ -203,6 +204,7 @@ impl Backend for Reference {
     }
 
     fn bias_backward(&self, db: &mut T, dy: &T) -> Result<()> {
+        check_bias_grad("bias_backward", db, dy);
         for row in f(dy).chunks(dy.cols()) {
             f_mut(db).iter_mut().zip(row).for_each(|(d, s)| *d += s);
         }
@@ -210,6 +212,7 @@ impl Backend for Reference {
     }
 
     fn gather_rows(&self, dst: &mut T, src: &T, rows: &T) -> Result<()> {
+        check_rows("gather_rows", dst, src, rows);
         let cols = src.cols();
         for (d, &r) in f_mut(dst).chunks_mut(cols).zip(ints(rows)) {
             d.copy_from_slice(&f(src)[r as usize * cols..][..cols]);
@@ -218,6 +221,7 @@ impl Backend for Reference {
     }
 
     fn scatter_rows(&self, dst: &mut T, src: &T, rows: &T) -> Result<()> {
+        check_rows("scatter_rows", src, dst, rows);
         let cols = src.cols();
         for (s, &r) in f(src).chunks(cols).zip(ints(rows)) {
             f_mut(dst)[r as usize * cols..][..cols].copy_from_slice(s);
@@ -225,11 +229,8 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn embedding_forward(&self, out: &mut T, w: &T, tokens: &T) -> Result<()> {
-        self.gather_rows(out, w, tokens)
-    }
-
     fn embedding_backward(&self, dw: &mut T, dout: &T, tokens: &T, first_row: usize) -> Result<()> {
+        check_backward("embedding_backward", dw, dout, tokens);
         let (rows, cols) = dw.shape();
         for (d, &t) in f(dout).chunks(cols).zip(ints(tokens)) {
             let Some(r) = (t as usize).checked_sub(first_row).filter(|&r| r < rows) else {
@@ -240,8 +241,9 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn rope(&self, x: &mut T, table: &T, positions: &T, direction: Rotate) -> Result<()> {
-        let (cols, d) = (x.cols(), table.cols());
+    fn rope(&self, x: &mut T, by: Rope<'_, Self>, direction: Rotate) -> Result<()> {
+        let (cols, d) = (x.cols(), by.check("rope", x));
+        let Rope { table, positions } = by;
         let sign = if direction == Rotate::Forward { 1.0 } else { -1.0 };
         for (row, &p) in f_mut(x).chunks_mut(cols).zip(ints(positions)) {
             let angles = &f(table)[p as usize * d..][..d];
@@ -255,17 +257,9 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn attention_forward(
-        &self,
-        out: &mut T,
-        lse: &mut T,
-        q: &T,
-        k: &T,
-        v: &T,
-        doc_start: &T,
-        heads: Heads,
-        mask: Mask,
-    ) -> Result<()> {
+    fn attention_forward(&self, out: &mut T, lse: &mut T, x: Attention<'_, Self>) -> Result<()> {
+        x.check("attention", &[("out", out)], lse);
+        let Attention { q, k, v, doc_start, heads, mask } = x;
         let Heads { n_query, n_kv, head_dim: d } = heads;
         let (qc, kc) = (q.cols(), k.cols());
         for i in 0..q.rows() {
@@ -286,19 +280,14 @@ impl Backend for Reference {
 
     fn attention_backward(
         &self,
-        dq: &mut T,
-        dk: &mut T,
-        dv: &mut T,
+        dx: AttentionGrads<'_, Self>,
         dout: &T,
-        _out: &T,
-        _lse: &T,
-        q: &T,
-        k: &T,
-        v: &T,
-        doc_start: &T,
-        heads: Heads,
-        mask: Mask,
+        out: &T,
+        lse: &T,
+        x: Attention<'_, Self>,
     ) -> Result<()> {
+        dx.check("attention_backward", dout, out, lse, x);
+        let (AttentionGrads { dq, dk, dv }, Attention { q, k, v, doc_start, heads, mask }) = (dx, x);
         let Heads { n_query, n_kv, head_dim: d } = heads;
         let (qc, kc) = (q.cols(), k.cols());
         let scale = 1.0 / (d as f64).sqrt();
@@ -328,18 +317,11 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn attention_decode(
-        &self,
-        out: &mut T,
-        q: &T,
-        k_cache: &T,
-        v_cache: &T,
-        lens: &T,
-        heads: Heads,
-        mask: Mask,
-    ) -> Result<()> {
+    fn attention_decode(&self, out: &mut T, x: Decode<'_, Self>) -> Result<()> {
+        let capacity = x.check("attention_decode", out);
+        let Decode { q, k_cache, v_cache, lens, heads, mask } = x;
         let Heads { n_query, n_kv, head_dim: d } = heads;
-        let (qc, kc, capacity) = (q.cols(), k_cache.cols(), k_cache.rows() / q.rows());
+        let (qc, kc) = (q.cols(), k_cache.cols());
         for s in 0..q.rows() {
             for h in 0..n_query {
                 let g = h / (n_query / n_kv);
@@ -356,13 +338,17 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn swiglu_forward(&self, out: &mut T, gate: &T, up: &T) -> Result<()> {
+    fn swiglu_forward(&self, out: &mut T, x: Swiglu<'_, Self>) -> Result<()> {
+        x.check("swiglu", &[("out", out)]);
+        let Swiglu { gate, up } = x;
         let pairs = f(gate).iter().zip(f(up));
         f_mut(out).iter_mut().zip(pairs).for_each(|(o, (g, u))| *o = g * sigmoid(*g) * u);
         Ok(())
     }
 
-    fn swiglu_backward(&self, dgate: &mut T, dup: &mut T, dout: &T, gate: &T, up: &T) -> Result<()> {
+    fn swiglu_backward(&self, dgate: &mut T, dup: &mut T, dout: &T, x: Swiglu<'_, Self>) -> Result<()> {
+        x.check("swiglu_backward", &[("dgate", dgate), ("dup", dup), ("dout", dout)]);
+        let Swiglu { gate, up } = x;
         for i in 0..gate.len() {
             let (g, u, d) = (f(gate)[i], f(up)[i], f(dout)[i]);
             let s = sigmoid(g);
@@ -376,13 +362,12 @@ impl Backend for Reference {
         &self,
         loss: &mut T,
         mut correct: Option<&mut T>,
-        mut dx: Option<&mut T>,
-        mut dw: Option<&mut T>,
-        x: &T,
-        w: &T,
-        targets: &T,
-        how: CrossEntropy,
+        grads: HeadGrads<'_, Self>,
+        of: HeadLoss<'_, Self>,
     ) -> Result<()> {
+        of.check("cross entropy", loss, correct.as_deref(), &grads);
+        let HeadLoss { x, w, targets, n_classes, scale } = of;
+        let HeadGrads { mut dx, mut dw, first_row } = grads;
         let cols = x.cols();
         for i in 0..x.rows() {
             let target = ints(targets)[i];
@@ -399,7 +384,7 @@ impl Backend for Reference {
             }
             let class = |c: usize| &f(w)[c * cols..][..cols];
             let dot = |c: usize| class(c).iter().zip(row).map(|(a, b)| a * b).sum::<f64>();
-            let logits: Vec<f64> = (0..how.n_classes).map(dot).collect();
+            let logits: Vec<f64> = (0..n_classes).map(dot).collect();
             let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let lse = top + logits.iter().map(|l| (l - top).exp()).sum::<f64>().ln();
             f_mut(loss)[i] = lse - logits[target as usize];
@@ -408,12 +393,12 @@ impl Backend for Reference {
                 f_mut(c)[i] = f64::from(u8::from(best == Some(target as usize)));
             }
             for (c, l) in logits.iter().enumerate() {
-                let d = f64::from(how.scale) * ((l - lse).exp() - f64::from(u8::from(c == target as usize)));
+                let d = f64::from(scale) * ((l - lse).exp() - f64::from(u8::from(c == target as usize)));
                 if let Some(dx) = dx.as_deref_mut() {
                     f_mut(dx)[i * cols..][..cols].iter_mut().zip(class(c)).for_each(|(o, v)| *o += d * v);
                 }
                 if let Some(dw) = dw.as_deref_mut() {
-                    let r = c.checked_sub(how.dw_first_row).filter(|&r| r < dw.rows());
+                    let r = c.checked_sub(first_row).filter(|&r| r < dw.rows());
                     if let Some(r) = r {
                         f_mut(dw)[r * cols..][..cols].iter_mut().zip(row).for_each(|(o, v)| *o += d * v);
                     }
@@ -424,6 +409,7 @@ impl Backend for Reference {
     }
 
     fn dropout(&self, dst: &mut T, src: &T, dropout: Dropout) -> Result<()> {
+        dropout.check("dropout", dst, src);
         let keep = 1.0 / (1.0 - f64::from(dropout.p));
         for (e, (d, s)) in f_mut(dst).iter_mut().zip(f(src)).enumerate() {
             *d = if dropout.drops(e as u64) { 0.0 } else { keep * s };
@@ -435,16 +421,9 @@ impl Backend for Reference {
         Ok(tensors.iter().flat_map(|t| f(t)).map(|x| x * x).sum())
     }
 
-    fn adamw(
-        &self,
-        p: &mut T,
-        master: Option<&mut T>,
-        m: &mut T,
-        v: &mut T,
-        g: &T,
-        s: AdamWStep,
-        first_row: usize,
-    ) -> Result<()> {
+    fn adamw(&self, slot: AdamWSlot<'_, Self>, s: AdamWStep) -> Result<()> {
+        slot.check("adamw");
+        let AdamWSlot { p, master, m, v, g, first_row } = slot;
         let start = first_row * p.cols();
         let wide = |x: f32| f64::from(x);
         for i in 0..g.len() {

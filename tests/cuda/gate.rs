@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use ringtune::cuda::compile::{Target, compile, label};
-use ringtune::cuda::kernels::{self, Kernel, Param};
+use ringtune::cuda::kernels::{Kernel, Param};
+use ringtune::cuda::{self, cast};
 
 use crate::skip::nvrtc;
 
@@ -97,7 +98,7 @@ fn check_arch(cc: u32, shared_limit: usize) {
     let mut rows = BTreeMap::new();
     // Entries of one module are compiled together.
     let mut logs: BTreeMap<String, BTreeMap<String, Report>> = BTreeMap::new();
-    for (kernel, dynamic) in kernels::all(cc) {
+    for (kernel, dynamic) in cuda::configurations(cc) {
         let name = label(&kernel.source, &kernel.defines);
         let all = logs.entry(name.clone()).or_insert_with(|| {
             let compiled = compile(nvrtc, &kernel.source, &kernel.defines, target).unwrap();
@@ -147,7 +148,7 @@ fn the_emulator_reads_every_configuration() {
     let Some(nvrtc) = nvrtc() else { return };
     let mut read = std::collections::BTreeSet::new();
     for cc in [80, 120] {
-        for (kernel, _) in kernels::all(cc) {
+        for (kernel, _) in cuda::configurations(cc) {
             let name = label(&kernel.source, &kernel.defines);
             // Most are the same for every architecture.
             if !read.insert((name.clone(), kernel.entry)) {
@@ -166,7 +167,7 @@ fn the_emulator_reads_every_configuration() {
 #[test]
 fn a_source_that_does_not_compile_is_shown_where_it_stands() {
     let Some(nvrtc) = nvrtc() else { return };
-    let mut kernel = kernels::cast(ringtune::tensor::DType::F32, ringtune::tensor::DType::Bf16);
+    let mut kernel = cast::kernel(ringtune::tensor::DType::F32, ringtune::tensor::DType::Bf16);
     kernel.defines[0].1 = "no_such_type".into();
     let e = compile(nvrtc, &kernel.source, &kernel.defines, Target::Ptx(80)).err().unwrap().to_string();
     assert!(e.starts_with("kernels/cast.cu [DST_T=no_such_type SRC_T=bf16] for compute_80: NVRTC:\n"), "{e}");

@@ -33,7 +33,7 @@ fn every_tile_is_as_close_as_plain_arithmetic() {
             &ALIGNED,
             &types,
             |c, a, b, op, alpha, write| {
-                dev.matmul_with(Some(tile), c, a, b, op, alpha, write).unwrap();
+                dev.matmul_with(Some(tile), c, [a, b], op, alpha, write).unwrap();
             },
         );
     }
@@ -50,7 +50,7 @@ fn every_tile_gives_the_same_bits() {
         let (at, bt) = (tensor(&dev, ar, ac, DType::Bf16, &a), tensor(&dev, br, bc, DType::Bf16, &b));
         let run = |tile: Tile| {
             let mut c = dev.alloc(s.m, s.n, DType::F32).unwrap();
-            dev.matmul_with(Some(tile), &mut c, &at, &bt, op, 1.0, Write::Set).unwrap();
+            dev.matmul_with(Some(tile), &mut c, [&at, &bt], op, 1.0, Write::Set).unwrap();
             values(&dev, &c)
         };
         let fits = |t: &Tile| t.shared() <= dev.properties().shared_limit;

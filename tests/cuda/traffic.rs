@@ -3,8 +3,9 @@
 
 use ringtune::backend::MatMul;
 use ringtune::cuda::compile::{Target, compile};
-use ringtune::cuda::kernels::{self, Kernel};
+use ringtune::cuda::kernels::Kernel;
 use ringtune::cuda::tiles::Tile;
+use ringtune::cuda::{matmul, norm};
 use ringtune::tensor::DType;
 use vgpu::{Config, Counters, Memory, Module};
 
@@ -47,7 +48,7 @@ fn run(kernel: &Kernel, blocks: usize, shared: usize, args: &[Arg]) -> Option<Co
 }
 
 fn matmul(tile: Tile, op: MatMul, Shape { m, n, k }: Shape) -> Option<Counters> {
-    let kernel = kernels::matmul(tile, op, DType::Bf16, DType::Bf16, true);
+    let kernel = matmul::kernel(tile, op, DType::Bf16, DType::Bf16, true);
     let (block_m, block_n) = tile.block();
     let [(ar, ac), (br, bc)] = Shape { m, n, k }.operands(op);
     let words = [m, n, k, ac, bc].map(|x| Arg::U32(x as u32));
@@ -76,7 +77,7 @@ fn a_product_reads_whole_sectors_and_its_loop_meets_no_bank_twice() {
             // What conflicts there are belong to the staging of the result, which k does not lengthen.
             assert_eq!(long.bank_conflicts, short.bank_conflicts, "{what}");
             // One barrier for each 64 steps, one before the loop, per warp.
-            let warps = (kernels::matmul(tile, op, DType::Bf16, DType::Bf16, true).threads / 32 * 2) as u64;
+            let warps = (matmul::kernel(tile, op, DType::Bf16, DType::Bf16, true).threads / 32 * 2) as u64;
             assert_eq!(long.barriers - short.barriers, warps * 3, "{what}");
         }
     }
@@ -87,7 +88,7 @@ fn a_norm_reads_and_writes_whole_sectors() {
     let (rows, width) = (32, 2048);
     let bytes = rows * width * 2;
     let b = DType::Bf16;
-    let kernel = kernels::rmsnorm_forward(b, b, b, width);
+    let kernel = norm::forward_kernel(b, b, b, width);
     let counts = [rows, width, kernel.threads].map(|x| Arg::U32(x as u32));
     let mut args =
         vec![Arg::Buffer(bytes), Arg::Buffer(rows * 4), Arg::Buffer(bytes), Arg::Buffer(width * 2), Arg::F32(1e-5)];
@@ -96,8 +97,8 @@ fn a_norm_reads_and_writes_whole_sectors() {
     // x twice (the second time from a cache), the weight, out; a sector of its own for each rstd.
     assert_eq!(c.global_sectors as usize * 32, bytes * 4 + rows * 32, "{c:?}");
 
-    let kernel = kernels::rmsnorm_backward(b, b, b, b, width);
-    let blocks = rows / kernels::NORM_ROUNDS;
+    let kernel = norm::backward_kernel(b, b, b, b, width);
+    let blocks = rows / norm::ROUNDS;
     let mut args = vec![Arg::Buffer(bytes), Arg::Buffer(blocks * width * 4), Arg::Buffer(bytes), Arg::Buffer(bytes)];
     args.extend([Arg::Buffer(width * 2), Arg::Buffer(rows * 4)]);
     args.extend([rows, width, kernel.threads, 0, 1].map(|x| Arg::U32(x as u32)));

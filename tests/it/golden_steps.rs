@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
+use ringtune::batch::MicroBatch;
 use ringtune::comm::Solo;
 use ringtune::cpu::Cpu;
-use ringtune::batch::MicroBatch;
 use ringtune::data::loader::Step;
 use ringtune::hf::TensorSource;
 use ringtune::hf::peft::Adapter;

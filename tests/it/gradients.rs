@@ -1,8 +1,8 @@
 //! Finite differences of every parameter tensor, on the f64 reference; and what must be equal bit for bit on the CPU.
 
 use ringtune::backend::Backend;
-use ringtune::cpu::Cpu;
 use ringtune::batch::{IGNORE, MicroBatch};
+use ringtune::cpu::Cpu;
 use ringtune::hf::names::{LINEARS, build, linear_mut, linear_shape, named};
 use ringtune::model::config::{Architecture, AttentionBias, ModelConfig, RopeScaling};
 use ringtune::model::weights::Lora;

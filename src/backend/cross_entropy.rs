@@ -1,0 +1,103 @@
+//! The loss at the head: cross-entropy of `softmax(x·wᵀ)` and its gradients.
+
+use super::{expect_dtype, expect_shape};
+use crate::tensor::{DType, Device, Tensor};
+
+/// What the head and its loss read.
+pub struct HeadLoss<'a, B: Device> {
+    /// (N, C), final hidden states.
+    pub x: &'a Tensor<B>,
+    /// (V, C), the head.
+    pub w: &'a Tensor<B>,
+    /// (N, 1) i32: the token to predict, or [`IGNORE`](crate::batch::IGNORE).
+    pub targets: &'a Tensor<B>,
+    /// Classes that take part in the softmax: rows `0..n_classes` of the head. Padding rows of the vocabulary stay out.
+    pub n_classes: usize,
+    /// Factor on the gradients, `1 / (supervised targets of the whole step)`. The losses themselves are not scaled.
+    pub scale: f32,
+}
+
+/// Where the gradients of the loss go.
+pub struct HeadGrads<'a, B: Device> {
+    /// (N, C), set: `scale · (softmax - onehot) · w`, 0 on ignored rows.
+    pub dx: Option<&'a mut Tensor<B>>,
+    /// (rows, C) f32, `+=`: `scale · (softmax - onehot)ᵀ · x` for head rows `first_row ..`.
+    pub dw: Option<&'a mut Tensor<B>>,
+    /// First row of the head that `dw` covers.
+    pub first_row: usize,
+}
+
+impl<B: Device> Clone for HeadLoss<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Device> Copy for HeadLoss<'_, B> {}
+
+impl<B: Device> HeadGrads<'_, B> {
+    /// No gradients.
+    pub fn none() -> Self {
+        Self { dx: None, dw: None, first_row: 0 }
+    }
+}
+
+impl<B: Device> HeadLoss<'_, B> {
+    /// Panics unless the shapes agree: `loss` and `correct` are (N, 1) f32.
+    pub fn check(&self, what: &str, loss: &Tensor<B>, correct: Option<&Tensor<B>>, grads: &HeadGrads<'_, B>) {
+        let ((n, c), (v, wide), classes) = (self.x.shape(), self.w.shape(), self.n_classes);
+        assert!(wide == c, "{what}: shapes of w {:?} and x {:?}", self.w.shape(), self.x.shape());
+        assert!((1..=v).contains(&classes), "{what}: n_classes is {classes} for {v} rows of w");
+        expect_shape(what, "targets", self.targets, (n, 1));
+        for (name, t) in [("loss", Some(loss)), ("correct", correct)] {
+            let Some(t) = t else { continue };
+            expect_shape(what, name, t, (n, 1));
+            expect_dtype(what, name, t, DType::F32);
+        }
+        if let Some(dx) = &grads.dx {
+            expect_shape(what, "dx", dx, (n, c));
+        }
+        if let Some(dw) = &grads.dw {
+            let (rows, cols) = dw.shape();
+            assert!(
+                cols == c && grads.first_row + rows <= v,
+                "{what}: shape of dw is {:?} from row {} of w {:?}",
+                dw.shape(),
+                grads.first_row,
+                self.w.shape()
+            );
+            expect_dtype(what, "dw", dw, DType::F32);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::testing::{each_wrong_shape_is_refused, f32s, i32s, refuses};
+
+    #[test]
+    fn every_wrong_shape_is_refused() {
+        let (x, w, f) = (f32s(3, 8), f32s(20, 8), DType::F32);
+        let arguments = [
+            ("targets", (3, 1), DType::I32),
+            ("loss", (3, 1), f),
+            ("correct", (3, 1), f),
+            ("dx", (3, 8), f),
+            // One row more would end beyond w.
+            ("dw", (15, 8), f),
+        ];
+        each_wrong_shape_is_refused(&arguments, |t| {
+            let (mut dx, mut dw) = (f32s(t[3].rows(), t[3].cols()), f32s(t[4].rows(), t[4].cols()));
+            let grads = HeadGrads { dx: Some(&mut dx), dw: Some(&mut dw), first_row: 5 };
+            let x = HeadLoss { x: &x, w: &w, targets: &t[0], n_classes: 18, scale: 1.0 };
+            x.check("loss", &t[1], Some(&t[2]), &grads);
+        });
+        let (targets, loss, narrow) = (i32s(3), f32s(3, 1), f32s(20, 7));
+        let of = HeadLoss { x: &x, w: &w, targets: &targets, n_classes: 20, scale: 1.0 };
+        refuses("w (20, 7)", || HeadLoss { w: &narrow, ..of }.check("loss", &loss, None, &HeadGrads::none()));
+        for n_classes in [0, 21] {
+            refuses("n_classes", || HeadLoss { n_classes, ..of }.check("loss", &loss, None, &HeadGrads::none()));
+        }
+    }
+}

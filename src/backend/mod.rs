@@ -1,0 +1,201 @@
+//! `trait Backend`: the closed list of operations a device offers. It is the contract of every kernel.
+//!
+//! Each operation has a file with its arguments, their shapes beside them, and one check of these shapes for all backends.
+//! [`Products`] and [`Norms`] are traits of their own so that a device whose other kernels are not written yet is already held to
+//! them by the same tests. The list is closed all the same: it is this file.
+//!
+//! Rules that hold for every operation:
+//! - destination first, then sources, then scalars; what is read together is one `Copy` value;
+//! - storage is f32 or bf16, accumulation f32 (or wider), one rounding per stored value;
+//! - sums run in a fixed order: same inputs, same build, same device, same bits, whatever the number of threads;
+//! - per-token vectors (`tokens`, `targets`, `positions`, `doc_start`) are `(N, 1)` tensors of [`DType::I32`];
+//! - a shape that disagrees is a bug of ours: a backend calls the operation's `check` first, which panics with the values;
+//! - an operation fails if the device refuses the launch or an earlier operation failed on it, and for no other reason.
+
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod elementwise;
+pub mod embedding;
+pub mod lora;
+pub mod matmul;
+pub mod norm;
+pub mod rope;
+pub mod swiglu;
+#[cfg(test)]
+mod testing;
+
+use crate::error::Result;
+use crate::tensor::{DType, Device, Tensor};
+
+pub use adamw::{AdamWSlot, AdamWStep};
+pub use attention::{Attention, AttentionGrads, Decode, Heads, Mask};
+pub use cross_entropy::{HeadGrads, HeadLoss};
+pub use dropout::Dropout;
+pub use lora::{LoraScratch, LowRank, LowRankGrads};
+pub use matmul::{MatMul, Write};
+pub use norm::Norm;
+pub use rope::{Rope, Rotate};
+pub use swiglu::Swiglu;
+
+/// Panics unless the argument `name` of operation `what` has this shape.
+#[track_caller]
+pub fn expect_shape<B: Device>(what: &str, name: &str, t: &Tensor<B>, shape: (usize, usize)) {
+    assert!(t.shape() == shape, "{what}: shape of {name} is {:?}, expected {shape:?}", t.shape());
+}
+
+/// Panics unless the argument `name` of operation `what` has this element type.
+#[track_caller]
+pub fn expect_dtype<B: Device>(what: &str, name: &str, t: &Tensor<B>, dtype: DType) {
+    assert!(t.dtype() == dtype, "{what}: element type of {name} is {:?}, expected {dtype:?}", t.dtype());
+}
+
+/// Products of matrices.
+pub trait Products: Device {
+    /// `C = alpha · op(A, B)` or `C += alpha · op(A, B)`, see [`MatMul`].
+    ///
+    /// Operands may be f32 or bf16 in any mix. Two f32 operands multiply in f32; with a bf16 one the f32 other is rounded to
+    /// bf16 first. Accumulates in f32; `C` f32 or bf16 is rounded once (`Write::Add` on bf16: sum in f32, then rounded).
+    fn matmul(
+        &self,
+        c: &mut Tensor<Self>,
+        a: &Tensor<Self>,
+        b: &Tensor<Self>,
+        op: MatMul,
+        alpha: f32,
+        write: Write,
+    ) -> Result<()>;
+}
+
+/// Norms of rows.
+pub trait Norms: Device {
+    /// Root-mean-square norm over each row: `out = x * rstd * w`, `rstd = 1/sqrt(mean(x²) + eps)`; see [`Norm`].
+    fn rmsnorm_forward(&self, out: &mut Tensor<Self>, rstd: &mut Tensor<Self>, x: Norm<'_, Self>) -> Result<()>;
+
+    /// Gradient of [`Norms::rmsnorm_forward`]: `dx` set or added to; `dw` (1, D) f32 `+=` where it is trained.
+    fn rmsnorm_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dw: Option<&mut Tensor<Self>>,
+        dout: &Tensor<Self>,
+        rstd: &Tensor<Self>,
+        x: Norm<'_, Self>,
+        write: Write,
+    ) -> Result<()>;
+}
+
+/// A device that trains: every operation. See the module documentation for the rules they share.
+pub trait Backend: Products + Norms {
+    /// `dst += src`, same shape; the sum is formed in f32 and rounded once.
+    fn add(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()>;
+
+    /// `dst += b` for every row of `dst` (N, C); `b` (1, C).
+    fn add_bias(&self, dst: &mut Tensor<Self>, b: &Tensor<Self>) -> Result<()>;
+
+    /// `db += sum over rows of dy`: `db` (1, C) f32, `dy` (N, C).
+    fn bias_backward(&self, db: &mut Tensor<Self>, dy: &Tensor<Self>) -> Result<()>;
+
+    /// `dst[i] = src[rows[i]]`: `dst` (n, C), `src` (m, C), `rows` (n, 1) i32 in `0..m`. Same dtype.
+    fn gather_rows(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>, rows: &Tensor<Self>) -> Result<()>;
+
+    /// `dst[rows[i]] = src[i]`: the rows are distinct. Same dtype.
+    fn scatter_rows(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>, rows: &Tensor<Self>) -> Result<()>;
+
+    /// Token embedding: `out[i] = w[tokens[i]]`; `out` (N, C), `w` (V, C).
+    fn embedding_forward(&self, out: &mut Tensor<Self>, w: &Tensor<Self>, tokens: &Tensor<Self>) -> Result<()> {
+        self.gather_rows(out, w, tokens)
+    }
+
+    /// `dw[tokens[i] - first_row] += dout[i]` in order of i; tokens below `first_row` or beyond `dw` are skipped. `dw` f32.
+    fn embedding_backward(
+        &self,
+        dw: &mut Tensor<Self>,
+        dout: &Tensor<Self>,
+        tokens: &Tensor<Self>,
+        first_row: usize,
+    ) -> Result<()>;
+
+    /// Rotary embedding in place on `x` (N, heads*D); see [`Rope`].
+    fn rope(&self, x: &mut Tensor<Self>, by: Rope<'_, Self>, direction: Rotate) -> Result<()>;
+
+    /// Causal attention inside documents: `out` (N, H*D), and `lse` (N, H) f32, natural log; see [`Attention`].
+    fn attention_forward(&self, out: &mut Tensor<Self>, lse: &mut Tensor<Self>, x: Attention<'_, Self>) -> Result<()>;
+
+    /// Gradient of [`Backend::attention_forward`], whose results are `out` and `lse`, for `dout` (N, H*D).
+    ///
+    /// Source: Dao 2023, arXiv:2307.08691, algorithm 2.
+    fn attention_backward(
+        &self,
+        dx: AttentionGrads<'_, Self>,
+        dout: &Tensor<Self>,
+        out: &Tensor<Self>,
+        lse: &Tensor<Self>,
+        x: Attention<'_, Self>,
+    ) -> Result<()>;
+
+    /// Attention of one new token per sequence against a cache: `out` (S, H*D); see [`Decode`].
+    fn attention_decode(&self, out: &mut Tensor<Self>, x: Decode<'_, Self>) -> Result<()>;
+
+    /// `out = silu(gate) * up`, all (N, F). Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
+    fn swiglu_forward(&self, out: &mut Tensor<Self>, x: Swiglu<'_, Self>) -> Result<()>;
+
+    /// Gradient of [`Backend::swiglu_forward`]: sets `dgate` and `dup`.
+    fn swiglu_backward(
+        &self,
+        dgate: &mut Tensor<Self>,
+        dup: &mut Tensor<Self>,
+        dout: &Tensor<Self>,
+        x: Swiglu<'_, Self>,
+    ) -> Result<()>;
+
+    /// The head and its loss in chunks of rows; the logits never exist whole and unsupervised rows are skipped.
+    ///
+    /// - `loss` (N, 1) f32, set: `logsumexp(x·wᵀ) - logit[target]`, 0 on ignored rows.
+    /// - `correct` (N, 1) f32, set: 1 where the arg max (lowest index on ties) is the target, else 0.
+    /// - `grads`: see [`HeadGrads`].
+    fn linear_cross_entropy(
+        &self,
+        loss: &mut Tensor<Self>,
+        correct: Option<&mut Tensor<Self>>,
+        grads: HeadGrads<'_, Self>,
+        x: HeadLoss<'_, Self>,
+    ) -> Result<()>;
+
+    /// `dst = dropout(src)`; see [`Dropout`]. Linear, so it is also its own gradient.
+    fn dropout(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>, dropout: Dropout) -> Result<()>;
+
+    /// Low-rank update `y += scale · dropout(x) Aᵀ Bᵀ`, and `t = dropout(x) Aᵀ` (N, r) kept for backward. `x` (N, in), `y` (N, out);
+    /// see [`LowRank`].
+    ///
+    /// This default composes it from products; a device may fuse it.
+    fn lora_forward(
+        &self,
+        y: &mut Tensor<Self>,
+        t: &mut Tensor<Self>,
+        x: &Tensor<Self>,
+        by: LowRank<'_, Self>,
+        scratch: &mut LoraScratch<Self>,
+    ) -> Result<()> {
+        lora::forward(self, y, t, x, by, scratch)
+    }
+
+    /// Gradients of [`Backend::lora_forward`] for `dy` (N, out).
+    fn lora_backward(
+        &self,
+        grads: LowRankGrads<'_, Self>,
+        dy: &Tensor<Self>,
+        x: &Tensor<Self>,
+        t: &Tensor<Self>,
+        by: LowRank<'_, Self>,
+        scratch: &mut LoraScratch<Self>,
+    ) -> Result<()> {
+        lora::backward(self, grads, dy, x, t, by, scratch)
+    }
+
+    /// Sum of the squares of all elements of all tensors, in f64 or a fixed f32 tree. Waits for the device.
+    fn norm2(&self, tensors: &[&Tensor<Self>]) -> Result<f64>;
+
+    /// One AdamW update of one tensor; see [`AdamWSlot`].
+    fn adamw(&self, slot: AdamWSlot<'_, Self>, step: AdamWStep) -> Result<()>;
+}

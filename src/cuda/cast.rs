@@ -1,0 +1,34 @@
+//! Conversion between element types: `kernels/cast.cu` and its launch.
+
+use super::compile::{Source, source};
+use super::device::Cuda;
+use super::kernels::Param::{In, Out, U64};
+use super::kernels::{Configuration, Kernel, THREADS, c_type};
+use super::launch::Launch;
+use crate::error::{Context, Result};
+use crate::tensor::{DType, Tensor};
+
+/// The source of its kernel.
+pub const SOURCE: Source = source!("kernels/cast.cu");
+
+/// `dst = src` of another type.
+pub fn kernel(dst: DType, src: DType) -> Kernel {
+    Kernel {
+        source: SOURCE,
+        entry: "cast",
+        defines: vec![("DST_T", c_type(dst)), ("SRC_T", c_type(src))],
+        params: &[Out, In, U64],
+        threads: THREADS,
+    }
+}
+
+/// Every configuration there is.
+pub fn all() -> Vec<Configuration> {
+    vec![(kernel(DType::F32, DType::Bf16), 0), (kernel(DType::Bf16, DType::F32), 0)]
+}
+
+pub(super) fn cast(dev: &Cuda, dst: &mut Tensor<Cuda>, src: &Tensor<Cuda>) -> Result<()> {
+    let (kernel, n) = (kernel(dst.dtype(), src.dtype()), src.len());
+    let launch = Launch::new(dev, &kernel, n.div_ceil(THREADS * 8), 0);
+    launch.write(dst).read(src).u64(n).run().context(|| "copy".into())
+}

@@ -1,0 +1,149 @@
+//! A GPU as a device: its context, one stream, what it is.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use cudarc::driver::sys::{CUdevice_attribute, CUresult};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+
+use super::compile::{Compiler, Target};
+use super::device_library;
+use super::error::{DriverResult, driver};
+use super::modules::Modules;
+use super::nvrtc::Nvrtc;
+use crate::dirs;
+use crate::error::Result;
+use crate::tensor::Tensor;
+
+/// What a device is.
+#[derive(Clone, Debug)]
+pub struct Properties {
+    /// Its number.
+    pub ordinal: usize,
+    /// Its name.
+    pub name: String,
+    /// Compute capability, major · 10 + minor.
+    pub cc: u32,
+    /// Memory in bytes.
+    pub memory: usize,
+    /// Streaming multiprocessors.
+    pub sm_count: usize,
+    /// Largest shared memory of a block that asks for it, in bytes.
+    pub shared_limit: usize,
+    /// Whether it is the emulator of `tests/vgpu`, which takes PTX alone.
+    pub emulated: bool,
+}
+
+/// A GPU and one stream of it.
+pub struct Cuda {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    properties: Properties,
+    modules: Modules,
+    /// Partial sums of one operation, kept between operations; the stream orders their uses.
+    pub(super) scratch: Mutex<Option<Tensor<Cuda>>>,
+}
+
+impl Cuda {
+    /// How many devices the driver sees; 0 where it sees none.
+    ///
+    /// # Errors
+    /// If there is no driver or it is too old or broken.
+    pub fn count() -> Result<usize> {
+        device_library::require()?;
+        match CudaContext::device_count() {
+            Ok(n) => Ok(usize::try_from(n).unwrap_or(0)),
+            Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => Ok(0),
+            Err(e) => Err(driver("starting the driver", e)),
+        }
+    }
+
+    /// Device `ordinal`, with compiled kernels kept in the user's cache.
+    ///
+    /// # Errors
+    /// If there is no driver, no such device, no NVRTC, or nothing that NVRTC compiles runs on the device.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        Self::with_cache(ordinal, Some(&dirs::cache()))
+    }
+
+    /// As [`Cuda::new`], with compiled kernels kept in `cache/kernels`, or nowhere.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn with_cache(ordinal: usize, cache: Option<&Path>) -> Result<Self> {
+        let (context, properties) = open(ordinal)?;
+        let nvrtc = Nvrtc::get()?;
+        // The emulator knows the instructions of compute_80 best, whatever it poses as.
+        let target = match properties.emulated {
+            true => Target::Ptx(80),
+            false => Target::for_device(properties.cc, nvrtc)?,
+        };
+        // SAFETY: there is one stream, which orders every use, copy and free of a buffer; no event is needed between streams.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().doing(|| "creating a stream".into())?;
+        let compiler = Compiler::new(nvrtc, target, cache);
+        let modules = Modules::new(context.clone(), compiler, properties.shared_limit);
+        Ok(Self { context, stream, properties, modules, scratch: Mutex::new(None) })
+    }
+
+    /// What the device is.
+    pub fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    /// What kernels are compiled for.
+    pub fn target(&self) -> Target {
+        self.modules.target()
+    }
+
+    /// Free and total memory in bytes.
+    ///
+    /// # Errors
+    /// If an earlier operation failed.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().doing(|| "asking for free memory".into())
+    }
+
+    /// The kernels that are loaded.
+    pub(super) fn modules(&self) -> &Modules {
+        &self.modules
+    }
+
+    /// The stream that everything is queued on.
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+}
+
+/// The context of a device and what the device is.
+fn open(ordinal: usize) -> Result<(Arc<CudaContext>, Properties)> {
+    device_library::require()?;
+    let context = CudaContext::new(ordinal).doing(|| format!("opening device {ordinal}"))?;
+    let properties = properties(ordinal)?;
+    Ok((context, properties))
+}
+
+/// What a device is, without opening it.
+///
+/// # Errors
+/// If there is no driver or no such device.
+pub fn properties(ordinal: usize) -> Result<Properties> {
+    device_library::require()?;
+    let what = || format!("asking what device {ordinal} is");
+    result::init().doing(what)?;
+    let device = result::device::get(ordinal as i32).doing(what)?;
+    // SAFETY: `device` comes from the driver.
+    let attribute = |a| unsafe { result::device::get_attribute(device, a) }.doing(what);
+    let name = result::device::get_name(device).doing(what)?;
+    Ok(Properties {
+        ordinal,
+        cc: (attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? * 10
+            + attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?) as u32,
+        // SAFETY: as above.
+        memory: unsafe { result::device::total_mem(device) }.doing(what)?,
+        sm_count: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+        shared_limit: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+        emulated: name.starts_with("vgpu "),
+        name,
+    })
+}

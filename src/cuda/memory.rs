@@ -1,0 +1,159 @@
+//! Memory of the device: buffers, copies to and from the host, scratch.
+
+use std::sync::MutexGuard;
+
+use cudarc::driver::{CudaSlice, DevicePtr};
+use half::bf16;
+
+use super::device::Cuda;
+use super::error::{DriverResult, driver};
+use super::locked;
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Device, Tensor};
+
+/// Device memory behind a tensor, freed in stream order.
+pub struct CudaBuf {
+    bytes: CudaSlice<u8>,
+}
+
+impl CudaBuf {
+    /// What every buffer's address is a multiple of; `cuMemAllocAsync` gives 256.
+    pub const ALIGNMENT: u64 = 16;
+}
+
+/// Values converted at once on their way to or from the device: bounds the memory of a copy.
+const COPY_ELEMENTS: usize = 1 << 22;
+
+/// The scratch tensor while an operation is being queued.
+pub(super) struct ScratchGuard<'a>(MutexGuard<'a, Option<Tensor<Cuda>>>);
+
+impl ScratchGuard<'_> {
+    /// The tensor itself.
+    pub fn tensor(&mut self) -> &mut Tensor<Cuda> {
+        self.0.as_mut().expect("allocated when the guard was made")
+    }
+}
+
+impl Cuda {
+    /// The address of a buffer.
+    pub(super) fn address(&self, buf: &CudaBuf) -> u64 {
+        buf.bytes.device_ptr(self.stream()).0
+    }
+
+    /// A scratch tensor of at least `len` f32, its values whatever they were.
+    pub(super) fn scratch(&self, len: usize) -> Result<ScratchGuard<'_>> {
+        let mut guard = locked(&self.scratch);
+        if guard.as_ref().is_none_or(|t| t.capacity() < len) {
+            *guard = None;
+            *guard = Some(self.alloc(1, len, DType::F32)?);
+        }
+        Ok(ScratchGuard(guard))
+    }
+
+    /// A tensor of zeros.
+    pub(super) fn allocate(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>> {
+        let bytes = rows
+            .checked_mul(cols)
+            .and_then(|n| n.checked_mul(dtype.bytes()))
+            .ok_or_else(|| Error::new(format!("cuda: a tensor of {rows} x {cols} is larger than any memory")))?;
+        // A tensor without elements still has an address.
+        let allocated = self.stream().alloc_zeros::<u8>(bytes.max(CudaBuf::ALIGNMENT as usize));
+        let bytes = allocated.map_err(|e| {
+            let (free, total) = self.memory().unwrap_or((0, self.properties().memory));
+            let mib = |n: usize| n as f64 / f64::from(1 << 20);
+            driver(
+                &format!(
+                    "allocating {:.1} MiB for {rows} x {cols} of {dtype:?} ({:.0} MiB free of {:.0} MiB)",
+                    mib(bytes),
+                    mib(free),
+                    mib(total)
+                ),
+                e,
+            )
+        })?;
+        Ok(Tensor::from_buf(CudaBuf { bytes }, rows, cols, dtype))
+    }
+
+    /// Copies values to the device, rounded where it holds bf16.
+    pub(super) fn upload_values(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {
+        assert_eq!(dst.len(), src.len(), "upload: number of elements");
+        match dst.dtype() {
+            DType::F32 => self.upload_bytes(dst, 0, bytemuck::cast_slice(src)),
+            DType::Bf16 => {
+                for (i, part) in src.chunks(COPY_ELEMENTS).enumerate() {
+                    let rounded: Vec<bf16> = part.iter().map(|&x| bf16::from_f32(x)).collect();
+                    self.upload_bytes(dst, i * COPY_ELEMENTS * 2, bytemuck::cast_slice(&rounded))?;
+                }
+                Ok(())
+            }
+            DType::I32 => panic!("upload: integers where numbers are expected"),
+        }
+    }
+
+    /// Copies integers to the device.
+    pub(super) fn upload_integers(&self, dst: &mut Tensor<Self>, src: &[i32]) -> Result<()> {
+        assert_eq!(dst.dtype(), DType::I32, "upload_i32: element type");
+        assert_eq!(dst.len(), src.len(), "upload_i32: number of elements");
+        self.upload_bytes(dst, 0, bytemuck::cast_slice(src))
+    }
+
+    /// Copies values to the host, widened.
+    pub(super) fn download_values(&self, dst: &mut [f32], src: &Tensor<Self>) -> Result<()> {
+        assert_eq!(dst.len(), src.len(), "download: number of elements");
+        match src.dtype() {
+            DType::F32 => self.download_bytes(bytemuck::cast_slice_mut(dst), src, 0),
+            DType::Bf16 => {
+                let mut part = vec![bf16::ZERO; COPY_ELEMENTS.min(dst.len())];
+                for (i, dst) in dst.chunks_mut(COPY_ELEMENTS).enumerate() {
+                    let part = &mut part[..dst.len()];
+                    self.download_bytes(bytemuck::cast_slice_mut(part), src, i * COPY_ELEMENTS * 2)?;
+                    dst.iter_mut().zip(part.iter()).for_each(|(d, s)| *d = s.to_f32());
+                }
+                Ok(())
+            }
+            DType::I32 => panic!("download: integers where numbers are expected"),
+        }
+    }
+
+    /// Fills the logical part of a tensor with zeros.
+    pub(super) fn zero(&self, dst: &mut Tensor<Self>) -> Result<()> {
+        let bytes = dst.len() * dst.dtype().bytes();
+        if bytes == 0 {
+            return Ok(());
+        }
+        let mut part = dst.buf.bytes.slice_mut(..bytes);
+        self.stream().memset_zeros(&mut part).doing(|| "filling with zeros".into())
+    }
+
+    /// Copies a tensor to another of the same shape and type.
+    pub(super) fn copy_bytes(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()> {
+        let bytes = src.len() * src.dtype().bytes();
+        let (from, mut to) = (src.buf.bytes.slice(..bytes), dst.buf.bytes.slice_mut(..bytes));
+        self.stream().memcpy_dtod(&from, &mut to).doing(|| "copying on the device".into())
+    }
+
+    /// Waits until everything queued has run.
+    pub(super) fn wait(&self) -> Result<()> {
+        self.stream().synchronize().doing(|| "waiting for the device".into())
+    }
+
+    /// Copies bytes into a tensor from byte `at` on. They may be reused when this returns: the driver has taken them from memory
+    /// that is not page-locked.
+    fn upload_bytes(&self, dst: &mut Tensor<Self>, at: usize, src: &[u8]) -> Result<()> {
+        if src.is_empty() {
+            return Ok(());
+        }
+        let mut part = dst.buf.bytes.slice_mut(at..at + src.len());
+        self.stream().memcpy_htod(src, &mut part).doing(|| format!("copying {} bytes to the device", src.len()))
+    }
+
+    /// Copies bytes of a tensor from byte `at` on, and waits for them.
+    fn download_bytes(&self, dst: &mut [u8], src: &Tensor<Self>, at: usize) -> Result<()> {
+        if dst.is_empty() {
+            return self.wait();
+        }
+        let part = src.buf.bytes.slice(at..at + dst.len());
+        self.stream().memcpy_dtoh(&part, dst).doing(|| format!("copying {} bytes from the device", part.len()))?;
+        self.wait()
+    }
+}
