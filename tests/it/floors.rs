@@ -18,8 +18,8 @@ fn floor(module: &str) -> Option<usize> {
     FLOORS.iter().position(|f| f.contains(&module))
 }
 
-/// Floor 1, 4, 5 and 6 are layers whose modules know each other; those of floor 0, 2 and 3 do not. Backends are chosen by
-/// commands alone: what lies between works over any of them, but for the collectives of CUDA.
+/// Modules of floor 2 and 3 do not know each other; those of another floor may, as long as no circle comes of it. Backends are
+/// chosen by commands alone: what lies between works over any of them, but for the collectives of CUDA.
 fn allowed(from: &str, to: &str) -> bool {
     let (Some(a), Some(b)) = (floor(from), floor(to)) else {
         return false;
@@ -27,7 +27,7 @@ fn allowed(from: &str, to: &str) -> bool {
     if ["cpu", "cuda"].contains(&to) && (3..=5).contains(&a) {
         return from == "comm" && to == "cuda";
     }
-    from == to || b < a || (a == b && [1, 4, 5, 6].contains(&a))
+    from == to || b < a || (a == b && ![2, 3].contains(&a))
 }
 
 fn rust_files(dir: &Path, out: &mut Vec<PathBuf>) {
