@@ -20,10 +20,9 @@ use ringtune::ensure;
 use ringtune::error::{Error, Result};
 use ringtune::model::config::{Architecture, AttentionBias, ModelConfig, RopeScaling};
 use ringtune::rng::Stream;
+use ringtune::settings::{LoraSettings, Precision, TrainSettings};
 use ringtune::tensor::Device;
-use ringtune::train::TrainSettings;
 use ringtune::train::init::RandomModel;
-use ringtune::train::settings::{LoraSettings, Precision};
 use ringtune::train::setup::workload;
 
 /// What PyTorch did: tokens per second eager and compiled, least peak memory in MiB of the two.

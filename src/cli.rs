@@ -7,10 +7,10 @@ use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 
 use crate::commands;
 use crate::commands::parity::ParityArgs;
-use crate::config::{Command, Kind, Resolved, Setting, TABLE, Typed};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::hf::save::parse_size;
+use crate::settings::{Command, Kind, Resolved, Setting, TABLE, Typed};
 use crate::tensor::DType;
 
 const COLUMNS: &str = "\

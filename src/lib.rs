@@ -8,7 +8,6 @@ pub mod checkpoint;
 pub mod cli;
 pub mod comm;
 pub mod commands;
-pub mod config;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -25,6 +24,7 @@ pub mod machine;
 pub mod model;
 pub mod optim;
 pub mod rng;
+pub mod settings;
 pub mod tensor;
 pub mod train;
 

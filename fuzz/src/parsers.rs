@@ -272,7 +272,7 @@ fn trainer_state(bytes: &[u8]) {
 
 fn settings_file(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    std::hint::black_box(ringtune::config::read_file(text, "c.json").is_ok());
+    std::hint::black_box(ringtune::settings::read_file(text, "c.json").is_ok());
 }
 
 fn jinja(bytes: &[u8]) {

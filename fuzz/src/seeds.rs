@@ -16,7 +16,7 @@ use ringtune::data::template::{Template, TemplateOptions};
 use ringtune::data::token_file::{self, Content, DocInfo, Meta};
 use ringtune::hf::HostTensor;
 use ringtune::hf::tokenizer_json::tokenizer_json;
-use ringtune::train::TrainSettings;
+use ringtune::settings::TrainSettings;
 use ringtune::train::state::{RunFacts, RunState};
 
 use crate::parsers::scratch;

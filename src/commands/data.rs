@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use super::jobs::{PretrainJob, SftJob};
 use super::startup::DEFAULT_SEQ_LEN;
-use crate::config::{Resolved, find_config};
 use crate::data::cache;
 use crate::data::encode::Overflow;
 use crate::data::jsonl::{BadRows, RowOptions};
@@ -17,6 +16,7 @@ use crate::data::template::{Template, TemplateOptions};
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
 use crate::hf;
+use crate::settings::{Resolved, find_config};
 
 /// The tokenizer of `tokenizer_path`, or the one in the model's folder.
 ///

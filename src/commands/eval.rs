@@ -27,7 +27,7 @@ use crate::eval::{Evaluation, SetSums};
 use crate::files::write_json;
 use crate::hf::TensorSource;
 use crate::log::tables::{grouped, table};
-use crate::train::settings::GenTest;
+use crate::settings::GenTest;
 
 /// Prompts answered with `--gen-only` when their number is left open.
 const DEFAULT_SAMPLES: usize = 5;

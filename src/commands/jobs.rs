@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::data::pretrain::PretrainDataSpec;
 use crate::data::sft::SftDataSpec;
 use crate::data::tokenizer::SpecialIds;
-use crate::train::settings::{ResolvedSetting, TrainSettings};
+use crate::settings::{ResolvedSetting, TrainSettings};
 
 /// What `ringtune sft` is asked to do.
 #[derive(Clone, Debug)]

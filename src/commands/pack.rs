@@ -4,13 +4,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::{Out, data, note};
-use crate::config::Resolved;
 use crate::data::pretrain::{self, PretrainDataSpec};
 use crate::data::sft::token_file_of;
 use crate::data::token_file::TokenFile;
 use crate::data::train_set::Tokens;
 use crate::error::{Context, Error, Result};
 use crate::log::tables::grouped;
+use crate::settings::Resolved;
 
 /// Writes `output`: one token file for one data set; a folder with `NAME.tok` for each of several.
 ///

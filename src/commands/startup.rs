@@ -19,8 +19,8 @@ use crate::hf::safetensors::ModelFiles;
 use crate::hf::tokenizer_files::read_added_tokens;
 use crate::hf::{SaveDType, TensorSource};
 use crate::model::config::ModelConfig;
+use crate::settings::TrainSettings;
 use crate::tensor::DType;
-use crate::train::settings::TrainSettings;
 use crate::train::setup;
 
 /// Longest row where neither the user nor the model asks for less, in training and in evaluation.

@@ -17,8 +17,8 @@ use crate::generate::{GenerateOptions, Generated, Sampling, generate};
 use crate::log::tables::table;
 use crate::model::config::ModelConfig;
 use crate::model::{LoraSpec, Params};
+use crate::settings::GenTest;
 use crate::tensor::DType;
-use crate::train::settings::GenTest;
 
 /// What [`GenReport::to_json`] gives, in the folder of a run.
 pub const SAMPLES: &str = "samples.json";

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::train::settings::ResolvedSetting;
+use crate::settings::ResolvedSetting;
 
 /// Bytes of one class of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]

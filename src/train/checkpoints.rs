@@ -9,7 +9,6 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::saver::Saver;
-use super::settings::TrainSettings;
 use super::state::{RunFacts, RunState, TRAINER_STATE};
 use super::step::Workload;
 use crate::backend::Backend;
@@ -19,6 +18,7 @@ use crate::ensure;
 use crate::error::{Context, Result};
 use crate::hf::artifact::Artifact;
 use crate::hf::companions::Companions;
+use crate::settings::TrainSettings;
 
 pub use crate::hf::peft::RESIZED_BASE;
 

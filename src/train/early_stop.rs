@@ -1,6 +1,6 @@
 //! Best evaluation so far, and when to give up. The state is part of every checkpoint.
 
-use super::settings::EarlyStopping;
+use crate::settings::EarlyStopping;
 
 /// What the evaluations have shown so far.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -2,12 +2,12 @@
 //!
 //! [`estimate`] follows what [`super::setup::workload`] allocates tensor by tensor; a test holds the two equal to the byte.
 
-use super::settings::{Precision, Recompute, TrainSettings};
 use super::setup::dtype;
 use crate::hf::names::{linear_shape, weights};
 use crate::log::tables::MemoryClass;
 use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
+use crate::settings::{Precision, Recompute, TrainSettings};
 
 /// Bytes of f32 and of i32.
 const WORD: u64 = 4;

@@ -9,11 +9,8 @@ pub mod plan;
 pub mod record;
 pub mod run;
 pub mod saver;
-pub mod settings;
 pub mod setup;
 pub mod signals;
 pub mod state;
 pub mod step;
 pub mod trainer;
-
-pub use settings::TrainSettings;

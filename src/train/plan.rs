@@ -1,9 +1,9 @@
 //! From settings to the constants of a run: schedule, optimiser, and the fingerprint of what decides its arithmetic.
 
-use super::settings::{LrSchedule, TrainSettings, Warmup};
 use crate::error::Result;
 use crate::optim::groups::GroupSettings;
 use crate::optim::{self, AdamWSettings, Schedule, ScheduleSettings, Shape};
+use crate::settings::{LrSchedule, TrainSettings, Warmup};
 
 /// The learning rate of every step.
 ///
@@ -48,7 +48,7 @@ pub fn fingerprint(s: &TrainSettings, peak: f64, max_steps: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::settings::{Every, Resume};
+    use crate::settings::{Every, Resume};
 
     #[test]
     fn the_fingerprint_follows_arithmetic_alone() {

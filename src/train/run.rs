@@ -8,7 +8,6 @@ use serde_json::json;
 use super::batches::{LoadedBatches, PlannedEval};
 use super::checkpoints::{Checkpoints, RESIZED_BASE};
 use super::record;
-use super::settings::{ResolvedSetting, Resume, TrainSettings};
 use super::signals::StopFlag;
 use super::state::{RunState, TRAINER_STATE};
 use super::step::Workload;
@@ -28,6 +27,7 @@ use crate::hf::artifact::Artifact;
 use crate::hf::companions::Companions;
 use crate::log::metrics::{Metrics, round3};
 use crate::log::tables::{available_memory, memory_table, settings_table};
+use crate::settings::{ResolvedSetting, Resume, TrainSettings};
 
 /// Folder of the merged model, in the output folder.
 pub const MERGED: &str = "merged";
@@ -292,7 +292,7 @@ fn load_best<B: Backend>(
     if !s.load_best_at_end {
         return Ok(());
     }
-    if s.save_every == super::settings::Every::Never {
+    if s.save_every == crate::settings::Every::Never {
         say("save_strategy is no: the final weights are those of the last step, not of the best evaluation");
         return Ok(());
     }

@@ -2,7 +2,6 @@
 
 use super::init::{add_lora, resolve_targets};
 use super::plan;
-use super::settings::{Precision, Recompute, TrainSettings};
 use super::step::Workload;
 use crate::backend::Backend;
 use crate::error::Result;
@@ -13,6 +12,7 @@ use crate::log::tables::{MemoryClass, grouped};
 use crate::model::flops::FlopCount;
 use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec};
 use crate::optim::Optimizer;
+use crate::settings::{Precision, Recompute, TrainSettings};
 use crate::tensor::{DType, Tensor};
 
 /// Storage type of weights and activations.

@@ -5,8 +5,8 @@
 use serde_json::{Map, Value, json};
 
 use super::early_stop::BestSoFar;
-use super::settings::{Every, TrainSettings};
 use crate::error::{Context, Error, Result};
+use crate::settings::{Every, TrainSettings};
 
 /// The part of a run that is not a tensor. Everything that influences later steps or log lines is in it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -160,7 +160,7 @@ impl RunState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::settings::EarlyStopping;
+    use crate::settings::EarlyStopping;
 
     fn facts(settings: &TrainSettings) -> RunFacts<'_> {
         RunFacts { settings, output_dir: std::path::Path::new("out"), max_steps: 40 }

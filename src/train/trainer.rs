@@ -9,7 +9,6 @@ use serde_json::{Map, json};
 
 use super::batches::{EvalBatches, TrainBatches};
 use super::checkpoints::Checkpoints;
-use super::settings::{Every, TrainSettings};
 use super::signals::StopFlag;
 use super::state::RunState;
 use super::step::{Problem, Stepped, Workload};
@@ -21,6 +20,7 @@ use crate::error::Result;
 use crate::eval::{Evaluation, SetSums};
 use crate::log::metrics::{Metrics, StepFigures};
 use crate::optim::schedule::Schedule;
+use crate::settings::{Every, TrainSettings};
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ringtune::commands::jobs::SftJob;
 use ringtune::data::encode::Overflow;
 use ringtune::data::sft::{RowSpec, SftDataSpec};
-use ringtune::train::settings::{Every, LoraSettings, TrainSettings};
+use ringtune::settings::{Every, LoraSettings, TrainSettings};
 use serde_json::Value;
 
 /// The reference model; it has no `<|im_start|>` and `<|im_end|>`, so ChatML grows its vocabulary.

@@ -8,8 +8,8 @@ use ringtune::cpu::{Cpu, LOGITS_ROWS};
 use ringtune::hf::TensorSource;
 use ringtune::hf::resize::{NewToken, Resize, Resized};
 use ringtune::hf::safetensors::ModelFiles;
+use ringtune::settings::{Precision, Recompute, TrainSettings};
 use ringtune::train::memory::{Demand, estimate, remedy};
-use ringtune::train::settings::{Precision, Recompute, TrainSettings};
 use ringtune::train::setup;
 use serde_json::Value;
 

@@ -10,8 +10,8 @@ const FLOORS: &[&[&str]] = &[
     &["cpu", "cuda", "data", "datasets"],
     &["model", "comm"],
     &["optim", "hf", "checkpoint"],
-    &["generate", "log", "eval", "train"],
-    &["config", "cli", "commands"],
+    &["settings", "generate", "log", "eval", "train"],
+    &["cli", "commands"],
 ];
 
 fn floor(module: &str) -> Option<usize> {
@@ -125,12 +125,12 @@ fn serde_types_stay_where_files_are_read() {
         let relative = file.strip_prefix(&src).unwrap().to_str().unwrap().to_string();
         let text = code(&fs::read_to_string(&file).unwrap());
         let derives = text.contains("Serialize") || text.contains("Deserialize");
-        let home = ["config/", "checkpoint/", "hf/", "data/", "datasets/", "model/config.rs"]
+        let home = ["settings/", "checkpoint/", "hf/", "data/", "datasets/", "model/config.rs"]
             .iter()
             .any(|h| relative.starts_with(h));
         assert!(
             home || !derives,
-            "src/{relative}: serde types belong to config, checkpoint, hf, model::config, data and datasets"
+            "src/{relative}: serde types belong to settings, checkpoint, hf, model::config, data and datasets"
         );
     }
 }

@@ -12,7 +12,7 @@ use ringtune::data::loader::Step;
 use ringtune::hf::TensorSource;
 use ringtune::hf::peft::Adapter;
 use ringtune::hf::safetensors::{ModelFiles, TensorFile};
-use ringtune::train::settings::{LoraSettings, TrainSettings, Warmup};
+use ringtune::settings::{LoraSettings, TrainSettings, Warmup};
 use ringtune::train::step::{Problem, Workload};
 use ringtune::train::{plan, setup};
 use serde_json::Value;

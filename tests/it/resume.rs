@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ringtune::commands::jobs::SftJob;
 use ringtune::commands::train::run_sft;
-use ringtune::train::settings::{EarlyStopping, Every, Precision, Resume};
+use ringtune::settings::{EarlyStopping, Every, Precision, Resume};
 use serde_json::Value;
 
 use crate::runs::{copy_dir, metrics, same_file, sft, trainer_state};

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use ringtune::cli;
-use ringtune::config::{Command, Kind, Setting, TABLE};
+use ringtune::settings::{Command, Kind, Setting, TABLE};
 
 const COMMANDS: [(&str, Command); 3] =
     [("pretrain", Command::Pretrain), ("sft", Command::Sft), ("pack", Command::Pack)];
@@ -79,7 +79,7 @@ fn row(s: &Setting) -> String {
 fn configs_readme_lists_every_key() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/README.md");
     let text = fs::read_to_string(path).unwrap();
-    let marker = "<!-- Every key, from the table in src/config/table.rs; a test compares. -->\n";
+    let marker = "<!-- Every key, from the table in src/settings/table.rs; a test compares. -->\n";
     let head = text.split(marker).next().unwrap();
     let mut expected = head.to_string() + marker;
     let mut group = "";

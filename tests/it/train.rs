@@ -8,7 +8,7 @@ use ringtune::commands::train::{run_pretrain, run_sft};
 use ringtune::data::pretrain::PretrainDataSpec;
 use ringtune::hf::peft::Adapter;
 use ringtune::hf::safetensors::ModelFiles;
-use ringtune::train::settings::{EarlyStopping, Every, TrainSettings};
+use ringtune::settings::{EarlyStopping, Every, TrainSettings};
 
 use crate::runs::{MODEL, losses, metrics, same_file, sft, trainer_state};
 

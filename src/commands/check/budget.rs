@@ -18,11 +18,11 @@ use crate::hf::resize::Resized;
 use crate::log::tables::{available_memory, bytes, grouped, table};
 use crate::model::LoraSpec;
 use crate::model::flops::FlopCount;
+use crate::settings::{LoraSettings, TrainSettings};
 use crate::train::batches::{LoadedBatches, TrainBatches};
 use crate::train::init::RandomModel;
 use crate::train::memory::{self, Demand};
 use crate::train::plan;
-use crate::train::settings::{LoraSettings, TrainSettings};
 use crate::train::setup;
 
 /// Steps that `--time` measures after one that warms up.

@@ -14,11 +14,11 @@ use crate::error::Result;
 use crate::hf::names;
 use crate::log::tables::{bytes, grouped, table};
 use crate::machine::free_bytes;
+use crate::settings::{Every, Precision, Resume};
 use crate::train::checkpoints::read_state;
 use crate::train::memory::Demand;
 use crate::train::plan;
 use crate::train::run::check_no_earlier_run;
-use crate::train::settings::{Every, Precision, Resume};
 
 /// Looks at the output folder without creating or changing it.
 pub fn examine(check: &mut Check, subject: &Subject, steps: Option<Steps>) {

@@ -15,8 +15,8 @@ use serde_json::{Map, Value, json};
 
 use super::Out;
 use super::style::Style;
-use crate::config::{Command, Resolved};
 use crate::error::{Error, Result};
+use crate::settings::{Command, Resolved};
 pub use finding::{Finding, Severity};
 
 /// What the help says of findings.

@@ -21,7 +21,7 @@ use crate::hf::{SaveDType, TensorSource};
 use crate::log::tables::grouped;
 use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
-use crate::train::settings::TrainSettings;
+use crate::settings::TrainSettings;
 use crate::train::setup;
 
 /// Bad rows named one by one for each data set.

@@ -6,11 +6,11 @@ use serde_json::json;
 
 use crate::commands::style::Style;
 use crate::commands::{Out, data, note};
-use crate::config::Resolved;
 use crate::data::sft::{self, SftData};
 use crate::data::template::Template;
 use crate::data::tokenizer::{Specials, Tokenizer};
 use crate::error::Result;
+use crate::settings::Resolved;
 
 fn load(settings: &Resolved) -> Result<(Tokenizer, Template, SftData)> {
     let mut tokenizer = data::tokenizer(settings)?;

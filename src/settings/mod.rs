@@ -1,6 +1,7 @@
 //! Settings: one table defines each of them once, for the flags, the config file, the help and configs/README.md.
 
 mod file;
+mod fill;
 mod lookup;
 mod resolve;
 mod table;
@@ -11,6 +12,10 @@ pub use file::read as read_file;
 pub use lookup::{Source, find_config};
 pub use resolve::{Origin, Resolved, Typed};
 pub use table::TABLE;
+pub use train::{
+    EarlyStopping, Every, GenTest, LoraSettings, LrSchedule, Precision, Recompute, ResolvedSetting, Resume,
+    TrainSettings, Warmup,
+};
 pub use value::{Kind, Value};
 
 /// A command that takes settings; also a bit in [`Setting::commands`].

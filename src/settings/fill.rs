@@ -1,7 +1,7 @@
 //! Resolved settings as the training loop takes them.
 
 use super::{Command, Origin, Resolved, Value};
-use crate::train::settings::{
+use crate::settings::{
     EarlyStopping, Every, GenTest, LoraSettings, LrSchedule, Precision, Recompute, ResolvedSetting, Resume,
     TrainSettings, Warmup,
 };
