@@ -18,10 +18,11 @@ use ringtune::cpu::Cpu;
 use ringtune::data::loader::Step;
 use ringtune::ensure;
 use ringtune::error::{Error, Result};
+use ringtune::model::LoraSpec;
 use ringtune::model::config::{Architecture, AttentionBias, ModelConfig, RopeScaling};
 use ringtune::rng::Stream;
-use ringtune::settings::{LoraSettings, Precision, TrainSettings};
-use ringtune::tensor::Device;
+use ringtune::settings::TrainSettings;
+use ringtune::tensor::{DType, Device};
 use ringtune::train::init::RandomModel;
 use ringtune::train::setup::workload;
 
@@ -32,23 +33,23 @@ struct Case {
     name: &'static str,
     small: bool,
     lora: bool,
-    precision: Precision,
+    dtype: DType,
     pytorch: Option<PyTorch>,
 }
 
 const CASES: [Case; 8] = [
-    case("tiny full f32", false, false, Precision::F32, Some(PyTorch(2180, None, 2180))),
-    case("tiny full bf16", false, false, Precision::Bf16, Some(PyTorch(2260, Some(2906), 1635))),
-    case("tiny LoRA f32", false, true, Precision::F32, None),
-    case("tiny LoRA bf16", false, true, Precision::Bf16, Some(PyTorch(2519, Some(3849), 1604))),
-    case("small full f32", true, false, Precision::F32, Some(PyTorch(235, None, 3699))),
-    case("small full bf16", true, false, Precision::Bf16, Some(PyTorch(232, Some(368), 3476))),
-    case("small LoRA f32", true, true, Precision::F32, None),
-    case("small LoRA bf16", true, true, Precision::Bf16, Some(PyTorch(362, Some(439), 2595))),
+    case("tiny full f32", false, false, DType::F32, Some(PyTorch(2180, None, 2180))),
+    case("tiny full bf16", false, false, DType::Bf16, Some(PyTorch(2260, Some(2906), 1635))),
+    case("tiny LoRA f32", false, true, DType::F32, None),
+    case("tiny LoRA bf16", false, true, DType::Bf16, Some(PyTorch(2519, Some(3849), 1604))),
+    case("small full f32", true, false, DType::F32, Some(PyTorch(235, None, 3699))),
+    case("small full bf16", true, false, DType::Bf16, Some(PyTorch(232, Some(368), 3476))),
+    case("small LoRA f32", true, true, DType::F32, None),
+    case("small LoRA bf16", true, true, DType::Bf16, Some(PyTorch(362, Some(439), 2595))),
 ];
 
-const fn case(name: &'static str, small: bool, lora: bool, precision: Precision, pytorch: Option<PyTorch>) -> Case {
-    Case { name, small, lora, precision, pytorch }
+const fn case(name: &'static str, small: bool, lora: bool, dtype: DType, pytorch: Option<PyTorch>) -> Case {
+    Case { name, small, lora, dtype, pytorch }
 }
 
 fn main() -> Result<()> {
@@ -129,8 +130,8 @@ fn run(case: &Case, threads: Option<usize>) -> Result<()> {
     let dev = Cpu::new(threads)?;
     let config = model(case.small);
     let rows = if case.small { 1 } else { 4 };
-    let lora = LoraSettings { r: 16, alpha: 32.0, dropout: 0.0, ..Default::default() };
-    let settings = TrainSettings { precision: case.precision, lora: case.lora.then_some(lora), ..Default::default() };
+    let lora = LoraSpec { dropout: 0.0, ..TrainSettings::default().lora.expect("the default") };
+    let settings = TrainSettings { dtype: case.dtype, lora: case.lora.then_some(lora), ..Default::default() };
     let batch = batch(rows, config.vocab_size);
     let tokens = batch.tokens.len();
     let mut work = workload(&dev, &RandomModel::new(config, 1), &settings, None, tokens)?;

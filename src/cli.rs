@@ -1,8 +1,9 @@
 //! The command line: clap built from the table of settings, and the way from a command's name to its body.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 
 use crate::commands;
@@ -11,7 +12,6 @@ use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::hf::save::parse_size;
 use crate::settings::{Command, Kind, Resolved, Setting, TABLE, Typed};
-use crate::tensor::DType;
 
 const COLUMNS: &str = "\
 Results go to stdout, progress to stderr. Exit codes: 0 done, 1 data, files or device, 2 flags or configuration,
@@ -50,10 +50,10 @@ pub fn command() -> Clap {
                 .about("Print each prompt template's rendering of a small conversation, trained parts in colour"),
         )
         .subcommand(parity())
-        .subcommand(commands::prepare::command())
-        .subcommand(commands::eval::command())
-        .subcommand(commands::generate::command())
-        .subcommand(commands::merge::command())
+        .subcommand(commands::prepare::about(settings(Clap::new("prepare"), Command::Prepare)))
+        .subcommand(commands::eval::about(settings(Clap::new("eval"), Command::Eval)))
+        .subcommand(commands::generate::about(settings(Clap::new("generate"), Command::Generate)))
+        .subcommand(commands::merge::about(settings(Clap::new("merge"), Command::Merge)))
         .subcommand(commands::doctor::command())
         .subcommand(commands::report::command())
 }
@@ -93,20 +93,12 @@ fn check() -> Clap {
 }
 
 fn parity() -> Clap {
-    Clap::new("parity")
+    let clap = Clap::new("parity")
         .about("Run a recorded case and compare losses, gradients, steps and generation within its tolerances")
         .arg(path("case_dir").required(true).help("Folder with golden.json and golden.safetensors"))
         .arg(path("model").long("model").required(true).help("The model the case was recorded with"))
-        .arg(path("out").long("out").required(true).help("Where tensors, metrics, models and adapters go"))
-        .arg(
-            Arg::new("mixed_precision")
-                .long("mixed-precision")
-                .alias("mixed_precision")
-                .value_name("CHOICE")
-                .value_parser(["no", "bf16"])
-                .default_value("no")
-                .help("Precision of weights and activations"),
-        )
+        .arg(path("out").long("out").required(true).help("Where tensors, metrics, models and adapters go"));
+    settings(clap, Command::Parity)
 }
 
 fn inspect() -> Clap {
@@ -176,9 +168,13 @@ fn path(id: &'static str) -> Arg {
     Arg::new(id).value_name("PATH").value_parser(value_parser!(PathBuf))
 }
 
-/// Adds the flags of a command: one for each of its settings, two for a switch, and `--config-path`.
+/// Adds the flags of a command: one for each of its settings; where there is a config file, `--config-path` too, and two for a
+/// switch.
 fn settings(clap: Clap, command: Command) -> Clap {
-    with_settings(clap, |s| s.commands.contains(command))
+    match command.takes_config() {
+        true => with_settings(clap, |s| s.commands.contains(command)),
+        false => clap.args(command.rows().into_iter().map(flag_alone)),
+    }
 }
 
 fn with_settings(mut clap: Clap, wanted: impl Fn(&Setting) -> bool) -> Clap {
@@ -199,15 +195,8 @@ fn with_settings(mut clap: Clap, wanted: impl Fn(&Setting) -> bool) -> Clap {
     clap
 }
 
+/// A flag that may stand in a config file too: what is missing or wrong is found, and said, when both are read.
 fn flag(setting: &'static Setting) -> Arg {
-    let dashed = setting.flag();
-    let mut names: Vec<String> = vec![setting.key.into()];
-    for alias in setting.aliases {
-        names.extend([alias.to_string(), alias.replace('_', "-")]);
-    }
-    names.sort_unstable();
-    names.dedup();
-    names.retain(|n| *n != dashed);
     let mut help = setting.help.to_string();
     match (setting.kind, setting.default) {
         (Kind::Choice(words), Some(d)) => help += &format!(" [{}; default: {d}]", words.join(", ")),
@@ -218,7 +207,7 @@ fn flag(setting: &'static Setting) -> Arg {
         (_, None) if setting.unset == "required" => help += " [required]",
         (_, None) => help += &format!(" [default: {}]", setting.unset),
     }
-    let arg = Arg::new(setting.key).long(dashed).aliases(names).help_heading(setting.group).help(help);
+    let arg = named(setting).help_heading(setting.group).help(help);
     match setting.kind {
         Kind::Bool => arg.action(ArgAction::SetTrue).conflicts_with(format!("no:{}", setting.key)),
         // Negative numbers reach the setting's own message, which says what is expected.
@@ -226,6 +215,38 @@ fn flag(setting: &'static Setting) -> Arg {
         kind @ (Kind::Int(_) | Kind::Float(_)) => arg.value_name(kind.placeholder()).allow_hyphen_values(true),
         kind => arg.value_name(kind.placeholder()),
     }
+}
+
+/// A flag of a command without a config file: clap knows whether it is required, its default and its words.
+fn flag_alone(setting: &'static Setting) -> Arg {
+    let mut help = setting.help.to_string();
+    if !["", "required"].contains(&setting.unset) {
+        help += &format!(" [default: {}]", setting.unset);
+    }
+    let arg = named(setting).help(help).required(setting.unset == "required");
+    if setting.kind == Kind::Bool {
+        return arg.action(ArgAction::SetTrue);
+    }
+    let arg = match setting.kind {
+        Kind::Int(least) => arg.value_parser(value_parser!(u64).range(least..)),
+        Kind::Float(_) => arg.value_parser(value_parser!(f64)).allow_hyphen_values(true),
+        Kind::Choice(words) | Kind::Choices(words) => arg.value_parser(words.to_vec()),
+        Kind::Path | Kind::Paths => arg.value_parser(value_parser!(PathBuf)),
+        Kind::Repeated => arg.action(ArgAction::Append).allow_hyphen_values(true),
+        Kind::Ids => arg.value_delimiter(',').value_parser(value_parser!(u32)),
+        _ => arg,
+    };
+    let arg = if setting.kind.is_list() { arg.num_args(1..) } else { arg };
+    let placeholder = match (setting.placeholder, setting.kind) {
+        ("", Kind::Float(_)) => "NUMBER",
+        ("", kind) => kind.placeholder(),
+        (word, _) => word,
+    };
+    arg.value_name(placeholder).default_values(setting.default)
+}
+
+fn named(setting: &Setting) -> Arg {
+    Arg::new(setting.key).long(setting.flag()).aliases(setting.other_names())
 }
 
 fn off_flag(setting: &'static Setting) -> Arg {
@@ -240,26 +261,32 @@ fn off_flag(setting: &'static Setting) -> Arg {
 /// What was typed for each setting of `command`; `before` is the mixed precision typed before the command.
 fn typed(command: Command, matches: &ArgMatches, before: Option<&String>) -> Result<Typed> {
     let mut typed = Vec::new();
-    for setting in TABLE.iter().filter(|s| s.commands.contains(command)) {
-        if setting.kind == Kind::Bool {
-            if matches.get_flag(setting.key) {
-                typed.push((setting, vec!["true".into()]));
-            } else if matches.get_flag(&format!("no:{}", setting.key)) {
-                typed.push((setting, vec!["false".into()]));
+    for setting in command.rows() {
+        let before = before.filter(|_| setting.key == "mixed_precision");
+        let words: Vec<String> = match setting.kind {
+            Kind::Bool if matches.get_flag(setting.key) => vec!["true".into()],
+            Kind::Bool => {
+                let off = command.takes_config() && matches.get_flag(&format!("no:{}", setting.key));
+                if off { vec!["false".into()] } else { Vec::new() }
             }
-        } else if let Some(words) = matches.get_many::<String>(setting.key) {
-            let words: Vec<String> = words.cloned().collect();
-            if let ("mixed_precision", Some(word)) = (setting.key, before)
-                && words[0] != *word
-            {
+            _ if matches.value_source(setting.key) != Some(ValueSource::CommandLine) => Vec::new(),
+            _ => {
+                let raw = matches.get_raw(setting.key).into_iter().flatten();
+                let text = |word: &OsStr| word.to_str().map(String::from);
+                let words = raw.map(text).collect::<Option<_>>();
+                words.ok_or_else(|| Error::usage(format!("--{}: expected UTF-8 text", setting.flag())))?
+            }
+        };
+        match (words.is_empty(), before) {
+            (true, None) => {}
+            (true, Some(word)) => typed.push((setting, vec![word.clone()])),
+            (false, Some(word)) if words[0] != *word => {
                 return Err(Error::usage(format!(
                     "--mixed-precision: {word} before the command and {} after it; leave one out",
                     words[0]
                 )));
             }
-            typed.push((setting, words));
-        } else if let ("mixed_precision", Some(word)) = (setting.key, before) {
-            typed.push((setting, vec![word.clone()]));
+            (false, _) => typed.push((setting, words)),
         }
     }
     Ok(typed)
@@ -275,11 +302,11 @@ fn resolve(command: Command, matches: &ArgMatches, before: Option<&String>) -> R
 }
 
 fn resolve_quietly(command: Command, matches: &ArgMatches, before: Option<&String>) -> Result<Resolved> {
-    let config = matches.get_one::<String>("config_path").map(String::as_str);
-    let resolved = Resolved::new(command, typed(command, matches, before)?, config)?;
+    let config = command.takes_config().then(|| matches.get_one::<String>("config_path")).flatten();
+    let resolved = Resolved::new(command, typed(command, matches, before)?, config.map(String::as_str))?;
     // The pool for tokenising; the first to set it wins, and nobody else does.
-    if let Some(threads) = resolved.int("threads") {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads as usize);
+    if let Some(threads) = resolved.settings.train.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build_global().map_err(|e| Error::new(format!("cannot start {threads} threads: {e}")))?;
     }
     Ok(resolved)
@@ -293,7 +320,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     let matches = command().try_get_matches_from(args).unwrap_or_else(|e| e.exit());
     let before = matches.get_one::<String>(BEFORE);
     let (name, m) = matches.subcommand().expect("clap requires a command");
-    if before.is_some() && !["pretrain", "sft", "check"].contains(&name) {
+    if before.is_some() && !takes_precision(&command(), &matches) {
         return Err(Error::usage(format!("--mixed-precision: has no effect on `{name}`; leave it out")));
     }
     match name {
@@ -309,24 +336,32 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         }
         "check" => run_check(m, before),
         "pack" => commands::pack::run(&resolve(Command::Pack, m, None)?),
-        "inspect" => run_inspect(m),
+        "inspect" => run_inspect(m, before),
         "templates" => commands::templates::run(),
-        "prepare" => commands::prepare::run(m),
-        "eval" => commands::eval::run(m),
-        "generate" => commands::generate::run(m),
-        "merge" => commands::merge::run(m),
+        "prepare" => commands::prepare::run(&resolve(Command::Prepare, m, None)?.settings),
+        "eval" => commands::eval::run(&resolve(Command::Eval, m, before)?.settings),
+        "generate" => {
+            let prompts = m.get_many("prompts").into_iter().flatten().cloned().collect();
+            commands::generate::run(&resolve(Command::Generate, m, before)?.settings, prompts)
+        }
+        "merge" => commands::merge::run(&resolve(Command::Merge, m, None)?.settings),
         "doctor" => commands::doctor::run(m),
         "report" => commands::report::run(m),
         "parity" => {
             let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").clone();
-            let dtype = match m.get_one::<String>("mixed_precision").map(String::as_str) {
-                Some("bf16") => DType::Bf16,
-                _ => DType::F32,
-            };
+            let dtype = resolve(Command::Parity, m, before)?.settings.train.dtype;
             let (case, model, out) = (path("case_dir"), path("model"), path("out"));
             commands::parity::run(&Cpu::new(None)?, &ParityArgs { case, model, out, dtype })
         }
         _ => unreachable!("clap knows no other command"),
+    }
+}
+
+/// Whether the command that was typed has the flag `--mixed-precision`.
+fn takes_precision(clap: &Clap, matches: &ArgMatches) -> bool {
+    match matches.subcommand() {
+        Some((name, inner)) => clap.find_subcommand(name).is_some_and(|clap| takes_precision(clap, inner)),
+        None => clap.get_arguments().any(|arg| arg.get_id() == "mixed_precision"),
     }
 }
 
@@ -365,7 +400,7 @@ fn run_check(m: &ArgMatches, before: Option<&String>) -> Result<()> {
     commands::check::run(&resolved, &options)
 }
 
-fn run_inspect(matches: &ArgMatches) -> Result<()> {
+fn run_inspect(matches: &ArgMatches, before: Option<&String>) -> Result<()> {
     use commands::inspect;
     let (name, m) = matches.subcommand().expect("clap requires a command");
     let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").as_path();
@@ -379,7 +414,7 @@ fn run_inspect(matches: &ArgMatches) -> Result<()> {
             inspect::tokens::run(path("tokenizer"), special_ids, path("strings"), json)
         }
         "rows" | "packs" => {
-            let settings = resolve(Command::Inspect, m, None)?;
+            let settings = resolve(Command::Inspect, m, before)?;
             let epoch = *m.get_one::<u64>("epoch").expect("it has a default");
             match name {
                 "rows" => inspect::rows::rows(&settings, epoch, json),

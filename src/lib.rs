@@ -27,6 +27,7 @@ pub mod rng;
 pub mod settings;
 pub mod tensor;
 pub mod train;
+pub mod words;
 
 // Tests shared with tests/ name the library as they do there.
 #[cfg(test)]

@@ -2,17 +2,21 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::words::words;
 
 /// Element type of a tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE 754 binary32.
+    #[default]
     F32,
     /// bfloat16: binary32 with a 7-bit fraction.
     Bf16,
     /// Token ids, positions and targets.
     I32,
 }
+// As the setting of the storage type says them.
+words!(DType { F32 = "no", Bf16 = "bf16" } but I32);
 
 impl DType {
     /// Size of one element in bytes.

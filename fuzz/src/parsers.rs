@@ -31,6 +31,7 @@ use ringtune::hf::tokenizer_files::read_added_tokens;
 use ringtune::hf::tokenizer_json::tokenizer_json;
 use ringtune::train::checkpoints::read_state;
 use ringtune::train::state::RunState;
+use ringtune::words::Words;
 
 use crate::seeds::{
     adapter_config_seeds, added_token_seeds, alpaca_seeds, config_seeds, conversation_seeds, dolly_seeds, file,
@@ -308,7 +309,7 @@ fn small_tokenizer() -> Arc<Tokenizer> {
 
 /// Reads an upstream file of a data set and writes its rows.
 fn prepare_one(dataset: Dataset, name: &str, bytes: &[u8]) {
-    let source = as_file(&format!("from_{}/{name}", dataset.name()), bytes);
+    let source = as_file(&format!("from_{}/{name}", dataset.word()), bytes);
     for multi_turn in [false, true] {
         let spec = PrepareSpec {
             datasets: vec![dataset],

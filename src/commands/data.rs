@@ -5,50 +5,37 @@ use std::path::{Path, PathBuf};
 use super::jobs::{PretrainJob, SftJob};
 use super::startup::DEFAULT_SEQ_LEN;
 use crate::data::cache;
-use crate::data::encode::Overflow;
 use crate::data::jsonl::{BadRows, RowOptions};
-use crate::data::mix::WeightUnit;
 use crate::data::pretrain::PretrainDataSpec;
 use crate::data::progress::Progress;
-use crate::data::raw_tokens::RawWidth;
 use crate::data::sft::{RowSpec, SftDataSpec};
 use crate::data::template::{Template, TemplateOptions};
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
 use crate::hf;
-use crate::settings::{Resolved, find_config};
+use crate::settings::{Resolved, Settings, find_config};
 
 /// The tokenizer of `tokenizer_path`, or the one in the model's folder.
 ///
 /// # Errors
 /// If none is named or found, or it is not one that can be trained with.
-pub fn tokenizer(settings: &Resolved) -> Result<Tokenizer> {
-    let special = special_ids(settings)?;
-    let model = settings.opt_path("model_path");
-    let path = match settings.path("tokenizer_path") {
-        Some(path) => path,
-        None => {
-            let beside = model.as_deref().and_then(Tokenizer::in_folder);
-            beside.ok_or_else(|| settings.missing("tokenizer_path"))?
-        }
-    };
-    Tokenizer::open_beside(&path, special, model.as_deref())
-}
-
-fn special_ids(settings: &Resolved) -> Result<SpecialIds> {
-    SpecialIds::parse(settings.text("special_ids").expect("the setting has a default"))
+pub fn tokenizer(resolved: &Resolved) -> Result<Tokenizer> {
+    let s = &resolved.settings.model;
+    let special = SpecialIds::parse(&s.special_ids)?;
+    let beside = || s.path.as_deref().and_then(Tokenizer::in_folder);
+    let path = resolved.required(&s.tokenizer.clone().or_else(beside), "tokenizer_path")?;
+    Tokenizer::open_beside(&path, special, s.path.as_deref())
 }
 
 /// The template, with the tokenizer's names of BOS and EOS; adds ChatML's tokens to a tokenizer that lacks them.
 ///
 /// # Errors
 /// If the template is unknown or does not parse.
-pub fn template(settings: &Resolved, tokenizer: &mut Tokenizer) -> Result<Template> {
-    let options = TemplateOptions {
-        supervise_turn_newline: settings.bool("supervise_turn_newline"),
-        names: tokenizer.control_names(),
-    };
-    let template = Template::load(settings.text("prompt_template").expect("the setting has a default"), options)?;
+pub fn template(settings: &Settings, tokenizer: &mut Tokenizer) -> Result<Template> {
+    let s = &settings.model;
+    let options =
+        TemplateOptions { supervise_turn_newline: s.supervise_turn_newline, names: tokenizer.control_names() };
+    let template = Template::load(s.template.as_deref().expect("the setting has a default"), options)?;
     if template.needs_chatml() {
         tokenizer.add_chatml();
     }
@@ -59,17 +46,17 @@ pub fn template(settings: &Resolved, tokenizer: &mut Tokenizer) -> Result<Templa
 ///
 /// # Errors
 /// A usage error when the setting is longer than the model's maximum.
-pub fn max_seq_len(settings: &Resolved, model: Option<(&Path, usize)>) -> Result<usize> {
-    let Some(asked) = settings.int("max_seq_len") else {
+pub fn max_seq_len(resolved: &Resolved, model: Option<(&Path, usize)>) -> Result<usize> {
+    let Some(asked) = resolved.settings.train.max_seq_len else {
         return Ok(model.map_or(DEFAULT_SEQ_LEN, |m| m.1.min(DEFAULT_SEQ_LEN)));
     };
     match model {
-        Some((path, max)) if asked > max as u64 => Err(Error::usage(format!(
+        Some((path, max)) if asked > max => Err(Error::usage(format!(
             "{}: {asked} is longer than the model's maximum; expected at most {max} (max_position_embeddings of {})",
-            settings.named("max_seq_len"),
+            resolved.named("max_seq_len"),
             path.display()
         ))),
-        _ => usize::try_from(asked).map_err(|_| Error::usage(format!("max_seq_len: {asked} is too long"))),
+        _ => Ok(asked),
     }
 }
 
@@ -77,33 +64,28 @@ pub fn max_seq_len(settings: &Resolved, model: Option<(&Path, usize)>) -> Result
 ///
 /// # Errors
 /// As [`max_seq_len`]; or if the model's config.json is missing or wrong.
-pub fn max_seq_len_of_model(settings: &Resolved) -> Result<usize> {
-    match settings.opt_path("model_path") {
+pub fn max_seq_len_of_model(resolved: &Resolved) -> Result<usize> {
+    match &resolved.settings.model.path {
         Some(path) => {
-            let max = hf::config::read(&path)?.model.max_position;
-            max_seq_len(settings, Some((&path, max)))
+            let max = hf::config::read(path)?.model.max_position;
+            max_seq_len(resolved, Some((path, max)))
         }
-        None => max_seq_len(settings, None),
+        None => max_seq_len(resolved, None),
     }
 }
 
 /// Whether progress is shown.
-pub fn progress(settings: &Resolved) -> Progress {
-    if settings.bool("quiet") { Progress::Hide } else { Progress::Show }
+pub fn progress(settings: &Settings) -> Progress {
+    if settings.train.quiet { Progress::Hide } else { Progress::Show }
 }
 
 /// What decides the tokens of rows. `skip_log` is where skipped rows are named.
-pub fn row_spec(settings: &Resolved, max_seq_len: usize, skip_log: Option<PathBuf>) -> RowSpec {
+pub fn row_spec(settings: &Settings, max_seq_len: usize, skip_log: Option<PathBuf>) -> RowSpec {
+    let bad_rows = if settings.data.skip_bad_rows { BadRows::Skip } else { BadRows::Fail };
     RowSpec {
         max_seq_len,
-        overflow: match settings.text("overflow") {
-            Some("drop") => Overflow::Drop,
-            _ => Overflow::Truncate,
-        },
-        rows: RowOptions {
-            bad_rows: if settings.bool("skip_bad_rows") { BadRows::Skip } else { BadRows::Fail },
-            ..RowOptions::default()
-        },
+        overflow: settings.data.overflow,
+        rows: RowOptions { bad_rows, ..RowOptions::default() },
         skip_log,
         cache_dir: cache_dir(settings),
     }
@@ -113,15 +95,16 @@ pub fn row_spec(settings: &Resolved, max_seq_len: usize, skip_log: Option<PathBu
 ///
 /// # Errors
 /// A usage error without data sets.
-pub fn sft_spec(settings: &Resolved, max_seq_len: usize, skip_log: Option<PathBuf>) -> Result<SftDataSpec> {
+pub fn sft_spec(resolved: &Resolved, max_seq_len: usize, skip_log: Option<PathBuf>) -> Result<SftDataSpec> {
+    let settings = &resolved.settings;
     Ok(SftDataSpec {
-        paths: paths(settings)?,
-        weights: settings.floats("dataset_weights"),
-        weight_unit: weight_unit(settings),
-        epoch_samples: settings.int("epoch_samples"),
-        val_fraction: settings.float("val_fraction").expect("the setting has a default"),
-        packing: settings.bool("packing"),
-        seed: settings.int("seed").expect("the setting has a default"),
+        paths: paths(resolved)?,
+        weights: settings.data.weights.clone(),
+        weight_unit: settings.data.weight_unit,
+        epoch_samples: settings.data.epoch_samples,
+        val_fraction: settings.data.val_fraction,
+        packing: settings.data.packing,
+        seed: settings.train.seed,
         row: row_spec(settings, max_seq_len, skip_log),
     })
 }
@@ -130,18 +113,19 @@ pub fn sft_spec(settings: &Resolved, max_seq_len: usize, skip_log: Option<PathBu
 ///
 /// # Errors
 /// A usage error without data sets.
-pub fn pretrain_spec(settings: &Resolved, max_seq_len: usize) -> Result<PretrainDataSpec> {
+pub fn pretrain_spec(resolved: &Resolved, max_seq_len: usize) -> Result<PretrainDataSpec> {
+    let settings = &resolved.settings;
     Ok(PretrainDataSpec {
-        paths: paths(settings)?,
-        val_paths: settings.texts("val_paths").into_iter().map(PathBuf::from).collect(),
-        weights: settings.floats("dataset_weights"),
-        weight_unit: weight_unit(settings),
-        epoch_samples: settings.int("epoch_samples"),
-        val_fraction: settings.float("val_fraction").expect("the setting has a default"),
+        paths: paths(resolved)?,
+        val_paths: settings.data.val_paths.clone(),
+        weights: settings.data.weights.clone(),
+        weight_unit: settings.data.weight_unit,
+        epoch_samples: settings.data.epoch_samples,
+        val_fraction: settings.data.val_fraction,
         max_seq_len,
-        packing: settings.bool("packing"),
-        seed: settings.int("seed").expect("the setting has a default"),
-        raw_width: raw_width(settings),
+        packing: settings.data.packing,
+        seed: settings.train.seed,
+        raw_width: settings.data.raw_width,
         cache_dir: cache_dir(settings),
     })
 }
@@ -150,52 +134,37 @@ pub fn pretrain_spec(settings: &Resolved, max_seq_len: usize) -> Result<Pretrain
 ///
 /// # Errors
 /// A usage error without any.
-pub fn paths(settings: &Resolved) -> Result<Vec<PathBuf>> {
-    let paths = settings.texts("dataset_paths");
-    if paths.is_empty() {
-        return Err(settings.missing("dataset_paths"));
-    }
-    Ok(paths.into_iter().map(PathBuf::from).collect())
+pub fn paths(resolved: &Resolved) -> Result<Vec<PathBuf>> {
+    let paths = &resolved.settings.data.paths;
+    if paths.is_empty() { Err(resolved.missing("dataset_paths")) } else { Ok(paths.clone()) }
 }
 
-/// Size of raw tokens, where a setting says it.
-pub fn raw_width(settings: &Resolved) -> Option<RawWidth> {
-    match settings.text("raw_width") {
-        Some("u16") => Some(RawWidth::U16),
-        Some(_) => Some(RawWidth::U32),
-        None => None,
-    }
-}
-
-fn weight_unit(settings: &Resolved) -> WeightUnit {
-    let name = settings.text("weight_unit").expect("the setting has a default");
-    WeightUnit::parse(name).expect("the table lists the units")
-}
-
-fn cache_dir(settings: &Resolved) -> PathBuf {
-    settings.opt_path("cache_dir").unwrap_or_else(cache::default_dir)
+/// Where token files are kept.
+pub fn cache_dir(settings: &Settings) -> PathBuf {
+    settings.data.cache_dir.clone().unwrap_or_else(cache::default_dir)
 }
 
 /// What `sft` is asked to do.
 ///
 /// # Errors
 /// Usage errors for settings that are missing or contradict each other.
-pub fn sft_job(settings: &Resolved) -> Result<SftJob> {
-    let model_path = settings.required_path("model_path")?;
-    let output_dir = settings.required_path("output_dir")?;
+pub fn sft_job(resolved: &Resolved) -> Result<SftJob> {
+    let s = &resolved.settings;
+    let model_path = resolved.required(&s.model.path, "model_path")?;
+    let output_dir = resolved.required(&s.output_dir, "output_dir")?;
     let skip_log = Some(output_dir.join("skipped_rows.txt"));
     Ok(SftJob {
         // The row length waits for the model: the command sets it.
-        data: sft_spec(settings, DEFAULT_SEQ_LEN, skip_log)?,
+        data: sft_spec(resolved, DEFAULT_SEQ_LEN, skip_log)?,
         model_path,
-        tokenizer_path: settings.path("tokenizer_path"),
-        special_ids: special_ids(settings)?,
-        prompt_template: settings.text("prompt_template").expect("the setting has a default").into(),
-        supervise_turn_newline: settings.bool("supervise_turn_newline"),
-        pad_vocab_to: settings.int("pad_vocab_to").map(|n| n as usize),
+        tokenizer_path: s.model.tokenizer.clone(),
+        special_ids: SpecialIds::parse(&s.model.special_ids)?,
+        prompt_template: s.model.template.clone().expect("the setting has a default"),
+        supervise_turn_newline: s.model.supervise_turn_newline,
+        pad_vocab_to: s.model.pad_vocab_to,
         output_dir,
-        settings: settings.train_settings(),
-        resolved: settings.resolved_settings(),
+        settings: s.train.clone(),
+        resolved: resolved.lines(),
     })
 }
 
@@ -203,17 +172,18 @@ pub fn sft_job(settings: &Resolved) -> Result<SftJob> {
 ///
 /// # Errors
 /// Usage errors for settings that are missing, or a model config that is not found.
-pub fn pretrain_job(settings: &Resolved) -> Result<PretrainJob> {
-    let config = settings.required_path("model_config")?;
+pub fn pretrain_job(resolved: &Resolved) -> Result<PretrainJob> {
+    let s = &resolved.settings;
+    let config = resolved.required(&s.model.config, "model_config")?;
     let source = find_config(&config.to_string_lossy())?;
     Ok(PretrainJob {
         config_name: config.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         config_text: source.text,
-        tokenizer_path: settings.required_path("tokenizer_path")?,
-        special_ids: special_ids(settings)?,
-        data: pretrain_spec(settings, DEFAULT_SEQ_LEN)?,
-        output_dir: settings.required_path("output_dir")?,
-        settings: settings.train_settings(),
-        resolved: settings.resolved_settings(),
+        tokenizer_path: resolved.required(&s.model.tokenizer, "tokenizer_path")?,
+        special_ids: SpecialIds::parse(&s.model.special_ids)?,
+        data: pretrain_spec(resolved, DEFAULT_SEQ_LEN)?,
+        output_dir: resolved.required(&s.output_dir, "output_dir")?,
+        settings: s.train.clone(),
+        resolved: resolved.lines(),
     })
 }

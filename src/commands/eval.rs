@@ -4,14 +4,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::Command;
 use serde_json::{Value, json};
 
-use super::model_folder::{Loaded, ModelArgs, ModelFolder, count, long, model_flags, path};
+use super::data::cache_dir;
+use super::model_folder::{Loaded, ModelArgs, ModelFolder};
 use super::startup::DEFAULT_SEQ_LEN;
 use super::{Out, note, warn};
 use crate::backend::Backend;
-use crate::data::cache;
 use crate::data::encode::Overflow;
 use crate::data::jsonl::{BadRows, RowOptions};
 use crate::data::progress::Progress;
@@ -27,72 +27,12 @@ use crate::eval::{Evaluation, SetSums};
 use crate::files::write_json;
 use crate::hf::TensorSource;
 use crate::log::tables::{grouped, table};
-use crate::settings::GenTest;
+use crate::settings::{GenTest, Settings};
+use crate::words::Words;
 
-/// Prompts answered with `--gen-only` when their number is left open.
-const DEFAULT_SAMPLES: usize = 5;
-
-/// The command's flags.
-pub fn command() -> Command {
-    model_flags(Command::new("eval"))
-        .about("Evaluate a model or adapter on data sets: loss, perplexity, token accuracy, generation samples")
-        .arg(
-            path("dataset_paths", "dataset-paths")
-                .aliases(["dataset_path", "dataset-path"])
-                .required(true)
-                .num_args(1..)
-                .help("Data sets: JSONL rows or token files"),
-        )
-        .arg(
-            count("max_eval_samples", "max-eval-samples", 1)
-                .help("Evaluate at most this many rows of each data set, a seeded choice [default: all]"),
-        )
-        .arg(
-            count("batch_size", "batch-size", 1)
-                .aliases(["per_device_eval_batch_size", "per-device-eval-batch-size"])
-                .default_value("8")
-                .help("Rows at once; changes speed and memory only"),
-        )
-        .arg(
-            count("max_seq_len", "max-seq-len", 2)
-                .aliases(["max_length", "max-length", "max_seq_length", "max-seq-length"])
-                .help("Longest row in tokens [default: the model's maximum, at most 1024]"),
-        )
-        .arg(
-            long("overflow", "overflow")
-                .value_name("CHOICE")
-                .value_parser(["truncate", "drop"])
-                .default_value("truncate")
-                .help("What happens to a longer row"),
-        )
-        .arg(
-            long("skip_bad_rows", "skip-bad-rows")
-                .action(ArgAction::SetTrue)
-                .help("Count and skip malformed rows instead of stopping"),
-        )
-        .arg(
-            long("supervise_turn_newline", "supervise-turn-newline")
-                .action(ArgAction::SetTrue)
-                .help("Count the newline after a closing token too, as the training flag of this name"),
-        )
-        .arg(long("gen_only", "gen-only").action(ArgAction::SetTrue).help("Answer prompts only; no loss"))
-        .arg(
-            count("num_gen_samples", "num-gen-samples", 0)
-                .help("Prompts to answer, greedily and by sampling [default: none; with --gen-only 5]"),
-        )
-        .arg(count("max_new_tokens", "max-new-tokens", 1).default_value("64").help("Longest answer in tokens"))
-        .arg(float("gen_temperature", "gen-temperature", "0.7").help("Temperature of the sampled answers"))
-        .arg(float("gen_top_p", "gen-top-p", "0.9").help("Nucleus of the sampled answers"))
-        .arg(path("output", "output").help("JSON file for the report"))
-        .arg(path("cache_dir", "cache-dir").help("Where token files are kept [default: the user's cache folder]"))
-}
-
-fn float(id: &'static str, dashed: &'static str, default: &'static str) -> Arg {
-    long(id, dashed)
-        .value_name("NUMBER")
-        .allow_hyphen_values(true)
-        .value_parser(value_parser!(f32))
-        .default_value(default)
+/// What its help says besides its flags.
+pub fn about(clap: Command) -> Command {
+    clap.about("Evaluate a model or adapter on data sets: loss, perplexity, token accuracy, generation samples")
 }
 
 /// What the command is asked to do.
@@ -111,35 +51,23 @@ struct EvalArgs {
 }
 
 impl EvalArgs {
-    fn of(m: &ArgMatches) -> Result<Self> {
-        let number = |id: &str| m.get_one::<u64>(id).map(|&n| usize::try_from(n).unwrap_or(usize::MAX));
-        let paths = |id: &str| m.get_many::<PathBuf>(id).into_iter().flatten().cloned().collect();
-        let gen_only = m.get_flag("gen_only");
-        let asked = number("num_gen_samples");
-        if gen_only && asked == Some(0) {
+    fn of(s: &Settings) -> Result<Self> {
+        let gen_test = s.train.gen_test.clone().expect("a row of eval writes it");
+        if s.eval.gen_only && gen_test.num_samples == 0 {
             return Err(Error::usage("--gen-only with --num-gen-samples 0 does nothing"));
         }
-        let gen_test = GenTest {
-            num_samples: asked.unwrap_or(if gen_only { DEFAULT_SAMPLES } else { 0 }),
-            max_new_tokens: number("max_new_tokens").expect("it has a default"),
-            temperature: *m.get_one("gen_temperature").expect("it has a default"),
-            top_p: *m.get_one("gen_top_p").expect("it has a default"),
-        };
         Ok(Self {
-            model: ModelArgs { supervise_turn_newline: m.get_flag("supervise_turn_newline"), ..ModelArgs::of(m)? },
-            dataset_paths: paths("dataset_paths"),
-            max_eval_samples: number("max_eval_samples"),
-            batch_size: number("batch_size").expect("it has a default"),
-            max_seq_len: number("max_seq_len"),
-            overflow: match m.get_one::<String>("overflow").map(String::as_str) {
-                Some("drop") => Overflow::Drop,
-                _ => Overflow::Truncate,
-            },
-            skip_bad_rows: m.get_flag("skip_bad_rows"),
-            gen_only,
+            model: ModelArgs::of(s)?,
+            dataset_paths: s.data.paths.clone(),
+            max_eval_samples: s.eval.max_samples,
+            batch_size: s.train.eval_batch_size,
+            max_seq_len: s.train.max_seq_len,
+            overflow: s.data.overflow,
+            skip_bad_rows: s.data.skip_bad_rows,
+            gen_only: s.eval.gen_only,
             gen_test,
-            output: m.get_one::<PathBuf>("output").cloned(),
-            cache_dir: m.get_one::<PathBuf>("cache_dir").cloned().unwrap_or_else(cache::default_dir),
+            output: s.output.clone(),
+            cache_dir: cache_dir(s),
         })
     }
 
@@ -152,8 +80,8 @@ impl EvalArgs {
 ///
 /// # Errors
 /// If the model, the tokenizer or a data set is not usable, a loss is not finite, or the report cannot be written.
-pub fn run(m: &ArgMatches) -> Result<()> {
-    let args = EvalArgs::of(m)?;
+pub fn run(settings: &Settings) -> Result<()> {
+    let args = EvalArgs::of(settings)?;
     let dev = args.model.device()?;
     let folder = ModelFolder::open(&args.model.model_path, args.model.base_model.as_deref(), args.model.no_lora)?;
     let mut tokenizer = folder.tokenizer(&args.model)?;
@@ -315,7 +243,7 @@ fn header(
         "adapter": adapter,
         "tokenizer": tokenizer.name(),
         "prompt_template": template.name(),
-        "mixed_precision": match args.model.dtype { crate::tensor::DType::Bf16 => "bf16", _ => "no" },
+        "mixed_precision": args.model.dtype.word(),
         "max_seq_len": max_seq_len,
         "max_eval_samples": args.max_eval_samples,
         "seed": args.model.seed,

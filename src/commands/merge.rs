@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::{ArgAction, ArgMatches, Command};
+use clap::Command;
 
-use super::model_folder::{ModelFolder, count, long, path};
+use super::model_folder::ModelFolder;
 use super::{note, warn};
 use crate::batch::MicroBatch;
 use crate::checkpoint::state::read_json;
@@ -15,42 +15,19 @@ use crate::files::{At, create_dir_all, parent, sync_dir};
 use crate::hf::merged::{MergeCheck, merge};
 use crate::hf::save::{SaveOptions, parse_size};
 use crate::hf::tokenizer_files::copy_tokenizer;
-use crate::hf::{SaveDType, TensorSource, WithConfig};
+use crate::hf::{TensorSource, WithConfig};
 use crate::log::tables::bytes;
 use crate::model::config::ModelConfig;
 use crate::rng::Stream;
+use crate::settings::Settings;
 use crate::{bail, ensure};
 
 /// Tokens on which merged model and base + adapter are compared.
 const CHECK_TOKENS: usize = 64;
 
-/// The command's flags.
-pub fn command() -> Command {
-    Command::new("merge")
-        .about("Merge an adapter into its base: a Hugging Face model, checked against base + adapter")
-        .arg(
-            path("model_path", "model-path")
-                .aliases(["adapter_path", "adapter-path", "model_name_or_path", "model-name-or-path"])
-                .required(true)
-                .help("Folder of the adapter"),
-        )
-        .arg(path("base_model", "base-model").help("Base of the adapter [default: the one its configuration names]"))
-        .arg(path("output_dir", "output-dir").required(true).help("Folder of the merged model"))
-        .arg(
-            long("dtype", "dtype")
-                .value_name("CHOICE")
-                .value_parser(["auto", "bf16", "bfloat16", "f16", "float16", "f32", "float32"])
-                .default_value("auto")
-                .help("Element type of the weights; auto: that of the base"),
-        )
-        .arg(
-            long("max_shard_size", "max-shard-size")
-                .value_name("SIZE")
-                .default_value("5GB")
-                .help("Largest weight file, such as 5GB, 500MB or 2GiB"),
-        )
-        .arg(long("overwrite", "overwrite").action(ArgAction::SetTrue).help("Replace a model that lies in output_dir"))
-        .arg(count("threads", "threads", 1).help("Worker threads [default: one per core]"))
+/// What its help says besides its flags.
+pub fn about(clap: Command) -> Command {
+    clap.about("Merge an adapter into its base: a Hugging Face model, checked against base + adapter")
 }
 
 /// Runs the command.
@@ -58,27 +35,20 @@ pub fn command() -> Command {
 /// # Errors
 /// If the folder holds no adapter or its base is not found, the output exists, a weight is not finite after merging, the
 /// merged model differs from base + adapter, or a file cannot be written; nothing is left under the output's name then.
-pub fn run(m: &ArgMatches) -> Result<()> {
-    let folder_of = |id: &str| m.get_one::<PathBuf>(id).cloned();
-    let text = |id: &str| m.get_one::<String>(id).expect("it has a default").as_str();
-    let model_path = folder_of("model_path").expect("clap requires it");
-    let output = folder_of("output_dir").expect("clap requires it");
-    let max_shard_bytes = parse_size(text("max_shard_size")).context(|| "--max-shard-size".to_string())?;
-    let folder = ModelFolder::open(&model_path, folder_of("base_model").as_deref(), false)?;
+pub fn run(s: &Settings) -> Result<()> {
+    let model_path = s.model.path.as_deref().expect("clap requires it");
+    let output = s.output_dir.clone().expect("clap requires it");
+    let max_shard_bytes = parse_size(&s.merge.max_shard_size).context(|| "--max-shard-size".to_string())?;
+    let folder = ModelFolder::open(model_path, s.model.base.as_deref(), false)?;
     let Some(adapter) = &folder.adapter else {
         bail!(
             "{}: expected an adapter folder (adapter_config.json), found a whole model; there is nothing to merge",
             folder.dir.display()
         )
     };
-    check_output(&output, m.get_flag("overwrite"), &[adapter.dir(), folder.files.dir()])?;
-    let dtype = match text("dtype") {
-        "bf16" | "bfloat16" => SaveDType::Bf16,
-        "f16" | "float16" => SaveDType::F16,
-        "f32" | "float32" => SaveDType::F32,
-        _ => folder.files.dtype(),
-    };
-    let dev = Cpu::new(m.get_one::<u64>("threads").map(|&n| n as usize))?;
+    check_output(&output, s.merge.overwrite, &[adapter.dir(), folder.files.dir()])?;
+    let dtype = s.merge.dtype.unwrap_or(folder.files.dtype());
+    let dev = Cpu::new(s.train.threads)?;
     let base = WithConfig { source: &folder.files, config: with_end_of(adapter.dir(), folder.files.config().clone())? };
     let staging = Staging::new(&output)?;
     let options = SaveOptions { dtype, max_shard_bytes };

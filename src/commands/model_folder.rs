@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-
 use super::startup::plan_resize_of;
 use super::tokenizer::open_tokenizer;
 use super::{note, warn};
@@ -21,6 +19,7 @@ use crate::hf::resize::Resized;
 use crate::hf::safetensors::ModelFiles;
 use crate::model::config::ModelConfig;
 use crate::model::{LoraSpec, Params};
+use crate::settings::Settings;
 use crate::tensor::DType;
 use crate::train::run::MERGED;
 use crate::{bail, ensure};
@@ -28,63 +27,7 @@ use crate::{bail, ensure};
 /// Name of the template in a model folder.
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
-/// A flag known with dashes and with underscores.
-pub(super) fn long(id: &'static str, dashed: &'static str) -> Arg {
-    Arg::new(id).long(dashed).alias(id)
-}
-
-/// A flag that takes a path.
-pub(super) fn path(id: &'static str, dashed: &'static str) -> Arg {
-    long(id, dashed).value_name("PATH").value_parser(value_parser!(PathBuf))
-}
-
-/// A flag that takes a whole number of at least `least`.
-pub(super) fn count(id: &'static str, dashed: &'static str, least: u64) -> Arg {
-    long(id, dashed).value_name("N").value_parser(value_parser!(u64).range(least..))
-}
-
-/// Adds the flags that say which model, tokenizer and template.
-pub(super) fn model_flags(command: Command) -> Command {
-    command
-        .arg(
-            path("model_path", "model-path")
-                .aliases(["model_name_or_path", "model-name-or-path"])
-                .required(true)
-                .help("Folder of a model, of an adapter, or the output folder of sft"),
-        )
-        .arg(path("base_model", "base-model").help("Base of the adapter [default: the one its configuration names]"))
-        .arg(
-            long("no_lora", "no-lora")
-                .action(ArgAction::SetTrue)
-                .help("Take the merged or whole model in the folder, even where an adapter lies there"),
-        )
-        .arg(
-            path("tokenizer_path", "tokenizer-path")
-                .aliases(["tokenizer_name_or_path", "tokenizer-name-or-path"])
-                .help("Tokenizer: .model, tokenizer.json or a folder [default: the model's]"),
-        )
-        .arg(
-            long("special_ids", "special-ids")
-                .value_name("IDS")
-                .default_value("0,1,2,3")
-                .help("Ids that a SentencePiece model has to have, as pad,unk,bos,eos"),
-        )
-        .arg(long("prompt_template", "prompt-template").value_name("TEMPLATE").help(
-            "chatml, instruct, alpaca, llama2, zephyr, plain, or a .jinja file [default: the model's, else chatml]",
-        ))
-        .arg(
-            long("mixed_precision", "mixed-precision")
-                .value_name("CHOICE")
-                .value_parser(["no", "bf16"])
-                .default_value("no")
-                .help("bf16: weights and activations in bfloat16; no: all f32"),
-        )
-        .arg(count("seed", "seed", 0).default_value("42").help("Seed of everything random"))
-        .arg(count("threads", "threads", 1).help("Worker threads [default: one per core]"))
-        .arg(Arg::new("quiet").long("quiet").action(ArgAction::SetTrue).help("Print results alone"))
-}
-
-/// What the flags of [`model_flags`] say.
+/// Which model, tokenizer and template a command was told.
 #[derive(Clone, Debug)]
 pub(super) struct ModelArgs {
     pub model_path: PathBuf,
@@ -103,35 +46,25 @@ pub(super) struct ModelArgs {
 }
 
 impl ModelArgs {
-    pub fn of(m: &ArgMatches) -> Result<Self> {
-        let path = |id: &str| m.get_one::<PathBuf>(id).cloned();
-        let text = |id: &str| m.get_one::<String>(id).map(String::as_str);
+    pub fn of(s: &Settings) -> Result<Self> {
         Ok(Self {
-            model_path: path("model_path").expect("clap requires it"),
-            base_model: path("base_model"),
-            no_lora: m.get_flag("no_lora"),
-            tokenizer_path: path("tokenizer_path"),
-            special_ids: SpecialIds::parse(text("special_ids").expect("it has a default"))?,
-            prompt_template: text("prompt_template").map(String::from),
+            model_path: s.model.path.clone().expect("clap requires it"),
+            base_model: s.model.base.clone(),
+            no_lora: s.model.no_lora,
+            tokenizer_path: s.model.tokenizer.clone(),
+            special_ids: SpecialIds::parse(&s.model.special_ids)?,
+            prompt_template: s.model.template.clone(),
             default_template: "chatml",
-            supervise_turn_newline: false,
-            dtype: match text("mixed_precision") {
-                Some("bf16") => DType::Bf16,
-                _ => DType::F32,
-            },
-            seed: *m.get_one("seed").expect("it has a default"),
-            threads: m.get_one::<u64>("threads").map(|&n| n as usize),
-            quiet: m.get_flag("quiet"),
+            supervise_turn_newline: s.model.supervise_turn_newline,
+            dtype: s.train.dtype,
+            seed: s.train.seed,
+            threads: s.train.threads,
+            quiet: s.train.quiet,
         })
     }
 
-    /// The CPU, and the pool for tokenising, with the number of threads asked for.
+    /// The CPU with the number of threads asked for.
     pub fn device(&self) -> Result<Cpu> {
-        if let Some(n) = self.threads {
-            // The first to set the pool wins, and a command runs once.
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build_global();
-            pool.map_err(|e| Error::new(format!("cannot start {n} threads: {e}")))?;
-        }
         Cpu::new(self.threads)
     }
 }

@@ -10,15 +10,16 @@ use crate::data::token_file::TokenFile;
 use crate::data::train_set::Tokens;
 use crate::error::{Context, Error, Result};
 use crate::log::tables::grouped;
-use crate::settings::Resolved;
+use crate::settings::{Content, Resolved, Settings};
 
 /// Writes `output`: one token file for one data set; a folder with `NAME.tok` for each of several.
 ///
 /// # Errors
 /// As the preparation of `sft` and `pretrain`; usage errors for missing settings or mixed content.
-pub fn run(settings: &Resolved) -> Result<()> {
-    let paths = data::paths(settings)?;
-    let output = settings.required_path("output")?;
+pub fn run(resolved: &Resolved) -> Result<()> {
+    let settings = &resolved.settings;
+    let paths = data::paths(resolved)?;
+    let output = resolved.required(&settings.output, "output")?;
     let targets = targets(&paths, &output)?;
     let folder = match output.parent().filter(|p| !p.as_os_str().is_empty()) {
         Some(parent) if paths.len() == 1 && !output.is_dir() => parent.to_path_buf(),
@@ -26,7 +27,7 @@ pub fn run(settings: &Resolved) -> Result<()> {
         _ => PathBuf::from("."),
     };
     std::fs::create_dir_all(&folder).context(|| format!("{}: cannot create the folder", folder.display()))?;
-    let mut tokenizer = data::tokenizer(settings)?;
+    let mut tokenizer = data::tokenizer(resolved)?;
     let texts: Vec<bool> = paths.iter().map(|p| is_text(settings, p)).collect();
     if texts.contains(&true) && texts.contains(&false) {
         return Err(Error::usage("dataset_paths: expected rows alone or text alone, found both; pack them one by one"));
@@ -40,10 +41,10 @@ pub fn run(settings: &Resolved) -> Result<()> {
             weight_unit: crate::data::mix::WeightUnit::Samples,
             epoch_samples: None,
             val_fraction: 0.0,
-            max_seq_len: data::max_seq_len(settings, None)?,
+            max_seq_len: data::max_seq_len(resolved, None)?,
             packing: true,
             seed: 0,
-            raw_width: data::raw_width(settings),
+            raw_width: settings.data.raw_width,
             cache_dir: folder,
         };
         for (path, target) in paths.iter().zip(&targets) {
@@ -60,7 +61,7 @@ pub fn run(settings: &Resolved) -> Result<()> {
         }
     } else {
         let template = data::template(settings, &mut tokenizer)?;
-        let mut spec = data::row_spec(settings, data::max_seq_len(settings, None)?, None);
+        let mut spec = data::row_spec(settings, data::max_seq_len(resolved, None)?, None);
         spec.cache_dir = folder;
         for (path, target) in paths.iter().zip(&targets) {
             let progress = data::progress(settings);
@@ -73,9 +74,9 @@ pub fn run(settings: &Resolved) -> Result<()> {
 }
 
 /// `.bin` and `.txt` hold text to pretrain on, anything else rows, unless the setting says otherwise.
-fn is_text(settings: &Resolved, path: &Path) -> bool {
-    match settings.text("content") {
-        Some(content) => content == "text",
+fn is_text(settings: &Settings, path: &Path) -> bool {
+    match settings.data.content {
+        Some(content) => content == Content::Text,
         None => path.extension().is_some_and(|e| e == "txt" || e == "bin"),
     }
 }

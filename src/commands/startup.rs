@@ -21,7 +21,6 @@ use crate::hf::{SaveDType, TensorSource};
 use crate::model::config::ModelConfig;
 use crate::settings::TrainSettings;
 use crate::tensor::DType;
-use crate::train::setup;
 
 /// Longest row where neither the user nor the model asks for less, in training and in evaluation.
 pub(super) const DEFAULT_SEQ_LEN: usize = 1024;
@@ -158,7 +157,7 @@ pub fn new_model_config(text: &str, tokenizer: &Tokenizer) -> Result<ModelConfig
 
 /// How a wholly trained model is saved: in the type its weights are trained in.
 pub fn model_artifact(config: &ModelConfig, settings: &TrainSettings) -> Artifact {
-    let dtype = match setup::dtype(settings) {
+    let dtype = match settings.dtype {
         DType::Bf16 => SaveDType::Bf16,
         _ => SaveDType::F32,
     };

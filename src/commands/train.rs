@@ -139,7 +139,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
             template: &template,
             test,
             lora: setup::lora_spec(settings)?,
-            dtype: setup::dtype(settings),
+            dtype: settings.dtype,
             seed: settings.seed,
             batch: settings.eval_batch_size,
         };
@@ -180,7 +180,7 @@ pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
         resolved: &job.resolved,
         run_dir,
         final_dir: final_dir.clone(),
-        peak_lr: settings.learning_rate.unwrap_or(1e-3),
+        peak_lr: settings.pretrain_learning_rate(),
         source: &source,
         new_rows: None,
         artifact: Arc::new(model_artifact(&config, settings)),

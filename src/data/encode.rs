@@ -10,6 +10,7 @@ use crate::data::jsonl::{Message, Row};
 use crate::data::template::{Control, Piece, Purpose, Rendered, Segment, Template};
 use crate::data::tokenizer::{Newline, Tokenizer};
 use crate::error::Result;
+use crate::words::words;
 
 /// Token ids, each with whether it carries loss as a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -131,13 +132,15 @@ pub fn stop_ids(tokenizer: &Tokenizer, template: &Template) -> Result<Vec<u32>> 
 }
 
 /// What to do with a row longer than the model's rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overflow {
     /// Leave it out.
     Drop,
     /// Keep its start; leave it out if nothing supervised is left.
+    #[default]
     Truncate,
 }
+words!(Overflow { Truncate = "truncate", Drop = "drop" });
 
 /// What became of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]

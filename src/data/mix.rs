@@ -6,6 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::rng::Stream;
+use crate::words::{Words, words};
 
 const STREAM_ROTATION: u64 = 0x6d69_7801;
 
@@ -20,24 +21,11 @@ pub enum WeightUnit {
     /// Tokens that carry loss.
     SupervisedTokens,
 }
+words!(WeightUnit { Samples = "samples", Tokens = "tokens", SupervisedTokens = "supervised-tokens" });
 
 impl WeightUnit {
     /// All units, in the order of the fields of [`SetSize`].
     pub const ALL: [Self; 3] = [Self::Samples, Self::Tokens, Self::SupervisedTokens];
-
-    /// The name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Samples => "samples",
-            Self::Tokens => "tokens",
-            Self::SupervisedTokens => "supervised-tokens",
-        }
-    }
-
-    /// The unit of a name, if it is one.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|u| u.name() == name)
-    }
 }
 
 /// Size of a data set (or of a part of an epoch) in all units.
@@ -105,7 +93,7 @@ impl Mix {
                 s.in_unit(unit) > 0,
                 "data set {} has no {}, expected some to weigh it by",
                 i + 1,
-                unit.name()
+                unit.word()
             );
         }
         let total: u64 = sizes.iter().map(|s| s.samples).sum();

@@ -9,6 +9,7 @@ use std::path::Path;
 use memmap2::Mmap;
 
 use crate::error::{Context, Error, Result};
+use crate::words::words;
 use crate::{bail, ensure};
 
 const LLMC_HEADER: usize = 1024;
@@ -23,6 +24,7 @@ pub enum RawWidth {
     /// 4 bytes.
     U32,
 }
+words!(RawWidth { U16 = "u16", U32 = "u32" });
 
 /// A mapped file of ids.
 #[derive(Debug)]

@@ -18,6 +18,7 @@ use crate::data::token_file::{Content, Counts, DocInfo, Findings, Meta, TokenFil
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_set::{EpochPlan, Piece, PieceSet, Tokens, TrainSet};
 use crate::error::{Context, Error, Result};
+use crate::words::Words;
 use crate::{bail, ensure};
 
 /// What decides the tokens of a data set.
@@ -285,7 +286,7 @@ fn settings(row: &RowSpec, tokenizer: &Tokenizer, template: &Template) -> serde_
     json!({
         "template": template.fingerprint(),
         "max_seq_len": row.max_seq_len,
-        "overflow": match row.overflow { Overflow::Drop => "drop", Overflow::Truncate => "truncate" },
+        "overflow": row.overflow.word(),
         "max_line_bytes": row.rows.max_line_bytes,
         "skip_bad_rows": row.rows.bad_rows == BadRows::Skip,
         "special_ids": [s.pad, s.unk, s.bos, s.eos],

@@ -18,6 +18,7 @@ pub use oasst::Paths;
 
 use crate::bail;
 use crate::error::{Context, Error, Result};
+use crate::words::{Words, words};
 use rows::Collected;
 
 /// A data set that `prepare` knows.
@@ -31,18 +32,11 @@ pub enum Dataset {
     Alpaca,
 }
 
+words!(Dataset { Dolly15k = "dolly15k", Oasst1 = "oasst1", Alpaca = "alpaca" });
+
 impl Dataset {
     /// All of them, in the order of `--dataset all`.
     pub const ALL: [Self; 3] = [Self::Dolly15k, Self::Oasst1, Self::Alpaca];
-
-    /// Name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Dolly15k => "dolly15k",
-            Self::Oasst1 => "oasst1",
-            Self::Alpaca => "alpaca",
-        }
-    }
 
     /// File name of the result.
     pub fn output(self) -> &'static str {
@@ -117,7 +111,7 @@ pub struct Prepared {
 pub fn run(spec: &PrepareSpec) -> Result<Vec<Prepared>> {
     fs::create_dir_all(&spec.output_dir)
         .context(|| format!("{}: cannot create the output folder", spec.output_dir.display()))?;
-    spec.datasets.iter().map(|&d| prepare(spec, d).map_err(|e| e.context(d.name()))).collect()
+    spec.datasets.iter().map(|&d| prepare(spec, d).map_err(|e| e.context(d.word()))).collect()
 }
 
 fn prepare(spec: &PrepareSpec, dataset: Dataset) -> Result<Prepared> {
@@ -185,7 +179,7 @@ fn find(dir: &Path, dataset: Dataset) -> Result<PathBuf> {
             "--source-dir {}: no file for {}; expected {} or a JSONL, JSON or Parquet file (gzip too) with \"{mark}\" in its \
              name; found {}",
             dir.display(),
-            dataset.name(),
+            dataset.word(),
             upstream,
             if seen.is_empty() { "none".to_string() } else { seen.join(", ") }
         );
@@ -194,7 +188,7 @@ fn find(dir: &Path, dataset: Dataset) -> Result<PathBuf> {
     found.sort_by_key(|p| !p.to_string_lossy().contains("tree"));
     if found.len() > 1 {
         let others: Vec<String> = found[1..].iter().map(|p| p.display().to_string()).collect();
-        eprintln!("note: {} is read from {}; left alone: {}", dataset.name(), found[0].display(), others.join(", "));
+        eprintln!("note: {} is read from {}; left alone: {}", dataset.word(), found[0].display(), others.join(", "));
     }
     Ok(found.swap_remove(0))
 }

@@ -8,15 +8,18 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::Value;
 
 use super::rows::{Collected, Row, Turn, field, kind};
+use crate::words::words;
 
 /// Which branches of a tree become rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Paths {
     /// From the root along the best-ranked usable reply at every fork: one path a tree.
+    #[default]
     Best,
     /// Every reply of every usable prompt.
     All,
 }
+words!(Paths { Best = "best", All = "all" });
 
 /// How to convert.
 #[derive(Clone, Copy, Debug)]

@@ -20,6 +20,7 @@ pub mod tokenizer_json;
 use crate::error::Result;
 use crate::model::config::ModelConfig;
 pub use crate::tensor::HostTensor;
+use crate::words::words;
 
 /// Where a model's weights come from, by the names of Hugging Face files.
 pub trait TensorSource {
@@ -61,6 +62,7 @@ pub enum SaveDType {
     /// binary16; values beyond 65504 cannot be written.
     F16,
 }
+words!(SaveDType { Bf16 = "bf16" | "bfloat16", F16 = "f16" | "float16", F32 = "f32" | "float32" });
 
 impl SaveDType {
     /// Size of an element in bytes.

@@ -15,6 +15,7 @@ pub mod weights;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
+use crate::words::words;
 use std::convert::Infallible;
 use weights::{Part, Weights};
 
@@ -40,6 +41,7 @@ pub enum Recompute {
     /// Everything of a layer; only its input is kept.
     Layer,
 }
+words!(Recompute { None = "none", Attention = "attention", Layer = "layer" });
 
 /// Low-rank updates of a run (Hu et al. 2021, arXiv:2106.09685).
 #[derive(Clone, Debug, PartialEq)]

@@ -1,23 +1,22 @@
 //! Learning rate over the steps of a run: warmup, then cosine, linear, constant or warmup-stable-decay.
 
-use crate::error::{Error, Result};
+use crate::words::words;
 
 /// What follows the warmup.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shape {
     /// Half a cosine from the peak down to `min_lr_ratio` of it (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5).
+    #[default]
     Cosine,
     /// A straight line from the peak down to `min_lr_ratio` of it.
     Linear,
     /// The peak.
     Constant,
-    /// The peak, then a straight line down to `min_lr_ratio` over the last `decay_ratio` of all steps (Hu et al. 2024,
-    /// arXiv:2404.06395, section 4.2).
-    Wsd {
-        /// Share of all steps that decay, in (0, 1].
-        decay_ratio: f64,
-    },
+    /// Warmup, stable, decay: the peak, then a straight line down to `min_lr_ratio` over the last `wsd_decay_ratio` of all steps
+    /// (Hu et al. 2024, arXiv:2404.06395, section 4.2).
+    Wsd,
 }
+words!(Shape { Cosine = "cosine", Linear = "linear", Constant = "constant", Wsd = "wsd" });
 
 /// Length of the warmup.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,17 +27,24 @@ pub enum Warmup {
     Steps(u64),
 }
 
-/// What a schedule is made of.
-#[derive(Clone, Copy, Debug, PartialEq)]
+impl Default for Warmup {
+    /// None.
+    fn default() -> Self {
+        Warmup::Steps(0)
+    }
+}
+
+/// What a schedule is made of, besides its peak. The ranges are those of the settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ScheduleSettings {
-    /// Highest learning rate.
-    pub peak: f64,
     /// What follows the warmup.
     pub shape: Shape,
     /// Length of the warmup.
     pub warmup: Warmup,
     /// Lowest learning rate as a share of the peak.
     pub min_lr_ratio: f64,
+    /// Share of all steps in which `wsd` decays, in (0, 1].
+    pub wsd_decay_ratio: f64,
     /// transformers' warmup, `t / warmup`, whose step 0 runs at 0; else `(t + 1) / warmup`.
     pub warmup_from_zero: bool,
 }
@@ -47,35 +53,19 @@ pub struct ScheduleSettings {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     settings: ScheduleSettings,
+    peak: f64,
     warmup_steps: u64,
     total_steps: u64,
 }
 
 impl Schedule {
-    /// The schedule over `total_steps` optimiser steps.
-    ///
-    /// # Errors
-    /// If a setting is outside its range.
-    pub fn new(settings: ScheduleSettings, total_steps: u64) -> Result<Self> {
-        let usage = |message: String| Err(Error::usage(message));
-        let ScheduleSettings { peak, min_lr_ratio, .. } = settings;
-        if !(peak > 0.0 && peak.is_finite()) {
-            return usage(format!("learning_rate: expected a positive number, found {peak}"));
-        }
-        if !(0.0..=1.0).contains(&min_lr_ratio) {
-            return usage(format!("min_lr_ratio: expected 0 to 1, found {min_lr_ratio}"));
-        }
-        if let Shape::Wsd { decay_ratio } = settings.shape
-            && !(decay_ratio > 0.0 && decay_ratio <= 1.0)
-        {
-            return usage(format!("wsd_decay_ratio: expected above 0 and at most 1, found {decay_ratio}"));
-        }
+    /// The schedule over `total_steps` optimiser steps that rises to `peak`.
+    pub fn new(settings: ScheduleSettings, peak: f64, total_steps: u64) -> Self {
         let warmup_steps = match settings.warmup {
             Warmup::Steps(n) => n,
-            Warmup::Ratio(r) if (0.0..=1.0).contains(&r) => (total_steps as f64 * r).ceil() as u64,
-            Warmup::Ratio(r) => return usage(format!("warmup_ratio: expected 0 to 1, found {r}")),
+            Warmup::Ratio(r) => (total_steps as f64 * r).ceil() as u64,
         };
-        Ok(Self { settings, warmup_steps, total_steps })
+        Self { settings, peak, warmup_steps, total_steps }
     }
 
     /// Steps of the warmup.
@@ -90,7 +80,7 @@ impl Schedule {
 
     /// Learning rate of `step`, counted from 0.
     pub fn lr(&self, step: u64) -> f64 {
-        self.settings.peak * self.factor(step)
+        self.peak * self.factor(step)
     }
 
     /// Share of the peak at `step`. In the order of transformers' operations, so that its values come out bit for bit.
@@ -111,8 +101,9 @@ impl Schedule {
                 (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())).max(0.0)
             }
             Shape::Linear => left_of(after_warmup).clamp(0.0, 1.0),
-            Shape::Wsd { decay_ratio } => {
-                let span = ((total as f64 * decay_ratio).round() as u64).clamp(1, after_warmup.max(1));
+            Shape::Wsd => {
+                let span =
+                    ((total as f64 * self.settings.wsd_decay_ratio).round() as u64).clamp(1, after_warmup.max(1));
                 left_of(span).clamp(0.0, 1.0)
             }
         };
@@ -124,31 +115,35 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    fn schedule(shape: Shape, warmup: Warmup, from_zero: bool, total: u64) -> Schedule {
-        let settings = ScheduleSettings { peak: 1.0, shape, warmup, min_lr_ratio: 0.1, warmup_from_zero: from_zero };
-        Schedule::new(settings, total).unwrap()
+    fn schedule(shape: Shape, warmup: Warmup, warmup_from_zero: bool, total: u64) -> Schedule {
+        decaying(shape, 0.25, warmup, warmup_from_zero, total)
+    }
+
+    fn decaying(shape: Shape, wsd_decay_ratio: f64, warmup: Warmup, warmup_from_zero: bool, total: u64) -> Schedule {
+        let settings = ScheduleSettings { shape, warmup, min_lr_ratio: 0.1, wsd_decay_ratio, warmup_from_zero };
+        Schedule::new(settings, 1.0, total)
     }
 
     #[test]
     fn warmup_never_runs_at_zero_and_ends_at_the_peak() {
-        for shape in [Shape::Cosine, Shape::Linear, Shape::Constant, Shape::Wsd { decay_ratio: 0.2 }] {
-            let s = schedule(shape, Warmup::Steps(4), false, 20);
+        for shape in [Shape::Cosine, Shape::Linear, Shape::Constant, Shape::Wsd] {
+            let s = decaying(shape, 0.2, Warmup::Steps(4), false, 20);
             assert_eq!((0..5).map(|t| s.lr(t)).collect::<Vec<_>>(), [0.25, 0.5, 0.75, 1.0, 1.0], "{shape:?}");
-            let z = schedule(shape, Warmup::Steps(4), true, 20);
+            let z = decaying(shape, 0.2, Warmup::Steps(4), true, 20);
             assert_eq!((0..5).map(|t| z.lr(t)).collect::<Vec<_>>(), [0.0, 0.25, 0.5, 0.75, 1.0], "{shape:?}");
         }
     }
 
     #[test]
     fn every_shape_falls_to_its_floor() {
-        for shape in [Shape::Cosine, Shape::Linear, Shape::Wsd { decay_ratio: 0.25 }] {
+        for shape in [Shape::Cosine, Shape::Linear, Shape::Wsd] {
             let s = schedule(shape, Warmup::Ratio(0.0), false, 40);
             assert_eq!(s.lr(0), 1.0);
             assert!((s.lr(40) - 0.1).abs() < 1e-15, "{shape:?}: {}", s.lr(40));
             assert_eq!(s.lr(1000), s.lr(40));
             assert!((1..=40).all(|t| s.lr(t) <= s.lr(t - 1)), "{shape:?}");
         }
-        let wsd = schedule(Shape::Wsd { decay_ratio: 0.25 }, Warmup::Steps(2), false, 40);
+        let wsd = schedule(Shape::Wsd, Warmup::Steps(2), false, 40);
         assert_eq!(wsd.lr(30), 1.0);
         assert!((wsd.lr(35) - 0.55).abs() < 1e-15);
         assert_eq!(schedule(Shape::Constant, Warmup::Steps(2), false, 40).lr(39), 1.0);
@@ -159,7 +154,7 @@ mod tests {
         assert_eq!(schedule(Shape::Cosine, Warmup::Ratio(0.03), false, 101).warmup_steps(), 4);
         let all = schedule(Shape::Cosine, Warmup::Steps(50), false, 10);
         assert_eq!(all.lr(9), 0.2);
-        let none = schedule(Shape::Wsd { decay_ratio: 1.0 }, Warmup::Steps(0), false, 0);
+        let none = decaying(Shape::Wsd, 1.0, Warmup::Steps(0), false, 0);
         assert!(none.lr(0).is_finite());
     }
 }

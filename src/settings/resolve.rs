@@ -1,11 +1,9 @@
 //! From flags, config file and defaults to one value per setting, each with where it came from.
 
-use std::path::PathBuf;
-
-use super::{Command, Setting, TABLE, Value, file, find, find_config};
+use super::{Command, Setting, Settings, Value, file, find, find_config};
 use crate::error::{Error, Result};
 
-/// Where a value came from.
+/// Where a value came from; a later one overrides an earlier one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// Nobody set it.
@@ -19,17 +17,30 @@ pub enum Origin {
 /// What was typed on the command line: key and words of each flag, in the table's order.
 pub type Typed = Vec<(&'static Setting, Vec<String>)>;
 
-/// One value per setting of a command.
+/// One line of the table printed at the start of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedSetting {
+    /// Name as in the config file.
+    pub name: String,
+    /// Value as the run uses it.
+    pub value: String,
+    /// Where it came from: `default`, `config/sft_tiny.json`, `--lora_r`.
+    pub origin: String,
+}
+
+/// The settings of a command, and where each came from.
 #[derive(Clone, Debug)]
 pub struct Resolved {
     command: Command,
-    entries: Vec<(&'static Setting, Option<Value>, Origin)>,
+    entries: Vec<(&'static Setting, Value, Origin)>,
+    /// The values in their fields.
+    pub settings: Settings,
     /// Notes for the user: settings that have no effect.
     pub warnings: Vec<String>,
 }
 
 impl Resolved {
-    /// Flags over the config file over defaults; then checks settings against each other.
+    /// Flags over the config file over defaults; then checks settings against each other, and applies them.
     ///
     /// # Errors
     /// Usage errors that name the flag or key, what is expected and what was found.
@@ -41,17 +52,13 @@ impl Resolved {
             name = source.name;
         }
         let mut entries = Vec::new();
-        for setting in TABLE.iter().filter(|s| s.commands.contains(command)) {
+        for setting in command.rows() {
             let entry = if let Some((_, words)) = typed.iter().find(|(s, _)| s.key == setting.key) {
-                (setting, Some(from_words(setting, words)?), Origin::Flag)
+                (setting, from_words(setting, words)?, Origin::Flag)
             } else if let Some(i) = from_file.iter().position(|(s, _)| s.key == setting.key) {
-                (setting, Some(from_file.swap_remove(i).1), Origin::File(name.clone()))
+                (setting, from_file.swap_remove(i).1, Origin::File(name.clone()))
             } else {
-                let default = setting.default.map(|d| {
-                    let words: Vec<&str> = d.split(' ').collect();
-                    setting.kind.parse(&words).expect("the table's defaults are valid")
-                });
-                (setting, default, Origin::Default)
+                (setting, setting.default_value(), Origin::Default)
             };
             entries.push(entry);
         }
@@ -62,20 +69,38 @@ impl Resolved {
         if !left.is_empty() && matches!(command, Command::Pretrain | Command::Sft) {
             warnings.push(format!("{name}: no effect on this command: {}", left.join(", ")));
         }
-        let mut resolved = Self { command, entries, warnings };
+        let mut resolved = Self { command, entries, settings: Settings::blank(), warnings };
         resolved.check_effects()?;
         resolved.check_counts()?;
+        resolved.apply();
         Ok(resolved)
+    }
+
+    /// Every row writes its field, in the table's order.
+    fn apply(&mut self) {
+        let mut settings = Settings::blank();
+        for (setting, value, _) in &self.entries {
+            let value = if self.is_overridden(setting.key) { &Value::Unset } else { value };
+            (setting.to)(&mut settings, value);
+        }
+        self.settings = settings;
+    }
+
+    /// Whether a key of the file loses its field to a flag that says the same in another way.
+    fn is_overridden(&self, key: &str) -> bool {
+        let by_flag = |key: &str| *self.origin(key) == Origin::Flag;
+        match key {
+            "warmup_steps" => by_flag("warmup_ratio"),
+            "eval_steps" => {
+                by_flag("eval_strategy") && !by_flag(key) && self.entry("eval_strategy").1.text() != "steps"
+            }
+            _ => false,
+        }
     }
 
     /// The command these settings are for.
     pub fn command(&self) -> Command {
         self.command
-    }
-
-    /// Every setting that has a value or could have one: key, value, origin.
-    pub fn entries(&self) -> impl Iterator<Item = (&'static Setting, Option<&Value>, &Origin)> {
-        self.entries.iter().map(|(s, v, o)| (*s, v.as_ref(), o))
     }
 
     /// A setting that another one switches off: an error when typed, a warning from a file.
@@ -84,14 +109,14 @@ impl Resolved {
         for (setting, value, origin) in &self.entries {
             let Some(needs) = setting.needs else { continue };
             // `false` does nothing by itself; so `--no-lora` beside `"merge_adapters": false` is no mistake.
-            if *origin == Origin::Default || *value == Some(Value::Bool(false)) || self.holds(&needs) {
+            if *origin == Origin::Default || *value == Value::Bool(false) || self.holds(&needs) {
                 continue;
             }
             let other = find(needs.key).expect("the table names settings that exist");
             let reason = match &self.entry(needs.key).1 {
-                Some(Value::Bool(false)) => format!("--{}", other.off_flag()),
-                Some(v) => format!("--{} {v}", other.flag()),
-                None => format!("no --{}", other.flag()),
+                Value::Bool(false) => format!("--{}", other.off_flag()),
+                Value::Unset => format!("no --{}", other.flag()),
+                v => format!("--{} {v}", other.flag()),
             };
             match origin {
                 Origin::Flag if self.command != Command::Inspect => {
@@ -115,8 +140,8 @@ impl Resolved {
 
     fn holds(&self, needs: &super::Needs) -> bool {
         match &self.entry(needs.key).1 {
-            None => false,
-            Some(v) => needs.values.is_empty() || needs.values.contains(&v.to_string().as_str()),
+            Value::Unset => false,
+            v => needs.values.is_empty() || needs.values.contains(&v.to_string().as_str()),
         }
     }
 
@@ -168,76 +193,30 @@ impl Resolved {
         }
     }
 
-    fn entry(&self, key: &str) -> &(&'static Setting, Option<Value>, Origin) {
+    fn entry(&self, key: &str) -> &(&'static Setting, Value, Origin) {
         let found = self.entries.iter().find(|e| e.0.key == key);
         found.unwrap_or_else(|| panic!("{key} is no setting of {:?}", self.command))
     }
 
     fn get(&self, key: &str) -> Option<&Value> {
-        self.entries.iter().find(|e| e.0.key == key).and_then(|e| e.1.as_ref())
+        self.entries.iter().find(|e| e.0.key == key).and_then(|e| e.1.given())
     }
 
-    /// Where the value came from.
-    ///
-    /// # Panics
-    /// If the command has no such setting, as do all that follow.
-    pub fn origin(&self, key: &str) -> &Origin {
+    fn origin(&self, key: &str) -> &Origin {
         &self.entry(key).2
     }
 
     /// Whether a flag or a file gave the setting.
     pub fn is_set(&self, key: &str) -> bool {
-        self.entries.iter().any(|e| e.0.key == key && e.2 != Origin::Default && e.1.is_some())
+        self.get(key).is_some() && *self.origin(key) != Origin::Default
     }
 
-    /// A switch.
-    pub fn bool(&self, key: &str) -> bool {
-        matches!(self.entry(key).1, Some(Value::Bool(true)))
-    }
-
-    /// A whole number, if there is one.
-    pub fn int(&self, key: &str) -> Option<u64> {
-        match &self.entry(key).1 {
-            Some(Value::Int(n)) => Some(*n),
-            _ => None,
-        }
-    }
-
-    /// A number, if there is one.
-    pub fn float(&self, key: &str) -> Option<f64> {
-        match &self.entry(key).1 {
-            Some(Value::Float(x)) => Some(*x),
-            _ => None,
-        }
-    }
-
-    /// A text, if there is one.
-    pub fn text(&self, key: &str) -> Option<&str> {
-        match &self.entry(key).1 {
-            Some(Value::Text(s)) => Some(s),
-            _ => None,
-        }
-    }
-
-    /// A path, if there is one.
-    pub fn path(&self, key: &str) -> Option<PathBuf> {
-        self.text(key).map(PathBuf::from)
-    }
-
-    /// A path, if the command has the setting and there is one.
-    pub fn opt_path(&self, key: &str) -> Option<PathBuf> {
-        match self.get(key) {
-            Some(Value::Text(s)) => Some(s.into()),
-            _ => None,
-        }
-    }
-
-    /// A path that the command cannot do without.
+    /// A value that the command cannot do without.
     ///
     /// # Errors
     /// A usage error that names the flag.
-    pub fn required_path(&self, key: &str) -> Result<PathBuf> {
-        self.path(key).ok_or_else(|| self.missing(key))
+    pub fn required<T: Clone>(&self, value: &Option<T>, key: &str) -> Result<T> {
+        value.clone().ok_or_else(|| self.missing(key))
     }
 
     /// The error for a setting that has to be given.
@@ -246,20 +225,18 @@ impl Resolved {
         Error::usage(format!("--{} is required (or \"{key}\" in the config file)", setting.flag()))
     }
 
-    /// Texts or paths; empty without a value.
-    pub fn texts(&self, key: &str) -> Vec<String> {
-        match &self.entry(key).1 {
-            Some(Value::Texts(v)) => v.clone(),
-            _ => Vec::new(),
-        }
-    }
-
-    /// Numbers, if there are any.
-    pub fn floats(&self, key: &str) -> Option<Vec<f64>> {
-        match &self.entry(key).1 {
-            Some(Value::Floats(v)) => Some(v.clone()),
-            _ => None,
-        }
+    /// One line for each setting of the table at the start of a run, in the table's order.
+    pub fn lines(&self) -> Vec<ResolvedSetting> {
+        let line = |(setting, value, origin): &(&Setting, Value, Origin)| ResolvedSetting {
+            name: setting.key.into(),
+            value: value.given().map_or_else(|| format!("({})", setting.unset), Value::to_string),
+            origin: match origin {
+                Origin::Default => "default".into(),
+                Origin::File(name) => name.clone(),
+                Origin::Flag => format!("--{}", setting.flag()),
+            },
+        };
+        self.entries.iter().map(line).collect()
     }
 }
 
@@ -270,4 +247,84 @@ fn from_words(setting: &'static Setting, words: &[String]) -> Result<Value> {
         let hint = file::hint(setting.key, &json);
         Error::usage(format!("--{}: expected {}, found {found}{hint}", setting.flag(), setting.kind.expected()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Every, TrainSettings};
+    use super::*;
+    use crate::optim::Warmup;
+
+    fn resolved(flags: &[(&str, &str)]) -> Result<TrainSettings> {
+        let typed: Typed =
+            flags.iter().map(|(k, v)| (find(k).unwrap(), v.split(' ').map(String::from).collect())).collect();
+        Resolved::new(Command::Sft, typed, None).map(|r| r.settings.train)
+    }
+
+    fn sft(flags: &[(&str, &str)]) -> TrainSettings {
+        resolved(flags).unwrap()
+    }
+
+    #[test]
+    fn without_flags_everything_is_as_the_table_says() {
+        assert_eq!(sft(&[]), TrainSettings::default());
+    }
+
+    #[test]
+    fn alpha_follows_the_rank() {
+        let s = sft(&[("lora_r", "4")]).lora.unwrap();
+        assert_eq!((s.r, s.alpha), (4, 8.0));
+    }
+
+    #[test]
+    fn every_value_arrives() {
+        let s = sft(&[("use_lora", "false"), ("warmup_steps", "7"), ("eval_steps", "5"), ("max_grad_norm", "0")]);
+        assert_eq!((s.lora, s.schedule.warmup, s.eval_every), (None, Warmup::Steps(7), Every::Steps(5)));
+        assert_eq!(s.max_grad_norm, None);
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        let bad = |key: &str, word: &str, expected: &str| {
+            let e = resolved(&[(key, word)]).unwrap_err();
+            assert_eq!(e.exit_code(), 2);
+            assert!(e.to_string().starts_with(expected), "{e}");
+        };
+        bad("learning_rate", "-1", "--learning-rate: expected a number above 0, found \"-1\"");
+        bad("learning_rate", "NaN", "--learning-rate");
+        bad("gradient_accumulation_steps", "0", "--gradient-accumulation-steps: expected a whole number of at least 1");
+        bad("warmup_ratio", "1.5", "--warmup-ratio");
+        bad("warmup_ratio", "1", "--warmup-ratio: expected a number from 0 to below 1");
+        bad("max_grad_norm", "-1", "--max-grad-norm");
+        bad("adam_beta2", "1", "--adam-beta2");
+        bad("lora_dropout", "1", "--lora-dropout");
+        bad("save_steps", "0", "--save-steps");
+        bad("max_seq_len", "1", "--max-seq-len");
+    }
+
+    /// A flag wins over the file where two keys say the same: warmup by ratio or steps, evaluation by strategy or steps.
+    #[test]
+    fn a_flag_wins_over_another_key_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let with = |file: &str, key: &str, word: &str| {
+            let path = dir.path().join("c.json");
+            std::fs::write(&path, file).unwrap();
+            let typed: Typed = vec![(find(key).unwrap(), vec![word.into()])];
+            Resolved::new(Command::Sft, typed, path.to_str()).unwrap().settings.train
+        };
+        let warmup = |file: &str, key: &str, word: &str| with(file, key, word).schedule.warmup;
+        assert_eq!(warmup(r#"{"warmup_steps": 9}"#, "warmup_ratio", "0.5"), Warmup::Ratio(0.5));
+        assert_eq!(warmup(r#"{"warmup_ratio": 0.5}"#, "warmup_steps", "9"), Warmup::Steps(9));
+        assert_eq!(warmup(r#"{"warmup_steps": 9}"#, "seed", "1"), Warmup::Steps(9));
+        let every = |file: &str, key: &str, word: &str| with(file, key, word).eval_every;
+        assert_eq!(every(r#"{"eval_steps": 9}"#, "eval_strategy", "no"), Every::Never);
+        assert_eq!(every(r#"{"eval_steps": 9}"#, "eval_strategy", "epoch"), Every::Epoch);
+        assert_eq!(every(r#"{"eval_steps": 9}"#, "eval_strategy", "steps"), Every::Steps(9));
+        assert_eq!(every(r#"{"eval_strategy": "no"}"#, "eval_steps", "9"), Every::Steps(9));
+        assert_eq!(every(r#"{"eval_strategy": "no"}"#, "seed", "9"), Every::Never);
+        // What another setting switches off is not taken.
+        let save = |file: &str| with(file, "seed", "1").save_every;
+        assert_eq!(save(r#"{"save_strategy": "no", "save_steps": 7}"#), Every::Never);
+        assert_eq!(save(r#"{"save_steps": 7}"#), Every::Steps(7));
+    }
 }

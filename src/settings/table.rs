@@ -1,10 +1,21 @@
-//! The table of settings: every flag of `pretrain`, `sft`, `pack` and `inspect rows|packs` and every key of a config file.
+//! The table of settings: every key of a config file, and so every flag of `pretrain`, `sft`, `pack` and `inspect rows|packs`.
+//! Other commands take rows from here too: see [`super::flags`].
 
-use super::value::{Kind, Range};
-use super::{Commands, Needs, Setting};
+use super::fields::Content;
+use super::train::{EarlyStopping, Every, GenTest, Resume};
+use super::value::{Kind, Range, Value};
+use super::{Commands, Needs, Row, Setting, Settings};
+use crate::data::encode::Overflow;
+use crate::data::mix::WeightUnit;
+use crate::data::raw_tokens::RawWidth;
+use crate::model::{LoraSpec, Recompute};
+use crate::optim::{Shape, Warmup};
+use crate::tensor::DType;
+use crate::words::Words;
 
 use Commands as C;
 use Kind::{Bool, Choice, Float, Int, Path, Paths, Text, Texts, Weights};
+use Range::{BelowOne, NotNegative, Positive, PositiveShare, Share};
 
 const MODEL: &str = "Model and tokenizer";
 const DATA: &str = "Data";
@@ -16,221 +27,338 @@ const GEN: &str = "Generation test";
 const OUT: &str = "Output and resume";
 const RUN: &str = "Run";
 
-const fn set(group: &'static str, commands: Commands, key: &'static str, kind: Kind, help: &'static str) -> Setting {
-    Setting { key, aliases: &[], group, commands, kind, default: None, unset: "", help, needs: None }
+/// A row that still has to say where its value goes.
+pub(super) const fn set(
+    group: &'static str,
+    commands: Commands,
+    key: &'static str,
+    kind: Kind,
+    help: &'static str,
+) -> Row<()> {
+    let (aliases, default, unset, placeholder, needs) = (&[], None, "", "", None);
+    Row { key, aliases, group, commands, kind, default, unset, help, placeholder, needs, to: () }
 }
 
-impl Setting {
-    const fn default(mut self, value: &'static str) -> Self {
-        self.default = Some(value);
+impl<T: Copy> Row<T> {
+    pub(super) const fn default(mut self, value: &'static str) -> Self {
+        (self.default, self.unset) = (Some(value), "");
         self
     }
 
-    const fn unset(mut self, what: &'static str) -> Self {
-        self.unset = what;
+    pub(super) const fn unset(mut self, what: &'static str) -> Self {
+        (self.default, self.unset) = (None, what);
         self
     }
 
-    const fn alias(mut self, names: &'static [&'static str]) -> Self {
+    pub(super) const fn alias(mut self, names: &'static [&'static str]) -> Self {
         self.aliases = names;
         self
     }
 
-    const fn needs(mut self, key: &'static str, values: &'static [&'static str]) -> Self {
+    pub(super) const fn needs(mut self, key: &'static str, values: &'static [&'static str]) -> Self {
         self.needs = Some(Needs { key, values });
         self
     }
+
+    /// Closes the row, or gives a copy of one another field.
+    pub(super) const fn to(self, to: fn(&mut Settings, &Value)) -> Setting {
+        let Row { key, aliases, group, commands, kind, default, unset, help, placeholder, needs, .. } = self;
+        Row { key, aliases, group, commands, kind, default, unset, help, placeholder, needs, to }
+    }
 }
 
-/// Every setting, in the order of the help and of configs/README.md.
+/// Low-rank updates whose fields the rows below `use_lora` write.
+fn unwritten_lora() -> LoraSpec {
+    LoraSpec { r: 0, alpha: 0.0, dropout: 0.0, rslora: false, targets: Vec::new() }
+}
+
+/// Writes on the low-rank updates where there are any.
+fn lora(s: &mut Settings, write: impl FnOnce(&mut LoraSpec)) {
+    if let Some(lora) = &mut s.train.lora {
+        write(lora);
+    }
+}
+
+/// Writes on the generation test where one was asked for.
+fn gen_test(s: &mut Settings, write: impl FnOnce(&mut GenTest)) {
+    if let Some(test) = &mut s.train.gen_test {
+        write(test);
+    }
+}
+
+/// Every setting, in the order of the help and of configs/README.md. A row may read what rows above it wrote.
 #[rustfmt::skip] // One setting, a few short lines: a table.
 pub static TABLE: &[Setting] = &[
     set(MODEL, C::SFT, "model_path", Path, "Model to fine-tune: a folder in the Hugging Face layout")
         .alias(&["model_name_or_path"])
-        .unset("required"),
+        .unset("required")
+        .to(|s, v| s.model.path = v.given().map(Value::path)),
     set(MODEL, C::PRETRAIN, "model_config", Path, "Shape of the new model: a config.json, or tiny, small or base")
-        .unset("required"),
+        .unset("required")
+        .to(|s, v| s.model.config = v.given().map(Value::path)),
     set(MODEL, C::DATA, "tokenizer_path", Path, "Tokenizer: a SentencePiece model (.model), a tokenizer.json, or a folder with one")
         .alias(&["tokenizer_name_or_path"])
-        .unset("sft: the one in the model's folder; otherwise required"),
+        .unset("sft: the one in the model's folder; otherwise required")
+        .to(|s, v| s.model.tokenizer = v.given().map(Value::path)),
     set(MODEL, C::DATA, "special_ids", Text, "Ids a SentencePiece model has to have, as pad,unk,bos,eos (Llama-2: 0,0,1,2); of a tokenizer.json, instead of what its files say")
-        .default("0,1,2,3"),
+        .default("0,1,2,3")
+        .to(|s, v| s.model.special_ids = v.text()),
     set(MODEL, C::SFT, "pad_vocab_to", Int(1), "Pad embedding and head to this many rows, which the softmax never sees")
-        .unset("no padding"),
+        .unset("no padding")
+        .to(|s, v| s.model.pad_vocab_to = v.given().map(Value::count)),
     // Data
     set(DATA, C::DATA, "dataset_paths", Paths, "Data sets: JSONL for sft, .txt, .jsonl or .bin for pretrain")
         .alias(&["dataset_path"])
-        .unset("required"),
+        .unset("required")
+        .to(|s, v| s.data.paths = v.paths()),
     set(DATA, C::TRAIN, "dataset_weights", Weights, "Relative share of each data set in an epoch, in the order of dataset_paths")
-        .unset("every row once"),
-    set(DATA, C::TRAIN, "weight_unit", Choice(&["samples", "tokens", "supervised-tokens"]), "What the weights share out")
+        .unset("every row once")
+        .to(|s, v| s.data.weights = v.given().map(Value::floats)),
+    set(DATA, C::TRAIN, "weight_unit", Choice(WeightUnit::WORDS), "What the weights share out")
         .default("samples")
-        .needs("dataset_weights", &[]),
-    set(DATA, C::TRAIN, "epoch_samples", Int(1), "Rows of an epoch").unset("all rows"),
+        .needs("dataset_weights", &[])
+        .to(|s, v| s.data.weight_unit = v.choice()),
+    set(DATA, C::TRAIN, "epoch_samples", Int(1), "Rows of an epoch").unset("all rows")
+        .to(|s, v| s.data.epoch_samples = v.given().map(Value::int)),
     set(DATA, C::SFT_DATA, "prompt_template", Text, "chatml, instruct, alpaca, llama2, zephyr, plain, or a .jinja file")
-        .default("chatml"),
+        .default("chatml")
+        .to(|s, v| s.model.template = v.given().map(Value::text)),
     set(DATA, C::SFT_DATA, "supervise_turn_newline", Bool, "Train the newline after a closing token too, as TRL does")
         .default("false")
-        .needs("prompt_template", &["chatml", "zephyr"]),
-    set(DATA, C::TRAIN, "val_fraction", Float(Range::BelowOne), "Share of each data set kept for validation")
+        .needs("prompt_template", &["chatml", "zephyr"])
+        .to(|s, v| s.model.supervise_turn_newline = v.bool()),
+    set(DATA, C::TRAIN, "val_fraction", Float(BelowOne), "Share of each data set kept for validation")
         .alias(&["test_size"])
-        .default("0.05"),
+        .default("0.05")
+        .to(|s, v| s.data.val_fraction = v.float()),
     set(DATA, C::PRETRAIN, "val_paths", Paths, "Validation data, as dataset_paths; instead of val_fraction")
         .alias(&["eval_dataset_paths"])
-        .unset("val_fraction"),
+        .unset("val_fraction")
+        .to(|s, v| s.data.val_paths = v.paths()),
     set(DATA, C::DATA, "max_seq_len", Int(2), "Longest row in tokens")
         .alias(&["max_length", "max_seq_length", "seq_len"])
-        .unset("the model's maximum, at most 1024; pack: 1024"),
+        .unset("the model's maximum, at most 1024; pack: 1024")
+        .to(|s, v| s.train.max_seq_len = v.given().map(Value::count)),
     set(DATA, C::TRAIN, "packing", Bool, "Pack several rows into one, each seeing itself alone")
-        .default("true"),
-    set(DATA, C::SFT_DATA, "overflow", Choice(&["truncate", "drop"]), "What happens to a row longer than max_seq_len")
-        .default("truncate"),
+        .default("true")
+        .to(|s, v| s.data.packing = v.bool()),
+    set(DATA, C::SFT_DATA, "overflow", Choice(Overflow::WORDS), "What happens to a row longer than max_seq_len")
+        .default("truncate")
+        .to(|s, v| s.data.overflow = v.choice()),
     set(DATA, C::SFT_DATA, "skip_bad_rows", Bool, "Count, log and skip malformed rows instead of stopping")
-        .default("false"),
-    set(DATA, Commands::PRETRAIN_DATA, "raw_width", Choice(&["u16", "u32"]), "Size of a token in .bin files without a header")
-        .unset("u16 where the vocabulary allows it"),
-    set(DATA, C::PACK, "content", Choice(&["rows", "text"]), "Whether the files hold prompts and responses or text to pretrain on")
-        .unset("text for .txt and .bin, else rows"),
+        .default("false")
+        .to(|s, v| s.data.skip_bad_rows = v.bool()),
+    set(DATA, C::PRETRAIN_DATA, "raw_width", Choice(RawWidth::WORDS), "Size of a token in .bin files without a header")
+        .unset("u16 where the vocabulary allows it")
+        .to(|s, v| s.data.raw_width = v.given().map(Value::choice)),
+    set(DATA, C::PACK, "content", Choice(Content::WORDS), "Whether the files hold prompts and responses or text to pretrain on")
+        .unset("text for .txt and .bin, else rows")
+        .to(|s, v| s.data.content = v.given().map(Value::choice)),
     set(DATA, C::TRAIN, "cache_dir", Path, "Where token files are kept for later runs")
-        .unset("$RINGTUNE_CACHE, or ringtune in the user's cache folder"),
+        .unset("$RINGTUNE_CACHE, or ringtune in the user's cache folder")
+        .to(|s, v| s.data.cache_dir = v.given().map(Value::path)),
     // Training
     set(TRAIN, C::TRAIN, "num_train_epochs", Int(1), "Passes over the data")
         .alias(&["epochs", "num_epochs"])
-        .default("3"),
+        .default("3")
+        .to(|s, v| s.train.epochs = v.int()),
     set(TRAIN, C::TRAIN, "max_steps", Int(1), "Optimiser steps; overrides num_train_epochs")
-        .unset("as many as the epochs have"),
+        .unset("as many as the epochs have")
+        .to(|s, v| s.train.max_steps = v.given().map(Value::int)),
     set(TRAIN, C::TRAIN, "per_device_train_batch_size", Int(1), "Rows of a micro-batch")
         .alias(&["micro_batch_size", "batch_size"])
-        .default("8"),
+        .default("8")
+        .to(|s, v| s.train.micro_batch_size = v.count()),
     set(TRAIN, C::TRAIN, "gradient_accumulation_steps", Int(1), "Micro-batches of an optimiser step")
         .alias(&["grad_accum"])
-        .default("1"),
-    set(TRAIN, C::TRAIN, "mixed_precision", Choice(&["no", "bf16"]), "bf16: weights and activations in bfloat16, sums and masters in f32; no: all f32")
-        .default("no"),
-    set(TRAIN, C::TRAIN, "recompute", Choice(&["none", "attention", "layer"]), "Recompute activations in backward to save memory; same bits")
-        .default("none"),
-    set(TRAIN, C::TRAIN, "seed", Int(0), "Seed of everything random").default("42"),
+        .default("1")
+        .to(|s, v| s.train.grad_accum = v.count()),
+    set(TRAIN, C::TRAIN, "mixed_precision", Choice(DType::WORDS), "bf16: weights and activations in bfloat16, sums and masters in f32; no: all f32")
+        .default("no")
+        .to(|s, v| s.train.dtype = v.choice()),
+    set(TRAIN, C::TRAIN, "recompute", Choice(Recompute::WORDS), "Recompute activations in backward to save memory; same bits")
+        .default("none")
+        .to(|s, v| s.train.recompute = v.choice()),
+    set(TRAIN, C::TRAIN, "seed", Int(0), "Seed of everything random").default("42")
+        .to(|s, v| s.train.seed = v.int()),
     set(TRAIN, C::TRAIN, "max_bad_steps", Int(1), "Steps in a row that may have a loss or gradient that is not finite")
-        .default("10"),
+        .default("10")
+        .to(|s, v| s.train.max_bad_steps = v.small()),
     // Optimiser
-    set(OPTIM, C::TRAIN, "learning_rate", Float(Range::Positive), "Peak learning rate")
+    set(OPTIM, C::TRAIN, "learning_rate", Float(Positive), "Peak learning rate")
         .alias(&["lr"])
-        .unset("2e-4 with LoRA, 2e-5 in full fine-tuning, 1e-3 in pretraining"),
-    set(OPTIM, C::TRAIN, "lr_scheduler_type", Choice(&["cosine", "linear", "constant", "wsd"]), "Shape of the learning rate over the run")
+        .unset("2e-4 with LoRA, 2e-5 in full fine-tuning, 1e-3 in pretraining")
+        .to(|s, v| s.train.learning_rate = v.given().map(Value::float)),
+    set(OPTIM, C::TRAIN, "lr_scheduler_type", Choice(Shape::WORDS), "Shape of the learning rate over the run")
         .alias(&["lr_scheduler"])
-        .default("cosine"),
-    set(OPTIM, C::TRAIN, "warmup_ratio", Float(Range::BelowOne), "Share of the steps in which the rate rises to its peak")
-        .default("0.03"),
+        .default("cosine")
+        .to(|s, v| s.train.schedule.shape = v.choice()),
+    set(OPTIM, C::TRAIN, "warmup_ratio", Float(BelowOne), "Share of the steps in which the rate rises to its peak")
+        .default("0.03")
+        .to(|s, v| s.train.schedule.warmup = Warmup::Ratio(v.float())),
     set(OPTIM, C::TRAIN, "warmup_steps", Int(0), "Steps in which the rate rises to its peak; instead of warmup_ratio")
-        .unset("warmup_ratio"),
+        .unset("warmup_ratio")
+        .to(|s, v| s.train.schedule.warmup = v.given().map_or(s.train.schedule.warmup, |n| Warmup::Steps(n.int()))),
     set(OPTIM, C::TRAIN, "warmup_from_zero", Bool, "transformers' warmup, whose first step runs at rate 0")
-        .default("false"),
-    set(OPTIM, C::TRAIN, "min_lr_ratio", Float(Range::Share), "The schedule ends at this share of the peak")
+        .default("false")
+        .to(|s, v| s.train.schedule.warmup_from_zero = v.bool()),
+    set(OPTIM, C::TRAIN, "min_lr_ratio", Float(Share), "The schedule ends at this share of the peak")
         .default("0")
-        .needs("lr_scheduler_type", &["cosine", "linear", "wsd"]),
-    set(OPTIM, C::TRAIN, "wsd_decay_ratio", Float(Range::PositiveShare), "Share of the steps in which wsd decays")
+        .needs("lr_scheduler_type", &["cosine", "linear", "wsd"])
+        .to(|s, v| s.train.schedule.min_lr_ratio = v.float()),
+    set(OPTIM, C::TRAIN, "wsd_decay_ratio", Float(PositiveShare), "Share of the steps in which wsd decays")
         .default("0.2")
-        .needs("lr_scheduler_type", &["wsd"]),
-    set(OPTIM, C::TRAIN, "weight_decay", Float(Range::NotNegative), "Decoupled decay of matrices; never of norms and biases")
-        .default("0"),
-    set(OPTIM, C::TRAIN, "max_grad_norm", Float(Range::NotNegative), "Clip the global gradient norm here; 0: no clipping")
-        .default("1"),
-    set(OPTIM, C::TRAIN, "adam_beta1", Float(Range::BelowOne), "Decay of the first moment")
-        .default("0.9"),
-    set(OPTIM, C::TRAIN, "adam_beta2", Float(Range::BelowOne), "Decay of the second moment")
-        .default("0.999"),
-    set(OPTIM, C::TRAIN, "adam_epsilon", Float(Range::Positive), "Added to the root of the second moment")
+        .needs("lr_scheduler_type", &["wsd"])
+        .to(|s, v| s.train.schedule.wsd_decay_ratio = v.float()),
+    set(OPTIM, C::TRAIN, "weight_decay", Float(NotNegative), "Decoupled decay of matrices; never of norms and biases")
+        .default("0")
+        .to(|s, v| s.train.weight_decay = v.float()),
+    set(OPTIM, C::TRAIN, "max_grad_norm", Float(NotNegative), "Clip the global gradient norm here; 0: no clipping")
+        .default("1")
+        .to(|s, v| s.train.max_grad_norm = Some(v.float()).filter(|&norm| norm > 0.0)),
+    set(OPTIM, C::TRAIN, "adam_beta1", Float(BelowOne), "Decay of the first moment")
+        .default("0.9")
+        .to(|s, v| s.train.adam_beta1 = v.float()),
+    set(OPTIM, C::TRAIN, "adam_beta2", Float(BelowOne), "Decay of the second moment")
+        .default("0.999")
+        .to(|s, v| s.train.adam_beta2 = v.float()),
+    set(OPTIM, C::TRAIN, "adam_epsilon", Float(Positive), "Added to the root of the second moment")
         .alias(&["adam_eps"])
-        .default("1e-8"),
+        .default("1e-8")
+        .to(|s, v| s.train.adam_eps = v.float()),
     // LoRA
     set(LORA, C::SFT, "use_lora", Bool, "Train a low-rank adapter; off: all weights")
         .alias(&["use_peft"])
-        .default("true"),
+        .default("true")
+        .to(|s, v| s.train.lora = v.bool().then(unwritten_lora)),
     set(LORA, C::SFT, "lora_r", Int(1), "Rank")
         .default("16")
-        .needs("use_lora", &["true"]),
-    set(LORA, C::SFT, "lora_alpha", Float(Range::Positive), "The adapter is scaled by lora_alpha / lora_r")
+        .needs("use_lora", &["true"])
+        .to(|s, v| lora(s, |l| l.r = v.count())),
+    set(LORA, C::SFT, "lora_alpha", Float(Positive), "The adapter is scaled by lora_alpha / lora_r")
         .unset("twice lora_r")
-        .needs("use_lora", &["true"]),
-    set(LORA, C::SFT, "lora_dropout", Float(Range::BelowOne), "Probability of dropping an input of the adapter")
+        .needs("use_lora", &["true"])
+        .to(|s, v| lora(s, |l| l.alpha = v.given().map_or(2.0 * l.r as f64, Value::float))),
+    set(LORA, C::SFT, "lora_dropout", Float(BelowOne), "Probability of dropping an input of the adapter")
         .default("0.05")
-        .needs("use_lora", &["true"]),
+        .needs("use_lora", &["true"])
+        .to(|s, v| lora(s, |l| l.dropout = v.float())),
     set(LORA, C::SFT, "lora_targets", Texts, "Linears with an adapter: q k v o gate up down")
         .alias(&["lora_target_modules"])
         .default("q,k,v,o,gate,up,down")
-        .needs("use_lora", &["true"]),
+        .needs("use_lora", &["true"])
+        .to(|s, v| s.train.lora_targets = v.texts()),
     set(LORA, C::SFT, "use_rslora", Bool, "Scale by lora_alpha / sqrt(lora_r)")
         .default("false")
-        .needs("use_lora", &["true"]),
-    set(LORA, C::SFT, "loraplus_lr_ratio", Float(Range::Positive), "LoRA+: B learns at this multiple of the learning rate")
+        .needs("use_lora", &["true"])
+        .to(|s, v| lora(s, |l| l.rslora = v.bool())),
+    set(LORA, C::SFT, "loraplus_lr_ratio", Float(Positive), "LoRA+: B learns at this multiple of the learning rate")
         .unset("1")
-        .needs("use_lora", &["true"]),
+        .needs("use_lora", &["true"])
+        .to(|s, v| s.train.lora_plus = v.given().map(Value::float)),
     set(LORA, C::SFT, "merge_adapters", Bool, "Write the merged model too")
         .alias(&["merge_adapter"])
         .default("false")
-        .needs("use_lora", &["true"]),
+        .needs("use_lora", &["true"])
+        .to(|s, v| s.train.merge_adapters = v.bool() && s.train.lora.is_some()),
     // Evaluation
-    set(EVAL, C::TRAIN, "eval_strategy", Choice(&["no", "steps", "epoch"]), "When to evaluate on the validation rows")
+    set(EVAL, C::TRAIN, "eval_strategy", Choice(Every::WORDS), "When to evaluate on the validation rows")
         .alias(&["evaluation_strategy"])
-        .unset("steps when eval_steps is given, else epoch"),
+        .unset("steps when eval_steps is given, else epoch")
+        .to(|s, v| s.train.eval_every = v.given().map_or(Every::Epoch, Value::choice)),
     set(EVAL, C::TRAIN, "eval_steps", Int(1), "Steps between evaluations")
-        .unset("an evaluation at the end of each epoch"),
+        .unset("an evaluation at the end of each epoch")
+        .to(|s, v| s.train.eval_every = v.given().map_or(s.train.eval_every, |n| Every::Steps(n.int()))),
     set(EVAL, C::TRAIN, "eval_on_start", Bool, "Evaluate before the first step too")
-        .default("false"),
+        .default("false")
+        .to(|s, v| s.train.eval_on_start = v.bool()),
     set(EVAL, C::TRAIN, "per_device_eval_batch_size", Int(1), "Rows of a micro-batch in evaluation; changes speed only")
-        .default("8"),
+        .default("8")
+        .to(|s, v| s.train.eval_batch_size = v.count()),
     set(EVAL, C::TRAIN, "early_stopping_patience", Int(1), "Stop after this many evaluations without a better loss")
-        .unset("no early stopping"),
-    set(EVAL, C::TRAIN, "early_stopping_threshold", Float(Range::NotNegative), "A loss is better when it is lower by more than this")
+        .unset("no early stopping")
+        .to(|s, v| s.train.early_stopping = v.given().map(|n| EarlyStopping { patience: n.small(), threshold: 0.0 })),
+    set(EVAL, C::TRAIN, "early_stopping_threshold", Float(NotNegative), "A loss is better when it is lower by more than this")
         .default("0")
-        .needs("early_stopping_patience", &[]),
+        .needs("early_stopping_patience", &[])
+        .to(|s, v| { if let Some(stop) = &mut s.train.early_stopping { stop.threshold = v.float() } }),
     set(EVAL, C::TRAIN, "load_best_model_at_end", Bool, "Write the model of the best evaluation, not of the last step")
-        .default("true"),
+        .default("true")
+        .to(|s, v| s.train.load_best_at_end = v.bool()),
     // Generation test
     set(GEN, C::SFT, "do_gen_test", Bool, "At the end, answer held-out prompts and print the answers")
-        .default("false"),
+        .default("false")
+        .to(|s, v| s.train.gen_test = v.bool().then(GenTest::blank)),
     set(GEN, C::SFT, "num_gen_samples", Int(1), "Prompts to answer")
         .default("5")
-        .needs("do_gen_test", &["true"]),
+        .needs("do_gen_test", &["true"])
+        .to(|s, v| gen_test(s, |g| g.num_samples = v.count())),
     set(GEN, C::SFT, "max_new_tokens", Int(1), "Longest answer in tokens")
         .default("64")
-        .needs("do_gen_test", &["true"]),
-    set(GEN, C::SFT, "gen_temperature", Float(Range::Positive), "Temperature of the sampled answers")
+        .needs("do_gen_test", &["true"])
+        .to(|s, v| gen_test(s, |g| g.max_new_tokens = v.count())),
+    set(GEN, C::SFT, "gen_temperature", Float(NotNegative), "Temperature of the sampled answers")
         .alias(&["temperature"])
         .default("0.7")
-        .needs("do_gen_test", &["true"]),
-    set(GEN, C::SFT, "gen_top_p", Float(Range::PositiveShare), "Nucleus of the sampled answers")
+        .needs("do_gen_test", &["true"])
+        .to(|s, v| gen_test(s, |g| g.temperature = v.float() as f32)),
+    set(GEN, C::SFT, "gen_top_p", Float(PositiveShare), "Nucleus of the sampled answers")
         .alias(&["top_p"])
         .default("0.9")
-        .needs("do_gen_test", &["true"]),
+        .needs("do_gen_test", &["true"])
+        .to(|s, v| gen_test(s, |g| g.top_p = v.float() as f32)),
     // Output
     set(OUT, C::TRAIN, "output_dir", Path, "Where checkpoints, logs and the final model go")
-        .unset("required"),
-    set(OUT, C::PACK, "output", Path, "Token file to write").unset("required"),
-    set(OUT, C::TRAIN, "save_strategy", Choice(&["no", "steps", "epoch"]), "When to save a checkpoint")
-        .default("steps"),
+        .unset("required")
+        .to(|s, v| s.output_dir = v.given().map(Value::path)),
+    set(OUT, C::PACK, "output", Path, "Token file to write").unset("required")
+        .to(|s, v| s.output = v.given().map(Value::path)),
+    set(OUT, C::TRAIN, "save_strategy", Choice(Every::WORDS), "When to save a checkpoint")
+        .default("steps")
+        .to(|s, v| s.train.save_every = v.choice()),
     set(OUT, C::TRAIN, "save_steps", Int(1), "Steps between checkpoints")
         .default("500")
-        .needs("save_strategy", &["steps"]),
+        .needs("save_strategy", &["steps"])
+        .to(|s, v| { if let Every::Steps(n) = &mut s.train.save_every { *n = v.int() } }),
     set(OUT, C::TRAIN, "save_total_limit", Int(1), "Checkpoints to keep besides the best")
-        .unset("all"),
+        .unset("all")
+        .to(|s, v| s.train.save_total_limit = v.given().map(Value::count)),
     set(OUT, C::TRAIN, "resume_from_checkpoint", Path, "A checkpoint folder, or auto: the newest valid one in output_dir")
-        .unset("start at step 0"),
+        .unset("start at step 0")
+        .to(|s, v| s.train.resume = v.given().map_or(Resume::No, |v| Resume::of(v.path()))),
     set(OUT, C::TRAIN, "allow_changed", Texts, "What may differ from the checkpoint's run: data, tokenizer, base_model, config")
         .unset("nothing")
-        .needs("resume_from_checkpoint", &[]),
-    set(OUT, C::TRAIN, "logging_steps", Int(1), "Steps between log lines").default("1"),
+        .needs("resume_from_checkpoint", &[])
+        .to(|s, v| s.train.allow_changed = v.texts()),
+    set(OUT, C::TRAIN, "logging_steps", Int(1), "Steps between log lines").default("1")
+        .to(|s, v| s.train.logging_steps = v.int()),
     set(OUT, C::TRAIN, "tensorboard", Bool, "Write TensorBoard event files to output_dir/runs")
-        .default("true"),
+        .default("true")
+        .to(|s, v| s.train.tensorboard = v.bool()),
     // Run
-    set(RUN, C::DATA, "threads", Int(1), "Worker threads").unset("one per core"),
+    set(RUN, C::DATA, "threads", Int(1), "Worker threads").unset("one per core")
+        .to(|s, v| s.train.threads = v.given().map(Value::count)),
     set(RUN, C::DATA, "quiet", Bool, "Print less: no tables, no sample rows, no progress bar")
-        .default("false"),
+        .default("false")
+        .to(|s, v| s.train.quiet = v.bool()),
 ];
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Command, find};
     use super::*;
+
+    const ALL: [Command; 9] = [
+        Command::Pretrain,
+        Command::Sft,
+        Command::Pack,
+        Command::Inspect,
+        Command::Eval,
+        Command::Generate,
+        Command::Merge,
+        Command::Prepare,
+        Command::Parity,
+    ];
 
     #[test]
     fn the_table_is_sound() {
@@ -241,15 +369,100 @@ mod tests {
         assert_eq!(names.len(), n, "a name stands twice");
         for s in TABLE {
             assert!(s.default.is_some() == s.unset.is_empty(), "{}: a default or what happens without one", s.key);
-            assert!(!s.help.ends_with('.'), "{}: no full stop", s.key);
             assert!(s.kind != Bool || s.default.is_some(), "{}", s.key);
+            if let Some(n) = s.needs {
+                let other = find(n.key).filter(|o| o.key == n.key);
+                let other = other.unwrap_or_else(|| panic!("{}: needs {}", s.key, n.key));
+                if let Choice(words) = other.kind {
+                    assert!(n.values.iter().all(|v| words.contains(v)), "{}: needs {:?}", s.key, n.values);
+                }
+            }
+        }
+        for s in ALL.into_iter().flat_map(Command::rows) {
+            assert!(!s.help.ends_with('.'), "{}: no full stop", s.key);
             if let Some(d) = s.default {
                 let words: Vec<&str> = d.split(' ').collect();
                 s.kind.parse(&words).unwrap_or_else(|e| panic!("{}: default {e}", s.key));
             }
-            if let Some(n) = s.needs {
-                assert!(super::super::find(n.key).is_some_and(|o| o.key == n.key), "{}: needs {}", s.key, n.key);
+        }
+    }
+
+    #[test]
+    fn names_of_a_command_are_its_own() {
+        for command in ALL {
+            let rows = command.rows();
+            let mut names: Vec<String> = rows.iter().flat_map(|s| [vec![s.flag()], s.other_names()].concat()).collect();
+            let n = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), n, "{command:?}: a name stands twice");
+        }
+    }
+
+    /// Some other value than the default and than the empty one.
+    fn odd(s: &Setting) -> Value {
+        match s.kind {
+            Bool => Value::Bool(true),
+            Int(least) => Value::Int(least + 3),
+            Float(_) => Value::Float(0.75),
+            Choice(words) => Value::Text(words[1].into()),
+            Text | Path => Value::Text("odd".into()),
+            Texts | Paths | Kind::Repeated => Value::Texts(vec!["odd".into()]),
+            Kind::Choices(words) => Value::Texts(vec![words[1].into()]),
+            Weights => Value::Floats(vec![0.75]),
+            Kind::Ids => Value::Ints(vec![7]),
+        }
+    }
+
+    /// Fields of a struct as `{:#?}` prints it, each with its name.
+    fn printed(all: &impl std::fmt::Debug) -> Vec<String> {
+        let text = format!("{all:#?}");
+        let body = text.split_once('\n').unwrap().1;
+        body.split("\n    ").fold(Vec::new(), |mut fields: Vec<String>, line| {
+            match (line.starts_with(' ') || line.starts_with(['}', ']', ')']), fields.last_mut()) {
+                (true, Some(field)) => *field += line,
+                _ => fields.push(line.trim().to_string()),
             }
+            fields
+        })
+    }
+
+    /// What rows write does not depend on what stood there before, and no field is left that no row writes.
+    #[test]
+    fn every_field_is_written() {
+        let mut written = Settings::blank();
+        for s in ALL.into_iter().flat_map(Command::rows) {
+            (s.to)(&mut written, &odd(s));
+        }
+        let blank = Settings::blank();
+        for (was, is) in [
+            (printed(&blank.model), printed(&written.model)),
+            (printed(&blank.data), printed(&written.data)),
+            (printed(&blank.train), printed(&written.train)),
+            (printed(&blank.train.schedule), printed(&written.train.schedule)),
+            (printed(&GenTest::blank()), printed(written.train.gen_test.as_ref().unwrap())),
+            (printed(&blank.eval), printed(&written.eval)),
+            (printed(&blank.generate), printed(&written.generate)),
+            (printed(&blank.merge), printed(&written.merge)),
+            (printed(&blank.prepare), printed(&written.prepare)),
+        ] {
+            assert_eq!(was.len(), is.len());
+            let unwritten: Vec<_> = was.iter().zip(&is).filter(|(was, is)| was == is).map(|(was, _)| was).collect();
+            assert!(unwritten.is_empty(), "no row writes {unwritten:?}");
+        }
+        let LoraSpec { r, alpha, dropout, rslora, targets: _ } = written.train.lora.clone().unwrap();
+        assert!(r > 0 && alpha > 0.0 && dropout > 0.0 && rslora);
+        for command in ALL {
+            let mut again = written.clone();
+            let mut defaults = Settings::blank();
+            for s in command.rows() {
+                (s.to)(&mut again, &s.default_value());
+                (s.to)(&mut defaults, &s.default_value());
+            }
+            if command == Command::Sft {
+                assert_eq!(again.train, defaults.train);
+            }
+            assert_eq!(defaults, Settings::defaults(command));
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Values of settings: what kinds there are, and reading one from the command line or from JSON.
 
 use std::fmt;
+use std::path::PathBuf;
+
+use crate::words::Words;
 
 /// What values a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,16 +16,22 @@ pub enum Kind {
     Float(Range),
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// Several of these words.
+    Choices(&'static [&'static str]),
     /// Any text.
     Text,
     /// A file or folder.
     Path,
     /// Several texts.
     Texts,
+    /// Several texts, each after the flag's name; they may hold commas.
+    Repeated,
     /// Several files or folders.
     Paths,
     /// Several numbers above 0.
     Weights,
+    /// Several token ids.
+    Ids,
 }
 
 /// The numbers a setting allows.
@@ -38,6 +47,8 @@ pub enum Range {
     Share,
     /// 0 < x <= 1
     PositiveShare,
+    /// Any number: where it is used, it is checked.
+    Any,
 }
 
 impl Range {
@@ -49,6 +60,7 @@ impl Range {
                 Range::BelowOne => (0.0..1.0).contains(&x),
                 Range::Share => (0.0..=1.0).contains(&x),
                 Range::PositiveShare => x > 0.0 && x <= 1.0,
+                Range::Any => true,
             }
     }
 }
@@ -65,12 +77,15 @@ impl Kind {
             Kind::Float(Range::BelowOne) => "a number from 0 to below 1".into(),
             Kind::Float(Range::Share) => "a number from 0 to 1".into(),
             Kind::Float(Range::PositiveShare) => "a number above 0 and at most 1".into(),
+            Kind::Float(Range::Any) => "a number".into(),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
+            Kind::Choices(words) => format!("some of {}", words.join(", ")),
             Kind::Text => "text".into(),
             Kind::Path => "a path".into(),
-            Kind::Texts => "a list of texts".into(),
+            Kind::Texts | Kind::Repeated => "a list of texts".into(),
             Kind::Paths => "a list of paths".into(),
             Kind::Weights => "a list of numbers above 0".into(),
+            Kind::Ids => "a list of token ids".into(),
         }
     }
 
@@ -80,16 +95,17 @@ impl Kind {
             Kind::Bool => "BOOL",
             Kind::Int(_) => "N",
             Kind::Float(_) => "X",
-            Kind::Choice(_) => "CHOICE",
-            Kind::Text | Kind::Texts => "TEXT",
+            Kind::Choice(_) | Kind::Choices(_) => "CHOICE",
+            Kind::Text | Kind::Texts | Kind::Repeated => "TEXT",
             Kind::Path | Kind::Paths => "PATH",
             Kind::Weights => "X",
+            Kind::Ids => "IDS",
         }
     }
 
-    /// Whether it takes several values.
+    /// Whether it takes several values after the flag's name.
     pub fn is_list(self) -> bool {
-        matches!(self, Kind::Texts | Kind::Paths | Kind::Weights)
+        matches!(self, Kind::Texts | Kind::Paths | Kind::Weights | Kind::Choices(_))
     }
 
     /// Reads typed words; `Err` holds the word that does not fit.
@@ -108,6 +124,10 @@ impl Kind {
                 Some(word) => Ok(Value::Text(word.to_string())),
                 None => Err(bad(one)),
             },
+            Kind::Choices(allowed) => match words.iter().find(|w| !allowed.contains(w)) {
+                Some(w) => Err(bad(w)),
+                None => Ok(Value::Texts(words.iter().map(|w| w.to_string()).collect())),
+            },
             Kind::Text | Kind::Path if one.is_empty() => Err(bad(one)),
             Kind::Text | Kind::Path => Ok(Value::Text(one.into())),
             // `--lora_targets q,v` and `--lora_targets q v` mean the same; paths may hold commas.
@@ -120,6 +140,11 @@ impl Kind {
                 Some(w) => Err(bad(w)),
                 None => Ok(Value::Texts(words.iter().map(|w| w.to_string()).collect())),
             },
+            Kind::Repeated => Ok(Value::Texts(words.iter().map(|w| w.to_string()).collect())),
+            Kind::Ids => {
+                let ids = words.iter().flat_map(|w| w.split(','));
+                ids.map(|w| w.parse().map_err(|_| bad(w))).collect::<Result<_, _>>().map(Value::Ints)
+            }
             Kind::Weights => {
                 let items = words.iter().flat_map(|w| w.split(',')).filter(|w| !w.is_empty());
                 items.map(|w| number(w, Range::Positive)).collect::<Result<_, _>>().map(Value::Floats)
@@ -183,6 +208,8 @@ fn describe(json: &serde_json::Value) -> String {
 /// The value of a setting.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
+    /// None: nobody set it, and it has no default.
+    Unset,
     /// On or off.
     Bool(bool),
     /// A whole number.
@@ -195,21 +222,109 @@ pub enum Value {
     Texts(Vec<String>),
     /// Several numbers.
     Floats(Vec<f64>),
+    /// Several whole numbers.
+    Ints(Vec<u64>),
+}
+
+/// What a row takes out of its value, whose kind the row itself says; another kind is a mistake in the table.
+impl Value {
+    /// The value, where there is one.
+    pub fn given(&self) -> Option<&Self> {
+        (*self != Value::Unset).then_some(self)
+    }
+
+    fn expected(&self, what: &str) -> ! {
+        panic!("the row takes {what}, its kind gave {self:?}")
+    }
+
+    /// On or off.
+    pub fn bool(&self) -> bool {
+        let Value::Bool(b) = self else { self.expected("a switch") };
+        *b
+    }
+
+    /// A whole number.
+    pub fn int(&self) -> u64 {
+        let Value::Int(n) = self else { self.expected("a whole number") };
+        *n
+    }
+
+    /// A number of things.
+    pub fn count(&self) -> usize {
+        usize::try_from(self.int()).unwrap_or(usize::MAX)
+    }
+
+    /// A number of things that are never many.
+    pub fn small(&self) -> u32 {
+        u32::try_from(self.int()).unwrap_or(u32::MAX)
+    }
+
+    /// A number.
+    pub fn float(&self) -> f64 {
+        let Value::Float(x) = self else { self.expected("a number") };
+        *x
+    }
+
+    /// A text.
+    pub fn text(&self) -> String {
+        let Value::Text(s) = self else { self.expected("a text") };
+        s.clone()
+    }
+
+    /// A path.
+    pub fn path(&self) -> PathBuf {
+        self.text().into()
+    }
+
+    /// The variant that a word stands for.
+    pub fn choice<T: Words>(&self) -> T {
+        let Value::Text(word) = self else { self.expected("a word") };
+        T::of_word(word).unwrap_or_else(|| self.expected(&T::WORDS.join(" or ")))
+    }
+
+    /// Texts; none without a value.
+    pub fn texts(&self) -> Vec<String> {
+        match self {
+            Value::Texts(v) => v.clone(),
+            Value::Unset => Vec::new(),
+            _ => self.expected("texts"),
+        }
+    }
+
+    /// Paths; none without a value.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.texts().into_iter().map(PathBuf::from).collect()
+    }
+
+    /// Numbers.
+    pub fn floats(&self) -> Vec<f64> {
+        let Value::Floats(v) = self else { self.expected("numbers") };
+        v.clone()
+    }
+
+    /// Token ids; none without a value.
+    pub fn ids(&self) -> Vec<u32> {
+        match self {
+            Value::Ints(v) => v.iter().map(|&n| u32::try_from(n).unwrap_or(u32::MAX)).collect(),
+            Value::Unset => Vec::new(),
+            _ => self.expected("token ids"),
+        }
+    }
 }
 
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |items: Vec<String>| items.join(" ");
         match self {
+            Value::Unset => Ok(()),
             Value::Bool(b) => write!(f, "{b}"),
             Value::Int(n) => write!(f, "{n}"),
             Value::Float(x) if *x != 0.0 && (x.abs() < 1e-3 || x.abs() >= 1e6) => write!(f, "{x:e}"),
             Value::Float(x) => write!(f, "{x}"),
             Value::Text(s) => f.write_str(s),
             Value::Texts(v) => f.write_str(&v.join(" ")),
-            Value::Floats(v) => {
-                let v: Vec<String> = v.iter().map(f64::to_string).collect();
-                f.write_str(&v.join(" "))
-            }
+            Value::Floats(v) => f.write_str(&list(v.iter().map(f64::to_string).collect())),
+            Value::Ints(v) => f.write_str(&list(v.iter().map(u64::to_string).collect())),
         }
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! [`estimate`] follows what [`super::setup::workload`] allocates tensor by tensor; a test holds the two equal to the byte.
 
-use super::setup::dtype;
 use crate::hf::names::{linear_shape, weights};
 use crate::log::tables::MemoryClass;
-use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
-use crate::settings::{Precision, Recompute, TrainSettings};
+use crate::model::{LoraSpec, Recompute};
+use crate::settings::TrainSettings;
+use crate::tensor::DType;
+use crate::words::Words;
 
 /// Bytes of f32 and of i32.
 const WORD: u64 = 4;
@@ -67,8 +68,8 @@ impl Demand<'_> {
 
 /// Bytes on the device by class.
 pub fn estimate(d: &Demand) -> Vec<MemoryClass> {
-    let element = dtype(d.settings).bytes() as u64;
-    let bf16 = d.settings.precision == Precision::Bf16;
+    let element = d.settings.dtype.bytes() as u64;
+    let bf16 = d.settings.dtype == DType::Bf16;
     // Masters stand beside trained weights that are bf16; A and B are f32 themselves.
     let mastered = match d.lora {
         _ if !bf16 => 0,
@@ -89,7 +90,7 @@ pub fn estimate(d: &Demand) -> Vec<MemoryClass> {
 /// Bytes of activations and scratch that one token takes.
 fn per_token(d: &Demand) -> u64 {
     let c = d.config;
-    let element = dtype(d.settings).bytes() as u64;
+    let element = d.settings.dtype.bytes() as u64;
     let (hidden, ffn) = (c.hidden_size as u64, c.intermediate_size as u64);
     let (q, kv) = (c.q_dim() as u64, c.kv_dim() as u64);
     let (heads, kv_heads) = (c.heads.n_query as u64, c.heads.n_kv as u64);
@@ -141,12 +142,12 @@ pub fn remedy(d: &Demand, lora: &LoraSpec, available: u64) -> Option<Remedy> {
         let bytes = total(s, l, rows);
         (bytes <= available).then(|| Remedy { flags: flags.join(" "), bytes })
     };
-    for (recompute, word) in [(Recompute::Attention, "attention"), (Recompute::Layer, "layer")] {
+    for recompute in [Recompute::Attention, Recompute::Layer] {
         if settings.recompute == Recompute::Layer || settings.recompute == recompute {
             continue;
         }
         let changed = TrainSettings { recompute, ..settings.clone() };
-        let found = fits(&changed, d.lora, d.max_seq_len, &[format!("--recompute {word}")]);
+        let found = fits(&changed, d.lora, d.max_seq_len, &[format!("--recompute {}", recompute.word())]);
         if found.is_some() {
             return found;
         }
@@ -172,8 +173,8 @@ pub fn remedy(d: &Demand, lora: &LoraSpec, available: u64) -> Option<Remedy> {
             return Some(found);
         }
     }
-    if settings.precision == Precision::F32 {
-        settings.precision = Precision::Bf16;
+    if settings.dtype == DType::F32 {
+        settings.dtype = DType::Bf16;
         flags.push("--mixed-precision bf16".into());
         if let Some(found) = fits(&settings, d.lora, d.max_seq_len, &flags) {
             return Some(found);

@@ -5,7 +5,6 @@ pub mod checkpoints;
 pub mod early_stop;
 pub mod init;
 pub mod memory;
-pub mod plan;
 pub mod record;
 pub mod run;
 pub mod saver;

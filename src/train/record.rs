@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::files::write_json;
 use crate::hf::names::named;
 use crate::log::tables::MemoryClass;
+use crate::words::Words;
 
 /// The file's name, in the run's folder.
 pub const RUN: &str = "run.json";
@@ -62,7 +63,7 @@ fn mix(spec: &RunSpec) -> Vec<Value> {
     let rows = spec.train.mix_report(0);
     let shares = |r: &crate::data::mix::MixRow| -> serde_json::Map<String, Value> {
         let units = WeightUnit::ALL.into_iter().enumerate();
-        units.map(|(i, u)| (u.name().into(), json!({"requested": r.requested[i], "achieved": r.achieved[i]}))).collect()
+        units.map(|(i, u)| (u.word().into(), json!({"requested": r.requested[i], "achieved": r.achieved[i]}))).collect()
     };
     rows.iter()
         .zip(spec.train.sets())

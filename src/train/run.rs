@@ -8,11 +8,11 @@ use serde_json::json;
 use super::batches::{LoadedBatches, PlannedEval};
 use super::checkpoints::{Checkpoints, RESIZED_BASE};
 use super::record;
+use super::setup;
 use super::signals::StopFlag;
 use super::state::{RunState, TRAINER_STATE};
 use super::step::Workload;
 use super::trainer::{Finished, Trainer};
-use super::{plan, setup};
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
 use crate::checkpoint::state::Fingerprints;
@@ -27,6 +27,7 @@ use crate::hf::artifact::Artifact;
 use crate::hf::companions::Companions;
 use crate::log::metrics::{Metrics, round3};
 use crate::log::tables::{available_memory, memory_table, settings_table};
+use crate::optim::Schedule;
 use crate::settings::{ResolvedSetting, Resume, TrainSettings};
 
 /// Folder of the merged model, in the output folder.
@@ -152,7 +153,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * spec.train.max_seq_len();
     let mut work = setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)?;
     let mut fingerprints = spec.fingerprints.clone();
-    fingerprints.0.insert("config".into(), plan::fingerprint(s, spec.peak_lr, max_steps));
+    fingerprints.0.insert("config".into(), setup::fingerprint(s, spec.peak_lr, max_steps));
     let mut checkpoints = Checkpoints::new(
         &spec.run_dir,
         s,
@@ -201,7 +202,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         work,
         batches: Box::new(LoadedBatches::start(&spec.train, cursor, shape, comm.rank())?),
         eval_batches: eval.map(|e| Box::new(e) as Box<_>),
-        schedule: plan::schedule(s, spec.peak_lr, max_steps)?,
+        schedule: Schedule::new(s.schedule, spec.peak_lr, max_steps),
         max_steps,
         peak_flops: None,
         state,

@@ -1,7 +1,6 @@
 //! Everything a run holds on its device, allocated once: weights, gradients, activations, moments.
 
 use super::init::{add_lora, resolve_targets};
-use super::plan;
 use super::step::Workload;
 use crate::backend::Backend;
 use crate::error::Result;
@@ -11,17 +10,10 @@ use crate::hf::names::named;
 use crate::log::tables::{MemoryClass, grouped};
 use crate::model::flops::FlopCount;
 use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec};
-use crate::optim::Optimizer;
-use crate::settings::{Precision, Recompute, TrainSettings};
-use crate::tensor::{DType, Tensor};
-
-/// Storage type of weights and activations.
-pub fn dtype(s: &TrainSettings) -> DType {
-    match s.precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::Bf16,
-    }
-}
+use crate::optim::groups::GroupSettings;
+use crate::optim::{AdamWSettings, Optimizer, ScheduleSettings};
+use crate::settings::TrainSettings;
+use crate::tensor::Tensor;
 
 /// The low-rank updates of a run, with their targets as in files; `None` in full training.
 ///
@@ -29,8 +21,40 @@ pub fn dtype(s: &TrainSettings) -> DType {
 /// A usage error for an unknown target.
 pub fn lora_spec(s: &TrainSettings) -> Result<Option<LoraSpec>> {
     let Some(l) = &s.lora else { return Ok(None) };
-    let targets = resolve_targets(&l.targets)?;
-    Ok(Some(LoraSpec { r: l.r, alpha: l.alpha, dropout: l.dropout, rslora: l.rslora, targets }))
+    let targets = resolve_targets(&s.lora_targets)?;
+    Ok(Some(LoraSpec { targets, ..l.clone() }))
+}
+
+/// Constants of AdamW. `new_rows`: with LoRA, the first row that the vocabulary was grown by.
+pub fn adamw(s: &TrainSettings, new_rows: Option<usize>) -> AdamWSettings {
+    AdamWSettings {
+        beta1: s.adam_beta1,
+        beta2: s.adam_beta2,
+        eps: s.adam_eps,
+        weight_decay: s.weight_decay,
+        max_grad_norm: s.max_grad_norm,
+        groups: GroupSettings { lora_plus: s.lora_plus, new_rows },
+    }
+}
+
+/// Hash of every setting that decides a step's arithmetic; what only decides when to look, save or print is left out.
+///
+/// The hashed text is part of the checkpoint format: it keeps the names that the settings had when it was first written.
+pub fn fingerprint(s: &TrainSettings, peak: f64, max_steps: u64) -> String {
+    let ScheduleSettings { shape, warmup, min_lr_ratio, wsd_decay_ratio, warmup_from_zero } = s.schedule;
+    let rate = (peak, shape, min_lr_ratio, wsd_decay_ratio, warmup, warmup_from_zero, max_steps);
+    let steps = (s.micro_batch_size, s.grad_accum, s.max_seq_len, s.seed, s.dtype);
+    let update = (s.weight_decay, s.max_grad_norm, s.adam_beta1, s.adam_beta2, s.adam_eps, s.max_bad_steps);
+    let lora = s.lora.as_ref().map_or("None".to_string(), |l| {
+        let LoraSpec { r, alpha, dropout, rslora, targets: _ } = l;
+        format!(
+            "Some(LoraSettings {{ r: {r:?}, alpha: {alpha:?}, dropout: {dropout:?}, rslora: {rslora:?}, targets: {:?}, \
+             plus_ratio: {:?} }})",
+            s.lora_targets, s.lora_plus
+        )
+    });
+    let text = format!("{rate:?} {steps:?} {update:?} {lora}");
+    blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
 /// Loads and allocates everything. `new_rows` are the rows of embedding and head that LoRA trains, `max_tokens` the largest
@@ -47,24 +71,15 @@ pub fn workload<B: Backend>(
 ) -> Result<Workload<B>> {
     let config = source.config().clone();
     let lora = lora_spec(s)?;
-    let mut params = load_params(dev, source, dtype(s))?;
+    let mut params = load_params(dev, source, s.dtype)?;
     if let Some(l) = &lora {
         add_lora(dev, &config, &mut params, l.r, &l.targets, s.seed)?;
     }
     let grads = model::alloc_grads(dev, &params, new_rows.map(|(_, n)| n))?;
-    let options = ActsOptions {
-        dtype: dtype(s),
-        recompute: match s.recompute {
-            Recompute::None => model::Recompute::None,
-            Recompute::Attention => model::Recompute::Attention,
-            Recompute::Layer => model::Recompute::Layer,
-        },
-        lora: lora.clone(),
-        training: true,
-    };
+    let options = ActsOptions { dtype: s.dtype, recompute: s.recompute, lora: lora.clone(), training: true };
     let acts = Acts::new(dev, &config, max_tokens, options)?;
     let new_rows = lora.is_some().then(|| new_rows.map(|(first, _)| first)).flatten();
-    let adamw = plan::adamw(s, new_rows);
+    let adamw = adamw(s, new_rows);
     let optimizer = Optimizer::new(dev, adamw, &mut params, &grads)?;
     let trained = trained_weights(&grads);
     let flops = FlopCount::new(&config, lora.is_some().then_some(trained));
@@ -96,4 +111,54 @@ pub fn memory<B: Backend>(work: &Workload<B>) -> Vec<MemoryClass> {
         MemoryClass { name: "moments and masters", bytes: work.optimizer.bytes() as u64 },
         MemoryClass { name: "activations", bytes: work.acts.bytes() as u64 },
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optim::{Shape, Warmup};
+    use crate::settings::{Every, Resume};
+    use crate::tensor::DType;
+
+    #[test]
+    fn the_fingerprint_follows_arithmetic_alone() {
+        let base = TrainSettings::default();
+        let of = |change: fn(&mut TrainSettings)| {
+            let mut s = base.clone();
+            change(&mut s);
+            fingerprint(&s, 1e-4, 100)
+        };
+        let same = fingerprint(&base, 1e-4, 100);
+        assert_eq!(of(|s| s.save_every = Every::Steps(3)), same);
+        assert_eq!(of(|s| s.logging_steps = 7), same);
+        assert_eq!(of(|s| s.resume = Resume::Auto), same);
+        assert_eq!(of(|s| s.threads = Some(1)), same);
+        assert_ne!(of(|s| s.seed = 43), same);
+        assert_ne!(of(|s| s.grad_accum = 2), same);
+        assert_ne!(of(|s| s.lora.as_mut().unwrap().dropout = 0.1), same);
+        assert_ne!(fingerprint(&base, 1e-4, 101), same);
+        assert_ne!(fingerprint(&base, 2e-4, 100), same);
+    }
+
+    /// Checkpoints of earlier versions resume: this is the text that they hashed.
+    #[test]
+    fn the_fingerprint_keeps_its_value() {
+        let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();
+        let mut s = TrainSettings::default();
+        let text = "(0.0002, Cosine, 0.0, 0.2, Ratio(0.03), false, 100) (8, 1, None, 42, F32) (0.0, Some(1.0), 0.9, 0.999, 1e-8, 10) \
+                    Some(LoraSettings { r: 16, alpha: 32.0, dropout: 0.05, rslora: false, targets: [\"q\", \"k\", \"v\", \"o\", \
+                    \"gate\", \"up\", \"down\"], plus_ratio: None })";
+        assert_eq!(fingerprint(&s, 2e-4, 100), hash(text));
+        (s.lora, s.schedule.shape, s.schedule.warmup) = (None, Shape::Wsd, Warmup::Steps(7));
+        (s.dtype, s.max_grad_norm, s.max_seq_len) = (DType::Bf16, None, Some(64));
+        let text = "(0.001, Wsd, 0.0, 0.2, Steps(7), false, 9) (8, 1, Some(64), 42, Bf16) (0.0, None, 0.9, 0.999, 1e-8, 10) None";
+        assert_eq!(fingerprint(&s, 1e-3, 9), hash(text));
+    }
+
+    #[test]
+    fn settings_reach_the_optimiser() {
+        let s = TrainSettings { max_grad_norm: None, ..Default::default() };
+        let a = adamw(&s, Some(4096));
+        assert_eq!((a.max_grad_norm, a.groups.new_rows, a.beta2), (None, Some(4096), 0.999));
+    }
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use ringtune::commands::jobs::SftJob;
 use ringtune::data::encode::Overflow;
 use ringtune::data::sft::{RowSpec, SftDataSpec};
-use ringtune::settings::{Every, LoraSettings, TrainSettings};
+use ringtune::model::LoraSpec;
+use ringtune::settings::{Every, TrainSettings};
 use serde_json::Value;
 
 /// The reference model; it has no `<|im_start|>` and `<|im_end|>`, so ChatML grows its vocabulary.
@@ -53,7 +54,7 @@ pub fn sft(dir: &Path, name: &str) -> SftJob {
             eval_batch_size: 2,
             grad_accum: 2,
             max_seq_len: Some(64),
-            lora: Some(LoraSettings { r: 4, alpha: 8.0, dropout: 0.1, ..Default::default() }),
+            lora: Some(LoraSpec { r: 4, alpha: 8.0, dropout: 0.1, ..TrainSettings::default().lora.unwrap() }),
             eval_every: Every::Never,
             save_every: Every::Steps(5),
             quiet: true,

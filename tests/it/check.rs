@@ -8,7 +8,9 @@ use ringtune::cpu::{Cpu, LOGITS_ROWS};
 use ringtune::hf::TensorSource;
 use ringtune::hf::resize::{NewToken, Resize, Resized};
 use ringtune::hf::safetensors::ModelFiles;
-use ringtune::settings::{Precision, Recompute, TrainSettings};
+use ringtune::model::Recompute;
+use ringtune::settings::TrainSettings;
+use ringtune::tensor::DType;
 use ringtune::train::memory::{Demand, estimate, remedy};
 use ringtune::train::setup;
 use serde_json::Value;
@@ -285,11 +287,11 @@ fn memory_is_estimated_to_the_byte() {
         };
         for (case, how) in [Resize::default(), grow].into_iter().enumerate() {
             let grown = Resized::new(&base, how).unwrap();
-            for precision in [Precision::F32, Precision::Bf16] {
+            for dtype in [DType::F32, DType::Bf16] {
                 for recompute in [Recompute::None, Recompute::Attention, Recompute::Layer] {
                     for lora in [0.0, 0.1, -1.0] {
                         let mut s = TrainSettings {
-                            precision,
+                            dtype,
                             recompute,
                             micro_batch_size: 2,
                             eval_batch_size: 1,
@@ -300,7 +302,7 @@ fn memory_is_estimated_to_the_byte() {
                             None => s.lora = None,
                         }
                         if lora == 0.1 {
-                            s.lora.as_mut().unwrap().targets = vec!["q".into(), "o".into(), "up".into()];
+                            s.lora_targets = vec!["q".into(), "o".into(), "up".into()];
                         }
                         let spec = setup::lora_spec(&s).unwrap();
                         let new_rows = (case == 1 && spec.is_some()).then_some((vocabulary, 2));
@@ -314,11 +316,7 @@ fn memory_is_estimated_to_the_byte() {
                             logits_rows: LOGITS_ROWS,
                         };
                         let found = estimate(&demand);
-                        assert_eq!(
-                            found[..4],
-                            setup::memory(&work),
-                            "{name} {case} {precision:?} {recompute:?} {lora}"
-                        );
+                        assert_eq!(found[..4], setup::memory(&work), "{name} {case} {dtype:?} {recompute:?} {lora}");
                         let trained = format!("{} trained", ringtune::log::tables::grouped(demand.trained_weights()));
                         assert!(setup::parameters_line(&work).contains(&trained), "{trained}");
                     }

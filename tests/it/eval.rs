@@ -137,6 +137,11 @@ fn a_limit_takes_a_seeded_choice_of_each_data_set() {
     assert_eq!(run("--max_eval_samples 1000")["all"], run("")["all"]);
     assert_ne!(loss(&run("--mixed_precision bf16")), loss(&run("")));
     assert!((loss(&run("--mixed_precision bf16")) - loss(&run(""))).abs() < 0.2);
+    // The flag before the command is the flag after it.
+    let line = "ringtune --mixed_precision bf16 eval --dataset_paths rows.jsonl --output before.json --quiet --model_path base";
+    ok(w.shell(&format!("{line} --tokenizer_path spm.model --prompt_template instruct")));
+    let before = json(&w, "before.json");
+    assert_eq!((&before["all"], &before["mixed_precision"]), (&run("--mixed_precision bf16")["all"], &"bf16".into()));
 }
 
 #[test]
@@ -188,7 +193,11 @@ fn mistakes_are_named() {
     fails(&eval(&format!("{base} --max_seq_len 100000 {rows}")), 2, &["--max-seq-len", "at most 512"]);
     fails(&eval(&format!("{base} --special-ids 0,1 {rows}")), 2, &["expected four ids"]);
     fails(&eval(&format!("{base} {rows} --output nowhere/r.json")), 1, &["nowhere/r.json"]);
-    fails(&eval(&format!("{base} {rows} --gen_only --max_new_tokens 2 --gen_top_p 7")), 2, &["top_p"]);
+    fails(
+        &eval(&format!("{base} {rows} --gen_only --max_new_tokens 2 --gen_top_p 7")),
+        2,
+        &["--gen-top-p: expected a number above 0 and at most 1, found \"7\""],
+    );
     w.write("bad.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n{\"prompt\": 3}\n");
     fails(&eval(&format!("{base} --dataset_paths bad.jsonl")), 1, &["bad.jsonl:2"]);
     ok(eval(&format!("{base} --dataset_paths bad.jsonl --skip_bad_rows")));
@@ -206,5 +215,11 @@ fn mistakes_are_named() {
         &["vocabulary mismatch", "32000"],
     );
     fails(&w.shell(&format!("ringtune eval {base} {rows}")), 1, &["no tokenizer in parent/base", "--tokenizer-path"]);
-    fails(&w.shell(&format!("ringtune --mixed_precision bf16 eval {base} {rows}")), 2, &["has no effect on `eval`"]);
+    fails(
+        &w.shell("ringtune --mixed_precision bf16 merge --model_path out --output_dir m"),
+        2,
+        &["has no effect on `merge`"],
+    );
+    let both = format!("ringtune --mixed_precision bf16 eval --mixed_precision no {base} {rows}");
+    fails(&w.shell(&both), 2, &["--mixed-precision: bf16 before the command and no after it"]);
 }

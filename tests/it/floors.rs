@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor; a module imports from lower floors and from itself.
 const FLOORS: &[&[&str]] = &[
-    &["error", "rng", "dirs", "files", "machine"],
+    &["error", "rng", "dirs", "files", "machine", "words"],
     &["tensor", "batch", "backend"],
     &["cpu", "cuda", "data", "datasets"],
     &["model", "comm"],

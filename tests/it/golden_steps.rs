@@ -12,9 +12,11 @@ use ringtune::data::loader::Step;
 use ringtune::hf::TensorSource;
 use ringtune::hf::peft::Adapter;
 use ringtune::hf::safetensors::{ModelFiles, TensorFile};
-use ringtune::settings::{LoraSettings, TrainSettings, Warmup};
+use ringtune::model::LoraSpec;
+use ringtune::optim::{Schedule, ScheduleSettings, Warmup};
+use ringtune::settings::TrainSettings;
+use ringtune::train::setup;
 use ringtune::train::step::{Problem, Workload};
-use ringtune::train::{plan, setup};
 use serde_json::Value;
 
 const MODEL: &str = "tests/data/model/tiny-llama-tied";
@@ -38,7 +40,7 @@ fn micro_batch(v: &Value) -> MicroBatch {
     b
 }
 
-fn settings(v: &Value, lora: Option<LoraSettings>) -> TrainSettings {
+fn settings(v: &Value, lora: Option<LoraSpec>) -> TrainSettings {
     let h = &v["hyperparameters"];
     TrainSettings {
         learning_rate: h["lr"].as_f64(),
@@ -46,8 +48,11 @@ fn settings(v: &Value, lora: Option<LoraSettings>) -> TrainSettings {
         weight_decay: h["weight_decay"].as_f64().unwrap(),
         max_grad_norm: h["clip"].as_f64(),
         adam_eps: h["eps"].as_f64().unwrap(),
-        warmup: Warmup::Steps(h["warmup"].as_u64().unwrap()),
-        warmup_from_zero: true,
+        schedule: ScheduleSettings {
+            warmup: Warmup::Steps(h["warmup"].as_u64().unwrap()),
+            warmup_from_zero: true,
+            ..TrainSettings::default().schedule
+        },
         lora,
         ..Default::default()
     }
@@ -55,7 +60,7 @@ fn settings(v: &Value, lora: Option<LoraSettings>) -> TrainSettings {
 
 /// Runs the recorded batches and compares every step.
 fn run_steps(dev: &Cpu, work: &mut Workload<Cpu>, s: &TrainSettings, golden: &Value, batches: &Value) {
-    let schedule = plan::schedule(s, s.learning_rate.unwrap(), s.max_steps.unwrap()).unwrap();
+    let schedule = Schedule::new(s.schedule, s.learning_rate.unwrap(), s.max_steps.unwrap());
     for (i, batches) in batches.as_array().unwrap().iter().enumerate() {
         let micro_batches = batches.as_array().unwrap().iter().map(micro_batch).collect();
         let batch = Step { micro_batches, ..Default::default() };
@@ -107,7 +112,8 @@ fn lora() {
     let golden: Value = serde_json::from_slice(&std::fs::read(format!("{GOLDEN}/golden.json")).unwrap()).unwrap();
     let batches = &golden["adamw"]["batches"];
     let golden = &golden["lora"]["all"]["adamw"];
-    let s = settings(golden, Some(LoraSettings { r: 8, alpha: 16.0, dropout: 0.0, ..Default::default() }));
+    let s =
+        settings(golden, Some(LoraSpec { r: 8, alpha: 16.0, dropout: 0.0, ..TrainSettings::default().lora.unwrap() }));
     let base = ModelFiles::open(Path::new(MODEL)).unwrap();
     let mut work = setup::workload(&dev, &base, &s, None, 512).unwrap();
     let adapter = Adapter::open(Path::new(&format!("{GOLDEN}/adapter_all"))).unwrap();

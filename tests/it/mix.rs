@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use ringtune::data::mix::{Mix, SetSize, WeightUnit, mix_report};
 use ringtune::data::split::split_sets;
 use ringtune::rng::Stream;
+use ringtune::words::Words;
 
 fn sizes(samples: &[u64]) -> Vec<SetSize> {
     samples.iter().map(|&n| SetSize { samples: n, tokens: n * 10, supervised: n * 4 }).collect()
@@ -119,7 +120,7 @@ fn weights_can_share_out_tokens() {
         ("tokens", WeightUnit::Tokens),
         ("supervised-tokens", WeightUnit::SupervisedTokens),
     ] {
-        assert_eq!((WeightUnit::parse(name), unit.name()), (Some(unit), name));
+        assert_eq!((WeightUnit::of_word(name), unit.word()), (Some(unit), name));
     }
 }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use ringtune::commands::jobs::SftJob;
 use ringtune::commands::train::run_sft;
-use ringtune::settings::{EarlyStopping, Every, Precision, Resume};
+use ringtune::settings::{EarlyStopping, Every, Resume};
+use ringtune::tensor::DType;
 use serde_json::Value;
 
 use crate::runs::{copy_dir, metrics, same_file, sft, trainer_state};
@@ -56,7 +57,7 @@ fn lora_with_dropout_and_new_rows() {
 #[test]
 fn lora_bf16_over_epoch_ends_with_evaluations_and_a_log_window() {
     let change = |job: &mut SftJob| {
-        job.settings.precision = Precision::Bf16;
+        job.settings.dtype = DType::Bf16;
         job.settings.save_every = Every::Steps(3);
         job.settings.eval_every = Every::Steps(4);
         job.settings.logging_steps = 5;
@@ -81,7 +82,7 @@ fn full_f32() {
 fn full_bf16_keeps_its_masters() {
     let change = |job: &mut SftJob| {
         job.settings.lora = None;
-        job.settings.precision = Precision::Bf16;
+        job.settings.dtype = DType::Bf16;
         job.settings.learning_rate = Some(1e-3);
     };
     check(change, "model.safetensors", &[5]);

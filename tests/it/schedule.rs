@@ -10,6 +10,7 @@ use ringtune::model::weights::{Lora, Weights};
 use ringtune::optim::groups::{GroupSettings, slots};
 use ringtune::optim::{AdamWSettings, Optimizer, Schedule, ScheduleSettings, Shape, Verdict, Warmup};
 use ringtune::rng::Stream;
+use ringtune::settings::{Command, Resolved, find};
 use ringtune::tensor::{DType, Device, Tensor};
 use serde_json::Value;
 
@@ -24,8 +25,9 @@ fn golden(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(data().join("golden").join(name).join("golden.json")).unwrap()).unwrap()
 }
 
-fn settings(peak: f64, shape: Shape, warmup: Warmup) -> ScheduleSettings {
-    ScheduleSettings { peak, shape, warmup, min_lr_ratio: 0.0, warmup_from_zero: true }
+fn schedule(peak: f64, shape: Shape, warmup: Warmup, steps: u64) -> Schedule {
+    let settings = ScheduleSettings { shape, warmup, warmup_from_zero: true, ..Default::default() };
+    Schedule::new(settings, peak, steps)
 }
 
 #[test]
@@ -34,7 +36,7 @@ fn cosine_gives_the_recorded_rates_bit_for_bit() {
         let adamw = golden(name)["adamw"].clone();
         let h = &adamw["hyperparameters"];
         let (steps, warmup) = (h["steps"].as_u64().unwrap(), Warmup::Steps(h["warmup"].as_u64().unwrap()));
-        let s = Schedule::new(settings(h["lr"].as_f64().unwrap(), Shape::Cosine, warmup), steps).unwrap();
+        let s = schedule(h["lr"].as_f64().unwrap(), Shape::Cosine, warmup, steps);
         let rates = adamw["lr"].as_array().unwrap();
         assert_eq!(rates.len() as u64, steps);
         for (t, lr) in rates.iter().enumerate() {
@@ -47,8 +49,8 @@ fn cosine_gives_the_recorded_rates_bit_for_bit() {
 #[test]
 fn linear_and_constant_are_transformers_lambdas() {
     let (warmup, total, peak) = (7u64, 50u64, 3e-4);
-    let linear = Schedule::new(settings(peak, Shape::Linear, Warmup::Steps(warmup)), total).unwrap();
-    let constant = Schedule::new(settings(peak, Shape::Constant, Warmup::Steps(warmup)), total).unwrap();
+    let linear = schedule(peak, Shape::Linear, Warmup::Steps(warmup), total);
+    let constant = schedule(peak, Shape::Constant, Warmup::Steps(warmup), total);
     for t in 0..total {
         let rise = t as f64 / warmup as f64;
         let fall = (total - t) as f64 / (total - warmup) as f64;
@@ -59,18 +61,19 @@ fn linear_and_constant_are_transformers_lambdas() {
 
 #[test]
 fn settings_outside_their_range_are_usage_errors() {
-    let good = settings(1e-3, Shape::Cosine, Warmup::Ratio(0.1));
     let cases = [
-        (ScheduleSettings { peak: 0.0, ..good }, "learning_rate"),
-        (ScheduleSettings { peak: f64::NAN, ..good }, "learning_rate"),
-        (ScheduleSettings { min_lr_ratio: 1.5, ..good }, "min_lr_ratio"),
-        (ScheduleSettings { warmup: Warmup::Ratio(-0.1), ..good }, "warmup_ratio"),
-        (ScheduleSettings { warmup: Warmup::Ratio(f64::NAN), ..good }, "warmup_ratio"),
-        (ScheduleSettings { shape: Shape::Wsd { decay_ratio: 0.0 }, ..good }, "wsd_decay_ratio"),
+        ("learning_rate", "0"),
+        ("learning_rate", "NaN"),
+        ("min_lr_ratio", "1.5"),
+        ("warmup_ratio", "-0.1"),
+        ("warmup_ratio", "NaN"),
+        ("wsd_decay_ratio", "0"),
     ];
-    for (settings, name) in cases {
-        let e = Schedule::new(settings, 10).unwrap_err();
-        assert!(e.to_string().contains(name) && e.exit_code() == 2, "{e}");
+    for (key, word) in cases {
+        let setting = find(key).unwrap();
+        let typed = vec![(setting, vec![word.to_string()])];
+        let e = Resolved::new(Command::Sft, typed, None).unwrap_err();
+        assert!(e.to_string().contains(&setting.flag()) && e.exit_code() == 2, "{e}");
     }
 }
 

@@ -196,7 +196,7 @@ fn nan_weights_are_refused() {
 fn bad_requests_name_what_is_wrong() {
     refused(|j, d| j.output_dir = d.join("rows.jsonl/out"), 1, &["rows.jsonl/out"]);
     refused(|j, _| j.settings.max_seq_len = Some(100_000), 2, &["max_seq_len 100000", "maximum"]);
-    refused(|j, _| j.settings.lora.as_mut().unwrap().targets = vec!["w".into()], 2, &["lora_targets", "\"w\""]);
+    refused(|j, _| j.settings.lora_targets = vec!["w".into()], 2, &["lora_targets", "\"w\""]);
     refused(|j, _| j.model_path = "nowhere".into(), 1, &["nowhere"]);
     refused(|j, _| j.tokenizer_path = Some("tests/data/tokenizer/spm32k.model".into()), 1, &["vocabulary mismatch"]);
     refused(|j, _| j.data.weights = Some(vec![0.5, 0.5]), 2, &["weight"]);

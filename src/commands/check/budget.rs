@@ -18,11 +18,11 @@ use crate::hf::resize::Resized;
 use crate::log::tables::{available_memory, bytes, grouped, table};
 use crate::model::LoraSpec;
 use crate::model::flops::FlopCount;
-use crate::settings::{LoraSettings, TrainSettings};
+use crate::optim::Schedule;
+use crate::settings::TrainSettings;
 use crate::train::batches::{LoadedBatches, TrainBatches};
 use crate::train::init::RandomModel;
 use crate::train::memory::{self, Demand};
-use crate::train::plan;
 use crate::train::setup;
 
 /// Steps that `--time` measures after one that warms up.
@@ -53,11 +53,9 @@ pub fn steps(check: &mut Check, subject: &Subject) -> Option<Steps> {
     let shape = shape(s);
     let epoch = shape.steps(data.train.plan(0).n_rows() as u64);
     let total = s.max_steps.unwrap_or_else(|| steps_until(&data.train, Cursor::default(), s.epochs, shape));
-    let schedule = plan::schedule(s, subject.peak_lr, total);
-    let schedule = check.take("schedule", "", schedule);
+    let schedule = Schedule::new(s.schedule, subject.peak_lr, total);
     let epochs = total as f64 / epoch.max(1) as f64;
-    let warmup =
-        schedule.as_ref().map_or(0, |sched| (0..total).find(|&t| sched.lr(t) >= subject.peak_lr).unwrap_or(total));
+    let warmup = (0..total).find(|&t| schedule.lr(t) >= subject.peak_lr).unwrap_or(total);
     let text = format!(
         "{} steps an epoch of {} rows each, {} in all ({epochs:.2} epochs); peak learning rate {:e} at step {}",
         grouped(epoch),
@@ -117,14 +115,7 @@ pub fn memory(check: &mut Check, subject: &Subject, device: Option<u64>) {
     }
     let mut remedy_fact = Value::Null;
     if let Some(n) = available.filter(|&n| n < total) {
-        let d = LoraSettings::default();
-        let lora = LoraSpec {
-            r: d.r,
-            alpha: d.alpha,
-            dropout: d.dropout,
-            rslora: false,
-            targets: setup::lora_spec(&TrainSettings::default()).ok().flatten().map(|l| l.targets).unwrap_or_default(),
-        };
+        let lora = setup::lora_spec(&TrainSettings::default()).ok().flatten().expect("the table's defaults are valid");
         let remedy = memory::remedy(&demand, &lora, n);
         let advice = match &remedy {
             Some(r) => format!("{} takes {}", r.flags, bytes(r.bytes)),

@@ -13,6 +13,7 @@ use crate::data::sft::{SftData, describe};
 use crate::data::tokenizer::Newline;
 use crate::data::train_set::{PieceSet, Tokens};
 use crate::log::tables::{grouped, table};
+use crate::words::Words;
 
 /// Below this share of supervised tokens most of the arithmetic is spent on context.
 const LOW_SHARE: f64 = 0.05;
@@ -337,7 +338,7 @@ fn mix(check: &mut Check, data: &SftData) {
         .map(|r| {
             let units = WeightUnit::ALL.into_iter().enumerate();
             let shares: serde_json::Map<String, Value> = units
-                .map(|(i, u)| (u.name().into(), json!({"requested": r.requested[i], "achieved": r.achieved[i]})))
+                .map(|(i, u)| (u.word().into(), json!({"requested": r.requested[i], "achieved": r.achieved[i]})))
                 .collect();
             json!({"name": r.name, "rows_of_an_epoch": r.size.samples, "available": r.available, "shares": shares})
         })
@@ -360,7 +361,7 @@ fn mix(check: &mut Check, data: &SftData) {
             );
         }
     }
-    check.section("mix", mix_table(data), json!({"unit": data.train.weight_unit().name(), "sets": facts}));
+    check.section("mix", mix_table(data), json!({"unit": data.train.weight_unit().word(), "sets": facts}));
 }
 
 /// How full the rows are.

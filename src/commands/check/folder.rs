@@ -14,11 +14,12 @@ use crate::error::Result;
 use crate::hf::names;
 use crate::log::tables::{bytes, grouped, table};
 use crate::machine::free_bytes;
-use crate::settings::{Every, Precision, Resume};
+use crate::settings::{Every, Resume};
+use crate::tensor::DType;
 use crate::train::checkpoints::read_state;
 use crate::train::memory::Demand;
-use crate::train::plan;
 use crate::train::run::check_no_earlier_run;
+use crate::train::setup;
 
 /// Looks at the output folder without creating or changing it.
 pub fn examine(check: &mut Check, subject: &Subject, steps: Option<Steps>) {
@@ -176,7 +177,7 @@ fn now(subject: &Subject, steps: Steps) -> Result<Fingerprints> {
     if let Some(base) = &subject.base {
         all.0.insert("base_model".into(), hash_model(base.dir())?);
     }
-    let config = plan::fingerprint(&subject.settings, subject.peak_lr, steps.total);
+    let config = setup::fingerprint(&subject.settings, subject.peak_lr, steps.total);
     all.0.insert("config".into(), config);
     Ok(all)
 }
@@ -200,10 +201,7 @@ fn room(subject: &Subject, steps: Steps) -> Option<Room> {
         max_seq_len: data.train.max_seq_len(),
         logits_rows: 1,
     };
-    let element = match s.precision {
-        Precision::F32 => 4,
-        Precision::Bf16 => 2,
-    };
+    let element = s.dtype.bytes() as u64;
     let in_files = subject.base.as_ref().map_or(element, |b| b.dtype().bytes() as u64);
     let tokenizer = subject.tokenizer.as_ref().map_or(0, |t| 8 * t.bytes().len() as u64);
     let vocabulary: u64 = names::weights(config)
@@ -217,7 +215,7 @@ fn room(subject: &Subject, steps: Steps) -> Option<Room> {
         (Some(_), None) => 4 * demand.lora_weights(),
         (None, _) => element * demand.base_weights(),
     } + tokenizer;
-    let masters = if s.precision == Precision::Bf16 && subject.lora.is_none() { 3 } else { 2 };
+    let masters = if s.dtype == DType::Bf16 && subject.lora.is_none() { 3 } else { 2 };
     let checkpoint = result + 4 * masters * demand.trained_weights();
     let saves = match s.save_every {
         Every::Never => 0,

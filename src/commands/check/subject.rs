@@ -120,7 +120,7 @@ pub fn pretrain(check: &mut Check, job: &PretrainJob) -> Subject {
     let mut subject = Subject {
         settings: job.settings.clone(),
         lora: None,
-        peak_lr: job.settings.learning_rate.unwrap_or(1e-3),
+        peak_lr: job.settings.pretrain_learning_rate(),
         run_dir: job.output_dir.join(&job.config_name),
         packing: job.data.packing,
         config: None,

@@ -7,10 +7,8 @@ mod flags;
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 
-use clap::ArgMatches;
-
 use self::answers::Answers;
-pub use self::flags::command;
+pub use self::flags::about;
 use self::flags::{Asked, GenerateArgs, Style};
 use super::model_folder::{Loaded, ModelFolder};
 use super::{Out, note, warn};
@@ -22,6 +20,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::ensure;
 use crate::error::{Context, Error, Result};
 use crate::generate::{GenerateOptions, generate};
+use crate::settings::Settings;
 
 /// A model with everything that turns text into tokens and back.
 struct Speaker<'a, B: Backend> {
@@ -40,8 +39,8 @@ struct Speaker<'a, B: Backend> {
 ///
 /// # Errors
 /// If the model or tokenizer is not usable, a prompt is empty or too long, or the device fails.
-pub fn run(m: &ArgMatches) -> Result<()> {
-    let args = GenerateArgs::of(m)?;
+pub fn run(settings: &Settings, typed: Vec<String>) -> Result<()> {
+    let args = GenerateArgs::of(settings, typed)?;
     args.sampling.check()?;
     // Before the weights: standard input may hold nothing.
     let prompts = match args.asked {

@@ -12,10 +12,11 @@ use crate::data::tokenizer::{Specials, Tokenizer};
 use crate::error::Result;
 use crate::settings::Resolved;
 
-fn load(settings: &Resolved) -> Result<(Tokenizer, Template, SftData)> {
-    let mut tokenizer = data::tokenizer(settings)?;
+fn load(resolved: &Resolved) -> Result<(Tokenizer, Template, SftData)> {
+    let settings = &resolved.settings;
+    let mut tokenizer = data::tokenizer(resolved)?;
     let template = data::template(settings, &mut tokenizer)?;
-    let spec = data::sft_spec(settings, data::max_seq_len_of_model(settings)?, None)?;
+    let spec = data::sft_spec(resolved, data::max_seq_len_of_model(resolved)?, None)?;
     let data = sft::prepare(&spec, &tokenizer, &template, data::progress(settings), &mut |line| note(&line))?;
     Ok((tokenizer, template, data))
 }
@@ -25,9 +26,9 @@ fn load(settings: &Resolved) -> Result<(Tokenizer, Template, SftData)> {
 ///
 /// # Errors
 /// As [`sft::prepare`].
-pub fn rows(settings: &Resolved, epoch: u64, json: bool) -> Result<()> {
-    let (_, _, data) = load(settings)?;
-    let options = data::row_spec(settings, data.train.max_seq_len(), None).rows;
+pub fn rows(resolved: &Resolved, epoch: u64, json: bool) -> Result<()> {
+    let (_, _, data) = load(resolved)?;
+    let options = data::row_spec(&resolved.settings, data.train.max_seq_len(), None).rows;
     let plan = data.train.plan(epoch);
     let mut out = Out::new();
     for view in sft::epoch_rows(&data.train, &plan, &options)? {
@@ -68,8 +69,8 @@ pub fn rows(settings: &Resolved, epoch: u64, json: bool) -> Result<()> {
 ///
 /// # Errors
 /// As [`sft::prepare`].
-pub fn packs(settings: &Resolved, epoch: u64, json: bool) -> Result<()> {
-    let (tokenizer, _, data) = load(settings)?;
+pub fn packs(resolved: &Resolved, epoch: u64, json: bool) -> Result<()> {
+    let (tokenizer, _, data) = load(resolved)?;
     let plan = data.train.plan(epoch);
     let style = Style::stdout();
     let mut out = Out::new();

@@ -345,13 +345,12 @@ impl<B: Backend> Run<'_, B> {
             ..AdamWSettings::default()
         };
         let schedule = ScheduleSettings {
-            peak: number(&hp["lr"], "lr")?,
             shape: Shape::Cosine,
             warmup: Warmup::Steps(hp["warmup"].as_u64().unwrap_or(0)),
-            min_lr_ratio: 0.0,
             warmup_from_zero: true,
+            ..ScheduleSettings::default()
         };
-        let schedule = Schedule::new(schedule, batches.len() as u64)?;
+        let schedule = Schedule::new(schedule, number(&hp["lr"], "lr")?, batches.len() as u64);
         let mut optimizer = Optimizer::new(self.dev, settings, &mut l.params, &l.grads)?;
         let model = self.model;
         let lora = l
