@@ -84,3 +84,5 @@ mod tokenizer_json;
 mod train;
 #[path = "common/tuned.rs"]
 mod tuned;
+#[path = "it/weights.rs"]
+mod weights;

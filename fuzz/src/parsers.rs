@@ -29,6 +29,7 @@ use ringtune::hf::peft::Adapter;
 use ringtune::hf::safetensors::{ModelFiles, TensorFile};
 use ringtune::hf::tokenizer_files::read_added_tokens;
 use ringtune::hf::tokenizer_json::tokenizer_json;
+use ringtune::model::weights::Product;
 use ringtune::train::checkpoints::read_state;
 use ringtune::train::state::RunState;
 use ringtune::words::Words;
@@ -201,8 +202,8 @@ fn adapter_config(bytes: &[u8]) {
     };
     std::hint::black_box((
         adapter.config.scale(),
-        adapter.lora(0, "q_proj").is_ok(),
-        adapter.lora(usize::MAX, "x").is_ok(),
+        adapter.lora(0, Product::Q).is_ok(),
+        adapter.lora(usize::MAX, Product::Down).is_ok(),
     ));
 }
 

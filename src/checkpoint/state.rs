@@ -25,12 +25,7 @@ pub fn write_state_tensors(path: &Path, tensors: &[(String, HostTensor)]) -> Res
         .iter()
         .map(|(name, t)| Entry { name: name.clone(), shape: vec![t.rows, t.cols], dtype: SaveDType::F32 })
         .collect();
-    let mut at = 0;
-    write_tensors(path, &entries, |name| {
-        assert_eq!(tensors[at].0, name, "order of the tensors");
-        at += 1;
-        Ok(&tensors[at - 1].1)
-    })
+    write_tensors(path, &entries, |i, _| Ok(&tensors[i].1))
 }
 
 /// Reads what [`write_state_tensors`] wrote, in the order of the names.

@@ -3,16 +3,16 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::hf::names::{EMBED, LM_HEAD};
 use crate::hf::peft::{Adapter, AdapterConfig, save_adapter};
 use crate::hf::resize::{Resize, Resized};
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::{SaveOptions, save_model};
 use crate::hf::{HostTensor, SaveDType, TensorSource};
 use crate::model::config::ModelConfig;
+use crate::model::weights::{Kind, Part, Place};
 
-/// Trained weights on the host, by their names in Hugging Face files.
-pub type HostParams = Vec<(String, HostTensor)>;
+/// Trained weights on the host.
+pub type HostParams = Vec<(Place, HostTensor)>;
 
 /// The form in which a run's weights are saved.
 pub enum Artifact {
@@ -50,15 +50,15 @@ impl Artifact {
             }
             Artifact::Adapter { config, base, resize, new_rows, .. } => {
                 let resized = Resized::new(&**base, resize.clone())?;
-                save_adapter(dir, config, resized.config(), new_rows.is_some(), |name| match new_rows {
+                save_adapter(dir, config, resized.config(), new_rows.is_some(), |at| match new_rows {
                     // The file holds the whole embedding; training has the new rows of it.
-                    Some((first, _)) if matches!(name, EMBED | LM_HEAD) => {
-                        let mut whole = resized.load(name)?;
-                        let rows = find(params, name)?;
+                    Some((first, _)) if at.kind() == Kind::Vocabulary => {
+                        let mut whole = resized.load(at)?;
+                        let rows = find(params, at)?;
                         whole.data[first * rows.cols..][..rows.data.len()].copy_from_slice(&rows.data);
                         Ok(whole)
                     }
-                    _ => find(params, name).cloned(),
+                    _ => find(params, at).cloned(),
                 })
             }
         }
@@ -77,47 +77,44 @@ impl Artifact {
         save_model(dir, &Reconfigured { source: &resized, config: model.clone() }, options)
     }
 
-    /// Reads back the weights called `names` exactly as they were in training.
+    /// Reads back weights exactly as they were in training.
     ///
     /// # Errors
     /// If a file is damaged or a weight is missing.
-    pub fn read(&self, dir: &Path, names: &[String]) -> Result<HostParams> {
+    pub fn read(&self, dir: &Path, places: &[Place]) -> Result<HostParams> {
         match self {
             Artifact::Model { .. } => {
                 let files = ModelFiles::open(dir)?;
-                names.iter().map(|n| Ok((n.clone(), files.load(n)?))).collect()
+                places.iter().map(|&at| Ok((at, files.load(at)?))).collect()
             }
             Artifact::Adapter { new_rows, .. } => {
                 let adapter = Adapter::open(dir)?;
-                names.iter().map(|n| Ok((n.clone(), adapter_weight(&adapter, n, *new_rows)?))).collect()
+                places.iter().map(|&at| Ok((at, adapter_weight(&adapter, at, *new_rows)?))).collect()
             }
         }
     }
 }
 
-/// A trained tensor of an adapter by its name in training.
-fn adapter_weight(adapter: &Adapter, name: &str, new_rows: Option<(usize, usize)>) -> Result<HostTensor> {
-    let missing = || Error::new(format!("{}: {name} is missing", adapter.dir().display()));
-    if matches!(name, EMBED | LM_HEAD) {
-        let (first, rows) = new_rows.ok_or_else(missing)?;
-        let whole = adapter.full(name)?.ok_or_else(missing)?;
-        let (cols, end) = (whole.cols, (first + rows) * whole.cols);
-        let data = whole.data.get(first * cols..end).ok_or_else(missing)?.to_vec();
-        return Ok(HostTensor { rows, cols, data });
+/// A trained tensor of an adapter.
+fn adapter_weight(adapter: &Adapter, at: Place, new_rows: Option<(usize, usize)>) -> Result<HostTensor> {
+    let missing = || Error::new(format!("{}: {at} is missing", adapter.dir().display()));
+    match at {
+        Place::Embed | Place::Head => {
+            let (first, rows) = new_rows.ok_or_else(missing)?;
+            let whole = adapter.full(at)?.ok_or_else(missing)?;
+            let (cols, end) = (whole.cols, (first + rows) * whole.cols);
+            let data = whole.data.get(first * cols..end).ok_or_else(missing)?.to_vec();
+            Ok(HostTensor { rows, cols, data })
+        }
+        Place::Layer(i, Part::LoraA(p)) => Ok(adapter.lora(i, p)?.ok_or_else(missing)?.0),
+        Place::Layer(i, Part::LoraB(p)) => Ok(adapter.lora(i, p)?.ok_or_else(missing)?.1),
+        Place::Layer(..) | Place::FinalNorm => Err(missing()),
     }
-    // model.layers.{i}.{block}.{product}.lora_{A|B}.weight
-    let parts: Vec<&str> = name.split('.').collect();
-    let [_, _, layer, _, product, part, _] = parts[..] else {
-        return Err(missing());
-    };
-    let layer = layer.parse().map_err(|_| missing())?;
-    let (a, b) = adapter.lora(layer, product)?.ok_or_else(missing)?;
-    Ok(if part == "lora_A" { a } else { b })
 }
 
-fn find<'a>(params: &'a HostParams, name: &str) -> Result<&'a HostTensor> {
-    let found = params.iter().find(|(n, _)| n == name).map(|(_, t)| t);
-    found.ok_or_else(|| Error::new(format!("{name} is not among the trained weights")))
+fn find(params: &HostParams, at: Place) -> Result<&HostTensor> {
+    let found = params.iter().find(|(place, _)| *place == at).map(|(_, t)| t);
+    found.ok_or_else(|| Error::new(format!("{at} is not among the trained weights")))
 }
 
 /// Trained weights of a whole model as a source to be saved.
@@ -131,8 +128,8 @@ impl TensorSource for HostModel<'_> {
         self.config
     }
 
-    fn load(&self, name: &str) -> Result<HostTensor> {
-        find(self.params, name).cloned()
+    fn load(&self, at: Place) -> Result<HostTensor> {
+        find(self.params, at).cloned()
     }
 }
 
@@ -149,7 +146,7 @@ impl TensorSource for Reconfigured<'_> {
         &self.config
     }
 
-    fn load(&self, name: &str) -> Result<HostTensor> {
-        self.source.load(name)
+    fn load(&self, at: Place) -> Result<HostTensor> {
+        self.source.load(at)
     }
 }

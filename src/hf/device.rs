@@ -1,24 +1,21 @@
 //! Between files and a device: loading weights into tensors, and tensors as a source to be saved.
 
-use super::names::{self, LINEARS};
 use super::peft::Adapter;
 use super::{HostTensor, TensorSource};
 use crate::backend::Backend;
 use crate::bail;
 use crate::error::Result;
+use crate::model::Params;
 use crate::model::config::ModelConfig;
-use crate::model::weights::{Lora, Weights};
+use crate::model::weights::{Kind, Lora, Place, Weights};
 use crate::tensor::{DType, Tensor};
 
 /// Loads every weight of `source` into tensors of `dtype` (f32 or bf16), one at a time.
 ///
 /// # Errors
 /// If a weight cannot be read or the device has not enough memory.
-pub fn load_params<B: Backend>(dev: &B, source: &dyn TensorSource, dtype: DType) -> Result<Weights<Tensor<B>>> {
-    names::build(source.config(), |info| {
-        let host = source.load(&info.name)?;
-        upload(dev, &host, dtype)
-    })
+pub fn load_params<B: Backend>(dev: &B, source: &dyn TensorSource, dtype: DType) -> Result<Params<B>> {
+    Weights::of(source.config()).try_map(|at, _| upload(dev, &source.load(at)?, dtype))
 }
 
 /// A tensor with the values of a host tensor, rounded once where `dtype` is bf16.
@@ -46,56 +43,55 @@ pub fn download<B: Backend>(dev: &B, tensor: &Tensor<B>) -> Result<HostTensor> {
 ///
 /// # Errors
 /// If a tensor cannot be read or the device has not enough memory.
-pub fn load_adapter<B: Backend>(dev: &B, params: &mut Weights<Tensor<B>>, adapter: &Adapter) -> Result<()> {
+pub fn load_adapter<B: Backend>(dev: &B, params: &mut Params<B>, adapter: &Adapter) -> Result<()> {
     for (i, layer) in params.layers.iter_mut().enumerate() {
-        for (short, place) in LINEARS {
-            let Some((a, b)) = adapter.lora(i, short)? else {
-                continue;
-            };
-            let lora = Lora { a: upload(dev, &a, DType::F32)?, b: upload(dev, &b, DType::F32)? };
-            names::linear_mut(layer, place).lora = Some(lora);
+        for linear in layer.products_mut() {
+            if let Some((a, b)) = adapter.lora(i, linear.product)? {
+                linear.lora = Some(Lora { a: upload(dev, &a, DType::F32)?, b: upload(dev, &b, DType::F32)? });
+            }
         }
     }
     Ok(())
 }
 
-/// Gives the f32 master of a weight by its name, where there is one.
-type Master<'a, B> = dyn Fn(&str) -> Option<&'a Tensor<B>> + 'a;
+/// Gives the f32 master of a weight, where there is one.
+type Master<'a, B> = dyn Fn(Place) -> Option<&'a Tensor<B>> + 'a;
 
 /// A model on a device as a source to be saved. Where the optimiser holds an f32 master of a weight, `master` gives it, so that an
 /// f32 file holds it exactly.
 pub struct DeviceSource<'a, B: Backend> {
     dev: &'a B,
     config: &'a ModelConfig,
-    params: Vec<(String, &'a Tensor<B>)>,
+    params: Vec<(Place, &'a Tensor<B>)>,
     master: Box<Master<'a, B>>,
     first_row: usize,
 }
 
 impl<'a, B: Backend> DeviceSource<'a, B> {
     /// The parameters themselves.
-    pub fn new(dev: &'a B, config: &'a ModelConfig, params: &'a Weights<Tensor<B>>) -> Self {
-        Self { dev, config, params: names::named(params), master: Box::new(|_| None), first_row: 0 }
+    pub fn new(dev: &'a B, config: &'a ModelConfig, params: &'a Params<B>) -> Self {
+        Self { dev, config, params: params.places(), master: Box::new(|_| None), first_row: 0 }
     }
 
-    /// With masters: `master(name)` is the f32 tensor of the trained rows of a weight; those of the embedding and head begin at
+    /// With masters: `master(at)` is the f32 tensor of the trained rows of a weight; those of the embedding and head begin at
     /// `first_row`.
     #[must_use]
-    pub fn with_masters(mut self, first_row: usize, master: impl Fn(&str) -> Option<&'a Tensor<B>> + 'a) -> Self {
+    pub fn with_masters(mut self, first_row: usize, master: impl Fn(Place) -> Option<&'a Tensor<B>> + 'a) -> Self {
         self.master = Box::new(master);
         self.first_row = first_row;
         self
     }
 
-    /// A weight or a part of a low-rank update, by its name in [`names::named`].
+    /// A weight or a part of a low-rank update.
     ///
     /// # Errors
-    /// If there is none of that name or the device refuses the copy.
-    pub fn get(&self, name: &str) -> Result<HostTensor> {
-        let Some((_, tensor)) = self.params.iter().find(|(n, _)| n == name) else { bail!("no weight {name}") };
+    /// If the model has none there or the device refuses the copy.
+    pub fn get(&self, at: Place) -> Result<HostTensor> {
+        let Some((_, tensor)) = self.params.iter().find(|(place, _)| *place == at) else { bail!("no weight {at}") };
         let mut host = download(self.dev, tensor)?;
-        if let Some(master) = (self.master)(name) {
-            let start = if master.shape() == tensor.shape() { 0 } else { self.first_row * tensor.cols() };
+        if let Some(master) = (self.master)(at) {
+            let first_row = if at.kind() == Kind::Vocabulary { self.first_row } else { 0 };
+            let start = first_row * tensor.cols();
             self.dev.download(&mut host.data[start..start + master.len()], master)?;
         }
         Ok(host)
@@ -107,7 +103,7 @@ impl<B: Backend> TensorSource for DeviceSource<'_, B> {
         self.config
     }
 
-    fn load(&self, name: &str) -> Result<HostTensor> {
-        self.get(name)
+    fn load(&self, at: Place) -> Result<HostTensor> {
+        self.get(at)
     }
 }

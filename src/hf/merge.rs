@@ -2,11 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::names::{EMBED, LINEARS, LM_HEAD};
 use super::peft::Adapter;
 use super::{HostTensor, TensorSource};
 use crate::error::Result;
 use crate::model::config::ModelConfig;
+use crate::model::weights::{Kind, Part, Place};
 
 /// `w += scale · B A`, sums over the rank in order, in f32: `w` (out, in), `a` (r, in), `b` (out, r).
 ///
@@ -47,13 +47,13 @@ impl TensorSource for Adapted<'_> {
         &self.config
     }
 
-    fn load(&self, name: &str) -> Result<HostTensor> {
-        if matches!(name, EMBED | LM_HEAD)
-            && let Some(full) = self.adapter.full(name)?
+    fn load(&self, at: Place) -> Result<HostTensor> {
+        if at.kind() == Kind::Vocabulary
+            && let Some(full) = self.adapter.full(at)?
         {
             return Ok(full);
         }
-        self.base.load(name)
+        self.base.load(at)
     }
 }
 
@@ -75,22 +75,14 @@ impl TensorSource for Merged<'_> {
         &self.0.config
     }
 
-    fn load(&self, name: &str) -> Result<HostTensor> {
-        let mut w = self.0.load(name)?;
-        if let Some((layer, short)) = product(name)
-            && let Some((a, b)) = self.0.adapter.lora(layer, short)?
+    fn load(&self, at: Place) -> Result<HostTensor> {
+        let mut w = self.0.load(at)?;
+        if let Place::Layer(i, Part::Matrix(product)) = at
+            && let Some((a, b)) = self.0.adapter.lora(i, product)?
         {
             add_update(&mut w, &a, &b, self.0.adapter.config.scale() as f32);
-            w.check_finite(&format!("merged {name}"))?;
+            w.check_finite(&format!("merged {at}"))?;
         }
         Ok(w)
     }
-}
-
-/// Layer and short name of `model.layers.{i}.{place}.weight`, where it is one of the seven products.
-fn product(name: &str) -> Option<(usize, &'static str)> {
-    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let place = rest.strip_suffix(".weight")?;
-    let (short, _) = LINEARS.into_iter().find(|(_, p)| *p == place)?;
-    Some((layer.parse().ok()?, short))
 }

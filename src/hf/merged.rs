@@ -14,6 +14,7 @@ use crate::hf::peft::Adapter;
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::{SaveOptions, save_model};
 use crate::hf::{SaveDType, TensorSource};
+use crate::model::weights::Weights;
 use crate::model::{self, Acts, ActsOptions, LoraSpec, Params, Recompute};
 use crate::tensor::DType;
 
@@ -89,12 +90,11 @@ fn check_rounding(merged: &dyn TensorSource, written: &ModelFiles) -> Result<()>
         SaveDType::Bf16 => bf16::from_f32(x).to_f32(),
         SaveDType::F16 => f16::from_f32(x).to_f32(),
     };
-    for w in crate::hf::names::weights(merged.config()) {
-        let (a, b) = (merged.load(&w.name)?, written.load(&w.name)?);
+    for (at, _) in Weights::of(merged.config()).places() {
+        let (a, b) = (merged.load(at)?, written.load(at)?);
         ensure!(
             a.data.iter().zip(&b.data).all(|(&x, &y)| round(x) == y),
-            "{}: the file holds another weight than the merge gave",
-            w.name
+            "{at}: the file holds another weight than the merge gave"
         );
     }
     Ok(())

@@ -9,7 +9,6 @@ pub mod config;
 pub mod device;
 pub mod merge;
 pub mod merged;
-pub mod names;
 pub mod peft;
 pub mod resize;
 pub mod safetensors;
@@ -19,19 +18,20 @@ pub mod tokenizer_json;
 
 use crate::error::Result;
 use crate::model::config::ModelConfig;
+use crate::model::weights::Place;
 pub use crate::tensor::HostTensor;
 use crate::words::words;
 
-/// Where a model's weights come from, by the names of Hugging Face files.
+/// Where a model's weights come from.
 pub trait TensorSource {
     /// The shape of the model these weights make up.
     fn config(&self) -> &ModelConfig;
 
-    /// The weight called `name`, one of [`names::weights`] of [`TensorSource::config`], in its shape, all values finite.
+    /// A weight of the model that [`TensorSource::config`] describes, in its shape, all values finite.
     ///
     /// # Errors
     /// If it cannot be read or has values that are not finite.
-    fn load(&self, name: &str) -> Result<HostTensor>;
+    fn load(&self, at: Place) -> Result<HostTensor>;
 }
 
 /// A source under another configuration of the same shapes, for example with the end token of ChatML.
@@ -47,8 +47,8 @@ impl TensorSource for WithConfig<'_> {
         &self.config
     }
 
-    fn load(&self, name: &str) -> Result<HostTensor> {
-        self.source.load(name)
+    fn load(&self, at: Place) -> Result<HostTensor> {
+        self.source.load(at)
     }
 }
 

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::names::{self, EMBED, LINEARS, LM_HEAD};
 use super::safetensors::TensorFile;
 use super::save::{Entry, write_tensors};
 use super::{HostTensor, SaveDType};
@@ -13,6 +12,7 @@ use crate::checkpoint::state::read_json;
 use crate::error::{Context, Error, Result};
 use crate::files::{create_dir_all, write_json};
 use crate::model::config::ModelConfig;
+use crate::model::weights::{Kind, Part, Place, Product, Weights};
 use crate::{bail, ensure};
 
 /// Name of the configuration in an adapter folder.
@@ -36,8 +36,8 @@ pub struct AdapterConfig {
     pub dropout: f64,
     /// Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732).
     pub rslora: bool,
-    /// Short names of the products it updates (`q_proj`, …), in the order of [`LINEARS`].
-    pub targets: Vec<String>,
+    /// The products it updates, in the order of [`Product::ALL`].
+    pub targets: Vec<Product>,
     /// Where the base model is: a path.
     pub base: String,
 }
@@ -69,7 +69,7 @@ impl AdapterConfig {
             "r": self.r,
             "rank_pattern": {},
             "revision": null,
-            "target_modules": self.targets,
+            "target_modules": self.targets.iter().map(|p| p.name()).collect::<Vec<_>>(),
             "task_type": "CAUSAL_LM",
             "use_dora": false,
             "use_rslora": self.rslora,
@@ -121,21 +121,20 @@ impl Adapter {
     ///
     /// # Errors
     /// If the tensors cannot be decoded or hold values that are not finite.
-    pub fn lora(&self, layer: usize, short: &str) -> Result<Option<(HostTensor, HostTensor)>> {
-        if layer >= self.n_layers || !self.config.targets.iter().any(|t| t == short) {
+    pub fn lora(&self, layer: usize, product: Product) -> Result<Option<(HostTensor, HostTensor)>> {
+        if layer >= self.n_layers || !self.config.targets.contains(&product) {
             return Ok(None);
         }
-        let (_, place) = LINEARS.into_iter().find(|(s, _)| *s == short).expect("one of the seven products");
-        let key = |part: &str| format!("{PREFIX}model.layers.{layer}.{place}.lora_{part}.weight");
-        Ok(Some((self.file.load(&key("A"))?, self.file.load(&key("B"))?)))
+        let load = |part| self.file.load(&key(Place::Layer(layer, part)));
+        Ok(Some((load(Part::LoraA(product))?, load(Part::LoraB(product))?)))
     }
 
-    /// The whole embedding or head that the adapter carries for a grown vocabulary, by its name in model files.
+    /// The whole embedding or head that the adapter carries for a grown vocabulary.
     ///
     /// # Errors
     /// If it cannot be decoded or holds values that are not finite.
-    pub fn full(&self, name: &str) -> Result<Option<HostTensor>> {
-        let key = format!("{PREFIX}{name}");
+    pub fn full(&self, at: Place) -> Result<Option<HostTensor>> {
+        let key = key(at);
         match self.file.info(&key) {
             Some(_) => self.file.load(&key).map(Some),
             None => Ok(None),
@@ -155,22 +154,18 @@ impl Adapter {
             self.n_layers,
             base.n_layers
         );
-        let expect = |key: &str, want: [usize; 2]| -> Result<()> {
-            let (got, _) = self.file.info(key).expect("the keys were checked when the adapter was opened");
+        let expect = |at: Place, want: [usize; 2]| -> Result<()> {
+            let key = key(at);
+            let (got, _) = self.file.info(&key).expect("the keys were checked when the adapter was opened");
             ensure!(got == want, "{path}: {key}: expected shape {want:?} for this base model, found {got:?}");
             Ok(())
         };
-        for layer in 0..self.n_layers {
-            for (short, place) in LINEARS.iter().filter(|(s, _)| self.config.targets.iter().any(|t| t == s)) {
-                let (rows, cols) = names::linear_shape(base, short);
-                let key = |part: &str| format!("{PREFIX}model.layers.{layer}.{place}.lora_{part}.weight");
-                expect(&key("A"), [self.config.r, cols])?;
-                expect(&key("B"), [rows, self.config.r])?;
-            }
+        for at in low_rank(base, &self.config.targets) {
+            expect(at, at.shape(base, self.config.r).into())?;
         }
-        let rows = |name: &str| self.file.info(&format!("{PREFIX}{name}")).map(|(shape, _)| shape.to_vec());
+        let rows = |at: Place| self.file.info(&key(at)).map(|(shape, _)| shape.to_vec());
         let mut config = base.clone();
-        let (embed, head) = (rows(EMBED), rows(LM_HEAD));
+        let (embed, head) = (rows(Place::Embed), rows(Place::Head));
         let Some(vocab) = embed.as_ref().or(head.as_ref()).map(|shape| shape[0]) else {
             return Ok(config);
         };
@@ -179,17 +174,17 @@ impl Adapter {
             "{path}: vocabulary mismatch: the adapter's embedding has {vocab} rows, the base model {}",
             base.vocab_size
         );
-        for (name, shape) in [(EMBED, embed), (LM_HEAD, head)] {
-            let required = vocab != base.vocab_size && (name == EMBED || !base.tied);
+        for (at, shape) in [(Place::Embed, embed), (Place::Head, head)] {
+            let required = vocab != base.vocab_size && (at == Place::Embed || !base.tied);
             match shape {
-                Some(_) => expect(&format!("{PREFIX}{name}"), [vocab, base.hidden_size])?,
-                None if required => bail!("{path}: the vocabulary was grown to {vocab} but {name} is missing"),
+                Some(_) => expect(at, [vocab, base.hidden_size])?,
+                None if required => bail!("{path}: the vocabulary was grown to {vocab} but {at} is missing"),
                 None => {}
             }
         }
-        if base.tied && self.file.info(&format!("{PREFIX}{LM_HEAD}")).is_some() {
-            let same = self.full(LM_HEAD)? == self.full(EMBED)?;
-            ensure!(same, "{path}: {LM_HEAD} differs from {EMBED}, but the base model ties them");
+        if base.tied && self.file.info(&key(Place::Head)).is_some() {
+            let same = self.full(Place::Head)? == self.full(Place::Embed)?;
+            ensure!(same, "{path}: {} differs from {}, but the base model ties them", Place::Head, Place::Embed);
         }
         if vocab != base.vocab_size {
             config.vocab_size = vocab;
@@ -311,19 +306,20 @@ fn parse_config(map: &Map<String, Value>) -> Result<AdapterConfig> {
 }
 
 /// The products that the file updates, and the number of layers; every key has to be understood, every layer alike.
-fn targets_in(file: &TensorFile, config: &AdapterConfig) -> Result<(Vec<String>, usize)> {
-    let mut layers: BTreeMap<(usize, &str), [bool; 2]> = BTreeMap::new();
+fn targets_in(file: &TensorFile, config: &AdapterConfig) -> Result<(Vec<Product>, usize)> {
+    let mut layers: BTreeMap<(usize, Product), [bool; 2]> = BTreeMap::new();
+    let vocabulary = [Place::Embed, Place::Head].map(|at| at.to_string());
     for key in file.names() {
         let Some(name) = key.strip_prefix(PREFIX) else {
             bail!("{key}: expected a name that begins with {PREFIX}; is this an adapter of a causal language model?");
         };
-        if name == EMBED || name == LM_HEAD {
+        if vocabulary.iter().any(|v| v == name) {
             let (shape, _) = file.info(key).expect("a name of the file");
             ensure!(shape.len() == 2, "{key}: expected two dimensions, found shape {shape:?}");
             continue;
         }
         ensure!(!name.contains("lora_magnitude_vector"), "{key}: DoRA is not supported");
-        let Some((layer, short, part)) = parse_key(name) else {
+        let Some((layer, product, part)) = parse_key(name) else {
             bail!("{key}: unexpected tensor; expected low-rank updates of the seven products of a layer");
         };
         let (shape, dtype) = file.info(key).expect("a name of the file");
@@ -331,16 +327,16 @@ fn targets_in(file: &TensorFile, config: &AdapterConfig) -> Result<(Vec<String>,
         let (two, r) = (shape.len() == 2, config.r);
         ensure!(two && rank == Some(&r), "{key}: expected rank {r} from {CONFIG}, found shape {shape:?}");
         ensure!(matches!(dtype.as_str(), "F32" | "BF16" | "F16"), "{key}: element type {dtype} is not supported");
-        layers.entry((layer, short)).or_default()[part] = true;
+        layers.entry((layer, product)).or_default()[part] = true;
     }
     let Some(n_layers) = layers.keys().map(|(i, _)| i + 1).max() else { bail!("no low-rank update in it") };
-    let targets: Vec<String> =
-        LINEARS.iter().map(|(s, _)| *s).filter(|s| layers.keys().any(|(_, t)| t == s)).map(String::from).collect();
+    let targets: Vec<Product> =
+        Product::ALL.into_iter().filter(|p| layers.keys().any(|(_, target)| target == p)).collect();
     // The count is bounded by the keys, so that a layer number of 10^9 in a hostile file costs nothing.
     ensure!(n_layers <= layers.len(), "layers up to {} but only {} updates", n_layers - 1, layers.len());
     for i in 0..n_layers {
         for t in &targets {
-            match layers.get(&(i, t.as_str())) {
+            match layers.get(&(i, *t)) {
                 Some([true, true]) => {}
                 Some([true, false]) => bail!("layer {i}: {t}.lora_B is missing"),
                 Some(_) => bail!("layer {i}: {t}.lora_A is missing"),
@@ -351,21 +347,21 @@ fn targets_in(file: &TensorFile, config: &AdapterConfig) -> Result<(Vec<String>,
     Ok((targets, n_layers))
 }
 
-/// `model.layers.{i}.{place}.lora_{A|B}.weight` -> layer, short name, 0 for A and 1 for B.
-fn parse_key(name: &str) -> Option<(usize, &'static str, usize)> {
+/// `model.layers.{i}.{path}.lora_{A|B}.weight` -> layer, product, 0 for A and 1 for B.
+fn parse_key(name: &str) -> Option<(usize, Product, usize)> {
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let (place, part) = rest.split_once(".lora_")?;
-    let (short, _) = LINEARS.into_iter().find(|(_, p)| *p == place)?;
+    let (path, part) = rest.split_once(".lora_")?;
+    let product = Product::ALL.into_iter().find(|p| p.path() == path)?;
     let part = match part {
         "A.weight" => 0,
         "B.weight" => 1,
         _ => return None,
     };
-    Some((layer.parse().ok()?, short, part))
+    Some((layer.parse().ok()?, product, part))
 }
 
 /// `target_modules` may be a list of names or a pattern; a list has to name exactly what the tensors update.
-fn check_target_modules(map: &Map<String, Value>, targets: &[String]) -> Result<()> {
+fn check_target_modules(map: &Map<String, Value>, targets: &[Product]) -> Result<()> {
     let Some(list) = map.get("target_modules").and_then(Value::as_array) else {
         return Ok(());
     };
@@ -373,16 +369,16 @@ fn check_target_modules(map: &Map<String, Value>, targets: &[String]) -> Result<
         let Some(name) = module.as_str() else { bail!("target_modules: expected names, found {module}") };
         let short = name.rsplit('.').next().unwrap_or(name);
         ensure!(
-            targets.iter().any(|t| t == short),
+            targets.iter().any(|t| t.name() == short),
             "target_modules names {name}, but {WEIGHTS} has no update of it (it has {})",
-            targets.join(", ")
+            targets.iter().map(|t| t.name()).collect::<Vec<_>>().join(", ")
         );
     }
     Ok(())
 }
 
-/// Writes an adapter folder. `load` gives the tensors by their names in the model: `….lora_A.weight`, `….lora_B.weight`, and with
-/// `embeddings` the whole embedding and (untied) head. All are written in f32.
+/// Writes an adapter folder. `load` gives A and B of every update, and with `embeddings` the whole embedding and (untied) head. All
+/// are written in f32.
 ///
 /// # Errors
 /// If a tensor cannot be read or is not finite, or a file cannot be written.
@@ -391,27 +387,27 @@ pub fn save_adapter(
     config: &AdapterConfig,
     model: &ModelConfig,
     embeddings: bool,
-    mut load: impl FnMut(&str) -> Result<HostTensor>,
+    mut load: impl FnMut(Place) -> Result<HostTensor>,
 ) -> Result<()> {
     create_dir_all(dir)?;
-    let mut entries = Vec::new();
-    let mut push = |name: &str, shape: [usize; 2]| {
-        entries.push(Entry { name: format!("{PREFIX}{name}"), shape: shape.to_vec(), dtype: SaveDType::F32 });
-    };
-    for layer in 0..model.n_layers {
-        for (short, place) in LINEARS.iter().filter(|(s, _)| config.targets.iter().any(|t| t == s)) {
-            let (rows, cols) = names::linear_shape(model, short);
-            push(&format!("model.layers.{layer}.{place}.lora_A.weight"), [config.r, cols]);
-            push(&format!("model.layers.{layer}.{place}.lora_B.weight"), [rows, config.r]);
-        }
-    }
+    let mut places = low_rank(model, &config.targets);
     if embeddings {
-        push(EMBED, [model.vocab_size, model.hidden_size]);
-        if !model.tied {
-            push(LM_HEAD, [model.vocab_size, model.hidden_size]);
-        }
+        places.push(Place::Embed);
+        places.extend((!model.tied).then_some(Place::Head));
     }
-    let strip = |key: &str| key.strip_prefix(PREFIX).expect("the keys were made with it").to_string();
-    write_tensors(&dir.join(WEIGHTS), &entries, |key| load(&strip(key)))?;
+    let entry = |at: &Place| Entry { name: key(*at), shape: at.file_shape(model, config.r), dtype: SaveDType::F32 };
+    let entries: Vec<Entry> = places.iter().map(entry).collect();
+    write_tensors(&dir.join(WEIGHTS), &entries, |i, _| load(places[i]))?;
     write_json(&dir.join(CONFIG), &config.to_json())
+}
+
+/// The name of a weight in an adapter's file.
+fn key(at: Place) -> String {
+    format!("{PREFIX}{at}")
+}
+
+/// A and B of every product in `targets`, layer by layer.
+fn low_rank(model: &ModelConfig, targets: &[Product]) -> Vec<Place> {
+    let all = Weights::with_updates(model, targets);
+    all.places().into_iter().map(|(at, _)| at).filter(|at| at.kind() == Kind::LowRank).collect()
 }

@@ -1,10 +1,10 @@
 //! Growing the vocabulary: rows for new tokens, and frozen padding rows.
 
-use super::names::{EMBED, LM_HEAD};
 use super::{HostTensor, TensorSource};
 use crate::ensure;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
+use crate::model::weights::{Kind, Place};
 use crate::rng::Stream;
 
 /// Standard deviation of the noise on a new row, as a share of the root mean square of the row it is made from: enough that
@@ -70,10 +70,10 @@ impl<'a> Resized<'a> {
         self.how.tokens.iter().map(|t| t.id).min()
     }
 
-    fn grow(&self, name: &str, mut t: HostTensor) -> HostTensor {
+    fn grow(&self, at: Place, mut t: HostTensor) -> HostTensor {
         t.rows = self.config.vocab_size;
         t.data.resize(t.rows * t.cols, 0.0);
-        let which = u64::from(name == LM_HEAD);
+        let which = u64::from(at == Place::Head);
         for new in &self.how.tokens {
             let source = t.row(new.like).to_vec();
             let square: f64 = source.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
@@ -92,8 +92,8 @@ impl TensorSource for Resized<'_> {
         &self.config
     }
 
-    fn load(&self, name: &str) -> Result<HostTensor> {
-        let t = self.base.load(name)?;
-        Ok(if matches!(name, EMBED | LM_HEAD) { self.grow(name, t) } else { t })
+    fn load(&self, at: Place) -> Result<HostTensor> {
+        let t = self.base.load(at)?;
+        Ok(if at.kind() == Kind::Vocabulary { self.grow(at, t) } else { t })
     }
 }

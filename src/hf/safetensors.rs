@@ -14,11 +14,11 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
 
 use super::config::{self as hf_config, HfConfig};
-use super::names::{self, EMBED, LM_HEAD, WeightInfo};
 use super::{HostTensor, SaveDType, TensorSource};
 use crate::error::{Context, Error, Result};
 use crate::files::{At, read_text};
 use crate::model::config::ModelConfig;
+use crate::model::weights::{Kind, Place, Weights};
 use crate::{bail, ensure};
 
 /// Longest header accepted, as in the safetensors crate.
@@ -204,8 +204,9 @@ impl ModelFiles {
 
     /// Element type of the embedding in the file.
     pub fn dtype(&self) -> SaveDType {
-        let file = &self.files[self.place[EMBED]];
-        file.dtype(EMBED).expect("the element types were checked")
+        let name = Place::Embed.to_string();
+        let file = &self.files[self.place[&name]];
+        file.dtype(&name).expect("the element types were checked")
     }
 
     /// Number of files the weights are in.
@@ -219,34 +220,33 @@ impl ModelFiles {
     }
 
     fn check_weights(&self) -> Result<()> {
-        let expected = names::weights(&self.config.model);
+        let places = Weights::of(&self.config.model);
+        let expected: Vec<(Place, String)> = places.places().into_iter().map(|(at, _)| (at, at.to_string())).collect();
         let dir = self.dir.display();
-        let missing: Vec<&str> =
-            expected.iter().filter(|w| !self.place.contains_key(&w.name)).map(|w| w.name.as_str()).collect();
-        if let Some(first) = missing.first() {
-            let hint = match *first {
-                LM_HEAD => "; set tie_word_embeddings to true in config.json if the head is the embedding",
+        let missing: Vec<&(Place, String)> = expected.iter().filter(|(_, n)| !self.place.contains_key(n)).collect();
+        if let Some((at, first)) = missing.first() {
+            let hint = match at {
+                Place::Head => "; set tie_word_embeddings to true in config.json if the head is the embedding",
                 _ => "",
             };
             bail!("{dir}: missing weight {first}{}{hint}", and_more(missing.len()));
         }
-        let known: std::collections::BTreeSet<&str> = expected.iter().map(|w| w.name.as_str()).collect();
+        let known: std::collections::BTreeSet<&str> = expected.iter().map(|(_, n)| n.as_str()).collect();
         let tied = self.config.model.tied;
         let unexpected: Vec<&String> =
             self.place.keys().filter(|n| !known.contains(n.as_str()) && !ignorable(n, tied)).collect();
         if let Some(first) = unexpected.first() {
             bail!("{dir}: unexpected weight {first}{}; config.json does not describe it", and_more(unexpected.len()));
         }
-        expected.iter().try_for_each(|w| self.check_weight(w))
+        expected.iter().try_for_each(|(at, name)| self.check_weight(*at, name))
     }
 
-    fn check_weight(&self, w: &WeightInfo) -> Result<()> {
-        let file = &self.files[self.place[&w.name]];
-        let info = &file.tensors[&w.name];
-        let (path, name) = (file.path.display(), &w.name);
-        if info.shape != w.file_shape() {
-            let (want, got) = (w.file_shape(), &info.shape);
-            if matches!(name.as_str(), EMBED | LM_HEAD) && got.len() == 2 && got[1] == want[1] {
+    fn check_weight(&self, at: Place, name: &str) -> Result<()> {
+        let file = &self.files[self.place[name]];
+        let info = &file.tensors[name];
+        let (path, want, got) = (file.path.display(), at.file_shape(&self.config.model, 0), &info.shape);
+        if *got != want {
+            if at.kind() == Kind::Vocabulary && got.len() == 2 && got[1] == want[1] {
                 let (rows, vocab) = (got[0], want[0]);
                 bail!("{path}: vocabulary mismatch: {name} has {rows} rows, vocab_size in config.json is {vocab}");
             }
@@ -266,9 +266,10 @@ impl TensorSource for ModelFiles {
         &self.config.model
     }
 
-    fn load(&self, name: &str) -> Result<HostTensor> {
-        match self.place.get(name) {
-            Some(&i) => self.files[i].load(name),
+    fn load(&self, at: Place) -> Result<HostTensor> {
+        let name = at.to_string();
+        match self.place.get(&name) {
+            Some(&i) => self.files[i].load(&name),
             None => bail!("{}: no weight {name}", self.dir.display()),
         }
     }
@@ -276,7 +277,7 @@ impl TensorSource for ModelFiles {
 
 /// Tensors that files carry beside the weights: rotary tables of old versions, and the head of a tied model.
 fn ignorable(name: &str, tied: bool) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || (tied && name == LM_HEAD)
+    name.ends_with(".rotary_emb.inv_freq") || (tied && name == Place::Head.to_string())
 }
 
 fn and_more(n: usize) -> String {

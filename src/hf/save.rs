@@ -9,10 +9,11 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
-use super::names::{self, WeightInfo};
 use super::{HostTensor, SaveDType, TensorSource, config as hf_config};
 use crate::error::{Context, Error, Result};
 use crate::files::{create_dir_all, write_atomic, write_json};
+use crate::model::config::ModelConfig;
+use crate::model::weights::{Place, Weights};
 use crate::{bail, ensure};
 
 /// How a model is written.
@@ -63,8 +64,8 @@ pub fn parse_size(text: &str) -> Result<u64> {
 pub fn save_model(dir: &Path, source: &dyn TensorSource, options: SaveOptions) -> Result<()> {
     create_dir_all(dir)?;
     let config = source.config();
-    let weights = names::weights(config);
-    let shards = split_shards(&weights, options);
+    let weights: Vec<Place> = Weights::of(config).places().into_iter().map(|(at, _)| at).collect();
+    let shards = split_shards(config, &weights, options);
     let single = shards.len() == 1;
     let file_name = |i: usize| match single {
         true => "model.safetensors".to_string(),
@@ -73,14 +74,14 @@ pub fn save_model(dir: &Path, source: &dyn TensorSource, options: SaveOptions) -
     let mut weight_map = Map::new();
     let mut written = Vec::new();
     for (i, shard) in shards.iter().enumerate() {
-        let entries: Vec<Entry> =
-            shard.iter().map(|w| Entry { name: w.name.clone(), shape: w.file_shape(), dtype: options.dtype }).collect();
-        write_tensors(&dir.join(file_name(i)), &entries, |name| source.load(name))?;
-        shard.iter().for_each(|w| drop(weight_map.insert(w.name.clone(), json!(file_name(i)))));
+        let entry = |at: &Place| Entry { name: at.to_string(), shape: at.file_shape(config, 0), dtype: options.dtype };
+        let entries: Vec<Entry> = shard.iter().map(entry).collect();
+        write_tensors(&dir.join(file_name(i)), &entries, |k, _| source.load(shard[k]))?;
+        entries.into_iter().for_each(|e| drop(weight_map.insert(e.name, json!(file_name(i)))));
         written.push(file_name(i));
     }
     if !single {
-        let total: usize = weights.iter().map(|w| w.len() * options.dtype.bytes()).sum();
+        let total: usize = weights.iter().map(|at| at.len(config, 0) * options.dtype.bytes()).sum();
         let index = json!({"metadata": {"total_size": total}, "weight_map": Value::Object(weight_map)});
         write_json(&dir.join("model.safetensors.index.json"), &index)?;
         written.push("model.safetensors.index.json".to_string());
@@ -103,17 +104,17 @@ fn remove_others(dir: &Path, written: &[String]) -> Result<()> {
 }
 
 /// Greedy split in the order of the weights, so that a shard stays below the limit.
-fn split_shards(weights: &[WeightInfo], options: SaveOptions) -> Vec<Vec<&WeightInfo>> {
-    let mut shards: Vec<Vec<&WeightInfo>> = Vec::new();
+fn split_shards(config: &ModelConfig, weights: &[Place], options: SaveOptions) -> Vec<Vec<Place>> {
+    let mut shards: Vec<Vec<Place>> = Vec::new();
     let mut size = 0u64;
-    for w in weights {
-        let bytes = (w.len() * options.dtype.bytes()) as u64;
+    for &at in weights {
+        let bytes = (at.len(config, 0) * options.dtype.bytes()) as u64;
         if shards.is_empty() || size + bytes > options.max_shard_bytes {
             shards.push(Vec::new());
             size = 0;
         }
         size += bytes;
-        shards.last_mut().expect("one was pushed").push(w);
+        shards.last_mut().expect("one was pushed").push(at);
     }
     shards
 }
@@ -129,7 +130,8 @@ pub struct Entry {
     pub dtype: SaveDType,
 }
 
-/// Writes a safetensors file atomically; `load` is asked for one tensor after the other, in the order of `entries`.
+/// Writes a safetensors file atomically; `load` is asked for one tensor after the other, in the order of `entries`, by
+/// number and name.
 ///
 /// # Errors
 /// If `load` fails, a tensor has another size than its entry says or a value that is not finite in its element type, or the
@@ -137,14 +139,14 @@ pub struct Entry {
 pub fn write_tensors<T: std::borrow::Borrow<HostTensor>>(
     path: &Path,
     entries: &[Entry],
-    mut load: impl FnMut(&str) -> Result<T>,
+    mut load: impl FnMut(usize, &str) -> Result<T>,
 ) -> Result<()> {
     let header = header(entries)?;
     write_atomic(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        for entry in entries {
-            let tensor = load(&entry.name)?;
+        for (i, entry) in entries.iter().enumerate() {
+            let tensor = load(i, &entry.name)?;
             let tensor: &HostTensor = tensor.borrow();
             let expected: usize = entry.shape.iter().product();
             assert_eq!(tensor.data.len(), expected, "{}: elements for shape {:?}", entry.name, entry.shape);

@@ -4,6 +4,7 @@
 //! stream between attention and feed-forward, gate and up. Norms and SwiGLU are computed again; that is cheaper than keeping them.
 
 use super::config::ModelConfig;
+use super::weights::Product;
 use super::{LoraSpec, Recompute, rope};
 use crate::backend::{Backend, LoraScratch};
 use crate::batch::MicroBatch;
@@ -118,8 +119,8 @@ impl<B: Backend> Alloc<'_, B> {
         self.dev.alloc(self.n, 1, DType::I32)
     }
 
-    fn low_rank(&self, target: &str) -> Result<Option<Tensor<B>>> {
-        self.lora.filter(|l| l.has(target)).map(|l| self.act(l.r)).transpose()
+    fn low_rank(&self, product: Product) -> Result<Option<Tensor<B>>> {
+        self.lora.filter(|l| l.has(product)).map(|l| self.act(l.r)).transpose()
     }
 
     fn head_norm(&self, c: &ModelConfig, heads: usize) -> Result<Option<HeadNorm<B>>> {
@@ -138,7 +139,7 @@ impl<B: Backend> Alloc<'_, B> {
             lse: self.f32(c.heads.n_query)?,
             q_norm: self.head_norm(c, c.heads.n_query)?,
             k_norm: self.head_norm(c, c.heads.n_kv)?,
-            t: [self.low_rank("q_proj")?, self.low_rank("k_proj")?, self.low_rank("v_proj")?],
+            t: [self.low_rank(Product::Q)?, self.low_rank(Product::K)?, self.low_rank(Product::V)?],
         })
     }
 
@@ -147,10 +148,10 @@ impl<B: Backend> Alloc<'_, B> {
             gate: self.act(c.intermediate_size)?,
             up: self.act(c.intermediate_size)?,
             t: [
-                self.low_rank("o_proj")?,
-                self.low_rank("gate_proj")?,
-                self.low_rank("up_proj")?,
-                self.low_rank("down_proj")?,
+                self.low_rank(Product::O)?,
+                self.low_rank(Product::Gate)?,
+                self.low_rank(Product::Up)?,
+                self.low_rank(Product::Down)?,
             ],
         })
     }

@@ -2,7 +2,7 @@
 
 use super::acts::{Acts, AttnActs, BackScratch, MlpActs, Scratch};
 use super::config::ModelConfig;
-use super::linear::{self, Target};
+use super::linear;
 use super::llama::{Pass, attention_forward, attention_out, head, lora_pass, mlp_forward};
 use super::weights::Layer;
 use super::{Grads, Params, Recompute};
@@ -88,7 +88,7 @@ pub fn backward_with<B: Backend>(
                 let MlpActs { gate, up, t } = &mut *mlp;
                 let (act, lora) = (&mut scratch.act, scratch.lora.as_mut());
                 dev.swiglu_forward(act, Swiglu { gate, up })?;
-                linear::low_rank(dev, &mut b.dh, t[3].as_mut(), act, &layer.down, Target::Down, pass.lora, lora)?;
+                linear::low_rank(dev, &mut b.dh, t[3].as_mut(), act, &layer.down, pass.lora, lora)?;
             }
         }
         mlp_backward(dev, pass, layer, grads, mid, mlp, scratch, b)?;
@@ -110,13 +110,10 @@ fn first_row<B: Backend>(c: &ModelConfig, grad: &Tensor<B>) -> usize {
     if grad.rows() == c.vocab_size { 0 } else { c.n_classes - grad.rows() }
 }
 
-fn lowest_trained_layer<B: Backend>(g: &mut Grads<B>) -> usize {
-    let mut trained = |layer: &mut Layer<Option<Tensor<B>>>| {
-        let mut any = false;
-        layer.for_each_mut(&mut |t| any |= t.is_some());
-        any
-    };
-    g.layers.iter_mut().position(&mut trained).unwrap_or(g.layers.len())
+/// The first layer with a trained weight; their number where there is none.
+fn lowest_trained_layer<B: Backend>(g: &Grads<B>) -> usize {
+    let trained = g.places().into_iter().filter(|(_, grad)| grad.is_some());
+    trained.filter_map(|(at, _)| at.layer()).min().unwrap_or(g.layers.len())
 }
 
 /// `dres` of the layer's output becomes that of `mid`.
@@ -136,27 +133,16 @@ fn mlp_backward<B: Backend>(
     let BackScratch { dres, dh, dact, dup, .. } = b;
     dev.swiglu_forward(act, Swiglu { gate, up })?;
     let dx = Some((&mut *dact, Write::Set));
-    linear::backward(
-        dev,
-        dx,
-        &mut g.down,
-        dres,
-        act,
-        td.as_ref(),
-        &layer.down,
-        Target::Down,
-        pass.lora,
-        lora.as_mut(),
-    )?;
+    linear::backward(dev, dx, &mut g.down, dres, act, td.as_ref(), &layer.down, pass.lora, lora.as_mut())?;
     // SwiGLU's output has served; its memory takes dgate.
     let dgate = act;
     dev.swiglu_backward(dgate, dup, dact, Swiglu { gate, up })?;
     let norm = pass.norm(mid, &layer.mlp_norm);
     dev.rmsnorm_forward(h, rstd, norm)?;
     let dx = Some((&mut *dh, Write::Set));
-    linear::backward(dev, dx, &mut g.gate, dgate, h, tg.as_ref(), &layer.gate, Target::Gate, pass.lora, lora.as_mut())?;
+    linear::backward(dev, dx, &mut g.gate, dgate, h, tg.as_ref(), &layer.gate, pass.lora, lora.as_mut())?;
     let dx = Some((&mut *dh, Write::Add));
-    linear::backward(dev, dx, &mut g.up, dup, h, tu.as_ref(), &layer.up, Target::Up, pass.lora, lora.as_mut())?;
+    linear::backward(dev, dx, &mut g.up, dup, h, tu.as_ref(), &layer.up, pass.lora, lora.as_mut())?;
     dev.rmsnorm_backward(dres, g.mlp_norm.as_mut(), dh, rstd, norm, Write::Add)
 }
 
@@ -178,7 +164,7 @@ fn attention_backward<B: Backend>(
     let Scratch { h, rstd, lora, .. } = s;
     let BackScratch { dres, dh, dq, dk, dv, dout, pre, .. } = b;
     let dx = Some((&mut *dout, Write::Set));
-    linear::backward(dev, dx, &mut g.o, dres, out, to, &layer.o, Target::O, pass.lora, lora.as_mut())?;
+    linear::backward(dev, dx, &mut g.o, dres, out, to, &layer.o, pass.lora, lora.as_mut())?;
     let grads = AttentionGrads { dq, dk, dv };
     dev.attention_backward(grads, dout, out, lse, pass.attention(q, k, v))?;
     dev.rope(dq, pass.rope, Rotate::Inverse)?;
@@ -196,11 +182,11 @@ fn attention_backward<B: Backend>(
     dev.rmsnorm_forward(h, rstd, norm)?;
     let needs_dh = needs_input || g.attn_norm.is_some();
     let dx = needs_dh.then_some((&mut *dh, Write::Set));
-    linear::backward(dev, dx, &mut g.q, dq, h, tq.as_ref(), &layer.q, Target::Q, pass.lora, lora.as_mut())?;
+    linear::backward(dev, dx, &mut g.q, dq, h, tq.as_ref(), &layer.q, pass.lora, lora.as_mut())?;
     let dx = needs_dh.then_some((&mut *dh, Write::Add));
-    linear::backward(dev, dx, &mut g.k, dk, h, tk.as_ref(), &layer.k, Target::K, pass.lora, lora.as_mut())?;
+    linear::backward(dev, dx, &mut g.k, dk, h, tk.as_ref(), &layer.k, pass.lora, lora.as_mut())?;
     let dx = needs_dh.then_some((&mut *dh, Write::Add));
-    linear::backward(dev, dx, &mut g.v, dv, h, tv.as_ref(), &layer.v, Target::V, pass.lora, lora.as_mut())?;
+    linear::backward(dev, dx, &mut g.v, dv, h, tv.as_ref(), &layer.v, pass.lora, lora.as_mut())?;
     if !needs_dh {
         return Ok(());
     }

@@ -1,22 +1,10 @@
 //! Forward and backward of one product with its bias and its low-rank update.
 
-use super::weights::{Linear, Lora};
+use super::weights::{Linear, Lora, Product};
 use crate::backend::{Backend, Dropout, LoraScratch, LowRank, LowRankGrads, MatMul, Write};
 use crate::error::Result;
 use crate::rng;
 use crate::tensor::Tensor;
-
-/// Position of a product in its layer; names its dropout stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
-    Q = 0,
-    K = 1,
-    V = 2,
-    O = 3,
-    Gate = 4,
-    Up = 5,
-    Down = 6,
-}
 
 /// What the low-rank updates of one layer share.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +18,8 @@ pub(super) struct LoraPass {
 }
 
 impl LoraPass {
-    fn low_rank<'a, B: Backend>(&self, lora: &'a Lora<Tensor<B>>, target: Target) -> LowRank<'a, B> {
-        let draws = |(key, p)| Dropout { key: rng::mix(&[key, self.layer as u64, target as u64]), p };
+    fn low_rank<'a, B: Backend>(&self, lora: &'a Lora<Tensor<B>>, product: Product) -> LowRank<'a, B> {
+        let draws = |(key, p)| Dropout { key: rng::mix(&[key, self.layer as u64, product as u64]), p };
         LowRank { a: &lora.a, b: &lora.b, scale: self.scale, dropout: self.dropout.map(draws) }
     }
 }
@@ -48,7 +36,6 @@ pub(super) fn forward<B: Backend>(
     x: &Tensor<B>,
     p: &Linear<Tensor<B>>,
     write: Write,
-    target: Target,
     pass: LoraPass,
     scratch: Option<&mut LoraScratch<B>>,
 ) -> Result<()> {
@@ -56,7 +43,7 @@ pub(super) fn forward<B: Backend>(
     if let Some(bias) = &p.bias {
         dev.add_bias(y, bias)?;
     }
-    low_rank(dev, y, t, x, p, target, pass, scratch)
+    low_rank(dev, y, t, x, p, pass, scratch)
 }
 
 /// The low-rank part of [`forward`] alone: `y += s·drop(x) Aᵀ Bᵀ`, and its `t`.
@@ -67,13 +54,12 @@ pub(super) fn low_rank<B: Backend>(
     t: Option<&mut Tensor<B>>,
     x: &Tensor<B>,
     p: &Linear<Tensor<B>>,
-    target: Target,
     pass: LoraPass,
     scratch: Option<&mut LoraScratch<B>>,
 ) -> Result<()> {
     if let Some(lora) = &p.lora {
         let (t, scratch) = (t.expect(LORA_MEMORY), scratch.expect(LORA_MEMORY));
-        dev.lora_forward(y, t, x, pass.low_rank(lora, target), scratch)?;
+        dev.lora_forward(y, t, x, pass.low_rank(lora, p.product), scratch)?;
     }
     Ok(())
 }
@@ -88,7 +74,6 @@ pub(super) fn backward<B: Backend>(
     x: &Tensor<B>,
     t: Option<&Tensor<B>>,
     p: &Linear<Tensor<B>>,
-    target: Target,
     pass: LoraPass,
     scratch: Option<&mut LoraScratch<B>>,
 ) -> Result<()> {
@@ -110,7 +95,7 @@ pub(super) fn backward<B: Backend>(
         let expected = "a low-rank update has gradients";
         let gl = g.lora.as_mut().expect(expected);
         let (da, db) = (gl.a.as_mut().expect(expected), gl.b.as_mut().expect(expected));
-        dev.lora_backward(LowRankGrads { dx, da, db }, dy, x, t, pass.low_rank(lora, target), scratch)?;
+        dev.lora_backward(LowRankGrads { dx, da, db }, dy, x, t, pass.low_rank(lora, p.product), scratch)?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@
 use super::Params;
 use super::acts::{Acts, AttnActs, MlpActs, Scratch};
 use super::config::ModelConfig;
-use super::linear::{self, LoraPass, Target};
+use super::linear::{self, LoraPass};
 use super::weights::{Layer, Weights};
 use crate::backend::{Attention, Backend, HeadGrads, HeadLoss, MatMul, Norm, Rope, Rotate, Swiglu, Write};
 use crate::error::Result;
@@ -141,10 +141,10 @@ pub(super) fn qkv_forward<B: Backend>(
     let Scratch { h, rstd, lora, .. } = s;
     dev.rmsnorm_forward(h, rstd, pass.norm(x, &layer.attn_norm))?;
     let qx = q_norm.as_mut().map_or(&mut *q, |n| &mut n.x);
-    linear::forward(dev, qx, tq.as_mut(), h, &layer.q, Write::Set, Target::Q, pass.lora, lora.as_mut())?;
+    linear::forward(dev, qx, tq.as_mut(), h, &layer.q, Write::Set, pass.lora, lora.as_mut())?;
     let kx = k_norm.as_mut().map_or(&mut *k, |n| &mut n.x);
-    linear::forward(dev, kx, tk.as_mut(), h, &layer.k, Write::Set, Target::K, pass.lora, lora.as_mut())?;
-    linear::forward(dev, v, tv.as_mut(), h, &layer.v, Write::Set, Target::V, pass.lora, lora.as_mut())?;
+    linear::forward(dev, kx, tk.as_mut(), h, &layer.k, Write::Set, pass.lora, lora.as_mut())?;
+    linear::forward(dev, v, tv.as_mut(), h, &layer.v, Write::Set, pass.lora, lora.as_mut())?;
     for (out, norm, w) in [(&mut *q, q_norm, &layer.q_norm), (&mut *k, k_norm, &layer.k_norm)] {
         if let (Some(n), Some(w)) = (norm, w) {
             dev.rmsnorm_forward(out, &mut n.rstd, pass.norm(&n.x, w))?;
@@ -181,7 +181,7 @@ pub(super) fn attention_out<B: Backend>(
 ) -> Result<()> {
     dev.copy(mid, x)?;
     let to = &mut m.t[0];
-    linear::forward(dev, mid, to.as_mut(), &a.out, &layer.o, Write::Add, Target::O, pass.lora, s.lora.as_mut())
+    linear::forward(dev, mid, to.as_mut(), &a.out, &layer.o, Write::Add, pass.lora, s.lora.as_mut())
 }
 
 /// Gate and up of the norm of `mid`.
@@ -196,8 +196,8 @@ pub(super) fn mlp_forward<B: Backend>(
     let MlpActs { gate, up, t: [_, tg, tu, _] } = m;
     let Scratch { h, rstd, lora, .. } = s;
     dev.rmsnorm_forward(h, rstd, pass.norm(mid, &layer.mlp_norm))?;
-    linear::forward(dev, gate, tg.as_mut(), h, &layer.gate, Write::Set, Target::Gate, pass.lora, lora.as_mut())?;
-    linear::forward(dev, up, tu.as_mut(), h, &layer.up, Write::Set, Target::Up, pass.lora, lora.as_mut())
+    linear::forward(dev, gate, tg.as_mut(), h, &layer.gate, Write::Set, pass.lora, lora.as_mut())?;
+    linear::forward(dev, up, tu.as_mut(), h, &layer.up, Write::Set, pass.lora, lora.as_mut())
 }
 
 /// `next = mid + (silu(gate) * up)·Wdown`.
@@ -214,5 +214,5 @@ pub(super) fn mlp_out<B: Backend>(
     let Scratch { act, lora, .. } = s;
     dev.swiglu_forward(act, Swiglu { gate, up })?;
     dev.copy(next, mid)?;
-    linear::forward(dev, next, td.as_mut(), act, &layer.down, Write::Add, Target::Down, pass.lora, lora.as_mut())
+    linear::forward(dev, next, td.as_mut(), act, &layer.down, Write::Add, pass.lora, lora.as_mut())
 }

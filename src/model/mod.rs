@@ -9,6 +9,7 @@ pub mod decode;
 pub mod flops;
 mod linear;
 pub mod llama;
+pub mod place;
 pub mod rope;
 pub mod weights;
 
@@ -16,8 +17,7 @@ use crate::backend::Backend;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 use crate::words::words;
-use std::convert::Infallible;
-use weights::{Part, Weights};
+use weights::{Kind, Place, Product, Weights};
 
 pub use acts::{Acts, ActsOptions};
 pub use backward::{backward, backward_with};
@@ -54,8 +54,8 @@ pub struct LoraSpec {
     pub dropout: f64,
     /// Scale by `alpha / sqrt(r)` instead (Kalajdzievski 2023, arXiv:2312.03732).
     pub rslora: bool,
-    /// Short names of the products that have an update: `q_proj`, …
-    pub targets: Vec<String>,
+    /// The products that have an update.
+    pub targets: Vec<Product>,
 }
 
 impl LoraSpec {
@@ -65,9 +65,9 @@ impl LoraSpec {
         self.alpha / if self.rslora { r.sqrt() } else { r }
     }
 
-    /// Whether the product of this short name has an update.
-    pub fn has(&self, target: &str) -> bool {
-        self.targets.iter().any(|t| t == target)
+    /// Whether this product has an update.
+    pub fn has(&self, product: Product) -> bool {
+        self.targets.contains(&product)
     }
 }
 
@@ -77,19 +77,13 @@ impl LoraSpec {
 /// # Errors
 /// If the device has not enough memory.
 pub fn alloc_grads<B: Backend>(dev: &B, params: &Params<B>, vocabulary_rows: Option<usize>) -> Result<Grads<B>> {
-    let mut low_rank = false;
-    params
-        .try_map(&mut |part, _| {
-            low_rank |= part == Part::LowRank;
-            Ok::<(), Infallible>(())
-        })
-        .unwrap_or_else(|never| match never {});
-    params.try_map(&mut |part, t| {
-        let rows = match part {
-            Part::LowRank => t.rows(),
-            Part::Vocabulary if low_rank => vocabulary_rows.unwrap_or(0),
-            Part::Base if low_rank => 0,
-            Part::Vocabulary | Part::Base => t.rows(),
+    let low_rank = params.places().iter().any(|(at, _)| at.kind() == Kind::LowRank);
+    params.try_map(|at, t| {
+        let rows = match at.kind() {
+            _ if !low_rank => t.rows(),
+            Kind::LowRank => t.rows(),
+            Kind::Vocabulary => vocabulary_rows.unwrap_or(0),
+            Kind::Matrix | Kind::Norm | Kind::Bias => 0,
         };
         if rows == 0 { Ok(None) } else { dev.alloc(rows, t.cols(), DType::F32).map(Some) }
     })
@@ -100,19 +94,22 @@ pub fn alloc_grads<B: Backend>(dev: &B, params: &Params<B>, vocabulary_rows: Opt
 /// # Errors
 /// If the device refuses a launch.
 pub fn zero_grads<B: Backend>(dev: &B, grads: &mut Grads<B>) -> Result<()> {
-    for_each_grad(grads, |g| dev.fill_zero(g))
+    grads.places_mut().into_iter().filter_map(|(_, g)| g.as_mut()).try_for_each(|g| dev.fill_zero(g))
 }
 
-/// Calls `f` on every gradient that exists, in the order of the weights in files.
+/// Every weight that is trained with its gradient, in the order of files.
 ///
-/// # Errors
-/// The first error of `f`.
-pub fn for_each_grad<B: Backend>(grads: &mut Grads<B>, mut f: impl FnMut(&mut Tensor<B>) -> Result<()>) -> Result<()> {
-    let mut result = Ok(());
-    grads.for_each_mut(&mut |g| {
-        if let (Some(g), true) = (g, result.is_ok()) {
-            result = f(g);
-        }
+/// # Panics
+/// If the two structures disagree.
+pub fn trained<'a, B: Backend>(
+    params: &'a mut Params<B>,
+    grads: &'a Grads<B>,
+) -> Vec<(Place, &'a mut Tensor<B>, &'a Tensor<B>)> {
+    let (params, grads) = (params.places_mut(), grads.places());
+    assert_eq!(params.len(), grads.len(), "weights and gradients");
+    let pairs = params.into_iter().zip(grads).filter_map(|((at, param), (at_grad, grad))| {
+        assert_eq!(at, at_grad, "places of weights and gradients");
+        Some((at, param, grad.as_ref()?))
     });
-    result
+    pairs.inspect(|(at, p, g)| assert_eq!(p.cols(), g.cols(), "{at}: width of the gradient")).collect()
 }

@@ -1,8 +1,15 @@
-//! One value per weight. The same struct serves shapes, tensors, gradients, moments and file entries.
+//! One value per weight. The same struct serves places, tensors, gradients and moments; one walk visits them all.
+
+use std::convert::Infallible;
+
+use super::config::{AttentionBias, ModelConfig};
+pub use super::place::{Kind, Norm, Part, Place, Product};
 
 /// A product `y = x Wᵀ (+ bias) (+ s·x Aᵀ Bᵀ)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear<T> {
+    /// Which one it is.
+    pub product: Product,
     /// (out, in).
     pub w: T,
     /// (1, out).
@@ -60,99 +67,153 @@ pub struct Weights<T> {
     pub lm_head: Option<T>,
 }
 
-impl<T> Linear<T> {
-    /// Calls `f` on every value: weight, bias, A, B.
-    pub fn for_each_mut(&mut self, f: &mut impl FnMut(&mut T)) {
-        f(&mut self.w);
-        self.bias.iter_mut().for_each(&mut *f);
-        if let Some(lora) = &mut self.lora {
-            f(&mut lora.a);
-            f(&mut lora.b);
-        }
-    }
-}
-
 impl<T> Layer<T> {
-    /// Calls `f` on every value, in the order of the layer's computation.
-    pub fn for_each_mut(&mut self, f: &mut impl FnMut(&mut T)) {
-        f(&mut self.attn_norm);
-        for linear in [&mut self.q, &mut self.k, &mut self.v, &mut self.o] {
-            linear.for_each_mut(f);
-        }
-        self.q_norm.iter_mut().for_each(&mut *f);
-        self.k_norm.iter_mut().for_each(&mut *f);
-        f(&mut self.mlp_norm);
-        for linear in [&mut self.gate, &mut self.up, &mut self.down] {
-            linear.for_each_mut(f);
-        }
+    /// The seven products, in the order of [`Product::ALL`].
+    pub fn products_mut(&mut self) -> [&mut Linear<T>; 7] {
+        [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.gate, &mut self.up, &mut self.down]
     }
 }
 
-impl<T> Weights<T> {
-    /// Calls `f` on every value: embedding, layers, final norm, head.
-    pub fn for_each_mut(&mut self, f: &mut impl FnMut(&mut T)) {
-        f(&mut self.embed);
-        for layer in &mut self.layers {
-            layer.for_each_mut(f);
+/// The one walk. It takes a structure apart by reference or by mutable reference and gives one of the same form with
+/// `f(place, value)?` of every value: embedding, layers, final norm, head, which is the order of files. The patterns have no
+/// `..`, so the compiler asks for a place for every new field.
+macro_rules! walk {
+    ($weights:expr, $f:ident) => {{
+        let Weights { embed, layers, final_norm, lm_head } = $weights;
+        Ok(Weights {
+            embed: $f(Place::Embed, embed)?,
+            layers: {
+                let mut mapped = Vec::with_capacity(layers.len());
+                for (i, layer) in layers.into_iter().enumerate() {
+                    let Layer { attn_norm, q, k, v, o, q_norm, k_norm, mlp_norm, gate, up, down } = layer;
+                    let mut f = |part, value| $f(Place::Layer(i, part), value);
+                    mapped.push(Layer {
+                        attn_norm: f(Part::Norm(Norm::Attn), attn_norm)?,
+                        q: walk!(@linear q, f),
+                        k: walk!(@linear k, f),
+                        v: walk!(@linear v, f),
+                        o: walk!(@linear o, f),
+                        q_norm: walk!(@option q_norm, |n| f(Part::Norm(Norm::Q), n)?),
+                        k_norm: walk!(@option k_norm, |n| f(Part::Norm(Norm::K), n)?),
+                        mlp_norm: f(Part::Norm(Norm::Mlp), mlp_norm)?,
+                        gate: walk!(@linear gate, f),
+                        up: walk!(@linear up, f),
+                        down: walk!(@linear down, f),
+                    });
+                }
+                mapped
+            },
+            final_norm: $f(Place::FinalNorm, final_norm)?,
+            lm_head: walk!(@option lm_head, |h| $f(Place::Head, h)?),
+        })
+    }};
+    (@linear $linear:ident, $f:ident) => {{
+        let Linear { product, w, bias, lora } = $linear;
+        let product = *product;
+        Linear {
+            product,
+            w: $f(Part::Matrix(product), w)?,
+            bias: walk!(@option bias, |b| $f(Part::Bias(product), b)?),
+            lora: match lora {
+                Some(Lora { a, b }) => Some(Lora { a: $f(Part::LoraA(product), a)?, b: $f(Part::LoraB(product), b)? }),
+                None => None,
+            },
         }
-        f(&mut self.final_norm);
-        self.lm_head.iter_mut().for_each(&mut *f);
-    }
-}
-
-/// Which kind of weight a value belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// The embedding or the head.
-    Vocabulary,
-    /// Matrices, norms and biases of the layers, and the final norm.
-    Base,
-    /// A or B of a low-rank update.
-    LowRank,
+    }};
+    (@option $value:ident, |$x:ident| $mapped:expr) => {
+        match $value {
+            Some($x) => Some($mapped),
+            None => None,
+        }
+    };
 }
 
 impl<T> Weights<T> {
-    /// A structure of the same form with `f` of every value.
+    /// A structure of the same form with `f` of every value, in the order of files.
     ///
     /// # Errors
     /// The first error of `f`.
-    pub fn try_map<U, E>(&self, f: &mut impl FnMut(Part, &T) -> Result<U, E>) -> Result<Weights<U>, E> {
-        Ok(Weights {
-            embed: f(Part::Vocabulary, &self.embed)?,
-            layers: self.layers.iter().map(|l| l.try_map(f)).collect::<Result<_, E>>()?,
-            final_norm: f(Part::Base, &self.final_norm)?,
-            lm_head: self.lm_head.as_ref().map(|h| f(Part::Vocabulary, h)).transpose()?,
-        })
+    pub fn try_map<'a, U, E>(&'a self, mut f: impl FnMut(Place, &'a T) -> Result<U, E>) -> Result<Weights<U>, E> {
+        walk!(self, f)
+    }
+
+    /// Every value with its place, in the order of files.
+    pub fn places(&self) -> Vec<(Place, &T)> {
+        let mut all = Vec::new();
+        let Ok(_) = self.try_map(|at, value| {
+            all.push((at, value));
+            Ok::<(), Infallible>(())
+        });
+        all
+    }
+
+    /// As [`Weights::places`], to write to.
+    pub fn places_mut(&mut self) -> Vec<(Place, &mut T)> {
+        let mut all = Vec::new();
+        let Ok(_) = self.try_map_mut(|at, value| {
+            all.push((at, value));
+            Ok::<(), Infallible>(())
+        });
+        all
+    }
+
+    fn try_map_mut<'a, U, E>(
+        &'a mut self,
+        mut f: impl FnMut(Place, &'a mut T) -> Result<U, E>,
+    ) -> Result<Weights<U>, E> {
+        walk!(self, f)
     }
 }
 
-impl<T> Layer<T> {
-    fn try_map<U, E>(&self, f: &mut impl FnMut(Part, &T) -> Result<U, E>) -> Result<Layer<U>, E> {
-        Ok(Layer {
-            attn_norm: f(Part::Base, &self.attn_norm)?,
-            q: self.q.try_map(f)?,
-            k: self.k.try_map(f)?,
-            v: self.v.try_map(f)?,
-            o: self.o.try_map(f)?,
-            q_norm: self.q_norm.as_ref().map(|n| f(Part::Base, n)).transpose()?,
-            k_norm: self.k_norm.as_ref().map(|n| f(Part::Base, n)).transpose()?,
-            mlp_norm: f(Part::Base, &self.mlp_norm)?,
-            gate: self.gate.try_map(f)?,
-            up: self.up.try_map(f)?,
-            down: self.down.try_map(f)?,
-        })
+impl Weights<Place> {
+    /// Number of elements of a model, low-rank updates left out.
+    pub fn count(c: &ModelConfig) -> u64 {
+        Self::of(c).places().iter().map(|(at, _)| at.len(c, 0) as u64).sum()
+    }
+
+    /// The weights of a model, low-rank updates left out.
+    pub fn of(c: &ModelConfig) -> Self {
+        Self::with_updates(c, &[])
+    }
+
+    /// The weights of a model whose products called `targets` have low-rank updates.
+    pub fn with_updates(c: &ModelConfig, targets: &[Product]) -> Self {
+        let layer = |i| {
+            let at = |part| Place::Layer(i, part);
+            let linear = |product| Linear {
+                product,
+                w: at(Part::Matrix(product)),
+                bias: biased(c.attention_bias, product).then(|| at(Part::Bias(product))),
+                lora: (targets.contains(&product))
+                    .then(|| Lora { a: at(Part::LoraA(product)), b: at(Part::LoraB(product)) }),
+            };
+            Layer {
+                attn_norm: at(Part::Norm(Norm::Attn)),
+                q: linear(Product::Q),
+                k: linear(Product::K),
+                v: linear(Product::V),
+                o: linear(Product::O),
+                q_norm: c.qk_norm.then(|| at(Part::Norm(Norm::Q))),
+                k_norm: c.qk_norm.then(|| at(Part::Norm(Norm::K))),
+                mlp_norm: at(Part::Norm(Norm::Mlp)),
+                gate: linear(Product::Gate),
+                up: linear(Product::Up),
+                down: linear(Product::Down),
+            }
+        };
+        Weights {
+            embed: Place::Embed,
+            layers: (0..c.n_layers).map(layer).collect(),
+            final_norm: Place::FinalNorm,
+            lm_head: (!c.tied).then_some(Place::Head),
+        }
     }
 }
 
-impl<T> Linear<T> {
-    fn try_map<U, E>(&self, f: &mut impl FnMut(Part, &T) -> Result<U, E>) -> Result<Linear<U>, E> {
-        Ok(Linear {
-            w: f(Part::Base, &self.w)?,
-            bias: self.bias.as_ref().map(|b| f(Part::Base, b)).transpose()?,
-            lora: match &self.lora {
-                Some(l) => Some(Lora { a: f(Part::LowRank, &l.a)?, b: f(Part::LowRank, &l.b)? }),
-                None => None,
-            },
-        })
+fn biased(which: AttentionBias, product: Product) -> bool {
+    match which {
+        AttentionBias::None => false,
+        AttentionBias::Qkv => matches!(product, Product::Q | Product::K | Product::V),
+        AttentionBias::Qkvo => matches!(product, Product::Q | Product::K | Product::V | Product::O),
     }
 }

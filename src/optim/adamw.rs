@@ -1,9 +1,10 @@
 //! AdamW with f32 moments and, under bf16 parameters, f32 master weights; clipping on the global norm.
 
-use super::groups::{GroupSettings, Slot, slots};
+use super::groups::GroupSettings;
 use crate::backend::{AdamWSlot, AdamWStep, Backend};
 use crate::error::Result;
-use crate::model::weights::Weights;
+use crate::model::weights::Place;
+use crate::model::{Grads, Params, trained};
 use crate::tensor::{DType, HostTensor, Tensor};
 use crate::{bail, ensure};
 
@@ -49,12 +50,12 @@ pub enum Verdict {
     NonFinite {
         /// The norm: NaN or infinite.
         grad_norm: f64,
-        /// Tensors whose own gradient is not finite.
-        tensors: Vec<String>,
+        /// Weights whose own gradient is not finite.
+        tensors: Vec<Place>,
     },
 }
 
-/// Optimiser state on the device: one entry for each trained tensor, in the order of [`slots`].
+/// Optimiser state on the device: one entry for each trained weight, in the order of files.
 pub struct Optimizer<B: Backend> {
     settings: AdamWSettings,
     /// Updates made; the bias correction depends on it.
@@ -63,7 +64,7 @@ pub struct Optimizer<B: Backend> {
 }
 
 struct Moments<B: Backend> {
-    name: String,
+    at: Place,
     m: Tensor<B>,
     v: Tensor<B>,
     /// f32 copy of the trained rows where the parameter is bf16.
@@ -84,25 +85,18 @@ impl<B: Backend> Optimizer<B> {
     ///
     /// # Errors
     /// If the device has not enough memory or refuses a copy.
-    pub fn new(
-        dev: &B,
-        settings: AdamWSettings,
-        params: &mut Weights<Tensor<B>>,
-        grads: &Weights<Option<Tensor<B>>>,
-    ) -> Result<Self> {
+    pub fn new(dev: &B, settings: AdamWSettings, params: &mut Params<B>, grads: &Grads<B>) -> Result<Self> {
         let mut entries = Vec::new();
-        for slot in slots(params, grads, settings.groups) {
-            let (rows, cols) = slot.grad.shape();
-            let master = match slot.param.dtype() {
+        for (at, param, grad) in trained(params, grads) {
+            let (rows, cols) = grad.shape();
+            let first_row = settings.groups.first_row(at);
+            assert!(first_row + rows <= param.rows(), "{at}: a gradient of {rows} rows from {first_row} on");
+            let master = match param.dtype() {
                 DType::F32 => None,
-                _ => Some(copy_rows(dev, &slot)?),
+                _ => Some(copy_rows(dev, param, first_row, rows)?),
             };
-            entries.push(Moments {
-                m: dev.alloc(rows, cols, DType::F32)?,
-                v: dev.alloc(rows, cols, DType::F32)?,
-                master,
-                name: slot.name,
-            });
+            let (m, v) = (dev.alloc(rows, cols, DType::F32)?, dev.alloc(rows, cols, DType::F32)?);
+            entries.push(Moments { at, m, v, master });
         }
         Ok(Self { settings, updates: 0, entries })
     }
@@ -112,9 +106,9 @@ impl<B: Backend> Optimizer<B> {
         self.updates
     }
 
-    /// Names of the trained tensors, in order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.iter().map(|e| e.name.as_str())
+    /// The trained weights, in order.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        self.entries.iter().map(|e| e.at)
     }
 
     /// Bytes of moments and masters on the device.
@@ -123,28 +117,26 @@ impl<B: Backend> Optimizer<B> {
         self.entries.iter().map(each).sum()
     }
 
-    /// Replaces the masters by exact f32 values, where a file holds more than bf16: `load` returns the whole tensor called
-    /// `name`, or `None` to keep the rounded one.
+    /// Replaces the masters by exact f32 values, where a file holds more than bf16: `load` returns the whole tensor of
+    /// a weight, or `None` to keep the rounded one.
     ///
     /// # Errors
     /// If `load` fails or the device refuses a copy.
-    pub fn set_masters(&mut self, dev: &B, mut load: impl FnMut(&str) -> Result<Option<Vec<f32>>>) -> Result<()> {
-        let first_row = self.settings.groups.new_rows.unwrap_or(0);
+    pub fn set_masters(&mut self, dev: &B, mut load: impl FnMut(Place) -> Result<Option<Vec<f32>>>) -> Result<()> {
         for e in &mut self.entries {
             let Some(master) = &mut e.master else { continue };
-            let Some(all) = load(&e.name)? else { continue };
-            let partial = matches!(e.name.as_str(), "model.embed_tokens.weight" | "lm_head.weight");
-            let start = if partial { first_row * master.cols() } else { 0 };
+            let Some(all) = load(e.at)? else { continue };
+            let start = self.settings.groups.first_row(e.at) * master.cols();
             let len = master.len();
-            ensure!(all.len() >= start + len, "{}: {} values, expected {}", e.name, all.len(), start + len);
+            ensure!(all.len() >= start + len, "{}: {} values, expected {}", e.at, all.len(), start + len);
             dev.upload(master, &all[start..start + len])?;
         }
         Ok(())
     }
 
-    /// The f32 master of a tensor, where it has one; its height is that of the trained rows.
-    pub fn master(&self, name: &str) -> Option<&Tensor<B>> {
-        self.entries.iter().find(|e| e.name == name)?.master.as_ref()
+    /// The f32 master of a weight, where it has one; its height is that of the trained rows.
+    pub fn master(&self, at: Place) -> Option<&Tensor<B>> {
+        self.entries.iter().find(|e| e.at == at)?.master.as_ref()
     }
 
     /// One update with learning rate `lr`: global norm, clipping by `min(1, max / (norm + 1e-6))`, AdamW. The gradients are the
@@ -155,22 +147,16 @@ impl<B: Backend> Optimizer<B> {
     ///
     /// # Panics
     /// If the parameters or gradients are not those the state was made for.
-    pub fn step(
-        &mut self,
-        dev: &B,
-        params: &mut Weights<Tensor<B>>,
-        grads: &Weights<Option<Tensor<B>>>,
-        lr: f64,
-    ) -> Result<Verdict> {
-        let slots = slots(params, grads, self.settings.groups);
-        assert_eq!(slots.len(), self.entries.len(), "trained tensors");
-        let all: Vec<&Tensor<B>> = slots.iter().map(|s| s.grad).collect();
+    pub fn step(&mut self, dev: &B, params: &mut Params<B>, grads: &Grads<B>, lr: f64) -> Result<Verdict> {
+        let trained = trained(params, grads);
+        assert_eq!(trained.len(), self.entries.len(), "trained weights");
+        let all: Vec<&Tensor<B>> = trained.iter().map(|(_, _, grad)| *grad).collect();
         let grad_norm = dev.norm2(&all)?.sqrt();
         if !grad_norm.is_finite() {
             let mut tensors = Vec::new();
-            for s in &slots {
-                if !dev.norm2(&[s.grad])?.is_finite() {
-                    tensors.push(s.name.clone());
+            for (at, _, grad) in &trained {
+                if !dev.norm2(&[*grad])?.is_finite() {
+                    tensors.push(*at);
                 }
             }
             return Ok(Verdict::NonFinite { grad_norm, tensors });
@@ -189,12 +175,11 @@ impl<B: Backend> Optimizer<B> {
             bias_correction2: (1.0 - s.beta2.powf(t)) as f32,
             grad_scale: clip as f32,
         };
-        for (slot, e) in slots.into_iter().zip(&mut self.entries) {
-            assert_eq!(slot.name, e.name, "order of the trained tensors");
-            let weight_decay = if slot.decays { step.weight_decay } else { 0.0 };
-            let own = AdamWStep { lr: (lr * slot.lr_scale) as f32, weight_decay, ..step };
-            let Slot { param: p, grad: g, first_row, .. } = slot;
-            let (m, v) = (&mut e.m, &mut e.v);
+        for ((at, p, g), e) in trained.into_iter().zip(&mut self.entries) {
+            assert_eq!(at, e.at, "order of the trained weights");
+            let weight_decay = if s.groups.decays(at) { step.weight_decay } else { 0.0 };
+            let own = AdamWStep { lr: (lr * s.groups.lr_scale(at)) as f32, weight_decay, ..step };
+            let (m, v, first_row) = (&mut e.m, &mut e.v, s.groups.first_row(at));
             dev.adamw(AdamWSlot { p, master: e.master.as_mut(), m, v, g, first_row }, own)?;
         }
         Ok(Verdict::Updated { grad_norm })
@@ -211,7 +196,7 @@ impl<B: Backend> Optimizer<B> {
             for (part, tensor) in parts.into_iter().filter_map(|(part, t)| Some((part, t?))) {
                 let mut copy = HostTensor::zeros(tensor.rows(), tensor.cols());
                 dev.download(&mut copy.data, tensor)?;
-                tensors.push((format!("{part}.{}", e.name), copy));
+                tensors.push((format!("{part}.{}", e.at), copy));
             }
         }
         Ok(OptimizerState { updates: self.updates, tensors })
@@ -226,7 +211,7 @@ impl<B: Backend> Optimizer<B> {
         for e in &mut self.entries {
             let parts = [("m", Some(&mut e.m)), ("v", Some(&mut e.v)), ("master", e.master.as_mut())];
             for (part, tensor) in parts.into_iter().filter_map(|(part, t)| Some((part, t?))) {
-                let name = format!("{part}.{}", e.name);
+                let name = format!("{part}.{}", e.at);
                 let Some((_, found)) = state.tensors.iter().find(|(n, _)| *n == name) else {
                     bail!("optimiser state: {name} is missing; the checkpoint is of a run with other settings");
                 };
@@ -237,8 +222,8 @@ impl<B: Backend> Optimizer<B> {
             }
         }
         if used != state.tensors.len() {
-            let known: Vec<&str> = self.entries.iter().map(|e| e.name.as_str()).collect();
-            let rest = state.tensors.iter().find(|(n, _)| !known.iter().any(|k| n.ends_with(k)));
+            let known: Vec<String> = self.places().map(|at| at.to_string()).collect();
+            let rest = state.tensors.iter().find(|(n, _)| !known.iter().any(|k| n.ends_with(k.as_str())));
             let name = rest.map_or("a master weight", |(n, _)| n.as_str());
             bail!("optimiser state: {name} is not trained in this run; the checkpoint is of a run with other settings");
         }
@@ -247,16 +232,16 @@ impl<B: Backend> Optimizer<B> {
     }
 }
 
-/// An f32 copy of the rows that a slot trains.
-fn copy_rows<B: Backend>(dev: &B, slot: &Slot<B>) -> Result<Tensor<B>> {
-    let (rows, cols) = slot.grad.shape();
+/// An f32 copy of `rows` rows of a weight.
+fn copy_rows<B: Backend>(dev: &B, param: &Tensor<B>, first_row: usize, rows: usize) -> Result<Tensor<B>> {
+    let cols = param.cols();
     let mut copy = dev.alloc(rows, cols, DType::F32)?;
-    if slot.param.shape() == (rows, cols) {
-        dev.copy(&mut copy, slot.param)?;
+    if param.rows() == rows {
+        dev.copy(&mut copy, param)?;
     } else {
-        let mut all = vec![0.0; slot.param.len()];
-        dev.download(&mut all, slot.param)?;
-        dev.upload(&mut copy, &all[slot.first_row * cols..(slot.first_row + rows) * cols])?;
+        let mut all = vec![0.0; param.len()];
+        dev.download(&mut all, param)?;
+        dev.upload(&mut copy, &all[first_row * cols..(first_row + rows) * cols])?;
     }
     Ok(copy)
 }

@@ -3,12 +3,12 @@
 use rayon::prelude::*;
 
 use crate::backend::Backend;
+
 use crate::error::{Error, Result};
 use crate::hf::device::upload;
-use crate::hf::names::{LINEARS, linear_mut, linear_shape, weights};
 use crate::hf::{HostTensor, TensorSource};
 use crate::model::config::ModelConfig;
-use crate::model::weights::{Lora, Weights};
+use crate::model::weights::{Kind, Lora, Place, Product, Weights};
 use crate::rng::Stream;
 use crate::tensor::{DType, Tensor};
 
@@ -35,27 +35,33 @@ impl TensorSource for RandomModel {
         &self.config
     }
 
-    fn load(&self, name: &str) -> Result<HostTensor> {
-        let all = weights(&self.config);
-        let index = all.iter().position(|w| w.name == name);
-        let index = index.ok_or_else(|| Error::new(format!("no weight {name} in this model")))?;
-        let (rows, cols) = (all[index].rows, all[index].cols);
+    fn load(&self, at: Place) -> Result<HostTensor> {
+        let index = Weights::of(&self.config).places().iter().position(|(place, _)| *place == at);
+        let index = index.ok_or_else(|| Error::new(format!("no weight {at} in this model")))?;
+        let (rows, cols) = at.shape(&self.config, 0);
         let mut t = HostTensor::zeros(rows, cols);
-        if all[index].vector {
-            let value = if name.ends_with("bias") { 0.0 } else { 1.0 };
-            t.data.fill(value);
-            return Ok(t);
+        match at.kind() {
+            Kind::Norm => t.data.fill(1.0),
+            Kind::Bias => {}
+            Kind::Vocabulary | Kind::Matrix | Kind::LowRank => self.draw(index as u64, &mut t),
         }
-        let stream = Stream::new(&[self.seed, STREAM_MODEL, index as u64]);
-        t.data.par_chunks_mut(cols).enumerate().for_each(|(row, values)| {
-            let first = (row * cols) as u64;
-            values.iter_mut().zip(first..).for_each(|(v, i)| *v = (STD * stream.normal_at(i)) as f32);
-        });
         Ok(t)
     }
 }
 
-/// Gives the products called `targets` (`q_proj`, …) low-rank updates that change nothing yet: A uniform in ±1/√in, B zero, both
+impl RandomModel {
+    /// Normal values from the stream of the weight with this number in the order of files.
+    fn draw(&self, index: u64, t: &mut HostTensor) {
+        let cols = t.cols;
+        let stream = Stream::new(&[self.seed, STREAM_MODEL, index]);
+        t.data.par_chunks_mut(cols).enumerate().for_each(|(row, values)| {
+            let first = (row * cols) as u64;
+            values.iter_mut().zip(first..).for_each(|(v, i)| *v = (STD * stream.normal_at(i)) as f32);
+        });
+    }
+}
+
+/// Gives the products in `targets` low-rank updates that change nothing yet: A uniform in ±1/√in, B zero, both
 /// f32. PEFT draws A so (Kaiming uniform with a = √5).
 ///
 /// # Errors
@@ -65,39 +71,37 @@ pub fn add_lora<B: Backend>(
     c: &ModelConfig,
     params: &mut Weights<Tensor<B>>,
     r: usize,
-    targets: &[String],
+    targets: &[Product],
     seed: u64,
 ) -> Result<()> {
     for (i, layer) in params.layers.iter_mut().enumerate() {
-        for (t, (short, place)) in LINEARS.into_iter().enumerate() {
-            if !targets.iter().any(|x| x == short) {
-                continue;
-            }
-            let (rows, cols) = linear_shape(c, short);
-            let stream = Stream::new(&[seed, STREAM_LORA, i as u64, t as u64]);
+        for linear in layer.products_mut().into_iter().filter(|l| targets.contains(&l.product)) {
+            let (rows, cols) = linear.product.shape(c);
+            let stream = Stream::new(&[seed, STREAM_LORA, i as u64, linear.product as u64]);
             let bound = 1.0 / (cols as f64).sqrt();
             let data = (0..(r * cols) as u64).map(|k| (bound * (2.0 * stream.f64_at(k) - 1.0)) as f32).collect();
             let a = upload(dev, &HostTensor { rows: r, cols, data }, DType::F32)?;
-            linear_mut(layer, place).lora = Some(Lora { a, b: dev.alloc(rows, r, DType::F32)? });
+            linear.lora = Some(Lora { a, b: dev.alloc(rows, r, DType::F32)? });
         }
     }
     Ok(())
 }
 
-/// Names of targets as in files: `q` and `q_proj` are the same; repeated ones count once.
+/// The products a user names, in their order: `q` and `q_proj` are the same; repeated ones count once.
 ///
 /// # Errors
 /// A usage error for a name that is none of the seven products.
-pub fn resolve_targets(given: &[String]) -> Result<Vec<String>> {
-    let known = |name: &str| LINEARS.iter().position(|(s, _)| *s == name || s.strip_suffix("_proj") == Some(name));
-    let mut found = [false; LINEARS.len()];
+pub fn resolve_targets(given: &[String]) -> Result<Vec<Product>> {
+    let mut found = Vec::new();
     for name in given {
-        let i = known(name.trim()).ok_or_else(|| {
+        let product = Product::from_word(name.trim()).ok_or_else(|| {
             Error::usage(format!("lora_targets: expected some of q, k, v, o, gate, up, down, found {name:?}"))
         })?;
-        found[i] = true;
+        found.push(product);
     }
-    Ok(LINEARS.iter().zip(found).filter(|(_, f)| *f).map(|((s, _), _)| s.to_string()).collect())
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -107,7 +111,7 @@ mod tests {
     #[test]
     fn targets_have_two_spellings() {
         let of = |names: &[&str]| resolve_targets(&names.iter().map(|s| s.to_string()).collect::<Vec<_>>());
-        assert_eq!(of(&["v", "q_proj", "q"]).unwrap(), ["q_proj", "v_proj"]);
+        assert_eq!(of(&["v", "q_proj", "q"]).unwrap(), [Product::Q, Product::V]);
         let e = of(&["q", "query"]).unwrap_err();
         assert_eq!((e.exit_code(), e.to_string().contains("found \"query\"")), (2, true));
     }

@@ -2,9 +2,9 @@
 //!
 //! [`estimate`] follows what [`super::setup::workload`] allocates tensor by tensor; a test holds the two equal to the byte.
 
-use crate::hf::names::{linear_shape, weights};
 use crate::log::tables::MemoryClass;
 use crate::model::config::ModelConfig;
+use crate::model::weights::{Kind, Product, Weights};
 use crate::model::{LoraSpec, Recompute};
 use crate::settings::TrainSettings;
 use crate::tensor::DType;
@@ -38,17 +38,15 @@ impl Demand<'_> {
 
     /// Number of weights, low-rank updates left out.
     pub fn base_weights(&self) -> u64 {
-        weights(self.config).iter().map(|w| w.len() as u64).sum()
+        Weights::count(self.config)
     }
 
     /// Number of weights of the low-rank updates.
     pub fn lora_weights(&self) -> u64 {
         let Some(lora) = self.lora else { return 0 };
-        let each = |t: &String| {
-            let (rows, cols) = linear_shape(self.config, t);
-            (lora.r * (rows + cols)) as u64
-        };
-        self.config.n_layers as u64 * lora.targets.iter().map(each).sum::<u64>()
+        let all = Weights::with_updates(self.config, &lora.targets);
+        let updates = all.places().into_iter().filter(|(at, _)| at.kind() == Kind::LowRank);
+        updates.map(|(at, _)| at.len(self.config, lora.r) as u64).sum()
     }
 
     /// Rows of the vocabulary that LoRA trains, as weights: of the embedding, and of the head where it is its own.
@@ -94,18 +92,18 @@ fn per_token(d: &Demand) -> u64 {
     let (hidden, ffn) = (c.hidden_size as u64, c.intermediate_size as u64);
     let (q, kv) = (c.q_dim() as u64, c.kv_dim() as u64);
     let (heads, kv_heads) = (c.heads.n_query as u64, c.heads.n_kv as u64);
-    let low_rank = |targets: &[&str]| {
+    let low_rank = |targets: &[Product]| {
         let Some(lora) = d.lora else { return 0 };
-        targets.iter().filter(|t| lora.has(t)).count() as u64 * lora.r as u64
+        targets.iter().filter(|&&t| lora.has(t)).count() as u64 * lora.r as u64
     };
     let layers = |kept: bool| if kept { c.n_layers as u64 } else { 1 };
     let keeps_attention = layers(d.settings.recompute == Recompute::None);
     let keeps_mlp = layers(d.settings.recompute != Recompute::Layer);
     // Queries, keys, values, output; with norms per head their inputs too.
     let norm = u64::from(c.qk_norm);
-    let attention = (2 + norm) * q + (2 + norm) * kv + low_rank(&["q_proj", "k_proj", "v_proj"]);
+    let attention = (2 + norm) * q + (2 + norm) * kv + low_rank(&[Product::Q, Product::K, Product::V]);
     let lse_and_rstd = (1 + norm) * heads + norm * kv_heads;
-    let mlp = 2 * ffn + low_rank(&["o_proj", "gate_proj", "up_proj", "down_proj"]);
+    let mlp = 2 * ffn + low_rank(&[Product::O, Product::Gate, Product::Up, Product::Down]);
     let streams = c.n_layers as u64 + 1;
     // Final norm, a norm's output, SwiGLU's output; dres and dh; dact and dup; dq, dk, dv and dout.
     let scratch = 2 * hidden + ffn + 2 * hidden + 2 * ffn + (2 + norm) * q + (2 + norm) * kv;

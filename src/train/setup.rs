@@ -3,10 +3,10 @@
 use super::init::{add_lora, resolve_targets};
 use super::step::Workload;
 use crate::backend::Backend;
+
 use crate::error::Result;
 use crate::hf::TensorSource;
 use crate::hf::device::load_params;
-use crate::hf::names::named;
 use crate::log::tables::{MemoryClass, grouped};
 use crate::model::flops::FlopCount;
 use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec};
@@ -88,12 +88,12 @@ pub fn workload<B: Backend>(
 
 /// Number of weights that have a gradient.
 pub(super) fn trained_weights<B: Backend>(grads: &Grads<B>) -> u64 {
-    named(grads).iter().filter_map(|(_, t)| t.as_ref()).map(|t| t.len() as u64).sum()
+    grads.places().iter().filter_map(|(_, t)| t.as_ref()).map(|t| t.len() as u64).sum()
 }
 
 /// `parameters: 12,345 in all, 678 trained (5.49%)`.
 pub fn parameters_line<B: Backend>(work: &Workload<B>) -> String {
-    let all: u64 = named(&work.params).iter().map(|(_, t)| t.len() as u64).sum();
+    let all: u64 = work.params.places().iter().map(|(_, t)| t.len() as u64).sum();
     let trained = trained_weights(&work.grads);
     let share = 100.0 * trained as f64 / all as f64;
     format!("parameters: {} in all, {} trained ({share:.2}%)", grouped(all), grouped(trained))
@@ -103,10 +103,10 @@ pub fn parameters_line<B: Backend>(work: &Workload<B>) -> String {
 pub fn memory<B: Backend>(work: &Workload<B>) -> Vec<MemoryClass> {
     let bytes = |t: &Tensor<B>| (t.capacity() * t.dtype().bytes()) as u64;
     vec![
-        MemoryClass { name: "weights", bytes: named(&work.params).iter().map(|(_, t)| bytes(t)).sum() },
+        MemoryClass { name: "weights", bytes: work.params.places().iter().map(|(_, t)| bytes(t)).sum() },
         MemoryClass {
             name: "gradients",
-            bytes: named(&work.grads).iter().filter_map(|(_, t)| t.as_ref()).map(bytes).sum(),
+            bytes: work.grads.places().iter().filter_map(|(_, t)| t.as_ref()).map(bytes).sum(),
         },
         MemoryClass { name: "moments and masters", bytes: work.optimizer.bytes() as u64 },
         MemoryClass { name: "activations", bytes: work.acts.bytes() as u64 },

@@ -16,8 +16,9 @@ use crate::hf::HostTensor;
 use crate::hf::artifact::HostParams;
 use crate::model::config::ModelConfig;
 use crate::model::flops::FlopCount;
-use crate::model::{self, Acts, Grads, Params};
-use crate::optim::groups::{GroupSettings, Slot, slots};
+use crate::model::weights::Place;
+use crate::model::{self, Acts, Grads, Params, trained};
+use crate::optim::groups::GroupSettings;
 use crate::optim::{Optimizer, Verdict};
 use crate::rng;
 
@@ -70,8 +71,8 @@ pub enum Problem {
     },
     /// The loss is finite, the gradient of these tensors is not; any sample of the step may be the cause.
     Gradient {
-        /// Names of the tensors.
-        tensors: Vec<String>,
+        /// The weights.
+        tensors: Vec<Place>,
         /// All samples of the step.
         samples: Vec<u32>,
     },
@@ -84,7 +85,7 @@ impl Problem {
             Problem::NoTarget => ("no_target", "no supervised target in any of its micro-batches".into()),
             Problem::Loss { .. } => ("loss", format!("loss is {}", stepped.loss)),
             Problem::Gradient { tensors, .. } => {
-                let first = tensors.first().map_or("", String::as_str);
+                let first = tensors.first().map_or(String::new(), Place::to_string);
                 let norm = stepped.grad_norm;
                 (
                     "gradient",
@@ -150,7 +151,9 @@ impl<B: Backend> Workload<B> {
             }
             nll += part;
         }
-        model::for_each_grad(&mut self.grads, |g| comm.all_reduce_start(dev, &mut [g]))?;
+        for grad in self.grads.places_mut().into_iter().filter_map(|(_, g)| g.as_mut()) {
+            comm.all_reduce_start(dev, &mut [grad])?;
+        }
         comm.all_reduce_wait(dev)?;
         let mut sums = [nll];
         comm.sum_host(&mut sums)?;
@@ -184,9 +187,9 @@ impl<B: Backend> Workload<B> {
         Ok([sum(self.acts.losses(dev)?), batch.n_valid as f64, sum(self.acts.corrects(dev)?)])
     }
 
-    /// Names of the trained tensors.
-    pub fn trained(&self) -> Vec<String> {
-        self.optimizer.names().map(String::from).collect()
+    /// The trained weights.
+    pub fn trained(&self) -> Vec<Place> {
+        self.optimizer.places().collect()
     }
 
     /// Copies the trained weights to the host, widened exactly. Of an embedding whose new rows alone are trained, these rows.
@@ -194,16 +197,17 @@ impl<B: Backend> Workload<B> {
     /// # Errors
     /// If the device refuses a copy.
     pub fn export_params(&mut self, dev: &B) -> Result<HostParams> {
-        let slots = slots(&mut self.params, &self.grads, self.groups);
-        let export = |slot: Slot<B>| {
-            let (rows, cols) = slot.grad.shape();
-            let mut data = vec![0.0; slot.param.len()];
-            dev.download(&mut data, slot.param)?;
-            data.truncate((slot.first_row + rows) * cols);
-            data.drain(..slot.first_row * cols);
-            Ok((slot.name, HostTensor { rows, cols, data }))
-        };
-        slots.into_iter().map(export).collect()
+        let mut all = Vec::new();
+        for (at, param, grad) in trained(&mut self.params, &self.grads) {
+            let (rows, cols) = grad.shape();
+            let first_row = self.groups.first_row(at);
+            let mut data = vec![0.0; param.len()];
+            dev.download(&mut data, param)?;
+            data.truncate((first_row + rows) * cols);
+            data.drain(..first_row * cols);
+            all.push((at, HostTensor { rows, cols, data }));
+        }
+        Ok(all)
     }
 
     /// Puts back what [`Workload::export_params`] copied.
@@ -211,20 +215,20 @@ impl<B: Backend> Workload<B> {
     /// # Errors
     /// If a trained weight is missing or of another shape, or the device refuses a copy.
     pub fn import_params(&mut self, dev: &B, params: &HostParams) -> Result<()> {
-        for slot in slots(&mut self.params, &self.grads, self.groups) {
-            let found = params.iter().find(|(name, _)| *name == slot.name);
-            let (_, new) = found.ok_or_else(|| Error::new(format!("{}: missing", slot.name)))?;
-            let (rows, cols) = slot.grad.shape();
+        for (at, param, grad) in trained(&mut self.params, &self.grads) {
+            let found = params.iter().find(|(place, _)| *place == at);
+            let (_, new) = found.ok_or_else(|| Error::new(format!("{at}: missing")))?;
+            let (rows, cols) = grad.shape();
             let shape = (new.rows, new.cols);
-            ensure!(shape == (rows, cols), "{}: expected shape {:?}, found {shape:?}", slot.name, (rows, cols));
-            if slot.param.shape() == shape {
-                dev.upload(slot.param, &new.data)?;
+            ensure!(shape == (rows, cols), "{at}: expected shape {:?}, found {shape:?}", (rows, cols));
+            if param.shape() == shape {
+                dev.upload(param, &new.data)?;
                 continue;
             }
-            let mut all = vec![0.0; slot.param.len()];
-            dev.download(&mut all, slot.param)?;
-            all[slot.first_row * cols..][..rows * cols].copy_from_slice(&new.data);
-            dev.upload(slot.param, &all)?;
+            let mut all = vec![0.0; param.len()];
+            dev.download(&mut all, param)?;
+            all[self.groups.first_row(at) * cols..][..rows * cols].copy_from_slice(&new.data);
+            dev.upload(param, &all)?;
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use ringtune::hf::TensorSource;
 use ringtune::hf::peft::Adapter;
 use ringtune::hf::safetensors::{ModelFiles, TensorFile};
 use ringtune::model::LoraSpec;
+use ringtune::model::weights::{Part, Place};
 use ringtune::optim::{Schedule, ScheduleSettings, Warmup};
 use ringtune::settings::TrainSettings;
 use ringtune::train::setup;
@@ -94,12 +95,13 @@ fn full_training() {
     run_steps(&dev, &mut work, &s, golden, &golden["batches"]);
     let last = TensorFile::open(Path::new(&format!("{GOLDEN}/adamw_final.safetensors"))).unwrap();
     let mut compared = 0;
-    for (name, got) in work.export_params(&dev).unwrap() {
+    for (at, got) in work.export_params(&dev).unwrap() {
         // Of the embedding only some rows are recorded.
+        let name = at.to_string();
         if last.info(&name).is_none() {
             continue;
         }
-        let error = update_error(&got.data, &last.load(&name).unwrap().data, &base.load(&name).unwrap().data);
+        let error = update_error(&got.data, &last.load(&name).unwrap().data, &base.load(at).unwrap().data);
         assert!(error < 5e-4, "update of {name}: {error:.1e}");
         compared += 1;
     }
@@ -120,10 +122,10 @@ fn lora() {
     let start: Vec<_> = work
         .trained()
         .into_iter()
-        .map(|name| {
-            let parts: Vec<&str> = name.split('.').collect();
-            let (a, b) = adapter.lora(parts[2].parse().unwrap(), parts[4]).unwrap().unwrap();
-            (name.clone(), if parts[5] == "lora_A" { a } else { b })
+        .map(|at| match at {
+            Place::Layer(i, Part::LoraA(p)) => (at, adapter.lora(i, p).unwrap().unwrap().0),
+            Place::Layer(i, Part::LoraB(p)) => (at, adapter.lora(i, p).unwrap().unwrap().1),
+            _ => panic!("{at} is trained"),
         })
         .collect();
     work.import_params(&dev, &start).unwrap();

@@ -1,14 +1,15 @@
 //! Finite differences of every parameter tensor, on the f64 reference; and what must be equal bit for bit on the CPU.
 
+use std::convert::Infallible;
+
 use ringtune::backend::Backend;
 use ringtune::batch::{IGNORE, MicroBatch};
 use ringtune::cpu::Cpu;
-use ringtune::hf::names::{LINEARS, build, linear_mut, linear_shape, named};
 use ringtune::model::config::{Architecture, AttentionBias, ModelConfig, RopeScaling};
-use ringtune::model::weights::Lora;
+use ringtune::model::weights::{Kind, Lora, Place, Product, Weights};
 use ringtune::model::{self, Acts, ActsOptions, Grads, LoraSpec, Params, Recompute};
 use ringtune::rng::Stream;
-use ringtune::tensor::{DType, Device, Tensor};
+use ringtune::tensor::{DType, Device};
 
 use crate::reference::{Reference, f, f_mut};
 
@@ -83,8 +84,8 @@ fn random(n: usize, words: &[u64], size: f64) -> Vec<f32> {
     (0..n as u64).map(|i| (size * s.normal_at(i)) as f32).collect()
 }
 
-fn spec(targets: &[&str], dropout: f64) -> LoraSpec {
-    LoraSpec { r: 3, alpha: 6.0, dropout, rslora: true, targets: targets.iter().map(|s| s.to_string()).collect() }
+fn spec(targets: &[Product], dropout: f64) -> LoraSpec {
+    LoraSpec { r: 3, alpha: 6.0, dropout, rslora: true, targets: targets.to_vec() }
 }
 
 /// Random weights, large enough that every part of the model shows.
@@ -97,17 +98,17 @@ fn params<B: Backend>(dev: &B, c: &ModelConfig, lora: Option<&LoraSpec>, dtype: 
         dev.upload(&mut t, &values).unwrap();
         t
     };
-    let mut p = build(c, |w| {
-        let norm = w.name.ends_with("norm.weight");
-        Ok(next(w.rows, w.cols, dtype, if norm { 0.2 } else { 0.5 }, f32::from(u8::from(norm))))
-    })
-    .unwrap();
+    let draw = |at: Place, _: &Place| {
+        let ((rows, cols), norm) = (at.shape(c, 0), at.kind() == Kind::Norm);
+        Ok::<_, Infallible>(next(rows, cols, dtype, if norm { 0.2 } else { 0.5 }, f32::from(u8::from(norm))))
+    };
+    let mut p = Weights::of(c).try_map(draw).unwrap();
     if let Some(spec) = lora {
         for layer in &mut p.layers {
-            for (short, place) in LINEARS.into_iter().filter(|(s, _)| spec.has(s)) {
-                let (rows, cols) = linear_shape(c, short);
+            for linear in layer.products_mut().into_iter().filter(|l| spec.has(l.product)) {
+                let (rows, cols) = linear.product.shape(c);
                 let (a, b) = (next(spec.r, cols, DType::F32, 0.4, 0.0), next(rows, spec.r, DType::F32, 0.4, 0.0));
-                linear_mut(layer, place).lora = Some(Lora { a, b });
+                linear.lora = Some(Lora { a, b });
             }
         }
     }
@@ -144,13 +145,11 @@ fn check(name: &str, c: &ModelConfig, lora: Option<LoraSpec>, new_rows: Option<u
     a.load(dev, &batch()).unwrap();
     let scale = 0.125;
     summed_loss(c, &p, &mut g, &mut a, scale);
-    let analytic: Vec<(String, usize, Vec<f64>)> = named(&g)
+    let analytic: Vec<(Place, usize, Vec<f64>)> = model::trained(&mut p, &g)
         .into_iter()
-        .filter_map(|(n, t)| {
-            let t = t.as_ref()?;
-            let all = named(&p).into_iter().find(|(m, _)| *m == n)?.1.rows();
-            let first = if t.rows() == all { 0 } else { (c.n_classes - t.rows()) * t.cols() };
-            Some((n, first, f(t).to_vec()))
+        .map(|(at, p, g)| {
+            let first = if g.rows() == p.rows() { 0 } else { (c.n_classes - g.rows()) * g.cols() };
+            (at, first, f(g).to_vec())
         })
         .collect();
     assert!(!analytic.is_empty());
@@ -164,9 +163,9 @@ fn check(name: &str, c: &ModelConfig, lora: Option<LoraSpec>, new_rows: Option<u
             let h = 1e-5;
             let mut loss_at = |delta: f64| {
                 let mut scratch = model::alloc_grads(dev, &p, new_rows).unwrap();
-                nudge(&mut p, tname, first + at, delta);
+                nudge(&mut p, *tname, first + at, delta);
                 let loss = summed_loss(c, &p, &mut scratch, &mut a, scale);
-                nudge(&mut p, tname, first + at, -delta);
+                nudge(&mut p, *tname, first + at, -delta);
                 loss
             };
             let numeric = (loss_at(h) - loss_at(-h)) / (2.0 * h);
@@ -179,14 +178,9 @@ fn check(name: &str, c: &ModelConfig, lora: Option<LoraSpec>, new_rows: Option<u
     println!("{name}: {checked} entries of {} tensors, worst relative error {worst:.1e}", analytic.len());
 }
 
-fn nudge(p: &mut Params<Reference>, name: &str, at: usize, by: f64) {
-    let index = named(&*p).iter().position(|(n, _)| n == name).unwrap();
-    let address: *const Tensor<Reference> = named(&*p)[index].1;
-    p.for_each_mut(&mut |t: &mut Tensor<Reference>| {
-        if std::ptr::eq(t, address) {
-            f_mut(t)[at] += by;
-        }
-    });
+fn nudge(p: &mut Params<Reference>, place: Place, at: usize, by: f64) {
+    let (_, t) = p.places_mut().into_iter().find(|(x, _)| *x == place).unwrap();
+    f_mut(t)[at] += by;
 }
 
 #[test]
@@ -198,15 +192,14 @@ fn every_parameter_of_every_architecture() {
 
 #[test]
 fn low_rank_updates_with_dropout_and_new_rows() {
-    let all: Vec<&str> = LINEARS.iter().map(|(s, _)| *s).collect();
     for (name, c) in configs() {
-        check(&format!("lora, {name}"), &c, Some(spec(&all, 0.3)), None);
+        check(&format!("lora, {name}"), &c, Some(spec(&Product::ALL, 0.3)), None);
     }
     // Tokens 19 and 13 are below the last rows; 20 to 22 are reached as targets' rivals in the head.
     let mut tied = config();
     tied.tied = true;
-    check("lora on two products and new rows, tied", &tied, Some(spec(&["q_proj", "v_proj"], 0.0)), Some(5));
-    check("lora and new rows", &config(), Some(spec(&["down_proj"], 0.1)), Some(5));
+    check("lora on two products and new rows, tied", &tied, Some(spec(&[Product::Q, Product::V], 0.0)), Some(5));
+    check("lora and new rows", &config(), Some(spec(&[Product::Down], 0.1)), Some(5));
 }
 
 /// Gradients and losses on the CPU as bits.
@@ -226,13 +219,11 @@ fn bits(
     model::forward(&dev, c, &p, &mut a).unwrap();
     model::backward(&dev, c, &p, &mut g, &mut a, 0.1).unwrap();
     let mut all = Vec::new();
-    model::for_each_grad(&mut g, |t| {
+    for t in g.places().into_iter().filter_map(|(_, t)| t.as_ref()) {
         let mut host = vec![0.0; t.len()];
-        dev.download(&mut host, t)?;
+        dev.download(&mut host, t).unwrap();
         all.extend(host.iter().map(|x| x.to_bits()));
-        Ok(())
-    })
-    .unwrap();
+    }
     (a.losses(&dev).unwrap().iter().map(|x| x.to_bits()).collect(), all)
 }
 
@@ -240,7 +231,7 @@ fn bits(
 fn recompute_changes_no_bit() {
     for (name, c) in configs() {
         for dtype in [DType::F32, DType::Bf16] {
-            let lora = || Some(spec(&["q_proj", "o_proj", "up_proj", "down_proj"], 0.2));
+            let lora = || Some(spec(&[Product::Q, Product::O, Product::Up, Product::Down], 0.2));
             let kept = bits(&c, &batch(), Recompute::None, dtype, lora());
             assert!(kept.1.iter().any(|&b| f32::from_bits(b) != 0.0));
             for mode in [Recompute::Attention, Recompute::Layer] {
@@ -287,10 +278,11 @@ fn documents_do_not_see_each_other_and_packed_equals_alone() {
 fn frozen_weights_have_no_gradient_and_low_rank_alone_trains() {
     let dev = &Reference;
     let c = config();
-    let lora = spec(&["q_proj"], 0.0);
+    let lora = spec(&[Product::Q], 0.0);
     let p = params(dev, &c, Some(&lora), DType::F32);
     let g = model::alloc_grads(dev, &p, None).unwrap();
-    let trained: Vec<String> = named(&g).into_iter().filter(|(_, t)| t.is_some()).map(|(n, _)| n).collect();
+    let trained: Vec<String> =
+        g.places().into_iter().filter(|(_, t)| t.is_some()).map(|(at, _)| at.to_string()).collect();
     assert_eq!(trained.len(), 4, "{trained:?}");
     assert!(trained.iter().all(|n| n.contains("q_proj.lora_")));
 }

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use ringtune::hf::names;
 use ringtune::hf::safetensors::ModelFiles;
 use ringtune::hf::{SaveDType, TensorSource};
+use ringtune::model::weights::Weights;
 
 use crate::program::Workplace;
 use crate::runs::{copy_dir, same_file};
@@ -57,9 +57,9 @@ fn shards_and_element_types() {
     assert_eq!((whole.n_files(), whole.dtype()), (1, SaveDType::F32));
     assert!(sharded.n_files() > 2, "{} shards", sharded.n_files());
     let index = json(&w, "sharded/model.safetensors.index.json");
-    assert_eq!(index["weight_map"].as_object().unwrap().len(), names::weights(whole.config()).len());
-    for weight in names::weights(whole.config()) {
-        assert_eq!(whole.load(&weight.name).unwrap(), sharded.load(&weight.name).unwrap(), "{}", weight.name);
+    assert_eq!(index["weight_map"].as_object().unwrap().len(), Weights::of(whole.config()).places().len());
+    for (at, _) in Weights::of(whole.config()).places() {
+        assert_eq!(whole.load(at).unwrap(), sharded.load(at).unwrap(), "{at}");
     }
     assert_eq!((open("half").dtype(), open("brain").dtype()), (SaveDType::F16, SaveDType::Bf16));
     assert_eq!(json(&w, "half/config.json")["dtype"], "float16");

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use ringtune::hf::merge::Merged;
-use ringtune::hf::names::{EMBED, LINEARS, LM_HEAD};
 use ringtune::hf::peft::{self, Adapter, AdapterConfig};
 use ringtune::hf::resize::{NewToken, Resize, Resized};
 use ringtune::hf::safetensors::{ModelFiles, TensorFile};
 use ringtune::hf::save::{Entry, SaveOptions, save_model, write_tensors};
 use ringtune::hf::{HostTensor, SaveDType, TensorSource};
+use ringtune::model::weights::{Kind, Part, Place, Product};
 use serde_json::{Value, json};
 
 const CASES: [&str; 6] =
@@ -47,9 +47,9 @@ fn refuse(dir: &Path) -> String {
     }
 }
 
-/// The tensor of an adapter by its name in the model.
-fn tensor(adapter: &Adapter, name: &str) -> ringtune::error::Result<HostTensor> {
-    TensorFile::open(&adapter.dir().join(peft::WEIGHTS))?.load(&format!("base_model.model.{name}"))
+/// The tensor of an adapter by its place in the model.
+fn tensor(adapter: &Adapter, at: Place) -> ringtune::error::Result<HostTensor> {
+    TensorFile::open(&adapter.dir().join(peft::WEIGHTS))?.load(&format!("base_model.model.{at}"))
 }
 
 #[test]
@@ -57,13 +57,12 @@ fn adapters_of_peft_are_read_and_ours_are_alike() {
     for name in CASES {
         let base = model(name);
         let adapter = Adapter::open(&golden_adapter(name)).unwrap();
-        let all: Vec<&str> = LINEARS.iter().map(|(s, _)| *s).collect();
-        assert_eq!(adapter.config.targets, all);
+        assert_eq!(adapter.config.targets, Product::ALL);
         assert_eq!(adapter.config.scale(), 2.0, "{name}");
         assert_eq!(&adapter.fit(base.config()).unwrap(), base.config());
 
         let dir = tempfile::tempdir().unwrap();
-        peft::save_adapter(dir.path(), &adapter.config, base.config(), false, |n| tensor(&adapter, n)).unwrap();
+        peft::save_adapter(dir.path(), &adapter.config, base.config(), false, |at| tensor(&adapter, at)).unwrap();
         let ours = Adapter::open(dir.path()).unwrap();
         assert_eq!(ours.config, adapter.config);
         let (a, b) = (golden_adapter(name).join(peft::WEIGHTS), dir.path().join(peft::WEIGHTS));
@@ -107,7 +106,7 @@ fn the_scale_is_that_of_the_settings() {
     assert_eq!((adapter.config.rslora, adapter.config.scale()), (true, 3.75));
     let out = tempfile::tempdir().unwrap();
     let shape = model("qwen3-tied");
-    peft::save_adapter(out.path(), &adapter.config, shape.config(), false, |n| tensor(&adapter, n)).unwrap();
+    peft::save_adapter(out.path(), &adapter.config, shape.config(), false, |at| tensor(&adapter, at)).unwrap();
     assert_eq!(Adapter::open(out.path()).unwrap().config, adapter.config);
     assert_eq!(json_of(&out.path().join(peft::CONFIG))["lora_alpha"], json!(7.5));
 }
@@ -119,11 +118,11 @@ fn grown(name: &str) -> (tempfile::TempDir, ModelFiles) {
     let tokens = vec![NewToken { id: n, like: 2 }, NewToken { id: n + 1, like: 3 }];
     let resized = Resized::new(&base, Resize { tokens, pad_to: None, seed: 1 }).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let targets = vec!["q_proj".to_string(), "v_proj".to_string()];
+    let targets = vec![Product::Q, Product::V];
     let config = AdapterConfig { r: 4, alpha: 8.0, dropout: 0.05, rslora: false, targets, base: name.into() };
     let source = Adapter::open(&golden_adapter(name)).unwrap();
-    let load = |n: &str| {
-        if n.contains("lora_") { tensor(&source, n) } else { resized.load(n) }
+    let load = |at: Place| {
+        if at.kind() == Kind::LowRank { tensor(&source, at) } else { resized.load(at) }
     };
     let config = AdapterConfig { r: source.config.r, ..config };
     peft::save_adapter(dir.path(), &config, resized.config(), true, load).unwrap();
@@ -135,25 +134,25 @@ fn a_grown_vocabulary_travels_with_the_adapter() {
     for name in ["tiny-llama-tied", "tiny-llama-untied"] {
         let (dir, base) = grown(name);
         let adapter = Adapter::open(dir.path()).unwrap();
-        assert_eq!(adapter.config.targets, ["q_proj", "v_proj"]);
+        assert_eq!(adapter.config.targets, [Product::Q, Product::V]);
         let merged = Merged::new(&base, &adapter).unwrap();
         assert_eq!((merged.config().vocab_size, merged.config().n_classes), (4098, 4098));
-        assert_eq!(merged.load(EMBED).unwrap().rows, 4098);
+        assert_eq!(merged.load(Place::Embed).unwrap().rows, 4098);
         let file = TensorFile::open(&dir.path().join(peft::WEIGHTS)).unwrap();
-        let head = format!("base_model.model.{LM_HEAD}");
+        let head = format!("base_model.model.{}", Place::Head);
         assert_eq!(file.info(&head).is_some(), !base.config().tied, "{name}");
         assert_eq!(
-            file.info(&format!("base_model.model.{EMBED}")).unwrap(),
+            file.info(&format!("base_model.model.{}", Place::Embed)).unwrap(),
             ([4098usize, 64].as_slice(), "F32".to_string())
         );
         let out = tempfile::tempdir().unwrap();
         save_model(out.path(), &merged, SaveOptions { dtype: SaveDType::F32, max_shard_bytes: u64::MAX }).unwrap();
         let back = ModelFiles::open(out.path()).unwrap();
-        let untouched = "model.layers.0.mlp.up_proj.weight";
+        let untouched = Place::Layer(0, Part::Matrix(Product::Up));
         assert!(back.load(untouched).unwrap() == base.load(untouched).unwrap());
         assert!(
-            back.load("model.layers.0.self_attn.q_proj.weight").unwrap()
-                != base.load("model.layers.0.self_attn.q_proj.weight").unwrap()
+            back.load(Place::Layer(0, Part::Matrix(Product::Q))).unwrap()
+                != base.load(Place::Layer(0, Part::Matrix(Product::Q))).unwrap()
         );
     }
 }
@@ -237,7 +236,7 @@ fn tensors_that_do_not_belong_in_an_adapter_are_named() {
             .collect();
         change(&mut entries);
         let zeros = |shape: &[usize]| HostTensor::zeros(1, shape.iter().product());
-        let load = |name: &str| Ok(zeros(&entries.iter().find(|e| e.name == name).unwrap().shape));
+        let load = |i: usize, _: &str| Ok(zeros(&entries[i].shape));
         write_tensors(&dir.path().join(peft::WEIGHTS), &entries, load).unwrap();
         refuse(dir.path())
     };
@@ -278,7 +277,7 @@ fn tensors_that_do_not_belong_in_an_adapter_are_named() {
     std::fs::write(&path, bytes).unwrap();
     let adapter = Adapter::open(dir.path()).unwrap();
     let found: Vec<String> = (0..2)
-        .flat_map(|i| LINEARS.map(|(s, _)| adapter.lora(i, s)))
+        .flat_map(|i| Product::ALL.map(|p| adapter.lora(i, p)))
         .filter_map(|r| r.err().map(|e| e.to_string()))
         .collect();
     assert!(found.len() == 1 && found[0].contains("NaN; 1 of"), "{found:?}");
@@ -293,7 +292,7 @@ fn the_base_is_found_from_the_adapter() {
     let source = Adapter::open(&golden_adapter("qwen3-tied")).unwrap();
     let save = |base: &str| {
         let config = AdapterConfig { base: base.into(), ..source.config.clone() };
-        peft::save_adapter(&dir, &config, model("qwen3-tied").config(), false, |n| tensor(&source, n)).unwrap();
+        peft::save_adapter(&dir, &config, model("qwen3-tied").config(), false, |at| tensor(&source, at)).unwrap();
         Adapter::open(&dir).unwrap()
     };
     let canonical = |p: PathBuf| p.canonicalize().unwrap();
@@ -343,7 +342,7 @@ proptest! {
         std::fs::write(&path, bytes).unwrap();
         if let Ok(adapter) = Adapter::open(dir.path()) {
             drop(adapter.fit(model("mistral-window").config()));
-            (0..3).for_each(|i| LINEARS.iter().for_each(|(s, _)| drop(adapter.lora(i, s))));
+            (0..3).for_each(|i| Product::ALL.iter().for_each(|&p| drop(adapter.lora(i, p))));
         }
     }
 }

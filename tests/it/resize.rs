@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use ringtune::hf::names::{EMBED, LM_HEAD};
 use ringtune::hf::resize::{NewToken, Resize, Resized};
 use ringtune::hf::safetensors::ModelFiles;
 use ringtune::hf::save::{SaveOptions, save_model};
 use ringtune::hf::{SaveDType, TensorSource};
+use ringtune::model::weights::Place;
 
 fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/model").join(name)
@@ -26,7 +26,7 @@ fn new_tokens_start_from_their_models_and_ties_stay() {
         let back = ModelFiles::open(dir.path()).unwrap();
         assert_eq!(back.config(), grown.config());
         assert_eq!(back.config().tied, name == "tiny-llama-tied");
-        for tensor in [EMBED, LM_HEAD].iter().filter(|t| **t == EMBED || !base.config().tied) {
+        for tensor in [Place::Embed, Place::Head].into_iter().filter(|&t| t == Place::Embed || !base.config().tied) {
             let (old, new) = (base.load(tensor).unwrap(), back.load(tensor).unwrap());
             assert_eq!(&new.data[..old.data.len()], &old.data[..], "old rows stay as they are");
             for (row, like) in [(4096, 2), (4097, 3)] {
@@ -37,10 +37,10 @@ fn new_tokens_start_from_their_models_and_ties_stay() {
             }
             assert!(new.data[4098 * new.cols..].iter().all(|&x| x == 0.0), "padding rows are zero");
         }
-        let again = Resized::new(&base, how).unwrap().load(EMBED).unwrap();
-        assert!(again == back.load(EMBED).unwrap(), "the noise depends on the seed alone");
+        let again = Resized::new(&base, how).unwrap().load(Place::Embed).unwrap();
+        assert!(again == back.load(Place::Embed).unwrap(), "the noise depends on the seed alone");
         let other = Resize { tokens: vec![NewToken { id: 4096, like: 2 }], pad_to: None, seed: 8 };
-        assert_ne!(Resized::new(&base, other).unwrap().load(EMBED).unwrap().row(4096), again.row(4096));
+        assert_ne!(Resized::new(&base, other).unwrap().load(Place::Embed).unwrap().row(4096), again.row(4096));
     }
 }
 

@@ -3,13 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+
 use ringtune::error::Result;
-use ringtune::hf::names::{self, EMBED, LM_HEAD};
 use ringtune::hf::safetensors::{ModelFiles, TensorFile};
 use ringtune::hf::save::{Entry, SaveOptions, parse_size, save_model, write_tensors};
 use ringtune::hf::{HostTensor, SaveDType, TensorSource};
 use ringtune::model::config::ModelConfig;
+use ringtune::model::weights::{Part, Place, Product, Weights};
 use serde_json::{Value, json};
+
+/// The embedding's name in files.
+const EMBED: &str = "model.embed_tokens.weight";
 
 fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/model").join(name)
@@ -60,9 +64,9 @@ fn every_model_round_trips_exactly_in_one_file_and_in_shards() {
             let back = ModelFiles::open(dir.path()).unwrap();
             assert_eq!(back.config(), source.config(), "{name}");
             assert_eq!(back.n_files() > 1, sharded, "{name}");
-            for w in names::weights(source.config()) {
-                let (a, b) = (source.load(&w.name).unwrap(), back.load(&w.name).unwrap());
-                assert!(a == b, "{name}: {}", w.name);
+            for (at, _) in Weights::of(source.config()).places() {
+                let (a, b) = (source.load(at).unwrap(), back.load(at).unwrap());
+                assert!(a == b, "{name}: {at}");
             }
             assert_eq!(dir.path().join("model.safetensors.index.json").is_file(), sharded);
         }
@@ -76,7 +80,7 @@ fn saving_again_leaves_no_shard_of_the_model_before() {
     for max_shard_bytes in [60_000, 30_000, u64::MAX, 60_000] {
         save_model(dir.path(), &source, SaveOptions { dtype: SaveDType::Bf16, max_shard_bytes }).unwrap();
         let back = ModelFiles::open(dir.path()).unwrap();
-        assert!(back.load(EMBED).unwrap() == source.load(EMBED).unwrap());
+        assert!(back.load(Place::Embed).unwrap() == source.load(Place::Embed).unwrap());
         let files = std::fs::read_dir(dir.path()).unwrap();
         let weights = files.filter(|f| f.as_ref().unwrap().file_name().to_string_lossy().ends_with(".safetensors"));
         assert_eq!(weights.count(), back.n_files());
@@ -90,7 +94,7 @@ fn shards_stay_below_the_limit_and_the_index_adds_up() {
     save_model(dir.path(), &source, SaveOptions { dtype: SaveDType::F32, max_shard_bytes: 110_000 }).unwrap();
     let index: Value =
         serde_json::from_slice(&std::fs::read(dir.path().join("model.safetensors.index.json")).unwrap()).unwrap();
-    let elements: usize = names::weights(source.config()).iter().map(|w| w.len()).sum();
+    let elements = Weights::count(source.config());
     assert_eq!(index["metadata"]["total_size"], 4 * elements);
     for (shard, _) in index["weight_map"].as_object().unwrap().values().map(|f| (f.as_str().unwrap(), ())) {
         assert!(shard.starts_with("model-0000") && shard.ends_with(".safetensors"), "{shard}");
@@ -148,7 +152,7 @@ fn damaged_and_hostile_files_are_refused() {
         json!(7),
     ];
     for info in hostile {
-        let e = with(LM_HEAD, info.clone());
+        let e = with("lm_head.weight", info.clone());
         assert!(e.contains("model.safetensors"), "{info}: {e}");
     }
     // Eight tensors of nearly 2^61 bytes each: their sum plus the header's length overflows, which must not wrap around.
@@ -230,17 +234,17 @@ fn known_buffers_and_the_head_of_a_tied_model_are_ignored() {
     let source = ModelFiles::open(&model("qwen3-tied")).unwrap();
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(model("qwen3-tied").join("config.json"), dir.path().join("config.json")).unwrap();
-    let mut entries: Vec<Entry> = names::weights(source.config())
-        .iter()
-        .map(|w| Entry { name: w.name.clone(), shape: w.file_shape(), dtype: SaveDType::Bf16 })
-        .collect();
-    entries.push(Entry { name: LM_HEAD.into(), shape: vec![720, 56], dtype: SaveDType::Bf16 });
+    let places: Vec<Place> = Weights::of(source.config()).places().into_iter().map(|(at, _)| at).collect();
+    let entry =
+        |at: &Place| Entry { name: at.to_string(), shape: at.file_shape(source.config(), 0), dtype: SaveDType::Bf16 };
+    let mut entries: Vec<Entry> = places.iter().map(entry).collect();
+    entries.push(Entry { name: Place::Head.to_string(), shape: vec![720, 56], dtype: SaveDType::Bf16 });
     let inv_freq = "model.layers.0.self_attn.rotary_emb.inv_freq";
     entries.push(Entry { name: inv_freq.into(), shape: vec![12], dtype: SaveDType::F32 });
-    let load = |name: &str| match name {
-        LM_HEAD => source.load(EMBED),
-        _ if name == inv_freq => Ok(HostTensor::zeros(1, 12)),
-        _ => source.load(name),
+    let load = |i: usize, name: &str| match places.get(i) {
+        Some(&at) => source.load(at),
+        None if name == inv_freq => Ok(HostTensor::zeros(1, 12)),
+        None => source.load(Place::Embed),
     };
     write_tensors(&dir.path().join("model.safetensors"), &entries, load).unwrap();
     assert!(ModelFiles::open(dir.path()).is_ok());
@@ -248,7 +252,8 @@ fn known_buffers_and_the_head_of_a_tied_model_are_ignored() {
 
 #[test]
 fn values_that_are_not_finite_are_named_on_reading_and_writing() {
-    let name = "model.layers.0.mlp.down_proj.weight";
+    let place = Place::Layer(0, Part::Matrix(Product::Down));
+    let name = &place.to_string();
     for (bits, shown) in [(0x7fc0u16, "NaN"), (0x7f80, "inf"), (0xff80, "-inf")] {
         let dir = copy("qwen2-untied");
         let path = dir.path().join("model.safetensors");
@@ -257,7 +262,7 @@ fn values_that_are_not_finite_are_named_on_reading_and_writing() {
         let at = start + 2 * (3 * 112 + 5);
         data[at..at + 2].copy_from_slice(&bits.to_le_bytes());
         join(&path, &header, &data);
-        let e = ModelFiles::open(dir.path()).unwrap().load(name).unwrap_err().to_string();
+        let e = ModelFiles::open(dir.path()).unwrap().load(place).unwrap_err().to_string();
         assert!(e.contains(&format!("{name}: value at row 3, column 5 is {shown}; 1 of 5376 are not finite")), "{e}");
     }
     let dir = tempfile::tempdir().unwrap();
@@ -265,7 +270,7 @@ fn values_that_are_not_finite_are_named_on_reading_and_writing() {
     let write = |dtype, value: f32| {
         let entry = Entry { name: "x".into(), shape: vec![2], dtype };
         let tensor = HostTensor { rows: 1, cols: 2, data: vec![1.0, value] };
-        write_tensors(&path, &[entry], |_| Ok(tensor.clone()))
+        write_tensors(&path, &[entry], |_, _| Ok(tensor.clone()))
     };
     write(SaveDType::F32, 5.0).unwrap();
     let before = std::fs::read(&path).unwrap();
@@ -298,7 +303,7 @@ fn halves_widen_exactly_and_round_to_even() {
     ] {
         let entry = Entry { name: "x".into(), shape: vec![2, 2], dtype };
         let tensor = HostTensor { rows: 2, cols: 2, data: values.to_vec() };
-        write_tensors(&path, &[entry], |_| Ok(tensor.clone())).unwrap();
+        write_tensors(&path, &[entry], |_, _| Ok(tensor.clone())).unwrap();
         let back = TensorFile::open(&path).unwrap().load("x").unwrap();
         assert_eq!(back.data.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), expected.map(f32::to_bits), "{dtype:?}");
         assert_eq!((back.rows, back.cols), (2, 2));
@@ -338,7 +343,7 @@ fn an_index_that_lies_is_refused() {
     assert!(with(&|i| i["weight_map"][EMBED] = json!(3)).contains("expected a file name"));
     assert!(with(&|i| i["weight_map"][EMBED] = json!("model-00009-of-00009.safetensors")).contains("No such file"));
     assert!(with(&|i| i["weight_map"]["ghost"] = i["weight_map"][EMBED].clone()).contains("places ghost"));
-    let last = good["weight_map"][LM_HEAD].clone();
+    let last = good["weight_map"]["lm_head.weight"].clone();
     assert!(with(&|i| i["weight_map"][EMBED] = last.clone()).contains("it is in model-00001"));
     std::fs::write(&path, "{").unwrap();
     assert!(open_error(dir.path()).contains("invalid JSON"));
@@ -348,18 +353,18 @@ fn an_index_that_lies_is_refused() {
 }
 
 /// A source that fails after some tensors.
-struct Failing<'a>(&'a ModelFiles, &'static str);
+struct Failing<'a>(&'a ModelFiles, Place);
 
 impl TensorSource for Failing<'_> {
     fn config(&self) -> &ModelConfig {
         self.0.config()
     }
 
-    fn load(&self, name: &str) -> Result<HostTensor> {
-        if name == self.1 {
+    fn load(&self, at: Place) -> Result<HostTensor> {
+        if at == self.1 {
             return Err(ringtune::error::Error::new("no more"));
         }
-        self.0.load(name)
+        self.0.load(at)
     }
 }
 
@@ -369,7 +374,7 @@ fn a_failed_save_leaves_no_half_file() {
     let dir = copy("qwen2-untied");
     let before = std::fs::read(dir.path().join("model.safetensors")).unwrap();
     let options = SaveOptions { dtype: SaveDType::F32, max_shard_bytes: u64::MAX };
-    let e = save_model(dir.path(), &Failing(&source, "model.norm.weight"), options).unwrap_err().to_string();
+    let e = save_model(dir.path(), &Failing(&source, Place::FinalNorm), options).unwrap_err().to_string();
     assert!(e.contains("model.safetensors") && e.contains("no more"), "{e}");
     assert_eq!(std::fs::read(dir.path().join("model.safetensors")).unwrap(), before);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
@@ -395,8 +400,8 @@ fn small_file() -> Vec<u8> {
     let entries =
         [("a", vec![2, 3], SaveDType::F32), ("b", vec![4], SaveDType::Bf16), ("c", vec![1, 2], SaveDType::F16)]
             .map(|(name, shape, dtype)| Entry { name: name.into(), shape, dtype });
-    write_tensors(&path, &entries, |name| {
-        let n = entries.iter().find(|e| e.name == name).unwrap().shape.iter().product();
+    write_tensors(&path, &entries, |i, _| {
+        let n = entries[i].shape.iter().product();
         Ok(HostTensor { rows: 1, cols: n, data: vec![0.5; n] })
     })
     .unwrap();

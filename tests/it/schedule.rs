@@ -1,13 +1,14 @@
 //! Learning rates and AdamW against recorded results of transformers and torch, and the rules of the groups.
 
+use std::convert::Infallible;
 use std::path::Path;
 
 use ringtune::cpu::Cpu;
-use ringtune::hf::names::{self, EMBED};
 use ringtune::hf::{HostTensor, config as hf_config, device};
 use ringtune::model::config::ModelConfig;
-use ringtune::model::weights::{Lora, Weights};
-use ringtune::optim::groups::{GroupSettings, slots};
+use ringtune::model::trained;
+use ringtune::model::weights::{Kind, Lora, Part, Place, Weights};
+use ringtune::optim::groups::GroupSettings;
 use ringtune::optim::{AdamWSettings, Optimizer, Schedule, ScheduleSettings, Shape, Verdict, Warmup};
 use ringtune::rng::Stream;
 use ringtune::settings::{Command, Resolved, find};
@@ -97,8 +98,12 @@ fn full(dev: &Cpu, c: &ModelConfig, dtype: DType) -> (Params, Grads) {
         n += 1;
         device::upload(dev, &random(rows, cols, &[n]), dtype)
     };
-    let params = names::build(c, |w| next(w.rows, w.cols, dtype)).unwrap();
-    let grads = names::build(c, |w| next(w.rows, w.cols, DType::F32).map(Some)).unwrap();
+    let mut next = |at: Place, dtype| {
+        let (rows, cols) = at.shape(c, 0);
+        next(rows, cols, dtype)
+    };
+    let params = Weights::of(c).try_map(|at, _| next(at, dtype)).unwrap();
+    let grads = Weights::of(c).try_map(|at, _| next(at, DType::F32).map(Some)).unwrap();
     (params, grads)
 }
 
@@ -107,7 +112,7 @@ fn values(dev: &Cpu, t: &Tensor<Cpu>) -> Vec<f32> {
 }
 
 fn bits(dev: &Cpu, p: &Params) -> Vec<u32> {
-    names::named(p).into_iter().flat_map(|(_, t)| values(dev, t)).map(f32::to_bits).collect()
+    p.places().into_iter().flat_map(|(_, t)| values(dev, t)).map(f32::to_bits).collect()
 }
 
 #[test]
@@ -117,25 +122,12 @@ fn what_decays_is_what_the_recorded_run_decays() {
         let c = config(name);
         let (mut params, grads) = full(&dev, &c, DType::F32);
         let decay = golden(name)["adamw"]["decay"].clone();
-        let slots = slots(&mut params, &grads, GroupSettings::default());
-        assert_eq!(slots.len(), decay.as_object().unwrap().len(), "{name}");
-        for s in slots {
-            assert_eq!(decay[&s.name].as_bool(), Some(s.decays), "{name}: {}", s.name);
+        let trained = trained(&mut params, &grads);
+        assert_eq!(trained.len(), decay.as_object().unwrap().len(), "{name}");
+        for (at, ..) in trained {
+            let decays = GroupSettings::default().decays(at);
+            assert_eq!(decay[at.to_string()].as_bool(), Some(decays), "{name}: {at}");
         }
-    }
-}
-
-#[test]
-fn names_are_those_of_the_files_in_one_order() {
-    let dev = Cpu::new(Some(1)).unwrap();
-    for name in CASES {
-        let c = config(name);
-        let (mut params, grads) = full(&dev, &c, DType::F32);
-        let files: Vec<String> = names::weights(&c).into_iter().map(|w| w.name).collect();
-        let named: Vec<String> = names::named(&params).into_iter().map(|(n, _)| n).collect();
-        let trained: Vec<String> =
-            slots(&mut params, &grads, GroupSettings::default()).into_iter().map(|s| s.name).collect();
-        assert_eq!((&named, &trained), (&files, &files), "{name}");
     }
 }
 
@@ -169,8 +161,8 @@ fn steps_agree_with_the_formula_in_f64() {
     let mut grads: Grads = full(&dev, &c, DType::F32).1;
     let mut optimizer = Optimizer::new(&dev, how, &mut params, &grads).unwrap();
     let wide = |v: Vec<f32>| v.into_iter().map(f64::from).collect::<Vec<f64>>();
-    let mut model: Vec<(String, Vec<f64>)> =
-        names::named(&params).into_iter().map(|(n, t)| (n, wide(values(&dev, t)))).collect();
+    let mut model: Vec<(Place, Vec<f64>)> =
+        params.places().into_iter().map(|(at, t)| (at, wide(values(&dev, t)))).collect();
     let start = model.clone();
     let mut reference: Vec<Reference> =
         model.iter().map(|(_, p)| Reference { m: vec![0.0; p.len()], v: vec![0.0; p.len()], t: 0 }).collect();
@@ -178,15 +170,16 @@ fn steps_agree_with_the_formula_in_f64() {
         // The last steps have small gradients, which are not clipped.
         let size = if step < 3 { 1.0 } else { 1e-3 };
         let mut n = 1000 * (step + 1);
-        grads = names::build(&c, |w| {
+        let draw = |at: Place, _: &Place| {
             n += 1;
-            let mut g = random(w.rows, w.cols, &[n]);
+            let (rows, cols) = at.shape(&c, 0);
+            let mut g = random(rows, cols, &[n]);
             g.data.iter_mut().for_each(|x| *x *= size);
             device::upload(&dev, &g, DType::F32).map(Some)
-        })
-        .unwrap();
+        };
+        grads = Weights::of(&c).try_map(draw).unwrap();
         let host: Vec<Vec<f64>> =
-            names::named(&grads).into_iter().map(|(_, g)| wide(values(&dev, g.as_ref().unwrap()))).collect();
+            grads.places().into_iter().map(|(_, g)| wide(values(&dev, g.as_ref().unwrap()))).collect();
         let norm = host.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
         let clip = (1.0 / (norm + 1e-6)).min(1.0);
         assert_eq!(clip < 1.0, step < 3);
@@ -195,13 +188,14 @@ fn steps_agree_with_the_formula_in_f64() {
             Verdict::Updated { grad_norm } => assert!((grad_norm / norm - 1.0).abs() < 1e-6, "{grad_norm} {norm}"),
             other => panic!("{other:?}"),
         }
-        for (((name, p), g), r) in model.iter_mut().zip(&host).zip(&mut reference) {
+        for (((at, p), g), r) in model.iter_mut().zip(&host).zip(&mut reference) {
+            let name = at.to_string();
             let decays = !name.ends_with("bias") && !name.ends_with("norm.weight");
             r.step(&how, p, g, clip, lr, decays);
         }
     }
     // Tolerance of the recorded 20 steps: 5e-4 of a tensor's update; five steps in f32 stay well inside it.
-    for (((name, p), (_, from)), (_, t)) in model.iter().zip(&start).zip(names::named(&params)) {
+    for (((name, p), (_, from)), (_, t)) in model.iter().zip(&start).zip(params.places()) {
         let got = wide(values(&dev, t));
         let error: f64 = got.iter().zip(p).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
         let update: f64 = p.iter().zip(from).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
@@ -225,7 +219,8 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_is_named() {
         match optimizer.step(&dev, &mut params, &grads, 1e-3).unwrap() {
             Verdict::NonFinite { grad_norm, tensors } => {
                 assert!(!grad_norm.is_finite());
-                assert_eq!(tensors, ["model.layers.1.self_attn.k_norm.weight"]);
+                let names: Vec<String> = tensors.iter().map(Place::to_string).collect();
+                assert_eq!(names, ["model.layers.1.self_attn.k_norm.weight"]);
             }
             other => panic!("{other:?}"),
         }
@@ -248,10 +243,9 @@ fn exported_state_continues_bit_for_bit() {
         let path = dir.path().join("optimizer.safetensors");
         let state = optimizer.export(&dev).unwrap();
         ringtune::checkpoint::state::write_state_tensors(&path, &state.tensors).unwrap();
-        let mut other = names::build(&c, |w| dev.alloc(w.rows, w.cols, dtype)).unwrap();
-        let host: Vec<Vec<f32>> = names::named(&params).into_iter().map(|(_, t)| values(&dev, t)).collect();
-        for (slot, data) in slots(&mut other, &grads, GroupSettings::default()).into_iter().zip(&host) {
-            dev.upload(slot.param, data).unwrap();
+        let mut other = params.try_map(|_, t| dev.alloc(t.rows(), t.cols(), dtype)).unwrap();
+        for ((_, to), (_, from)) in other.places_mut().into_iter().zip(params.places()) {
+            dev.upload(to, &values(&dev, from)).unwrap();
         }
         let mut resumed = Optimizer::new(&dev, AdamWSettings::default(), &mut other, &grads).unwrap();
         let tensors = ringtune::checkpoint::state::read_state_tensors(&path).unwrap();
@@ -274,11 +268,11 @@ fn masters_collect_updates_that_bf16_cannot_hold() {
     let how = AdamWSettings { max_grad_norm: None, ..AdamWSettings::default() };
     let mut optimizer = Optimizer::new(&dev, how, &mut params, &grads).unwrap();
     let exact = random(c.vocab_size, c.hidden_size, &[99]);
-    optimizer.set_masters(&dev, |name| Ok((name == EMBED).then(|| exact.data.clone()))).unwrap();
-    assert_eq!(values(&dev, optimizer.master(EMBED).unwrap()), exact.data);
+    optimizer.set_masters(&dev, |at| Ok((at == Place::Embed).then(|| exact.data.clone()))).unwrap();
+    assert_eq!(values(&dev, optimizer.master(Place::Embed).unwrap()), exact.data);
     optimizer.step(&dev, &mut params, &grads, 1e-5).unwrap();
-    for (name, p) in names::named(&params) {
-        let master = values(&dev, optimizer.master(&name).unwrap());
+    for (name, p) in params.places() {
+        let master = values(&dev, optimizer.master(name).unwrap());
         let rounded: Vec<f32> = master.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
         assert_eq!(values(&dev, p), rounded, "{name}: a parameter is its master, rounded");
         assert_ne!(master, rounded, "{name}: the master holds more than bf16");
@@ -289,7 +283,7 @@ fn masters_collect_updates_that_bf16_cannot_hold() {
 /// LoRA on q and v with the last two of the vocabulary's rows new, the rest frozen.
 fn lora(dev: &Cpu, c: &ModelConfig, dtype: DType, first_row: usize) -> (Params, Grads) {
     let (mut params, _) = full(dev, c, dtype);
-    let mut grads: Grads = names::build(c, |_| Ok(None)).unwrap();
+    let mut grads: Grads = params.try_map(|_, _| Ok::<_, Infallible>(None)).unwrap();
     let f32s = |rows, cols, key| device::upload(dev, &random(rows, cols, &[key]), DType::F32).unwrap();
     for (p, g) in params.layers.iter_mut().zip(&mut grads.layers) {
         for (p, g) in [(&mut p.q, &mut g.q), (&mut p.v, &mut g.v)] {
@@ -310,34 +304,35 @@ fn with_lora_only_updates_and_new_rows_move() {
     let first_row = 700;
     for dtype in [DType::F32, DType::Bf16] {
         let (mut params, grads) = lora(&dev, &c, dtype, first_row);
-        let before: Vec<(String, Vec<f32>)> =
-            names::named(&params).into_iter().map(|(n, t)| (n, values(&dev, t))).collect();
+        let before: Vec<(Place, Vec<f32>)> = params.places().into_iter().map(|(at, t)| (at, values(&dev, t))).collect();
         let groups = GroupSettings { lora_plus: Some(16.0), new_rows: Some(first_row) };
-        for s in slots(&mut params, &grads, groups) {
-            let (new_rows, b) = (s.name == EMBED, s.name.ends_with("lora_B.weight"));
-            assert_eq!((s.decays, s.first_row), (!new_rows, if new_rows { first_row } else { 0 }), "{}", s.name);
-            assert_eq!(s.lr_scale, if b { 16.0 } else { 1.0 }, "{}", s.name);
+        for (at, ..) in trained(&mut params, &grads) {
+            let (new_rows, b) = (at == Place::Embed, at.to_string().ends_with("lora_B.weight"));
+            let first = if new_rows { first_row } else { 0 };
+            assert_eq!((groups.decays(at), groups.first_row(at)), (!new_rows, first), "{at}");
+            assert_eq!(groups.lr_scale(at), if b { 16.0 } else { 1.0 }, "{at}");
         }
         let how = AdamWSettings { groups, weight_decay: 0.5, ..AdamWSettings::default() };
         let mut optimizer = Optimizer::new(&dev, how, &mut params, &grads).unwrap();
-        assert_eq!(optimizer.names().count(), 1 + 4 * c.n_layers);
-        assert_eq!(optimizer.master(EMBED).is_some(), dtype == DType::Bf16);
+        assert_eq!(optimizer.places().count(), 1 + 4 * c.n_layers);
+        assert_eq!(optimizer.master(Place::Embed).is_some(), dtype == DType::Bf16);
         optimizer.step(&dev, &mut params, &grads, 1e-2).unwrap();
-        for ((name, old), (_, t)) in before.iter().zip(names::named(&params)) {
+        for ((at, old), (_, t)) in before.iter().zip(params.places()) {
             let new = values(&dev, t);
             let moved: Vec<usize> = (0..new.len()).filter(|&i| new[i] != old[i]).collect();
-            match name.as_str() {
-                EMBED => {
+            match at.kind() {
+                Kind::Vocabulary => {
                     let rows = first_row * t.cols()..(first_row + 2) * t.cols();
                     assert!(!moved.is_empty() && moved.iter().all(|i| rows.contains(i)), "{dtype:?}");
                 }
-                n if n.contains("lora_") => assert!(moved.len() > new.len() / 2, "{n}"),
-                n => assert!(moved.is_empty(), "{n} is frozen"),
+                Kind::LowRank => assert!(moved.len() > new.len() / 2, "{at}"),
+                Kind::Matrix | Kind::Norm | Kind::Bias => assert!(moved.is_empty(), "{at} is frozen"),
             }
         }
         // The first step of Adam moves by lr whatever the gradient: B by 16 times as much as the new rows.
-        let (_, old) = before.iter().find(|(n, _)| n.ends_with("lora_B.weight")).unwrap();
-        let (_, b) = names::named(&params).into_iter().find(|(n, _)| n.ends_with("lora_B.weight")).unwrap();
+        let is_b = |at: Place| matches!(at, Place::Layer(_, Part::LoraB(_)));
+        let (_, old) = before.iter().find(|(at, _)| is_b(*at)).unwrap();
+        let (_, b) = params.places().into_iter().find(|(at, _)| is_b(*at)).unwrap();
         let b = values(&dev, b);
         let step = (0..b.len()).map(|i| (b[i] - old[i] * (1.0 - 0.16 * 0.5)).abs()).fold(0.0, f32::max);
         assert!((step - 0.16).abs() < 1e-3, "{step}");

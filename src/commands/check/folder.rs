@@ -11,9 +11,9 @@ use crate::checkpoint::manifest;
 use crate::checkpoint::state::Fingerprints;
 use crate::commands::startup::{fingerprints, hash_model};
 use crate::error::Result;
-use crate::hf::names;
 use crate::log::tables::{bytes, grouped, table};
 use crate::machine::free_bytes;
+use crate::model::weights::{Kind, Weights};
 use crate::settings::{Every, Resume};
 use crate::tensor::DType;
 use crate::train::checkpoints::read_state;
@@ -204,11 +204,9 @@ fn room(subject: &Subject, steps: Steps) -> Option<Room> {
     let element = s.dtype.bytes() as u64;
     let in_files = subject.base.as_ref().map_or(element, |b| b.dtype().bytes() as u64);
     let tokenizer = subject.tokenizer.as_ref().map_or(0, |t| 8 * t.bytes().len() as u64);
-    let vocabulary: u64 = names::weights(config)
-        .iter()
-        .filter(|w| matches!(w.name.as_str(), names::EMBED | names::LM_HEAD))
-        .map(|w| w.len() as u64)
-        .sum();
+    let weights = Weights::of(config);
+    let vocabulary = weights.places().into_iter().filter(|(at, _)| at.kind() == Kind::Vocabulary);
+    let vocabulary: u64 = vocabulary.map(|(at, _)| at.len(config, 0) as u64).sum();
     // An adapter of a grown vocabulary carries the whole embedding and head.
     let result = match (&subject.lora, subject.new_rows) {
         (Some(_), Some(_)) => 4 * (demand.lora_weights() + vocabulary),

@@ -21,6 +21,7 @@ use crate::hf::{SaveDType, TensorSource};
 use crate::log::tables::grouped;
 use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
+use crate::model::weights::Weights;
 use crate::settings::TrainSettings;
 use crate::train::setup;
 
@@ -271,8 +272,7 @@ fn model_section(
     dtype: Option<SaveDType>,
     subject: &Subject,
 ) {
-    let weights = |c: &ModelConfig| -> u64 { crate::hf::names::weights(c).iter().map(|w| w.len() as u64).sum() };
-    let all = weights(grown.unwrap_or(c));
+    let all = Weights::count(grown.unwrap_or(c));
     let what = match &subject.base {
         Some(base) => base.dir().display().to_string(),
         None => "a new model".into(),
@@ -301,9 +301,10 @@ fn model_section(
     }
     let mut lora = Value::Null;
     if let Some(l) = &subject.lora {
-        lines.push(format!("adapter       rank {}, scale {}, on {}", l.r, l.scale(), l.targets.join(" ")));
-        lora = json!({"r": l.r, "scale": l.scale(), "targets": l.targets});
-        let narrowest = l.targets.iter().map(|t| crate::hf::names::linear_shape(c, t));
+        let targets: Vec<&str> = l.targets.iter().map(|p| p.name()).collect();
+        lines.push(format!("adapter       rank {}, scale {}, on {}", l.r, l.scale(), targets.join(" ")));
+        lora = json!({"r": l.r, "scale": l.scale(), "targets": targets});
+        let narrowest = l.targets.iter().map(|p| p.shape(c));
         if let Some(side) = narrowest.map(|(a, b)| a.min(b)).min().filter(|&side| l.r >= side) {
             check.push(
                 Finding::warning("lora-rank", "lora_r", "the update is no longer of low rank")

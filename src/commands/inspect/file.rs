@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::bail;
 use crate::checkpoint::manifest::{self, MANIFEST, hash_file};
+
 use crate::commands::Out;
 use crate::commands::style::Style;
 use crate::data::encode::Encoded;
@@ -15,10 +16,11 @@ use crate::data::jsonl::{RowOptions, read_rows};
 use crate::data::token_file::TokenFile;
 use crate::data::tokenizer::{SpecialIds, Specials, Tokenizer};
 use crate::error::{Context, Result};
+use crate::hf::TensorSource;
 use crate::hf::peft::{self, Adapter};
 use crate::hf::safetensors::{ModelFiles, TensorFile};
-use crate::hf::{TensorSource, names};
 use crate::log::tables::{bytes, grouped};
+use crate::model::weights::{Place, Weights};
 
 /// Rows or documents of a preview.
 const PREVIEW: usize = 3;
@@ -221,12 +223,10 @@ fn tensor_file(path: &Path) -> Result<Report> {
 fn model(dir: &Path) -> Result<Report> {
     let files = ModelFiles::open(dir)?;
     let c = files.config();
-    let weights = names::weights(c);
-    let parameters: usize = weights.iter().map(names::WeightInfo::len).sum();
     let mut facts = vec![
         ("kind", json!("model")),
         ("architecture", json!(format!("{:?}", c.architecture))),
-        ("parameters", json!(grouped(parameters as u64))),
+        ("parameters", json!(grouped(Weights::count(c)))),
         ("layers", json!(c.n_layers)),
         ("hidden_size", json!(c.hidden_size)),
         ("intermediate_size", json!(c.intermediate_size)),
@@ -254,8 +254,9 @@ fn model(dir: &Path) -> Result<Report> {
         facts.push(("note", json!(warning)));
     }
     let dtype = files.dtype().torch_name();
-    let part = |w: &names::WeightInfo| json!({"tensor": w.name, "shape": w.file_shape(), "dtype": dtype});
-    Ok(Report { facts, parts: weights.iter().map(part).collect(), preview: Vec::new() })
+    let part = |at: Place| json!({"tensor": at.to_string(), "shape": at.file_shape(c, 0), "dtype": dtype});
+    let parts = Weights::of(c).places().into_iter().map(|(at, _)| part(at)).collect();
+    Ok(Report { facts, parts, preview: Vec::new() })
 }
 
 fn adapter(dir: &Path) -> Result<Report> {
@@ -268,7 +269,7 @@ fn adapter(dir: &Path) -> Result<Report> {
         ("rank", json!(c.r)),
         ("alpha", json!(c.alpha)),
         ("scale", json!(c.scale())),
-        ("targets", json!(c.targets)),
+        ("targets", json!(c.targets.iter().map(|p| p.name()).collect::<Vec<_>>())),
         ("base", json!(c.base)),
         ("parameters", json!(grouped(count))),
         ("blake3", json!(hash_file(&weights)?)),

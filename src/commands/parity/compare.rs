@@ -35,8 +35,15 @@ impl<B: Backend> Run<'_, B> {
         }
     }
 
-    pub(super) fn compare_gradients(&mut self, what: &str, prefix: &str, all: &Arrays, grads: &[(String, HostTensor)]) {
+    pub(super) fn compare_gradients(
+        &mut self,
+        what: &str,
+        prefix: &str,
+        all: &Arrays,
+        grads: &[(impl ToString, HostTensor)],
+    ) {
         for (name, g) in grads {
+            let name = name.to_string();
             let key = format!("{prefix}{name}");
             if let Some((ours, want)) = recorded(all, &key, &g.data, g.cols) {
                 let error = relative(ours, want.data.iter().copied());
@@ -50,8 +57,9 @@ impl<B: Backend> Run<'_, B> {
         }
     }
 
-    pub(super) fn compare_norms(&mut self, what: &str, json: &Value, grads: &[(String, HostTensor)]) {
+    pub(super) fn compare_norms(&mut self, what: &str, json: &Value, grads: &[(impl ToString, HostTensor)]) {
         for (name, g) in grads {
+            let name = name.to_string();
             if let Some(want) = json["grad_norms"][name.as_str()].as_f64() {
                 let error = (norm(&g.data) / want - 1.0).abs();
                 self.report.compare(what, name.as_str(), error, self.allowed.gradient);

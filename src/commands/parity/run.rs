@@ -8,18 +8,19 @@ use super::case::{Array, Case, Rows, steps};
 use super::dump::Dump;
 use super::report::{Report, Tolerances, relative};
 use crate::backend::Backend;
+
 use crate::ensure;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
 use crate::generate::{GenerateOptions, Sampling, generate};
 use crate::hf::device::{DeviceSource, download, load_adapter, load_params};
 use crate::hf::merge::{Adapted, Merged};
-use crate::hf::names::named;
 use crate::hf::peft::{Adapter, save_adapter};
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::{SaveOptions, save_model};
 use crate::hf::{SaveDType, TensorSource};
 use crate::model::config::ModelConfig;
+use crate::model::weights::{Kind, Place, Weights};
 use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec, Params, Recompute};
 use crate::optim::schedule::{Schedule, ScheduleSettings, Shape, Warmup};
 use crate::optim::{AdamWSettings, Optimizer, Verdict};
@@ -52,7 +53,7 @@ pub(super) struct Pass {
     pub logits: Vec<f32>,
     pub token_loss: Vec<f32>,
     pub loss: f64,
-    grads: Vec<(String, HostTensor)>,
+    grads: Vec<(Place, HostTensor)>,
 }
 
 impl<B: Backend> Run<'_, B> {
@@ -112,9 +113,9 @@ impl<B: Backend> Run<'_, B> {
         let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
         let token_loss = rows.spread(&losses, 1);
         let mut grads = Vec::new();
-        for (name, grad) in named(&l.grads) {
+        for (at, grad) in l.grads.places() {
             if let Some(g) = grad {
-                grads.push((name, download(dev, g)?));
+                grads.push((at, download(dev, g)?));
             }
         }
         Ok(Pass { logits, token_loss, loss, grads })
@@ -126,8 +127,8 @@ impl<B: Backend> Run<'_, B> {
         dump_rows(dump, "batch", rows, &pass, l.config.vocab_size);
         let case = self.case;
         self.compare_outputs("batch", "batch.", &case.tensors, &case.json["batch"], &pass, l.config.vocab_size);
-        for (name, g) in &pass.grads {
-            dump.f32(format!("grad.{name}"), &file_shape(name, g), &g.data);
+        for (at, g) in &pass.grads {
+            dump.f32(format!("grad.{at}"), &file_shape(*at, g), &g.data);
         }
         self.compare_gradients("batch gradients", "grad.", &case.tensors, &pass.grads);
         self.compare_norms("batch gradient norms", &case.json["batch"], &pass.grads);
@@ -156,8 +157,8 @@ impl<B: Backend> Run<'_, B> {
         bounds.push(rows.ids.len() as i64);
         dump.i64("packed.cu_seqlens", &[bounds.len()], &bounds);
         self.compare_outputs("packed", "packed.", &case.tensors, &case.json["packed"], &pass, l.config.vocab_size);
-        for (name, g) in &pass.grads {
-            dump.f32(format!("packed.grad.{name}"), &file_shape(name, g), &g.data);
+        for (at, g) in &pass.grads {
+            dump.f32(format!("packed.grad.{at}"), &file_shape(*at, g), &g.data);
         }
         self.compare_gradients("packed gradients", "packed.grad.", &case.tensors, &pass.grads);
         self.compare_norms("packed gradient norms", &case.json["packed"], &pass.grads);
@@ -259,12 +260,13 @@ impl<B: Backend> Run<'_, B> {
         let before = weights_of(self.dev, &l.params)?;
         let dir = self.out.join("adamw");
         let optimizer = self.train("AdamW", json, &batches, &mut l, &dir)?;
-        let source = DeviceSource::new(self.dev, &l.config, &l.params).with_masters(0, |name| optimizer.master(name));
+        let source = DeviceSource::new(self.dev, &l.config, &l.params).with_masters(0, |at| optimizer.master(at));
         let options = SaveOptions { dtype: SaveDType::F32, ..SaveOptions::default() };
         save_model(&dir.join("final"), &source, options)?;
         if let Some(finals) = case.optional("adamw_final.safetensors")? {
-            for (name, start) in &before {
-                self.compare_update("AdamW updates", &finals, name, name, start, &source.get(name)?);
+            for (at, start) in &before {
+                let name = at.to_string();
+                self.compare_update("AdamW updates", &finals, &name, &name, start, &source.get(*at)?);
             }
         }
         Ok(())
@@ -288,7 +290,8 @@ impl<B: Backend> Run<'_, B> {
         dump.f32("logits", &[r, t, vocab], &pass.logits);
         dump.f32("token_loss", &[r, t], &pass.token_loss);
         self.compare_outputs(&label, "", &golden, json, &pass, vocab);
-        let grads: Vec<(String, HostTensor)> = pass.grads.into_iter().map(|(n, g)| (format!("{PEFT}{n}"), g)).collect();
+        let grads: Vec<(String, HostTensor)> =
+            pass.grads.into_iter().map(|(at, g)| (format!("{PEFT}{at}"), g)).collect();
         for (n, g) in &grads {
             dump.f32(format!("grad.{n}"), &[g.rows, g.cols], &g.data);
         }
@@ -299,12 +302,12 @@ impl<B: Backend> Run<'_, B> {
             let dir = self.out.join(&label);
             self.train(&format!("{label} AdamW"), &json["adamw"], &batches, &mut l, &dir)?;
             let source = DeviceSource::new(self.dev, &l.config, &l.params);
-            save_adapter(&dir.join("final"), &adapter.config, &l.config, false, |n| source.get(n))?;
-            for (n, start) in before.iter().filter(|(n, _)| n.contains(".lora_")) {
-                let after = source.get(n)?;
-                dump.f32(format!("final.{PEFT}{n}"), &[after.rows, after.cols], &after.data);
-                let recorded_as = format!("final.{PEFT}{n}");
-                self.compare_update(&format!("{label} AdamW updates"), &golden, &recorded_as, n, start, &after);
+            save_adapter(&dir.join("final"), &adapter.config, &l.config, false, |at| source.get(at))?;
+            for (at, start) in before.iter().filter(|(at, _)| at.kind() == Kind::LowRank) {
+                let (name, recorded_as) = (at.to_string(), format!("final.{PEFT}{at}"));
+                let after = source.get(*at)?;
+                dump.f32(recorded_as.clone(), &[after.rows, after.cols], &after.data);
+                self.compare_update(&format!("{label} AdamW updates"), &golden, &recorded_as, &name, start, &after);
             }
         }
         dump.write(&self.out.join(format!("{label}.safetensors")))
@@ -315,10 +318,11 @@ impl<B: Backend> Run<'_, B> {
             return Ok(());
         };
         let merged = Merged::new(self.model, adapter)?;
-        for (n, w) in &want {
-            let ours = merged.load(n)?;
+        for (at, _) in Weights::of(merged.config()).places() {
+            let Some(w) = want.get(&at.to_string()) else { continue };
+            let ours = merged.load(at)?;
             let error = relative(ours.data.iter().map(|&x| f64::from(x)), w.data.iter().copied());
-            self.report.compare(&format!("lora.{name} merged weights"), n.as_str(), error, 1e-6);
+            self.report.compare(&format!("lora.{name} merged weights"), at.to_string(), error, 1e-6);
         }
         Ok(())
     }
@@ -353,13 +357,9 @@ impl<B: Backend> Run<'_, B> {
         let schedule = Schedule::new(schedule, number(&hp["lr"], "lr")?, batches.len() as u64);
         let mut optimizer = Optimizer::new(self.dev, settings, &mut l.params, &l.grads)?;
         let model = self.model;
-        let lora = l
-            .params
-            .layers
-            .iter()
-            .any(|x| [&x.q, &x.k, &x.v, &x.o, &x.gate, &x.up, &x.down].iter().any(|p| p.lora.is_some()));
+        let lora = l.params.places().iter().any(|(at, _)| at.kind() == Kind::LowRank);
         if !lora {
-            optimizer.set_masters(self.dev, |name| model.load(name).map(|t| Some(t.data)))?;
+            optimizer.set_masters(self.dev, |at| model.load(at).map(|t| Some(t.data)))?;
         }
         let mut lines = String::new();
         for (s, micro) in batches.iter().enumerate() {
@@ -421,8 +421,8 @@ fn largest_batch(batches: &[Vec<Rows>]) -> usize {
     batches.iter().flatten().map(|r| r.batch.tokens.len()).max().unwrap_or(0)
 }
 
-fn weights_of<B: Backend>(dev: &B, params: &Params<B>) -> Result<Vec<(String, HostTensor)>> {
-    named(params).into_iter().map(|(name, t)| Ok((name, download(dev, t)?))).collect()
+fn weights_of<B: Backend>(dev: &B, params: &Params<B>) -> Result<Vec<(Place, HostTensor)>> {
+    params.places().into_iter().map(|(at, t)| Ok((at, download(dev, t)?))).collect()
 }
 
 fn matrix_shape(a: &Array) -> Result<(usize, usize)> {
@@ -434,8 +434,8 @@ fn matrix_shape(a: &Array) -> Result<(usize, usize)> {
 }
 
 /// Norms and biases have one dimension in files.
-fn file_shape(name: &str, t: &HostTensor) -> Vec<usize> {
-    if name.ends_with("norm.weight") || name.ends_with("bias") { vec![t.cols] } else { vec![t.rows, t.cols] }
+fn file_shape(at: Place, t: &HostTensor) -> Vec<usize> {
+    if at.is_vector() { vec![t.cols] } else { vec![t.rows, t.cols] }
 }
 
 fn dump_rows(dump: &mut Dump, part: &str, rows: &Rows, pass: &Pass, vocab: usize) {
