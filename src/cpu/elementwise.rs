@@ -212,22 +212,24 @@ pub fn swiglu_backward(
     same_type!("swiglu_backward", dgate, dup, dout, gate, up; swiglu_backward_typed(dev, dgate, dup, dout, gate, up));
 }
 
-/// Philox blocks drawn side by side; each gives four elements.
+/// Philox blocks drawn side by side.
 const DRAWS: usize = 16;
 
 multiversion! {
-    /// `y = keep · scale · x`; the slices begin at element `4 · block` of the tensor. Element e is dropped where word e mod 4
-    /// of block e / 4 lies below `threshold`.
-    fn dropout_slice[Y: Elem, X: Elem](y: &mut [Y], x: &[X], first_block: u64, stream: Stream, threshold: u64, scale: f32) {
-        for (i, (y, x)) in y.chunks_mut(4 * DRAWS).zip(x.chunks(4 * DRAWS)).enumerate() {
+    /// `y = keep · scale · x`; the slices begin with the first element of block `first_block`. See [`Dropout`] for the draws.
+    fn dropout_slice[Y: Elem, X: Elem](y: &mut [Y], x: &[X], first_block: u64, stream: Stream, threshold: u32, scale: f32) {
+        const ELEMENTS: usize = DRAWS * Dropout::PER_BLOCK;
+        for (i, (y, x)) in y.chunks_mut(ELEMENTS).zip(x.chunks(ELEMENTS)).enumerate() {
             let mut words = [[0u32; 4]; DRAWS];
             for (j, w) in words.iter_mut().enumerate() {
                 let block = first_block.wrapping_add((i * DRAWS + j) as u64);
-                *w = stream.block(block);
+                *w = stream.block(block).map(u32::to_le);
             }
-            for ((y, x), &w) in y.iter_mut().zip(x).zip(words.as_flattened()) {
+            // Little-endian words, so the low half of each comes first.
+            let halves: &[u16] = bytemuck::cast_slice(words.as_flattened());
+            for ((y, x), &half) in y.iter_mut().zip(x).zip(halves) {
                 // A product, so that a dropped NaN stays visible.
-                *y = Y::put(x.get() * if u64::from(w) < threshold { 0.0 } else { scale });
+                *y = Y::put(x.get() * if u32::from(u16::from_le(half)) < threshold { 0.0 } else { scale });
             }
         }
     }
@@ -235,10 +237,9 @@ multiversion! {
 
 pub fn dropout(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, dropout: Dropout) {
     dropout.check("dropout", dst, src);
-    let (stream, threshold) = (dropout.stream(), dropout.threshold());
-    let scale = 1.0 / (1.0 - dropout.p);
+    let (stream, threshold, scale) = (dropout.stream(), dropout.threshold(), dropout.scale());
     typed!(y = mut dst, x = src, => dev.pool.split(chunked(y, TASK), |i, y| {
-        let first_block = (i * TASK / 4) as u64;
+        let first_block = (i * TASK / Dropout::PER_BLOCK) as u64;
         dropout_slice(dev.level, y, piece(x, i, TASK), first_block, stream, threshold, scale);
     }));
 }
@@ -380,7 +381,7 @@ mod tests {
                 let mut dst = dev.alloc(n, c, DType::F32).unwrap();
                 dev.dropout(&mut dst, &src, d).unwrap();
                 for (e, (y, x)) in values(dev, &dst).iter().zip(&x).enumerate() {
-                    let expected = if d.drops(e as u64) { 0.0 } else { x * (1.0 / (1.0 - p)) };
+                    let expected = if d.drops(e as u64) { 0.0 } else { x * d.scale() };
                     assert_eq!(*y, expected, "element {e}");
                 }
             }

@@ -410,7 +410,7 @@ impl Backend for Reference {
 
     fn dropout(&self, dst: &mut T, src: &T, dropout: Dropout) -> Result<()> {
         dropout.check("dropout", dst, src);
-        let keep = 1.0 / (1.0 - f64::from(dropout.p));
+        let keep = f64::from(dropout.scale());
         for (e, (d, s)) in f_mut(dst).iter_mut().zip(f(src)).enumerate() {
             *d = if dropout.drops(e as u64) { 0.0 } else { keep * s };
         }
