@@ -8,6 +8,7 @@ use ringtune::backend::{
     AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, HeadGrads, HeadLoss, Heads, Mask, MatMul, Norm, Norms,
     Products, Swiglu, Write,
 };
+use ringtune::batch::{Batch, BatchIndex, MicroBatch};
 use ringtune::cpu::Cpu;
 use ringtune::error::Result;
 use ringtune::rng::Stream;
@@ -109,6 +110,14 @@ impl Bench {
         Ok((t, stored))
     }
 
+    fn batch(&self, targets: &[i32], doc_start: &[i32]) -> Result<Batch<Cpu>> {
+        let (tokens, targets, doc_start) = (vec![0; targets.len()], targets.to_vec(), doc_start.to_vec());
+        let host = MicroBatch { tokens, targets, doc_start, ..Default::default() };
+        let mut batch = self.dev.new_batch(host.tokens.len())?;
+        self.dev.load_batch(&mut batch, BatchIndex::default().view(&host))?;
+        Ok(batch)
+    }
+
     fn values(&self, t: &Tensor<Cpu>) -> Result<Vec<f32>> {
         let mut x = vec![0.0; t.len()];
         self.dev.download(&mut x, t)?;
@@ -201,12 +210,11 @@ fn attention(b: &Bench) -> Result<()> {
             let (v, vv) = b.normal(3, n, n_kv * d, dtype)?;
             let (dout, _) = b.normal(4, n, h * d, dtype)?;
             let starts: Vec<i32> = (0..n).map(|i| (i / len * len) as i32).collect();
-            let mut doc_start = b.dev.alloc(n, 1, DType::I32)?;
-            b.dev.upload_i32(&mut doc_start, &starts)?;
+            let batch = b.batch(&vec![0; n], &starts)?;
             let mut out = b.dev.alloc(n, h * d, dtype)?;
             let mut lse = b.dev.alloc(n, h, DType::F32)?;
             let mask = Mask { window: None };
-            let x = Attention { q: &q, k: &k, v: &v, doc_start: &doc_start, heads, mask };
+            let x = Attention { q: &q, k: &k, v: &v, batch: &batch, heads, mask };
             b.dev.attention_forward(&mut out, &mut lse, x)?;
             let ov = b.values(&out)?;
             for s in 0..16 {
@@ -230,7 +238,7 @@ fn attention(b: &Bench) -> Result<()> {
             let (mut dk, mut dv) = (b.dev.alloc(n, n_kv * d, dtype)?, b.dev.alloc(n, n_kv * d, dtype)?);
             b.time(&format!("{name} backward"), dtype, 2.5 * flop, 2.0 * bytes, || {
                 let dx = AttentionGrads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
-                b.dev.attention_backward(dx, &dout, &out, &lse, x)
+                b.dev.attention_backward(dx, &dout, &out, &lse, x, None)
             })?;
         }
     }
@@ -247,11 +255,10 @@ fn heads(b: &Bench) -> Result<()> {
             let (x, xv) = b.normal(1, n, c, dtype)?;
             let (w, wv) = b.normal(2, v, c, dtype)?;
             let ids: Vec<i32> = (0..n).map(|i| (i * 104_729 % v) as i32).collect();
-            let mut targets = b.dev.alloc(n, 1, DType::I32)?;
-            b.dev.upload_i32(&mut targets, &ids)?;
+            let batch = b.batch(&ids, &vec![0; n])?;
             let mut loss = b.dev.alloc(n, 1, DType::F32)?;
             let (mut dx, mut dw) = (b.dev.alloc(n, c, dtype)?, b.dev.alloc(v, c, DType::F32)?);
-            let of = HeadLoss { x: &x, w: &w, targets: &targets, n_classes: v, scale: 1.0 / n as f32 };
+            let of = HeadLoss { x: &x, w: &w, batch: &batch, n_classes: v, scale: 1.0 / n as f32 };
             let mut run = |loss: &mut Tensor<Cpu>| {
                 let grads = HeadGrads { dx: Some(&mut dx), dw: Some(&mut dw), first_row: 0 };
                 b.dev.linear_cross_entropy(loss, None, grads, of)
@@ -311,9 +318,10 @@ fn streams(b: &Bench) -> Result<()> {
             let av = b.values(&act)?;
             let g = f64::from(gv[9]);
             verify("swiglu", dtype, av[9], g / (1.0 + (-g).exp()) * f64::from(uv[9]), 1.0);
-            let (mut dg, mut du) = (b.dev.alloc(n, f, dtype)?, b.dev.alloc(n, f, dtype)?);
+            // In place: from the second round on the values are others, the work is the same.
+            let (mut gate, mut up) = (gate, up);
             b.time(&format!("tiny swiglu backward {dtype:?}"), dtype, 20.0 * wide, 5.0 * wide * size, || {
-                b.dev.swiglu_backward(&mut dg, &mut du, &act, x)
+                b.dev.swiglu_backward(&mut gate, &mut up, &mut act)
             })?;
         }
         if b.wants("adamw") {
@@ -330,18 +338,20 @@ fn streams(b: &Bench) -> Result<()> {
                 weight_decay: 0.1,
                 bias_correction1: 0.1,
                 bias_correction2: 0.001,
-                grad_scale: 1.0,
             };
             let master_of = |dtype| dtype == DType::Bf16;
+            let mut stats = b.dev.new_stats()?;
             let mut update = || {
                 let master = master_of(dtype).then_some(&mut master);
-                b.dev.adamw(AdamWSlot { p: &mut p, master, m: &mut m, v: &mut v, g: &g, first_row: 0 }, step)
+                let (p, m, v) = (&mut p, &mut m, &mut v);
+                let slot = AdamWSlot { p, master, m, v, g: &g, first_row: 0, decays: true, lr_scale: 1.0 };
+                b.dev.adamw_all(&stats, &mut [slot], step)
             };
             update()?;
             let elements = (rows * cols) as f64;
             b.time(&format!("adamw 12.5M {dtype:?}"), dtype, 15.0 * elements, elements * (24.0 + size), &mut update)?;
             assert!(gv[3] != 0.0 && mv[3].is_finite());
-            b.time("norm2 12.5M", DType::F32, 2.0 * elements, 4.0 * elements, || b.dev.norm2(&[&g]).map(|_| ()))?;
+            b.time("norm2 12.5M", DType::F32, 2.0 * elements, 4.0 * elements, || b.dev.grad_norm2(&mut stats, &[&g]))?;
         }
     }
     Ok(())

@@ -33,6 +33,9 @@ pub trait Device: Sized {
     /// The device's memory behind a tensor.
     type Buf;
 
+    /// What the device works out of a micro-batch on the host, kept beside it; `()` where there is nothing.
+    type Plan: Default;
+
     /// One line for tables and logs: device, features, threads.
     fn describe(&self) -> String;
 
@@ -41,6 +44,21 @@ pub trait Device: Sized {
     /// # Errors
     /// If the device has not enough memory.
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>>;
+
+    /// Tensors of zeros that are used together, each beginning at a multiple of `multiple` elements where the device puts them into
+    /// one piece of memory. Here each has its own.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn alloc_together(&self, shapes: &[(usize, usize)], dtype: DType, multiple: usize) -> Result<Vec<Tensor<Self>>> {
+        let _ = multiple;
+        shapes.iter().map(|&(rows, cols)| self.alloc(rows, cols, dtype)).collect()
+    }
+
+    /// Largest number of floating-point operations per second for operands of this type, where it is known.
+    fn peak_flops(&self, _dtype: DType) -> Option<f64> {
+        None
+    }
 
     /// Copies host values into an f32 or bf16 tensor (rounded to nearest even for bf16). `src.len() == dst.len()`.
     ///
@@ -71,6 +89,14 @@ pub trait Device: Sized {
     /// # Errors
     /// If the device refuses the launch.
     fn fill_zero(&self, dst: &mut Tensor<Self>) -> Result<()>;
+
+    /// `dst = 0` for all of them.
+    ///
+    /// # Errors
+    /// If the device refuses the launch.
+    fn fill_zeros(&self, all: &mut [&mut Tensor<Self>]) -> Result<()> {
+        all.iter_mut().try_for_each(|dst| self.fill_zero(dst))
+    }
 
     /// `dst = src`, converting between f32 and bf16 where the dtypes differ. Same shape.
     ///

@@ -7,21 +7,19 @@ use crate::tensor::{DType, Device, Tensor};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWStep {
     /// Learning rate of this step.
-    pub lr: f32,
+    pub lr: f64,
     /// Decay of the first moment.
     pub beta1: f32,
     /// Decay of the second moment.
     pub beta2: f32,
     /// Added to the corrected root.
     pub eps: f32,
-    /// Decoupled weight decay: `p *= 1 - lr * weight_decay`; 0 for norms and biases.
+    /// Decoupled weight decay: `p *= 1 - lr * weight_decay`, of tensors that decay.
     pub weight_decay: f32,
     /// `1 - beta1^t`.
     pub bias_correction1: f32,
     /// `1 - beta2^t`.
     pub bias_correction2: f32,
-    /// Factor on the gradient: the clip coefficient.
-    pub grad_scale: f32,
 }
 
 /// A tensor to update with its gradient and its state, all f32 but `p`.
@@ -38,9 +36,18 @@ pub struct AdamWSlot<'a, B: Device> {
     pub g: &'a Tensor<B>,
     /// First row of `p` that `g` covers.
     pub first_row: usize,
+    /// Whether weight decay applies.
+    pub decays: bool,
+    /// Multiple of the learning rate.
+    pub lr_scale: f64,
 }
 
 impl<B: Device> AdamWSlot<'_, B> {
+    /// The learning rate and the decay of this tensor in a step.
+    pub fn rates(&self, step: &AdamWStep) -> (f32, f32) {
+        ((step.lr * self.lr_scale) as f32, if self.decays { step.weight_decay } else { 0.0 })
+    }
+
     /// Panics unless the shapes agree.
     pub fn check(&self, what: &str) {
         let (rows, cols) = self.g.shape();
@@ -69,7 +76,7 @@ mod tests {
 
     fn slot<'a>(t: &'a mut [Tensor<Shapes>; 4], g: &'a Tensor<Shapes>) -> AdamWSlot<'a, Shapes> {
         let [p, master, m, v] = t;
-        AdamWSlot { p, master: Some(master), m, v, g, first_row: 5 }
+        AdamWSlot { p, master: Some(master), m, v, g, first_row: 5, decays: true, lr_scale: 1.0 }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Source: Dao 2023, arXiv:2307.08691, algorithms 1 and 2.
 
 use super::{expect_dtype, expect_shape};
+use crate::batch::Batch;
 use crate::tensor::{DType, Device, Tensor};
 
 /// Shape of an attention layer. `n_query` is a multiple of `n_kv` (grouped-query attention, Ainslie et al. 2023).
@@ -31,8 +32,8 @@ pub struct Attention<'a, B: Device> {
     pub k: &'a Tensor<B>,
     /// (N, K*D).
     pub v: &'a Tensor<B>,
-    /// (N, 1) i32: first position of the token's document.
-    pub doc_start: &'a Tensor<B>,
+    /// Where its documents begin.
+    pub batch: &'a Batch<B>,
     /// H, K and D.
     pub heads: Heads,
     /// Which keys a token sees besides.
@@ -99,7 +100,7 @@ impl<B: Device> Attention<'_, B> {
         }
         expect_shape(what, "k", self.k, (n, narrow));
         expect_shape(what, "v", self.v, (n, narrow));
-        expect_shape(what, "doc_start", self.doc_start, (n, 1));
+        expect_shape(what, "doc_start", &self.batch.doc_start, (n, 1));
         expect_shape(what, "lse", lse, (n, self.heads.n_query));
         expect_dtype(what, "lse", lse, DType::F32);
     }
@@ -133,7 +134,7 @@ impl<B: Device> Decode<'_, B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::testing::{Shapes, each_wrong_shape_is_refused, f32s, i32s, refuses};
+    use crate::backend::testing::{Shapes, batch, each_wrong_shape_is_refused, f32s, refuses};
 
     const HEADS: Heads = Heads { n_query: 4, n_kv: 2, head_dim: 8 };
     const MASK: Mask = Mask { window: None };
@@ -149,7 +150,7 @@ mod tests {
     #[test]
     fn every_wrong_shape_is_refused() {
         // The rows of q decide the others, so another q is seen in its width and in them.
-        let q = f32s(5, 32);
+        let (q, batch, other) = (f32s(5, 32), batch(5), batch(6));
         let arguments = [
             ("dq", (5, 32), F),
             ("dk", (5, 16), F),
@@ -159,15 +160,16 @@ mod tests {
             ("lse", (5, 4), F),
             ("k", (5, 16), F),
             ("v", (5, 16), F),
-            ("doc_start", (5, 1), I),
         ];
         each_wrong_shape_is_refused(&arguments, |t| {
-            let x = Attention { q: &q, k: &t[6], v: &t[7], doc_start: &t[8], heads: HEADS, mask: MASK };
+            let x = Attention { q: &q, k: &t[6], v: &t[7], batch: &batch, heads: HEADS, mask: MASK };
             grads(t, |dx| dx.check("backward", &t[3], &t[4], &t[5], x));
         });
-        let (q, k, starts) = (f32s(5, 33), f32s(5, 16), i32s(5));
-        let x = Attention { q: &q, k: &k, v: &k, doc_start: &starts, heads: HEADS, mask: MASK };
+        let (q, k) = (f32s(5, 33), f32s(5, 16));
+        let x = Attention { q: &q, k: &k, v: &k, batch: &batch, heads: HEADS, mask: MASK };
         refuses("shape of q", || x.check("forward", &[], &f32s(5, 4)));
+        let q = f32s(5, 32);
+        refuses("shape of doc_start", || Attention { q: &q, batch: &other, ..x }.check("forward", &[], &f32s(5, 4)));
         let three = Heads { n_kv: 3, ..HEADS };
         refuses("4 query heads share 3", || Attention { heads: three, ..x }.check("forward", &[], &f32s(5, 4)));
     }

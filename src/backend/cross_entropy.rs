@@ -1,6 +1,7 @@
 //! The loss at the head: cross-entropy of `softmax(x·wᵀ)` and its gradients.
 
 use super::{expect_dtype, expect_shape};
+use crate::batch::Batch;
 use crate::tensor::{DType, Device, Tensor};
 
 /// What the head and its loss read.
@@ -9,8 +10,8 @@ pub struct HeadLoss<'a, B: Device> {
     pub x: &'a Tensor<B>,
     /// (V, C), the head.
     pub w: &'a Tensor<B>,
-    /// (N, 1) i32: the token to predict, or [`IGNORE`](crate::batch::IGNORE).
-    pub targets: &'a Tensor<B>,
+    /// Its targets, and the rows that have one.
+    pub batch: &'a Batch<B>,
     /// Classes that take part in the softmax: rows `0..n_classes` of the head. Padding rows of the vocabulary stay out.
     pub n_classes: usize,
     /// Factor on the gradients, `1 / (supervised targets of the whole step)`. The losses themselves are not scaled.
@@ -48,7 +49,7 @@ impl<B: Device> HeadLoss<'_, B> {
         let ((n, c), (v, wide), classes) = (self.x.shape(), self.w.shape(), self.n_classes);
         assert!(wide == c, "{what}: shapes of w {:?} and x {:?}", self.w.shape(), self.x.shape());
         assert!((1..=v).contains(&classes), "{what}: n_classes is {classes} for {v} rows of w");
-        expect_shape(what, "targets", self.targets, (n, 1));
+        expect_shape(what, "targets", &self.batch.targets, (n, 1));
         for (name, t) in [("loss", Some(loss)), ("correct", correct)] {
             let Some(t) = t else { continue };
             expect_shape(what, name, t, (n, 1));
@@ -74,13 +75,13 @@ impl<B: Device> HeadLoss<'_, B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::testing::{each_wrong_shape_is_refused, f32s, i32s, refuses};
+    use crate::backend::testing::{batch, each_wrong_shape_is_refused, f32s, refuses};
 
     #[test]
     fn every_wrong_shape_is_refused() {
         let (x, w, f) = (f32s(3, 8), f32s(20, 8), DType::F32);
+        let (batch, other) = (batch(3), batch(4));
         let arguments = [
-            ("targets", (3, 1), DType::I32),
             ("loss", (3, 1), f),
             ("correct", (3, 1), f),
             ("dx", (3, 8), f),
@@ -88,14 +89,15 @@ mod tests {
             ("dw", (15, 8), f),
         ];
         each_wrong_shape_is_refused(&arguments, |t| {
-            let (mut dx, mut dw) = (f32s(t[3].rows(), t[3].cols()), f32s(t[4].rows(), t[4].cols()));
+            let (mut dx, mut dw) = (f32s(t[2].rows(), t[2].cols()), f32s(t[3].rows(), t[3].cols()));
             let grads = HeadGrads { dx: Some(&mut dx), dw: Some(&mut dw), first_row: 5 };
-            let x = HeadLoss { x: &x, w: &w, targets: &t[0], n_classes: 18, scale: 1.0 };
-            x.check("loss", &t[1], Some(&t[2]), &grads);
+            let x = HeadLoss { x: &x, w: &w, batch: &batch, n_classes: 18, scale: 1.0 };
+            x.check("loss", &t[0], Some(&t[1]), &grads);
         });
-        let (targets, loss, narrow) = (i32s(3), f32s(3, 1), f32s(20, 7));
-        let of = HeadLoss { x: &x, w: &w, targets: &targets, n_classes: 20, scale: 1.0 };
+        let (loss, narrow) = (f32s(3, 1), f32s(20, 7));
+        let of = HeadLoss { x: &x, w: &w, batch: &batch, n_classes: 20, scale: 1.0 };
         refuses("w (20, 7)", || HeadLoss { w: &narrow, ..of }.check("loss", &loss, None, &HeadGrads::none()));
+        refuses("targets", || HeadLoss { batch: &other, ..of }.check("loss", &loss, None, &HeadGrads::none()));
         for n_classes in [0, 21] {
             refuses("n_classes", || HeadLoss { n_classes, ..of }.check("loss", &loss, None, &HeadGrads::none()));
         }

@@ -18,14 +18,16 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
-pub mod lora;
 pub mod matmul;
 pub mod norm;
+pub mod project;
 pub mod rope;
+pub mod stats;
 pub mod swiglu;
 #[cfg(test)]
 mod testing;
 
+use crate::batch::{Batch, BatchView};
 use crate::error::Result;
 use crate::tensor::{DType, Device, Tensor};
 
@@ -33,10 +35,11 @@ pub use adamw::{AdamWSlot, AdamWStep};
 pub use attention::{Attention, AttentionGrads, Decode, Heads, Mask};
 pub use cross_entropy::{HeadGrads, HeadLoss};
 pub use dropout::Dropout;
-pub use lora::{LoraScratch, LowRank, LowRankGrads};
 pub use matmul::{MatMul, Write};
 pub use norm::Norm;
+pub use project::{LowRank, ProjectScratch, Projected, Projection, ProjectionGrads};
 pub use rope::{Rope, Rotate};
+pub use stats::{Figures, HostStats};
 pub use swiglu::Swiglu;
 
 /// Panics unless the argument `name` of operation `what` has this shape.
@@ -86,7 +89,35 @@ pub trait Norms: Device {
 }
 
 /// A device that trains: every operation. See the module documentation for the rules they share.
+///
+/// Projections have bodies made of the other operations, which a device replaces by fused ones; see [`project`].
 pub trait Backend: Products + Norms {
+    /// What a step leaves behind, where the device works: see [`stats`].
+    type Stats;
+
+    /// Memory of a micro-batch of up to `max_tokens` tokens.
+    fn new_batch(&self, max_tokens: usize) -> Result<Batch<Self>> {
+        let column = || self.alloc(max_tokens, 1, DType::I32);
+        Ok(Batch {
+            tokens: column()?,
+            targets: column()?,
+            positions: column()?,
+            doc_start: column()?,
+            rows: column()?,
+            by_token: column()?,
+            plan: Self::Plan::default(),
+        })
+    }
+
+    /// Loads a micro-batch; its tensors take their lengths.
+    fn load_batch(&self, to: &mut Batch<Self>, from: BatchView<'_>) -> Result<()> {
+        for (column, values) in to.columns(&from) {
+            column.set_rows(values.len());
+            self.upload_i32(column, values)?;
+        }
+        Ok(())
+    }
+
     /// `dst += src`, same shape; the sum is formed in f32 and rounded once.
     fn add(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()>;
 
@@ -112,7 +143,7 @@ pub trait Backend: Products + Norms {
         &self,
         dw: &mut Tensor<Self>,
         dout: &Tensor<Self>,
-        tokens: &Tensor<Self>,
+        batch: &Batch<Self>,
         first_row: usize,
     ) -> Result<()>;
 
@@ -122,7 +153,8 @@ pub trait Backend: Products + Norms {
     /// Causal attention inside documents: `out` (N, H*D), and `lse` (N, H) f32, natural log; see [`Attention`].
     fn attention_forward(&self, out: &mut Tensor<Self>, lse: &mut Tensor<Self>, x: Attention<'_, Self>) -> Result<()>;
 
-    /// Gradient of [`Backend::attention_forward`], whose results are `out` and `lse`, for `dout` (N, H*D).
+    /// Gradient of [`Backend::attention_forward`], whose results are `out` and `lse`, for `dout` (N, H*D). With `rope`, q and k were
+    /// rotated before, and dq and dk are rotated back: before their one rounding where a device can, else after it.
     ///
     /// Source: Dao 2023, arXiv:2307.08691, algorithm 2.
     fn attention_backward(
@@ -132,6 +164,7 @@ pub trait Backend: Products + Norms {
         out: &Tensor<Self>,
         lse: &Tensor<Self>,
         x: Attention<'_, Self>,
+        rope: Option<Rope<'_, Self>>,
     ) -> Result<()>;
 
     /// Attention of one new token per sequence against a cache: `out` (S, H*D); see [`Decode`].
@@ -140,14 +173,9 @@ pub trait Backend: Products + Norms {
     /// `out = silu(gate) * up`, all (N, F). Source: Shazeer 2020, arXiv:2002.05202, eq. 6.
     fn swiglu_forward(&self, out: &mut Tensor<Self>, x: Swiglu<'_, Self>) -> Result<()>;
 
-    /// Gradient of [`Backend::swiglu_forward`]: sets `dgate` and `dup`.
-    fn swiglu_backward(
-        &self,
-        dgate: &mut Tensor<Self>,
-        dup: &mut Tensor<Self>,
-        dout: &Tensor<Self>,
-        x: Swiglu<'_, Self>,
-    ) -> Result<()>;
+    /// Gradient of [`Backend::swiglu_forward`], in place: `gate` and `up` become their gradients, and `dact` becomes what
+    /// swiglu_forward gave, which the gradient of the next product needs.
+    fn swiglu_backward(&self, gate: &mut Tensor<Self>, up: &mut Tensor<Self>, dact: &mut Tensor<Self>) -> Result<()>;
 
     /// The head and its loss in chunks of rows; the logits never exist whole and unsupervised rows are skipped.
     ///
@@ -165,37 +193,101 @@ pub trait Backend: Products + Norms {
     /// `dst = dropout(src)`; see [`Dropout`]. Linear, so it is also its own gradient.
     fn dropout(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>, dropout: Dropout) -> Result<()>;
 
-    /// Low-rank update `y += scale · dropout(x) Aᵀ Bᵀ`, and `t = dropout(x) Aᵀ` (N, r) kept for backward. `x` (N, in), `y` (N, out);
-    /// see [`LowRank`].
-    ///
-    /// This default composes it from products; a device may fuse it.
-    fn lora_forward(
+    /// `y_i = x W_iᵀ + bias_i + s·drop_i(x) A_iᵀ B_iᵀ` of a group that reads one x; `+ residual` for a single one.
+    fn project(
         &self,
-        y: &mut Tensor<Self>,
+        to: &mut [Projected<'_, Self>],
+        x: &Tensor<Self>,
+        by: &[Projection<'_, Self>],
+        residual: Option<&Tensor<Self>>,
+        s: &mut ProjectScratch<Self>,
+    ) -> Result<()> {
+        project::project(self, to, x, by, residual, s)
+    }
+
+    /// q, k and v; q and k are rotated where `rope` is given (not with norms per head, which come between).
+    fn project_qkv(
+        &self,
+        to: &mut [Projected<'_, Self>; 3],
+        x: &Tensor<Self>,
+        by: &[Projection<'_, Self>; 3],
+        rope: Option<Rope<'_, Self>>,
+        s: &mut ProjectScratch<Self>,
+    ) -> Result<()> {
+        self.project(to, x, by, None, s)?;
+        let [q, k, _] = to;
+        rope.map_or(Ok(()), |rope| [q, k].into_iter().try_for_each(|to| self.rope(to.y, rope, Rotate::Forward)))
+    }
+
+    /// Gate and up, and `act = silu(gate)·up`.
+    fn project_gate_up(
+        &self,
+        act: &mut Tensor<Self>,
+        to: &mut [Projected<'_, Self>; 2],
+        x: &Tensor<Self>,
+        by: &[Projection<'_, Self>; 2],
+        s: &mut ProjectScratch<Self>,
+    ) -> Result<()> {
+        self.project(to, x, by, None, s)?;
+        let [gate, up] = to;
+        self.swiglu_forward(act, Swiglu { gate: gate.y, up: up.y })
+    }
+
+    /// The `t` of a projection alone, as [`Backend::project`] leaves it: for a layer computed again, whose output nobody reads.
+    fn low_rank_t(
+        &self,
         t: &mut Tensor<Self>,
         x: &Tensor<Self>,
         by: LowRank<'_, Self>,
-        scratch: &mut LoraScratch<Self>,
+        s: &mut ProjectScratch<Self>,
     ) -> Result<()> {
-        lora::forward(self, y, t, x, by, scratch)
+        project::low_rank_t(self, t, x, by, s)
     }
 
-    /// Gradients of [`Backend::lora_forward`] for `dy` (N, out).
-    fn lora_backward(
+    /// `dx = sum of dy_i W_i + drop_i(u_i A_i)`, set where it is asked for; `u_i = s·dy_i B_i` stays in the scratch;
+    /// `dB_i += s·dy_iᵀ t_i`.
+    fn project_dx(
         &self,
-        grads: LowRankGrads<'_, Self>,
-        dy: &Tensor<Self>,
-        x: &Tensor<Self>,
-        t: &Tensor<Self>,
-        by: LowRank<'_, Self>,
-        scratch: &mut LoraScratch<Self>,
+        dx: Option<&mut Tensor<Self>>,
+        grads: &mut [ProjectionGrads<'_, Self>],
+        dys: &[&Tensor<Self>],
+        ts: &[Option<&Tensor<Self>>],
+        by: &[Projection<'_, Self>],
+        s: &mut ProjectScratch<Self>,
     ) -> Result<()> {
-        lora::backward(self, grads, dy, x, t, by, scratch)
+        project::project_dx(self, dx, grads, dys, ts, by, s)
     }
 
-    /// Sum of the squares of all elements of all tensors, in f64 or a fixed f32 tree. Waits for the device.
-    fn norm2(&self, tensors: &[&Tensor<Self>]) -> Result<f64>;
+    /// `dW_i += dy_iᵀ x`, `dbias_i += column sums of dy_i`, `dA_i += u_iᵀ drop_i(x)`, after [`Backend::project_dx`] of the group.
+    fn project_dw(
+        &self,
+        grads: &mut [ProjectionGrads<'_, Self>],
+        dys: &[&Tensor<Self>],
+        x: &Tensor<Self>,
+        by: &[Projection<'_, Self>],
+        s: &mut ProjectScratch<Self>,
+    ) -> Result<()> {
+        project::project_dw(self, grads, dys, x, by, s)
+    }
 
-    /// One AdamW update of one tensor; see [`AdamWSlot`].
-    fn adamw(&self, slot: AdamWSlot<'_, Self>, step: AdamWStep) -> Result<()>;
+    /// A block of figures, all zero.
+    fn new_stats(&self) -> Result<Self::Stats>;
+
+    /// Sets all figures to zero, and the clip factor to 1.
+    fn begin_step(&self, s: &mut Self::Stats) -> Result<()>;
+
+    /// Adds the sums of `loss` (N, 1) and `correct` (N, 1), each in f64 and in a fixed order.
+    fn add_loss(&self, s: &mut Self::Stats, loss: &Tensor<Self>, correct: Option<&Tensor<Self>>) -> Result<()>;
+
+    /// Adds the sum of the squares of all elements of all tensors, in f64 or a fixed f32 tree.
+    fn grad_norm2(&self, s: &mut Self::Stats, grads: &[&Tensor<Self>]) -> Result<()>;
+
+    /// Sets the clip factor, `min(1, max_norm / (norm + 1e-6))` of the norm so far.
+    fn set_clip(&self, s: &mut Self::Stats, max_norm: Option<f64>) -> Result<()>;
+
+    /// One AdamW update of every slot, its gradient times the clip factor; nothing where the figures are not finite.
+    fn adamw_all(&self, s: &Self::Stats, slots: &mut [AdamWSlot<'_, Self>], step: AdamWStep) -> Result<()>;
+
+    /// The figures so far: the only wait of a step.
+    fn figures(&self, s: &Self::Stats) -> Result<Figures>;
 }

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::batch::Batch;
 use crate::error::Result;
 use crate::tensor::{DType, Device, Tensor};
 
@@ -10,6 +11,7 @@ pub struct Shapes;
 
 impl Device for Shapes {
     type Buf = ();
+    type Plan = ();
 
     fn describe(&self) -> String {
         "shapes alone".into()
@@ -47,6 +49,12 @@ impl Device for Shapes {
 /// A tensor of f32.
 pub fn f32s(rows: usize, cols: usize) -> Tensor<Shapes> {
     Tensor::from_buf((), rows, cols, DType::F32)
+}
+
+/// A micro-batch of `n` tokens.
+pub fn batch(n: usize) -> Batch<Shapes> {
+    let [tokens, targets, positions, doc_start, rows, by_token] = [n; 6].map(i32s);
+    Batch { tokens, targets, positions, doc_start, rows, by_token, plan: () }
 }
 
 /// A column of integers.

@@ -8,7 +8,7 @@ use clap::Command;
 use serde_json::{Value, json};
 
 use super::data::cache_dir;
-use super::model_folder::{Loaded, ModelArgs, ModelFolder};
+use super::model_folder::{ModelArgs, ModelFolder};
 use super::startup::DEFAULT_SEQ_LEN;
 use super::{Out, note, warn};
 use crate::backend::Backend;
@@ -27,6 +27,7 @@ use crate::eval::{Evaluation, SetSums};
 use crate::files::write_json;
 use crate::hf::TensorSource;
 use crate::log::tables::{grouped, table};
+use crate::model::Model;
 use crate::settings::{GenTest, Settings};
 use crate::words::Words;
 
@@ -141,15 +142,13 @@ fn row_length(asked: Option<usize>, most: usize) -> Result<usize> {
 
 fn losses<B: Backend>(
     dev: &B,
-    loaded: &Loaded<B>,
+    loaded: &Model<B>,
     sets: &[PieceSet],
     args: &EvalArgs,
     max_seq_len: usize,
     progress: Progress,
 ) -> Result<Vec<SetEval>> {
     let options = EvalOptions {
-        dtype: args.model.dtype,
-        lora: loaded.lora.clone(),
         batch: args.batch_size,
         max_seq_len,
         packing: true,
@@ -159,14 +158,14 @@ fn losses<B: Backend>(
     let most = args.max_eval_samples.unwrap_or(usize::MAX);
     let rows: usize = sets.iter().map(|s| s.pieces.len().min(most)).sum();
     let bar = progress.bar(rows as u64, "evaluating");
-    let found = evaluate_sets(dev, &loaded.config, &loaded.params, sets, &options, |n| bar.inc(n as u64))?;
+    let found = evaluate_sets(dev, loaded, sets, &options, |n| bar.inc(n as u64))?;
     bar.finish_and_clear();
     Ok(found)
 }
 
 fn samples<B: Backend>(
     dev: &B,
-    loaded: &Loaded<B>,
+    loaded: &Model<B>,
     sets: &[PieceSet],
     args: &EvalArgs,
     tokenizer: &Tokenizer,
@@ -177,16 +176,8 @@ fn samples<B: Backend>(
         !rows.is_empty(),
         "no prompt to answer: the data sets are token files whose JSON Lines are gone; give the JSON Lines"
     );
-    let run = GenRun {
-        tokenizer,
-        template,
-        test: &args.gen_test,
-        lora: loaded.lora.clone(),
-        dtype: args.model.dtype,
-        seed: args.model.seed,
-        batch: args.batch_size,
-    };
-    generation_test(dev, &loaded.config, &loaded.params, &run, &rows)
+    let run = GenRun { tokenizer, template, test: &args.gen_test, seed: args.model.seed, batch: args.batch_size };
+    generation_test(dev, loaded, &run, &rows)
 }
 
 /// All data sets as one.

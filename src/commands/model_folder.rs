@@ -17,8 +17,7 @@ use crate::hf::merged::lora_spec;
 use crate::hf::peft::{self, Adapter};
 use crate::hf::resize::Resized;
 use crate::hf::safetensors::ModelFiles;
-use crate::model::config::ModelConfig;
-use crate::model::{LoraSpec, Params};
+use crate::model::Model;
 use crate::settings::Settings;
 use crate::tensor::DType;
 use crate::train::run::MERGED;
@@ -162,7 +161,7 @@ impl ModelFolder {
     }
 
     /// Loads the weights. Rows for tokens that the model does not know are made as `sft` makes them before its first step.
-    pub fn load<B: Backend>(&self, dev: &B, tokenizer: &Tokenizer, seed: u64, dtype: DType) -> Result<Loaded<B>> {
+    pub fn load<B: Backend>(&self, dev: &B, tokenizer: &Tokenizer, seed: u64, dtype: DType) -> Result<Model<B>> {
         self.files.hf_config().warnings.iter().for_each(|w| warn(w));
         let adapted = match &self.adapter {
             Some(adapter) => Some(Adapted::new(&self.files, adapter)?),
@@ -185,15 +184,8 @@ impl ModelFolder {
         if let Some(adapter) = &self.adapter {
             load_adapter(dev, &mut params, adapter)?;
         }
-        Ok(Loaded { config: resized.config().clone(), params, lora: self.adapter.as_ref().map(lora_spec) })
+        Ok(Model::fixed(resized.config().clone(), params, self.adapter.as_ref().map(lora_spec), dtype))
     }
-}
-
-/// A model on a device.
-pub(super) struct Loaded<B: Backend> {
-    pub config: ModelConfig,
-    pub params: Params<B>,
-    pub lora: Option<LoraSpec>,
 }
 
 fn has_weights(dir: &Path) -> bool {

@@ -138,12 +138,10 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
             tokenizer: &tokenizer,
             template: &template,
             test,
-            lora: setup::lora_spec(settings)?,
-            dtype: settings.dtype,
             seed: settings.seed,
             batch: settings.eval_batch_size,
         };
-        let report = generation_test(&dev, &ended.work.config, &ended.work.params, &run, &prompts)?;
+        let report = generation_test(&dev, &ended.work.model, &run, &prompts)?;
         println!("\n{}", report.text(test.max_new_tokens).trim_end());
         write_json(&job.output_dir.join(SAMPLES), &report.to_json())?;
     }

@@ -24,8 +24,8 @@ pub struct Inputs<'a, E> {
 
 impl<'a, E: Elem> Inputs<'a, E> {
     fn new(x: Attention<'a, Cpu>) -> Self {
-        let Attention { q, k, v, doc_start, heads, mask } = x;
-        Self { q: elems(q), k: elems(k), v: elems(v), doc_start: i32s(doc_start), heads, mask }
+        let Attention { q, k, v, batch, heads, mask } = x;
+        Self { q: elems(q), k: elems(k), v: elems(v), doc_start: i32s(&batch.doc_start), heads, mask }
     }
 }
 
@@ -122,7 +122,9 @@ fn decode_typed<E: Elem>(dev: &Cpu, out: &mut Tensor<Cpu>, x: Decode<'_, Cpu>, c
 mod tests {
     use super::*;
     use crate::backend::Backend;
-    use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, tensor_i32, thread_counts, values};
+    use crate::cpu::testing::{
+        assert_close, cpus, documents, normal, rounded, stored, tensor, tensor_i32, thread_counts, values,
+    };
     use crate::tensor::Device;
 
     /// q, k, v and the gradient of the output, for N tokens.
@@ -166,11 +168,11 @@ mod tests {
             let alloc = |cols| dev.alloc(n, cols, self.dtype).unwrap();
             let (mut out, mut dq, mut dk, mut dv) = (alloc(wide), alloc(wide), alloc(narrow), alloc(narrow));
             let mut lse = dev.alloc(n, self.heads.n_query, DType::F32).unwrap();
-            let t = tensor_i32(dev, &self.starts);
-            let x = Attention { q: &q, k: &k, v: &v, doc_start: &t, heads: self.heads, mask: self.mask };
+            let t = documents(dev, &self.starts);
+            let x = Attention { q: &q, k: &k, v: &v, batch: &t, heads: self.heads, mask: self.mask };
             dev.attention_forward(&mut out, &mut lse, x).unwrap();
             let dx = AttentionGrads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
-            dev.attention_backward(dx, &dout, &out, &lse, x).unwrap();
+            dev.attention_backward(dx, &dout, &out, &lse, x, None).unwrap();
             [&out, &lse, &dq, &dk, &dv].map(|t| values(dev, t))
         }
 

@@ -146,13 +146,15 @@ multiversion! {
 }
 
 multiversion! {
-    fn swiglu_backward_slice[E: Elem](dgate: &mut [E], dup: &mut [E], dout: &[E], gate: &[E], up: &[E]) {
-        for ((((dg, du), d), g), u) in dgate.iter_mut().zip(dup).zip(dout).zip(gate).zip(up) {
-            let (d, g, u) = (d.get(), g.get(), u.get());
+    /// `gate` and `up` become their gradients for `dact`, which becomes SwiGLU's output.
+    fn swiglu_backward_slice[E: Elem](gate: &mut [E], up: &mut [E], dact: &mut [E]) {
+        for ((gate, up), dact) in gate.iter_mut().zip(up).zip(dact) {
+            let (d, g, u) = (dact.get(), gate.get(), up.get());
             let s = sigmoid::<I>(g);
-            *du = E::put(d * g * s);
+            *dact = E::put(g * s * u);
+            *up = E::put(d * g * s);
             // silu'(g) = s + g·s·(1 - s)
-            *dg = E::put(d * u * s * I::fma(g, 1.0 - s, 1.0));
+            *gate = E::put(d * u * s * I::fma(g, 1.0 - s, 1.0));
         }
     }
 }
@@ -184,32 +186,14 @@ pub fn swiglu_forward(dev: &Cpu, out: &mut Tensor<Cpu>, x: Swiglu<'_, Cpu>) {
     same_type!("swiglu", out, gate, up; swiglu_forward_typed(dev, out, gate, up));
 }
 
-fn swiglu_backward_typed<E: Elem>(
-    dev: &Cpu,
-    dgate: &mut Tensor<Cpu>,
-    dup: &mut Tensor<Cpu>,
-    dout: &Tensor<Cpu>,
-    gate: &Tensor<Cpu>,
-    up: &Tensor<Cpu>,
-) {
-    let (dout, gate, up) = (elems::<E>(dout), elems(gate), elems(up));
-    let parts = (chunked(elems_mut::<E>(dgate), TASK), chunked(elems_mut::<E>(dup), TASK));
-    dev.pool.split(parts, |i, (dgate, dup)| {
-        let (dout, gate, up) = (piece(dout, i, TASK), piece(gate, i, TASK), piece(up, i, TASK));
-        swiglu_backward_slice(dev.level, dgate, dup, dout, gate, up);
-    });
+fn swiglu_backward_typed<E: Elem>(dev: &Cpu, gate: &mut Tensor<Cpu>, up: &mut Tensor<Cpu>, dact: &mut Tensor<Cpu>) {
+    let [gate, up, dact] = [gate, up, dact].map(|t| chunked(elems_mut::<E>(t), TASK));
+    dev.pool.split((gate, up, dact), |_, (gate, up, dact)| swiglu_backward_slice(dev.level, gate, up, dact));
 }
 
-pub fn swiglu_backward(
-    dev: &Cpu,
-    dgate: &mut Tensor<Cpu>,
-    dup: &mut Tensor<Cpu>,
-    dout: &Tensor<Cpu>,
-    x: Swiglu<'_, Cpu>,
-) {
-    x.check("swiglu_backward", &[("dgate", dgate), ("dup", dup), ("dout", dout)]);
-    let Swiglu { gate, up } = x;
-    same_type!("swiglu_backward", dgate, dup, dout, gate, up; swiglu_backward_typed(dev, dgate, dup, dout, gate, up));
+pub fn swiglu_backward(dev: &Cpu, gate: &mut Tensor<Cpu>, up: &mut Tensor<Cpu>, dact: &mut Tensor<Cpu>) {
+    Swiglu { gate, up }.check("swiglu_backward", &[("dact", dact)]);
+    same_type!("swiglu_backward", gate, up, dact; swiglu_backward_typed(dev, gate, up, dact));
 }
 
 /// Philox blocks drawn side by side.
@@ -334,13 +318,13 @@ mod tests {
                 for (n, f) in [(1, 1), (7, 33), (5, 8000)] {
                     let g: Vec<f32> = normal(5, n * f).iter().map(|x| x * 6.0).collect();
                     let (u, d) = (normal(6, n * f), normal(7, n * f));
-                    let [gt, ut, dt] = [&g, &u, &d].map(|x| tensor(&dev, n, f, dtype, x));
+                    let [mut gt, mut ut, mut dt] = [&g, &u, &d].map(|x| tensor(&dev, n, f, dtype, x));
                     let [gs, us, ds] = [&g, &u, &d].map(|x| stored(dtype, x));
                     let mut out = dev.alloc(n, f, dtype).unwrap();
-                    let (mut dg, mut du) = (dev.alloc(n, f, dtype).unwrap(), dev.alloc(n, f, dtype).unwrap());
-                    let x = Swiglu { gate: &gt, up: &ut };
-                    dev.swiglu_forward(&mut out, x).unwrap();
-                    dev.swiglu_backward(&mut dg, &mut du, &dt, x).unwrap();
+                    dev.swiglu_forward(&mut out, Swiglu { gate: &gt, up: &ut }).unwrap();
+                    dev.swiglu_backward(&mut gt, &mut ut, &mut dt).unwrap();
+                    let (dg, du) = (gt, ut);
+                    assert_eq!(values(&dev, &dt), values(&dev, &out), "the same output again");
                     let what = format!("{:?} {dtype:?} {n}x{f}", dev.level());
                     let sigmoid = |x: f64, r: &dyn Fn(f64) -> f64| r(1.0 / r(1.0 + r((-x).exp())));
                     compare(&format!("{what} out"), &values(&dev, &out), dtype, |i, r| {

@@ -7,6 +7,7 @@ use super::elementwise::task_rows;
 use super::level::multiversion;
 use super::threads::chunked;
 use crate::backend::embedding::{check_backward, check_rows};
+use crate::batch::Batch;
 use crate::tensor::Tensor;
 
 fn index(rows: &[i32], i: usize, limit: usize, what: &str) -> usize {
@@ -53,25 +54,25 @@ multiversion! {
 /// Parts of the table that are updated in parallel; frequent tokens lie close together, so there are many.
 const PARTS: usize = 128;
 
-pub fn backward(dev: &Cpu, dw: &mut Tensor<Cpu>, dout: &Tensor<Cpu>, tokens: &Tensor<Cpu>, first_row: usize) {
-    check_backward("embedding_backward", dw, dout, tokens);
+pub fn backward(dev: &Cpu, dw: &mut Tensor<Cpu>, dout: &Tensor<Cpu>, batch: &Batch<Cpu>, first_row: usize) {
+    check_backward("embedding_backward", dw, dout, batch);
     let (rows, cols) = dw.shape();
     if dw.is_empty() || dout.is_empty() {
         return;
     }
-    let tokens = i32s(tokens);
+    let (tokens, by_token) = (i32s(&batch.tokens), i32s(&batch.by_token));
+    let token = |i: i32| usize::try_from(tokens[i as usize]).expect("tokens are not negative");
     let per_part = rows.div_ceil(PARTS);
     let dw: &mut [f32] = elems_mut(dw);
     typed!(dout = dout, => dev.pool.split(chunked(dw, per_part * cols), |part, dw| {
         let first = first_row + part * per_part;
-        let range = first..first + dw.len() / cols;
-        // Every part looks at all tokens in order: each row's sum runs from the first position to the last.
-        for (i, &token) in tokens.iter().enumerate() {
-            let token = usize::try_from(token).expect("tokens are not negative");
-            if range.contains(&token) {
-                let at = (token - first) * cols;
-                accumulate(dev.level, &mut dw[at..at + cols], &dout[i * cols..(i + 1) * cols]);
-            }
+        let end = first + dw.len() / cols;
+        // Rows of the batch are in order of token, then of position: each sum runs from the first position to the last.
+        let from = by_token.partition_point(|&i| token(i) < first);
+        let here = by_token[from..].iter().take_while(|&&i| token(i) < end);
+        for &i in here {
+            let (at, i) = ((token(i) - first) * cols, i as usize * cols);
+            accumulate(dev.level, &mut dw[at..at + cols], &dout[i..i + cols]);
         }
     }));
 }
@@ -79,7 +80,8 @@ pub fn backward(dev: &Cpu, dw: &mut Tensor<Cpu>, dout: &Tensor<Cpu>, tokens: &Te
 #[cfg(test)]
 mod tests {
     use crate::backend::Backend;
-    use crate::cpu::testing::{cpus, tensor, tensor_i32, values};
+    use crate::batch::IGNORE;
+    use crate::cpu::testing::{cpus, loaded, tensor, tensor_i32, values};
     use crate::tensor::{DType, Device};
 
     #[test]
@@ -100,7 +102,8 @@ mod tests {
             // Small integers: the sums are exact in any order. Rows below `first` and beyond the table are skipped.
             let (first, rows) = (17, 250);
             let mut dw = tensor(&dev, rows, c, DType::F32, &vec![1.0; rows * c]);
-            dev.embedding_backward(&mut dw, &out, &t, first).unwrap();
+            let batch = loaded(&dev, &tokens, &vec![IGNORE; n], &vec![0; n]);
+            dev.embedding_backward(&mut dw, &out, &batch, first).unwrap();
             let mut expected = vec![1.0; rows * c];
             for (i, &token) in tokens.iter().enumerate() {
                 let token = token as usize;

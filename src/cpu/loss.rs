@@ -9,7 +9,6 @@ use super::pack::Operand;
 use super::threads::chunked;
 use super::vector::{LANES, exp, sum_lanes};
 use crate::backend::{HeadGrads, HeadLoss, Write};
-use crate::batch::IGNORE;
 use crate::error::Result;
 use crate::tensor::{DType, Device, Tensor};
 use half::bf16;
@@ -83,14 +82,14 @@ pub fn linear_cross_entropy(
     of: HeadLoss<'_, Cpu>,
 ) -> Result<()> {
     of.check("cross entropy", loss, correct.as_deref(), &grads);
-    let HeadLoss { x, w, targets, n_classes: classes, scale } = of;
+    let HeadLoss { x, w, batch, n_classes: classes, scale } = of;
     let HeadGrads { mut dx, mut dw, first_row } = grads;
-    let (n, c) = x.shape();
+    let c = x.cols();
     // Rows of dw beyond the classes belong to padding of the vocabulary and have no gradient.
     let first = first_row.min(classes);
     let tail = dw.as_ref().map_or(0, |dw| (first_row + dw.rows()).min(classes).max(first) - first);
-    let targets = i32s(targets);
-    let rows: Vec<usize> = (0..n).filter(|&i| targets[i] != IGNORE).collect();
+    let targets = i32s(&batch.targets);
+    let rows: Vec<usize> = i32s(&batch.rows).iter().map(|&i| i as usize).collect();
     for &i in &rows {
         assert!(
             (0..classes as i32).contains(&targets[i]),
@@ -196,7 +195,8 @@ fn scatter<E: Elem>(dst: &mut [E], src: &[f32], rows: &[usize], c: usize) {
 mod tests {
     use super::*;
     use crate::backend::Backend;
-    use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, tensor_i32, thread_counts, values};
+    use crate::batch::IGNORE;
+    use crate::cpu::testing::{assert_close, cpus, loaded, normal, rounded, stored, tensor, thread_counts, values};
 
     /// Classes, factor, and the first row that dw covers.
     #[derive(Clone, Copy)]
@@ -240,10 +240,10 @@ mod tests {
         let mut correct = tensor(dev, n, 1, DType::F32, &vec![9.0; n]);
         let mut dx = tensor(dev, n, c, dtype, &vec![9.0; n * c]);
         let mut dw = tensor(dev, rows, c, DType::F32, &vec![0.5; rows * c]);
-        let t = tensor_i32(dev, targets);
+        let t = loaded(dev, &vec![0; n], targets, &vec![0; n]);
         let How { n_classes, scale, first_row } = how;
         let grads = HeadGrads { dx: Some(&mut dx), dw: Some(&mut dw), first_row };
-        let of = HeadLoss { x: &xt, w: &wt, targets: &t, n_classes, scale };
+        let of = HeadLoss { x: &xt, w: &wt, batch: &t, n_classes, scale };
         dev.linear_cross_entropy(&mut loss, Some(&mut correct), grads, of).unwrap();
         [&loss, &correct, &dx, &dw].map(|t| values(dev, t))
     }

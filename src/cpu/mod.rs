@@ -29,9 +29,10 @@ mod testing;
 use std::sync::Mutex;
 
 use crate::backend::{
-    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, HeadGrads, HeadLoss, MatMul, Norm,
-    Norms, Products, Rope, Rotate, Swiglu, Write,
+    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, HeadGrads, HeadLoss, HostStats,
+    MatMul, Norm, Norms, Products, Rope, Rotate, Swiglu, Write,
 };
+use crate::batch::Batch;
 use crate::ensure;
 use crate::error::{Context, Result};
 use crate::tensor::{DType, Device, Tensor};
@@ -87,6 +88,7 @@ impl Cpu {
 
 impl Device for Cpu {
     type Buf = CpuBuf;
+    type Plan = ();
 
     fn describe(&self) -> String {
         let threads = self.threads();
@@ -164,6 +166,8 @@ impl Norms for Cpu {
 }
 
 impl Backend for Cpu {
+    type Stats = HostStats;
+
     fn add(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()> {
         elementwise::add(self, dst, src);
         Ok(())
@@ -193,10 +197,10 @@ impl Backend for Cpu {
         &self,
         dw: &mut Tensor<Self>,
         dout: &Tensor<Self>,
-        tokens: &Tensor<Self>,
+        batch: &Batch<Self>,
         first_row: usize,
     ) -> Result<()> {
-        embedding::backward(self, dw, dout, tokens, first_row);
+        embedding::backward(self, dw, dout, batch, first_row);
         Ok(())
     }
 
@@ -217,9 +221,11 @@ impl Backend for Cpu {
         out: &Tensor<Self>,
         lse: &Tensor<Self>,
         x: Attention<'_, Self>,
+        rope: Option<Rope<'_, Self>>,
     ) -> Result<()> {
-        attention::backward(self, dx, dout, out, lse, x);
-        Ok(())
+        let AttentionGrads { dq, dk, dv } = dx;
+        attention::backward(self, AttentionGrads { dq, dk, dv }, dout, out, lse, x);
+        rope.map_or(Ok(()), |rope| [dq, dk].into_iter().try_for_each(|dx| self.rope(dx, rope, Rotate::Inverse)))
     }
 
     fn attention_decode(&self, out: &mut Tensor<Self>, x: Decode<'_, Self>) -> Result<()> {
@@ -232,14 +238,8 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn swiglu_backward(
-        &self,
-        dgate: &mut Tensor<Self>,
-        dup: &mut Tensor<Self>,
-        dout: &Tensor<Self>,
-        x: Swiglu<'_, Self>,
-    ) -> Result<()> {
-        elementwise::swiglu_backward(self, dgate, dup, dout, x);
+    fn swiglu_backward(&self, gate: &mut Tensor<Self>, up: &mut Tensor<Self>, dact: &mut Tensor<Self>) -> Result<()> {
+        elementwise::swiglu_backward(self, gate, up, dact);
         Ok(())
     }
 
@@ -258,12 +258,37 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn norm2(&self, tensors: &[&Tensor<Self>]) -> Result<f64> {
-        Ok(optim::norm2(self, tensors))
+    fn new_stats(&self) -> Result<HostStats> {
+        Ok(HostStats::default())
     }
 
-    fn adamw(&self, slot: AdamWSlot<'_, Self>, step: AdamWStep) -> Result<()> {
-        optim::adamw(self, slot, step);
+    fn begin_step(&self, s: &mut HostStats) -> Result<()> {
+        *s = HostStats::default();
         Ok(())
+    }
+
+    fn add_loss(&self, s: &mut HostStats, loss: &Tensor<Self>, correct: Option<&Tensor<Self>>) -> Result<()> {
+        s.add_loss(self, loss, correct)
+    }
+
+    fn grad_norm2(&self, s: &mut HostStats, grads: &[&Tensor<Self>]) -> Result<()> {
+        s.figures.grad_norm2 += optim::norm2(self, grads);
+        Ok(())
+    }
+
+    fn set_clip(&self, s: &mut HostStats, max_norm: Option<f64>) -> Result<()> {
+        s.set_clip(max_norm);
+        Ok(())
+    }
+
+    fn adamw_all(&self, s: &HostStats, slots: &mut [AdamWSlot<'_, Self>], step: AdamWStep) -> Result<()> {
+        if s.figures.finite() {
+            slots.iter_mut().for_each(|slot| optim::adamw(self, slot, step, s.clip as f32));
+        }
+        Ok(())
+    }
+
+    fn figures(&self, s: &HostStats) -> Result<Figures> {
+        Ok(s.figures)
     }
 }

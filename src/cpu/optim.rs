@@ -79,18 +79,20 @@ multiversion! {
 /// Elements of one task: its five streams stay in the L2 cache between the update and the rounding.
 const UPDATE: usize = 4 * 1024;
 
-pub fn adamw(dev: &Cpu, slot: AdamWSlot<'_, Cpu>, step: AdamWStep) {
+pub fn adamw(dev: &Cpu, slot: &mut AdamWSlot<'_, Cpu>, step: AdamWStep, grad_scale: f32) {
     slot.check("adamw");
-    let AdamWSlot { p, master, m, v, g, first_row } = slot;
+    let (lr, weight_decay) = slot.rates(&step);
+    let AdamWSlot { p, master, m, v, g, first_row, .. } = slot;
+    let first_row = *first_row;
     let (rows, cols) = g.shape();
     let s = Scalars {
         beta1: step.beta1,
         beta2: step.beta2,
-        grad_scale: step.grad_scale,
-        rate: step.lr / step.bias_correction1,
+        grad_scale,
+        rate: lr / step.bias_correction1,
         root: 1.0 / step.bias_correction2.sqrt(),
         eps: step.eps,
-        keep: 1.0 - step.lr * step.weight_decay,
+        keep: 1.0 - lr * weight_decay,
     };
     let range = first_row * cols..(first_row + rows) * cols;
     let g: &[f32] = elems(g);
@@ -115,7 +117,7 @@ pub fn adamw(dev: &Cpu, slot: AdamWSlot<'_, Cpu>, step: AdamWStep) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Backend;
+    use crate::backend::{Backend, HostStats};
     use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, thread_counts, values};
     use crate::tensor::DType;
 
@@ -127,18 +129,18 @@ mod tests {
         weight_decay: 0.1,
         bias_correction1: 0.19,
         bias_correction2: 0.0199,
-        grad_scale: 0.5,
     };
+    const CLIP: f32 = 0.5;
 
     /// (p, m, v) after one update by algorithm 2 of the paper.
     fn reference(p: f64, m: f64, v: f64, g: f64, round: impl Fn(f64) -> f64) -> [f64; 3] {
         let s = |x: f32| f64::from(x);
-        let g = round(g * s(STEP.grad_scale));
+        let g = round(g * s(CLIP));
         let m = round(round(s(STEP.beta1) * m) + round(round(1.0 - s(STEP.beta1)) * g));
         let v = round(round(s(STEP.beta2) * v) + round(round(1.0 - s(STEP.beta2)) * round(g * g)));
         let (mean, square) = (round(m / s(STEP.bias_correction1)), round(v / s(STEP.bias_correction2)));
-        let p = round(p * round(1.0 - round(s(STEP.lr) * s(STEP.weight_decay))));
-        [round(p - round(round(s(STEP.lr) * mean) / round(square.sqrt() + s(STEP.eps)))), m, v]
+        let p = round(p * round(1.0 - round(f64::from(STEP.lr as f32) * s(STEP.weight_decay))));
+        [round(p - round(round(f64::from(STEP.lr as f32) * mean) / round(square.sqrt() + s(STEP.eps)))), m, v]
     }
 
     #[test]
@@ -153,8 +155,18 @@ mod tests {
                     let [mut mt, mut vt, gt] = [&m, &v, &g].map(|x| tensor(dev, rows, cols, DType::F32, x));
                     let mut master = tensor(dev, rows, cols, DType::F32, &p[first * cols..]);
                     let own = (dtype == DType::Bf16).then_some(&mut master);
-                    let slot = AdamWSlot { p: &mut pt, master: own, m: &mut mt, v: &mut vt, g: &gt, first_row: first };
-                    dev.adamw(slot, STEP).unwrap();
+                    let slot = AdamWSlot {
+                        p: &mut pt,
+                        master: own,
+                        m: &mut mt,
+                        v: &mut vt,
+                        g: &gt,
+                        first_row: first,
+                        decays: true,
+                        lr_scale: 1.0,
+                    };
+                    let stats = HostStats { clip: f64::from(CLIP), ..Default::default() };
+                    dev.adamw_all(&stats, &mut [slot], STEP).unwrap();
                     let after = values(dev, &pt);
                     let kept: Vec<f64> = after[..first * cols].iter().map(|&x| f64::from(x)).collect();
                     assert_eq!(kept, stored(dtype, &p[..first * cols]), "rows before first_row stay");
@@ -187,13 +199,13 @@ mod tests {
             let x: Vec<f32> = (0..40_000).map(|i| (i % 13) as f32 - 6.0).collect();
             let expected: f64 = x.iter().map(|&x| f64::from(x * x)).sum();
             let (a, b) = (tensor(&dev, 40, 1000, DType::F32, &x), tensor(&dev, 1000, 40, DType::Bf16, &x));
-            assert_eq!(dev.norm2(&[&a, &b]).unwrap(), 2.0 * expected);
-            assert_eq!(dev.norm2(&[]).unwrap(), 0.0);
+            assert_eq!(norm2(&dev, &[&a, &b]), 2.0 * expected);
+            assert_eq!(norm2(&dev, &[]), 0.0);
             let c = tensor(&dev, 1, 3, DType::F32, &[1.0, f32::NAN, 2.0]);
-            assert!(dev.norm2(&[&a, &c]).unwrap().is_nan());
+            assert!(norm2(&dev, &[&a, &c]).is_nan());
         }
         let x = tensor(&thread_counts()[0], 33, 1001, DType::F32, &normal(5, 33 * 1001));
-        let norms: Vec<f64> = thread_counts().iter().map(|d| d.norm2(&[&x]).unwrap()).collect();
+        let norms: Vec<f64> = thread_counts().iter().map(|d| norm2(d, &[&x])).collect();
         assert!(norms.iter().all(|n| n.to_bits() == norms[0].to_bits()), "{norms:?}");
     }
 }

@@ -1,6 +1,8 @@
 //! What the unit tests of the kernels share: devices of every level and thread count; tensors from values, the rule that bounds
 //! errors, and what every device is held to come from `tests/common`.
 
+#[path = "../../tests/common/batches.rs"]
+mod batches;
 #[path = "../../tests/common/close.rs"]
 mod close;
 #[path = "../../tests/common/norms.rs"]
@@ -8,6 +10,7 @@ pub mod norms;
 #[path = "../../tests/common/products.rs"]
 pub mod products;
 
+pub use batches::{documents, loaded};
 pub use close::{assert_close, normal, rounded, stored, tensor, values};
 
 use super::{Cpu, Level};

@@ -42,6 +42,7 @@ fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Device for Cuda {
     type Buf = CudaBuf;
+    type Plan = ();
 
     fn describe(&self) -> String {
         let p = self.properties();

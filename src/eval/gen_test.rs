@@ -15,10 +15,8 @@ use crate::data::train_set::PieceSet;
 use crate::error::Result;
 use crate::generate::{GenerateOptions, Generated, Sampling, generate};
 use crate::log::tables::table;
-use crate::model::config::ModelConfig;
-use crate::model::{LoraSpec, Params};
+use crate::model::Model;
 use crate::settings::GenTest;
-use crate::tensor::DType;
 
 /// What [`GenReport::to_json`] gives, in the folder of a run.
 pub const SAMPLES: &str = "samples.json";
@@ -52,10 +50,6 @@ pub struct GenRun<'a> {
     pub template: &'a Template,
     /// How much, how long, how warm.
     pub test: &'a GenTest,
-    /// Low-rank updates among the weights.
-    pub lora: Option<LoraSpec>,
-    /// Storage type of weights and activations.
-    pub dtype: DType,
     /// Seed of the draws.
     pub seed: u64,
     /// Prompts at once; changes speed only.
@@ -92,16 +86,10 @@ pub struct GenReport {
 ///
 /// # Errors
 /// If a prompt cannot be rendered or the device fails.
-pub fn generation_test<B: Backend>(
-    dev: &B,
-    config: &ModelConfig,
-    params: &Params<B>,
-    run: &GenRun,
-    rows: &[Row],
-) -> Result<GenReport> {
+pub fn generation_test<B: Backend>(dev: &B, model: &Model<B>, run: &GenRun, rows: &[Row]) -> Result<GenReport> {
     let stops = stop_ids(run.tokenizer, run.template)?;
     // A prompt that leaves no room for an answer tells nothing.
-    let room = config.max_position.saturating_sub(run.test.max_new_tokens);
+    let room = model.config.max_position.saturating_sub(run.test.max_new_tokens);
     let mut kept = Vec::new();
     for row in rows {
         let ids = encode_prompt(run.tokenizer, run.template, row.context())?;
@@ -112,14 +100,12 @@ pub fn generation_test<B: Backend>(
     let prompts: Vec<Vec<u32>> = kept.iter().map(|(_, ids)| ids.clone()).collect();
     let answer = |temperature: f64, top_p: f64| {
         let options = GenerateOptions {
-            dtype: run.dtype,
-            lora: run.lora.clone(),
             max_new_tokens: run.test.max_new_tokens,
             stop_ids: stops.clone(),
             batch: run.batch,
             sampling: Sampling { temperature, top_p, seed: run.seed, ..Default::default() },
         };
-        generate(dev, config, params, &prompts, &options, |_, _, _| ControlFlow::Continue(()))
+        generate(dev, model, &prompts, &options, |_, _, _| ControlFlow::Continue(()))
     };
     let greedy = answer(0.0, 1.0)?;
     let sampled = answer(f64::from(run.test.temperature), f64::from(run.test.top_p))?;

@@ -7,17 +7,11 @@ use crate::batch::MicroBatch;
 use crate::data::loader::EvalPlan;
 use crate::data::train_set::PieceSet;
 use crate::error::Result;
-use crate::model::config::ModelConfig;
-use crate::model::{self, Acts, ActsOptions, LoraSpec, Params, Recompute};
-use crate::tensor::DType;
+use crate::model::{self, Acts, ActsOptions, Model};
 
 /// How data sets are evaluated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvalOptions {
-    /// Storage of activations.
-    pub dtype: DType,
-    /// Low-rank updates among the weights.
-    pub lora: Option<LoraSpec>,
     /// Rows at once; changes speed only.
     pub batch: usize,
     /// Tokens of a packed row.
@@ -47,8 +41,7 @@ pub struct SetEval {
 /// If the device fails.
 pub fn evaluate_sets<B: Backend>(
     dev: &B,
-    config: &ModelConfig,
-    params: &Params<B>,
+    model: &Model<B>,
     sets: &[PieceSet],
     options: &EvalOptions,
     mut done: impl FnMut(usize),
@@ -59,16 +52,14 @@ pub fn evaluate_sets<B: Backend>(
         .collect();
     let batches = |i: usize| plans[i].micro_batches(&sets[i], options.batch, 0, 1);
     let largest = (0..sets.len()).flat_map(|i| batches(i).map(|b| b.tokens.len())).max().unwrap_or(0);
-    let acts_options =
-        ActsOptions { dtype: options.dtype, recompute: Recompute::None, lora: options.lora.clone(), training: false };
-    let mut acts = Acts::new(dev, config, largest.max(1), acts_options)?;
+    let mut acts = Acts::new(dev, model, largest.max(1), ActsOptions::FORWARD)?;
     let mut out = Vec::with_capacity(sets.len());
     for (i, set) in sets.iter().enumerate() {
         let mut documents: Vec<(u32, [f64; 3])> = Vec::new();
         let mut tokens = 0;
         for batch in batches(i) {
             acts.load(dev, &batch)?;
-            model::loss(dev, config, params, &mut acts)?;
+            model::loss(dev, model, &mut acts)?;
             let (losses, corrects) = (acts.losses(dev)?, acts.corrects(dev)?);
             documents.extend(by_document(&batch, &losses, &corrects));
             tokens += batch.tokens.len() as u64;

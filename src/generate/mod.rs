@@ -8,10 +8,9 @@ use std::ops::ControlFlow;
 
 use crate::backend::Backend;
 use crate::error::Result;
+use crate::model::Model;
 use crate::model::config::ModelConfig;
-use crate::model::decode::{Decoder, DecoderOptions};
-use crate::model::{LoraSpec, Params};
-use crate::tensor::DType;
+use crate::model::decode::Decoder;
 use crate::{bail, ensure};
 
 pub use sampling::Sampling;
@@ -21,10 +20,6 @@ pub use text::TextStream;
 /// What to generate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateOptions {
-    /// Storage of activations and cache.
-    pub dtype: DType,
-    /// The low-rank updates of the weights, if any.
-    pub lora: Option<LoraSpec>,
     /// Most new tokens of a sequence.
     pub max_new_tokens: usize,
     /// A sequence ends with any of these.
@@ -54,13 +49,13 @@ pub struct Generated {
 /// fails.
 pub fn generate<B: Backend>(
     dev: &B,
-    c: &ModelConfig,
-    p: &Params<B>,
+    model: &Model<B>,
     prompts: &[Vec<u32>],
     options: &GenerateOptions,
     mut on_token: impl FnMut(usize, u32, &[f32]) -> ControlFlow<()>,
 ) -> Result<Vec<Generated>> {
     options.sampling.check()?;
+    let c = &model.config;
     for (i, prompt) in prompts.iter().enumerate() {
         ensure!(!prompt.is_empty(), "prompt {i} has no token");
         ensure!(
@@ -80,20 +75,14 @@ pub fn generate<B: Backend>(
         return Ok(out);
     }
     let sequences = options.batch.clamp(1, prompts.len());
-    let size = DecoderOptions {
-        dtype: options.dtype,
-        lora: options.lora.clone(),
-        sequences,
-        capacity: longest + options.max_new_tokens,
-    };
-    let mut decoder = Decoder::new(dev, c, size)?;
+    let mut decoder = Decoder::new(dev, model, sequences, longest + options.max_new_tokens)?;
     // A finished sequence hands its place in the batch to the next prompt.
     let mut seats: Vec<Option<usize>> = vec![None; sequences];
     let mut next = 0;
     loop {
         for (s, seat) in seats.iter_mut().enumerate() {
             while seat.is_none() && next < prompts.len() {
-                let logits = decoder.prefill(dev, c, p, s, &prompts[next])?;
+                let logits = decoder.prefill(dev, model, s, &prompts[next])?;
                 if accept(&logits, c, next, prompts, &mut out, options, &mut on_token)? {
                     *seat = Some(next);
                 }
@@ -106,7 +95,7 @@ pub fn generate<B: Backend>(
         }
         let last = |i: usize| *out[i].tokens.last().expect("a running sequence has a token");
         let step: Vec<(usize, u32)> = running.iter().map(|&(s, i)| (s, last(i))).collect();
-        let logits = decoder.step(dev, c, p, &step)?;
+        let logits = decoder.step(dev, model, &step)?;
         for ((s, i), row) in running.into_iter().zip(logits.chunks(c.vocab_size)) {
             if !accept(row, c, i, prompts, &mut out, options, &mut on_token)? {
                 seats[s] = None;

@@ -15,7 +15,7 @@ use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::{SaveOptions, save_model};
 use crate::hf::{SaveDType, TensorSource};
 use crate::model::weights::Weights;
-use crate::model::{self, Acts, ActsOptions, LoraSpec, Params, Recompute};
+use crate::model::{self, Acts, ActsOptions, LoraSpec, Model, Params};
 use crate::tensor::DType;
 
 /// Tokens whose logits are compared: enough for every weight to show, few enough to be quick.
@@ -52,18 +52,16 @@ pub fn merge<B: Backend>(
     let sample = head_of(batch, CHECK_TOKENS);
     let mut with_adapter = load_params(dev, &adapted, DType::F32)?;
     load_adapter(dev, &mut with_adapter, &adapter)?;
-    let spec = lora_spec(&adapter);
-    let logits = |params: &Params<B>, lora: Option<LoraSpec>| -> Result<Vec<f32>> {
-        let options = ActsOptions { dtype: DType::F32, recompute: Recompute::None, lora, training: false };
-        let mut acts = Acts::new(dev, &config, sample.tokens.len(), options)?;
+    let logits = |params: Params<B>, lora: Option<LoraSpec>| -> Result<Vec<f32>> {
+        let model = Model::fixed(config.clone(), params, lora, DType::F32);
+        let mut acts = Acts::new(dev, &model, sample.tokens.len(), ActsOptions::FORWARD)?;
         acts.load(dev, &sample)?;
-        model::logits(dev, &config, params, &mut acts)
+        model::logits(dev, &model, &mut acts)
     };
-    let expected = logits(&with_adapter, Some(spec))?;
-    drop(with_adapter);
-    let exact = distance(&logits(&load_params(dev, &merged, DType::F32)?, None)?, &expected);
+    let expected = logits(with_adapter, Some(lora_spec(&adapter)))?;
+    let exact = distance(&logits(load_params(dev, &merged, DType::F32)?, None)?, &expected);
     let written = ModelFiles::open(dir)?;
-    let rounded = distance(&logits(&load_params(dev, &written, DType::F32)?, None)?, &expected);
+    let rounded = distance(&logits(load_params(dev, &written, DType::F32)?, None)?, &expected);
     // Both sides sum the same products in another order. A term carries an error of 2^-24 a rounding; a chain of layers with
     // some thousand terms each stays well below 2^-24 · 2^12, while a wrong scale or a missing update is larger by far.
     let tolerance = 2f64.powi(-12);

@@ -1,11 +1,10 @@
 //! One new token per sequence against a cache of keys and values.
 
-use super::acts::{Acts, AttnActs};
-use super::config::ModelConfig;
-use super::llama::{Pass, attention_out, evaluate, head, lora_pass, mlp_forward, mlp_out, qkv_forward};
-use super::{ActsOptions, LoraSpec, Params, Recompute, rope};
-use crate::backend::{Backend, Decode, MatMul, Rope, Write};
-use crate::batch::{IGNORE, MicroBatch};
+use super::llama::evaluate;
+use super::pass::Pass;
+use super::{Acts, ActsOptions, Model, attention, mlp, rope};
+use crate::backend::{Backend, Decode, MatMul, Write};
+use crate::batch::{BatchView, IGNORE, MicroBatch};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
@@ -25,31 +24,17 @@ pub struct Decoder<B: Backend> {
     logits: Tensor<B>,   // (S, V) f32
 }
 
-/// Size of a [`Decoder`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct DecoderOptions {
-    /// Storage of activations and cache.
-    pub dtype: DType,
-    /// The low-rank updates of the weights, if any.
-    pub lora: Option<LoraSpec>,
-    /// Sequences at once.
-    pub sequences: usize,
-    /// Longest sequence, prompt and new tokens together.
-    pub capacity: usize,
-}
-
 impl<B: Backend> Decoder<B> {
-    /// Allocates everything.
+    /// Allocates everything for `sequences` sequences at once, each of up to `capacity` tokens, prompt and new tokens together.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    pub fn new(dev: &B, c: &ModelConfig, options: DecoderOptions) -> Result<Self> {
-        let DecoderOptions { dtype, lora, sequences, capacity } = options;
-        let acts = ActsOptions { dtype, recompute: Recompute::None, lora, training: false };
+    pub fn new(dev: &B, model: &Model<B>, sequences: usize, capacity: usize) -> Result<Self> {
+        let c = &model.config;
         let cache = || -> Result<Vec<Tensor<B>>> {
-            (0..c.n_layers).map(|_| dev.alloc(sequences * capacity, c.kv_dim(), dtype)).collect()
+            (0..c.n_layers).map(|_| dev.alloc(sequences * capacity, c.kv_dim(), model.dtype)).collect()
         };
-        let mut step = Acts::new(dev, c, sequences, acts.clone())?;
+        let mut step = Acts::new(dev, model, sequences, ActsOptions::FORWARD)?;
         // Positions of a step reach the end of the cache, whatever the number of sequences.
         let mut table = dev.alloc(capacity, c.heads.head_dim, DType::F32)?;
         dev.upload(&mut table, &rope::table(c, capacity))?;
@@ -59,11 +44,11 @@ impl<B: Backend> Decoder<B> {
             keys: cache()?,
             values: cache()?,
             lens: vec![0; sequences],
-            prefill: Acts::for_prefill(dev, c, capacity, acts)?,
+            prefill: Acts::for_prefill(dev, model, capacity)?,
             step,
             rows: dev.alloc(sequences.max(capacity), 1, DType::I32)?,
             lens_dev: dev.alloc(sequences, 1, DType::I32)?,
-            last: dev.alloc(sequences, c.hidden_size, dtype)?,
+            last: dev.alloc(sequences, c.hidden_size, model.dtype)?,
             logits: dev.alloc(sequences, c.vocab_size, DType::F32)?,
         })
     }
@@ -90,7 +75,7 @@ impl<B: Backend> Decoder<B> {
     ///
     /// # Panics
     /// If the prompt is empty or longer than the capacity.
-    pub fn prefill(&mut self, dev: &B, c: &ModelConfig, p: &Params<B>, s: usize, prompt: &[u32]) -> Result<Vec<f32>> {
+    pub fn prefill(&mut self, dev: &B, model: &Model<B>, s: usize, prompt: &[u32]) -> Result<Vec<f32>> {
         let n = prompt.len();
         assert!(n > 0 && n <= self.capacity, "a prompt of {n} tokens; capacity {}", self.capacity);
         let batch = MicroBatch {
@@ -101,7 +86,7 @@ impl<B: Backend> Decoder<B> {
             samples: Vec::new(),
         };
         self.prefill.load(dev, &batch)?;
-        evaluate(dev, c, p, &mut self.prefill)?;
+        evaluate(dev, model, &mut self.prefill)?;
         let first = (s * self.capacity) as i32;
         let rows: Vec<i32> = (first..first + n as i32).collect();
         self.rows.set_rows(n);
@@ -116,7 +101,7 @@ impl<B: Backend> Decoder<B> {
         dev.upload_i32(&mut self.rows, &[n as i32 - 1])?;
         self.last.set_rows(1);
         dev.gather_rows(&mut self.last, &self.prefill.hidden, &self.rows)?;
-        self.head(dev, p, 1)
+        self.head(dev, model, 1)
     }
 
     /// Appends one token to each of the sequences of `which`; gives the logits of what follows, (which.len(), V) row-major.
@@ -126,7 +111,7 @@ impl<B: Backend> Decoder<B> {
     ///
     /// # Panics
     /// If a sequence is full or has no prompt.
-    pub fn step(&mut self, dev: &B, c: &ModelConfig, p: &Params<B>, which: &[(usize, u32)]) -> Result<Vec<f32>> {
+    pub fn step(&mut self, dev: &B, model: &Model<B>, which: &[(usize, u32)]) -> Result<Vec<f32>> {
         let n = which.len();
         assert!(n > 0 && n <= self.lens.len(), "a step of {n} of {} sequences", self.lens.len());
         for &(s, _) in which {
@@ -135,16 +120,12 @@ impl<B: Backend> Decoder<B> {
         }
         // The device finds the cache of the j-th row of a step at j * capacity, so a step has a row for every sequence; rows are
         // independent, and those of sequences that are not extended are thrown away.
-        let batch = MicroBatch {
-            tokens: self.spread(which, |&(_, t)| t as i32, 0),
-            targets: vec![IGNORE; self.lens.len()],
-            doc_start: (0..self.lens.len() as i32).collect(),
-            n_valid: 0,
-            samples: Vec::new(),
-        };
-        self.step.load(dev, &batch)?;
-        let positions: Vec<i32> = self.spread(which, |&(s, _)| self.lens[s] as i32, 0);
-        dev.upload_i32(&mut self.step.positions, &positions)?;
+        let tokens = self.spread(which, |&(_, t)| t as i32, 0);
+        let positions = self.spread(which, |&(s, _)| self.lens[s] as i32, 0);
+        let (targets, doc_start) = (vec![IGNORE; tokens.len()], (0..tokens.len() as i32).collect::<Vec<_>>());
+        let (tokens, positions, targets, doc_start) = (&tokens[..], &positions[..], &targets[..], &doc_start[..]);
+        let view = BatchView { tokens, targets, positions, doc_start, rows: &[], by_token: &[] };
+        self.step.load_view(dev, view)?;
         // A sequence that is not extended writes to its own last free row, or over its last token's row when it is full: its
         // result is thrown away, and the row is written again before it is read.
         let spare = |s: usize| (s * self.capacity + self.lens[s].min(self.capacity - 1)) as i32;
@@ -153,7 +134,7 @@ impl<B: Backend> Decoder<B> {
         dev.upload_i32(&mut self.rows, &rows)?;
         let lens: Vec<i32> = self.lens.iter().map(|&l| (l + 1).min(self.capacity) as i32).collect();
         dev.upload_i32(&mut self.lens_dev, &lens)?;
-        self.run_step(dev, c, p)?;
+        self.run_step(dev, model)?;
         for &(s, _) in which {
             self.lens[s] += 1;
         }
@@ -162,7 +143,7 @@ impl<B: Backend> Decoder<B> {
         dev.upload_i32(&mut self.rows, &take)?;
         self.last.set_rows(n);
         dev.gather_rows(&mut self.last, &self.step.hidden, &self.rows)?;
-        self.head(dev, p, n)
+        self.head(dev, model, n)
     }
 
     /// One value per sequence: `f` for those of `which`, `rest` for the others.
@@ -177,30 +158,31 @@ impl<B: Backend> Decoder<B> {
         all
     }
 
-    fn run_step(&mut self, dev: &B, c: &ModelConfig, p: &Params<B>) -> Result<()> {
-        let lora = lora_pass(&self.step, false);
-        let Acts { table, positions, doc_start, tokens, x, mid, attn, mlp, scratch, hidden, rstd, .. } = &mut self.step;
-        let pass = Pass { c, rope: Rope { table, positions }, doc_start, lora };
-        dev.embedding_forward(&mut x[0], &p.embed, tokens)?;
-        let (mid, attn, mlp) = (&mut mid[0], &mut attn[0], &mut mlp[0]);
-        for (i, layer) in p.layers.iter().enumerate() {
-            qkv_forward(dev, pass, layer, &x[i % 2], attn, scratch)?;
-            dev.scatter_rows(&mut self.keys[i], &attn.k, &self.rows)?;
-            dev.scatter_rows(&mut self.values[i], &attn.v, &self.rows)?;
-            let AttnActs { q, out, .. } = attn;
+    fn run_step(&mut self, dev: &B, model: &Model<B>) -> Result<()> {
+        let Acts { table, batch, x, mid, attn, mlp, scratch: s, hidden, rstd, .. } = &mut self.step;
+        let pass = Pass::new(dev, model, batch, table, None);
+        dev.embedding_forward(&mut x[0], &model.params.embed, &batch.tokens)?;
+        let (mid, a, m) = (&mut mid[0], &mut attn[0], &mut mlp[0]);
+        for (i, layer) in model.params.layers.iter().enumerate() {
+            let pass = pass.at(i);
+            attention::qkv(pass, layer, &x[i % 2], a, s)?;
+            dev.scatter_rows(&mut self.keys[i], &a.k, &self.rows)?;
+            dev.scatter_rows(&mut self.values[i], &a.v, &self.rows)?;
             let (k_cache, v_cache, lens) = (&self.keys[i], &self.values[i], &self.lens_dev);
-            dev.attention_decode(out, Decode { q, k_cache, v_cache, lens, heads: c.heads, mask: c.mask() })?;
-            attention_out(dev, pass, layer, mid, &x[i % 2], attn, mlp, scratch)?;
-            mlp_forward(dev, pass, layer, mid, mlp, scratch)?;
-            mlp_out(dev, pass, layer, &mut x[(i + 1) % 2], mid, mlp, scratch)?;
+            let of = Decode { q: &a.q, k_cache, v_cache, lens, heads: pass.c.heads, mask: pass.c.mask() };
+            dev.attention_decode(&mut a.out, of)?;
+            attention::output(pass, layer, mid, &x[i % 2], &a.out, &mut m.t_o, s)?;
+            mlp::gate_up(pass, layer, mid, m, s)?;
+            mlp::down(pass, layer, &mut x[(i + 1) % 2], mid, m, s)?;
         }
-        dev.rmsnorm_forward(hidden, rstd, pass.norm(&x[p.layers.len() % 2], &p.final_norm))
+        let last = &x[model.params.layers.len() % 2];
+        dev.rmsnorm_forward(hidden, rstd, pass.norm(last, &model.params.final_norm))
     }
 
     /// Logits of the `n` rows of `last`.
-    fn head(&mut self, dev: &B, p: &Params<B>, n: usize) -> Result<Vec<f32>> {
+    fn head(&mut self, dev: &B, model: &Model<B>, n: usize) -> Result<Vec<f32>> {
         self.logits.set_rows(n);
-        dev.matmul(&mut self.logits, &self.last, head(p), MatMul::NT, 1.0, Write::Set)?;
+        dev.matmul(&mut self.logits, &self.last, model.head(), MatMul::NT, 1.0, Write::Set)?;
         let mut host = vec![0.0; self.logits.len()];
         dev.download(&mut host, &self.logits)?;
         Ok(host)

@@ -1,79 +1,33 @@
-//! Forward of the decoder, layer by layer.
+//! The decoder: layer by layer forward, the head and its loss, and layer by layer back to the lowest trained weight.
 //!
 //! ```text
 //! x      = embed[tokens]
-//! h      = norm(x);  q, k, v = h·Wq, h·Wk, h·Wv (+ bias, + LoRA);  q, k = rope(norm?(q)), rope(norm?(k))
-//! mid    = x + attention(q, k, v)·Wo
-//! h      = norm(mid);  x' = mid + (silu(h·Wgate) * (h·Wup))·Wdown
+//! x      = mlp(attention(x))                     for each layer: attention.rs, mlp.rs
 //! hidden = norm(x);  loss = cross_entropy(hidden·head)
 //! ```
 
-use super::Params;
-use super::acts::{Acts, AttnActs, MlpActs, Scratch};
-use super::config::ModelConfig;
-use super::linear::{self, LoraPass};
-use super::weights::{Layer, Weights};
-use crate::backend::{Attention, Backend, HeadGrads, HeadLoss, MatMul, Norm, Rope, Rotate, Swiglu, Write};
+use super::acts::{Acts, TRAINING};
+use super::pass::{Draws, Pass, dropout};
+use super::weights::Place;
+use super::{Grads, Model, Recompute, attention, mlp};
+use crate::backend::{Backend, HeadGrads, HeadLoss, MatMul, Write};
 use crate::error::Result;
-use crate::tensor::{DType, Tensor};
-
-/// What all layers of a pass share.
-pub(super) struct Pass<'a, B: Backend> {
-    pub c: &'a ModelConfig,
-    pub rope: Rope<'a, B>,
-    pub doc_start: &'a Tensor<B>,
-    pub lora: LoraPass,
-}
-
-impl<B: Backend> Clone for Pass<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Pass<'_, B> {}
-
-impl<'a, B: Backend> Pass<'a, B> {
-    pub(super) fn at(mut self, layer: usize) -> Self {
-        self.lora.layer = layer;
-        self
-    }
-
-    pub(super) fn norm<'b>(&self, x: &'b Tensor<B>, w: &'b Tensor<B>) -> Norm<'b, B> {
-        Norm { x, w, eps: self.c.rms_norm_eps as f32 }
-    }
-
-    pub(super) fn attention<'b>(&self, q: &'b Tensor<B>, k: &'b Tensor<B>, v: &'b Tensor<B>) -> Attention<'b, B>
-    where
-        'a: 'b,
-    {
-        Attention { q, k, v, doc_start: self.doc_start, heads: self.c.heads, mask: self.c.mask() }
-    }
-}
-
-/// The low-rank part of a pass over `a`, with dropout where it trains.
-pub(super) fn lora_pass<B: Backend>(a: &Acts<B>, dropout: bool) -> LoraPass {
-    let spec = a.options.lora.as_ref();
-    let p = spec.map_or(0.0, |l| l.dropout as f32);
-    LoraPass {
-        scale: spec.map_or(0.0, |l| l.scale() as f32),
-        dropout: (dropout && p > 0.0).then_some((a.dropout_key, p)),
-        layer: 0,
-    }
-}
-
-/// The head: its own weight, or the embedding when tied.
-pub(super) fn head<T>(w: &Weights<T>) -> &T {
-    w.lm_head.as_ref().unwrap_or(&w.embed)
-}
+use crate::tensor::DType;
 
 /// Runs the loaded micro-batch up to the final norm, with LoRA dropout: the forward pass of training.
 ///
 /// # Errors
 /// If the device refuses a launch.
-pub fn forward<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<B>) -> Result<()> {
-    let lora = lora_pass(a, true);
-    run(dev, c, p, a, lora)
+pub fn forward<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>) -> Result<()> {
+    run(dev, model, a, Draws::Yes)
+}
+
+/// Runs the loaded micro-batch up to the final norm without dropout.
+///
+/// # Errors
+/// If the device refuses a launch.
+pub fn evaluate<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>) -> Result<()> {
+    run(dev, model, a, Draws::No)
 }
 
 /// Runs the loaded micro-batch without dropout and computes each token's loss and whether its arg max is right:
@@ -81,20 +35,11 @@ pub fn forward<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts
 ///
 /// # Errors
 /// If the device refuses a launch.
-pub fn loss<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<B>) -> Result<()> {
-    evaluate(dev, c, p, a)?;
-    let Acts { loss, correct, hidden, targets, .. } = a;
-    let of = HeadLoss { x: hidden, w: head(p), targets, n_classes: c.n_classes, scale: 1.0 };
-    dev.linear_cross_entropy(loss, Some(correct), HeadGrads::none(), of)
-}
-
-/// Runs the loaded micro-batch up to the final norm without dropout.
-///
-/// # Errors
-/// If the device refuses a launch.
-pub fn evaluate<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<B>) -> Result<()> {
-    let lora = lora_pass(a, false);
-    run(dev, c, p, a, lora)
+pub fn loss<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>) -> Result<()> {
+    evaluate(dev, model, a)?;
+    let Acts { losses, correct, hidden, batch, slot, .. } = a;
+    let of = HeadLoss { x: hidden, w: model.head(), batch, n_classes: model.config.n_classes, scale: 1.0 };
+    dev.linear_cross_entropy(&mut losses[*slot], Some(correct), HeadGrads::none(), of)
 }
 
 /// Logits of all tokens of the loaded micro-batch, (N, V) row-major, without dropout. For inspection and tests: training never
@@ -102,117 +47,155 @@ pub fn evaluate<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Act
 ///
 /// # Errors
 /// If the device has not enough memory or refuses a launch.
-pub fn logits<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<B>) -> Result<Vec<f32>> {
-    evaluate(dev, c, p, a)?;
-    let mut out = dev.alloc(a.n_tokens(), c.vocab_size, DType::F32)?;
-    dev.matmul(&mut out, &a.hidden, head(p), MatMul::NT, 1.0, Write::Set)?;
+pub fn logits<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>) -> Result<Vec<f32>> {
+    evaluate(dev, model, a)?;
+    let mut out = dev.alloc(a.n_tokens(), model.config.vocab_size, DType::F32)?;
+    dev.matmul(&mut out, &a.hidden, model.head(), MatMul::NT, 1.0, Write::Set)?;
     let mut host = vec![0.0; out.len()];
     dev.download(&mut host, &out)?;
     Ok(host)
 }
 
-fn run<B: Backend>(dev: &B, c: &ModelConfig, p: &Params<B>, a: &mut Acts<B>, lora: LoraPass) -> Result<()> {
-    let Acts { table, positions, doc_start, tokens, x, mid, attn, mlp, scratch, hidden, rstd, .. } = a;
-    let pass = Pass { c, rope: Rope { table, positions }, doc_start, lora };
-    dev.embedding_forward(&mut x[0], &p.embed, tokens)?;
+fn run<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>, draws: Draws) -> Result<()> {
+    let dropout = dropout(model, a, draws);
+    let Acts { table, batch, x, mid, attn, mlp, scratch: s, hidden, rstd, .. } = a;
+    let pass = Pass::new(dev, model, batch, table, dropout);
+    dev.embedding_forward(&mut x[0], &model.params.embed, &batch.tokens)?;
     let (streams, mids, attns, mlps) = (x.len(), mid.len(), attn.len(), mlp.len());
-    for (i, layer) in p.layers.iter().enumerate() {
+    for (i, layer) in model.params.layers.iter().enumerate() {
         let pass = pass.at(i);
-        let mid = &mut mid[i % mids];
-        attention_forward(dev, pass, layer, &x[i % streams], &mut attn[i % attns], scratch)?;
-        attention_out(dev, pass, layer, mid, &x[i % streams], &attn[i % attns], &mut mlp[i % mlps], scratch)?;
-        mlp_forward(dev, pass, layer, mid, &mut mlp[i % mlps], scratch)?;
-        mlp_out(dev, pass, layer, &mut x[(i + 1) % streams], mid, &mut mlp[i % mlps], scratch)?;
+        let (mid, a, m) = (&mut mid[i % mids], &mut attn[i % attns], &mut mlp[i % mlps]);
+        attention::attend(pass, layer, &x[i % streams], a, s)?;
+        attention::output(pass, layer, mid, &x[i % streams], &a.out, &mut m.t_o, s)?;
+        mlp::gate_up(pass, layer, mid, m, s)?;
+        mlp::down(pass, layer, &mut x[(i + 1) % streams], mid, m, s)?;
     }
-    let last = &x[p.layers.len() % streams];
-    dev.rmsnorm_forward(hidden, rstd, pass.norm(last, &p.final_norm))
+    let last = &x[model.params.layers.len() % streams];
+    dev.rmsnorm_forward(hidden, rstd, pass.norm(last, &model.params.final_norm))
 }
 
-/// Queries, keys and values of a layer's input, normed and rotated.
-pub(super) fn qkv_forward<B: Backend>(
-    dev: &B,
-    pass: Pass<'_, B>,
-    layer: &Layer<Tensor<B>>,
-    x: &Tensor<B>,
-    a: &mut AttnActs<B>,
-    s: &mut Scratch<B>,
-) -> Result<()> {
-    let AttnActs { q, k, v, q_norm, k_norm, t: [tq, tk, tv], .. } = a;
-    let Scratch { h, rstd, lora, .. } = s;
-    dev.rmsnorm_forward(h, rstd, pass.norm(x, &layer.attn_norm))?;
-    let qx = q_norm.as_mut().map_or(&mut *q, |n| &mut n.x);
-    linear::forward(dev, qx, tq.as_mut(), h, &layer.q, Write::Set, pass.lora, lora.as_mut())?;
-    let kx = k_norm.as_mut().map_or(&mut *k, |n| &mut n.x);
-    linear::forward(dev, kx, tk.as_mut(), h, &layer.k, Write::Set, pass.lora, lora.as_mut())?;
-    linear::forward(dev, v, tv.as_mut(), h, &layer.v, Write::Set, pass.lora, lora.as_mut())?;
-    for (out, norm, w) in [(&mut *q, q_norm, &layer.q_norm), (&mut *k, k_norm, &layer.k_norm)] {
-        if let (Some(n), Some(w)) = (norm, w) {
-            dev.rmsnorm_forward(out, &mut n.rstd, pass.norm(&n.x, w))?;
+/// A part of the gradients that is final for a micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ready {
+    /// The head, where it has a weight of its own, and the final norm.
+    Head,
+    /// A layer.
+    Layer(usize),
+    /// The embedding, which is the head too where they are tied.
+    Embed,
+}
+
+impl Ready {
+    /// The part that a weight belongs to.
+    pub fn of(at: Place) -> Self {
+        match at {
+            Place::Head | Place::FinalNorm => Ready::Head,
+            Place::Layer(i, _) => Ready::Layer(i),
+            Place::Embed => Ready::Embed,
         }
-        dev.rope(out, pass.rope, Rotate::Forward)?;
     }
-    Ok(())
+
+    /// All parts of a model of `n_layers` layers, in the order in which backward announces them.
+    pub fn all(n_layers: usize) -> impl Iterator<Item = Ready> {
+        [Ready::Head].into_iter().chain((0..n_layers).rev().map(Ready::Layer)).chain([Ready::Embed])
+    }
 }
 
-pub(super) fn attention_forward<B: Backend>(
+/// What is done with the gradients of a part as soon as they are final for this micro-batch, so that their reduction can overlap
+/// the layers below.
+pub type OnReady<'a, B> = dyn FnMut(Ready, &mut Grads<B>) -> Result<()> + 'a;
+
+/// Adds the gradients of `scale · summed loss` of the micro-batch that [`forward`] ran; sets [`Acts::losses`]. Every part of
+/// [`Ready::all`] is announced once, in that order, whatever is trained.
+///
+/// # Errors
+/// If the device refuses a launch, or the first error of `on_ready`.
+///
+/// # Panics
+/// If the activations were not allocated for training.
+pub fn backward<B: Backend>(
     dev: &B,
-    pass: Pass<'_, B>,
-    layer: &Layer<Tensor<B>>,
-    x: &Tensor<B>,
-    a: &mut AttnActs<B>,
-    s: &mut Scratch<B>,
+    model: &Model<B>,
+    g: &mut Grads<B>,
+    a: &mut Acts<B>,
+    scale: f32,
+    on_ready: &mut OnReady<B>,
 ) -> Result<()> {
-    qkv_forward(dev, pass, layer, x, a, s)?;
-    let AttnActs { q, k, v, out, lse, .. } = a;
-    dev.attention_forward(out, lse, pass.attention(q, k, v))
+    let n_layers = model.params.layers.len();
+    // What lies below the lowest trained weight needs no gradient.
+    let lowest = if g.embed.is_some() { 0 } else { lowest_trained_layer(g) };
+    let needs_hidden = lowest < n_layers || g.final_norm.is_some();
+    head_backward(dev, model, g, a, scale, needs_hidden)?;
+    on_ready(Ready::Head, g)?;
+    for i in (0..n_layers).rev() {
+        if i >= lowest {
+            layer_backward(dev, model, g, a, i, g.embed.is_some() || i > lowest)?;
+        }
+        on_ready(Ready::Layer(i), g)?;
+    }
+    if let Some(dw) = &mut g.embed {
+        let dres = &a.scratch.back.as_ref().expect(TRAINING).dres;
+        dev.embedding_backward(dw, dres, &a.batch, model.first_row(Place::Embed))?;
+    }
+    on_ready(Ready::Embed, g)
 }
 
-/// `mid = x + out·Wo`.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn attention_out<B: Backend>(
+/// The head with its loss and the final norm: `dres` becomes the gradient of the last layer's output.
+fn head_backward<B: Backend>(
     dev: &B,
-    pass: Pass<'_, B>,
-    layer: &Layer<Tensor<B>>,
-    mid: &mut Tensor<B>,
-    x: &Tensor<B>,
-    a: &AttnActs<B>,
-    m: &mut MlpActs<B>,
-    s: &mut Scratch<B>,
+    model: &Model<B>,
+    g: &mut Grads<B>,
+    a: &mut Acts<B>,
+    scale: f32,
+    needs_hidden: bool,
 ) -> Result<()> {
-    dev.copy(mid, x)?;
-    let to = &mut m.t[0];
-    linear::forward(dev, mid, to.as_mut(), &a.out, &layer.o, Write::Add, pass.lora, s.lora.as_mut())
+    let Acts { x, batch, table, scratch, hidden, rstd, losses, slot, .. } = a;
+    let back = scratch.back.as_mut().expect(TRAINING);
+    let dw = match &mut g.lm_head {
+        Some(own) => own.as_mut(),
+        None => g.embed.as_mut(),
+    };
+    let first_row = model.first_row(Place::Head);
+    let grads = HeadGrads { dx: needs_hidden.then_some(&mut back.dh), dw, first_row };
+    let of = HeadLoss { x: hidden, w: model.head(), batch, n_classes: model.config.n_classes, scale };
+    dev.linear_cross_entropy(&mut losses[*slot], None, grads, of)?;
+    if !needs_hidden {
+        return Ok(());
+    }
+    let pass = Pass::new(dev, model, batch, table, None);
+    let norm = pass.norm(x.last().expect("the input of the final norm"), &model.params.final_norm);
+    dev.rmsnorm_backward(&mut back.dres, g.final_norm.as_mut(), &back.dh, rstd, norm, Write::Set)
 }
 
-/// Gate and up of the norm of `mid`.
-pub(super) fn mlp_forward<B: Backend>(
+/// One layer: what was not kept again, then its two blocks back.
+fn layer_backward<B: Backend>(
     dev: &B,
-    pass: Pass<'_, B>,
-    layer: &Layer<Tensor<B>>,
-    mid: &Tensor<B>,
-    m: &mut MlpActs<B>,
-    s: &mut Scratch<B>,
+    model: &Model<B>,
+    g: &mut Grads<B>,
+    a: &mut Acts<B>,
+    i: usize,
+    needs_input: bool,
 ) -> Result<()> {
-    let MlpActs { gate, up, t: [_, tg, tu, _] } = m;
-    let Scratch { h, rstd, lora, .. } = s;
-    dev.rmsnorm_forward(h, rstd, pass.norm(mid, &layer.mlp_norm))?;
-    linear::forward(dev, gate, tg.as_mut(), h, &layer.gate, Write::Set, pass.lora, lora.as_mut())?;
-    linear::forward(dev, up, tu.as_mut(), h, &layer.up, Write::Set, pass.lora, lora.as_mut())
+    let dropout = dropout(model, a, Draws::Yes);
+    let Acts { recompute, table, batch, x, mid, attn, mlp, scratch: s, .. } = a;
+    let pass = Pass { needs_input, ..Pass::new(dev, model, batch, table, dropout).at(i) };
+    let (layer, grads) = (&model.params.layers[i], &mut g.layers[i]);
+    let (mids, attns, mlps) = (mid.len(), attn.len(), mlp.len());
+    let (x, mid, a, m) = (&x[i], &mut mid[i % mids], &mut attn[i % attns], &mut mlp[i % mlps]);
+    if *recompute != Recompute::None {
+        attention::attend(pass, layer, x, a, s)?;
+    }
+    if *recompute == Recompute::Layer {
+        attention::output(pass, layer, mid, x, &a.out, &mut m.t_o, s)?;
+        mlp::gate_up(pass, layer, mid, m, s)?;
+        mlp::down_again(pass, layer, m, s)?;
+    }
+    mlp::backward(pass, layer, grads, mid, m, s)?;
+    attention::backward(pass, layer, grads, x, a, &m.t_o, s)
 }
 
-/// `next = mid + (silu(gate) * up)·Wdown`.
-pub(super) fn mlp_out<B: Backend>(
-    dev: &B,
-    pass: Pass<'_, B>,
-    layer: &Layer<Tensor<B>>,
-    next: &mut Tensor<B>,
-    mid: &Tensor<B>,
-    m: &mut MlpActs<B>,
-    s: &mut Scratch<B>,
-) -> Result<()> {
-    let MlpActs { gate, up, t: [_, _, _, td] } = m;
-    let Scratch { act, lora, .. } = s;
-    dev.swiglu_forward(act, Swiglu { gate, up })?;
-    dev.copy(next, mid)?;
-    linear::forward(dev, next, td.as_mut(), act, &layer.down, Write::Add, pass.lora, lora.as_mut())
+/// The first layer with a trained weight; their number where there is none.
+fn lowest_trained_layer<B: Backend>(g: &Grads<B>) -> usize {
+    let trained = g.places().into_iter().filter(|(_, grad)| grad.is_some());
+    trained.filter_map(|(at, _)| at.layer()).min().unwrap_or(g.layers.len())
 }

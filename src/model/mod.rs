@@ -1,27 +1,33 @@
 //! One model over any backend: forward and backward by hand, no autograd.
 //!
-//! Everything is allocated once, in [`Acts`]; a micro-batch is loaded, run forward, and run backward into [`Grads`].
+//! A [`Model`] is run; everything it needs is allocated once, in [`Acts`]: a micro-batch is loaded, run forward, and run backward
+//! into [`Grads`].
 
 pub mod acts;
-mod backward;
+mod attention;
 pub mod config;
 pub mod decode;
 pub mod flops;
-mod linear;
 pub mod llama;
+pub mod lora;
+mod mlp;
+mod pass;
 pub mod place;
 pub mod rope;
 pub mod weights;
+
+use std::ops::Range;
 
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 use crate::words::words;
-use weights::{Kind, Place, Product, Weights};
+use config::ModelConfig;
+use weights::{Kind, Place, Weights};
 
 pub use acts::{Acts, ActsOptions};
-pub use backward::{backward, backward_with};
-pub use llama::{forward, logits, loss};
+pub use llama::{Ready, backward, forward, logits, loss};
+pub use lora::LoraSpec;
 
 /// The weights of a model on a device.
 pub type Params<B> = Weights<Tensor<B>>;
@@ -43,50 +49,63 @@ pub enum Recompute {
 }
 words!(Recompute { None = "none", Attention = "attention", Layer = "layer" });
 
-/// Low-rank updates of a run (Hu et al. 2021, arXiv:2106.09685).
-#[derive(Clone, Debug, PartialEq)]
-pub struct LoraSpec {
-    /// Rank.
-    pub r: usize,
-    /// The update is scaled by `alpha / r`.
-    pub alpha: f64,
-    /// Probability of dropping an element of the input.
-    pub dropout: f64,
-    /// Scale by `alpha / sqrt(r)` instead (Kalajdzievski 2023, arXiv:2312.03732).
-    pub rslora: bool,
-    /// The products that have an update.
-    pub targets: Vec<Product>,
+/// A model on a device: its shape, its weights, and how they are used.
+pub struct Model<B: Backend> {
+    /// Shape.
+    pub config: ModelConfig,
+    /// Weights; low-rank updates are among them.
+    pub params: Params<B>,
+    /// What the low-rank updates are, where there are some.
+    pub lora: Option<LoraSpec>,
+    /// Storage of activations: f32 or bf16.
+    pub dtype: DType,
+    /// Rows of the embedding and the head that are trained beside low-rank updates: those of a grown vocabulary. Nothing else says
+    /// which rows of the vocabulary are trained: all of them without updates, these with.
+    pub new_rows: Option<Range<usize>>,
 }
 
-impl LoraSpec {
-    /// The factor s on `B A`.
-    pub fn scale(&self) -> f64 {
-        let r = self.r as f64;
-        self.alpha / if self.rslora { r.sqrt() } else { r }
+impl<B: Backend> Model<B> {
+    /// A model that is used as it is: nothing of it is trained.
+    pub fn fixed(config: ModelConfig, params: Params<B>, lora: Option<LoraSpec>, dtype: DType) -> Self {
+        Self { config, params, lora, dtype, new_rows: None }
     }
 
-    /// Whether this product has an update.
-    pub fn has(&self, product: Product) -> bool {
-        self.targets.contains(&product)
+    /// The head: its own weight, or the embedding when tied.
+    pub fn head(&self) -> &Tensor<B> {
+        self.params.lm_head.as_ref().unwrap_or(&self.params.embed)
+    }
+
+    /// First row of a weight that its gradient covers.
+    pub fn first_row(&self, at: Place) -> usize {
+        match &self.new_rows {
+            Some(rows) if at.kind() == Kind::Vocabulary => rows.start,
+            _ => 0,
+        }
+    }
+
+    /// How many rows of a weight are trained.
+    fn trained_rows(&self, at: Place, weight: &Tensor<B>) -> usize {
+        match at.kind() {
+            _ if self.lora.is_none() => weight.rows(),
+            Kind::LowRank => weight.rows(),
+            Kind::Vocabulary => self.new_rows.as_ref().map_or(0, Range::len),
+            Kind::Matrix | Kind::Norm | Kind::Bias => 0,
+        }
     }
 }
 
-/// f32 gradients of zeros for what is trained: with low-rank updates these alone, and the `vocabulary_rows` last rows of the
-/// embedding and head where they are given; without, everything.
+/// Elements at whose multiples gradients and moments begin in memory that they share: the block that norms and ranks go by.
+pub const BLOCK: usize = 16 * 1024;
+
+/// f32 gradients of zeros for what is trained: with low-rank updates these alone, and [`Model::new_rows`]; without, everything.
 ///
 /// # Errors
 /// If the device has not enough memory.
-pub fn alloc_grads<B: Backend>(dev: &B, params: &Params<B>, vocabulary_rows: Option<usize>) -> Result<Grads<B>> {
-    let low_rank = params.places().iter().any(|(at, _)| at.kind() == Kind::LowRank);
-    params.try_map(|at, t| {
-        let rows = match at.kind() {
-            _ if !low_rank => t.rows(),
-            Kind::LowRank => t.rows(),
-            Kind::Vocabulary => vocabulary_rows.unwrap_or(0),
-            Kind::Matrix | Kind::Norm | Kind::Bias => 0,
-        };
-        if rows == 0 { Ok(None) } else { dev.alloc(rows, t.cols(), DType::F32).map(Some) }
-    })
+pub fn alloc_grads<B: Backend>(dev: &B, model: &Model<B>) -> Result<Grads<B>> {
+    let shape = |at: Place, t: &Tensor<B>| Some((model.trained_rows(at, t), t.cols())).filter(|s| s.0 > 0);
+    let shapes: Vec<_> = model.params.places().into_iter().filter_map(|(at, t)| shape(at, t)).collect();
+    let mut grads = dev.alloc_together(&shapes, DType::F32, BLOCK)?.into_iter();
+    model.params.try_map(|at, t| Ok(shape(at, t).and_then(|_| grads.next())))
 }
 
 /// Sets every gradient to zero.
@@ -94,7 +113,8 @@ pub fn alloc_grads<B: Backend>(dev: &B, params: &Params<B>, vocabulary_rows: Opt
 /// # Errors
 /// If the device refuses a launch.
 pub fn zero_grads<B: Backend>(dev: &B, grads: &mut Grads<B>) -> Result<()> {
-    grads.places_mut().into_iter().filter_map(|(_, g)| g.as_mut()).try_for_each(|g| dev.fill_zero(g))
+    let mut all: Vec<&mut Tensor<B>> = grads.places_mut().into_iter().filter_map(|(_, g)| g.as_mut()).collect();
+    dev.fill_zeros(&mut all)
 }
 
 /// Every weight that is trained with its gradient, in the order of files.

@@ -4,7 +4,7 @@ use super::groups::GroupSettings;
 use crate::backend::{AdamWSlot, AdamWStep, Backend};
 use crate::error::Result;
 use crate::model::weights::Place;
-use crate::model::{Grads, Params, trained};
+use crate::model::{BLOCK, Grads, Params, trained};
 use crate::tensor::{DType, HostTensor, Tensor};
 use crate::{bail, ensure};
 
@@ -43,14 +43,18 @@ impl Default for AdamWSettings {
 pub enum Verdict {
     /// The parameters were updated.
     Updated {
+        /// Summed negative log-likelihood of the step.
+        nll: f64,
         /// Global norm of the gradient before clipping.
         grad_norm: f64,
     },
-    /// The gradient is not finite; nothing was changed, the step does not count.
+    /// The loss or the gradient is not finite; nothing was changed, the step does not count.
     NonFinite {
+        /// Summed negative log-likelihood of the step.
+        nll: f64,
         /// The norm: NaN or infinite.
         grad_norm: f64,
-        /// Weights whose own gradient is not finite.
+        /// Weights whose own gradient is not finite, where the loss is.
         tensors: Vec<Place>,
     },
 }
@@ -61,6 +65,8 @@ pub struct Optimizer<B: Backend> {
     /// Updates made; the bias correction depends on it.
     updates: u64,
     entries: Vec<Moments<B>>,
+    /// Loss of the step that is under way, norm and clip factor of its gradient.
+    stats: B::Stats,
 }
 
 struct Moments<B: Backend> {
@@ -87,18 +93,20 @@ impl<B: Backend> Optimizer<B> {
     /// If the device has not enough memory or refuses a copy.
     pub fn new(dev: &B, settings: AdamWSettings, params: &mut Params<B>, grads: &Grads<B>) -> Result<Self> {
         let mut entries = Vec::new();
-        for (at, param, grad) in trained(params, grads) {
-            let (rows, cols) = grad.shape();
+        let trained = trained(params, grads);
+        let shapes: Vec<_> = trained.iter().map(|(_, _, grad)| grad.shape()).collect();
+        let moments = || dev.alloc_together(&shapes, DType::F32, BLOCK);
+        for (((at, param, grad), m), v) in trained.into_iter().zip(moments()?).zip(moments()?) {
+            let rows = grad.rows();
             let first_row = settings.groups.first_row(at);
             assert!(first_row + rows <= param.rows(), "{at}: a gradient of {rows} rows from {first_row} on");
             let master = match param.dtype() {
                 DType::F32 => None,
                 _ => Some(copy_rows(dev, param, first_row, rows)?),
             };
-            let (m, v) = (dev.alloc(rows, cols, DType::F32)?, dev.alloc(rows, cols, DType::F32)?);
             entries.push(Moments { at, m, v, master });
         }
-        Ok(Self { settings, updates: 0, entries })
+        Ok(Self { settings, updates: 0, entries, stats: dev.new_stats()? })
     }
 
     /// Updates made so far.
@@ -139,8 +147,17 @@ impl<B: Backend> Optimizer<B> {
         self.entries.iter().find(|e| e.at == at)?.master.as_ref()
     }
 
+    /// Adds the losses of a micro-batch of the step that is under way.
+    ///
+    /// # Errors
+    /// If the device refuses an operation.
+    pub fn add_loss(&mut self, dev: &B, loss: &Tensor<B>) -> Result<()> {
+        dev.add_loss(&mut self.stats, loss, None)
+    }
+
     /// One update with learning rate `lr`: global norm, clipping by `min(1, max / (norm + 1e-6))`, AdamW. The gradients are the
-    /// finished means over the step's targets.
+    /// finished means over the step's targets. Loss, norm and factor stay on the device, which makes no update where they are not
+    /// finite; the host waits once, for the figures.
     ///
     /// # Errors
     /// If the device refuses an operation.
@@ -151,38 +168,50 @@ impl<B: Backend> Optimizer<B> {
         let trained = trained(params, grads);
         assert_eq!(trained.len(), self.entries.len(), "trained weights");
         let all: Vec<&Tensor<B>> = trained.iter().map(|(_, _, grad)| *grad).collect();
-        let grad_norm = dev.norm2(&all)?.sqrt();
-        if !grad_norm.is_finite() {
-            let mut tensors = Vec::new();
-            for (at, _, grad) in &trained {
-                if !dev.norm2(&[*grad])?.is_finite() {
-                    tensors.push(*at);
-                }
-            }
-            return Ok(Verdict::NonFinite { grad_norm, tensors });
-        }
-        let clip = self.settings.max_grad_norm.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0));
-        self.updates += 1;
-        let t = self.updates as f64;
+        dev.grad_norm2(&mut self.stats, &all)?;
+        dev.set_clip(&mut self.stats, self.settings.max_grad_norm)?;
         let s = &self.settings;
+        let t = (self.updates + 1) as f64;
         let step = AdamWStep {
-            lr: lr as f32,
+            lr,
             beta1: s.beta1 as f32,
             beta2: s.beta2 as f32,
             eps: s.eps as f32,
             weight_decay: s.weight_decay as f32,
             bias_correction1: (1.0 - s.beta1.powf(t)) as f32,
             bias_correction2: (1.0 - s.beta2.powf(t)) as f32,
-            grad_scale: clip as f32,
         };
+        let mut slots = Vec::with_capacity(self.entries.len());
         for ((at, p, g), e) in trained.into_iter().zip(&mut self.entries) {
             assert_eq!(at, e.at, "order of the trained weights");
-            let weight_decay = if s.groups.decays(at) { step.weight_decay } else { 0.0 };
-            let own = AdamWStep { lr: (lr * s.groups.lr_scale(at)) as f32, weight_decay, ..step };
-            let (m, v, first_row) = (&mut e.m, &mut e.v, s.groups.first_row(at));
-            dev.adamw(AdamWSlot { p, master: e.master.as_mut(), m, v, g, first_row }, own)?;
+            let Moments { m, v, master, .. } = e;
+            let (first_row, decays, lr_scale) = (s.groups.first_row(at), s.groups.decays(at), s.groups.lr_scale(at));
+            slots.push(AdamWSlot { p, master: master.as_mut(), m, v, g, first_row, decays, lr_scale });
         }
-        Ok(Verdict::Updated { grad_norm })
+        dev.adamw_all(&self.stats, &mut slots, step)?;
+        let figures = dev.figures(&self.stats)?;
+        dev.begin_step(&mut self.stats)?;
+        let (nll, grad_norm) = (figures.nll, figures.grad_norm2.sqrt());
+        if figures.finite() {
+            self.updates += 1;
+            return Ok(Verdict::Updated { nll, grad_norm });
+        }
+        let tensors = if nll.is_finite() { self.not_finite(dev, grads)? } else { Vec::new() };
+        Ok(Verdict::NonFinite { nll, grad_norm, tensors })
+    }
+
+    /// The weights whose gradient is not finite.
+    fn not_finite(&mut self, dev: &B, grads: &Grads<B>) -> Result<Vec<Place>> {
+        let mut found = Vec::new();
+        for (at, grad) in grads.places() {
+            let Some(grad) = grad else { continue };
+            dev.grad_norm2(&mut self.stats, &[grad])?;
+            if !dev.figures(&self.stats)?.finite() {
+                found.push(at);
+            }
+            dev.begin_step(&mut self.stats)?;
+        }
+        Ok(found)
     }
 
     /// Copies the state to the host.

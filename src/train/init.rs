@@ -1,19 +1,14 @@
-//! Weights at step 0: a random model for pretraining, low-rank updates for LoRA.
+//! Weights at step 0 of pretraining: a random model; and which products LoRA is asked to update.
 
 use rayon::prelude::*;
 
-use crate::backend::Backend;
-
 use crate::error::{Error, Result};
-use crate::hf::device::upload;
 use crate::hf::{HostTensor, TensorSource};
 use crate::model::config::ModelConfig;
-use crate::model::weights::{Kind, Lora, Place, Product, Weights};
+use crate::model::weights::{Kind, Place, Product, Weights};
 use crate::rng::Stream;
-use crate::tensor::{DType, Tensor};
 
 const STREAM_MODEL: u64 = 0x696e_6974;
-const STREAM_LORA: u64 = 0x6c6f_7261;
 /// Standard deviation of new matrices: `initializer_range` of Hugging Face's Llama.
 const STD: f64 = 0.02;
 
@@ -59,32 +54,6 @@ impl RandomModel {
             values.iter_mut().zip(first..).for_each(|(v, i)| *v = (STD * stream.normal_at(i)) as f32);
         });
     }
-}
-
-/// Gives the products in `targets` low-rank updates that change nothing yet: A uniform in ±1/√in, B zero, both
-/// f32. PEFT draws A so (Kaiming uniform with a = √5).
-///
-/// # Errors
-/// If the device has not enough memory.
-pub fn add_lora<B: Backend>(
-    dev: &B,
-    c: &ModelConfig,
-    params: &mut Weights<Tensor<B>>,
-    r: usize,
-    targets: &[Product],
-    seed: u64,
-) -> Result<()> {
-    for (i, layer) in params.layers.iter_mut().enumerate() {
-        for linear in layer.products_mut().into_iter().filter(|l| targets.contains(&l.product)) {
-            let (rows, cols) = linear.product.shape(c);
-            let stream = Stream::new(&[seed, STREAM_LORA, i as u64, linear.product as u64]);
-            let bound = 1.0 / (cols as f64).sqrt();
-            let data = (0..(r * cols) as u64).map(|k| (bound * (2.0 * stream.f64_at(k) - 1.0)) as f32).collect();
-            let a = upload(dev, &HostTensor { rows: r, cols, data }, DType::F32)?;
-            linear.lora = Some(Lora { a, b: dev.alloc(rows, r, DType::F32)? });
-        }
-    }
-    Ok(())
 }
 
 /// The products a user names, in their order: `q` and `q_proj` are the same; repeated ones count once.

@@ -105,16 +105,17 @@ fn per_token(d: &Demand) -> u64 {
     let lse_and_rstd = (1 + norm) * heads + norm * kv_heads;
     let mlp = 2 * ffn + low_rank(&[Product::O, Product::Gate, Product::Up, Product::Down]);
     let streams = c.n_layers as u64 + 1;
-    // Final norm, a norm's output, SwiGLU's output; dres and dh; dact and dup; dq, dk, dv and dout.
-    let scratch = 2 * hidden + ffn + 2 * hidden + 2 * ffn + (2 + norm) * q + (2 + norm) * kv;
+    // Final norm, a norm's output, SwiGLU's output; dres and dh; dact; dq, dk, dv and dout.
+    let scratch = 2 * hidden + ffn + 2 * hidden + ffn + (2 + norm) * q + (2 + norm) * kv;
     let dropped = match d.lora {
-        Some(l) if l.dropout > 0.0 => 2 * hidden.max(ffn).max(q) + l.r as u64,
-        Some(l) => l.r as u64,
+        Some(l) if l.dropout > 0.0 => 2 * hidden.max(ffn).max(q) + 3 * l.r as u64,
+        Some(l) => 3 * l.r as u64,
         None => 0,
     };
     let elements = streams * hidden + keeps_mlp * (hidden + mlp) + keeps_attention * attention + scratch + dropped;
-    // Tokens, targets, positions, document starts; two rstd, loss, correct; a row of the rotary table.
-    let words = 4 + 4 + c.heads.head_dim as u64 + keeps_attention * lse_and_rstd;
+    // Tokens, targets, positions, document starts, rows with a target, rows by token; two rstd, correct, the losses of a step's
+    // micro-batches; a row of the rotary table.
+    let words = 6 + 3 + d.settings.grad_accum as u64 + c.heads.head_dim as u64 + keeps_attention * lse_and_rstd;
     elements * element + words * WORD
 }
 

@@ -38,7 +38,7 @@ pub fn write<B: Backend>(
     let memory: serde_json::Map<String, Value> =
         setup::memory(work).into_iter().map(|MemoryClass { name, bytes }| (name.to_string(), json!(bytes))).collect();
     let trained = setup::trained_weights(&work.grads);
-    let all: u64 = work.params.places().iter().map(|(_, t)| t.len() as u64).sum();
+    let all: u64 = work.model.params.places().iter().map(|(_, t)| t.len() as u64).sum();
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let value = json!({
         "program": format!("ringtune {}", env!("CARGO_PKG_VERSION")),

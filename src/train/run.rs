@@ -204,7 +204,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         eval_batches: eval.map(|e| Box::new(e) as Box<_>),
         schedule: Schedule::new(s.schedule, spec.peak_lr, max_steps),
         max_steps,
-        peak_flops: None,
+        peak_flops: dev.peak_flops(s.dtype),
         state,
         metrics,
         checkpoints: comm.is_main().then_some(checkpoints),

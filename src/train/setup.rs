@@ -1,6 +1,6 @@
 //! Everything a run holds on its device, allocated once: weights, gradients, activations, moments.
 
-use super::init::{add_lora, resolve_targets};
+use super::init::resolve_targets;
 use super::step::Workload;
 use crate::backend::Backend;
 
@@ -9,7 +9,8 @@ use crate::hf::TensorSource;
 use crate::hf::device::load_params;
 use crate::log::tables::{MemoryClass, grouped};
 use crate::model::flops::FlopCount;
-use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec};
+use crate::model::lora::add_lora;
+use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec, Model};
 use crate::optim::groups::GroupSettings;
 use crate::optim::{AdamWSettings, Optimizer, ScheduleSettings};
 use crate::settings::TrainSettings;
@@ -73,17 +74,18 @@ pub fn workload<B: Backend>(
     let lora = lora_spec(s)?;
     let mut params = load_params(dev, source, s.dtype)?;
     if let Some(l) = &lora {
-        add_lora(dev, &config, &mut params, l.r, &l.targets, s.seed)?;
+        add_lora(dev, &config, &mut params, l, s.seed)?;
     }
-    let grads = model::alloc_grads(dev, &params, new_rows.map(|(_, n)| n))?;
-    let options = ActsOptions { dtype: s.dtype, recompute: s.recompute, lora: lora.clone(), training: true };
-    let acts = Acts::new(dev, &config, max_tokens, options)?;
-    let new_rows = lora.is_some().then(|| new_rows.map(|(first, _)| first)).flatten();
-    let adamw = adamw(s, new_rows);
-    let optimizer = Optimizer::new(dev, adamw, &mut params, &grads)?;
+    let new_rows = new_rows.filter(|_| lora.is_some()).map(|(first, n)| first..first + n);
+    let mut model = Model { config, params, lora, dtype: s.dtype, new_rows };
+    let grads = model::alloc_grads(dev, &model)?;
+    let options = ActsOptions { recompute: s.recompute, training: true, micro_batches: s.grad_accum };
+    let acts = Acts::new(dev, &model, max_tokens, options)?;
+    let adamw = adamw(s, model.new_rows.as_ref().map(|rows| rows.start));
+    let optimizer = Optimizer::new(dev, adamw, &mut model.params, &grads)?;
     let trained = trained_weights(&grads);
-    let flops = FlopCount::new(&config, lora.is_some().then_some(trained));
-    Ok(Workload { config, params, grads, acts, optimizer, groups: adamw.groups, flops, seed: s.seed })
+    let flops = FlopCount::new(&model.config, model.lora.is_some().then_some(trained));
+    Ok(Workload { model, grads, acts, optimizer, stats: dev.new_stats()?, flops, seed: s.seed })
 }
 
 /// Number of weights that have a gradient.
@@ -93,7 +95,7 @@ pub(super) fn trained_weights<B: Backend>(grads: &Grads<B>) -> u64 {
 
 /// `parameters: 12,345 in all, 678 trained (5.49%)`.
 pub fn parameters_line<B: Backend>(work: &Workload<B>) -> String {
-    let all: u64 = work.params.places().iter().map(|(_, t)| t.len() as u64).sum();
+    let all: u64 = work.model.params.places().iter().map(|(_, t)| t.len() as u64).sum();
     let trained = trained_weights(&work.grads);
     let share = 100.0 * trained as f64 / all as f64;
     format!("parameters: {} in all, {} trained ({share:.2}%)", grouped(all), grouped(trained))
@@ -103,7 +105,7 @@ pub fn parameters_line<B: Backend>(work: &Workload<B>) -> String {
 pub fn memory<B: Backend>(work: &Workload<B>) -> Vec<MemoryClass> {
     let bytes = |t: &Tensor<B>| (t.capacity() * t.dtype().bytes()) as u64;
     vec![
-        MemoryClass { name: "weights", bytes: work.params.places().iter().map(|(_, t)| bytes(t)).sum() },
+        MemoryClass { name: "weights", bytes: work.model.params.places().iter().map(|(_, t)| bytes(t)).sum() },
         MemoryClass {
             name: "gradients",
             bytes: work.grads.places().iter().filter_map(|(_, t)| t.as_ref()).map(bytes).sum(),

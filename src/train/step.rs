@@ -14,28 +14,25 @@ use crate::ensure;
 use crate::error::{Error, Result};
 use crate::hf::HostTensor;
 use crate::hf::artifact::HostParams;
-use crate::model::config::ModelConfig;
 use crate::model::flops::FlopCount;
 use crate::model::weights::Place;
-use crate::model::{self, Acts, Grads, Params, trained};
-use crate::optim::groups::GroupSettings;
+use crate::model::{self, Acts, Grads, Model, Ready, trained};
 use crate::optim::{Optimizer, Verdict};
 use crate::rng;
+use crate::tensor::Tensor;
 
 /// A model in training: weights, gradients, activations, optimiser.
 pub struct Workload<B: Backend> {
-    /// Shape of the model.
-    pub config: ModelConfig,
-    /// Weights; with LoRA the adapter is among them.
-    pub params: Params<B>,
+    /// The model; with LoRA the adapter is among its weights.
+    pub model: Model<B>,
     /// Gradients of what is trained.
     pub grads: Grads<B>,
     /// Activations of one micro-batch.
     pub acts: Acts<B>,
     /// Moments and masters.
     pub optimizer: Optimizer<B>,
-    /// Which tensors are trained, and how.
-    pub groups: GroupSettings,
+    /// Sums of a micro-batch that is evaluated.
+    pub stats: B::Stats,
     /// Arithmetic of a micro-batch.
     pub flops: FlopCount,
     /// Seed of the run, for dropout.
@@ -129,48 +126,58 @@ impl<B: Backend> Workload<B> {
             stepped.problem = Some(Problem::NoTarget);
             return Ok(stepped);
         }
-        model::zero_grads(dev, &mut self.grads)?;
+        let Self { model, grads, acts, optimizer, .. } = self;
+        model::zero_grads(dev, grads)?;
         let scale = (1.0 / supervised) as f32;
-        let mut nll = 0.0;
-        let mut suspects = Vec::new();
+        let last = batch.micro_batches.len() - 1;
         for (i, b) in batch.micro_batches.iter().enumerate() {
-            // A micro-batch without targets has no gradient.
+            // What is final after the last micro-batch is reduced while the layers below are still computed.
+            let mut reduce = |ready, grads: &mut Grads<B>| match i == last {
+                true => reduce_start(dev, comm, ready, grads),
+                false => Ok(()),
+            };
+            // A micro-batch without targets has no gradient, but every rank starts every reduction, in the same order.
             if b.n_valid == 0 {
+                Ready::all(model.params.layers.len()).try_for_each(|ready| reduce(ready, grads))?;
                 continue;
             }
-            self.acts.load(dev, b)?;
+            acts.load_at(dev, i, b)?;
             // Row i of a step is on rank i mod world, so this numbering does not depend on the number of ranks.
             let index = i * comm.world_size() + comm.rank();
-            self.acts.set_dropout_key(rng::mix(&[self.seed, step, index as u64]));
-            model::forward(dev, &self.config, &self.params, &mut self.acts)?;
-            model::backward(dev, &self.config, &self.params, &mut self.grads, &mut self.acts, scale)?;
-            let losses = self.acts.losses(dev)?;
-            let part: f64 = losses.iter().map(|&l| f64::from(l)).sum();
-            if !part.is_finite() {
-                suspects.extend(samples_not_finite(b, &losses));
-            }
-            nll += part;
-        }
-        for grad in self.grads.places_mut().into_iter().filter_map(|(_, g)| g.as_mut()) {
-            comm.all_reduce_start(dev, &mut [grad])?;
+            acts.set_dropout_key(rng::mix(&[self.seed, step, index as u64]));
+            model::forward(dev, model, acts)?;
+            model::backward(dev, model, grads, acts, scale, &mut reduce)?;
+            optimizer.add_loss(dev, acts.loss_tensor())?;
         }
         comm.all_reduce_wait(dev)?;
+        // The one wait of the step. A loss that is not finite on one rank is in the gradients of all of them.
+        let verdict = optimizer.step(dev, &mut model.params, grads, lr)?;
+        let (Verdict::Updated { nll, grad_norm } | Verdict::NonFinite { nll, grad_norm, .. }) = verdict;
         let mut sums = [nll];
         comm.sum_host(&mut sums)?;
         stepped.loss = sums[0] / supervised;
         if !stepped.loss.is_finite() {
-            stepped.problem = Some(Problem::Loss { samples: suspects });
+            stepped.problem = Some(Problem::Loss { samples: self.suspects(dev, batch)? });
             return Ok(stepped);
         }
-        match self.optimizer.step(dev, &mut self.params, &self.grads, lr)? {
-            Verdict::Updated { grad_norm } => stepped.grad_norm = grad_norm,
-            Verdict::NonFinite { grad_norm, tensors } => {
-                stepped.grad_norm = grad_norm;
-                let samples = batch.micro_batches.iter().flat_map(|b| b.samples.iter().copied()).collect();
-                stepped.problem = Some(Problem::Gradient { tensors, samples });
-            }
+        stepped.grad_norm = grad_norm;
+        if let Verdict::NonFinite { tensors, .. } = verdict {
+            let samples = batch.micro_batches.iter().flat_map(|b| b.samples.iter().copied()).collect();
+            stepped.problem = Some(Problem::Gradient { tensors, samples });
         }
         Ok(stepped)
+    }
+
+    /// The samples whose loss is not finite, from the losses of each token that the step left on the device.
+    fn suspects(&self, dev: &B, batch: &Step) -> Result<Vec<u32>> {
+        let mut samples = Vec::new();
+        for (i, b) in batch.micro_batches.iter().enumerate().filter(|(_, b)| b.n_valid > 0) {
+            let losses = self.acts.losses_at(dev, i)?;
+            if !losses.iter().map(|&l| f64::from(l)).sum::<f64>().is_finite() {
+                samples.extend(samples_not_finite(b, &losses));
+            }
+        }
+        Ok(samples)
     }
 
     /// Summed negative log-likelihood, supervised tokens and right arg maxes of a micro-batch.
@@ -182,9 +189,11 @@ impl<B: Backend> Workload<B> {
             return Ok([0.0; 3]);
         }
         self.acts.load(dev, batch)?;
-        model::loss(dev, &self.config, &self.params, &mut self.acts)?;
-        let sum = |values: Vec<f32>| values.iter().map(|&v| f64::from(v)).sum::<f64>();
-        Ok([sum(self.acts.losses(dev)?), batch.n_valid as f64, sum(self.acts.corrects(dev)?)])
+        model::loss(dev, &self.model, &mut self.acts)?;
+        dev.begin_step(&mut self.stats)?;
+        dev.add_loss(&mut self.stats, self.acts.loss_tensor(), Some(self.acts.correct_tensor()))?;
+        let figures = dev.figures(&self.stats)?;
+        Ok([figures.nll, batch.n_valid as f64, figures.correct])
     }
 
     /// The trained weights.
@@ -198,9 +207,9 @@ impl<B: Backend> Workload<B> {
     /// If the device refuses a copy.
     pub fn export_params(&mut self, dev: &B) -> Result<HostParams> {
         let mut all = Vec::new();
-        for (at, param, grad) in trained(&mut self.params, &self.grads) {
+        let first_rows: Vec<usize> = self.optimizer.places().map(|at| self.model.first_row(at)).collect();
+        for ((at, param, grad), first_row) in trained(&mut self.model.params, &self.grads).into_iter().zip(first_rows) {
             let (rows, cols) = grad.shape();
-            let first_row = self.groups.first_row(at);
             let mut data = vec![0.0; param.len()];
             dev.download(&mut data, param)?;
             data.truncate((first_row + rows) * cols);
@@ -215,7 +224,8 @@ impl<B: Backend> Workload<B> {
     /// # Errors
     /// If a trained weight is missing or of another shape, or the device refuses a copy.
     pub fn import_params(&mut self, dev: &B, params: &HostParams) -> Result<()> {
-        for (at, param, grad) in trained(&mut self.params, &self.grads) {
+        let first_rows: Vec<usize> = self.optimizer.places().map(|at| self.model.first_row(at)).collect();
+        for ((at, param, grad), first_row) in trained(&mut self.model.params, &self.grads).into_iter().zip(first_rows) {
             let found = params.iter().find(|(place, _)| *place == at);
             let (_, new) = found.ok_or_else(|| Error::new(format!("{at}: missing")))?;
             let (rows, cols) = grad.shape();
@@ -227,11 +237,18 @@ impl<B: Backend> Workload<B> {
             }
             let mut all = vec![0.0; param.len()];
             dev.download(&mut all, param)?;
-            all[self.groups.first_row(at) * cols..][..rows * cols].copy_from_slice(&new.data);
+            all[first_row * cols..][..rows * cols].copy_from_slice(&new.data);
             dev.upload(param, &all)?;
         }
         Ok(())
     }
+}
+
+/// Starts summing a part of the gradients over all ranks.
+fn reduce_start<B: Backend>(dev: &B, comm: &dyn Communicator<B>, ready: Ready, grads: &mut Grads<B>) -> Result<()> {
+    let part = grads.places_mut().into_iter().filter(|(at, _)| Ready::of(*at) == ready);
+    let mut part: Vec<&mut Tensor<B>> = part.filter_map(|(_, grad)| grad.as_mut()).collect();
+    comm.all_reduce_start(dev, &mut part)
 }
 
 /// The samples whose documents hold a loss that is not finite; all of the micro-batch where documents and samples differ.

@@ -3,10 +3,10 @@
 use ringtune::backend::elementwise::{check_bias, check_bias_grad, check_same};
 use ringtune::backend::embedding::{check_backward, check_rows};
 use ringtune::backend::{
-    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, HeadGrads, HeadLoss, Heads, Mask,
-    MatMul, Norm, Norms, Products, Rope, Rotate, Swiglu, Write,
+    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, HeadGrads, HeadLoss, Heads,
+    HostStats, Mask, MatMul, Norm, Norms, Products, Rope, Rotate, Swiglu, Write,
 };
-use ringtune::batch::IGNORE;
+use ringtune::batch::{Batch, IGNORE};
 use ringtune::error::Result;
 use ringtune::tensor::{DType, Device, Tensor};
 
@@ -79,6 +79,7 @@ fn head(x: &[f64], cols: usize, i: usize, h: usize, d: usize) -> &[f64] {
 
 impl Device for Reference {
     type Buf = Buf;
+    type Plan = ();
 
     fn describe(&self) -> String {
         "f64 reference".to_string()
@@ -188,6 +189,8 @@ impl Norms for Reference {
 }
 
 impl Backend for Reference {
+    type Stats = HostStats;
+
     fn add(&self, dst: &mut T, src: &T) -> Result<()> {
         check_same("add", dst, src);
         f_mut(dst).iter_mut().zip(f(src)).for_each(|(d, s)| *d += s);
@@ -229,10 +232,10 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn embedding_backward(&self, dw: &mut T, dout: &T, tokens: &T, first_row: usize) -> Result<()> {
-        check_backward("embedding_backward", dw, dout, tokens);
+    fn embedding_backward(&self, dw: &mut T, dout: &T, batch: &Batch<Self>, first_row: usize) -> Result<()> {
+        check_backward("embedding_backward", dw, dout, batch);
         let (rows, cols) = dw.shape();
-        for (d, &t) in f(dout).chunks(cols).zip(ints(tokens)) {
+        for (d, &t) in f(dout).chunks(cols).zip(ints(&batch.tokens)) {
             let Some(r) = (t as usize).checked_sub(first_row).filter(|&r| r < rows) else {
                 continue;
             };
@@ -259,13 +262,13 @@ impl Backend for Reference {
 
     fn attention_forward(&self, out: &mut T, lse: &mut T, x: Attention<'_, Self>) -> Result<()> {
         x.check("attention", &[("out", out)], lse);
-        let Attention { q, k, v, doc_start, heads, mask } = x;
+        let Attention { q, k, v, batch, heads, mask } = x;
         let Heads { n_query, n_kv, head_dim: d } = heads;
         let (qc, kc) = (q.cols(), k.cols());
         for i in 0..q.rows() {
             for h in 0..n_query {
                 let g = h / (n_query / n_kv);
-                let seen = visible(i, ints(doc_start)[i] as usize, mask);
+                let seen = visible(i, ints(&batch.doc_start)[i] as usize, mask);
                 let keys: Vec<&[f64]> = seen.clone().map(|j| head(f(k), kc, j, g, d)).collect();
                 let (p, l) = softmax_row(head(f(q), qc, i, h, d), &keys);
                 f_mut(lse)[i * n_query + h] = l;
@@ -285,9 +288,10 @@ impl Backend for Reference {
         out: &T,
         lse: &T,
         x: Attention<'_, Self>,
+        rope: Option<Rope<'_, Self>>,
     ) -> Result<()> {
         dx.check("attention_backward", dout, out, lse, x);
-        let (AttentionGrads { dq, dk, dv }, Attention { q, k, v, doc_start, heads, mask }) = (dx, x);
+        let (AttentionGrads { dq, dk, dv }, Attention { q, k, v, batch, heads, mask }) = (dx, x);
         let Heads { n_query, n_kv, head_dim: d } = heads;
         let (qc, kc) = (q.cols(), k.cols());
         let scale = 1.0 / (d as f64).sqrt();
@@ -297,7 +301,7 @@ impl Backend for Reference {
         for i in 0..q.rows() {
             for h in 0..n_query {
                 let g = h / (n_query / n_kv);
-                let seen: Vec<usize> = visible(i, ints(doc_start)[i] as usize, mask).collect();
+                let seen: Vec<usize> = visible(i, ints(&batch.doc_start)[i] as usize, mask).collect();
                 let keys: Vec<&[f64]> = seen.iter().map(|&j| head(f(k), kc, j, g, d)).collect();
                 let (p, _) = softmax_row(head(f(q), qc, i, h, d), &keys);
                 let dy = head(f(dout), qc, i, h, d);
@@ -314,7 +318,7 @@ impl Backend for Reference {
                 }
             }
         }
-        Ok(())
+        rope.map_or(Ok(()), |rope| [dq, dk].into_iter().try_for_each(|dx| self.rope(dx, rope, Rotate::Inverse)))
     }
 
     fn attention_decode(&self, out: &mut T, x: Decode<'_, Self>) -> Result<()> {
@@ -346,14 +350,14 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn swiglu_backward(&self, dgate: &mut T, dup: &mut T, dout: &T, x: Swiglu<'_, Self>) -> Result<()> {
-        x.check("swiglu_backward", &[("dgate", dgate), ("dup", dup), ("dout", dout)]);
-        let Swiglu { gate, up } = x;
+    fn swiglu_backward(&self, gate: &mut T, up: &mut T, dact: &mut T) -> Result<()> {
+        Swiglu { gate, up }.check("swiglu_backward", &[("dact", dact)]);
         for i in 0..gate.len() {
-            let (g, u, d) = (f(gate)[i], f(up)[i], f(dout)[i]);
+            let (g, u, d) = (f(gate)[i], f(up)[i], f(dact)[i]);
             let s = sigmoid(g);
-            f_mut(dgate)[i] = d * u * s * (1.0 + g * (1.0 - s));
-            f_mut(dup)[i] = d * g * s;
+            f_mut(gate)[i] = d * u * s * (1.0 + g * (1.0 - s));
+            f_mut(up)[i] = d * g * s;
+            f_mut(dact)[i] = g * s * u;
         }
         Ok(())
     }
@@ -366,11 +370,11 @@ impl Backend for Reference {
         of: HeadLoss<'_, Self>,
     ) -> Result<()> {
         of.check("cross entropy", loss, correct.as_deref(), &grads);
-        let HeadLoss { x, w, targets, n_classes, scale } = of;
+        let HeadLoss { x, w, batch, n_classes, scale } = of;
         let HeadGrads { mut dx, mut dw, first_row } = grads;
         let cols = x.cols();
         for i in 0..x.rows() {
-            let target = ints(targets)[i];
+            let target = ints(&batch.targets)[i];
             let row = &f(x)[i * cols..][..cols];
             f_mut(loss)[i] = 0.0;
             if let Some(c) = correct.as_deref_mut() {
@@ -417,29 +421,59 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn norm2(&self, tensors: &[&T]) -> Result<f64> {
-        Ok(tensors.iter().flat_map(|t| f(t)).map(|x| x * x).sum())
+    fn new_stats(&self) -> Result<HostStats> {
+        Ok(HostStats::default())
     }
 
-    fn adamw(&self, slot: AdamWSlot<'_, Self>, s: AdamWStep) -> Result<()> {
-        slot.check("adamw");
-        let AdamWSlot { p, master, m, v, g, first_row } = slot;
-        let start = first_row * p.cols();
-        let wide = |x: f32| f64::from(x);
-        for i in 0..g.len() {
-            let grad = f(g)[i] * wide(s.grad_scale);
-            let (m, v) = (&mut f_mut(m)[i], &mut f_mut(v)[i]);
-            *m = wide(s.beta1) * *m + (1.0 - wide(s.beta1)) * grad;
-            *v = wide(s.beta2) * *v + (1.0 - wide(s.beta2)) * grad * grad;
-            let root = (*v / wide(s.bias_correction2)).sqrt() + wide(s.eps);
-            let w = &mut f_mut(p)[start + i];
-            *w *= 1.0 - wide(s.lr) * wide(s.weight_decay);
-            *w -= wide(s.lr) * (*m / wide(s.bias_correction1)) / root;
-        }
-        if let Some(master) = master {
-            let end = start + g.len();
-            f_mut(master).copy_from_slice(&f(p)[start..end]);
+    fn begin_step(&self, s: &mut HostStats) -> Result<()> {
+        *s = HostStats::default();
+        Ok(())
+    }
+
+    fn add_loss(&self, s: &mut HostStats, loss: &T, correct: Option<&T>) -> Result<()> {
+        s.add_loss(self, loss, correct)
+    }
+
+    fn grad_norm2(&self, s: &mut HostStats, grads: &[&T]) -> Result<()> {
+        s.figures.grad_norm2 += grads.iter().flat_map(|t| f(t)).map(|x| x * x).sum::<f64>();
+        Ok(())
+    }
+
+    fn set_clip(&self, s: &mut HostStats, max_norm: Option<f64>) -> Result<()> {
+        s.set_clip(max_norm);
+        Ok(())
+    }
+
+    fn adamw_all(&self, s: &HostStats, slots: &mut [AdamWSlot<'_, Self>], step: AdamWStep) -> Result<()> {
+        if s.figures.finite() {
+            slots.iter_mut().for_each(|slot| adamw(slot, step, s.clip));
         }
         Ok(())
+    }
+
+    fn figures(&self, s: &HostStats) -> Result<Figures> {
+        Ok(s.figures)
+    }
+}
+
+fn adamw(slot: &mut AdamWSlot<'_, Reference>, s: AdamWStep, clip: f64) {
+    slot.check("adamw");
+    let (lr, weight_decay) = slot.rates(&s);
+    let AdamWSlot { p, master, m, v, g, first_row, .. } = slot;
+    let start = *first_row * p.cols();
+    let wide = |x: f32| f64::from(x);
+    for i in 0..g.len() {
+        let grad = f(g)[i] * clip;
+        let (m, v) = (&mut f_mut(m)[i], &mut f_mut(v)[i]);
+        *m = wide(s.beta1) * *m + (1.0 - wide(s.beta1)) * grad;
+        *v = wide(s.beta2) * *v + (1.0 - wide(s.beta2)) * grad * grad;
+        let root = (*v / wide(s.bias_correction2)).sqrt() + wide(s.eps);
+        let w = &mut f_mut(p)[start + i];
+        *w *= 1.0 - wide(lr) * wide(weight_decay);
+        *w -= wide(lr) * (*m / wide(s.bias_correction1)) / root;
+    }
+    if let Some(master) = master {
+        let end = start + g.len();
+        f_mut(master).copy_from_slice(&f(p)[start..end]);
     }
 }

@@ -55,6 +55,7 @@ fn settings(v: &Value, lora: Option<LoraSpec>) -> TrainSettings {
             ..TrainSettings::default().schedule
         },
         lora,
+        grad_accum: 8,
         ..Default::default()
     }
 }
@@ -145,7 +146,7 @@ fn lora() {
 fn a_step_without_targets_is_left_out() {
     let dev = Cpu::new(Some(1)).unwrap();
     let base = ModelFiles::open(Path::new(MODEL)).unwrap();
-    let s = TrainSettings::default();
+    let s = TrainSettings { grad_accum: 2, ..Default::default() };
     let mut work = setup::workload(&dev, &base, &s, None, 8).unwrap();
     let batch = |targets: Vec<i32>| {
         let n_valid = targets.iter().filter(|&&t| t >= 0).count();

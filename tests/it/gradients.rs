@@ -7,7 +7,7 @@ use ringtune::batch::{IGNORE, MicroBatch};
 use ringtune::cpu::Cpu;
 use ringtune::model::config::{Architecture, AttentionBias, ModelConfig, RopeScaling};
 use ringtune::model::weights::{Kind, Lora, Place, Product, Weights};
-use ringtune::model::{self, Acts, ActsOptions, Grads, LoraSpec, Params, Recompute};
+use ringtune::model::{self, Acts, ActsOptions, Grads, LoraSpec, Model, Params, Ready, Recompute};
 use ringtune::rng::Stream;
 use ringtune::tensor::{DType, Device};
 
@@ -88,8 +88,8 @@ fn spec(targets: &[Product], dropout: f64) -> LoraSpec {
     LoraSpec { r: 3, alpha: 6.0, dropout, rslora: true, targets: targets.to_vec() }
 }
 
-/// Random weights, large enough that every part of the model shows.
-fn params<B: Backend>(dev: &B, c: &ModelConfig, lora: Option<&LoraSpec>, dtype: DType) -> Params<B> {
+/// A model of random weights, large enough that every part of it shows.
+fn random_model<B: Backend>(dev: &B, c: &ModelConfig, lora: Option<LoraSpec>, dtype: DType) -> Model<B> {
     let mut number = 0;
     let mut next = |rows: usize, cols: usize, dtype, size: f64, shift: f32| {
         number += 1;
@@ -103,7 +103,7 @@ fn params<B: Backend>(dev: &B, c: &ModelConfig, lora: Option<&LoraSpec>, dtype: 
         Ok::<_, Infallible>(next(rows, cols, dtype, if norm { 0.2 } else { 0.5 }, f32::from(u8::from(norm))))
     };
     let mut p = Weights::of(c).try_map(draw).unwrap();
-    if let Some(spec) = lora {
+    if let Some(spec) = &lora {
         for layer in &mut p.layers {
             for linear in layer.products_mut().into_iter().filter(|l| spec.has(l.product)) {
                 let (rows, cols) = linear.product.shape(c);
@@ -112,40 +112,35 @@ fn params<B: Backend>(dev: &B, c: &ModelConfig, lora: Option<&LoraSpec>, dtype: 
             }
         }
     }
-    p
+    Model::fixed(c.clone(), p, lora, dtype)
 }
 
-fn acts<B: Backend>(dev: &B, c: &ModelConfig, lora: Option<LoraSpec>, recompute: Recompute, dtype: DType) -> Acts<B> {
-    let mut a = Acts::new(dev, c, 40, ActsOptions { dtype, recompute, lora, training: true }).unwrap();
+fn acts<B: Backend>(dev: &B, model: &Model<B>, recompute: Recompute) -> Acts<B> {
+    let mut a = Acts::new(dev, model, 40, ActsOptions { recompute, training: true, micro_batches: 1 }).unwrap();
     a.set_dropout_key(99);
     a
 }
 
 /// Summed loss of the batch in the training pass, times `scale`.
-fn summed_loss(
-    c: &ModelConfig,
-    p: &Params<Reference>,
-    g: &mut Grads<Reference>,
-    a: &mut Acts<Reference>,
-    scale: f32,
-) -> f64 {
+fn summed_loss(m: &Model<Reference>, g: &mut Grads<Reference>, a: &mut Acts<Reference>, scale: f32) -> f64 {
     let dev = &Reference;
     model::zero_grads(dev, g).unwrap();
-    model::forward(dev, c, p, a).unwrap();
-    model::backward(dev, c, p, g, a, scale).unwrap();
+    model::forward(dev, m, a).unwrap();
+    model::backward(dev, m, g, a, scale, &mut |_, _| Ok(())).unwrap();
     f64::from(scale) * f(a.loss_tensor()).iter().sum::<f64>()
 }
 
 /// Central differences at the largest entry of each trained tensor and at four others.
 fn check(name: &str, c: &ModelConfig, lora: Option<LoraSpec>, new_rows: Option<usize>) {
     let dev = &Reference;
-    let mut p = params(dev, c, lora.as_ref(), DType::F32);
-    let mut g = model::alloc_grads(dev, &p, new_rows).unwrap();
-    let mut a = acts(dev, c, lora, Recompute::None, DType::F32);
+    let mut m = random_model(dev, c, lora, DType::F32);
+    m.new_rows = new_rows.map(|n| c.n_classes - n..c.n_classes);
+    let mut g = model::alloc_grads(dev, &m).unwrap();
+    let mut a = acts(dev, &m, Recompute::None);
     a.load(dev, &batch()).unwrap();
     let scale = 0.125;
-    summed_loss(c, &p, &mut g, &mut a, scale);
-    let analytic: Vec<(Place, usize, Vec<f64>)> = model::trained(&mut p, &g)
+    summed_loss(&m, &mut g, &mut a, scale);
+    let analytic: Vec<(Place, usize, Vec<f64>)> = model::trained(&mut m.params, &g)
         .into_iter()
         .map(|(at, p, g)| {
             let first = if g.rows() == p.rows() { 0 } else { (c.n_classes - g.rows()) * g.cols() };
@@ -162,10 +157,10 @@ fn check(name: &str, c: &ModelConfig, lora: Option<LoraSpec>, new_rows: Option<u
         for at in others.chain([largest]) {
             let h = 1e-5;
             let mut loss_at = |delta: f64| {
-                let mut scratch = model::alloc_grads(dev, &p, new_rows).unwrap();
-                nudge(&mut p, *tname, first + at, delta);
-                let loss = summed_loss(c, &p, &mut scratch, &mut a, scale);
-                nudge(&mut p, *tname, first + at, -delta);
+                let mut scratch = model::alloc_grads(dev, &m).unwrap();
+                nudge(&mut m.params, *tname, first + at, delta);
+                let loss = summed_loss(&m, &mut scratch, &mut a, scale);
+                nudge(&mut m.params, *tname, first + at, -delta);
                 loss
             };
             let numeric = (loss_at(h) - loss_at(-h)) / (2.0 * h);
@@ -202,6 +197,35 @@ fn low_rank_updates_with_dropout_and_new_rows() {
     check("lora and new rows", &config(), Some(spec(&[Product::Down], 0.1)), Some(5));
 }
 
+/// Every part is announced once and in order, whatever is trained: ranks start the same reductions, or they wait for each other.
+#[test]
+fn every_part_is_announced_whatever_is_trained() {
+    let dev = &Reference;
+    let c = config();
+    let expected = [Ready::Head, Ready::Layer(1), Ready::Layer(0), Ready::Embed];
+    for (lora, trains_nothing) in [(None, false), (Some(spec(&[Product::V], 0.0)), false), (None, true)] {
+        let m = random_model(dev, &c, lora, DType::F32);
+        let mut g = model::alloc_grads(dev, &m).unwrap();
+        if trains_nothing {
+            g.places_mut().into_iter().for_each(|(_, g)| *g = None);
+        }
+        let mut a = acts(dev, &m, Recompute::None);
+        a.load(dev, &batch()).unwrap();
+        model::forward(dev, &m, &mut a).unwrap();
+        let mut announced = Vec::new();
+        let mut on_ready = |ready, _: &mut Grads<Reference>| {
+            announced.push(ready);
+            Ok(())
+        };
+        model::backward(dev, &m, &mut g, &mut a, 1.0, &mut on_ready).unwrap();
+        assert_eq!(announced, expected);
+        assert!(Ready::all(2).eq(expected));
+        for (at, _) in m.params.places() {
+            assert!(expected.contains(&Ready::of(at)), "{at}");
+        }
+    }
+}
+
 /// Gradients and losses on the CPU as bits.
 fn bits(
     c: &ModelConfig,
@@ -211,13 +235,13 @@ fn bits(
     lora: Option<LoraSpec>,
 ) -> (Vec<u32>, Vec<u32>) {
     let dev = Cpu::new(Some(2)).unwrap();
-    let p = params(&dev, c, lora.as_ref(), dtype);
-    let mut g = model::alloc_grads(&dev, &p, None).unwrap();
-    let mut a = acts(&dev, c, lora, recompute, dtype);
+    let m = random_model(&dev, c, lora, dtype);
+    let mut g = model::alloc_grads(&dev, &m).unwrap();
+    let mut a = acts(&dev, &m, recompute);
     a.load(&dev, batch).unwrap();
     model::zero_grads(&dev, &mut g).unwrap();
-    model::forward(&dev, c, &p, &mut a).unwrap();
-    model::backward(&dev, c, &p, &mut g, &mut a, 0.1).unwrap();
+    model::forward(&dev, &m, &mut a).unwrap();
+    model::backward(&dev, &m, &mut g, &mut a, 0.1, &mut |_, _| Ok(())).unwrap();
     let mut all = Vec::new();
     for t in g.places().into_iter().filter_map(|(_, t)| t.as_ref()) {
         let mut host = vec![0.0; t.len()];
@@ -244,10 +268,10 @@ fn recompute_changes_no_bit() {
 /// Logits on the CPU as bits, one row a token.
 fn logit_bits(c: &ModelConfig, batch: &MicroBatch, dtype: DType) -> Vec<Vec<u32>> {
     let dev = Cpu::new(Some(2)).unwrap();
-    let p = params(&dev, c, None, dtype);
-    let mut a = acts(&dev, c, None, Recompute::None, dtype);
+    let m = random_model(&dev, c, None, dtype);
+    let mut a = acts(&dev, &m, Recompute::None);
     a.load(&dev, batch).unwrap();
-    let logits = model::logits(&dev, c, &p, &mut a).unwrap();
+    let logits = model::logits(&dev, &m, &mut a).unwrap();
     logits.chunks(c.vocab_size).map(|r| r.iter().map(|x| x.to_bits()).collect()).collect()
 }
 
@@ -279,8 +303,8 @@ fn frozen_weights_have_no_gradient_and_low_rank_alone_trains() {
     let dev = &Reference;
     let c = config();
     let lora = spec(&[Product::Q], 0.0);
-    let p = params(dev, &c, Some(&lora), DType::F32);
-    let g = model::alloc_grads(dev, &p, None).unwrap();
+    let m = random_model(dev, &c, Some(lora), DType::F32);
+    let g = model::alloc_grads(dev, &m).unwrap();
     let trained: Vec<String> =
         g.places().into_iter().filter(|(_, t)| t.is_some()).map(|(at, _)| at.to_string()).collect();
     assert_eq!(trained.len(), 4, "{trained:?}");

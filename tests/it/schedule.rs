@@ -185,7 +185,7 @@ fn steps_agree_with_the_formula_in_f64() {
         assert_eq!(clip < 1.0, step < 3);
         let lr = 1e-3 * (step + 1) as f64;
         match optimizer.step(&dev, &mut params, &grads, lr).unwrap() {
-            Verdict::Updated { grad_norm } => assert!((grad_norm / norm - 1.0).abs() < 1e-6, "{grad_norm} {norm}"),
+            Verdict::Updated { grad_norm, .. } => assert!((grad_norm / norm - 1.0).abs() < 1e-6, "{grad_norm} {norm}"),
             other => panic!("{other:?}"),
         }
         for (((at, p), g), r) in model.iter_mut().zip(&host).zip(&mut reference) {
@@ -217,7 +217,7 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_is_named() {
         host[3] = bad;
         dev.upload(g, &host).unwrap();
         match optimizer.step(&dev, &mut params, &grads, 1e-3).unwrap() {
-            Verdict::NonFinite { grad_norm, tensors } => {
+            Verdict::NonFinite { grad_norm, tensors, .. } => {
                 assert!(!grad_norm.is_finite());
                 let names: Vec<String> = tensors.iter().map(Place::to_string).collect();
                 assert_eq!(names, ["model.layers.1.self_attn.k_norm.weight"]);

@@ -68,7 +68,7 @@ fn answer<B: Backend>(speaker: &Speaker<B>, turns: &[Message], out: &mut Out) ->
     let loaded = &speaker.loaded;
     let options = speaker.options(room);
     let mut broken = None;
-    generate(speaker.dev, &loaded.config, &loaded.params, &[ids], &options, |_, token, _| {
+    generate(speaker.dev, loaded, &[ids], &options, |_, token, _| {
         let new = answer.push(token, &speaker.stop_ids, room);
         if let Err(e) = show(out, &new) {
             broken = Some(e);

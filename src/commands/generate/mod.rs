@@ -10,7 +10,7 @@ use std::path::Path;
 use self::answers::Answers;
 pub use self::flags::about;
 use self::flags::{Asked, GenerateArgs, Style};
-use super::model_folder::{Loaded, ModelFolder};
+use super::model_folder::ModelFolder;
 use super::{Out, note, warn};
 use crate::backend::Backend;
 use crate::data::encode::{encode_prompt, stop_ids};
@@ -20,12 +20,13 @@ use crate::data::tokenizer::Tokenizer;
 use crate::ensure;
 use crate::error::{Context, Error, Result};
 use crate::generate::{GenerateOptions, generate};
+use crate::model::Model;
 use crate::settings::Settings;
 
 /// A model with everything that turns text into tokens and back.
 struct Speaker<'a, B: Backend> {
     dev: &'a B,
-    loaded: Loaded<B>,
+    loaded: Model<B>,
     tokenizer: Tokenizer,
     template: Template,
     args: &'a GenerateArgs,
@@ -156,7 +157,7 @@ impl<B: Backend> Speaker<'_, B> {
         let options = self.options(room);
         let loaded = &self.loaded;
         let mut failed = None;
-        generate(self.dev, &loaded.config, &loaded.params, &ids, &options, |i, token, logits| {
+        generate(self.dev, loaded, &ids, &options, |i, token, logits| {
             answers.push(i, token, logits, &mut out).unwrap_or_else(|e| {
                 failed.get_or_insert(e);
                 std::ops::ControlFlow::Break(())
@@ -199,8 +200,6 @@ impl<B: Backend> Speaker<'_, B> {
 
     fn options(&self, max_new_tokens: usize) -> GenerateOptions {
         GenerateOptions {
-            dtype: self.args.model.dtype,
-            lora: self.loaded.lora.clone(),
             max_new_tokens,
             stop_ids: self.stop_ids.clone(),
             batch: self.args.batch_size,

@@ -19,9 +19,8 @@ use crate::hf::peft::{Adapter, save_adapter};
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::{SaveOptions, save_model};
 use crate::hf::{SaveDType, TensorSource};
-use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Place, Weights};
-use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec, Params, Recompute};
+use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec, Model, Params};
 use crate::optim::schedule::{Schedule, ScheduleSettings, Shape, Warmup};
 use crate::optim::{AdamWSettings, Optimizer, Verdict};
 use crate::tensor::{DType, HostTensor};
@@ -42,8 +41,7 @@ pub struct Run<'a, B: Backend> {
 
 /// Weights with gradients and activations for one micro-batch at a time.
 struct Loaded<B: Backend> {
-    config: ModelConfig,
-    params: Params<B>,
+    model: Model<B>,
     grads: Grads<B>,
     acts: Acts<B>,
 }
@@ -93,22 +91,22 @@ impl<B: Backend> Run<'_, B> {
         if let Some(a) = adapter {
             load_adapter(self.dev, &mut params, a)?;
         }
-        let grads = model::alloc_grads(self.dev, &params, None)?;
-        let lora = adapter.map(spec_of);
-        let options = ActsOptions { dtype: self.dtype, recompute: Recompute::None, lora, training: true };
-        let acts = Acts::new(self.dev, &config, tokens, options)?;
-        Ok(Loaded { config, params, grads, acts })
+        let model = Model::fixed(config, params, adapter.map(spec_of), self.dtype);
+        let grads = model::alloc_grads(self.dev, &model)?;
+        let options = ActsOptions { training: true, ..ActsOptions::FORWARD };
+        let acts = Acts::new(self.dev, &model, tokens, options)?;
+        Ok(Loaded { model, grads, acts })
     }
 
     /// Forward and backward of a batch; the gradients are those of the mean loss.
     fn pass(&self, l: &mut Loaded<B>, rows: &Rows) -> Result<Pass> {
-        let (dev, c) = (self.dev, &l.config);
+        let (dev, vocab) = (self.dev, l.model.config.vocab_size);
         l.acts.load(dev, &rows.batch)?;
-        let logits = rows.spread(&model::logits(dev, c, &l.params, &mut l.acts)?, c.vocab_size);
+        let logits = rows.spread(&model::logits(dev, &l.model, &mut l.acts)?, vocab);
         model::zero_grads(dev, &mut l.grads)?;
-        model::forward(dev, c, &l.params, &mut l.acts)?;
+        model::forward(dev, &l.model, &mut l.acts)?;
         let n = rows.batch.n_valid.max(1) as f64;
-        model::backward(dev, c, &l.params, &mut l.grads, &mut l.acts, (1.0 / n) as f32)?;
+        model::backward(dev, &l.model, &mut l.grads, &mut l.acts, (1.0 / n) as f32, &mut |_, _| Ok(()))?;
         let losses = l.acts.losses(dev)?;
         let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
         let token_loss = rows.spread(&losses, 1);
@@ -124,9 +122,9 @@ impl<B: Backend> Run<'_, B> {
     fn whole_batch(&mut self, rows: &Rows, dump: &mut Dump) -> Result<()> {
         let mut l = self.load(self.model, None, rows.batch.tokens.len())?;
         let pass = self.pass(&mut l, rows)?;
-        dump_rows(dump, "batch", rows, &pass, l.config.vocab_size);
+        dump_rows(dump, "batch", rows, &pass, l.model.config.vocab_size);
         let case = self.case;
-        self.compare_outputs("batch", "batch.", &case.tensors, &case.json["batch"], &pass, l.config.vocab_size);
+        self.compare_outputs("batch", "batch.", &case.tensors, &case.json["batch"], &pass, l.model.config.vocab_size);
         for (at, g) in &pass.grads {
             dump.f32(format!("grad.{at}"), &file_shape(*at, g), &g.data);
         }
@@ -150,13 +148,20 @@ impl<B: Backend> Run<'_, B> {
         let rows = Rows::packed(ids, case.tensor("packed.labels")?.ints(), &starts)?;
         let mut l = self.load(self.model, None, rows.batch.tokens.len())?;
         let pass = self.pass(&mut l, &rows)?;
-        dump_rows(dump, "packed", &rows, &pass, l.config.vocab_size);
+        dump_rows(dump, "packed", &rows, &pass, l.model.config.vocab_size);
         let positions: Vec<i64> = (0i64..).zip(&rows.batch.doc_start).map(|(i, &s)| i - i64::from(s)).collect();
         dump.i64("packed.position_ids", &[1, positions.len()], &positions);
         let mut bounds: Vec<i64> = starts.iter().map(|&s| s as i64).collect();
         bounds.push(rows.ids.len() as i64);
         dump.i64("packed.cu_seqlens", &[bounds.len()], &bounds);
-        self.compare_outputs("packed", "packed.", &case.tensors, &case.json["packed"], &pass, l.config.vocab_size);
+        self.compare_outputs(
+            "packed",
+            "packed.",
+            &case.tensors,
+            &case.json["packed"],
+            &pass,
+            l.model.config.vocab_size,
+        );
         for (at, g) in &pass.grads {
             dump.f32(format!("packed.grad.{at}"), &file_shape(*at, g), &g.data);
         }
@@ -179,8 +184,8 @@ impl<B: Backend> Run<'_, B> {
         let rows = Rows::padded(shape, ids.clone(), vec![-100; ids.len()], &vec![1; ids.len()])?;
         let mut l = self.load(&files, None, ids.len())?;
         l.acts.load(self.dev, &rows.batch)?;
-        let logits = rows.spread(&model::logits(self.dev, &l.config, &l.params, &mut l.acts)?, l.config.vocab_size);
-        let vocab = l.config.vocab_size;
+        let logits = rows.spread(&model::logits(self.dev, &l.model, &mut l.acts)?, l.model.config.vocab_size);
+        let vocab = l.model.config.vocab_size;
         dump.i64("resized.input_ids", &[shape.0, shape.1], &ids);
         dump.f32("resized.logits", &[shape.0, shape.1, vocab], &logits);
         let want = case.tensor("resized.logits")?;
@@ -209,6 +214,7 @@ impl<B: Backend> Run<'_, B> {
             return Ok(());
         };
         let params = load_params(self.dev, self.model, self.dtype)?;
+        let model = Model::fixed(self.model.config().clone(), params, None, self.dtype);
         let list = |v: &Value| -> Vec<u32> {
             v.as_array().into_iter().flatten().filter_map(|x| Some(x.as_u64()? as u32)).collect()
         };
@@ -217,15 +223,12 @@ impl<B: Backend> Run<'_, B> {
         for (i, c) in cases.iter().enumerate() {
             let (prompt, want, stop) = (list(&c["prompt_ids"]), list(&c["new_ids"]), list(&c["stop_ids"]));
             let options = GenerateOptions {
-                dtype: self.dtype,
-                lora: None,
                 max_new_tokens: if stop.is_empty() { want.len() } else { longest },
                 stop_ids: stop.clone(),
                 batch: 1,
                 sampling: Sampling::default(),
             };
-            let config = self.model.config();
-            let new = generate(self.dev, config, &params, std::slice::from_ref(&prompt), &options, |_, _, _| {
+            let new = generate(self.dev, &model, std::slice::from_ref(&prompt), &options, |_, _, _| {
                 std::ops::ControlFlow::Continue(())
             })?
             .swap_remove(0)
@@ -257,10 +260,11 @@ impl<B: Backend> Run<'_, B> {
         let json = &case.json["adamw"];
         let batches = steps(&json["batches"])?;
         let mut l = self.load(self.model, None, largest_batch(&batches))?;
-        let before = weights_of(self.dev, &l.params)?;
+        let before = weights_of(self.dev, &l.model.params)?;
         let dir = self.out.join("adamw");
         let optimizer = self.train("AdamW", json, &batches, &mut l, &dir)?;
-        let source = DeviceSource::new(self.dev, &l.config, &l.params).with_masters(0, |at| optimizer.master(at));
+        let source =
+            DeviceSource::new(self.dev, &l.model.config, &l.model.params).with_masters(0, |at| optimizer.master(at));
         let options = SaveOptions { dtype: SaveDType::F32, ..SaveOptions::default() };
         save_model(&dir.join("final"), &source, options)?;
         if let Some(finals) = case.optional("adamw_final.safetensors")? {
@@ -282,7 +286,7 @@ impl<B: Backend> Run<'_, B> {
         let batches = if json.get("adamw").is_some() { steps(&case.json["adamw"]["batches"])? } else { Vec::new() };
         let tokens = rows.batch.tokens.len().max(largest_batch(&batches));
         let mut l = self.load(&adapted, Some(&adapter), tokens)?;
-        let vocab = l.config.vocab_size;
+        let vocab = l.model.config.vocab_size;
         let pass = self.pass(&mut l, rows)?;
         let label = format!("lora.{name}");
         let mut dump = Dump::default();
@@ -298,11 +302,11 @@ impl<B: Backend> Run<'_, B> {
         self.compare_gradients(&format!("{label} gradients"), "grad.", &golden, &grads);
         self.merged(name, &adapter)?;
         if !batches.is_empty() {
-            let before = weights_of(self.dev, &l.params)?;
+            let before = weights_of(self.dev, &l.model.params)?;
             let dir = self.out.join(&label);
             self.train(&format!("{label} AdamW"), &json["adamw"], &batches, &mut l, &dir)?;
-            let source = DeviceSource::new(self.dev, &l.config, &l.params);
-            save_adapter(&dir.join("final"), &adapter.config, &l.config, false, |at| source.get(at))?;
+            let source = DeviceSource::new(self.dev, &l.model.config, &l.model.params);
+            save_adapter(&dir.join("final"), &adapter.config, &l.model.config, false, |at| source.get(at))?;
             for (at, start) in before.iter().filter(|(at, _)| at.kind() == Kind::LowRank) {
                 let (name, recorded_as) = (at.to_string(), format!("final.{PEFT}{at}"));
                 let after = source.get(*at)?;
@@ -355,9 +359,9 @@ impl<B: Backend> Run<'_, B> {
             ..ScheduleSettings::default()
         };
         let schedule = Schedule::new(schedule, number(&hp["lr"], "lr")?, batches.len() as u64);
-        let mut optimizer = Optimizer::new(self.dev, settings, &mut l.params, &l.grads)?;
+        let mut optimizer = Optimizer::new(self.dev, settings, &mut l.model.params, &l.grads)?;
         let model = self.model;
-        let lora = l.params.places().iter().any(|(at, _)| at.kind() == Kind::LowRank);
+        let lora = l.model.params.places().iter().any(|(at, _)| at.kind() == Kind::LowRank);
         if !lora {
             optimizer.set_masters(self.dev, |at| model.load(at).map(|t| Some(t.data)))?;
         }
@@ -369,20 +373,14 @@ impl<B: Backend> Run<'_, B> {
             let mut nll = 0.0;
             for rows in micro {
                 l.acts.load(self.dev, &rows.batch)?;
-                model::forward(self.dev, &l.config, &l.params, &mut l.acts)?;
-                model::backward(
-                    self.dev,
-                    &l.config,
-                    &l.params,
-                    &mut l.grads,
-                    &mut l.acts,
-                    (1.0 / n.max(1) as f64) as f32,
-                )?;
+                model::forward(self.dev, &l.model, &mut l.acts)?;
+                let scale = (1.0 / n.max(1) as f64) as f32;
+                model::backward(self.dev, &l.model, &mut l.grads, &mut l.acts, scale, &mut |_, _| Ok(()))?;
                 nll += l.acts.losses(self.dev)?.iter().map(|&x| f64::from(x)).sum::<f64>();
             }
             let loss = nll / n.max(1) as f64;
-            let norm = match optimizer.step(self.dev, &mut l.params, &l.grads, lr)? {
-                Verdict::Updated { grad_norm } | Verdict::NonFinite { grad_norm, .. } => grad_norm,
+            let norm = match optimizer.step(self.dev, &mut l.model.params, &l.grads, lr)? {
+                Verdict::Updated { grad_norm, .. } | Verdict::NonFinite { grad_norm, .. } => grad_norm,
             };
             lines += &format!("{}\n", json!({"step": s, "loss": loss, "lr": lr, "grad_norm": norm}));
             let at = format!("step {s}");
