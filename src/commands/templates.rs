@@ -4,7 +4,7 @@ use std::io::Write;
 
 use super::Out;
 use super::style::Style;
-use crate::data::jsonl::{Message, Role};
+use crate::data::row::{Message, Role};
 use crate::data::template::{Purpose, Template, TemplateOptions};
 use crate::error::Result;
 

@@ -37,9 +37,10 @@ use crate::hf::save::SaveOptions;
 use crate::log::tables::table;
 use crate::train::checkpoints::RESIZED_BASE;
 use crate::train::init::RandomModel;
-use crate::train::run::{self, RunSpec};
+use crate::train::run;
 use crate::train::setup;
 use crate::train::signals::StopFlag;
+use crate::train::spec::RunSpec;
 
 /// Fine-tunes a model.
 ///

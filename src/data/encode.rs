@@ -6,7 +6,7 @@
 //! the rest continues without a second dummy prefix. With a model that loses newlines, each newline of the template is
 //! the `<0x0A>` id and the text between two of them is encoded on its own.
 
-use crate::data::jsonl::{Message, Row};
+use crate::data::row::{Message, Row};
 use crate::data::template::{Control, Piece, Purpose, Rendered, Segment, Template};
 use crate::data::tokenizer::{Newline, Tokenizer};
 use crate::error::Result;

@@ -9,6 +9,7 @@ pub mod pack;
 pub mod pretrain;
 pub mod progress;
 pub mod raw_tokens;
+pub mod row;
 mod row_fields;
 pub mod sft;
 mod sp_model;

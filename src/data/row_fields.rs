@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::jsonl::{Message, Role};
+use super::row::{Message, Role};
 
 /// A JSON value as far as rows care.
 enum Field {

@@ -8,9 +8,10 @@ use serde_json::json;
 
 use crate::data::cache;
 use crate::data::encode::{Encoded, Outcome, Overflow, encode_row};
-use crate::data::jsonl::{BadRows, Row, RowOptions, parse_rows};
+use crate::data::jsonl::{BadRows, RowOptions, parse_rows};
 use crate::data::mix::{Mix, WeightUnit, check_weights};
 use crate::data::progress::Progress;
+use crate::data::row::Row;
 use crate::data::split::split_sets;
 use crate::data::template::Template;
 use crate::data::text_loss::{Lost, TextLoss};

@@ -1,6 +1,6 @@
 //! White space that a tokenizer loses: SentencePiece's default normaliser blanks newlines and folds runs of blanks.
 
-use crate::data::jsonl::Row;
+use crate::data::row::Row;
 use crate::data::tokenizer::{Specials, Tokenizer};
 use crate::error::Result;
 

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::backend::Backend;
 use crate::data::encode::{encode_prompt, stop_ids};
-use crate::data::jsonl::{Row, RowOptions};
+use crate::data::jsonl::RowOptions;
+use crate::data::row::Row;
 use crate::data::sft::piece_rows;
 use crate::data::template::Template;
 use crate::data::tokenizer::{Specials, Tokenizer};

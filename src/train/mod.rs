@@ -10,6 +10,7 @@ pub mod run;
 pub mod saver;
 pub mod setup;
 pub mod signals;
+pub mod spec;
 pub mod state;
 pub mod step;
 pub mod trainer;

@@ -4,8 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::run::RunSpec;
 use super::setup;
+use super::spec::RunSpec;
 use super::step::Workload;
 use crate::backend::Backend;
 

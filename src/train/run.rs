@@ -1,6 +1,6 @@
 //! One run from prepared data to final files: the tables at its start, the loop, the best model, the outputs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -10,74 +10,25 @@ use super::checkpoints::{Checkpoints, RESIZED_BASE};
 use super::record;
 use super::setup;
 use super::signals::StopFlag;
+use super::spec::RunSpec;
 use super::state::{RunState, TRAINER_STATE};
 use super::step::Workload;
 use super::trainer::{Finished, Trainer};
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
-use crate::checkpoint::state::Fingerprints;
 use crate::comm::Communicator;
 use crate::data::loader::{StepShape, steps_until};
-use crate::data::train_set::{Cursor, PieceSet, TrainSet};
+use crate::data::train_set::Cursor;
 use crate::ensure;
 use crate::error::{Context, Error, Result};
 use crate::files::write_json;
-use crate::hf::TensorSource;
-use crate::hf::artifact::Artifact;
-use crate::hf::companions::Companions;
 use crate::log::metrics::{Metrics, round3};
 use crate::log::tables::{available_memory, memory_table, settings_table};
 use crate::optim::Schedule;
-use crate::settings::{ResolvedSetting, Resume, TrainSettings};
+use crate::settings::{Resume, TrainSettings};
 
 /// Folder of the merged model, in the output folder.
 pub const MERGED: &str = "merged";
-
-/// What a run is made of.
-pub struct RunSpec<'a> {
-    /// Settings of the loop.
-    pub settings: &'a TrainSettings,
-    /// The table printed at start.
-    pub resolved: &'a [ResolvedSetting],
-    /// Checkpoints, logs.
-    pub run_dir: PathBuf,
-    /// Final weights.
-    pub final_dir: PathBuf,
-    /// Peak learning rate.
-    pub peak_lr: f64,
-    /// Weights at step 0, vocabulary grown.
-    pub source: &'a dyn TensorSource,
-    /// With LoRA on a grown vocabulary: first trained row of embedding and head, and their number.
-    pub new_rows: Option<(usize, usize)>,
-    /// The form in which weights are saved.
-    pub artifact: Arc<Artifact>,
-    /// Files that go with the weights.
-    pub companions: Companions,
-    /// Training data.
-    pub train: Arc<TrainSet>,
-    /// Validation data, per data set.
-    pub val: Vec<PieceSet>,
-    /// Whether several documents share a row.
-    pub packing: bool,
-    /// Hashes of what the run depends on, besides the settings.
-    pub fingerprints: Fingerprints,
-    /// Lines to print after the tables: the first rows with their mask.
-    pub preview: Vec<String>,
-    /// What the user was warned of before the run began.
-    pub warnings: Vec<String>,
-}
-
-impl RunSpec<'_> {
-    /// The table with the values that follow from the model and from other settings in the place of their description.
-    pub(super) fn resolved_settings(&self) -> Vec<ResolvedSetting> {
-        let value = |r: &ResolvedSetting| match r.name.as_str() {
-            "learning_rate" => format!("{:e}", self.peak_lr),
-            "max_seq_len" => self.train.max_seq_len().to_string(),
-            _ => r.value.clone(),
-        };
-        self.resolved.iter().map(|r| ResolvedSetting { value: value(r), ..r.clone() }).collect()
-    }
-}
 
 /// A run that has ended, with its model still on the device.
 pub struct Ended<B: Backend> {

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use ringtune::data::jsonl::{BadRows, Message, Role, RowOptions, parse_rows, read_rows};
+use ringtune::data::jsonl::{BadRows, RowOptions, parse_rows, read_rows};
+use ringtune::data::row::{Message, Role};
 
 const GOOD: &str = r#"{"prompt": "p", "response": "r"}"#;
 

@@ -1,6 +1,6 @@
 //! Templates against golden renderings, their Jinja forms, masks and hostile contents.
 
-use ringtune::data::jsonl::{Message, Role};
+use ringtune::data::row::{Message, Role};
 use ringtune::data::template::cases::render_cases;
 use ringtune::data::template::{Control, Piece, Purpose, Template, TemplateOptions};
 use serde_json::Value;

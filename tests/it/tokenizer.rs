@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ringtune::data::encode::{encode_prompt, encode_rendered};
-use ringtune::data::jsonl::{Message, Role};
+use ringtune::data::row::{Message, Role};
 use ringtune::data::template::{Control, Purpose, Template, TemplateOptions};
 use ringtune::data::tokenizer::{Newline, SpecialIds, Specials, Tokenizer};
 use serde_json::Value;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use ringtune::data::encode::{encode_prompt, encode_rendered, stop_ids};
-use ringtune::data::jsonl::{Message, Role};
+use ringtune::data::row::{Message, Role};
 use ringtune::data::template::{Control, Purpose, Template, TemplateOptions};
 use ringtune::data::tokenizer::{Format, Newline, SpecialIds, Specials, Tokenizer};
 use ringtune::hf::companions::Companions;

@@ -4,7 +4,7 @@ use std::fs;
 use std::str::FromStr;
 
 use ringtune::data::encode::encode_rendered;
-use ringtune::data::jsonl::{Message, Role};
+use ringtune::data::row::{Message, Role};
 use ringtune::data::template::{Control, Purpose, Template, TemplateOptions};
 use ringtune::data::tokenizer::{SpecialIds, Tokenizer as OurTokenizer};
 use ringtune::hf::tokenizer_json::{ControlToken, tokenizer_json};

@@ -8,7 +8,7 @@ use super::{Speaker, show};
 use crate::backend::Backend;
 use crate::commands::Out;
 use crate::data::encode::encode_prompt;
-use crate::data::jsonl::{Message, Role};
+use crate::data::row::{Message, Role};
 use crate::error::{Context, Error, Result};
 use crate::generate::generate;
 

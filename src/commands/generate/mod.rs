@@ -14,7 +14,7 @@ use super::model_folder::ModelFolder;
 use super::{Out, note, warn};
 use crate::backend::Backend;
 use crate::data::encode::{encode_prompt, stop_ids};
-use crate::data::jsonl::{Message, Role};
+use crate::data::row::{Message, Role};
 use crate::data::template::Template;
 use crate::data::tokenizer::Tokenizer;
 use crate::ensure;

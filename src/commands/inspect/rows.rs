@@ -41,7 +41,7 @@ pub fn rows(resolved: &Resolved, epoch: u64, json: bool) -> Result<()> {
             });
             // A conversation of several turns is more than its first prompt and last response.
             if let Some(messages) = text.map(|r| &r.messages).filter(|m| m.len() != 2) {
-                let turn = |m: &crate::data::jsonl::Message| json!({"role": m.role.name(), "content": m.content});
+                let turn = |m: &crate::data::row::Message| json!({"role": m.role.name(), "content": m.content});
                 line["messages"] = messages.iter().map(turn).collect();
             }
             writeln!(out, "{line}")?;

@@ -217,6 +217,11 @@ impl Chart<'_> {
     }
 }
 
+/// A loss: four decimals.
+pub fn fixed(v: f64) -> String {
+    if v.is_finite() { format!("{v:.4}") } else { "–".into() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

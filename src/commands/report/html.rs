@@ -2,6 +2,9 @@
 
 use serde_json::Value;
 
+use super::chart::COLOURS;
+use super::files::Run;
+
 /// Longest text shown of a file; samples and paths beyond it are cut.
 const LONGEST: usize = 6000;
 
@@ -53,6 +56,19 @@ pub fn date(unix: u64) -> String {
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", rest / 3600, rest / 60 % 60)
+}
+
+/// A square of the run's colour.
+pub fn swatch(run: usize) -> String {
+    format!("<i class=\"swatch c{}\"></i>", run % COLOURS)
+}
+
+/// The run's name with its colour, where there are several.
+pub fn heading(runs: &[Run], i: usize) -> String {
+    match runs.len() {
+        1 => String::new(),
+        _ => format!("<h3>{}{}</h3>", swatch(i), escape(&runs[i].name)),
+    }
 }
 
 #[cfg(test)]

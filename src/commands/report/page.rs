@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::chart::{COLOURS, Chart, Kind, Line, number, smooth, thin};
+use super::chart::{Chart, Kind, Line, fixed, number, smooth, thin};
 use super::files::{Run, StepPoint};
-use super::html::{escape, json as script_json};
+use super::html::{escape, json as script_json, swatch};
 use super::sections::{checkpoints, machines, mix, notes, samples, settings};
 use crate::log::tables::grouped;
 
@@ -110,19 +110,6 @@ fn controls(out: &mut String, runs: &[Run], title: &str) {
     *out += "</div></nav>\n";
 }
 
-/// A square of the run's colour.
-pub fn swatch(run: usize) -> String {
-    format!("<i class=\"swatch c{}\"></i>", run % COLOURS)
-}
-
-/// The run's name with its colour, where there are several.
-pub fn heading(runs: &[Run], i: usize) -> String {
-    match runs.len() {
-        1 => String::new(),
-        _ => format!("<h3>{}{}</h3>", swatch(i), escape(&runs[i].name)),
-    }
-}
-
 fn median(mut values: Vec<f64>) -> f64 {
     values.retain(|v| v.is_finite());
     values.sort_by(f64::total_cmp);
@@ -202,11 +189,6 @@ fn summary(out: &mut String, runs: &[Run]) {
         *out += "</tr>\n";
     }
     *out += "</tbody></table></div>\n";
-}
-
-/// A loss: four decimals.
-pub fn fixed(v: f64) -> String {
-    if v.is_finite() { format!("{v:.4}") } else { "–".into() }
 }
 
 /// A line's name, how it is drawn, and its points: step, tokens, value.

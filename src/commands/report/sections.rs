@@ -5,10 +5,9 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
-use super::chart::{COLOURS, number};
+use super::chart::{COLOURS, fixed, number};
 use super::files::Run;
-use super::html::{date, escape};
-use super::page::{fixed, heading, swatch};
+use super::html::{date, escape, heading, swatch};
 use crate::log::tables::{bytes, grouped};
 
 /// Requested and achieved shares as bars.

@@ -2,7 +2,7 @@
 
 use super::{Control, Purpose, Rendered};
 use crate::bail;
-use crate::data::jsonl::{Message, Role};
+use crate::data::row::{Message, Role};
 use crate::error::Result;
 
 /// Whether the words of this message carry loss.

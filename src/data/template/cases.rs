@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Purpose, Template, TemplateOptions};
-use crate::data::jsonl::{Message, Role};
+use crate::data::row::{Message, Role};
 use crate::error::{Error, Result};
 use crate::{bail, ensure};
 

@@ -14,7 +14,7 @@ use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 
 use super::{Control, ControlNames, IM_END, IM_START, Piece, Purpose, Rendered, Segment};
-use crate::data::jsonl::{Message, Role};
+use crate::data::row::{Message, Role};
 use crate::error::{Error, Result};
 use crate::{bail, ensure};
 

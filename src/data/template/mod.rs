@@ -21,7 +21,7 @@ mod jinja;
 
 use std::path::Path;
 
-use crate::data::jsonl::Message;
+use crate::data::row::Message;
 use crate::error::{Context, Error, Result};
 
 /// Tokens that steer a conversation; inserted by id, never read from text.

@@ -5,7 +5,6 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::Tokenizer as Library;
 
-use super::hugging_face::unknown;
 use super::{SpecialIds, SpecialTokens};
 use crate::error::{Context, Error, Result};
 use crate::{bail, ensure};
@@ -147,4 +146,14 @@ pub(super) fn special_tokens(
         eos,
     };
     Ok((special, more))
+}
+
+/// The text of the model's unknown token.
+pub(super) fn unknown(file: &Value) -> Option<String> {
+    let model = &file["model"];
+    if let Some(text) = model["unk_token"].as_str() {
+        return Some(text.to_string());
+    }
+    let id = model["unk_id"].as_u64()?;
+    Some(model["vocab"].get(id as usize)?.get(0)?.as_str()?.to_string())
 }

@@ -13,7 +13,7 @@ use sentencepiece_model::{ModelType, Type};
 use serde_json::Value;
 use tokenizers::{DecoderWrapper, PostProcessorWrapper, Tokenizer as Library};
 
-use super::hf_special::{Beside, special_tokens};
+use super::hf_special::{Beside, special_tokens, unknown};
 use super::{Opened, SpecialIds, Token, VocabPiece};
 use crate::error::{Error, Result};
 use crate::{bail, ensure};
@@ -218,16 +218,6 @@ fn pieces(file: &Value, library: &Library, added: &Added) -> Result<Vec<VocabPie
         out[id as usize] = VocabPiece { text, score: 0.0, kind };
     }
     Ok(out)
-}
-
-/// The text of the model's unknown token.
-pub(super) fn unknown(file: &Value) -> Option<String> {
-    let model = &file["model"];
-    if let Some(text) = model["unk_token"].as_str() {
-        return Some(text.to_string());
-    }
-    let id = model["unk_id"].as_u64()?;
-    Some(model["vocab"].get(id as usize)?.get(0)?.as_str()?.to_string())
 }
 
 fn is_byte(text: &str) -> bool {
