@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 
-use crate::commands;
 use crate::commands::parity::ParityArgs;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::hf::save::parse_size;
 use crate::settings::{Command, Kind, Resolved, Setting, TABLE, Typed};
+use crate::{commands, say};
 
 const COLUMNS: &str = "\
 Results go to stdout, progress to stderr. Exit codes: 0 done, 1 data, files or device, 2 flags or configuration,
@@ -296,7 +296,7 @@ fn typed(command: Command, matches: &ArgMatches, before: Option<&String>) -> Res
 fn resolve(command: Command, matches: &ArgMatches, before: Option<&String>) -> Result<Resolved> {
     let resolved = resolve_quietly(command, matches, before)?;
     for warning in &resolved.warnings {
-        commands::warn(warning);
+        say::warning(warning);
     }
     Ok(resolved)
 }
@@ -367,7 +367,7 @@ fn takes_precision(clap: &Clap, matches: &ArgMatches) -> bool {
 
 fn draw_curve(dir: &Path, command: &str) -> Result<()> {
     if commands::curve::write(dir, &format!("{command}: {}", dir.display()))? {
-        commands::note(&format!("loss curve: {0}/loss.svg, {0}/loss.png", dir.display()));
+        say::note(&format!("loss curve: {0}/loss.svg, {0}/loss.png", dir.display()));
     }
     Ok(())
 }

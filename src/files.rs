@@ -1,8 +1,9 @@
 //! Files written so that a crash or a full disk leaves the old one or the new one, never half of one.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Read, Write};
+use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Context, Error, Result};
 use crate::{bail, ensure};
@@ -75,23 +76,82 @@ pub fn create_dir_all(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).at(dir).context(|| "cannot create the folder".to_string())
 }
 
+/// A name beside `path` for what is to get that name: `.NAME.PID.N.tmp`. [`remove_torn`] knows it.
+pub(crate) fn temporary_beside(path: &Path) -> Result<PathBuf> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    ensure!(!name.is_empty(), "{}: not a file name", path.display());
+    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
+    Ok(parent(path).join(format!(".{name}.{}.{n}.tmp", std::process::id())))
+}
+
+/// Removes the files that a kill in the middle of a write left in `dir`; without the folder there are none.
+///
+/// # Errors
+/// If the folder cannot be read or a file cannot be removed.
+pub fn remove_torn(dir: &Path) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.at(dir)?,
+    };
+    for entry in entries {
+        let path = entry.at(dir)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with('.') && name.ends_with(".tmp") && path.is_file() {
+            fs::remove_file(&path).at(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Proves that files can be written to `dir`.
+///
+/// # Errors
+/// If they cannot.
+pub fn check_writable(dir: &Path) -> Result<()> {
+    let probe = temporary_beside(&dir.join("write-test"))?;
+    fs::write(&probe, b"x").and_then(|()| fs::remove_file(&probe)).at(&probe)
+}
+
 /// Writes `path` through a temporary file beside it: content, flush, fsync, rename, fsync of the folder.
 ///
 /// # Errors
 /// If anything of it fails; then `path` is as it was and the temporary file is removed.
 pub fn write_atomic(path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let dir = parent(path);
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    ensure!(!name.is_empty(), "{}: not a file name", path.display());
-    let temp = dir.join(format!(".{name}.{}.tmp", std::process::id()));
+    let temp = temporary_beside(path)?;
     let result = write_synced(&temp, content)
         .map_err(|e| e.context(format!("writing {}", path.display())))
         .and_then(|()| fs::rename(&temp, path).at(path))
-        .and_then(|()| sync_dir(&dir));
+        .and_then(|()| sync_dir(&parent(path)));
     if result.is_err() {
         let _ = fs::remove_file(&temp); // The error that counts is the first one.
     }
     result
+}
+
+/// Gives a finished folder its name: what lies there goes to `aside` first and is removed last.
+///
+/// # Errors
+/// If a folder cannot be renamed, synced or removed; where `to` did not get the new folder it is as it was.
+pub(crate) fn publish_dir(from: &Path, to: &Path, aside: &Path) -> Result<()> {
+    let replaces = to.exists();
+    if replaces {
+        if aside.exists() {
+            fs::remove_dir_all(aside).at(aside)?;
+        }
+        fs::rename(to, aside).at(to)?;
+    }
+    if let Err(e) = fs::rename(from, to).at(to) {
+        if replaces {
+            let _ = fs::rename(aside, to); // The first error is the one to report.
+        }
+        return Err(e);
+    }
+    sync_dir(&parent(to))?;
+    if replaces {
+        fs::remove_dir_all(aside).at(aside)?;
+    }
+    Ok(())
 }
 
 /// Writes a new file, flushes and fsyncs it.
@@ -121,7 +181,7 @@ impl Write for Checked<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let result = self.inner.write(bytes);
         if let Err(e) = &result
-            && e.kind() != std::io::ErrorKind::Interrupted
+            && e.kind() != ErrorKind::Interrupted
         {
             self.failed.get_or_insert_with(|| explain(self.path, e));
         }

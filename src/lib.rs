@@ -24,8 +24,10 @@ pub mod machine;
 pub mod model;
 pub mod optim;
 pub mod rng;
+pub mod say;
 pub mod settings;
 pub mod tensor;
+pub mod text;
 pub mod train;
 pub mod words;
 

@@ -1,8 +1,59 @@
-//! How much room a file system has.
+//! What the machine has: processor, memory, system, and how much room a file system has.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+/// A field of `/proc/cpuinfo` or `/proc/meminfo`.
+fn proc_field(file: &str, field: &str) -> Option<String> {
+    let text = std::fs::read_to_string(Path::new("/proc").join(file)).ok()?;
+    let line = text.lines().find(|l| l.split(':').next().is_some_and(|k| k.trim() == field))?;
+    Some(line.split_once(':')?.1.trim().to_string())
+}
+
+/// Bytes of a field of `/proc/meminfo`.
+fn memory_field(field: &str) -> Option<u64> {
+    let kib = proc_field("meminfo", field)?;
+    Some(kib.trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
+}
+
+/// The processor's name, where the system says it.
+pub fn processor() -> Option<String> {
+    proc_field("cpuinfo", "model name")
+}
+
+/// Threads that may run at once; 0 where the system does not say.
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(0, usize::from)
+}
+
+/// Bytes of memory that the machine has.
+pub fn total_memory() -> Option<u64> {
+    memory_field("MemTotal")
+}
+
+/// Bytes of memory that the kernel calls available.
+pub fn unused_memory() -> Option<u64> {
+    memory_field("MemAvailable")
+}
+
+/// Bytes that may still be allocated: what the kernel calls available, or what the control group leaves if that is less.
+pub fn available_memory() -> Option<u64> {
+    let machine = unused_memory()?;
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    // `memory.max` reads "max" where there is no limit, which is no number.
+    let group = match (number("/sys/fs/cgroup/memory.max"), number("/sys/fs/cgroup/memory.current")) {
+        (Some(limit), Some(used)) => limit.saturating_sub(used),
+        _ => u64::MAX,
+    };
+    Some(machine.min(group))
+}
+
+/// Operating system and release of its kernel, where it says it.
+pub fn system() -> Option<String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    Some(format!("{} {}", std::env::consts::OS, release.trim()))
+}
 
 /// Bytes that an ordinary user may still write where `path` lies; `None` where the system does not say.
 pub fn free_bytes(path: &Path) -> Option<u64> {
@@ -28,5 +79,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(free_bytes(dir.path()).is_some_and(|n| n > 0));
         assert_eq!(free_bytes(&dir.path().join("none")), None);
+    }
+
+    #[test]
+    fn a_machine_has_memory_and_a_system() {
+        let (total, free) = (total_memory().unwrap(), available_memory().unwrap());
+        assert!(free > 1 << 20 && total >= free, "{free} of {total} bytes");
+        assert!(threads() > 0 && system().is_some_and(|s| s.contains(' ')));
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::{At, create_dir_all, parent, read_text, sync_dir, write_json, write_synced};
+use crate::files::{At, create_dir_all, parent, publish_dir, read_text, sync_dir, write_json, write_synced};
 use crate::{bail, ensure};
 
 /// Name of the manifest in a checkpoint.
@@ -19,6 +19,11 @@ pub const MANIFEST: &str = "manifest.json";
 const FORMAT: &str = "ringtune checkpoint";
 const VERSION: u32 = 1;
 const PREFIX: &str = "checkpoint-";
+
+/// Where the checkpoint of a step lies: `output_dir/checkpoint-STEP`.
+pub fn path_of(output_dir: &Path, step: u64) -> PathBuf {
+    output_dir.join(format!("{PREFIX}{step}"))
+}
 
 /// The list of a checkpoint's files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,28 +113,12 @@ impl CheckpointWriter {
     /// As [`CheckpointWriter::seal`]; or if the folder cannot be renamed.
     pub fn finish(mut self) -> Result<PathBuf> {
         self.seal().map_err(|e| self.explain(e))?;
-        let path = self.output_dir.join(format!("{PREFIX}{}", self.step));
+        let path = path_of(&self.output_dir, self.step);
         let aside = self.output_dir.join(format!(".{PREFIX}{}.old", self.step));
         // A folder of this name may exist: a damaged one that the run fell back from, or one of an earlier run. It goes aside
         // first, and `clean_up` puts it back should we die before the new one has the name.
-        let replaces = path.exists();
-        if replaces {
-            if aside.exists() {
-                fs::remove_dir_all(&aside).at(&aside)?;
-            }
-            fs::rename(&path, &aside).at(&path)?;
-        }
-        if let Err(e) = fs::rename(&self.temp, &path).at(&path) {
-            if replaces {
-                let _ = fs::rename(&aside, &path); // The first error is the one to report.
-            }
-            return Err(e);
-        }
+        publish_dir(&self.temp, &path, &aside)?;
         self.finished = true;
-        sync_dir(&self.output_dir)?;
-        if replaces {
-            fs::remove_dir_all(&aside).at(&aside)?;
-        }
         Ok(path)
     }
 

@@ -1,16 +1,17 @@
 //! `ringtune doctor`: what this machine has, what will be used of it, and how to get what is missing.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command as Process;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Map, Value, json};
 
-use super::Out;
 use crate::cpu::{Cpu, Level};
 use crate::dirs;
 use crate::error::{Error, Result};
+use crate::machine;
+use crate::say::Out;
 
 /// The command's flags.
 pub fn command() -> Command {
@@ -156,13 +157,6 @@ fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
-/// A field of `/proc/cpuinfo` or `/proc/meminfo`.
-fn proc_field(file: &str, field: &str) -> Option<String> {
-    let text = std::fs::read_to_string(Path::new("/proc").join(file)).ok()?;
-    let line = text.lines().find(|l| l.split(':').next().is_some_and(|k| k.trim() == field))?;
-    Some(line.split_once(':')?.1.trim().to_string())
-}
-
 #[cfg(target_arch = "x86_64")]
 fn features() -> Vec<&'static str> {
     macro_rules! present {
@@ -178,8 +172,8 @@ fn features() -> Vec<&'static str> {
 }
 
 fn processor() -> Row {
-    let model = proc_field("cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let model = machine::processor().unwrap_or_else(|| std::env::consts::ARCH.into());
+    let threads = machine::threads().max(1);
     let level = match Level::detect() {
         Ok(level) => level.name().to_string(),
         Err(e) => return Row::missing("processor", e.to_string(), "unset RINGTUNE_CPU"),
@@ -193,11 +187,7 @@ fn processor() -> Row {
 }
 
 fn memory() -> Row {
-    let bytes = |field| -> Option<u64> {
-        let kib = proc_field("meminfo", field)?;
-        Some(kib.trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
-    };
-    match (bytes("MemTotal"), bytes("MemAvailable")) {
+    match (machine::total_memory(), machine::unused_memory()) {
         (Some(total), Some(free)) => Row::told(
             "memory",
             format!("{}, {} available", gib(total), gib(free)),
@@ -239,8 +229,7 @@ fn cache() -> Row {
     if !dir.exists() {
         return Row::told("cache", format!("{show}, made when it is needed"), value);
     }
-    let probe = dir.join(format!(".doctor-{}", std::process::id()));
-    match std::fs::write(&probe, b"").and_then(|()| std::fs::remove_file(&probe)) {
+    match crate::files::check_writable(&dir) {
         Ok(()) => Row::works("cache", format!("{show}, {images} compiled kernels"), value),
         Err(e) => Row::missing(
             "cache",

@@ -7,10 +7,7 @@ use std::time::Instant;
 use clap::Command;
 use serde_json::{Value, json};
 
-use super::data::cache_dir;
-use super::model_folder::{ModelArgs, ModelFolder};
-use super::startup::DEFAULT_SEQ_LEN;
-use super::{Out, note, warn};
+use crate::{ensure, say};
 use crate::backend::Backend;
 use crate::data::encode::Overflow;
 use crate::data::jsonl::{BadRows, RowOptions};
@@ -19,17 +16,20 @@ use crate::data::sft::{RowSpec, load_sets};
 use crate::data::template::Template;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_set::PieceSet;
-use crate::ensure;
 use crate::error::{Error, Result};
+use crate::eval::{Evaluation, SetSums};
 use crate::eval::gen_test::{GenReport, GenRun, generation_test, held_out_rows};
 use crate::eval::sets::{EvalOptions, SetEval, evaluate_sets};
-use crate::eval::{Evaluation, SetSums};
 use crate::files::write_json;
 use crate::hf::TensorSource;
-use crate::log::tables::{grouped, table};
 use crate::model::Model;
+use crate::say::Out;
 use crate::settings::{GenTest, Settings};
+use crate::text::{grouped, table};
 use crate::words::Words;
+use super::data::cache_dir;
+use super::model_folder::{ModelArgs, ModelFolder};
+use super::startup::DEFAULT_SEQ_LEN;
 
 /// What its help says besides its flags.
 pub fn about(clap: Command) -> Command {
@@ -83,12 +83,13 @@ impl EvalArgs {
 /// If the model, the tokenizer or a data set is not usable, a loss is not finite, or the report cannot be written.
 pub fn run(settings: &Settings) -> Result<()> {
     let args = EvalArgs::of(settings)?;
+    say::set_quiet(args.model.quiet);
     let dev = args.model.device()?;
     let folder = ModelFolder::open(&args.model.model_path, args.model.base_model.as_deref(), args.model.no_lora)?;
     let mut tokenizer = folder.tokenizer(&args.model)?;
     let template = folder.template(&args.model, &mut tokenizer)?;
     let max_seq_len = row_length(args.max_seq_len, folder.files.config().max_position)?;
-    tokenizer.warnings().iter().for_each(|w| warn(w));
+    tokenizer.warnings().iter().for_each(|w| say::warning(w));
     let spec = RowSpec {
         max_seq_len,
         overflow: args.overflow,
@@ -96,10 +97,8 @@ pub fn run(settings: &Settings) -> Result<()> {
         skip_log: None,
         cache_dir: args.cache_dir.clone(),
     };
-    let (progress, mut log): (_, Box<dyn FnMut(String)>) = match args.model.quiet {
-        true => (Progress::Hide, Box::new(|_| ())),
-        false => (Progress::Show, Box::new(|line: String| note(&line))),
-    };
+    let progress = if args.model.quiet { Progress::Hide } else { Progress::Show };
+    let mut log = |line: String| say::remark(&line);
     // Before the weights: bad rows are found in seconds, a large model takes longer.
     let sets = load_sets(&args.dataset_paths, &spec, &tokenizer, &template, progress, &mut log)?;
     let loaded = folder.load(&dev, &tokenizer, args.model.seed, args.model.dtype)?;
@@ -125,7 +124,7 @@ pub fn run(settings: &Settings) -> Result<()> {
     out.flush()?;
     if let Some(path) = &args.output {
         write_json(path, &report)?;
-        note(&format!("report: {}", path.display()));
+        say::note(&format!("report: {}", path.display()));
     }
     Ok(())
 }

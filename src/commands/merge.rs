@@ -6,21 +6,20 @@ use std::path::{Path, PathBuf};
 use clap::Command;
 
 use super::model_folder::ModelFolder;
-use super::{note, warn};
 use crate::batch::MicroBatch;
 use crate::checkpoint::state::read_json;
 use crate::cpu::Cpu;
 use crate::error::{Context, Error, Result};
-use crate::files::{At, create_dir_all, parent, sync_dir};
+use crate::files::{At, create_dir_all, parent, publish_dir, sync_dir, temporary_beside};
 use crate::hf::merged::{MergeCheck, merge};
 use crate::hf::save::{SaveOptions, parse_size};
 use crate::hf::tokenizer_files::copy_tokenizer;
 use crate::hf::{TensorSource, WithConfig};
-use crate::log::tables::bytes;
 use crate::model::config::ModelConfig;
 use crate::rng::Stream;
 use crate::settings::Settings;
-use crate::{bail, ensure};
+use crate::text::bytes;
+use crate::{bail, ensure, say};
 
 /// Tokens on which merged model and base + adapter are compared.
 const CHECK_TOKENS: usize = 64;
@@ -57,20 +56,20 @@ pub fn run(s: &Settings) -> Result<()> {
         merge(&dev, &base, adapter.dir(), &staging.dir, options, &batch).map_err(|e| staging.rename_in(&e, &output))?;
     let from = [adapter.dir(), folder.files.dir()];
     if copy_tokenizer(&from, &staging.dir).map_err(|e| staging.rename_in(&e, &output))?.is_none() {
-        warn(&format!(
+        say::warning(&format!(
             "{}: neither the adapter nor the base has a tokenizer; the merged model gets none",
             output.display()
         ));
     }
     let size = folder_size(&staging.dir)?;
     staging.publish(&output)?;
-    note(&format!("{} + {}", folder.files.dir().display(), adapter.dir().display()));
-    println!(
+    say::note(&format!("{} + {}", folder.files.dir().display(), adapter.dir().display()));
+    say::result(&format!(
         "{}: merged model, {} in {}; logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}",
         output.display(),
         bytes(size),
         dtype.torch_name(),
-    );
+    ));
     Ok(())
 }
 
@@ -143,16 +142,14 @@ struct Staging {
 
 impl Staging {
     fn new(output: &Path) -> Result<Self> {
-        let name = output.file_name().map(|n| n.to_string_lossy().into_owned());
-        let Some(name) = name else {
+        if output.file_name().is_none() {
             return Err(Error::usage(format!(
                 "--output-dir {}: expected the name of a folder, such as merged",
                 output.display()
             )));
-        };
-        let above = parent(output);
-        create_dir_all(&above)?;
-        let dir = above.join(format!(".{name}.{}.tmp", std::process::id()));
+        }
+        create_dir_all(&parent(output))?;
+        let dir = temporary_beside(output)?;
         create_dir_all(&dir)?;
         Ok(Self { dir })
     }
@@ -166,25 +163,7 @@ impl Staging {
     /// Renames it to the output; a model that lies there is moved aside first and removed last.
     fn publish(&self, output: &Path) -> Result<()> {
         sync_dir(&self.dir)?;
-        let above = parent(output);
-        let mut aside = self.dir.clone();
-        aside.set_extension("old");
-        let replaces = output.exists();
-        if replaces {
-            fs::rename(output, &aside).at(output)?;
-        }
-        if let Err(e) = fs::rename(&self.dir, output).at(output) {
-            if replaces {
-                // What was there goes back; the error that counts is the first one.
-                let _ = fs::rename(&aside, output);
-            }
-            return Err(e);
-        }
-        sync_dir(&above)?;
-        if replaces {
-            fs::remove_dir_all(&aside).at(&aside)?;
-        }
-        Ok(())
+        publish_dir(&self.dir, output, &self.dir.with_extension("old"))
     }
 }
 

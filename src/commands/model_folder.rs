@@ -2,26 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
-use super::startup::plan_resize_of;
-use super::tokenizer::open_tokenizer;
-use super::{note, warn};
+use crate::{bail, ensure, say};
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::data::template::{Template, TemplateOptions};
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
-use crate::hf::TensorSource;
+use crate::hf::{TensorSource, peft};
 use crate::hf::device::{load_adapter, load_params};
 use crate::hf::merge::Adapted;
 use crate::hf::merged::lora_spec;
-use crate::hf::peft::{self, Adapter};
+use crate::hf::peft::Adapter;
 use crate::hf::resize::Resized;
 use crate::hf::safetensors::ModelFiles;
 use crate::model::Model;
 use crate::settings::Settings;
 use crate::tensor::DType;
 use crate::train::run::MERGED;
-use crate::{bail, ensure};
+use super::startup::plan_resize_of;
+use super::tokenizer::open_tokenizer;
 
 /// Name of the template in a model folder.
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
@@ -118,7 +117,7 @@ impl ModelFolder {
                     .map_or_else(|| Error::new(format!("{shown}: no model")), |e| hint_inside(e, model_path)));
             };
             if no_lora && dir == merged {
-                note(&format!("model: {} (merged)", dir.display()));
+                say::note(&format!("model: {} (merged)", dir.display()));
             }
             return Ok(Self { dir: dir.to_path_buf(), files: ModelFiles::open(dir)?, adapter: None });
         }
@@ -146,7 +145,7 @@ impl ModelFolder {
             None => {
                 let unread = tokenizer.config().is_some_and(|c| !c["chat_template"].is_null());
                 if unread && args.default_template == "chatml" {
-                    warn(&format!(
+                    say::warning(&format!(
                         "{}: the chat template in tokenizer_config.json is not read; ChatML is used unless --prompt-template names another",
                         self.dir.display()
                     ));
@@ -161,8 +160,8 @@ impl ModelFolder {
     }
 
     /// Loads the weights. Rows for tokens that the model does not know are made as `sft` makes them before its first step.
-    pub fn load<B: Backend>(&self, dev: &B, tokenizer: &Tokenizer, seed: u64, dtype: DType) -> Result<Model<B>> {
-        self.files.hf_config().warnings.iter().for_each(|w| warn(w));
+use crate::model::Model;
+use crate::settings::Settings;
         let adapted = match &self.adapter {
             Some(adapter) => Some(Adapted::new(&self.files, adapter)?),
             None => None,
@@ -173,7 +172,7 @@ impl ModelFolder {
         };
         let resize = plan_resize_of(source.config(), &self.dir, tokenizer, None, seed)?;
         if !resize.tokens.is_empty() {
-            warn(&format!(
+            say::warning(&format!(
                 "{}: the model was not trained with {}; their rows are made from others, as at the start of sft",
                 self.dir.display(),
                 tokenizer.added().join(" and ")

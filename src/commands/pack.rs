@@ -3,14 +3,17 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::{Out, data, note};
-use crate::data::pretrain::{self, PretrainDataSpec};
+use super::data;
+use crate::data::pretrain;
+use crate::data::pretrain::PretrainDataSpec;
 use crate::data::sft::token_file_of;
 use crate::data::token_file::TokenFile;
 use crate::data::train_set::Tokens;
 use crate::error::{Context, Error, Result};
-use crate::log::tables::grouped;
+use crate::say;
+use crate::say::Out;
 use crate::settings::{Content, Resolved, Settings};
+use crate::text::grouped;
 
 /// Writes `output`: one token file for one data set; a folder with `NAME.tok` for each of several.
 ///
@@ -49,7 +52,7 @@ pub fn run(resolved: &Resolved) -> Result<()> {
         };
         for (path, target) in paths.iter().zip(&targets) {
             let progress = data::progress(settings);
-            match pretrain::tokens_of(path, &spec, &tokenizer, progress, &mut |line| note(&line))? {
+            match pretrain::tokens_of(path, &spec, &tokenizer, progress, &mut |line| say::note(&line))? {
                 Tokens::File(file) => finish(&mut out, &file, path, target)?,
                 Tokens::Raw(_) => {
                     return Err(Error::usage(format!(
@@ -65,7 +68,7 @@ pub fn run(resolved: &Resolved) -> Result<()> {
         spec.cache_dir = folder;
         for (path, target) in paths.iter().zip(&targets) {
             let progress = data::progress(settings);
-            let file = token_file_of(path, &spec, &tokenizer, &template, progress, &mut |line| note(&line))?;
+            let file = token_file_of(path, &spec, &tokenizer, &template, progress, &mut |line| say::note(&line))?;
             finish(&mut out, &file, path, target)?;
         }
     }

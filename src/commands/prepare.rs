@@ -2,9 +2,9 @@
 
 use clap::Command;
 
-use super::note;
 use crate::datasets::{PrepareSpec, Prepared, run as prepare};
 use crate::error::Result;
+use crate::say;
 use crate::settings::Settings;
 
 /// What its help says besides its flags.
@@ -35,8 +35,9 @@ pub fn run(s: &Settings) -> Result<()> {
 }
 
 fn report(p: &Prepared) {
-    println!("{}: {} rows of {} records, from {}", p.output.display(), p.kept, p.records, p.source.display());
+    let (output, source) = (p.output.display(), p.source.display());
+    say::result(&format!("{output}: {} rows of {} records, from {source}", p.kept, p.records));
     for (reason, n) in &p.dropped {
-        note(&format!("  dropped: {n} x {reason}"));
+        say::note(&format!("  dropped: {n} x {reason}"));
     }
 }

@@ -1,10 +1,10 @@
 //! What is printed of the data before the first step: the mix, and the first rows with what is trained marked.
 
-use super::style::Style;
 use crate::data::encode::Encoded;
 use crate::data::sft::SftData;
 use crate::data::tokenizer::{Specials, Tokenizer};
-use crate::log::tables::{grouped, table};
+use crate::text::Style;
+use crate::text::{grouped, table};
 
 /// Rows printed at the start with their mask.
 const PREVIEW_ROWS: usize = 2;
@@ -32,15 +32,8 @@ pub fn first_rows(data: &SftData, tokenizer: &Tokenizer, style: Style, n: usize)
 pub fn show_row(row: &Encoded, tokenizer: &Tokenizer, style: Style) -> String {
     const LONGEST: usize = 400;
     let n = row.tokens.len().min(LONGEST);
-    let mut out = String::new();
-    let mut at = 0;
-    while at < n {
-        let trained = row.supervised[at];
-        let end = (at..n).find(|&i| row.supervised[i] != trained).unwrap_or(n);
-        let text = tokenizer.decode(&row.tokens[at..end], Specials::Show);
-        out += &if trained { style.trained(&text) } else { style.context(&text) };
-        at = end;
-    }
+    let text = |stretch| tokenizer.decode(&row.tokens[stretch], Specials::Show);
+    let mut out = style.row(n, |i| row.supervised[i], text);
     if row.tokens.len() > LONGEST {
         out += &format!(" … {} tokens more", row.tokens.len() - LONGEST);
     }

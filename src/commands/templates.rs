@@ -2,11 +2,11 @@
 
 use std::io::Write;
 
-use super::Out;
-use super::style::Style;
 use crate::data::row::{Message, Role};
 use crate::data::template::{Purpose, Template, TemplateOptions};
 use crate::error::Result;
+use crate::say::Out;
+use crate::text::Style;
 
 /// Prints every template's name, rendering and mask.
 ///

@@ -4,43 +4,36 @@
 //! given to `--model_path`; `merged/` holds the merged model and `resized_base/` the base with a grown vocabulary. `pretrain`
 //! writes into `output_dir/<name of the model config>`, the model into its `final/`.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::jobs::{PretrainJob, SftJob};
-use super::preview::preview;
-use super::startup::{
-    fingerprints, hash_model, model_artifact, new_model_config, open_template, open_tokenizer, plan_resize, row_length,
-    with_token_ids,
-};
-use super::warn;
+use crate::{ensure, say};
 use crate::batch::MicroBatch;
 use crate::comm::Solo;
 use crate::cpu::Cpu;
-use crate::data::pretrain;
+use crate::data::{pretrain, sft};
 use crate::data::progress::Progress;
-use crate::data::sft;
 use crate::data::tokenizer::Tokenizer;
-use crate::ensure;
 use crate::error::{Context, Result};
 use crate::eval::gen_test::{GenRun, SAMPLES, generation_test, held_out_rows};
 use crate::files::write_json;
-use crate::hf::TensorSource;
-use crate::hf::artifact::{Artifact, Reconfigured};
+use crate::hf::{TensorSource, WithConfig, merged};
+use crate::hf::artifact::Artifact;
 use crate::hf::companions::Companions;
-use crate::hf::merged::{self, MergeCheck};
+use crate::hf::merged::MergeCheck;
 use crate::hf::peft::AdapterConfig;
 use crate::hf::resize::Resized;
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::SaveOptions;
-use crate::log::tables::table;
+use crate::text::table;
+use crate::train::{run, setup};
 use crate::train::checkpoints::RESIZED_BASE;
 use crate::train::init::RandomModel;
-use crate::train::run;
-use crate::train::setup;
 use crate::train::signals::StopFlag;
 use crate::train::spec::RunSpec;
+use super::jobs::{PretrainJob, SftJob};
+use super::preview::preview;
+use super::startup::{fingerprints, hash_model, model_artifact, new_model_config, open_template, open_tokenizer, plan_resize, row_length, with_token_ids};
 
 /// Fine-tunes a model.
 ///
@@ -55,7 +48,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
     let dev = Cpu::new(settings.threads)?;
     let base = ModelFiles::open(&job.model_path)?;
     let mut warnings = base.hf_config().warnings.clone();
-    warnings.iter().for_each(|w| warn(w));
+    warnings.iter().for_each(|w| say::warning(w));
     let mut tokenizer = open_tokenizer(job)?;
     let template = open_template(job, &mut tokenizer)?;
     warnings.extend(tokenizer.warnings());
@@ -63,12 +56,12 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
     let mut data = job.data.clone();
     data.row.max_seq_len = row_length(settings.max_seq_len, base.config())?;
     let progress = if settings.quiet { Progress::Hide } else { Progress::Show };
-    let prepared = sft::prepare(&data, &tokenizer, &template, progress, &mut note)?;
+    let prepared = sft::prepare(&data, &tokenizer, &template, progress, &mut |line| say::note(&line))?;
     let preview = preview(&prepared, &tokenizer);
 
     let resized = Resized::new(&base, resize.clone())?;
     let config = with_token_ids(resized.config().clone(), &tokenizer, Some(&template))?;
-    let source = Reconfigured { source: &resized, config: config.clone() };
+    let source = WithConfig { source: &resized, config: config.clone() };
     let tokenizer = Arc::new(tokenizer);
     let companions = Companions::new(Arc::clone(&tokenizer), Some(&template), config.max_position);
     // Where a padded model had rows to spare for the new tokens, all of its spare rows from the first one on are trained.
@@ -128,9 +121,9 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
         let check = merged::merge(&dev, &source, &job.output_dir, &to, options, &batch)?;
         spec.companions.write(&to)?;
         let MergeCheck { exact, rounded } = check;
-        println!(
+        say::result(&format!(
             "merged model: logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}"
-        );
+        ));
         written.push(("merged model", to));
     }
     if let Some(test) = &settings.gen_test {
@@ -142,11 +135,11 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
             seed: settings.seed,
             batch: settings.eval_batch_size,
         };
-        let report = generation_test(&dev, &ended.work.model, &run, &prompts)?;
-        println!("\n{}", report.text(test.max_new_tokens).trim_end());
+        let report = generation_test(&dev, &ended.work.config, &ended.work.params, &run, &prompts)?;
+        say::result(&format!("\n{}", report.text(test.max_new_tokens).trim_end()));
         write_json(&job.output_dir.join(SAMPLES), &report.to_json())?;
     }
-    report_written(&written, settings.quiet);
+    report_written(&written);
     Ok(())
 }
 
@@ -169,7 +162,7 @@ pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
     let mut data = job.data.clone();
     data.max_seq_len = row_length(settings.max_seq_len, &config)?;
     let progress = if settings.quiet { Progress::Hide } else { Progress::Show };
-    let prepared = pretrain::prepare(&data, &tokenizer, progress, &mut note)?;
+    let prepared = pretrain::prepare(&data, &tokenizer, progress, &mut |line| say::note(&line))?;
     let preview = preview(&prepared, &tokenizer);
     let tokenizer = Arc::new(tokenizer);
     let final_dir = run_dir.join("final");
@@ -192,19 +185,12 @@ pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
         warnings,
     };
     run::run(&dev, &Solo, &spec, stop)?;
-    report_written(&[("model", final_dir)], settings.quiet);
+    report_written(&[("model", final_dir)]);
     Ok(())
 }
 
-fn report_written(written: &[(&str, PathBuf)], quiet: bool) {
-    if !quiet {
-        let rows: Vec<Vec<String>> =
-            written.iter().map(|(what, path)| vec![what.to_string(), path.display().to_string()]).collect();
-        println!("\nwritten:\n{}", table(&rows).trim_end());
-    }
-}
-
-/// What preparing the data has to say; standard output is for results.
-fn note(line: String) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+fn report_written(written: &[(&str, PathBuf)]) {
+    let row = |(what, path): &(&str, PathBuf)| vec![what.to_string(), path.display().to_string()];
+    let rows: Vec<Vec<String>> = written.iter().map(row).collect();
+    say::detail(&format!("\nwritten:\n{}", table(&rows).trim_end()));
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::nvrtc::{Compiled, Nvrtc};
 use crate::error::{Context, Error, Result};
+use crate::files::{create_dir_all, parent, write_bytes};
 
 /// A source file of `kernels/`, as it stands in the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -253,14 +254,9 @@ fn read_checked(file: &Path) -> Option<Vec<u8>> {
     (blake3::hash(image).as_bytes() == hash).then(|| image.to_vec())
 }
 
-fn write_checked(file: &Path, image: &[u8]) -> std::io::Result<()> {
-    let dir = file.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(dir)?;
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = dir.join(format!(".{name}.{}", std::process::id()));
-    let bytes = [MAGIC, blake3::hash(image).as_bytes().as_slice(), image].concat();
-    fs::write(&temporary, bytes)?;
-    fs::rename(&temporary, file)
+fn write_checked(file: &Path, image: &[u8]) -> Result<()> {
+    create_dir_all(&parent(file))?;
+    write_bytes(file, &[MAGIC, blake3::hash(image).as_bytes().as_slice(), image].concat())
 }
 
 #[cfg(test)]

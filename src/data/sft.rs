@@ -19,6 +19,7 @@ use crate::data::token_file::{Content, Counts, DocInfo, Findings, Meta, TokenFil
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_set::{EpochPlan, Piece, PieceSet, Tokens, TrainSet};
 use crate::error::{Context, Error, Result};
+use crate::files::{create_dir_all, parent, write_bytes};
 use crate::words::Words;
 use crate::{bail, ensure};
 
@@ -206,7 +207,8 @@ fn load_files(
             .for_each(|(line, what)| skipped.push_str(&format!("{}:{line}: {what}\n", path.display())));
     }
     if let (false, Some(to)) = (skipped.is_empty(), &row.skip_log) {
-        crate::data::token_file::write_atomic(to, &[skipped.as_bytes()])?;
+        create_dir_all(&parent(to))?;
+        write_bytes(to, skipped.as_bytes())?;
         log(format!("skipped rows are named in {}", to.display()));
     }
     Ok(files)

@@ -15,7 +15,7 @@
 //! stands for a whole file; sizes are compared with the file's length before anything is allocated.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::encode::Encoded;
 use crate::error::{Context, Error, Result};
+use crate::files::{create_dir_all, parent, write_atomic};
 use crate::{bail, ensure};
 
 const MAGIC: &[u8; 8] = b"RINGTOKS";
@@ -191,42 +192,9 @@ pub fn write(path: &Path, content: &Content) -> Result<()> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&header).update(&body);
     header.extend(hasher.finalize().as_bytes());
-    write_atomic(path, &[&header, &body])
-}
-
-/// Writes a file so that its name stands for the whole of it or for what was there before.
-///
-/// # Errors
-/// If the folder cannot be written or the disk is full; the temporary file is removed.
-pub fn write_atomic(path: &Path, parts: &[&[u8]]) -> Result<()> {
-    static COUNTER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let unique = COUNTER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).context(|| format!("folder {}", folder.display()))?;
-    let temporary = Temporary(folder.join(format!(".{name}.{}.{unique}.tmp", std::process::id())));
-    let total: usize = parts.iter().map(|p| p.len()).sum();
-    let write = || -> std::io::Result<()> {
-        let mut file = BufWriter::new(File::create(&temporary.0)?);
-        for part in parts {
-            file.write_all(part)?;
-        }
-        file.flush()?;
-        file.get_ref().sync_all()?;
-        std::fs::rename(&temporary.0, path)?;
-        // The rename itself is only durable once the folder is synced.
-        File::open(folder)?.sync_all()
-    };
-    write().context(|| format!("writing {} ({total} bytes)", path.display()))
-}
-
-/// Removes itself unless it was renamed away.
-struct Temporary(PathBuf);
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
+    create_dir_all(&parent(path))?;
+    let write = |out: &mut dyn Write| Ok(out.write_all(&header).and_then(|()| out.write_all(&body))?);
+    write_atomic(path, write).context(|| format!("token file of {} bytes", header.len() + body.len()))
 }
 
 /// An open token file.

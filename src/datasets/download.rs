@@ -12,6 +12,7 @@ use ureq::{Agent, Body};
 
 use crate::bail;
 use crate::error::{Context, Error, Result};
+use crate::say;
 
 /// A file of a data set repository on the hub.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +81,7 @@ impl Downloader {
     pub fn fetch(&self, file: RemoteFile) -> Result<PathBuf> {
         let target = self.cache.join(file.repo.replace('/', "--")).join(file.path);
         if target.is_file() {
-            eprintln!("using cached {}", target.display());
+            say::note(&format!("using cached {}", target.display()));
             return Ok(target);
         }
         let folder = target.parent().expect("a cached file has a folder");
@@ -108,11 +109,11 @@ impl Downloader {
                 );
             }
             let wait = after.unwrap_or(pause).min(Duration::from_secs(60));
-            eprintln!(
-                "warning: download of {url}: {message}; attempt {} of {} in {wait:.1?}",
+            say::warning(&format!(
+                "download of {url}: {message}; attempt {} of {} in {wait:.1?}",
                 attempt + 1,
                 self.attempts
-            );
+            ));
             std::thread::sleep(wait);
             pause *= 2;
         }

@@ -7,19 +7,17 @@ mod records;
 mod rows;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
-
-use serde_json::Value;
 
 pub use download::{Downloader, RemoteFile};
 pub use oasst::Paths;
+use serde_json::Value;
 
-use crate::bail;
 use crate::error::{Context, Error, Result};
+use crate::files::write_atomic;
 use crate::words::{Words, words};
-use rows::Collected;
+use crate::{bail, say};
 
 /// A data set that `prepare` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,26 +128,9 @@ fn prepare(spec: &PrepareSpec, dataset: Dataset) -> Result<Prepared> {
         bail!("{}: no usable row in {} records; is it the right file?", source.display(), records.len());
     }
     let output = spec.output_dir.join(dataset.output());
-    write(&output, &collected)?;
+    write_atomic(&output, |out| Ok(collected.rows.iter().try_for_each(|row| writeln!(out, "{}", row.to_json()))?))?;
     let kept = collected.rows.len();
     Ok(Prepared { dataset, source, output, records: records.len(), kept, dropped: collected.dropped })
-}
-
-/// Writes the rows to a temporary name and renames it when everything is on disk.
-fn write(output: &Path, collected: &Collected) -> Result<()> {
-    let temp = output.with_extension("jsonl.tmp");
-    let written = (|| -> std::io::Result<()> {
-        let mut file = BufWriter::new(File::create(&temp)?);
-        for row in &collected.rows {
-            writeln!(file, "{}", row.to_json())?;
-        }
-        file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-        fs::rename(&temp, output)
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temp);
-    }
-    written.context(|| output.display().to_string())
 }
 
 /// The copy of a data set in a folder: under its upstream name, else the one file whose name and first record fit.
@@ -188,7 +169,8 @@ fn find(dir: &Path, dataset: Dataset) -> Result<PathBuf> {
     found.sort_by_key(|p| !p.to_string_lossy().contains("tree"));
     if found.len() > 1 {
         let others: Vec<String> = found[1..].iter().map(|p| p.display().to_string()).collect();
-        eprintln!("note: {} is read from {}; left alone: {}", dataset.word(), found[0].display(), others.join(", "));
+        let (name, chosen) = (dataset.word(), found[0].display());
+        say::note(&format!("note: {name} is read from {chosen}; left alone: {}", others.join(", ")));
     }
     Ok(found.swap_remove(0))
 }

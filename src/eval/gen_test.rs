@@ -15,9 +15,9 @@ use crate::data::tokenizer::{Specials, Tokenizer};
 use crate::data::train_set::PieceSet;
 use crate::error::Result;
 use crate::generate::{GenerateOptions, Generated, Sampling, generate};
-use crate::log::tables::table;
 use crate::model::Model;
 use crate::settings::GenTest;
+use crate::text::table;
 
 /// What [`GenReport::to_json`] gives, in the folder of a run.
 pub const SAMPLES: &str = "samples.json";

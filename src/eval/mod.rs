@@ -5,7 +5,7 @@ pub mod sets;
 
 use serde_json::{Map, Value, json};
 
-use crate::log::tables::{grouped, table};
+use crate::text::{grouped, table};
 
 /// Sums over one data set. Sums, not means: figures of parts add up to those of the whole, whatever the parts were.
 #[derive(Clone, Debug, Default, PartialEq)]

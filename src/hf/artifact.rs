@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::hf::{HostTensor, SaveDType, TensorSource, WithConfig};
 use crate::hf::peft::{Adapter, AdapterConfig, save_adapter};
 use crate::hf::resize::{Resize, Resized};
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::{SaveOptions, save_model};
-use crate::hf::{HostTensor, SaveDType, TensorSource};
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Part, Place};
 
@@ -74,7 +74,7 @@ impl Artifact {
         };
         let options = SaveOptions { dtype: base.dtype(), ..Default::default() };
         let resized = Resized::new(&**base, resize.clone())?;
-        save_model(dir, &Reconfigured { source: &resized, config: model.clone() }, options)
+        save_model(dir, &WithConfig { source: &resized, config: model.clone() }, options)
     }
 
     /// Reads back weights exactly as they were in training.
@@ -130,23 +130,5 @@ impl TensorSource for HostModel<'_> {
 
     fn load(&self, at: Place) -> Result<HostTensor> {
         find(self.params, at).cloned()
-    }
-}
-
-/// A model under a configuration that differs from its own in token ids alone.
-pub struct Reconfigured<'a> {
-    /// The weights.
-    pub source: &'a dyn TensorSource,
-    /// The configuration.
-    pub config: ModelConfig,
-}
-
-impl TensorSource for Reconfigured<'_> {
-    fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    fn load(&self, at: Place) -> Result<HostTensor> {
-        self.source.load(at)
     }
 }

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::files::write_bytes;
 use crate::hf::tokenizer_files::{SpecialToken, TokenizerFiles, Vocabulary};
 use crate::hf::tokenizer_json::{ControlToken, tokenizer_json};
+use crate::say;
 
 /// Everything the tokenizer's files are made from; shared with the thread that writes checkpoints.
 #[derive(Clone)]
@@ -76,7 +77,7 @@ impl Companions {
             match made {
                 Ok(bytes) => Some(bytes),
                 Err(e) => {
-                    eprintln!("warning: no tokenizer.json is written: {e}");
+                    say::warning(&format!("no tokenizer.json is written: {e}"));
                     None
                 }
             }

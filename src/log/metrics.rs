@@ -1,7 +1,7 @@
 //! Where figures go: step lines, the progress bar, `metrics.jsonl`, TensorBoard.
 
 use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 use super::tensorboard::EventFile;
 use crate::error::{Context, Result};
+use crate::files::write_bytes;
+use crate::say;
 
 /// The file with one JSON object a step and one an evaluation.
 pub const METRICS: &str = "metrics.jsonl";
@@ -117,7 +119,7 @@ impl Metrics {
             false => None,
         };
         // Before the first step is done there is no rate to estimate from; only a terminal gets a bar.
-        let bar = (progress && std::io::stderr().is_terminal()).then(|| {
+        let bar = (progress && say::stderr_is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(Some(max_steps), ProgressDrawTarget::stderr_with_hz(5));
             let template = "{bar:32} {pos}/{len} steps  {elapsed_precise} < {eta_precise}  {msg}";
             bar.set_style(ProgressStyle::with_template(template).expect("the template is valid"));
@@ -130,11 +132,9 @@ impl Metrics {
 
     /// A line on standard output that does not tear the progress bar.
     pub fn print(&self, line: &str) {
-        // A closed pipe (`ringtune sft … | head`) must not end the training.
-        let write = || drop(writeln!(std::io::stdout(), "{line}"));
         match &self.bar {
-            Some(bar) => bar.suspend(write),
-            None if self.jsonl.is_some() => write(),
+            Some(bar) => bar.suspend(|| say::result(line)),
+            None if self.jsonl.is_some() => say::result(line),
             None => {}
         }
     }
@@ -202,9 +202,7 @@ fn keep_until(path: &Path, step: u64) -> Result<()> {
     };
     let kept: Vec<u8> = text.split_inclusive(|&b| b == b'\n').filter(keep).flatten().copied().collect();
     if kept.len() < text.len() {
-        let temporary = path.with_extension("jsonl.tmp");
-        std::fs::write(&temporary, kept)?;
-        std::fs::rename(&temporary, path)?;
+        write_bytes(path, &kept)?;
     }
     Ok(())
 }

@@ -90,7 +90,7 @@ impl Checkpoints {
             writer.write(TRAINER_STATE, format!("{trainer_state:#}\n").as_bytes())?;
             let written = writer.finish()?;
             if let Some(keep) = keep {
-                let best = best.map(|(_, step)| checkpoint_path(&output_dir, step));
+                let best = best.map(|(_, step)| manifest::path_of(&output_dir, step));
                 manifest::rotate(&output_dir, keep, best.as_deref(), Some(&written))?;
             }
             Ok(())
@@ -135,7 +135,7 @@ impl Checkpoints {
     /// # Errors
     /// If the checkpoint is missing or damaged.
     pub fn load_weights<B: Backend>(&self, dev: &B, work: &mut Workload<B>, step: u64) -> Result<PathBuf> {
-        let path = checkpoint_path(&self.output_dir, step);
+        let path = manifest::path_of(&self.output_dir, step);
         manifest::verify(&path)?;
         work.import_params(dev, &self.artifact.read(&path, &work.trained())?)?;
         Ok(path)
@@ -152,7 +152,7 @@ impl Checkpoints {
         let tensors = read_state_tensors(&path.join(OPTIMIZER))?;
         work.optimizer.import(dev, &crate::optim::OptimizerState { updates: state.updates, tensors })?;
         if let Some((_, step)) = state.best.best
-            && manifest::verify(&checkpoint_path(&self.output_dir, step)).is_err()
+            && manifest::verify(&manifest::path_of(&self.output_dir, step)).is_err()
         {
             // Without its weights the best is only a number; the next evaluation sets a new one.
             state.best.best = None;
@@ -179,9 +179,4 @@ pub fn read_state(
     let changed = old.check(now, allowed).context(|| checkpoint.display().to_string())?;
     ensure!(state.step <= max_steps, "{}: step {} is beyond max_steps {max_steps}", checkpoint.display(), state.step);
     Ok((state, changed))
-}
-
-/// `output_dir/checkpoint-STEP`.
-pub fn checkpoint_path(output_dir: &Path, step: u64) -> PathBuf {
-    output_dir.join(format!("checkpoint-{step}"))
 }

@@ -14,6 +14,7 @@ use crate::data::mix::WeightUnit;
 use crate::error::Result;
 use crate::files::write_json;
 use crate::log::tables::MemoryClass;
+use crate::machine;
 use crate::words::Words;
 
 /// The file's name, in the run's folder.
@@ -48,7 +49,7 @@ pub fn write<B: Backend>(
         "rows_per_step": shape.rows(),
         "world_size": shape.world_size,
         "device": dev.describe(),
-        "machine": machine(),
+        "machine": this_machine(),
         "parameters": {"all": all, "trained": trained},
         "memory": memory,
         "mix": mix(spec),
@@ -78,18 +79,11 @@ fn mix(spec: &RunSpec) -> Vec<Value> {
 }
 
 /// Processor, cores, memory and system, as far as the system says.
-fn machine() -> Value {
-    let first = |path: &str, key: &str| {
-        let text = std::fs::read_to_string(path).ok()?;
-        let line = text.lines().find(|l| l.starts_with(key))?;
-        Some(line.split_once(':')?.1.trim().to_string())
-    };
-    let memory = first("/proc/meminfo", "MemTotal").and_then(|m| m.trim_end_matches(" kB").parse::<u64>().ok());
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok();
+fn this_machine() -> Value {
     json!({
-        "processor": first("/proc/cpuinfo", "model name"),
-        "cores": std::thread::available_parallelism().map_or(0, |n| n.get()),
-        "memory": memory.map(|kib| kib << 10),
-        "system": release.map(|r| format!("{} {}", std::env::consts::OS, r.trim())),
+        "processor": machine::processor(),
+        "cores": machine::threads(),
+        "memory": machine::total_memory(),
+        "system": machine::system(),
     })
 }

@@ -7,25 +7,25 @@ use serde_json::json;
 
 use super::batches::{LoadedBatches, PlannedEval};
 use super::checkpoints::{Checkpoints, RESIZED_BASE};
-use super::record;
-use super::setup;
 use super::signals::StopFlag;
 use super::spec::RunSpec;
 use super::state::{RunState, TRAINER_STATE};
 use super::step::Workload;
 use super::trainer::{Finished, Trainer};
+use super::{record, setup};
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
 use crate::comm::Communicator;
 use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
-use crate::ensure;
 use crate::error::{Context, Error, Result};
-use crate::files::write_json;
+use crate::files::{check_writable, create_dir_all, remove_torn, write_json};
 use crate::log::metrics::{Metrics, round3};
-use crate::log::tables::{available_memory, memory_table, settings_table};
+use crate::log::tables::{memory_table, settings_table};
+use crate::machine::available_memory;
 use crate::optim::Schedule;
 use crate::settings::{Resume, TrainSettings};
+use crate::{ensure, say};
 
 /// Folder of the merged model, in the output folder.
 pub const MERGED: &str = "merged";
@@ -45,11 +45,8 @@ pub struct Ended<B: Backend> {
 /// # Errors
 /// If it cannot be created or written.
 pub fn check_output_dir(dir: &Path) -> Result<()> {
-    crate::files::create_dir_all(dir)?;
-    let probe = dir.join(".write-test");
-    let at = |e: std::io::Error| crate::files::explain(&probe, &e).context("the output folder cannot be written");
-    std::fs::write(&probe, b"x").map_err(at)?;
-    std::fs::remove_file(&probe).map_err(at)
+    create_dir_all(dir)?;
+    check_writable(dir).context(|| "the output folder cannot be written".into())
 }
 
 /// Refuses a folder in which another run left checkpoints: starting at step 0 there would mix two runs.
@@ -68,22 +65,6 @@ pub fn check_no_earlier_run(run_dir: &Path) -> Result<()> {
     )))
 }
 
-/// Removes what a kill in the middle of an atomic write left in `dir`: `.NAME.PID.tmp`.
-fn remove_torn_files(dir: &Path) -> Result<()> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.context(|| dir.display().to_string())?,
-    };
-    for entry in entries {
-        let path = entry.context(|| dir.display().to_string())?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with('.') && name.ends_with(".tmp") && path.is_file() {
-            std::fs::remove_file(&path).context(|| path.display().to_string())?;
-        }
-    }
-    Ok(())
-}
-
 /// Trains, loads the best model, and writes the final weights with their companions to `final_dir`.
 ///
 /// # Errors
@@ -94,12 +75,9 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     let shape = StepShape { micro_batch: s.micro_batch_size, grad_accum: s.grad_accum, world_size: comm.world_size() };
     let max_steps = s.max_steps.unwrap_or_else(|| steps_until(&spec.train, Cursor::default(), s.epochs, shape));
     ensure!(max_steps > 0, "the data give no optimiser step");
-    let say = |text: &str| {
-        if comm.is_main() && !s.quiet {
-            println!("{text}");
-        }
-    };
-    say(&settings_table(&spec.resolved_settings()));
+    say::set_rank(comm.rank());
+    say::set_quiet(s.quiet);
+    say::detail(&settings_table(&spec.resolved_settings()));
     let available = available_memory();
     let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * spec.train.max_seq_len();
     let mut work = setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)?;
@@ -114,20 +92,20 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         fingerprints,
     )?;
     for dir in [&spec.run_dir, &spec.final_dir, &spec.run_dir.join(RESIZED_BASE), &spec.run_dir.join(MERGED)] {
-        remove_torn_files(dir)?;
+        remove_torn(dir)?;
     }
     let state = resume(dev, &mut work, &checkpoints, s, &spec.run_dir)?;
-    say(&format!("device: {}", dev.describe()));
-    say(&setup::parameters_line(&work));
-    say(&memory_table(&setup::memory(&work), available));
+    say::detail(&format!("device: {}", dev.describe()));
+    say::detail(&setup::parameters_line(&work));
+    say::detail(&memory_table(&setup::memory(&work), available));
     let rows = spec.train.plan(state.epoch).n_rows();
-    say(&format!(
+    say::detail(&format!(
         "steps: {max_steps} of up to {} rows ({rows} rows of at most {} tokens in epoch {})\n",
         shape.rows(),
         spec.train.max_seq_len(),
         state.epoch + 1
     ));
-    spec.preview.iter().for_each(|line| say(line));
+    spec.preview.iter().for_each(|line| say::detail(line));
     if spec.new_rows.is_some() {
         checkpoints.write_resized_base(state.step > 0)?;
     }
@@ -166,7 +144,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     let Trainer { mut work, state, checkpoints, stop, .. } = trainer;
     let checkpoints = checkpoints.expect("one rank, which is the main one");
     if finished == Finished::Interrupted {
-        let at = spec.run_dir.join(format!("checkpoint-{}", state.step));
+        let at = manifest::path_of(&spec.run_dir, state.step);
         return Err(Error::interrupted(format!(
             "stopped by {} after step {}, state saved in {}; run again with --resume-from-checkpoint auto",
             stop.reason(),
@@ -174,7 +152,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
             at.display()
         )));
     }
-    load_best(dev, &mut work, &state, &checkpoints, s, &say)?;
+    load_best(dev, &mut work, &state, &checkpoints, s)?;
     spec.artifact.write(&spec.final_dir, &work.export_params(dev)?)?;
     spec.companions.write(&spec.final_dir)?;
     let mut trainer_state = checkpoints.trainer_state(&state);
@@ -212,10 +190,10 @@ fn resume<B: Backend>(
         Resume::Auto => {
             let found = manifest::find_newest(run_dir)?;
             for (path, why) in &found.passed_over {
-                eprintln!("warning: {}: passed over: {why}", path.display());
+                say::warning(&format!("{}: passed over: {why}", path.display()));
             }
             let Some(path) = found.chosen else {
-                println!("no checkpoint in {} yet; starting at step 0", run_dir.display());
+                say::result(&format!("no checkpoint in {} yet; starting at step 0", run_dir.display()));
                 return Ok(RunState::default());
             };
             path
@@ -223,9 +201,9 @@ fn resume<B: Backend>(
     };
     let (state, changed) = checkpoints.resume(dev, work, &path)?;
     for name in changed {
-        eprintln!("warning: {name} differs from the checkpoint's, as --allow-changed permits");
+        say::warning(&format!("{name} differs from the checkpoint's, as --allow-changed permits"));
     }
-    println!("resuming from {} after step {}", path.display(), state.step);
+    say::result(&format!("resuming from {} after step {}", path.display(), state.step));
     Ok(state)
 }
 
@@ -236,7 +214,6 @@ fn load_best<B: Backend>(
     state: &RunState,
     checkpoints: &Checkpoints,
     s: &TrainSettings,
-    say: &dyn Fn(&str),
 ) -> Result<()> {
     let Some((loss, step)) = state.best.best else {
         return Ok(());
@@ -245,14 +222,14 @@ fn load_best<B: Backend>(
         return Ok(());
     }
     if s.save_every == crate::settings::Every::Never {
-        say("save_strategy is no: the final weights are those of the last step, not of the best evaluation");
+        say::detail("save_strategy is no: the final weights are those of the last step, not of the best evaluation");
         return Ok(());
     }
     if step == state.step {
-        say(&format!("best model: eval_loss {loss:.4} at step {step}, the last one"));
+        say::detail(&format!("best model: eval_loss {loss:.4} at step {step}, the last one"));
         return Ok(());
     }
     let path = checkpoints.load_weights(dev, work, step).context(|| "cannot load the best model".into())?;
-    say(&format!("best model: eval_loss {loss:.4} at step {step}, loaded from {}", path.display()));
+    say::detail(&format!("best model: eval_loss {loss:.4} at step {step}, loaded from {}", path.display()));
     Ok(())
 }

@@ -5,6 +5,7 @@
 use serde_json::{Map, Value, json};
 
 use super::early_stop::BestSoFar;
+use crate::checkpoint::manifest;
 use crate::error::{Context, Error, Result};
 use crate::settings::{Every, TrainSettings};
 
@@ -60,8 +61,7 @@ impl RunState {
             Every::Epoch | Every::Never => json!(facts.max_steps),
         };
         let best = self.best.best;
-        let best_checkpoint =
-            best.map(|(_, step)| facts.output_dir.join(format!("checkpoint-{step}")).display().to_string());
+        let best_checkpoint = best.map(|(_, step)| manifest::path_of(facts.output_dir, step).display().to_string());
         let mut callbacks = Map::new();
         if let Some(stop) = s.early_stopping {
             callbacks.insert(

@@ -21,6 +21,7 @@ use crate::eval::{Evaluation, SetSums};
 use crate::log::metrics::{Metrics, StepFigures};
 use crate::optim::schedule::Schedule;
 use crate::settings::{Every, TrainSettings};
+use crate::text::plural;
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,7 +204,7 @@ impl<B: Backend> Trainer<'_, B> {
         record.insert("why".into(), json!(what));
         let names: Vec<String> = problem.samples().iter().map(|&i| self.batches.sample_name(i)).collect();
         if *problem != Problem::NoTarget {
-            line += &format!(" | {} {}", plural(names.len(), "sample"), list(&names));
+            line += &format!(" | {}: {}", plural(names.len(), "sample"), list(&names));
             record.insert("samples".into(), json!(names));
             s.bad_in_row += 1;
         }
@@ -286,8 +287,4 @@ fn list(names: &[String]) -> String {
         _ if names.len() <= 8 => names.join(", "),
         _ => format!("{} and {} more", names[..8].join(", "), names.len() - 8),
     }
-}
-
-fn plural(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}:") } else { format!("{n} {what}s:") }
 }

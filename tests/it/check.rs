@@ -101,7 +101,7 @@ fn the_figures_are_those_of_the_training() {
     // The line of parameters, the memory table and the mix are the ones that are printed at the start.
     for class in ["weights", "gradients", "moments_and_masters", "activations"] {
         let bytes = report["memory_per_device"]["bytes"][class].as_u64().unwrap();
-        let printed = format!("{}  {}", class.replace('_', " "), ringtune::log::tables::bytes(bytes));
+        let printed = format!("{}  {}", class.replace('_', " "), ringtune::text::bytes(bytes));
         let line = |l: &str| l.split_whitespace().collect::<Vec<_>>().join(" ");
         let wanted = line(&printed);
         assert!(outcome.stdout.lines().any(|l| line(l) == wanted), "{wanted} is not in:\n{}", outcome.stdout);
@@ -317,7 +317,7 @@ fn memory_is_estimated_to_the_byte() {
                         };
                         let found = estimate(&demand);
                         assert_eq!(found[..4], setup::memory(&work), "{name} {case} {dtype:?} {recompute:?} {lora}");
-                        let trained = format!("{} trained", ringtune::log::tables::grouped(demand.trained_weights()));
+                        let trained = format!("{} trained", ringtune::text::grouped(demand.trained_weights()));
                         assert!(setup::parameters_line(&work).contains(&trained), "{trained}");
                     }
                 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor; a module imports from lower floors and from itself.
 const FLOORS: &[&[&str]] = &[
-    &["error", "rng", "dirs", "files", "machine", "words"],
+    &["error", "rng", "dirs", "files", "text", "words", "machine", "say"],
     &["tensor", "batch", "backend"],
     &["cpu", "cuda", "data", "datasets"],
     &["model", "comm"],
@@ -242,6 +242,16 @@ fn serde_types_stay_where_files_are_read() {
             "src/{relative}: serde types belong to settings, checkpoint, hf, model::config, data and datasets"
         );
     }
+}
+
+#[test]
+fn nothing_prints_but_say() {
+    let ways = ["print!(", "println!(", "eprint!(", "eprintln!(", "dbg!(", "stdout()", "stderr()"];
+    let mut wrong = Vec::new();
+    for (file, code) in sources().into_iter().filter(|(file, _)| file != &["say"]) {
+        wrong.extend(ways.iter().filter(|w| code.contains(**w)).map(|w| format!("{}: {w}", file.join("::"))));
+    }
+    assert!(wrong.is_empty(), "only src/say.rs prints:\n{}", wrong.join("\n"));
 }
 
 #[test]

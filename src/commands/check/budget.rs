@@ -8,22 +8,23 @@ use serde_json::{Value, json};
 use super::subject::Subject;
 use super::{Check, Finding, Options};
 use crate::comm::Solo;
-use crate::cpu::{self, Cpu};
+use crate::cpu;
+use crate::cpu::Cpu;
 use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
 use crate::error::Result;
-use crate::hf::TensorSource;
-use crate::hf::artifact::Reconfigured;
 use crate::hf::resize::Resized;
-use crate::log::tables::{available_memory, bytes, grouped, table};
+use crate::hf::{TensorSource, WithConfig};
+use crate::machine::available_memory;
 use crate::model::LoraSpec;
 use crate::model::flops::FlopCount;
 use crate::optim::Schedule;
 use crate::settings::TrainSettings;
+use crate::text::{bytes, duration, grouped, table};
 use crate::train::batches::{LoadedBatches, TrainBatches};
 use crate::train::init::RandomModel;
-use crate::train::memory::{self, Demand};
-use crate::train::setup;
+use crate::train::memory::Demand;
+use crate::train::{memory, setup};
 
 /// Steps that `--time` measures after one that warms up.
 const MEASURED_STEPS: usize = 3;
@@ -232,7 +233,7 @@ fn measure(subject: &Subject, config: &crate::model::config::ModelConfig) -> Res
         (Some(base), Some(how)) => Some(Resized::new(base, how.clone())?),
         _ => None,
     };
-    let grown = resized.as_ref().map(|r| Reconfigured { source: r, config: config.clone() });
+    let grown = resized.as_ref().map(|r| WithConfig { source: r, config: config.clone() });
     let source: &dyn TensorSource = match &grown {
         Some(g) => g,
         None => &random,
@@ -275,16 +276,6 @@ fn flop(v: f64) -> String {
     format!("{value:.0} EFLOP")
 }
 
-/// `45 s`, `12 min`, `3.4 h`, `2.1 days`.
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 99.5 => format!("{s:.0} s"),
-        s if s < 5970.0 => format!("{:.0} min", s / 60.0),
-        s if s < 48.0 * 3600.0 => format!("{:.1} h", s / 3600.0),
-        s => format!("{:.1} days", s / 86400.0),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,9 +285,5 @@ mod tests {
         assert_eq!(flop(3.2e12), "3.20 TFLOP");
         assert_eq!(flop(412e9), "412 GFLOP");
         assert_eq!(flop(5.0), "5.00 FLOP");
-        assert_eq!(duration(42.4), "42 s");
-        assert_eq!(duration(600.0), "10 min");
-        assert_eq!(duration(7200.0), "2.0 h");
-        assert_eq!(duration(864_000.0), "10.0 days");
     }
 }

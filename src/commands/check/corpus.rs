@@ -12,7 +12,7 @@ use crate::data::mix::WeightUnit;
 use crate::data::sft::{SftData, describe};
 use crate::data::tokenizer::Newline;
 use crate::data::train_set::{PieceSet, Tokens};
-use crate::log::tables::{grouped, table};
+use crate::text::{grouped, table};
 use crate::words::Words;
 
 /// Below this share of supervised tokens most of the arithmetic is spent on context.

@@ -4,22 +4,23 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::budget::Steps;
-use super::subject::Subject;
-use super::{Check, Finding};
 use crate::checkpoint::manifest;
 use crate::checkpoint::state::Fingerprints;
 use crate::commands::startup::{fingerprints, hash_model};
 use crate::error::Result;
-use crate::log::tables::{bytes, grouped, table};
+use crate::files::check_writable;
 use crate::machine::free_bytes;
 use crate::model::weights::{Kind, Weights};
 use crate::settings::{Every, Resume};
 use crate::tensor::DType;
+use crate::text::{bytes, grouped, table};
+use crate::train::setup;
 use crate::train::checkpoints::read_state;
 use crate::train::memory::Demand;
 use crate::train::run::check_no_earlier_run;
-use crate::train::setup;
+use super::{Check, Finding};
+use super::budget::Steps;
+use super::subject::Subject;
 
 /// Looks at the output folder without creating or changing it.
 pub fn examine(check: &mut Check, subject: &Subject, steps: Option<Steps>) {
@@ -31,7 +32,7 @@ pub fn examine(check: &mut Check, subject: &Subject, steps: Option<Steps>) {
         (false, false) => "new",
     };
     let above = existing(dir);
-    let writable = writable(&above);
+    let writable = check_writable(&above).is_ok();
     if state == "not a folder" || !writable {
         check.push(
             Finding::problem("output-folder", place.as_str(), "the output folder cannot be written")
@@ -103,13 +104,6 @@ pub fn examine(check: &mut Check, subject: &Subject, steps: Option<Steps>) {
 fn existing(dir: &Path) -> PathBuf {
     let found = dir.ancestors().find(|p| !p.as_os_str().is_empty() && p.exists());
     found.map_or_else(|| PathBuf::from("."), Path::to_path_buf)
-}
-
-/// Whether a file can be made there; it is removed again.
-fn writable(dir: &Path) -> bool {
-    let probe = dir.join(format!(".write-test.{}", std::process::id()));
-    let made = std::fs::write(&probe, b"x").is_ok();
-    made && std::fs::remove_file(&probe).is_ok()
 }
 
 /// Where the run would start, in words and as data.

@@ -11,13 +11,13 @@ mod subject;
 
 use std::io::Write;
 
+pub use finding::{Finding, Severity};
 use serde_json::{Map, Value, json};
 
-use super::Out;
-use super::style::Style;
 use crate::error::{Error, Result};
+use crate::say::Out;
 use crate::settings::{Command, Resolved};
-pub use finding::{Finding, Severity};
+use crate::text::{Style, plural};
 
 /// What the help says of findings.
 pub const CODES: &str = "\
@@ -151,8 +151,4 @@ pub fn run(settings: &Resolved, options: &Options) -> Result<()> {
         0 => Ok(()),
         n => Err(Error::new(format!("{} would make this training fail or be wrong", plural(n, "problem")))),
     }
-}
-
-fn plural(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }

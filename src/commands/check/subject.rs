@@ -9,20 +9,20 @@ use crate::commands::jobs::{PretrainJob, SftJob};
 use crate::commands::startup;
 use crate::data::encode::stop_ids;
 use crate::data::jsonl::BadRows;
-use crate::data::pretrain;
 use crate::data::progress::Progress;
-use crate::data::sft::{self, SftData, SftDataSpec};
+use crate::data::sft::{SftData, SftDataSpec};
 use crate::data::template::{Control, Template};
 use crate::data::tokenizer::{Newline, SpecialTokens, Tokenizer};
 use crate::data::train_set::Tokens;
+use crate::data::{pretrain, sft};
 use crate::hf::resize::{Resize, Resized};
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::{SaveDType, TensorSource};
-use crate::log::tables::grouped;
 use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
 use crate::model::weights::Weights;
 use crate::settings::TrainSettings;
+use crate::text::grouped;
 use crate::train::setup;
 
 /// Bad rows named one by one for each data set.

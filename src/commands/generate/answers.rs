@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::flags::GenerateArgs;
 use super::show;
-use crate::commands::Out;
 use crate::data::tokenizer::Tokenizer;
 use crate::generate::{StopText, TextStream};
+use crate::say::Out;
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

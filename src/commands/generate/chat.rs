@@ -6,11 +6,11 @@ use std::ops::ControlFlow;
 use super::answers::Answer;
 use super::{Speaker, show};
 use crate::backend::Backend;
-use crate::commands::Out;
 use crate::data::encode::encode_prompt;
 use crate::data::row::{Message, Role};
 use crate::error::{Context, Error, Result};
 use crate::generate::generate;
+use crate::say::{self, Out};
 
 /// Reads turns from `input` until it ends or says `/exit`.
 ///
@@ -22,9 +22,10 @@ pub(super) fn run<B: Backend>(speaker: &Speaker<B>, input: &mut dyn BufRead) -> 
     let start: Vec<Message> = system.collect();
     let mut turns = start.clone();
     let mut out = Out::new();
-    speaker.say("a line is a turn; /reset forgets the conversation, /exit ends it");
+    say::remark("a line is a turn; /reset forgets the conversation, /exit ends it");
     loop {
-        ask(speaker);
+        // On stderr: standard output holds answers alone.
+        say::invite("> ");
         let mut line = String::new();
         let read = input.read_line(&mut line).context(|| "standard input".to_string())?;
         let said = line.trim_end_matches(['\n', '\r']);
@@ -33,11 +34,11 @@ pub(super) fn run<B: Backend>(speaker: &Speaker<B>, input: &mut dyn BufRead) -> 
             "/exit" | "/quit" => return Ok(()),
             "/reset" => {
                 turns = start.clone();
-                speaker.say("forgotten");
+                say::remark("forgotten");
             }
             "" => {}
             command if command.starts_with('/') && !command.contains(char::is_whitespace) => {
-                speaker.say(&format!("{command}: unknown; expected /reset or /exit"));
+                say::remark(&format!("{command}: unknown; expected /reset or /exit"));
             }
             _ => {
                 turns.push(Message::new(Role::User, said));
@@ -45,7 +46,7 @@ pub(super) fn run<B: Backend>(speaker: &Speaker<B>, input: &mut dyn BufRead) -> 
                     Ok(text) => turns.push(Message::new(Role::Assistant, text)),
                     Err(Unanswered::TooLong(e)) => {
                         turns.pop();
-                        speaker.say(&format!("{e}; /reset starts anew"));
+                        say::remark(&format!("{e}; /reset starts anew"));
                     }
                     Err(Unanswered::Failed(e)) => return Err(e),
                 }
@@ -82,12 +83,4 @@ fn answer<B: Backend>(speaker: &Speaker<B>, turns: &[Message], out: &mut Out) ->
     let end = broken.map_or_else(|| writeln!(out).and_then(|()| out.flush()), Err);
     end.map_err(|e| failed(Error::from(e).context("standard output")))?;
     Ok(answer.into_text())
-}
-
-/// Invites the next turn, on stderr: standard output holds answers alone.
-fn ask<B: Backend>(speaker: &Speaker<B>) {
-    if !speaker.args.model.quiet {
-        let mut err = std::io::stderr();
-        let _ = write!(err, "> ").and_then(|()| err.flush());
-    }
 }

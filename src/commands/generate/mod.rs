@@ -7,21 +7,21 @@ mod flags;
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 
-use self::answers::Answers;
-pub use self::flags::about;
-use self::flags::{Asked, GenerateArgs, Style};
-use super::model_folder::ModelFolder;
-use super::{Out, note, warn};
+use crate::{ensure, say};
 use crate::backend::Backend;
 use crate::data::encode::{encode_prompt, stop_ids};
 use crate::data::row::{Message, Role};
 use crate::data::template::Template;
 use crate::data::tokenizer::Tokenizer;
-use crate::ensure;
 use crate::error::{Context, Error, Result};
 use crate::generate::{GenerateOptions, generate};
 use crate::model::Model;
+use crate::say::Out;
 use crate::settings::Settings;
+use self::answers::Answers;
+pub use self::flags::about;
+use self::flags::{Asked, GenerateArgs, Style};
+use super::model_folder::ModelFolder;
 
 /// A model with everything that turns text into tokens and back.
 struct Speaker<'a, B: Backend> {
@@ -42,6 +42,7 @@ struct Speaker<'a, B: Backend> {
 /// If the model or tokenizer is not usable, a prompt is empty or too long, or the device fails.
 pub fn run(settings: &Settings, typed: Vec<String>) -> Result<()> {
     let args = GenerateArgs::of(settings, typed)?;
+    say::set_quiet(args.model.quiet);
     args.sampling.check()?;
     // Before the weights: standard input may hold nothing.
     let prompts = match args.asked {
@@ -59,7 +60,7 @@ pub fn run(settings: &Settings, typed: Vec<String>) -> Result<()> {
     if args.style == Style::Template {
         tokenizer.newline_id()?;
     }
-    tokenizer.warnings().iter().for_each(|w| warn(w));
+    tokenizer.warnings().iter().for_each(|w| say::warning(w));
     let loaded = folder.load(&dev, &tokenizer, args.model.seed, args.model.dtype)?;
     let (stop_ids, stop_texts) = stops(&args, &tokenizer, &template, loaded.config.vocab_size)?;
     let speaker = Speaker { dev: &dev, loaded, tokenizer, template, args: &args, stop_ids, stop_texts };
@@ -204,12 +205,6 @@ impl<B: Backend> Speaker<'_, B> {
             stop_ids: self.stop_ids.clone(),
             batch: self.args.batch_size,
             sampling: self.args.sampling,
-        }
-    }
-
-    fn say(&self, line: &str) {
-        if !self.args.model.quiet {
-            note(line);
         }
     }
 }

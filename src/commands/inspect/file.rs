@@ -7,20 +7,19 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::bail;
-use crate::checkpoint::manifest::{self, MANIFEST, hash_file};
-
-use crate::commands::Out;
-use crate::commands::style::Style;
+use crate::checkpoint::manifest;
+use crate::checkpoint::manifest::{MANIFEST, hash_file};
 use crate::data::encode::Encoded;
 use crate::data::jsonl::{RowOptions, read_rows};
 use crate::data::token_file::TokenFile;
 use crate::data::tokenizer::{SpecialIds, Specials, Tokenizer};
 use crate::error::{Context, Result};
-use crate::hf::TensorSource;
-use crate::hf::peft::{self, Adapter};
+use crate::hf::{TensorSource, peft};
+use crate::hf::peft::Adapter;
 use crate::hf::safetensors::{ModelFiles, TensorFile};
-use crate::log::tables::{bytes, grouped};
 use crate::model::weights::{Place, Weights};
+use crate::say::Out;
+use crate::text::{Style, bytes, grouped};
 
 /// Rows or documents of a preview.
 const PREVIEW: usize = 3;

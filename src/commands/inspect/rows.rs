@@ -4,20 +4,23 @@ use std::io::Write;
 
 use serde_json::json;
 
-use crate::commands::style::Style;
-use crate::commands::{Out, data, note};
-use crate::data::sft::{self, SftData};
+use crate::commands::data;
+use crate::data::sft;
+use crate::data::sft::SftData;
 use crate::data::template::Template;
 use crate::data::tokenizer::{Specials, Tokenizer};
 use crate::error::Result;
+use crate::say;
+use crate::say::Out;
 use crate::settings::Resolved;
+use crate::text::Style;
 
 fn load(resolved: &Resolved) -> Result<(Tokenizer, Template, SftData)> {
     let settings = &resolved.settings;
     let mut tokenizer = data::tokenizer(resolved)?;
     let template = data::template(settings, &mut tokenizer)?;
     let spec = data::sft_spec(resolved, data::max_seq_len_of_model(resolved)?, None)?;
-    let data = sft::prepare(&spec, &tokenizer, &template, data::progress(settings), &mut |line| note(&line))?;
+    let data = sft::prepare(&spec, &tokenizer, &template, data::progress(settings), &mut |line| say::note(&line))?;
     Ok((tokenizer, template, data))
 }
 
@@ -102,16 +105,7 @@ pub fn packs(resolved: &Resolved, epoch: u64, json: bool) -> Result<()> {
 /// Tokens as text, runs of trained ones marked.
 fn marked(tokenizer: &Tokenizer, style: Style, ids: &[u32], labels: &[i32]) -> String {
     let trained = |i: usize| labels[i] != crate::batch::IGNORE;
-    let mut out = String::new();
-    let mut start = 0;
-    for end in 1..=ids.len() {
-        if end == ids.len() || trained(end) != trained(start) {
-            let text = tokenizer.decode(&ids[start..end], Specials::Show);
-            out += &if trained(start) { style.trained(&text) } else { style.context(&text) };
-            start = end;
-        }
-    }
-    out
+    style.row(ids.len(), trained, |stretch| tokenizer.decode(&ids[stretch], Specials::Show))
 }
 
 /// The first characters of a text on one line.

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::commands::Out;
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Context, Error, Result};
+use crate::say::Out;
 
 /// Prints ids and decoded text of each string, in order.
 ///

@@ -14,6 +14,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::files::create_dir_all;
 use crate::hf::safetensors::ModelFiles;
+use crate::say;
 use crate::tensor::DType;
 
 pub use report::{Report, Tolerances};
@@ -58,7 +59,7 @@ pub fn compare<B: Backend>(dev: &B, args: &ParityArgs) -> Result<Report> {
 /// As [`compare`], and if a difference is beyond its tolerance.
 pub fn run<B: Backend>(dev: &B, args: &ParityArgs) -> Result<()> {
     let report = compare(dev, args)?;
-    print!("{}", report.table());
+    say::result(report.table().trim_end_matches('\n'));
     if report.failures() > 0 {
         bail!(
             "{}: {} of {} comparisons are beyond their tolerance",
@@ -67,6 +68,6 @@ pub fn run<B: Backend>(dev: &B, args: &ParityArgs) -> Result<()> {
             report.len()
         );
     }
-    println!("all {} comparisons are within their tolerances", report.len());
+    say::result(&format!("all {} comparisons are within their tolerances", report.len()));
     Ok(())
 }

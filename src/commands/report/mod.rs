@@ -11,9 +11,9 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-use super::Out;
 use crate::error::Result;
 use crate::files::write_bytes;
+use crate::say::{self, Out};
 pub use files::{Metrics, parse_metrics};
 
 /// The file's name where none is given.
@@ -57,7 +57,7 @@ pub fn run(m: &ArgMatches) -> Result<()> {
     };
     write_bytes(&to, page::page(&runs).as_bytes())?;
     for (run, note) in runs.iter().flat_map(|r| r.metrics.notes.iter().map(move |n| (r, n))) {
-        super::note(&format!("note: {}: {note}", run.dir.display()));
+        say::note(&format!("note: {}: {note}", run.dir.display()));
     }
     let mut out = Out::new();
     writeln!(out, "{}", to.display())?;

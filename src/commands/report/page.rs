@@ -8,7 +8,7 @@ use super::chart::{Chart, Kind, Line, fixed, number, smooth, thin};
 use super::files::{Run, StepPoint};
 use super::html::{escape, json as script_json, swatch};
 use super::sections::{checkpoints, machines, mix, notes, samples, settings};
-use crate::log::tables::grouped;
+use crate::text::grouped;
 
 /// Points of a line that hovering knows.
 const HOVER_POINTS: usize = 400;

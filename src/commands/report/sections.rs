@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::chart::{COLOURS, fixed, number};
 use super::files::Run;
 use super::html::{date, escape, heading, swatch};
-use crate::log::tables::{bytes, grouped};
+use crate::checkpoint::manifest;
+use crate::text::{bytes, grouped};
 
 /// Requested and achieved shares as bars.
 pub fn mix(out: &mut String, runs: &[Run]) {
@@ -176,8 +178,8 @@ pub fn checkpoints(out: &mut String, runs: &[Run]) {
             let best = if c.best { " <span class=\"tag good\">best</span>" } else { "" };
             let _ = write!(
                 out,
-                "<tr><td><code>checkpoint-{}</code>{best}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
-                c.step,
+                "<tr><td><code>{}</code>{best}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+                manifest::path_of(Path::new(""), c.step).display(),
                 eval.map_or("–".into(), |e| fixed(e.loss)),
                 bytes(c.bytes)
             );

@@ -1,0 +1,123 @@
+//! How the program speaks: results and figures on stdout, notes, warnings and errors on stderr. Nothing else prints.
+//!
+//! Of the ranks of a run the main one speaks alone. A reader that has gone away, as in `ringtune sft … | head`, must not end a
+//! training: lines are written whether or not anybody reads them. [`Out`] is for commands that do nothing but print.
+
+use std::io::{self, BufWriter, ErrorKind, IsTerminal, StdoutLock, Write};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+static RANK: AtomicUsize = AtomicUsize::new(0);
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Which rank this process is; all but 0 are silent.
+pub fn set_rank(rank: usize) {
+    RANK.store(rank, Relaxed);
+}
+
+/// Whether `--quiet` was given: it hides [`detail`], [`remark`] and [`invite`].
+pub fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Relaxed);
+}
+
+fn is_main() -> bool {
+    RANK.load(Relaxed) == 0
+}
+
+fn is_wordy() -> bool {
+    is_main() && !QUIET.load(Relaxed)
+}
+
+/// Whether somebody reads results as they come.
+pub fn stdout_is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Whether somebody watches the progress.
+pub fn stderr_is_terminal() -> bool {
+    io::stderr().is_terminal()
+}
+
+fn line(mut to: impl Write, text: &str) {
+    let _ = writeln!(to, "{text}");
+}
+
+/// A line of results, on stdout.
+pub fn result(text: &str) {
+    if is_main() {
+        line(io::stdout(), text);
+    }
+}
+
+/// A line of what a run is made of, on stdout; not with `--quiet`.
+pub fn detail(text: &str) {
+    if is_wordy() {
+        line(io::stdout(), text);
+    }
+}
+
+/// A line of progress, on stderr.
+pub fn note(text: &str) {
+    if is_main() {
+        line(io::stderr(), text);
+    }
+}
+
+/// A line of progress, on stderr; not with `--quiet`.
+pub fn remark(text: &str) {
+    if is_wordy() {
+        line(io::stderr(), text);
+    }
+}
+
+/// `warning: …`, on stderr.
+pub fn warning(text: &str) {
+    if is_main() {
+        line(io::stderr(), &format!("warning: {text}"));
+    }
+}
+
+/// `error: …`, on stderr, whatever the rank: it is why the process ends.
+pub fn error(text: &str) {
+    line(io::stderr(), &format!("error: {text}"));
+}
+
+/// Invites the user's next line, on stderr; not with `--quiet`.
+pub fn invite(text: &str) {
+    if is_wordy() {
+        let mut err = io::stderr();
+        let _ = write!(err, "{text}").and_then(|()| err.flush());
+    }
+}
+
+/// Buffered stdout. A reader that has gone (`ringtune … | head`) ends the program quietly, as with other tools.
+pub struct Out(BufWriter<StdoutLock<'static>>);
+
+impl Out {
+    /// Locks stdout; call `flush` at the end.
+    pub fn new() -> Self {
+        Self(BufWriter::with_capacity(1 << 16, io::stdout().lock()))
+    }
+}
+
+impl Default for Out {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn end_if_unread<T>(result: io::Result<T>) -> io::Result<T> {
+    match result {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        other => other,
+    }
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        end_if_unread(self.0.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        end_if_unread(self.0.flush())
+    }
+}
