@@ -384,7 +384,7 @@ fn text_as(name: &str, bytes: &[u8]) {
         raw_width: None,
         cache_dir: scratch().join("text"),
     };
-    if let Ok(data) = pretrain::prepare(&spec, &small_tokenizer(), Progress::Hide, &mut |_| ()) {
+    if let Ok(data) = pretrain::tokenise(&spec, &small_tokenizer(), Progress::Hide, &mut |_| ()) {
         assert!(data.train.sets().iter().all(|s| s.pieces.iter().all(|p| p.len <= 16 && p.len > 1)));
     }
     for entry in fs::read_dir(scratch().join("text")).into_iter().flatten().flatten() {

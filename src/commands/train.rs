@@ -56,7 +56,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
     let mut data = job.data.clone();
     data.row.max_seq_len = row_length(settings.max_seq_len, base.config())?;
     let progress = if settings.quiet { Progress::Hide } else { Progress::Show };
-    let prepared = sft::prepare(&data, &tokenizer, &template, progress, &mut |line| say::note(&line))?;
+    let prepared = sft::tokenise(&data, &tokenizer, &template, progress, &mut |line| say::note(&line))?;
     let preview = preview(&prepared, &tokenizer);
 
     let resized = Resized::new(&base, resize.clone())?;
@@ -162,7 +162,7 @@ pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
     let mut data = job.data.clone();
     data.max_seq_len = row_length(settings.max_seq_len, &config)?;
     let progress = if settings.quiet { Progress::Hide } else { Progress::Show };
-    let prepared = pretrain::prepare(&data, &tokenizer, progress, &mut |line| say::note(&line))?;
+    let prepared = pretrain::tokenise(&data, &tokenizer, progress, &mut |line| say::note(&line))?;
     let preview = preview(&prepared, &tokenizer);
     let tokenizer = Arc::new(tokenizer);
     let final_dir = run_dir.join("final");

@@ -7,7 +7,7 @@
 //! the `<0x0A>` id and the text between two of them is encoded on its own.
 
 use crate::data::row::{Message, Row};
-use crate::data::template::{Control, Piece, Purpose, Rendered, Segment, Template};
+use crate::data::template::{Control, Part, Purpose, Rendered, Segment, Template};
 use crate::data::tokenizer::{Newline, Tokenizer};
 use crate::error::Result;
 use crate::words::words;
@@ -39,9 +39,9 @@ impl Encoded {
 /// If the tokenizer has no ChatML tokens or no newline where the template needs them.
 pub fn encode_rendered(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Encoded> {
     let mut out = Encoded::default();
-    let is_control = |s: &Segment| matches!(s.piece, Piece::Control(_));
+    let is_control = |s: &Segment| matches!(s.part, Part::Control(_));
     for stretch in rendered.segments.chunk_by(|a, b| !is_control(a) && !is_control(b)) {
-        if let Piece::Control(token) = stretch[0].piece {
+        if let Part::Control(token) = stretch[0].part {
             // A vocabulary without a begin token begins with nothing.
             if token != Control::Bos || tokenizer.special().bos.is_some() {
                 out.push(tokenizer.control(token)?, stretch[0].supervised);
@@ -56,9 +56,9 @@ pub fn encode_rendered(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Enc
 }
 
 fn text_of(segment: &Segment) -> &str {
-    match &segment.piece {
-        Piece::Template(text) | Piece::Data(text) => text,
-        Piece::Control(_) => unreachable!("stretches hold no control tokens"),
+    match &segment.part {
+        Part::Template(text) | Part::Data(text) => text,
+        Part::Control(_) => unreachable!("stretches hold no control tokens"),
     }
 }
 
@@ -94,7 +94,7 @@ fn encode_between_newlines(tokenizer: &Tokenizer, stretch: &[Segment], out: &mut
     let mut pending: Vec<(&str, bool)> = Vec::new();
     for segment in stretch {
         let text = text_of(segment);
-        if matches!(segment.piece, Piece::Data(_)) {
+        if matches!(segment.part, Part::Data(_)) {
             pending.push((text, segment.supervised));
             continue;
         }

@@ -11,6 +11,7 @@ pub mod progress;
 pub mod raw_tokens;
 pub mod row;
 mod row_fields;
+pub mod rows;
 pub mod sft;
 mod sp_model;
 pub mod split;

@@ -61,7 +61,7 @@ const BLOCK: usize = 1 << 16;
 ///
 /// # Errors
 /// If a file cannot be read or is not what its name says, or weights or fraction are bad.
-pub fn prepare(
+pub fn tokenise(
     spec: &PretrainDataSpec,
     tokenizer: &Tokenizer,
     progress: Progress,
@@ -132,7 +132,7 @@ fn cut(tokens: &Tokens, max_seq_len: usize) -> Vec<Piece> {
 /// Opens or makes the tokens of a file; `ringtune pack` is this with a folder of the user's choice.
 ///
 /// # Errors
-/// As [`prepare`].
+/// As [`tokenise`].
 pub fn tokens_of(
     path: &Path,
     spec: &PretrainDataSpec,

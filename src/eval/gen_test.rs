@@ -9,7 +9,7 @@ use crate::backend::Backend;
 use crate::data::encode::{encode_prompt, stop_ids};
 use crate::data::jsonl::RowOptions;
 use crate::data::row::Row;
-use crate::data::sft::piece_rows;
+use crate::data::rows::piece_rows;
 use crate::data::template::Template;
 use crate::data::tokenizer::{Specials, Tokenizer};
 use crate::data::train_set::PieceSet;

@@ -7,37 +7,13 @@ use crate::data::loader::{EvalPlan, Loader, Step, StepShape};
 use crate::data::train_set::{Cursor, PieceSet, TrainSet};
 use crate::error::Result;
 
-/// Steps in order, from the cursor where it was started.
-pub trait TrainBatches {
-    /// The next step. Blocks until it is there.
-    ///
-    /// # Errors
-    /// If the data cannot be read.
-    fn next_step(&mut self) -> Result<Step>;
-
-    /// Where a sample of [`MicroBatch::samples`] came from, as `file:line`.
-    fn sample_name(&self, sample: u32) -> String;
-}
-
-/// Validation data, per data set.
-pub trait EvalBatches {
-    /// Names of the data sets, in order.
-    fn names(&self) -> Vec<String>;
-
-    /// Every micro-batch of data set `i` on this rank, in order, within the capacity the model was allocated for.
-    ///
-    /// # Errors
-    /// The error of `each`.
-    fn visit(&self, i: usize, each: &mut dyn FnMut(&MicroBatch) -> Result<()>) -> Result<()>;
-}
-
-/// Training data from a prefetching loader.
-pub struct LoadedBatches {
+/// Training data from a prefetching loader: steps in order, from the cursor where it was started.
+pub struct TrainBatches {
     data: Arc<TrainSet>,
     loader: Loader,
 }
 
-impl LoadedBatches {
+impl TrainBatches {
     /// Starts at a cursor.
     ///
     /// # Errors
@@ -46,27 +22,30 @@ impl LoadedBatches {
         let loader = Loader::start(Arc::clone(data), cursor, shape, rank)?;
         Ok(Self { data: Arc::clone(data), loader })
     }
-}
 
-impl TrainBatches for LoadedBatches {
-    fn next_step(&mut self) -> Result<Step> {
+    /// The next step. Blocks until it is there.
+    ///
+    /// # Errors
+    /// If the data cannot be read.
+    pub fn next_step(&mut self) -> Result<Step> {
         self.loader.next_step()
     }
 
-    fn sample_name(&self, sample: u32) -> String {
+    /// Where a sample of [`MicroBatch::samples`] came from, as `file:line`.
+    pub fn sample_name(&self, sample: u32) -> String {
         self.data.sample_name(sample)
     }
 }
 
 /// Validation pieces of every data set, planned once.
-pub struct PlannedEval {
+pub struct EvalBatches {
     sets: Vec<(String, PieceSet, EvalPlan)>,
     micro_batch: usize,
     rank: usize,
     world_size: usize,
 }
 
-impl PlannedEval {
+impl EvalBatches {
     /// Plans rows of at most `max_seq_len` tokens, `micro_batch` of them at a time. Data sets without a piece are left out;
     /// `None` if all are.
     pub fn new(
@@ -86,20 +65,23 @@ impl PlannedEval {
             .collect();
         (!sets.is_empty()).then_some(Self { sets, micro_batch, rank, world_size })
     }
+
+    /// Names of the data sets, in order.
+    pub fn names(&self) -> Vec<String> {
+        self.sets.iter().map(|(name, ..)| name.clone()).collect()
+    }
+
+    /// Every micro-batch of data set `i` on this rank, in order, within the capacity the model was allocated for.
+    ///
+    /// # Errors
+    /// The error of `each`.
+    pub fn visit(&self, i: usize, mut each: impl FnMut(&MicroBatch) -> Result<()>) -> Result<()> {
+        let (_, set, plan) = &self.sets[i];
+        plan.micro_batches(set, self.micro_batch, self.rank, self.world_size).try_for_each(|b| each(&b))
+    }
 }
 
 /// `data/sft/dolly15k.jsonl` as `dolly15k`.
 fn short_name(path: &str) -> String {
     std::path::Path::new(path).file_stem().map_or_else(|| path.to_string(), |s| s.to_string_lossy().into_owned())
-}
-
-impl EvalBatches for PlannedEval {
-    fn names(&self) -> Vec<String> {
-        self.sets.iter().map(|(name, ..)| name.clone()).collect()
-    }
-
-    fn visit(&self, i: usize, each: &mut dyn FnMut(&MicroBatch) -> Result<()>) -> Result<()> {
-        let (_, set, plan) = &self.sets[i];
-        plan.micro_batches(set, self.micro_batch, self.rank, self.world_size).try_for_each(|b| each(&b))
-    }
 }

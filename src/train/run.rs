@@ -5,14 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::batches::{LoadedBatches, PlannedEval};
-use super::checkpoints::{Checkpoints, RESIZED_BASE};
-use super::signals::StopFlag;
-use super::spec::RunSpec;
-use super::state::{RunState, TRAINER_STATE};
-use super::step::Workload;
-use super::trainer::{Finished, Trainer};
-use super::{record, setup};
+use crate::{ensure, say};
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
 use crate::comm::Communicator;
@@ -25,7 +18,14 @@ use crate::log::tables::{memory_table, settings_table};
 use crate::machine::available_memory;
 use crate::optim::Schedule;
 use crate::settings::{Resume, TrainSettings};
-use crate::{ensure, say};
+use super::{record, setup};
+use super::batches::{EvalBatches, TrainBatches};
+use super::checkpoints::{Checkpoints, RESIZED_BASE};
+use super::signals::StopFlag;
+use super::spec::RunSpec;
+use super::state::{RunState, TRAINER_STATE};
+use super::step::Workload;
+use super::trainer::{Finished, Trainer};
 
 /// Folder of the merged model, in the output folder.
 pub const MERGED: &str = "merged";
@@ -117,7 +117,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         true => Metrics::open(&spec.run_dir, state.step, max_steps, s.tensorboard, !s.quiet)?,
         false => Metrics::silent(),
     };
-    let eval = PlannedEval::new(
+    let eval_batches = EvalBatches::new(
         spec.val.clone(),
         spec.train.max_seq_len(),
         spec.packing,
@@ -129,8 +129,8 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         comm,
         settings: s,
         work,
-        batches: Box::new(LoadedBatches::start(&spec.train, cursor, shape, comm.rank())?),
-        eval_batches: eval.map(|e| Box::new(e) as Box<_>),
+        batches: TrainBatches::start(&spec.train, cursor, shape, comm.rank())?,
+        eval_batches,
         schedule: Schedule::new(s.schedule, spec.peak_lr, max_steps),
         max_steps,
         peak_flops: dev.peak_flops(s.dtype),

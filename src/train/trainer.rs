@@ -45,9 +45,9 @@ pub struct Trainer<'a, B: Backend> {
     /// Model, gradients, activations, optimiser.
     pub work: Workload<B>,
     /// Training data, started at the state's cursor.
-    pub batches: Box<dyn TrainBatches + 'a>,
+    pub batches: TrainBatches,
     /// Validation data, where there is any.
-    pub eval_batches: Option<Box<dyn EvalBatches + 'a>>,
+    pub eval_batches: Option<EvalBatches>,
     /// Learning rate by step.
     pub schedule: Schedule,
     /// Steps planned.
@@ -257,7 +257,7 @@ impl<B: Backend> Trainer<'_, B> {
         let mut sets = Vec::new();
         for (i, name) in batches.names().into_iter().enumerate() {
             let mut sums = [0.0; 3];
-            batches.visit(i, &mut |micro_batch| {
+            batches.visit(i, |micro_batch| {
                 let part = self.work.evaluate(self.dev, micro_batch)?;
                 sums.iter_mut().zip(part).for_each(|(s, p)| *s += p);
                 Ok(())

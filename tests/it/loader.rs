@@ -10,6 +10,7 @@ use ringtune::data::loader::{EvalPlan, Loader, StepShape, steps_until};
 use ringtune::data::mix::WeightUnit;
 use ringtune::data::pretrain::{self, PretrainDataSpec};
 use ringtune::data::progress::Progress;
+use ringtune::data::rows;
 use ringtune::data::sft::{self, RowSpec, SftData, SftDataSpec};
 use ringtune::data::template::{Template, TemplateOptions};
 use ringtune::data::tokenizer::{SpecialIds, Tokenizer};
@@ -64,7 +65,7 @@ impl Setup {
 
     fn prepare(&self, spec: &SftDataSpec) -> (ringtune::error::Result<SftData>, Vec<String>) {
         let mut log = Vec::new();
-        let data = sft::prepare(spec, &self.tokenizer, &self.template, Progress::Hide, &mut |m| log.push(m));
+        let data = sft::tokenise(spec, &self.tokenizer, &self.template, Progress::Hide, &mut |m| log.push(m));
         (data, log)
     }
 
@@ -120,10 +121,10 @@ fn a_token_file_is_a_data_set_for_the_same_tokenizer_template_and_length() {
         .unwrap_err();
     assert!(e.to_string().contains("expected at most 8"), "{e}");
     let other = Template::load("plain", TemplateOptions::default()).unwrap();
-    let e = sft::prepare(&packed, &s.tokenizer, &other, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
+    let e = sft::tokenise(&packed, &s.tokenizer, &other, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
     assert!(e.contains("another template") && e.contains("plain") && e.contains("chatml"), "{e}");
     let t = Tokenizer::open("tests/data/tokenizer/spm4k_chatml.model".as_ref(), SpecialIds::default()).unwrap();
-    let e = sft::prepare(&packed, &t, &s.template, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
+    let e = sft::tokenise(&packed, &t, &s.template, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
     assert!(e.contains("another tokenizer"), "{e}");
 }
 
@@ -169,7 +170,7 @@ fn rows_are_dropped_and_cut_by_reason_and_counted() {
     );
     let llama2 = Template::load("llama2", TemplateOptions::default()).unwrap();
     let spec = s.spec(&[odd]);
-    let e = sft::prepare(&spec, &s.tokenizer, &llama2, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
+    let e = sft::tokenise(&spec, &s.tokenizer, &llama2, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
     assert!(e.contains("odd.jsonl:2: template llama2: ") && e.contains("found assistant"), "{e}");
 }
 
@@ -182,7 +183,7 @@ fn no_usable_row_is_an_error_that_says_why() {
     assert_eq!(s.prepare(&s.spec(&[])).0.unwrap_err().exit_code(), 2);
     let nobyte = Tokenizer::open("tests/data/tokenizer/spm600_nobyte.model".as_ref(), SpecialIds::default()).unwrap();
     let spec = s.spec(&[s.rows("b.jsonl", 5)]);
-    let e = sft::prepare(&spec, &nobyte, &s.template, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
+    let e = sft::tokenise(&spec, &nobyte, &s.template, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
     assert!(e.contains("newlines cannot be encoded"), "{e}");
 }
 
@@ -299,7 +300,7 @@ fn micro_batches_agree_with_packed_rows() {
         assert!(packed.labels[batch.tokens.len()..].iter().all(|&l| l == -100));
         assert_eq!(packed.cu_seqlens.len(), plan.row(row).len() + 1 + usize::from(batch.tokens.len() < 64));
     }
-    let rows = sft::epoch_rows(&data.train, &plan, &RowOptions::default()).unwrap();
+    let rows = rows::epoch_rows(&data.train, &plan, &RowOptions::default()).unwrap();
     assert_eq!(rows.len(), plan.samples().len());
     assert!(rows.iter().all(|r| r.text.as_ref().unwrap().prompt().starts_with("a.jsonl question") && r.source.ends_with("a.jsonl")));
     assert_eq!(data.train.sample_name(plan.samples()[0]), format!("{}:{}", rows[0].source, rows[0].line));
@@ -328,7 +329,7 @@ fn evaluation_sees_every_held_out_row_once_on_any_number_of_ranks() {
     }
     let plan = EvalPlan::new(set, 64, false, Some(5), 1);
     assert_eq!(plan.n_rows(), 5);
-    let rows = sft::piece_rows(set, &[0, 3], &RowOptions::default()).unwrap();
+    let rows = rows::piece_rows(set, &[0, 3], &RowOptions::default()).unwrap();
     assert!(rows.len() == 2 && rows[0].prompt().starts_with("a.jsonl question"));
     let whole = sft::load_sets(
         &[s.dir.path().join("a.jsonl")],
@@ -366,7 +367,7 @@ fn pretraining_predicts_every_token_once() {
     };
     let prepare = |spec: &PretrainDataSpec| {
         let mut log = Vec::new();
-        pretrain::prepare(spec, &s.tokenizer, Progress::Hide, &mut |m| log.push(m)).map(|d| (d, log))
+        pretrain::tokenise(spec, &s.tokenizer, Progress::Hide, &mut |m| log.push(m)).map(|d| (d, log))
     };
     let (data, _) = prepare(&spec).unwrap();
     assert_eq!(data.sets.iter().map(|s| s.counts.rows).collect::<Vec<_>>(), [4, 2]);

@@ -21,7 +21,7 @@ use crate::model::flops::FlopCount;
 use crate::optim::Schedule;
 use crate::settings::TrainSettings;
 use crate::text::{bytes, duration, grouped, table};
-use crate::train::batches::{LoadedBatches, TrainBatches};
+use crate::train::batches::TrainBatches;
 use crate::train::init::RandomModel;
 use crate::train::memory::Demand;
 use crate::train::{memory, setup};
@@ -239,7 +239,7 @@ fn measure(subject: &Subject, config: &crate::model::config::ModelConfig) -> Res
         None => &random,
     };
     let mut work = setup::workload(&dev, source, s, subject.new_rows, max_tokens)?;
-    let mut batches = LoadedBatches::start(&Arc::clone(&data.train), Cursor::default(), shape(s), 0)?;
+    let mut batches = TrainBatches::start(&Arc::clone(&data.train), Cursor::default(), shape(s), 0)?;
     let mut measured =
         Measured { steps: 0, tokens: 0.0, flops: 0.0, seconds: 0.0, device: crate::tensor::Device::describe(&dev) };
     let begin = Instant::now();

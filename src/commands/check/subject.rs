@@ -145,7 +145,7 @@ pub fn pretrain(check: &mut Check, job: &PretrainJob) -> Subject {
         data.max_seq_len = rows;
         subject.max_seq_len = Some(rows);
         if all_there(check, data.paths.iter().chain(&data.val_paths)) {
-            let prepared = pretrain::prepare(&data, t, Progress::Hide, &mut |_| ());
+            let prepared = pretrain::tokenise(&data, t, Progress::Hide, &mut |_| ());
             subject.data = check.take("data", "", prepared);
         }
     }
@@ -327,7 +327,7 @@ fn prepare(check: &mut Check, mut spec: SftDataSpec, t: &Tokenizer, template: &T
     if t.newline_id().is_err() || !all_there(check, spec.paths.iter()) {
         return None;
     }
-    let first = match sft::prepare(&spec, t, template, Progress::Hide, &mut |_| ()) {
+    let first = match sft::tokenise(&spec, t, template, Progress::Hide, &mut |_| ()) {
         Ok(data) => {
             name_bad_rows(check, &data, true);
             return Some(data);
@@ -336,7 +336,7 @@ fn prepare(check: &mut Check, mut spec: SftDataSpec, t: &Tokenizer, template: &T
     };
     let strict = spec.row.rows.bad_rows == BadRows::Fail;
     spec.row.rows.bad_rows = BadRows::Skip;
-    if strict && let Ok(data) = sft::prepare(&spec, t, template, Progress::Hide, &mut |_| ()) {
+    if strict && let Ok(data) = sft::tokenise(&spec, t, template, Progress::Hide, &mut |_| ()) {
         if data.sets.iter().all(|s| s.counts.bad == 0) {
             check.push(Finding::error("data", "", &first));
         }
@@ -346,7 +346,7 @@ fn prepare(check: &mut Check, mut spec: SftDataSpec, t: &Tokenizer, template: &T
     let before = check.count(super::Severity::Problem);
     for path in &spec.paths {
         let one = SftDataSpec { paths: vec![path.clone()], weights: None, ..spec.clone() };
-        let result = sft::prepare(&one, t, template, Progress::Hide, &mut |_| ());
+        let result = sft::tokenise(&one, t, template, Progress::Hide, &mut |_| ());
         if let Some(data) = check.take("data", &path.display().to_string(), result) {
             name_bad_rows(check, &data, !strict);
         }

@@ -4,13 +4,13 @@ use std::io::Write;
 
 use serde_json::json;
 
+use crate::say;
 use crate::commands::data;
-use crate::data::sft;
+use crate::data::{rows, sft};
 use crate::data::sft::SftData;
 use crate::data::template::Template;
 use crate::data::tokenizer::{Specials, Tokenizer};
 use crate::error::Result;
-use crate::say;
 use crate::say::Out;
 use crate::settings::Resolved;
 use crate::text::Style;
@@ -20,7 +20,7 @@ fn load(resolved: &Resolved) -> Result<(Tokenizer, Template, SftData)> {
     let mut tokenizer = data::tokenizer(resolved)?;
     let template = data::template(settings, &mut tokenizer)?;
     let spec = data::sft_spec(resolved, data::max_seq_len_of_model(resolved)?, None)?;
-    let data = sft::prepare(&spec, &tokenizer, &template, data::progress(settings), &mut |line| say::note(&line))?;
+    let data = sft::tokenise(&spec, &tokenizer, &template, data::progress(settings), &mut |line| say::note(&line))?;
     Ok((tokenizer, template, data))
 }
 
@@ -28,13 +28,13 @@ fn load(resolved: &Resolved) -> Result<(Tokenizer, Template, SftData)> {
 /// packed row they lie in.
 ///
 /// # Errors
-/// As [`sft::prepare`].
+/// As [`sft::tokenise`].
 pub fn rows(resolved: &Resolved, epoch: u64, json: bool) -> Result<()> {
     let (_, _, data) = load(resolved)?;
     let options = data::row_spec(&resolved.settings, data.train.max_seq_len(), None).rows;
     let plan = data.train.plan(epoch);
     let mut out = Out::new();
-    for view in sft::epoch_rows(&data.train, &plan, &options)? {
+    for view in rows::epoch_rows(&data.train, &plan, &options)? {
         let text = view.text.as_ref();
         let (prompt, response) = (text.map(|r| r.prompt()), text.map(|r| r.response()));
         if json {
@@ -71,7 +71,7 @@ pub fn rows(resolved: &Resolved, epoch: u64, json: bool) -> Result<()> {
 /// in colour.
 ///
 /// # Errors
-/// As [`sft::prepare`].
+/// As [`sft::tokenise`].
 pub fn packs(resolved: &Resolved, epoch: u64, json: bool) -> Result<()> {
     let (tokenizer, _, data) = load(resolved)?;
     let plan = data.train.plan(epoch);

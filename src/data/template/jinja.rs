@@ -13,7 +13,7 @@ use minijinja::value::Kwargs;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 
-use super::{Control, ControlNames, IM_END, IM_START, Piece, Purpose, Rendered, Segment};
+use super::{Control, ControlNames, IM_END, IM_START, Part, Purpose, Rendered, Segment};
 use crate::data::row::{Message, Role};
 use crate::error::{Error, Result};
 use crate::{bail, ensure};
@@ -196,8 +196,8 @@ impl Jinja {
 
 fn flush(out: &mut Rendered, text: &mut String, supervised: bool) {
     if !text.is_empty() {
-        let piece = Piece::Template(std::mem::take(text));
-        out.segments.push(Segment { piece, supervised, implicit: false });
+        let part = Part::Template(std::mem::take(text));
+        out.segments.push(Segment { part, supervised, implicit: false });
     }
 }
 

@@ -44,7 +44,7 @@ pub const IM_END: &str = "<|im_end|>";
 
 /// What a segment holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Piece {
+pub enum Part {
     /// Text of the template; its newlines are inserted by id with tokenizers that lose them.
     Template(String),
     /// Text of the data: untrusted.
@@ -57,7 +57,7 @@ pub enum Piece {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// What it holds.
-    pub piece: Piece,
+    pub part: Part,
     /// Whether its tokens carry loss.
     pub supervised: bool,
     /// In the ids but not in the text: the BOS that a tokenizer adds.
@@ -72,28 +72,28 @@ pub struct Rendered {
 }
 
 impl Rendered {
-    fn push(&mut self, piece: Piece, supervised: bool) {
-        self.segments.push(Segment { piece, supervised, implicit: false });
+    fn push(&mut self, part: Part, supervised: bool) {
+        self.segments.push(Segment { part, supervised, implicit: false });
     }
 
     fn template(&mut self, text: &str, supervised: bool) {
         if !text.is_empty() {
-            self.push(Piece::Template(text.to_string()), supervised);
+            self.push(Part::Template(text.to_string()), supervised);
         }
     }
 
     fn data(&mut self, text: &str, supervised: bool) {
         if !text.is_empty() {
-            self.push(Piece::Data(text.to_string()), supervised);
+            self.push(Part::Data(text.to_string()), supervised);
         }
     }
 
     fn control(&mut self, token: Control, supervised: bool) {
-        self.push(Piece::Control(token), supervised);
+        self.push(Part::Control(token), supervised);
     }
 
     fn implicit_bos(&mut self) {
-        self.segments.push(Segment { piece: Piece::Control(Control::Bos), supervised: false, implicit: true });
+        self.segments.push(Segment { part: Part::Control(Control::Bos), supervised: false, implicit: true });
     }
 
     /// The rendering as a chat template would print it, and the byte spans `[start, end)` of what is supervised.
@@ -102,9 +102,9 @@ impl Rendered {
         let mut spans: Vec<[usize; 2]> = Vec::new();
         for segment in self.segments.iter().filter(|s| !s.implicit) {
             let start = text.len();
-            match &segment.piece {
-                Piece::Template(t) | Piece::Data(t) => text.push_str(t),
-                Piece::Control(c) => text.push_str(names.of(*c)),
+            match &segment.part {
+                Part::Template(t) | Part::Data(t) => text.push_str(t),
+                Part::Control(c) => text.push_str(names.of(*c)),
             }
             if segment.supervised && text.len() > start {
                 match spans.last_mut() {

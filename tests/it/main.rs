@@ -1,0 +1,53 @@
+//! Every behaviour test of ringtune in one program: one file per behaviour here, shared pieces in `tests/common`.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod check;
+mod checkpoint;
+mod crash;
+#[cfg(feature = "cuda")]
+mod doctor;
+mod eval;
+mod floors;
+mod generate_cmd;
+mod golden;
+mod golden_steps;
+mod gradients;
+mod hf_config;
+mod hostile;
+#[path = "../common/json_tokenizers.rs"]
+mod json_tokenizers;
+mod loader;
+mod merge;
+mod merge_cmd;
+mod mix;
+mod pack;
+#[path = "../../fuzz/src/parsers.rs"]
+mod parsers;
+mod peft;
+mod prepare;
+#[path = "../common/program.rs"]
+mod program;
+mod readme;
+#[path = "../common/reference.rs"]
+mod reference;
+mod report;
+mod resize;
+mod resume;
+mod rows;
+#[path = "../common/runs.rs"]
+mod runs;
+mod safetensors;
+mod schedule;
+#[path = "../../fuzz/src/seeds.rs"]
+mod seeds;
+mod settings;
+mod templates;
+mod token_file;
+mod tokenizer;
+mod tokenizer_in;
+mod tokenizer_json;
+mod train;
+#[path = "../common/tuned.rs"]
+mod tuned;
+mod weights;
