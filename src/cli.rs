@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 
-use crate::commands::parity::ParityArgs;
-use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::hf::save::parse_size;
 use crate::settings::{Command, Kind, Resolved, Setting, TABLE, Typed};
@@ -49,7 +47,7 @@ pub fn command() -> Clap {
             Clap::new("templates")
                 .about("Print each prompt template's rendering of a small conversation, trained parts in colour"),
         )
-        .subcommand(parity())
+        .subcommand(settings(commands::parity::command(), Command::Parity))
         .subcommand(commands::prepare::about(settings(Clap::new("prepare"), Command::Prepare)))
         .subcommand(commands::eval::about(settings(Clap::new("eval"), Command::Eval)))
         .subcommand(commands::generate::about(settings(Clap::new("generate"), Command::Generate)))
@@ -90,15 +88,6 @@ fn check() -> Clap {
                 .value_parser(value_parser!(f64))
                 .help("Estimate the time from this many operations a second, such as 40e12"),
         )
-}
-
-fn parity() -> Clap {
-    let clap = Clap::new("parity")
-        .about("Run a recorded case and compare losses, gradients, steps and generation within its tolerances")
-        .arg(path("case_dir").required(true).help("Folder with golden.json and golden.safetensors"))
-        .arg(path("model").long("model").required(true).help("The model the case was recorded with"))
-        .arg(path("out").long("out").required(true).help("Where tensors, metrics, models and adapters go"));
-    settings(clap, Command::Parity)
 }
 
 fn inspect() -> Clap {
@@ -347,12 +336,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         "merge" => commands::merge::run(&resolve(Command::Merge, m, None)?.settings),
         "doctor" => commands::doctor::run(m),
         "report" => commands::report::run(m),
-        "parity" => {
-            let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").clone();
-            let dtype = resolve(Command::Parity, m, before)?.settings.train.dtype;
-            let (case, model, out) = (path("case_dir"), path("model"), path("out"));
-            commands::parity::run(&Cpu::new(None)?, &ParityArgs { case, model, out, dtype })
-        }
+        "parity" => commands::parity::run(m, &resolve(Command::Parity, m, before)?.settings),
         _ => unreachable!("clap knows no other command"),
     }
 }

@@ -31,6 +31,5 @@ pub mod text;
 pub mod train;
 pub mod words;
 
-// Tests shared with tests/ name the library as they do there.
-#[cfg(test)]
+// What is shared with tests/ names the library as it is named there.
 extern crate self as ringtune;

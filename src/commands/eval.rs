@@ -7,7 +7,9 @@ use std::time::Instant;
 use clap::Command;
 use serde_json::{Value, json};
 
-use crate::{ensure, say};
+use super::data::cache_dir;
+use super::model_folder::{ModelArgs, ModelFolder};
+use super::startup::DEFAULT_SEQ_LEN;
 use crate::backend::Backend;
 use crate::data::encode::Overflow;
 use crate::data::jsonl::{BadRows, RowOptions};
@@ -17,9 +19,9 @@ use crate::data::template::Template;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_set::PieceSet;
 use crate::error::{Error, Result};
-use crate::eval::{Evaluation, SetSums};
 use crate::eval::gen_test::{GenReport, GenRun, generation_test, held_out_rows};
 use crate::eval::sets::{EvalOptions, SetEval, evaluate_sets};
+use crate::eval::{Evaluation, SetSums};
 use crate::files::write_json;
 use crate::hf::TensorSource;
 use crate::model::Model;
@@ -27,9 +29,7 @@ use crate::say::Out;
 use crate::settings::{GenTest, Settings};
 use crate::text::{grouped, table};
 use crate::words::Words;
-use super::data::cache_dir;
-use super::model_folder::{ModelArgs, ModelFolder};
-use super::startup::DEFAULT_SEQ_LEN;
+use crate::{ensure, say};
 
 /// What its help says besides its flags.
 pub fn about(clap: Command) -> Command {

@@ -2,25 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{bail, ensure, say};
+use super::startup::plan_resize_of;
+use super::tokenizer::open_tokenizer;
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::data::template::{Template, TemplateOptions};
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
-use crate::hf::{TensorSource, peft};
 use crate::hf::device::{load_adapter, load_params};
 use crate::hf::merge::Adapted;
 use crate::hf::merged::lora_spec;
 use crate::hf::peft::Adapter;
 use crate::hf::resize::Resized;
 use crate::hf::safetensors::ModelFiles;
+use crate::hf::{TensorSource, peft};
 use crate::model::Model;
 use crate::settings::Settings;
 use crate::tensor::DType;
 use crate::train::run::MERGED;
-use super::startup::plan_resize_of;
-use super::tokenizer::open_tokenizer;
+use crate::{bail, ensure, say};
 
 /// Name of the template in a model folder.
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
@@ -160,8 +160,8 @@ impl ModelFolder {
     }
 
     /// Loads the weights. Rows for tokens that the model does not know are made as `sft` makes them before its first step.
-use crate::model::Model;
-use crate::settings::Settings;
+    pub fn load<B: Backend>(&self, dev: &B, tokenizer: &Tokenizer, seed: u64, dtype: DType) -> Result<Model<B>> {
+        self.files.hf_config().warnings.iter().for_each(|w| say::warning(w));
         let adapted = match &self.adapter {
             Some(adapter) => Some(Adapted::new(&self.files, adapter)?),
             None => None,

@@ -7,17 +7,21 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::{ensure, say};
+use super::jobs::{PretrainJob, SftJob};
+use super::preview::preview;
+use super::startup::{
+    fingerprints, hash_model, model_artifact, new_model_config, open_template, open_tokenizer, plan_resize, row_length,
+    with_token_ids,
+};
 use crate::batch::MicroBatch;
 use crate::comm::Solo;
 use crate::cpu::Cpu;
-use crate::data::{pretrain, sft};
 use crate::data::progress::Progress;
 use crate::data::tokenizer::Tokenizer;
+use crate::data::{pretrain, sft};
 use crate::error::{Context, Result};
 use crate::eval::gen_test::{GenRun, SAMPLES, generation_test, held_out_rows};
 use crate::files::write_json;
-use crate::hf::{TensorSource, WithConfig, merged};
 use crate::hf::artifact::Artifact;
 use crate::hf::companions::Companions;
 use crate::hf::merged::MergeCheck;
@@ -25,15 +29,14 @@ use crate::hf::peft::AdapterConfig;
 use crate::hf::resize::Resized;
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::SaveOptions;
+use crate::hf::{TensorSource, WithConfig, merged};
 use crate::text::table;
-use crate::train::{run, setup};
 use crate::train::checkpoints::RESIZED_BASE;
 use crate::train::init::RandomModel;
 use crate::train::signals::StopFlag;
 use crate::train::spec::RunSpec;
-use super::jobs::{PretrainJob, SftJob};
-use super::preview::preview;
-use super::startup::{fingerprints, hash_model, model_artifact, new_model_config, open_template, open_tokenizer, plan_resize, row_length, with_token_ids};
+use crate::train::{run, setup};
+use crate::{ensure, say};
 
 /// Fine-tunes a model.
 ///
@@ -135,7 +138,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
             seed: settings.seed,
             batch: settings.eval_batch_size,
         };
-        let report = generation_test(&dev, &ended.work.config, &ended.work.params, &run, &prompts)?;
+        let report = generation_test(&dev, &ended.work.model, &run, &prompts)?;
         say::result(&format!("\n{}", report.text(test.max_new_tokens).trim_end()));
         write_json(&job.output_dir.join(SAMPLES), &report.to_json())?;
     }

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::hf::{HostTensor, SaveDType, TensorSource, WithConfig};
 use crate::hf::peft::{Adapter, AdapterConfig, save_adapter};
 use crate::hf::resize::{Resize, Resized};
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::{SaveOptions, save_model};
+use crate::hf::{HostTensor, SaveDType, TensorSource, WithConfig};
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Part, Place};
 

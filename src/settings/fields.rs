@@ -183,3 +183,10 @@ pub struct PrepareSettings {
     /// Which branches of OASST1's trees.
     pub paths: Paths,
 }
+
+impl Default for TrainSettings {
+    /// What the table says for `sft`.
+    fn default() -> Self {
+        Settings::defaults(Command::Sft).train
+    }
+}

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::{Command, Settings};
 use crate::error::{Error, Result};
 use crate::model::{LoraSpec, Recompute};
 use crate::optim::ScheduleSettings;
@@ -164,13 +163,6 @@ fields! {
         pub tensorboard: bool,
         /// Print less: no tables, no sample rows, no progress bar (`--quiet`).
         pub quiet: bool,
-    }
-}
-
-impl Default for TrainSettings {
-    /// What the table says for `sft`.
-    fn default() -> Self {
-        Settings::defaults(Command::Sft).train
     }
 }
 

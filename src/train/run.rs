@@ -5,7 +5,14 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use crate::{ensure, say};
+use super::batches::{EvalBatches, TrainBatches};
+use super::checkpoints::{Checkpoints, RESIZED_BASE};
+use super::signals::StopFlag;
+use super::spec::RunSpec;
+use super::state::{RunState, TRAINER_STATE};
+use super::step::Workload;
+use super::trainer::{Finished, Trainer};
+use super::{record, setup};
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
 use crate::comm::Communicator;
@@ -18,14 +25,7 @@ use crate::log::tables::{memory_table, settings_table};
 use crate::machine::available_memory;
 use crate::optim::Schedule;
 use crate::settings::{Resume, TrainSettings};
-use super::{record, setup};
-use super::batches::{EvalBatches, TrainBatches};
-use super::checkpoints::{Checkpoints, RESIZED_BASE};
-use super::signals::StopFlag;
-use super::spec::RunSpec;
-use super::state::{RunState, TRAINER_STATE};
-use super::step::Workload;
-use super::trainer::{Finished, Trainer};
+use crate::{ensure, say};
 
 /// Folder of the merged model, in the output folder.
 pub const MERGED: &str = "merged";

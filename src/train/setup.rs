@@ -1,21 +1,21 @@
 //! Everything a run holds on its device, allocated once: weights, gradients, activations, moments.
 
-use crate::model;
+use super::init::resolve_targets;
+use super::step::Workload;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::hf::TensorSource;
 use crate::hf::device::load_params;
 use crate::log::tables::MemoryClass;
-use crate::model::{Acts, ActsOptions, Grads, LoraSpec, Model};
+use crate::model;
 use crate::model::flops::FlopCount;
 use crate::model::lora::add_lora;
-use crate::optim::{AdamWSettings, Optimizer, ScheduleSettings};
+use crate::model::{Acts, ActsOptions, Grads, LoraSpec, Model};
 use crate::optim::groups::GroupSettings;
+use crate::optim::{AdamWSettings, Optimizer, ScheduleSettings};
 use crate::settings::TrainSettings;
 use crate::tensor::Tensor;
 use crate::text::grouped;
-use super::init::resolve_targets;
-use super::step::Workload;
 
 /// The low-rank updates of a run, with their targets as in files; `None` in full training.
 ///

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ringtune::commands::parity::{ParityArgs, compare};
+use crate::parity::{ParityArgs, compare};
 use ringtune::cpu::Cpu;
 use ringtune::tensor::DType;
 

@@ -22,6 +22,8 @@ mod merge;
 mod merge_cmd;
 mod mix;
 mod pack;
+#[path = "../common/parity/mod.rs"]
+mod parity;
 #[path = "../../fuzz/src/parsers.rs"]
 mod parsers;
 mod peft;

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::budget::Steps;
+use super::subject::Subject;
+use super::{Check, Finding};
 use crate::checkpoint::manifest;
 use crate::checkpoint::state::Fingerprints;
 use crate::commands::startup::{fingerprints, hash_model};
@@ -14,13 +17,10 @@ use crate::model::weights::{Kind, Weights};
 use crate::settings::{Every, Resume};
 use crate::tensor::DType;
 use crate::text::{bytes, grouped, table};
-use crate::train::setup;
 use crate::train::checkpoints::read_state;
 use crate::train::memory::Demand;
 use crate::train::run::check_no_earlier_run;
-use super::{Check, Finding};
-use super::budget::Steps;
-use super::subject::Subject;
+use crate::train::setup;
 
 /// Looks at the output folder without creating or changing it.
 pub fn examine(check: &mut Check, subject: &Subject, steps: Option<Steps>) {

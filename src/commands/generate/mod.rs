@@ -7,7 +7,10 @@ mod flags;
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 
-use crate::{ensure, say};
+use self::answers::Answers;
+pub use self::flags::about;
+use self::flags::{Asked, GenerateArgs, Style};
+use super::model_folder::ModelFolder;
 use crate::backend::Backend;
 use crate::data::encode::{encode_prompt, stop_ids};
 use crate::data::row::{Message, Role};
@@ -18,10 +21,7 @@ use crate::generate::{GenerateOptions, generate};
 use crate::model::Model;
 use crate::say::Out;
 use crate::settings::Settings;
-use self::answers::Answers;
-pub use self::flags::about;
-use self::flags::{Asked, GenerateArgs, Style};
-use super::model_folder::ModelFolder;
+use crate::{ensure, say};
 
 /// A model with everything that turns text into tokens and back.
 struct Speaker<'a, B: Backend> {

@@ -4,13 +4,13 @@ use std::io::Write;
 
 use serde_json::json;
 
-use crate::say;
 use crate::commands::data;
-use crate::data::{rows, sft};
 use crate::data::sft::SftData;
 use crate::data::template::Template;
 use crate::data::tokenizer::{Specials, Tokenizer};
+use crate::data::{rows, sft};
 use crate::error::Result;
+use crate::say;
 use crate::say::Out;
 use crate::settings::Resolved;
 use crate::text::Style;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use crate::batch::{IGNORE, MicroBatch};
-use crate::error::{Context, Error, Result};
-use crate::{bail, ensure};
+use ringtune::batch::{IGNORE, MicroBatch};
+use ringtune::error::{Context, Error, Result};
+use ringtune::{bail, ensure};
 
 /// A recorded tensor of any shape; integers are widened to f64 as well, which holds every token id exactly.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::case::Arrays;
 use super::report::{columns, largest, recorded, relative, stride};
 use super::run::{Pass, Run, norm};
-use crate::backend::Backend;
-use crate::tensor::HostTensor;
+use ringtune::backend::Backend;
+use ringtune::tensor::HostTensor;
 
 impl<B: Backend> Run<'_, B> {
     /// Logits, logsumexp, token losses and the loss of a batch; names in the file begin with `prefix`.

@@ -5,8 +5,8 @@ use std::path::Path;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::error::{Error, Result};
-use crate::files::write_bytes;
+use ringtune::error::{Error, Result};
+use ringtune::files::write_bytes;
 
 /// Tensors to be written to one safetensors file.
 #[derive(Default)]

@@ -1,5 +1,7 @@
-//! `ringtune parity`: runs a recorded case of another library and compares: logits, losses, every gradient, packed rows, grown
+//! Runs a recorded case of another library and compares: logits, losses, every gradient, packed rows, grown
 //! vocabularies, low-rank updates, AdamW steps, greedy generation.
+//!
+//! The tests compare with it on every device, and `ringtune parity` is a thin caller.
 
 mod case;
 mod compare;
@@ -9,13 +11,11 @@ mod run;
 
 use std::path::PathBuf;
 
-use crate::backend::Backend;
-use crate::bail;
-use crate::error::Result;
-use crate::files::create_dir_all;
-use crate::hf::safetensors::ModelFiles;
-use crate::say;
-use crate::tensor::DType;
+use ringtune::backend::Backend;
+use ringtune::error::Result;
+use ringtune::files::create_dir_all;
+use ringtune::hf::safetensors::ModelFiles;
+use ringtune::tensor::DType;
 
 pub use report::{Report, Tolerances};
 
@@ -51,23 +51,4 @@ pub fn compare<B: Backend>(dev: &B, args: &ParityArgs) -> Result<Report> {
     };
     run.all()?;
     Ok(run.report)
-}
-
-/// As [`compare`]; prints the table.
-///
-/// # Errors
-/// As [`compare`], and if a difference is beyond its tolerance.
-pub fn run<B: Backend>(dev: &B, args: &ParityArgs) -> Result<()> {
-    let report = compare(dev, args)?;
-    say::result(report.table().trim_end_matches('\n'));
-    if report.failures() > 0 {
-        bail!(
-            "{}: {} of {} comparisons are beyond their tolerance",
-            args.case.display(),
-            report.failures(),
-            report.len()
-        );
-    }
-    say::result(&format!("all {} comparisons are within their tolerances", report.len()));
-    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::case::{Array, Arrays};
-use crate::tensor::DType;
+use ringtune::tensor::DType;
 
 /// Largest accepted differences from the recorded float64 values; 4 to 18 times the noise of the recording library's own run at
 /// that precision, and below the effect of the smallest mistake.
@@ -98,11 +98,6 @@ impl Report {
     /// Number of comparisons.
     pub fn len(&self) -> usize {
         self.lines.len()
-    }
-
-    /// Whether nothing was compared.
-    pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
     }
 
     /// The table as text.

@@ -2,28 +2,27 @@
 
 use std::path::{Path, PathBuf};
 
+use ringtune::backend::Backend;
+use ringtune::error::{Error, Result};
+use ringtune::files::write_atomic;
+use ringtune::generate::{GenerateOptions, Sampling, generate};
+use ringtune::hf::device::{DeviceSource, download, load_adapter, load_params};
+use ringtune::hf::merge::{Adapted, Merged};
+use ringtune::hf::peft::{Adapter, save_adapter};
+use ringtune::hf::safetensors::ModelFiles;
+use ringtune::hf::save::{SaveOptions, save_model};
+use ringtune::hf::{SaveDType, TensorSource};
+use ringtune::model::weights::{Kind, Place, Weights};
+use ringtune::model::{Acts, ActsOptions, Grads, LoraSpec, Model, Params};
+use ringtune::optim::schedule::{Schedule, ScheduleSettings, Shape, Warmup};
+use ringtune::optim::{AdamWSettings, Optimizer, Verdict};
+use ringtune::tensor::{DType, HostTensor};
+use ringtune::{ensure, model};
 use serde_json::{Value, json};
 
 use super::case::{Array, Case, Rows, steps};
 use super::dump::Dump;
 use super::report::{Report, Tolerances, relative};
-use crate::backend::Backend;
-
-use crate::ensure;
-use crate::error::{Error, Result};
-use crate::files::write_atomic;
-use crate::generate::{GenerateOptions, Sampling, generate};
-use crate::hf::device::{DeviceSource, download, load_adapter, load_params};
-use crate::hf::merge::{Adapted, Merged};
-use crate::hf::peft::{Adapter, save_adapter};
-use crate::hf::safetensors::ModelFiles;
-use crate::hf::save::{SaveOptions, save_model};
-use crate::hf::{SaveDType, TensorSource};
-use crate::model::weights::{Kind, Place, Weights};
-use crate::model::{self, Acts, ActsOptions, Grads, LoraSpec, Model, Params};
-use crate::optim::schedule::{Schedule, ScheduleSettings, Shape, Warmup};
-use crate::optim::{AdamWSettings, Optimizer, Verdict};
-use crate::tensor::{DType, HostTensor};
 
 /// Prefix of PEFT's names.
 const PEFT: &str = "base_model.model.";
@@ -400,7 +399,7 @@ impl<B: Backend> Run<'_, B> {
                 );
             }
         }
-        crate::files::create_dir_all(dir)?;
+        ringtune::files::create_dir_all(dir)?;
         write_text(&dir.join("metrics.jsonl"), &lines)?;
         Ok(optimizer)
     }

@@ -1,0 +1,43 @@
+//! `ringtune parity`: a recorded case of another library against this build. The comparison is the tests' own.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgMatches, Command, value_parser};
+
+use self::recorded::{ParityArgs, compare};
+use crate::bail;
+use crate::cpu::Cpu;
+use crate::error::Result;
+use crate::say;
+use crate::settings::Settings;
+
+#[path = "../../tests/common/parity/mod.rs"]
+mod recorded;
+
+/// The command's arguments, besides its settings.
+pub fn command() -> Command {
+    let path = |id: &'static str| Arg::new(id).value_name("PATH").value_parser(value_parser!(PathBuf)).required(true);
+    Command::new("parity")
+        .about("Run a recorded case and compare losses, gradients, steps and generation within its tolerances")
+        .arg(path("case_dir").help("Folder with golden.json and golden.safetensors"))
+        .arg(path("model").long("model").help("The model the case was recorded with"))
+        .arg(path("out").long("out").help("Where tensors, metrics, models and adapters go"))
+}
+
+/// Compares and prints the table.
+///
+/// # Errors
+/// If a file is missing or damaged, the device fails, or a difference is beyond its tolerance.
+pub fn run(m: &ArgMatches, settings: &Settings) -> Result<()> {
+    let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").clone();
+    let args =
+        ParityArgs { case: path("case_dir"), model: path("model"), out: path("out"), dtype: settings.train.dtype };
+    let report = compare(&Cpu::new(None)?, &args)?;
+    say::result(report.table().trim_end_matches('\n'));
+    let (failures, all) = (report.failures(), report.len());
+    if failures > 0 {
+        bail!("{}: {failures} of {all} comparisons are beyond their tolerance", args.case.display());
+    }
+    say::result(&format!("all {all} comparisons are within their tolerances"));
+    Ok(())
+}
