@@ -55,21 +55,22 @@ pub(super) struct GenerateArgs {
 
 /// What its help says besides its flags, the prompts, and which flags exclude each other.
 pub fn about(clap: Command) -> Command {
-    let excludes = |clap: Command, flag: &'static str, others: &'static [&'static str]| {
-        clap.mut_arg(flag, |arg| arg.conflicts_with_all(others))
+    let relations = |arg: Arg| match arg.get_id().as_str() {
+        "prompt_file" => arg.conflicts_with("prompts"),
+        "chat" => arg.conflicts_with_all(["prompts", "prompt_file", "batch", "json"]),
+        "system" => arg.conflicts_with("raw"),
+        "raw" => arg.conflicts_with("prompt_template"),
+        "greedy" => arg.conflicts_with_all(["temperature", "top_k", "top_p", "min_p"]),
+        "logprobs" => arg.requires("json"),
+        _ => arg,
     };
-    let clap = clap
-        .about("Answer prompts, or hold a conversation, with a model or adapter")
+    clap.about("Answer prompts, or hold a conversation, with a model or adapter")
         .after_help(
             "Without a prompt, standard input is the prompt; at a terminal it is a conversation: /reset forgets it, /exit ends it.",
         )
         .arg(Arg::new("prompts").value_name("PROMPT").num_args(0..).help("Prompts, each answered on its own"))
-        .mut_arg("logprobs", |arg| arg.requires("json"));
-    let clap = excludes(clap, "prompt_file", &["prompts"]);
-    let clap = excludes(clap, "chat", &["prompts", "prompt_file", "batch", "json"]);
-    let clap = excludes(clap, "system", &["raw"]);
-    let clap = excludes(clap, "raw", &["prompt_template"]);
-    excludes(clap, "greedy", &["temperature", "top_k", "top_p", "min_p"])
+        // Not `mut_arg`, which moves the flag to the end of the list.
+        .mut_args(relations)
 }
 
 impl GenerateArgs {
