@@ -49,6 +49,10 @@ pub(super) struct BackScratch<B: Backend> {
     pub dout: Tensor<B>, // (N, H*D)
     /// Gradients before the norms of q and k.
     pub pre: Option<(Tensor<B>, Tensor<B>)>,
+    /// (trained rows, C) f32: what this micro-batch adds to the gradient of the embedding or the head, where it is not the only one
+    /// of its step. Their operations add token by token and chunk by chunk, and a step's sum is that of its micro-batches, each
+    /// formed from zero, whatever the number of ranks that form them.
+    pub vocabulary: Option<Tensor<B>>,
 }
 
 /// [`Scratch::back`] is asked for by backward alone.
@@ -132,7 +136,7 @@ impl<B: Backend> Alloc<'_, B> {
         })
     }
 
-    fn scratch(&self, training: bool) -> Result<Scratch<B>> {
+    fn scratch(&self, training: bool, vocabulary: usize) -> Result<Scratch<B>> {
         let c = self.c;
         let widest = c.hidden_size.max(c.intermediate_size).max(c.q_dim());
         let dropped = if self.lora.is_some_and(|l| l.dropout > 0.0) { widest } else { 0 };
@@ -142,11 +146,11 @@ impl<B: Backend> Alloc<'_, B> {
             rstd: self.f32(1)?,
             act: self.act(c.intermediate_size)?,
             project: ProjectScratch { u: [u()?, u()?, u()?], x: self.act(dropped)?, dx: self.act(dropped)? },
-            back: if training { Some(self.back()?) } else { None },
+            back: if training { Some(self.back(vocabulary)?) } else { None },
         })
     }
 
-    fn back(&self) -> Result<BackScratch<B>> {
+    fn back(&self, vocabulary: usize) -> Result<BackScratch<B>> {
         let c = self.c;
         let pre = match c.qk_norm {
             true => Some((self.act(c.q_dim())?, self.act(c.kv_dim())?)),
@@ -161,6 +165,10 @@ impl<B: Backend> Alloc<'_, B> {
             dv: self.act(c.kv_dim())?,
             dout: self.act(c.q_dim())?,
             pre,
+            vocabulary: match vocabulary {
+                0 => None,
+                rows => Some(self.dev.alloc(rows, c.hidden_size, DType::F32)?),
+            },
         })
     }
 }
@@ -213,11 +221,13 @@ impl<B: Backend> Acts<B> {
             losses: (0..micro_batches).map(|_| a.f32(1)).collect::<Result<_>>()?,
             slot: 0,
             correct: a.f32(1)?,
-            scratch: a.scratch(training)?,
+            scratch: a.scratch(training, if micro_batches > 1 { model.vocabulary_rows() } else { 0 })?,
         };
         let size = |t: &Tensor<B>| t.capacity() * t.dtype().bytes();
         let ProjectScratch { u, x, dx } = &acts.scratch.project;
-        let apart = u.iter().chain([x, dx, &acts.table]).chain(acts.batch.tensors()).chain(&acts.losses);
+        let vocabulary = acts.scratch.back.iter().flat_map(|b| &b.vocabulary);
+        let apart =
+            u.iter().chain([x, dx, &acts.table]).chain(acts.batch.tensors()).chain(&acts.losses).chain(vocabulary);
         let mut bytes = apart.map(size).sum();
         acts.for_each_per_token(&mut |t| bytes += size(t));
         acts.bytes = bytes;
@@ -323,7 +333,7 @@ impl<B: Backend> Acts<B> {
     }
 
     /// Calls `f` on every tensor that has one row for each token, but for those that know their rows from elsewhere: the micro-batch,
-    /// the losses of others, the scratch of projections.
+    /// the losses of others, the scratch of projections and of the vocabulary.
     fn for_each_per_token(&mut self, f: &mut impl FnMut(&mut Tensor<B>)) {
         for t in self.x.iter_mut().chain(&mut self.mid) {
             f(t);
@@ -340,7 +350,7 @@ impl<B: Backend> Acts<B> {
         [&mut self.hidden, &mut self.rstd, &mut self.correct].into_iter().for_each(&mut *f);
         let Scratch { h, rstd, act, project: _, back } = &mut self.scratch;
         [h, rstd, act].into_iter().for_each(&mut *f);
-        if let Some(BackScratch { dres, dh, dact, dq, dk, dv, dout, pre }) = back {
+        if let Some(BackScratch { dres, dh, dact, dq, dk, dv, dout, pre, vocabulary: _ }) = back {
             [dres, dh, dact, dq, dk, dv, dout].into_iter().for_each(&mut *f);
             pre.iter_mut().flat_map(|(q, k)| [q, k]).for_each(f);
         }

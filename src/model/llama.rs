@@ -6,7 +6,7 @@
 //! hidden = norm(x);  loss = cross_entropy(hidden·head)
 //! ```
 
-use super::acts::{Acts, TRAINING};
+use super::acts::{Acts, BackScratch, TRAINING};
 use super::pass::{Draws, Pass, dropout};
 use super::weights::Place;
 use super::{Grads, Model, Recompute, attention, mlp};
@@ -133,10 +133,7 @@ pub fn backward<B: Backend>(
         }
         on_ready(Ready::Layer(i), g)?;
     }
-    if let Some(dw) = &mut g.embed {
-        let dres = &a.scratch.back.as_ref().expect(TRAINING).dres;
-        dev.embedding_backward(dw, dres, &a.batch, model.first_row(Place::Embed))?;
-    }
+    embedding_backward(dev, model, g, a)?;
     on_ready(Ready::Embed, g)
 }
 
@@ -150,21 +147,46 @@ fn head_backward<B: Backend>(
     needs_hidden: bool,
 ) -> Result<()> {
     let Acts { x, batch, table, scratch, hidden, rstd, losses, slot, .. } = a;
-    let back = scratch.back.as_mut().expect(TRAINING);
-    let dw = match &mut g.lm_head {
-        Some(own) => own.as_mut(),
-        None => g.embed.as_mut(),
+    let BackScratch { dres, dh, vocabulary, .. } = scratch.back.as_mut().expect(TRAINING);
+    let tied = g.lm_head.is_none();
+    let mut sum = if tied { g.embed.as_mut() } else { g.lm_head.as_mut().and_then(Option::as_mut) };
+    let dw = match vocabulary.as_mut().filter(|_| sum.is_some()) {
+        Some(own) => {
+            dev.fill_zero(own)?;
+            Some(own)
+        }
+        None => sum.as_deref_mut(),
     };
-    let first_row = model.first_row(Place::Head);
-    let grads = HeadGrads { dx: needs_hidden.then_some(&mut back.dh), dw, first_row };
+    let grads = HeadGrads { dx: needs_hidden.then_some(&mut *dh), dw, first_row: model.first_row(Place::Head) };
     let of = HeadLoss { x: hidden, w: model.head(), batch, n_classes: model.config.n_classes, scale };
     dev.linear_cross_entropy(&mut losses[*slot], None, grads, of)?;
+    // Of tied weights the embedding's part comes on top before it is added.
+    if let (Some(sum), Some(own), false) = (sum, vocabulary, tied) {
+        dev.add(sum, own)?;
+    }
     if !needs_hidden {
         return Ok(());
     }
     let pass = Pass::new(dev, model, batch, table, None);
     let norm = pass.norm(x.last().expect("the input of the final norm"), &model.params.final_norm);
-    dev.rmsnorm_backward(&mut back.dres, g.final_norm.as_mut(), &back.dh, rstd, norm, Write::Set)
+    dev.rmsnorm_backward(dres, g.final_norm.as_mut(), dh, rstd, norm, Write::Set)
+}
+
+/// The embedding, which holds the head's gradient of this micro-batch already where they are tied.
+fn embedding_backward<B: Backend>(dev: &B, model: &Model<B>, g: &mut Grads<B>, a: &mut Acts<B>) -> Result<()> {
+    let BackScratch { dres, vocabulary, .. } = a.scratch.back.as_mut().expect(TRAINING);
+    let first_row = model.first_row(Place::Embed);
+    match (&mut g.embed, vocabulary) {
+        (Some(sum), Some(own)) => {
+            if g.lm_head.is_some() {
+                dev.fill_zero(own)?;
+            }
+            dev.embedding_backward(own, dres, &a.batch, first_row)?;
+            dev.add(sum, own)
+        }
+        (Some(sum), None) => dev.embedding_backward(sum, dres, &a.batch, first_row),
+        (None, _) => Ok(()),
+    }
 }
 
 /// One layer: what was not kept again, then its two blocks back.

@@ -83,12 +83,20 @@ impl<B: Backend> Model<B> {
         }
     }
 
+    /// How many rows of the embedding, and of the head, are trained.
+    pub fn vocabulary_rows(&self) -> usize {
+        match (&self.lora, &self.new_rows) {
+            (None, _) => self.config.vocab_size,
+            (Some(_), rows) => rows.as_ref().map_or(0, Range::len),
+        }
+    }
+
     /// How many rows of a weight are trained.
     fn trained_rows(&self, at: Place, weight: &Tensor<B>) -> usize {
         match at.kind() {
             _ if self.lora.is_none() => weight.rows(),
             Kind::LowRank => weight.rows(),
-            Kind::Vocabulary => self.new_rows.as_ref().map_or(0, Range::len),
+            Kind::Vocabulary => self.vocabulary_rows(),
             Kind::Matrix | Kind::Norm | Kind::Bias => 0,
         }
     }

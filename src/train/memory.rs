@@ -74,13 +74,16 @@ pub fn estimate(d: &Demand) -> Vec<MemoryClass> {
         Some(_) => d.vocabulary_weights(),
         None => d.base_weights(),
     };
+    // With several micro-batches in a step, the vocabulary's gradient of each is formed apart.
+    let rows = if d.lora.is_some() { d.new_rows.unwrap_or(0) } else { d.config.vocab_size };
+    let vocabulary = if d.settings.grad_accum > 1 { (rows * d.config.hidden_size) as u64 } else { 0 };
     let class = |name, bytes| MemoryClass { name, bytes };
     let logits = d.logits_rows.min(d.max_tokens()) * d.config.n_classes;
     vec![
         class("weights", d.base_weights() * element + d.lora_weights() * WORD),
         class("gradients", d.trained_weights() * WORD),
         class("moments and masters", (2 * d.trained_weights() + mastered) * WORD),
-        class("activations", d.max_tokens() as u64 * per_token(d)),
+        class("activations", d.max_tokens() as u64 * per_token(d) + vocabulary * WORD),
         class("logits chunk", logits as u64 * WORD),
     ]
 }

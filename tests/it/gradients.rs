@@ -9,7 +9,7 @@ use ringtune::model::config::{Architecture, AttentionBias, ModelConfig, RopeScal
 use ringtune::model::weights::{Kind, Lora, Place, Product, Weights};
 use ringtune::model::{self, Acts, ActsOptions, Grads, LoraSpec, Model, Params, Ready, Recompute};
 use ringtune::rng::Stream;
-use ringtune::tensor::{DType, Device};
+use ringtune::tensor::{DType, Device, Tensor};
 
 use crate::reference::{Reference, f, f_mut};
 
@@ -261,6 +261,42 @@ fn recompute_changes_no_bit() {
             for mode in [Recompute::Attention, Recompute::Layer] {
                 assert!(kept == bits(&c, &batch(), mode, dtype, lora()), "{name}, {dtype:?}, {mode:?}");
             }
+        }
+    }
+}
+
+/// A step's gradient is the sum of those of its micro-batches, each formed from zero and added once: then ranks that form one each
+/// get the same bits.
+#[test]
+fn each_micro_batch_adds_its_own_gradient_once() {
+    let dev = Cpu::new(Some(2)).unwrap();
+    for (name, c) in configs() {
+        let m = random_model(&dev, &c, None, DType::F32);
+        let mut a =
+            Acts::new(&dev, &m, 40, ActsOptions { micro_batches: 2, training: true, ..ActsOptions::FORWARD }).unwrap();
+        let mut other = batch();
+        other.tokens.rotate_left(3);
+        let batches = [batch(), other];
+        let mut run = |slots: std::ops::Range<usize>| {
+            let mut g = model::alloc_grads(&dev, &m).unwrap();
+            for slot in slots {
+                a.load_at(&dev, slot, &batches[slot]).unwrap();
+                model::forward(&dev, &m, &mut a).unwrap();
+                model::backward(&dev, &m, &mut g, &mut a, 0.1, &mut |_, _| Ok(())).unwrap();
+            }
+            g
+        };
+        let (both, mut first, second) = (run(0..2), run(0..1), run(1..2));
+        for ((at, sum), (_, one)) in first.places_mut().into_iter().zip(second.places()) {
+            let (sum, one) = (sum.as_mut().unwrap(), one.as_ref().unwrap());
+            dev.add(sum, one).unwrap();
+            let (_, both) = both.places().into_iter().find(|(x, _)| *x == at).unwrap();
+            let bits = |t: &Tensor<Cpu>| {
+                let mut host = vec![0.0; t.len()];
+                dev.download(&mut host, t).unwrap();
+                host.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            assert!(bits(sum) == bits(both.as_ref().unwrap()), "{name}: {at}");
         }
     }
 }

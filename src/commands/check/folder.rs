@@ -218,7 +218,7 @@ fn room(subject: &Subject, steps: Steps) -> Option<Room> {
     let kept = s.save_total_limit.map_or(saves, |k| saves.min(k as u64 + 2));
     let model = in_files * demand.base_weights() + tokenizer;
     let mut total = kept * checkpoint + result;
-    if subject.new_rows.is_some() {
+    if subject.new_rows.is_some() && subject.lora.is_some() {
         total += model;
     }
     if s.merge_adapters {

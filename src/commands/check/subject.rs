@@ -46,7 +46,7 @@ pub struct Subject {
     pub resize: Option<Resize>,
     /// The model to start from; `None` in pretraining too.
     pub base: Option<ModelFiles>,
-    /// With LoRA on a grown vocabulary: first trained row of embedding and head, and their number.
+    /// First row that the vocabulary was grown by, and their number: with LoRA those of embedding and head that are trained.
     pub new_rows: Option<(usize, usize)>,
     /// The tokenizer, ChatML's tokens added.
     pub tokenizer: Option<Tokenizer>,
@@ -191,7 +191,7 @@ fn grow(check: &mut Check, subject: &mut Subject, job: &SftJob) {
         Ok((startup::with_token_ids(config, tokenizer, Some(template))?, new_rows))
     });
     if let Some((config, new_rows)) = check.take("vocabulary", &place, grown) {
-        subject.new_rows = new_rows.filter(|_| subject.lora.is_some());
+        subject.new_rows = new_rows;
         (subject.config, subject.resize) = (Some(config), Some(resize));
     }
 }
