@@ -6,10 +6,10 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 
 /// What a step left behind, on the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Figures {
-    /// Summed negative log-likelihood.
-    pub nll: f64,
+    /// Summed negative log-likelihood of each micro-batch, in the order they were added: ranks fold them in that of the step.
+    pub nll: Vec<f64>,
     /// Targets that were the arg max, where it was asked for.
     pub correct: f64,
     /// Squared norm of the gradient before clipping.
@@ -19,12 +19,12 @@ pub struct Figures {
 impl Figures {
     /// Whether loss and gradient are; an update is made only then.
     pub fn finite(&self) -> bool {
-        self.nll.is_finite() && self.grad_norm2.is_finite()
+        self.nll.iter().all(|nll| nll.is_finite()) && self.grad_norm2.is_finite()
     }
 }
 
 /// [`Backend::Stats`] of a backend whose memory is the host's.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct HostStats {
     /// Sums so far.
     pub figures: Figures,
@@ -50,7 +50,7 @@ impl HostStats {
             dev.download(&mut values, t)?;
             Ok(values.iter().map(|&v| f64::from(v)).sum())
         };
-        self.figures.nll += sum("loss", loss)?;
+        self.figures.nll.push(sum("loss", loss)?);
         if let Some(correct) = correct {
             self.figures.correct += sum("correct", correct)?;
         }

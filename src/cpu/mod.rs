@@ -289,6 +289,6 @@ impl Backend for Cpu {
     }
 
     fn figures(&self, s: &HostStats) -> Result<Figures> {
-        Ok(s.figures)
+        Ok(s.figures.clone())
     }
 }

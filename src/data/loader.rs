@@ -1,8 +1,9 @@
 //! The loader: a thread that builds the micro-batches of coming steps, and an exact cursor.
 //!
-//! Row `i` of an epoch's global order belongs to rank `i mod world_size`. A step takes the next
-//! `micro_batch * grad_accum * world_size` rows, whoever trains them; at the end of an epoch the missing ones are empty micro-batches
-//! or fewer rows in one, never repeated samples. No step crosses from one epoch into the next.
+//! A step takes the next `micro_batch * grad_accum * world_size` rows of an epoch's global order. They are cut into micro-batches
+//! of `micro_batch` rows before anyone's share is decided: micro-batch k goes to rank `k mod world_size`, so what it holds does not
+//! depend on the number of ranks. At the end of an epoch the missing rows are empty micro-batches or fewer rows in one, never
+//! repeated samples. No step crosses from one epoch into the next.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -38,10 +39,15 @@ impl StepShape {
     }
 }
 
+/// Numbers of the micro-batches that are a rank's, in its order: k goes to rank `k mod world_size`.
+pub fn dealt(rank: usize, world_size: usize) -> impl Iterator<Item = usize> {
+    (rank..).step_by(world_size)
+}
+
 /// One optimiser step on this rank.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
-    /// `grad_accum` micro-batches; at an epoch's end the last may be empty (`tokens.len() == 0`).
+    /// `grad_accum` micro-batches, numbered by [`dealt`]; at an epoch's end some may be empty (`tokens.len() == 0`).
     pub micro_batches: Vec<MicroBatch>,
     /// Where the run stands after it; after the last step of an epoch, the start of the next.
     pub cursor: Cursor,
@@ -124,19 +130,16 @@ impl Drop for Loader {
 pub fn build_step(data: &TrainSet, plan: &EpochPlan, cursor: Cursor, shape: StepShape, rank: usize) -> Step {
     let n_rows = plan.n_rows() as u64;
     let end = (cursor.rows + shape.rows()).min(n_rows);
-    // Any `rows()` rows in a row hold every residue equally often, so a resumed run may start anywhere.
-    let mine: Vec<u64> = (cursor.rows..end).filter(|i| i % shape.world_size as u64 == rank as u64).collect();
-    let mut chunks = mine.chunks(shape.micro_batch);
-    let micro_batches = (0..shape.grad_accum)
-        .map(|_| {
+    // Counted from the cursor, so that a resumed run may start anywhere.
+    let first = |k: usize| cursor.rows + (k * shape.micro_batch) as u64;
+    let micro_batches = dealt(rank, shape.world_size)
+        .take(shape.grad_accum)
+        .map(|k| {
             let mut batch = MicroBatch::default();
-            for &row in chunks.next().unwrap_or_default() {
-                data.append_row(plan, row as usize, &mut batch);
-            }
+            (first(k)..first(k + 1).min(end)).for_each(|row| data.append_row(plan, row as usize, &mut batch));
             batch
         })
         .collect();
-    debug_assert!(chunks.next().is_none(), "every row of the step has a micro-batch");
     let epoch_end = end == n_rows;
     let cursor =
         if epoch_end { Cursor { epoch: plan.epoch + 1, rows: 0 } } else { Cursor { epoch: plan.epoch, rows: end } };
@@ -186,22 +189,26 @@ impl EvalPlan {
         self.rows.len()
     }
 
-    /// The micro-batches of a rank, of at most `micro_batch` rows each. Samples are indices of pieces in the set.
+    /// Number of micro-batches over all ranks, of at most `micro_batch` rows each.
+    pub fn n_micro_batches(&self, micro_batch: usize) -> usize {
+        self.rows.len().div_ceil(micro_batch)
+    }
+
+    /// The micro-batches of a rank with their numbers, dealt as in training. Samples are indices of pieces in the set.
     pub fn micro_batches<'a>(
         &'a self,
         set: &'a PieceSet,
         micro_batch: usize,
         rank: usize,
         world_size: usize,
-    ) -> impl Iterator<Item = MicroBatch> + 'a {
-        let mine: Vec<&Vec<u32>> = self.rows.iter().skip(rank).step_by(world_size).collect();
-        let n = mine.len().div_ceil(micro_batch);
-        (0..n).map(move |k| {
+    ) -> impl Iterator<Item = (usize, MicroBatch)> + 'a {
+        let n = self.n_micro_batches(micro_batch);
+        dealt(rank, world_size).take_while(move |&k| k < n).map(move |k| {
             let mut batch = MicroBatch::default();
-            for row in mine.iter().skip(k * micro_batch).take(micro_batch) {
+            for row in self.rows.iter().skip(k * micro_batch).take(micro_batch) {
                 row.iter().for_each(|&piece| set.append(piece as usize, piece, &mut batch));
             }
-            batch
+            (k, batch)
         })
     }
 }

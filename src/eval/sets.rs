@@ -51,13 +51,13 @@ pub fn evaluate_sets<B: Backend>(
         .map(|s| EvalPlan::new(s, options.max_seq_len, options.packing, options.max_samples, options.seed))
         .collect();
     let batches = |i: usize| plans[i].micro_batches(&sets[i], options.batch, 0, 1);
-    let largest = (0..sets.len()).flat_map(|i| batches(i).map(|b| b.tokens.len())).max().unwrap_or(0);
+    let largest = (0..sets.len()).flat_map(|i| batches(i).map(|(_, b)| b.tokens.len())).max().unwrap_or(0);
     let mut acts = Acts::new(dev, model, largest.max(1), ActsOptions::FORWARD)?;
     let mut out = Vec::with_capacity(sets.len());
     for (i, set) in sets.iter().enumerate() {
         let mut documents: Vec<(u32, [f64; 3])> = Vec::new();
         let mut tokens = 0;
-        for batch in batches(i) {
+        for (_, batch) in batches(i) {
             acts.load(dev, &batch)?;
             model::loss(dev, model, &mut acts)?;
             let (losses, corrects) = (acts.losses(dev)?, acts.corrects(dev)?);

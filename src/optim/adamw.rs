@@ -43,15 +43,15 @@ impl Default for AdamWSettings {
 pub enum Verdict {
     /// The parameters were updated.
     Updated {
-        /// Summed negative log-likelihood of the step.
-        nll: f64,
+        /// Summed negative log-likelihood of each micro-batch with targets, in their order.
+        nll: Vec<f64>,
         /// Global norm of the gradient before clipping.
         grad_norm: f64,
     },
     /// The loss or the gradient is not finite; nothing was changed, the step does not count.
     NonFinite {
-        /// Summed negative log-likelihood of the step.
-        nll: f64,
+        /// Summed negative log-likelihood of each micro-batch with targets, in their order.
+        nll: Vec<f64>,
         /// The norm: NaN or infinite.
         grad_norm: f64,
         /// Weights whose own gradient is not finite, where the loss is.
@@ -191,12 +191,14 @@ impl<B: Backend> Optimizer<B> {
         dev.adamw_all(&self.stats, &mut slots, step)?;
         let figures = dev.figures(&self.stats)?;
         dev.begin_step(&mut self.stats)?;
-        let (nll, grad_norm) = (figures.nll, figures.grad_norm2.sqrt());
-        if figures.finite() {
+        let (finite, grad_norm) = (figures.finite(), figures.grad_norm2.sqrt());
+        let nll = figures.nll;
+        if finite {
             self.updates += 1;
             return Ok(Verdict::Updated { nll, grad_norm });
         }
-        let tensors = if nll.is_finite() { self.not_finite(dev, grads)? } else { Vec::new() };
+        let loss_is_finite = nll.iter().all(|nll| nll.is_finite());
+        let tensors = if loss_is_finite { self.not_finite(dev, grads)? } else { Vec::new() };
         Ok(Verdict::NonFinite { nll, grad_norm, tensors })
     }
 

@@ -71,13 +71,18 @@ impl EvalBatches {
         self.sets.iter().map(|(name, ..)| name.clone()).collect()
     }
 
-    /// Every micro-batch of data set `i` on this rank, in order, within the capacity the model was allocated for.
+    /// Number of micro-batches of data set `i` over all ranks.
+    pub fn count(&self, i: usize) -> usize {
+        self.sets[i].2.n_micro_batches(self.micro_batch)
+    }
+
+    /// Every micro-batch of data set `i` on this rank with its number, in order, within the capacity the model was allocated for.
     ///
     /// # Errors
     /// The error of `each`.
-    pub fn visit(&self, i: usize, mut each: impl FnMut(&MicroBatch) -> Result<()>) -> Result<()> {
+    pub fn visit(&self, i: usize, mut each: impl FnMut(usize, &MicroBatch) -> Result<()>) -> Result<()> {
         let (_, set, plan) = &self.sets[i];
-        plan.micro_batches(set, self.micro_batch, self.rank, self.world_size).try_for_each(|b| each(&b))
+        plan.micro_batches(set, self.micro_batch, self.rank, self.world_size).try_for_each(|(k, b)| each(k, &b))
     }
 }
 

@@ -8,8 +8,8 @@
 
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
-use crate::comm::Communicator;
-use crate::data::loader::Step;
+use crate::comm::{Communicator, fold};
+use crate::data::loader::{Step, dealt};
 use crate::ensure;
 use crate::error::{Error, Result};
 use crate::hf::HostTensor;
@@ -107,13 +107,10 @@ impl<B: Backend> Workload<B> {
     /// # Errors
     /// If the device or a peer fails.
     pub fn step(&mut self, dev: &B, comm: &dyn Communicator<B>, batch: &Step, step: u64, lr: f64) -> Result<Stepped> {
-        let mut counts = [0.0; 3];
-        for b in &batch.micro_batches {
-            let own = [b.n_valid as f64, b.tokens.len() as f64, self.flops.step(b)];
-            counts.iter_mut().zip(own).for_each(|(c, o)| *c += o);
-        }
-        comm.sum_host(&mut counts)?;
-        let [supervised, tokens, flops] = counts;
+        let n = batch.micro_batches.len() * comm.world_size();
+        let numbered = || dealt(comm.rank(), comm.world_size()).zip(&batch.micro_batches);
+        let counts = numbered().map(|(k, b)| (k, [b.n_valid as f64, b.tokens.len() as f64, self.flops.step(b)]));
+        let [supervised, tokens, flops] = fold(comm, n, counts)?;
         let mut stepped = Stepped {
             loss: f64::NAN,
             grad_norm: f64::NAN,
@@ -130,10 +127,10 @@ impl<B: Backend> Workload<B> {
         model::zero_grads(dev, grads)?;
         let scale = (1.0 / supervised) as f32;
         let last = batch.micro_batches.len() - 1;
-        for (i, b) in batch.micro_batches.iter().enumerate() {
+        for (i, (k, b)) in numbered().enumerate() {
             // What is final after the last micro-batch is reduced while the layers below are still computed.
             let mut reduce = |ready, grads: &mut Grads<B>| match i == last {
-                true => reduce_start(dev, comm, ready, grads),
+                true => comm.reduce_start(dev, &part(grads, ready).iter().map(|grad| &**grad).collect::<Vec<_>>()),
                 false => Ok(()),
             };
             // A micro-batch without targets has no gradient, but every rank starts every reduction, in the same order.
@@ -142,25 +139,26 @@ impl<B: Backend> Workload<B> {
                 continue;
             }
             acts.load_at(dev, i, b)?;
-            // Row i of a step is on rank i mod world, so this numbering does not depend on the number of ranks.
-            let index = i * comm.world_size() + comm.rank();
-            acts.set_dropout_key(rng::mix(&[self.seed, step, index as u64]));
+            // The number of a micro-batch names the same rows whatever the number of ranks.
+            acts.set_dropout_key(rng::mix(&[self.seed, step, k as u64]));
             model::forward(dev, model, acts)?;
             model::backward(dev, model, grads, acts, scale, &mut reduce)?;
             optimizer.add_loss(dev, acts.loss_tensor())?;
         }
-        comm.all_reduce_wait(dev)?;
+        for ready in Ready::all(model.params.layers.len()) {
+            comm.reduce_finish(dev, &mut part(grads, ready))?;
+        }
         // The one wait of the step. A loss that is not finite on one rank is in the gradients of all of them.
         let verdict = optimizer.step(dev, &mut model.params, grads, lr)?;
-        let (Verdict::Updated { nll, grad_norm } | Verdict::NonFinite { nll, grad_norm, .. }) = verdict;
-        let mut sums = [nll];
-        comm.sum_host(&mut sums)?;
-        stepped.loss = sums[0] / supervised;
+        let (Verdict::Updated { nll, grad_norm } | Verdict::NonFinite { nll, grad_norm, .. }) = &verdict;
+        let with_targets = numbered().filter(|(_, b)| b.n_valid > 0);
+        let [sum] = fold(comm, n, with_targets.zip(nll).map(|((k, _), nll)| (k, [*nll])))?;
+        stepped.loss = sum / supervised;
         if !stepped.loss.is_finite() {
             stepped.problem = Some(Problem::Loss { samples: self.suspects(dev, batch)? });
             return Ok(stepped);
         }
-        stepped.grad_norm = grad_norm;
+        stepped.grad_norm = *grad_norm;
         if let Verdict::NonFinite { tensors, .. } = verdict {
             let samples = batch.micro_batches.iter().flat_map(|b| b.samples.iter().copied()).collect();
             stepped.problem = Some(Problem::Gradient { tensors, samples });
@@ -193,7 +191,7 @@ impl<B: Backend> Workload<B> {
         dev.begin_step(&mut self.stats)?;
         dev.add_loss(&mut self.stats, self.acts.loss_tensor(), Some(self.acts.correct_tensor()))?;
         let figures = dev.figures(&self.stats)?;
-        Ok([figures.nll, batch.n_valid as f64, figures.correct])
+        Ok([figures.nll.iter().sum(), batch.n_valid as f64, figures.correct])
     }
 
     /// The trained weights.
@@ -244,11 +242,10 @@ impl<B: Backend> Workload<B> {
     }
 }
 
-/// Starts summing a part of the gradients over all ranks.
-fn reduce_start<B: Backend>(dev: &B, comm: &dyn Communicator<B>, ready: Ready, grads: &mut Grads<B>) -> Result<()> {
+/// The gradients that are final together, so that ranks sum them together.
+fn part<B: Backend>(grads: &mut Grads<B>, ready: Ready) -> Vec<&mut Tensor<B>> {
     let part = grads.places_mut().into_iter().filter(|(at, _)| Ready::of(*at) == ready);
-    let mut part: Vec<&mut Tensor<B>> = part.filter_map(|(_, grad)| grad.as_mut()).collect();
-    comm.all_reduce_start(dev, &mut part)
+    part.filter_map(|(_, grad)| grad.as_mut()).collect()
 }
 
 /// The samples whose documents hold a loss that is not finite; all of the micro-batch where documents and samples differ.

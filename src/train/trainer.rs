@@ -14,7 +14,7 @@ use super::state::RunState;
 use super::step::{Problem, Stepped, Workload};
 use crate::backend::Backend;
 use crate::bail;
-use crate::comm::Communicator;
+use crate::comm::{Communicator, fold};
 use crate::data::loader::Step;
 use crate::error::Result;
 use crate::eval::{Evaluation, SetSums};
@@ -103,7 +103,7 @@ impl<B: Backend> Trainer<'_, B> {
             let batch = self.batches.next_step()?;
             self.step(&batch, start, &mut window)?;
             let last = self.state.step == self.max_steps;
-            let interrupted = self.stop.is_requested();
+            let interrupted = self.comm.any(self.stop.is_requested())?;
             let mut save = settings.save_every.due(self.state.step, batch.epoch_end);
             let mut out_of_patience = false;
             let evaluate = settings.eval_every.due(self.state.step, batch.epoch_end)
@@ -256,14 +256,12 @@ impl<B: Backend> Trainer<'_, B> {
         let start = Instant::now();
         let mut sets = Vec::new();
         for (i, name) in batches.names().into_iter().enumerate() {
-            let mut sums = [0.0; 3];
-            batches.visit(i, |micro_batch| {
-                let part = self.work.evaluate(self.dev, micro_batch)?;
-                sums.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+            let mut own = Vec::new();
+            batches.visit(i, |k, micro_batch| {
+                own.push((k, self.work.evaluate(self.dev, micro_batch)?));
                 Ok(())
             })?;
-            self.comm.sum_host(&mut sums)?;
-            let [nll, supervised, correct] = sums;
+            let [nll, supervised, correct] = fold(self.comm, batches.count(i), own)?;
             if supervised > 0.0 {
                 sets.push(SetSums { name, nll, supervised, correct });
             }

@@ -452,7 +452,7 @@ impl Backend for Reference {
     }
 
     fn figures(&self, s: &HostStats) -> Result<Figures> {
-        Ok(s.figures)
+        Ok(s.figures.clone())
     }
 }
 

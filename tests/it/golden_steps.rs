@@ -20,11 +20,11 @@ use ringtune::train::setup;
 use ringtune::train::step::{Problem, Workload};
 use serde_json::Value;
 
-const MODEL: &str = "tests/data/model/tiny-llama-tied";
-const GOLDEN: &str = "tests/data/golden/tiny-llama-tied";
+pub const MODEL: &str = "tests/data/model/tiny-llama-tied";
+pub const GOLDEN: &str = "tests/data/golden/tiny-llama-tied";
 
 /// Rows of a padded batch as documents; `labels[t]` is the target of position `t - 1`.
-fn micro_batch(v: &Value) -> MicroBatch {
+pub fn micro_batch(v: &Value) -> MicroBatch {
     let rows = |key: &str| -> Vec<Vec<i64>> { serde_json::from_value(v[key].clone()).unwrap() };
     let mut b = MicroBatch::default();
     for ((ids, labels), mask) in rows("input_ids").iter().zip(&rows("labels")).zip(&rows("attention_mask")) {

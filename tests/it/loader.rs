@@ -214,13 +214,34 @@ fn the_same_rows_make_a_step_whatever_the_ranks_and_accumulation() {
         })
         .collect();
     assert!(all.iter().all(|t| *t == all[0]));
-    // Row i of the order belongs to rank i mod w.
+    // Micro-batch k of a step goes to rank k mod w.
     let plan = data.train.plan(0);
     let shape = StepShape { micro_batch: 1, grad_accum: 2, world_size: 3 };
     for rank in 0..3 {
         let step = &steps(&data.train, Cursor::default(), shape, rank, 2)[1];
         assert_eq!(step.micro_batches[0].samples, plan.row(6 + rank));
         assert_eq!(step.micro_batches[1].samples, plan.row(9 + rank));
+    }
+}
+
+/// What a micro-batch holds, and so the dropout key that names it, does not depend on who trains it; nor where a run resumes.
+#[test]
+fn the_same_rows_make_a_micro_batch_whatever_the_ranks() {
+    let s = setup();
+    let data = s.data(&s.spec(&[s.rows("a.jsonl", 150)]));
+    let through =
+        steps(&data.train, Cursor::default(), StepShape { micro_batch: 2, grad_accum: 1, world_size: 1 }, 0, 3);
+    for cursor in [Cursor::default(), through[2].cursor] {
+        let numbered = |grad_accum, world_size| -> Vec<Vec<MicroBatch>> {
+            let shape = StepShape { micro_batch: 2, grad_accum, world_size };
+            let ranks: Vec<_> = (0..world_size).map(|r| steps(&data.train, cursor, shape, r, 40)).collect();
+            assert!(ranks[0].iter().any(|s| s.epoch_end), "the test covers an epoch's tail");
+            let of = |i: usize, k: usize| ranks[k % world_size][i].micro_batches[k / world_size].clone();
+            (0..40).map(|i| (0..6).map(|k| of(i, k)).collect()).collect()
+        };
+        let one = numbered(6, 1);
+        assert!(one.iter().flatten().any(|b| b.tokens.is_empty()), "some micro-batch is empty");
+        assert!(numbered(3, 2) == one && numbered(2, 3) == one && numbered(1, 6) == one);
     }
 }
 
@@ -317,7 +338,7 @@ fn evaluation_sees_every_held_out_row_once_on_any_number_of_ranks() {
         for world_size in [1, 3] {
             let mut samples = Vec::new();
             for rank in 0..world_size {
-                for batch in plan.micro_batches(set, 2, rank, world_size) {
+                for (_, batch) in plan.micro_batches(set, 2, rank, world_size) {
                     check_batch(&batch);
                     assert!(batch.tokens.len() <= 128 && !batch.tokens.is_empty());
                     samples.extend(batch.samples);

@@ -30,6 +30,9 @@ mod peft;
 mod prepare;
 #[path = "../common/program.rs"]
 mod program;
+mod ranks;
+#[path = "../common/ranks.rs"]
+mod ranks_as_threads;
 mod readme;
 #[path = "../common/reference.rs"]
 mod reference;

@@ -1,0 +1,108 @@
+//! A step on several ranks is the step of one rank with as many micro-batches, bit for bit.
+
+use std::path::Path;
+
+use ringtune::batch::MicroBatch;
+use ringtune::comm::{Communicator, Solo, fold};
+use ringtune::cpu::Cpu;
+use ringtune::data::loader::{Step, dealt};
+use ringtune::hf::safetensors::ModelFiles;
+use ringtune::model::LoraSpec;
+use ringtune::settings::TrainSettings;
+use ringtune::train::setup;
+use ringtune::train::step::{Problem, Stepped, Workload};
+use serde_json::Value;
+
+use crate::golden_steps::{GOLDEN, MODEL, micro_batch};
+use crate::ranks_as_threads::{Rank, on_ranks};
+
+/// Six micro-batches of recorded rows, one of them without a target and one without a token.
+fn micro_batches() -> Vec<MicroBatch> {
+    let golden: Value = serde_json::from_slice(&std::fs::read(format!("{GOLDEN}/golden.json")).unwrap()).unwrap();
+    let steps = golden["adamw"]["batches"].as_array().unwrap();
+    let mut all: Vec<MicroBatch> = steps.iter().flat_map(|s| s.as_array().unwrap()).take(5).map(micro_batch).collect();
+    all[2].targets.fill(-100);
+    all[2].n_valid = 0;
+    all.push(MicroBatch::default());
+    all
+}
+
+/// Two steps of LoRA with dropout over those micro-batches on this rank: figures, and the bits of the weights.
+fn train(comm: &dyn Communicator<Cpu>) -> (Vec<Stepped>, Vec<u32>) {
+    let dev = Cpu::new(Some(1)).unwrap();
+    let defaults = TrainSettings::default();
+    let lora = LoraSpec { r: 4, alpha: 8.0, dropout: 0.2, ..defaults.lora.clone().unwrap() };
+    let all = micro_batches();
+    let grad_accum = all.len().div_ceil(comm.world_size());
+    let settings = TrainSettings { lora: Some(lora), grad_accum, ..defaults };
+    let base = ModelFiles::open(Path::new(MODEL)).unwrap();
+    let mut work: Workload<Cpu> = setup::workload(&dev, &base, &settings, None, 512).unwrap();
+    let own = dealt(comm.rank(), comm.world_size()).take_while(|&k| k < all.len());
+    let batch = Step { micro_batches: own.map(|k| all[k].clone()).collect(), ..Default::default() };
+    let stepped = (0..2).map(|i| work.step(&dev, comm, &batch, i, 1e-2).unwrap()).collect();
+    let weights = work.export_params(&dev).unwrap();
+    (stepped, weights.into_iter().flat_map(|(_, t)| t.data).map(f32::to_bits).collect())
+}
+
+#[test]
+fn ranks_and_accumulation_are_one() {
+    let one = train(&Solo);
+    assert!(one.0.iter().all(|s| s.problem.is_none() && s.loss > 0.0), "{:?}", one.0);
+    // Ranks that accumulate add their gradients in another order; figures of a step are folded over micro-batches all the same.
+    for size in [2, 3] {
+        let ranks = on_ranks(size, |rank: &Rank| train(rank));
+        let figures = |s: &Stepped| (s.loss.to_bits(), s.tokens, s.supervised, s.flops.to_bits());
+        for (stepped, weights) in &ranks {
+            assert_eq!(figures(&stepped[0]), figures(&one.0[0]), "{size} ranks");
+            assert!((stepped[1].loss / one.0[1].loss - 1.0).abs() < 1e-5, "{stepped:?} against {:?}", one.0);
+            assert!(*weights == ranks[0].1, "the ranks' weights differ");
+        }
+    }
+    // One micro-batch a rank is the order of sums of accumulation.
+    let six = on_ranks(6, |rank: &Rank| train(rank));
+    assert!(six.iter().all(|rank| *rank == one), "six ranks with a micro-batch each");
+}
+
+#[test]
+fn figures_are_summed_in_the_order_of_micro_batches() {
+    let figures: Vec<[f64; 2]> = (0..7).map(|k| [1e16 / f64::from(3 * k + 1), f64::from(k) * 0.1 - 1e15]).collect();
+    let own = |comm: &dyn Communicator<Cpu>| {
+        let mine: Vec<_> =
+            dealt(comm.rank(), comm.world_size()).take_while(|&k| k < 7).map(|k| (k, figures[k])).collect();
+        fold(comm, 7, mine).unwrap().map(f64::to_bits)
+    };
+    let mut expected = [0.0; 2];
+    figures.iter().for_each(|f| (0..2).for_each(|i| expected[i] += f[i]));
+    for size in 1..=4 {
+        assert!(on_ranks(size, |rank: &Rank| own(rank)).iter().all(|got| *got == expected.map(f64::to_bits)));
+    }
+    assert_eq!(own(&Solo), expected.map(f64::to_bits));
+}
+
+#[test]
+fn one_rank_that_is_asked_to_stop_stops_all() {
+    for asked in 0..3 {
+        assert_eq!(on_ranks(3, |rank: &Rank| rank.any(rank.rank() == asked).unwrap()), [true; 3]);
+    }
+    assert_eq!(on_ranks(3, |rank: &Rank| rank.any(false).unwrap()), [false; 3]);
+}
+
+/// Whether a step is finite is decided on summed values: the rank with sound rows skips with the others.
+#[test]
+fn a_loss_that_is_not_finite_skips_the_step_on_every_rank() {
+    let skipped = on_ranks(2, |rank: &Rank| {
+        let dev = Cpu::new(Some(1)).unwrap();
+        let settings = TrainSettings::default();
+        let base = ModelFiles::open(Path::new(MODEL)).unwrap();
+        let mut work: Workload<Cpu> = setup::workload(&dev, &base, &settings, None, 512).unwrap();
+        if rank.rank() == 1 {
+            let mut bad = work.export_params(&dev).unwrap();
+            bad[0].1.data[0] = f32::NAN;
+            work.import_params(&dev, &bad).unwrap();
+        }
+        let all = micro_batches();
+        let batch = Step { micro_batches: vec![all[rank.rank()].clone()], ..Default::default() };
+        work.step(&dev, rank, &batch, 0, 1e-2).unwrap().problem
+    });
+    assert!(skipped.iter().all(|p| matches!(p, Some(Problem::Loss { .. }))), "{skipped:?}");
+}
