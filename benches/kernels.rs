@@ -334,6 +334,8 @@ fn streams(b: &Bench) -> Result<()> {
                 lr: 1e-3,
                 beta1: 0.9,
                 beta2: 0.999,
+                one_minus_beta1: 0.1,
+                one_minus_beta2: 0.001,
                 eps: 1e-8,
                 weight_decay: 0.1,
                 bias_correction1: 0.1,

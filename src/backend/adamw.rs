@@ -12,6 +12,10 @@ pub struct AdamWStep {
     pub beta1: f32,
     /// Decay of the second moment.
     pub beta2: f32,
+    /// `1 - beta1`, taken in f64: in f32 it is off by what `beta1` was rounded by, which the bias correction then does not undo.
+    pub one_minus_beta1: f32,
+    /// `1 - beta2`, taken in f64: in f32 that of 0.999 is 0.0013 % too small.
+    pub one_minus_beta2: f32,
     /// Added to the corrected root.
     pub eps: f32,
     /// Decoupled weight decay: `p *= 1 - lr * weight_decay`, of tensors that decay.

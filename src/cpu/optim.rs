@@ -47,6 +47,8 @@ pub fn norm2(dev: &Cpu, tensors: &[&Tensor<Cpu>]) -> f64 {
 struct Scalars {
     beta1: f32,
     beta2: f32,
+    one_minus_beta1: f32,
+    one_minus_beta2: f32,
     grad_scale: f32,
     /// `lr / (1 - beta1^t)`.
     rate: f32,
@@ -63,8 +65,8 @@ multiversion! {
         let rounded = !p.is_empty();
         for (((w, m), v), g) in master.iter_mut().zip(m).zip(v).zip(g) {
             let g = g * s.grad_scale;
-            *m = I::fma(s.beta1, *m, (1.0 - s.beta1) * g);
-            *v = I::fma(s.beta2, *v, (1.0 - s.beta2) * g * g);
+            *m = I::fma(s.beta1, *m, s.one_minus_beta1 * g);
+            *v = I::fma(s.beta2, *v, s.one_minus_beta2 * g * g);
             let denominator = I::fma(v.sqrt(), s.root, s.eps);
             *w = I::fma(*w, s.keep, -(s.rate * *m / denominator));
         }
@@ -88,6 +90,8 @@ pub fn adamw(dev: &Cpu, slot: &mut AdamWSlot<'_, Cpu>, step: AdamWStep, grad_sca
     let s = Scalars {
         beta1: step.beta1,
         beta2: step.beta2,
+        one_minus_beta1: step.one_minus_beta1,
+        one_minus_beta2: step.one_minus_beta2,
         grad_scale,
         rate: lr / step.bias_correction1,
         root: 1.0 / step.bias_correction2.sqrt(),
@@ -125,6 +129,8 @@ mod tests {
         lr: 0.01,
         beta1: 0.9,
         beta2: 0.99,
+        one_minus_beta1: 0.1,
+        one_minus_beta2: 0.01,
         eps: 1e-6,
         weight_decay: 0.1,
         bias_correction1: 0.19,
@@ -136,8 +142,8 @@ mod tests {
     fn reference(p: f64, m: f64, v: f64, g: f64, round: impl Fn(f64) -> f64) -> [f64; 3] {
         let s = |x: f32| f64::from(x);
         let g = round(g * s(CLIP));
-        let m = round(round(s(STEP.beta1) * m) + round(round(1.0 - s(STEP.beta1)) * g));
-        let v = round(round(s(STEP.beta2) * v) + round(round(1.0 - s(STEP.beta2)) * round(g * g)));
+        let m = round(round(s(STEP.beta1) * m) + round(s(STEP.one_minus_beta1) * g));
+        let v = round(round(s(STEP.beta2) * v) + round(s(STEP.one_minus_beta2) * round(g * g)));
         let (mean, square) = (round(m / s(STEP.bias_correction1)), round(v / s(STEP.bias_correction2)));
         let p = round(p * round(1.0 - round(f64::from(STEP.lr as f32) * s(STEP.weight_decay))));
         [round(p - round(round(f64::from(STEP.lr as f32) * mean) / round(square.sqrt() + s(STEP.eps)))), m, v]

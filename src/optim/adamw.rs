@@ -176,6 +176,8 @@ impl<B: Backend> Optimizer<B> {
             lr,
             beta1: s.beta1 as f32,
             beta2: s.beta2 as f32,
+            one_minus_beta1: (1.0 - s.beta1) as f32,
+            one_minus_beta2: (1.0 - s.beta2) as f32,
             eps: s.eps as f32,
             weight_decay: s.weight_decay as f32,
             bias_correction1: (1.0 - s.beta1.powf(t)) as f32,

@@ -465,8 +465,8 @@ fn adamw(slot: &mut AdamWSlot<'_, Reference>, s: AdamWStep, clip: f64) {
     for i in 0..g.len() {
         let grad = f(g)[i] * clip;
         let (m, v) = (&mut f_mut(m)[i], &mut f_mut(v)[i]);
-        *m = wide(s.beta1) * *m + (1.0 - wide(s.beta1)) * grad;
-        *v = wide(s.beta2) * *v + (1.0 - wide(s.beta2)) * grad * grad;
+        *m = wide(s.beta1) * *m + wide(s.one_minus_beta1) * grad;
+        *v = wide(s.beta2) * *v + wide(s.one_minus_beta2) * grad * grad;
         let root = (*v / wide(s.bias_correction2)).sqrt() + wide(s.eps);
         let w = &mut f_mut(p)[start + i];
         *w *= 1.0 - wide(lr) * wide(weight_decay);

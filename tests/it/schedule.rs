@@ -203,6 +203,28 @@ fn steps_agree_with_the_formula_in_f64() {
     }
 }
 
+/// From moments of zero the first step leaves `(1 - beta) g`, and the bias correction divides by the same `1 - beta`.
+#[test]
+fn the_share_of_the_gradient_is_not_rounded_twice() {
+    let dev = Cpu::new(Some(1)).unwrap();
+    let (mut params, grads) = full(&dev, &config("qwen3-tied"), DType::F32);
+    let how = AdamWSettings { max_grad_norm: None, ..AdamWSettings::default() };
+    let mut optimizer = Optimizer::new(&dev, how, &mut params, &grads).unwrap();
+    optimizer.step(&dev, &mut params, &grads, 1e-3).unwrap();
+    let state = optimizer.export(&dev).unwrap();
+    for (at, g) in grads.places() {
+        let g = values(&dev, g.as_ref().unwrap());
+        for (part, share, power) in [("m", 1.0 - how.beta1, 1), ("v", 1.0 - how.beta2, 2)] {
+            let (_, got) = state.tensors.iter().find(|(n, _)| *n == format!("{part}.{at}")).unwrap();
+            for (got, g) in got.data.iter().zip(&g) {
+                let want = share * f64::from(*g).powi(power);
+                // At most three roundings of f32: of the share and of two products.
+                assert!((f64::from(*got) - want).abs() <= want.abs() * 2f64.powi(-22), "{part}.{at}: {got} {want}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing_and_is_named() {
     let dev = Cpu::new(Some(1)).unwrap();
