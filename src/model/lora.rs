@@ -4,7 +4,7 @@
 
 use super::Params;
 use super::config::ModelConfig;
-use super::weights::{Linear, Lora, Product};
+use super::weights::{Linear, Lora, Part, Place, Product};
 use crate::backend::{Backend, ProjectionGrads};
 use crate::error::Result;
 use crate::rng::Stream;
@@ -40,8 +40,17 @@ impl LoraSpec {
 
 const STREAM_LORA: u64 = 0x6c6f_7261;
 
-/// Gives the products of `spec` low-rank updates that change nothing yet: A uniform in ±1/√in, B zero, both f32. PEFT draws A so
-/// (Kaiming uniform with a = √5).
+/// First values of A or B: A uniform in ±1/√in, B zero, so that an update changes nothing yet. PEFT draws A so (Kaiming uniform
+/// with a = √5).
+pub fn first_values(c: &ModelConfig, at: Place, r: usize, seed: u64) -> Vec<f32> {
+    let (rows, cols) = at.shape(c, r);
+    let Place::Layer(i, Part::LoraA(product)) = at else { return vec![0.0; rows * cols] };
+    let stream = Stream::new(&[seed, STREAM_LORA, i as u64, product as u64]);
+    let bound = 1.0 / (cols as f64).sqrt();
+    (0..(rows * cols) as u64).map(|k| (bound * (2.0 * stream.f64_at(k) - 1.0)) as f32).collect()
+}
+
+/// Gives the products of `spec` low-rank updates with their first values, stored in `dtype`.
 ///
 /// # Errors
 /// If the device has not enough memory.
@@ -49,19 +58,20 @@ pub fn add_lora<B: Backend>(
     dev: &B,
     c: &ModelConfig,
     params: &mut Params<B>,
+    dtype: DType,
     spec: &LoraSpec,
     seed: u64,
 ) -> Result<()> {
     for (i, layer) in params.layers.iter_mut().enumerate() {
         for linear in layer.products_mut().into_iter().filter(|l| spec.has(l.product)) {
-            let ((rows, cols), r) = (linear.product.shape(c), spec.r);
-            let stream = Stream::new(&[seed, STREAM_LORA, i as u64, linear.product as u64]);
-            let bound = 1.0 / (cols as f64).sqrt();
-            let values: Vec<f32> =
-                (0..(r * cols) as u64).map(|k| (bound * (2.0 * stream.f64_at(k) - 1.0)) as f32).collect();
-            let mut a = dev.alloc(r, cols, DType::F32)?;
-            dev.upload(&mut a, &values)?;
-            linear.lora = Some(Lora { a, b: dev.alloc(rows, r, DType::F32)? });
+            let load = |part| -> Result<Tensor<B>> {
+                let at = Place::Layer(i, part);
+                let (rows, cols) = at.shape(c, spec.r);
+                let mut factor = dev.alloc(rows, cols, dtype)?;
+                dev.upload(&mut factor, &first_values(c, at, spec.r, seed))?;
+                Ok(factor)
+            };
+            linear.lora = Some(Lora { a: load(Part::LoraA(linear.product))?, b: load(Part::LoraB(linear.product))? });
         }
     }
     Ok(())

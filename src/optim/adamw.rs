@@ -147,6 +147,11 @@ impl<B: Backend> Optimizer<B> {
         self.entries.iter().find(|e| e.at == at)?.master.as_ref()
     }
 
+    /// As [`Optimizer::master`], to write to.
+    pub fn master_mut(&mut self, at: Place) -> Option<&mut Tensor<B>> {
+        self.entries.iter_mut().find(|e| e.at == at)?.master.as_mut()
+    }
+
     /// Adds the losses of a micro-batch of the step that is under way.
     ///
     /// # Errors

@@ -67,20 +67,15 @@ impl Demand<'_> {
 /// Bytes on the device by class.
 pub fn estimate(d: &Demand) -> Vec<MemoryClass> {
     let element = d.settings.dtype.bytes() as u64;
-    let bf16 = d.settings.dtype == DType::Bf16;
-    // Masters stand beside trained weights that are bf16; A and B are f32 themselves.
-    let mastered = match d.lora {
-        _ if !bf16 => 0,
-        Some(_) => d.vocabulary_weights(),
-        None => d.base_weights(),
-    };
+    // Masters stand beside trained weights that are bf16.
+    let mastered = if d.settings.dtype == DType::Bf16 { d.trained_weights() } else { 0 };
     // With several micro-batches in a step, the vocabulary's gradient of each is formed apart.
     let rows = if d.lora.is_some() { d.new_rows.unwrap_or(0) } else { d.config.vocab_size };
     let vocabulary = if d.settings.grad_accum > 1 { (rows * d.config.hidden_size) as u64 } else { 0 };
     let class = |name, bytes| MemoryClass { name, bytes };
     let logits = d.logits_rows.min(d.max_tokens()) * d.config.n_classes;
     vec![
-        class("weights", d.base_weights() * element + d.lora_weights() * WORD),
+        class("weights", (d.base_weights() + d.lora_weights()) * element),
         class("gradients", d.trained_weights() * WORD),
         class("moments and masters", (2 * d.trained_weights() + mastered) * WORD),
         class("activations", d.max_tokens() as u64 * per_token(d) + vocabulary * WORD),

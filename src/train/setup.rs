@@ -9,7 +9,8 @@ use crate::hf::device::load_params;
 use crate::log::tables::MemoryClass;
 use crate::model;
 use crate::model::flops::FlopCount;
-use crate::model::lora::add_lora;
+use crate::model::lora::{add_lora, first_values};
+use crate::model::weights::{Kind, Place};
 use crate::model::{Acts, ActsOptions, Grads, LoraSpec, Model};
 use crate::optim::groups::GroupSettings;
 use crate::optim::{AdamWSettings, Optimizer, ScheduleSettings};
@@ -75,7 +76,7 @@ pub fn workload<B: Backend>(
     let lora = lora_spec(s)?;
     let mut params = load_params(dev, source, s.dtype)?;
     if let Some(l) = &lora {
-        add_lora(dev, &config, &mut params, l, s.seed)?;
+        add_lora(dev, &config, &mut params, s.dtype, l, s.seed)?;
     }
     let new_rows = new_rows.filter(|_| lora.is_some()).map(|(first, n)| first..first + n);
     let mut model = Model { config, params, lora, dtype: s.dtype, new_rows };
@@ -83,7 +84,12 @@ pub fn workload<B: Backend>(
     let options = ActsOptions { recompute: s.recompute, training: true, micro_batches: s.grad_accum };
     let acts = Acts::new(dev, &model, max_tokens, options)?;
     let adamw = adamw(s, model.new_rows.as_ref().map(|rows| rows.start));
-    let optimizer = Optimizer::new(dev, adamw, &mut model.params, &grads)?;
+    let mut optimizer = Optimizer::new(dev, adamw, &mut model.params, &grads)?;
+    if let Some(l) = &model.lora {
+        // A master begins with what was drawn, not with its rounding.
+        let drawn = |at: Place| (at.kind() == Kind::LowRank).then(|| first_values(&model.config, at, l.r, s.seed));
+        optimizer.set_masters(dev, |at| Ok(drawn(at)))?;
+    }
     let trained = trained_weights(&grads);
     let flops = FlopCount::new(&model.config, model.lora.is_some().then_some(trained));
     Ok(Workload { model, grads, acts, optimizer, stats: dev.new_stats()?, flops, seed: s.seed })

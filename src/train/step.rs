@@ -14,6 +14,7 @@ use crate::ensure;
 use crate::error::{Error, Result};
 use crate::hf::HostTensor;
 use crate::hf::artifact::HostParams;
+use crate::hf::device::download;
 use crate::model::flops::FlopCount;
 use crate::model::weights::Place;
 use crate::model::{self, Acts, Grads, Model, Ready, trained};
@@ -199,17 +200,21 @@ impl<B: Backend> Workload<B> {
         self.optimizer.places().collect()
     }
 
-    /// Copies the trained weights to the host, widened exactly. Of an embedding whose new rows alone are trained, these rows.
+    /// Copies the trained weights to the host: the f32 master of a weight that has one, else the weight itself. Of an embedding whose
+    /// new rows alone are trained, these rows.
     ///
     /// # Errors
     /// If the device refuses a copy.
     pub fn export_params(&mut self, dev: &B) -> Result<HostParams> {
-        let mut all = Vec::new();
         let first_rows: Vec<usize> = self.optimizer.places().map(|at| self.model.first_row(at)).collect();
+        let mut all = Vec::new();
         for ((at, param, grad), first_row) in trained(&mut self.model.params, &self.grads).into_iter().zip(first_rows) {
+            if let Some(master) = self.optimizer.master(at) {
+                all.push((at, download(dev, master)?));
+                continue;
+            }
             let (rows, cols) = grad.shape();
-            let mut data = vec![0.0; param.len()];
-            dev.download(&mut data, param)?;
+            let mut data = download(dev, param)?.data;
             data.truncate((first_row + rows) * cols);
             data.drain(..first_row * cols);
             all.push((at, HostTensor { rows, cols, data }));
@@ -217,7 +222,7 @@ impl<B: Backend> Workload<B> {
         Ok(all)
     }
 
-    /// Puts back what [`Workload::export_params`] copied.
+    /// Puts back what [`Workload::export_params`] copied, into masters too.
     ///
     /// # Errors
     /// If a trained weight is missing or of another shape, or the device refuses a copy.
@@ -229,12 +234,14 @@ impl<B: Backend> Workload<B> {
             let (rows, cols) = grad.shape();
             let shape = (new.rows, new.cols);
             ensure!(shape == (rows, cols), "{at}: expected shape {:?}, found {shape:?}", (rows, cols));
+            if let Some(master) = self.optimizer.master_mut(at) {
+                dev.upload(master, &new.data)?;
+            }
             if param.shape() == shape {
                 dev.upload(param, &new.data)?;
                 continue;
             }
-            let mut all = vec![0.0; param.len()];
-            dev.download(&mut all, param)?;
+            let mut all = download(dev, param)?.data;
             all[first_row * cols..][..rows * cols].copy_from_slice(&new.data);
             dev.upload(param, &all)?;
         }

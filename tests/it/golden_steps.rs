@@ -10,12 +10,15 @@ use ringtune::comm::Solo;
 use ringtune::cpu::Cpu;
 use ringtune::data::loader::Step;
 use ringtune::hf::TensorSource;
+use ringtune::hf::device::download;
 use ringtune::hf::peft::Adapter;
 use ringtune::hf::safetensors::{ModelFiles, TensorFile};
 use ringtune::model::LoraSpec;
+use ringtune::model::trained;
 use ringtune::model::weights::{Part, Place};
 use ringtune::optim::{Schedule, ScheduleSettings, Warmup};
 use ringtune::settings::TrainSettings;
+use ringtune::tensor::DType;
 use ringtune::train::setup;
 use ringtune::train::step::{Problem, Workload};
 use serde_json::Value;
@@ -139,6 +142,37 @@ fn lora() {
         let error = update_error(&got.data, &want.data, &start.data);
         assert!(error < 5e-4, "update of {name}: {error:.1e}");
     }
+}
+
+/// Low-rank updates of a bf16 run are bf16 with f32 masters: what is saved is the masters, and what is read goes into them.
+#[test]
+fn masters_are_saved_and_read() {
+    let dev = Cpu::new(Some(1)).unwrap();
+    let base = ModelFiles::open(Path::new(MODEL)).unwrap();
+    let s = TrainSettings { dtype: DType::Bf16, ..Default::default() };
+    let golden: Value = serde_json::from_slice(&std::fs::read(format!("{GOLDEN}/golden.json")).unwrap()).unwrap();
+    let micro_batches: Vec<_> = golden["adamw"]["batches"][0].as_array().unwrap().iter().map(micro_batch).collect();
+    let s = TrainSettings { grad_accum: micro_batches.len(), ..s };
+    let mut work = setup::workload(&dev, &base, &s, None, 512).unwrap();
+    let drawn = work.export_params(&dev).unwrap();
+    let f32s = TrainSettings { dtype: DType::F32, ..s.clone() };
+    assert!(drawn == setup::workload(&dev, &base, &f32s, None, 512).unwrap().export_params(&dev).unwrap());
+
+    let batch = Step { micro_batches, ..Default::default() };
+    for step in 0..2 {
+        assert_eq!(work.step(&dev, &Solo, &batch, step, 1e-3).unwrap().problem, None);
+    }
+    let saved = work.export_params(&dev).unwrap();
+    let round = |x: f32| half::bf16::from_f32(x).to_f32();
+    for ((at, master), (_, param, _)) in saved.iter().zip(trained(&mut work.model.params, &work.grads)) {
+        assert_eq!(param.dtype(), DType::Bf16, "{at}");
+        let rounded: Vec<f32> = master.data.iter().map(|&x| round(x)).collect();
+        assert_eq!(download(&dev, param).unwrap().data, rounded, "{at} is its master, rounded");
+        assert_ne!(master.data, rounded, "the master of {at} holds more than bf16");
+    }
+    let mut other = setup::workload(&dev, &base, &s, None, 512).unwrap();
+    other.import_params(&dev, &saved).unwrap();
+    assert!(other.export_params(&dev).unwrap() == saved);
 }
 
 /// A step without a target changes nothing, and Adam's count of updates does not move.

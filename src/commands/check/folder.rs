@@ -207,7 +207,7 @@ fn room(subject: &Subject, steps: Steps) -> Option<Room> {
         (Some(_), None) => 4 * demand.lora_weights(),
         (None, _) => element * demand.base_weights(),
     } + tokenizer;
-    let masters = if s.dtype == DType::Bf16 && subject.lora.is_none() { 3 } else { 2 };
+    let masters = if s.dtype == DType::Bf16 { 3 } else { 2 };
     let checkpoint = result + 4 * masters * demand.trained_weights();
     let saves = match s.save_every {
         Every::Never => 0,
