@@ -3,3 +3,4 @@
 pub mod metrics;
 pub mod tables;
 pub mod tensorboard;
+pub mod trace;

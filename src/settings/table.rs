@@ -335,6 +335,9 @@ pub static TABLE: &[Setting] = &[
     set(OUT, C::TRAIN, "tensorboard", Bool, "Write TensorBoard event files to output_dir/runs")
         .default("true")
         .to(|s, v| s.train.tensorboard = v.bool()),
+    set(OUT, C::TRAIN, "trace", Path, "Write the phases of every step (data, forward, backward, reduce, update, evaluate, save) to this file, as a Chrome trace")
+        .unset("no trace")
+        .to(|s, v| s.train.trace = v.given().map(Value::path)),
     // Run
     set(RUN, C::DATA, "threads", Int(1), "Worker threads").unset("one per core")
         .to(|s, v| s.train.threads = v.given().map(Value::count)),

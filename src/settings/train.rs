@@ -161,6 +161,8 @@ fields! {
         pub threads: Option<usize>,
         /// Write TensorBoard event files to `output_dir/runs` (`--no_tensorboard` switches them off).
         pub tensorboard: bool,
+        /// Write the phases of every step to this file (`--trace`).
+        pub trace: Option<PathBuf>,
         /// Print less: no tables, no sample rows, no progress bar (`--quiet`).
         pub quiet: bool,
     }

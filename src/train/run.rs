@@ -22,6 +22,7 @@ use crate::error::{Context, Error, Result};
 use crate::files::{check_writable, create_dir_all, remove_torn, write_json};
 use crate::log::metrics::{Metrics, round3};
 use crate::log::tables::{memory_table, settings_table};
+use crate::log::trace::Trace;
 use crate::machine::available_memory;
 use crate::optim::Schedule;
 use crate::settings::{Resume, TrainSettings};
@@ -124,6 +125,9 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         s.eval_batch_size,
         (comm.rank(), comm.world_size()),
     );
+    if let Some(path) = &s.trace {
+        work.trace = Trace::create(path, comm.rank())?;
+    }
     let mut trainer = Trainer {
         dev,
         comm,

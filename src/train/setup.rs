@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::hf::TensorSource;
 use crate::hf::device::load_params;
 use crate::log::tables::MemoryClass;
+use crate::log::trace::Trace;
 use crate::model;
 use crate::model::flops::FlopCount;
 use crate::model::lora::{add_lora, first_values};
@@ -92,7 +93,16 @@ pub fn workload<B: Backend>(
     }
     let trained = trained_weights(&grads);
     let flops = FlopCount::new(&model.config, model.lora.is_some().then_some(trained));
-    Ok(Workload { model, grads, acts, optimizer, stats: dev.new_stats()?, flops, seed: s.seed })
+    Ok(Workload {
+        model,
+        grads,
+        acts,
+        optimizer,
+        stats: dev.new_stats()?,
+        flops,
+        seed: s.seed,
+        trace: Trace::default(),
+    })
 }
 
 /// Number of weights that have a gradient.

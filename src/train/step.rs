@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::hf::HostTensor;
 use crate::hf::artifact::HostParams;
 use crate::hf::device::download;
+use crate::log::trace::Trace;
 use crate::model::flops::FlopCount;
 use crate::model::weights::Place;
 use crate::model::{self, Acts, Grads, Model, Ready, trained};
@@ -38,6 +39,8 @@ pub struct Workload<B: Backend> {
     pub flops: FlopCount,
     /// Seed of the run, for dropout.
     pub seed: u64,
+    /// Where the phases of a step are written down.
+    pub trace: Trace,
 }
 
 /// What one step did, over all ranks.
@@ -124,7 +127,7 @@ impl<B: Backend> Workload<B> {
             stepped.problem = Some(Problem::NoTarget);
             return Ok(stepped);
         }
-        let Self { model, grads, acts, optimizer, .. } = self;
+        let Self { model, grads, acts, optimizer, trace, .. } = self;
         model::zero_grads(dev, grads)?;
         let scale = (1.0 / supervised) as f32;
         let last = batch.micro_batches.len() - 1;
@@ -142,15 +145,24 @@ impl<B: Backend> Workload<B> {
             acts.load_at(dev, i, b)?;
             // The number of a micro-batch names the same rows whatever the number of ranks.
             acts.set_dropout_key(rng::mix(&[self.seed, step, k as u64]));
-            model::forward(dev, model, acts)?;
+            {
+                let _span = trace.span("forward");
+                model::forward(dev, model, acts)?;
+            }
+            let _span = trace.span("backward");
             model::backward(dev, model, grads, acts, scale, &mut reduce)?;
             optimizer.add_loss(dev, acts.loss_tensor())?;
         }
-        for ready in Ready::all(model.params.layers.len()) {
-            comm.reduce_finish(dev, &mut part(grads, ready))?;
+        {
+            let _span = trace.span("reduce");
+            for ready in Ready::all(model.params.layers.len()) {
+                comm.reduce_finish(dev, &mut part(grads, ready))?;
+            }
         }
+        let update = trace.span("update");
         // The one wait of the step. A loss that is not finite on one rank is in the gradients of all of them.
         let verdict = optimizer.step(dev, &mut model.params, grads, lr)?;
+        drop(update);
         let (Verdict::Updated { nll, grad_norm } | Verdict::NonFinite { nll, grad_norm, .. }) = &verdict;
         let with_targets = numbered().filter(|(_, b)| b.n_valid > 0);
         let [sum] = fold(comm, n, with_targets.zip(nll).map(|((k, _), nll)| (k, [*nll])))?;

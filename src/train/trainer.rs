@@ -20,6 +20,7 @@ use crate::error::Result;
 use crate::eval::{Evaluation, SetSums};
 use crate::log::metrics::{Metrics, StepFigures};
 use crate::optim::schedule::Schedule;
+use crate::say;
 use crate::settings::{Every, TrainSettings};
 use crate::text::plural;
 
@@ -82,6 +83,9 @@ impl<B: Backend> Trainer<'_, B> {
     pub fn run(&mut self) -> Result<Finished> {
         let finished = self.run_steps();
         self.metrics.finish();
+        if let Err(e) = self.work.trace.finish() {
+            say::warning(&e.to_string());
+        }
         let finished = finished?;
         if let Some(checkpoints) = &mut self.checkpoints {
             checkpoints.wait()?;
@@ -100,7 +104,10 @@ impl<B: Backend> Trainer<'_, B> {
         let mut window = Window::default();
         while self.state.step < self.max_steps {
             let start = Instant::now();
+            self.work.trace.at_step(self.state.step + 1);
+            let data = self.work.trace.span("data");
             let batch = self.batches.next_step()?;
+            drop(data);
             self.step(&batch, start, &mut window)?;
             let last = self.state.step == self.max_steps;
             let interrupted = self.comm.any(self.stop.is_requested())?;
@@ -225,6 +232,8 @@ impl<B: Backend> Trainer<'_, B> {
 
     /// Evaluates, logs, and returns eval_loss over all data sets.
     fn evaluate_and_log(&mut self) -> Result<Option<f64>> {
+        let trace = self.work.trace.clone();
+        let _span = trace.span("evaluate");
         let Some(evaluation) = self.evaluate()? else {
             return Ok(None);
         };
@@ -274,6 +283,8 @@ impl<B: Backend> Trainer<'_, B> {
         let Some(checkpoints) = &mut self.checkpoints else {
             return Ok(());
         };
+        let trace = self.work.trace.clone();
+        let _span = trace.span("save");
         checkpoints.save(self.dev, &mut self.work, &self.state)
     }
 }

@@ -256,3 +256,33 @@ fn pretraining_makes_a_model_that_sft_takes() {
     run_sft(&tune).unwrap();
     assert_eq!(ModelFiles::open(&tune.output_dir).unwrap().hf_config().model.vocab_size, 4098);
 }
+
+#[test]
+fn a_trace_has_every_phase_of_every_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("trace.json");
+    let (_run, job) = run(|j| {
+        j.settings.max_steps = Some(3);
+        j.settings.eval_every = Every::Steps(2);
+        j.settings.save_every = Every::Steps(2);
+        j.settings.trace = Some(path.clone());
+    });
+    let events: Vec<serde_json::Value> = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let of = |step: u64| -> Vec<&str> {
+        let own = events.iter().filter(|e| e["args"]["step"] == step);
+        own.map(|e| e["name"].as_str().unwrap()).collect()
+    };
+    // Two micro-batches a step. Spans are written as they end; the evaluation and the checkpoint come after step 2 and the last one.
+    let step = ["data", "forward", "backward", "forward", "backward", "reduce", "update"];
+    assert_eq!(of(1), step);
+    for n in [2, 3] {
+        assert_eq!(of(n), [&step[..], &["evaluate", "save"]].concat(), "step {n}");
+    }
+    // Nothing of it changes a result.
+    let (_other, plain) = run(|j| {
+        j.settings.max_steps = Some(3);
+        j.settings.eval_every = Every::Steps(2);
+        j.settings.save_every = Every::Steps(2);
+    });
+    assert_eq!(losses(&job.output_dir), losses(&plain.output_dir));
+}

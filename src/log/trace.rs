@@ -1,0 +1,172 @@
+//! Where a step's time goes, as spans in a Chrome trace (`--trace FILE`), for chrome://tracing, Perfetto and the like.
+//!
+//! One complete event (`"ph": "X"`) a line, times in microseconds since the trace began. The closing bracket is written at the end; a
+//! run that dies leaves the array open, which the viewers accept. On a device that works on its own, a span is the host's time.
+//! Format: Trace Event Format, Google, "JSON Array Format".
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::error::Result;
+use crate::files::At;
+
+/// Writes spans to a file, or does nothing. Clones write to the same file, from any thread.
+#[derive(Clone, Default)]
+pub struct Trace(Option<Arc<Inner>>);
+
+struct Inner {
+    path: PathBuf,
+    begun: Instant,
+    rank: usize,
+    step: AtomicU64,
+    /// `None` after the first failure: a trace never ends a run.
+    out: Mutex<Option<Output>>,
+}
+
+struct Output {
+    file: BufWriter<File>,
+    any: bool,
+}
+
+/// Runs from its making to its end of life.
+#[must_use = "a span ends when it is dropped"]
+pub struct Span<'a> {
+    inner: Option<&'a Inner>,
+    name: &'static str,
+    thread: u32,
+    step: u64,
+    begun: Instant,
+}
+
+impl Trace {
+    /// A trace of rank `rank` in a new file.
+    ///
+    /// # Errors
+    /// If the file cannot be created.
+    pub fn create(path: &Path, rank: usize) -> Result<Self> {
+        let file = BufWriter::new(File::create(path).at(path)?);
+        Ok(Self(Some(Arc::new(Inner {
+            path: path.to_path_buf(),
+            begun: Instant::now(),
+            rank,
+            step: AtomicU64::new(0),
+            out: Mutex::new(Some(Output { file, any: false })),
+        }))))
+    }
+
+    /// Names the optimiser step that the next spans belong to.
+    pub fn at_step(&self, step: u64) {
+        if let Some(inner) = &self.0 {
+            inner.step.store(step, Ordering::Relaxed);
+        }
+    }
+
+    /// A span of the main thread.
+    pub fn span(&self, name: &'static str) -> Span<'_> {
+        self.span_of(name, 0)
+    }
+
+    /// A span of a thread beside it: 1 is the one that writes checkpoints.
+    pub fn span_of(&self, name: &'static str, thread: u32) -> Span<'_> {
+        let inner = self.0.as_deref();
+        let step = inner.map_or(0, |i| i.step.load(Ordering::Relaxed));
+        Span { inner, name, thread, step, begun: Instant::now() }
+    }
+
+    /// Closes the array and flushes the file.
+    ///
+    /// # Errors
+    /// If the trace could not be written, now or before; the message names the file.
+    pub fn finish(&self) -> Result<()> {
+        let Some(inner) = &self.0 else { return Ok(()) };
+        let mut out = inner.out.lock().unwrap_or_else(|e| e.into_inner());
+        let Some(mut output) = out.take() else {
+            crate::bail!("{}: the trace could not be written to its end", inner.path.display());
+        };
+        let open = if output.any { "\n" } else { "[" };
+        writeln!(output.file, "{open}]").and_then(|()| output.file.flush()).at(&inner.path)
+    }
+}
+
+impl Drop for Span<'_> {
+    fn drop(&mut self) {
+        let Some(inner) = self.inner else { return };
+        let micros = |d: std::time::Duration| d.as_nanos() as f64 / 1e3;
+        let event = json!({
+            "name": self.name,
+            "ph": "X",
+            "ts": micros(self.begun.duration_since(inner.begun)),
+            "dur": micros(self.begun.elapsed()),
+            "pid": inner.rank,
+            "tid": self.thread,
+            "args": {"step": self.step},
+        });
+        let mut out = inner.out.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(output) = out.as_mut() {
+            let before = if output.any { ",\n" } else { "[\n" };
+            output.any = true;
+            if write!(output.file, "{before}{event}").is_err() {
+                *out = None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn events(path: &Path) -> Vec<Value> {
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn spans_nest_and_name_their_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace.json");
+        let trace = Trace::create(&path, 3).unwrap();
+        trace.at_step(7);
+        {
+            let _outer = trace.span("step");
+            drop(trace.clone().span_of("write", 1));
+        }
+        trace.finish().unwrap();
+        let all = events(&path);
+        let names: Vec<_> = all.iter().map(|e| (e["name"].as_str().unwrap(), e["tid"].as_u64().unwrap())).collect();
+        assert_eq!(names, [("write", 1), ("step", 0)]);
+        assert!(all.iter().all(|e| e["args"]["step"] == 7 && e["pid"] == 3 && e["ph"] == "X"));
+        let times = |e: &Value| {
+            let start = e["ts"].as_f64().unwrap();
+            (start, start + e["dur"].as_f64().unwrap())
+        };
+        let (inner, outer) = (times(&all[0]), times(&all[1]));
+        assert!(outer.0 <= inner.0 && inner.0 <= inner.1 && inner.1 <= outer.1, "{inner:?} in {outer:?}");
+    }
+    #[test]
+    fn a_trace_without_spans_is_an_empty_array_and_no_trace_is_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace.json");
+        Trace::create(&path, 0).unwrap().finish().unwrap();
+        assert!(events(&path).is_empty());
+        let off = Trace::default();
+        drop(off.span("step"));
+        off.finish().unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_is_said_at_the_end_and_harms_nothing_before() {
+        let trace = Trace::create(Path::new("/dev/full"), 0).unwrap();
+        for _ in 0..1000 {
+            drop(trace.span("step"));
+        }
+        let e = trace.finish().unwrap_err().to_string();
+        assert!(e.starts_with("/dev/full: "), "{e}");
+    }
+}
