@@ -4,6 +4,7 @@
 mod bad_input;
 mod check;
 mod checkpoint;
+mod contributing;
 mod crash;
 #[cfg(feature = "cuda")]
 mod doctor;
