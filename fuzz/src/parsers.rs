@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ringtune::checkpoint::manifest;
 use ringtune::checkpoint::state::Fingerprints;
 use ringtune::commands::report::parse_metrics;
-use ringtune::commands::startup::new_model_config;
+use ringtune::commands::start::new_model_config;
 use ringtune::data::encode::{Overflow, encode_rendered};
 use ringtune::data::jsonl::{BadRows, RowOptions, parse_rows};
 use ringtune::data::mix::WeightUnit;

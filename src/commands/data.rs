@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use super::jobs::{PretrainJob, SftJob};
-use super::startup::DEFAULT_SEQ_LEN;
+use super::open::{self, DEFAULT_SEQ_LEN};
 use crate::data::cache;
 use crate::data::jsonl::{BadRows, RowOptions};
 use crate::data::pretrain::PretrainDataSpec;
 use crate::data::progress::Progress;
 use crate::data::sft::{RowSpec, SftDataSpec};
-use crate::data::template::{Template, TemplateOptions};
+use crate::data::template::Template;
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::hf;
 use crate::settings::{Resolved, Settings, find_config};
 
@@ -21,56 +21,32 @@ use crate::settings::{Resolved, Settings, find_config};
 /// If none is named or found, or it is not one that can be trained with.
 pub fn tokenizer(resolved: &Resolved) -> Result<Tokenizer> {
     let s = &resolved.settings.model;
-    let special = SpecialIds::parse(&s.special_ids)?;
-    let beside = || s.path.as_deref().and_then(Tokenizer::in_folder);
-    let path = resolved.required(&s.tokenizer.clone().or_else(beside), "tokenizer_path")?;
-    Tokenizer::open_beside(&path, special, s.path.as_deref())
+    let folders: Vec<&Path> = s.path.as_deref().into_iter().collect();
+    if s.tokenizer.is_none() && folders.iter().all(|d| Tokenizer::in_folder(d).is_none()) {
+        return Err(resolved.missing("tokenizer_path"));
+    }
+    open::tokenizer(s.tokenizer.as_deref(), &folders, SpecialIds::parse(&s.special_ids)?)
 }
 
-/// The template, with the tokenizer's names of BOS and EOS; adds ChatML's tokens to a tokenizer that lacks them.
+/// The template; see [`open::template`].
 ///
 /// # Errors
-/// If the template is unknown or does not parse.
+/// As [`open::template`].
 pub fn template(settings: &Settings, tokenizer: &mut Tokenizer) -> Result<Template> {
     let s = &settings.model;
-    let options =
-        TemplateOptions { supervise_turn_newline: s.supervise_turn_newline, names: tokenizer.control_names() };
-    let template = Template::load(s.template.as_deref().expect("the setting has a default"), options)?;
-    if template.needs_chatml() {
-        tokenizer.add_chatml();
-    }
-    Ok(template)
+    let name = s.template.as_deref().expect("the setting has a default");
+    open::template(name, s.supervise_turn_newline, tokenizer)
 }
 
-/// Longest row in tokens: the setting, which must not exceed the model's maximum, or that maximum up to 1024.
+/// Longest row in tokens: see [`open::row_length`]; without a model the setting counts alone.
 ///
 /// # Errors
-/// A usage error when the setting is longer than the model's maximum.
-pub fn max_seq_len(resolved: &Resolved, model: Option<(&Path, usize)>) -> Result<usize> {
-    let Some(asked) = resolved.settings.train.max_seq_len else {
-        return Ok(model.map_or(DEFAULT_SEQ_LEN, |m| m.1.min(DEFAULT_SEQ_LEN)));
-    };
-    match model {
-        Some((path, max)) if asked > max => Err(Error::usage(format!(
-            "{}: {asked} is longer than the model's maximum; expected at most {max} (max_position_embeddings of {})",
-            resolved.named("max_seq_len"),
-            path.display()
-        ))),
-        _ => Ok(asked),
-    }
-}
-
-/// As [`max_seq_len`], for the model of `model_path`; without one the setting counts alone.
-///
-/// # Errors
-/// As [`max_seq_len`]; or if the model's config.json is missing or wrong.
+/// As [`open::row_length`]; or if the model's config.json is missing or wrong.
 pub fn max_seq_len_of_model(resolved: &Resolved) -> Result<usize> {
+    let asked = resolved.settings.train.max_seq_len;
     match &resolved.settings.model.path {
-        Some(path) => {
-            let max = hf::config::read(path)?.model.max_position;
-            max_seq_len(resolved, Some((path, max)))
-        }
-        None => max_seq_len(resolved, None),
+        Some(path) => open::row_length(asked, hf::config::read(path)?.model.max_position),
+        None => Ok(asked.unwrap_or(DEFAULT_SEQ_LEN)),
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::data::cache_dir;
 use super::model_folder::{ModelArgs, ModelFolder};
-use super::startup::DEFAULT_SEQ_LEN;
+use super::open;
 use crate::backend::Backend;
 use crate::data::encode::Overflow;
 use crate::data::jsonl::{BadRows, RowOptions};
@@ -85,10 +85,8 @@ pub fn run(settings: &Settings) -> Result<()> {
     let args = EvalArgs::of(settings)?;
     say::set_quiet(args.model.quiet);
     let dev = args.model.device()?;
-    let folder = ModelFolder::open(&args.model.model_path, args.model.base_model.as_deref(), args.model.no_lora)?;
-    let mut tokenizer = folder.tokenizer(&args.model)?;
-    let template = folder.template(&args.model, &mut tokenizer)?;
-    let max_seq_len = row_length(args.max_seq_len, folder.files.config().max_position)?;
+    let (folder, tokenizer, template) = ModelFolder::open_all(&args.model)?;
+    let max_seq_len = open::row_length(args.max_seq_len, folder.files.config().max_position)?;
     tokenizer.warnings().iter().for_each(|w| say::warning(w));
     let spec = RowSpec {
         max_seq_len,
@@ -127,16 +125,6 @@ pub fn run(settings: &Settings) -> Result<()> {
         say::note(&format!("report: {}", path.display()));
     }
     Ok(())
-}
-
-fn row_length(asked: Option<usize>, most: usize) -> Result<usize> {
-    match asked {
-        Some(n) if n > most => Err(Error::usage(format!(
-            "--max-seq-len: {n} is longer than the model's maximum; expected at most {most} (max_position_embeddings)"
-        ))),
-        Some(n) => Ok(n),
-        None => Ok(most.min(DEFAULT_SEQ_LEN)),
-    }
 }
 
 fn losses<B: Backend>(

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::startup::plan_resize_of;
-use super::tokenizer::open_tokenizer;
+use super::open;
+use super::start::plan_resize;
 use crate::backend::Backend;
 use crate::cpu::Cpu;
 use crate::data::template::{Template, TemplateOptions};
@@ -126,14 +126,22 @@ impl ModelFolder {
         Ok(Self { dir: model_path.to_path_buf(), files: ModelFiles::open(&base)?, adapter: Some(adapter) })
     }
 
+    /// What [`ModelFolder::open`] finds for these arguments, with its tokenizer and template.
+    pub fn open_all(args: &ModelArgs) -> Result<(Self, Tokenizer, Template)> {
+        let folder = Self::open(&args.model_path, args.base_model.as_deref(), args.no_lora)?;
+        let mut tokenizer = folder.tokenizer(args)?;
+        let template = folder.template(args, &mut tokenizer)?;
+        Ok((folder, tokenizer, template))
+    }
+
     /// The tokenizer named, or the one of the folder, or of the base.
-    pub fn tokenizer(&self, args: &ModelArgs) -> Result<Tokenizer> {
+    fn tokenizer(&self, args: &ModelArgs) -> Result<Tokenizer> {
         let folders = [self.dir.as_path(), self.files.dir()];
-        open_tokenizer(args.tokenizer_path.as_deref(), &folders, args.special_ids)
+        open::tokenizer(args.tokenizer_path.as_deref(), &folders, args.special_ids)
     }
 
     /// The template named, or the one saved with the model, or the default; with the tokens it needs.
-    pub fn template(&self, args: &ModelArgs, tokenizer: &mut Tokenizer) -> Result<Template> {
+    fn template(&self, args: &ModelArgs, tokenizer: &mut Tokenizer) -> Result<Template> {
         let options = || TemplateOptions {
             supervise_turn_newline: args.supervise_turn_newline,
             names: tokenizer.control_names(),
@@ -153,10 +161,7 @@ impl ModelFolder {
                 Template::load(args.default_template, options())?
             }
         };
-        if template.needs_chatml() {
-            tokenizer.add_chatml();
-        }
-        Ok(template)
+        Ok(open::with_tokens(template, tokenizer))
     }
 
     /// Loads the weights. Rows for tokens that the model does not know are made as `sft` makes them before its first step.
@@ -170,7 +175,7 @@ impl ModelFolder {
             Some(adapted) => adapted,
             None => &self.files,
         };
-        let resize = plan_resize_of(source.config(), &self.dir, tokenizer, None, seed)?;
+        let resize = plan_resize(source.config(), &self.dir, tokenizer, None, seed)?;
         if !resize.tokens.is_empty() {
             say::warning(&format!(
                 "{}: the model was not trained with {}; their rows are made from others, as at the start of sft",

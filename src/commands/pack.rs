@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::data;
+use super::open::DEFAULT_SEQ_LEN;
 use crate::data::pretrain;
 use crate::data::pretrain::PretrainDataSpec;
 use crate::data::sft::token_file_of;
@@ -44,7 +45,7 @@ pub fn run(resolved: &Resolved) -> Result<()> {
             weight_unit: crate::data::mix::WeightUnit::Samples,
             epoch_samples: None,
             val_fraction: 0.0,
-            max_seq_len: data::max_seq_len(resolved, None)?,
+            max_seq_len: settings.train.max_seq_len.unwrap_or(DEFAULT_SEQ_LEN),
             packing: true,
             seed: 0,
             raw_width: settings.data.raw_width,
@@ -64,7 +65,7 @@ pub fn run(resolved: &Resolved) -> Result<()> {
         }
     } else {
         let template = data::template(settings, &mut tokenizer)?;
-        let mut spec = data::row_spec(settings, data::max_seq_len(resolved, None)?, None);
+        let mut spec = data::row_spec(settings, settings.train.max_seq_len.unwrap_or(DEFAULT_SEQ_LEN), None);
         spec.cache_dir = folder;
         for (path, target) in paths.iter().zip(&targets) {
             let progress = data::progress(settings);

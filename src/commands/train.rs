@@ -9,17 +9,11 @@ use std::sync::Arc;
 
 use super::jobs::{PretrainJob, SftJob};
 use super::preview::preview;
-use super::startup::{
-    fingerprints, hash_model, model_artifact, new_model_config, open_template, open_tokenizer, plan_resize, row_length,
-    with_token_ids,
-};
+use super::start::{self, Start, StopAtFirst, fingerprints, hash_model, model_artifact};
 use crate::batch::MicroBatch;
 use crate::comm::Solo;
 use crate::cpu::Cpu;
-use crate::data::progress::Progress;
-use crate::data::tokenizer::Tokenizer;
-use crate::data::{pretrain, sft};
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::eval::gen_test::{GenRun, SAMPLES, generation_test, held_out_rows};
 use crate::files::write_json;
 use crate::hf::artifact::Artifact;
@@ -29,14 +23,17 @@ use crate::hf::peft::AdapterConfig;
 use crate::hf::resize::Resized;
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::SaveOptions;
-use crate::hf::{TensorSource, WithConfig, merged};
+use crate::hf::{WithConfig, merged};
 use crate::text::table;
 use crate::train::checkpoints::RESIZED_BASE;
 use crate::train::init::RandomModel;
+use crate::train::run;
 use crate::train::signals::StopFlag;
 use crate::train::spec::RunSpec;
-use crate::train::{run, setup};
 use crate::{ensure, say};
+
+/// Every part of a start that stops at the first error is there once it is through.
+const WHOLE: &str = "the start went through all steps";
 
 /// Fine-tunes a model.
 ///
@@ -45,32 +42,23 @@ use crate::{ensure, say};
 pub fn run_sft(job: &SftJob) -> Result<()> {
     let stop = StopFlag::on_signals()?;
     let settings = &job.settings;
-    settings.check()?;
-    setup::lora_spec(settings)?;
+    let mut guide = StopAtFirst::new(settings.quiet);
+    let lora = start::settings(&mut guide, settings)?;
     run::check_output_dir(&job.output_dir)?;
     let dev = Cpu::new(settings.threads)?;
-    let base = ModelFiles::open(&job.model_path)?;
-    let mut warnings = base.hf_config().warnings.clone();
-    warnings.iter().for_each(|w| say::warning(w));
-    let mut tokenizer = open_tokenizer(job)?;
-    let template = open_template(job, &mut tokenizer)?;
-    warnings.extend(tokenizer.warnings());
-    let resize = plan_resize(&base, &tokenizer, job.pad_vocab_to, settings.seed)?;
-    let mut data = job.data.clone();
-    data.row.max_seq_len = row_length(settings.max_seq_len, base.config())?;
-    let progress = if settings.quiet { Progress::Hide } else { Progress::Show };
-    let prepared = sft::tokenise(&data, &tokenizer, &template, progress, &mut |line| say::note(&line))?;
+    let start = start::of_sft(&mut guide, job, lora)?;
+    let Start { base, config, resize, tokenizer, template, data, lora, new_rows, .. } = start;
+    let (base, config, resize) = (base.expect(WHOLE), config.expect(WHOLE), resize.expect(WHOLE));
+    let (tokenizer, template, prepared) = (tokenizer.expect(WHOLE), template.expect(WHOLE), data.expect(WHOLE));
     let preview = preview(&prepared, &tokenizer);
+    let new_rows = new_rows.filter(|_| lora.is_some());
 
     let resized = Resized::new(&base, resize.clone())?;
-    let config = with_token_ids(resized.config().clone(), &tokenizer, Some(&template))?;
     let source = WithConfig { source: &resized, config: config.clone() };
     let tokenizer = Arc::new(tokenizer);
     let companions = Companions::new(Arc::clone(&tokenizer), Some(&template), config.max_position);
-    // Where a padded model had rows to spare for the new tokens, all of its spare rows from the first one on are trained.
-    let new_rows = resized.first_new_row().map(|first| (first, config.n_classes - first));
-    let (artifact, new_rows) = match setup::lora_spec(settings)? {
-        None => (model_artifact(&config, settings), None),
+    let artifact = match &lora {
+        None => model_artifact(&config, settings),
         Some(lora) => {
             let base_path = match new_rows {
                 Some(_) => job.output_dir.join(RESIZED_BASE),
@@ -81,11 +69,11 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
                 alpha: lora.alpha,
                 dropout: lora.dropout,
                 rslora: lora.rslora,
-                targets: lora.targets,
+                targets: lora.targets.clone(),
                 base: base_path.display().to_string(),
             };
             let base = Box::new(ModelFiles::open(&job.model_path)?);
-            (Artifact::Adapter { config: adapter, base, resize, model: config.clone(), new_rows }, new_rows)
+            Artifact::Adapter { config: adapter, base, resize, model: config.clone(), new_rows }
         }
     };
     let mut fingerprints = fingerprints(&prepared, &tokenizer);
@@ -96,17 +84,17 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
         resolved: &job.resolved,
         run_dir: job.output_dir.clone(),
         final_dir: job.output_dir.clone(),
-        peak_lr: settings.sft_learning_rate(),
+        peak_lr: start.peak_lr,
         source: &source,
         new_rows,
         artifact: Arc::new(artifact),
         companions,
         train: prepared.train,
         val,
-        packing: data.packing,
+        packing: start.packing,
         fingerprints,
         preview,
-        warnings,
+        warnings: guide.warnings,
     };
     let ended = run::run(&dev, &Solo, &spec, stop)?;
     let mut written = vec![match settings.lora {
@@ -130,7 +118,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
         written.push(("merged model", to));
     }
     if let Some(test) = &settings.gen_test {
-        let prompts = held_out_rows(&held_out, test.num_samples, &data.row.rows)?;
+        let prompts = held_out_rows(&held_out, test.num_samples, &job.data.row.rows)?;
         let run = GenRun {
             tokenizer: &tokenizer,
             template: &template,
@@ -153,19 +141,14 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
 pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
     let stop = StopFlag::on_signals()?;
     let settings = &job.settings;
-    settings.check()?;
+    let mut guide = StopAtFirst::new(settings.quiet);
+    start::settings(&mut guide, settings)?;
     ensure!(settings.lora.is_none(), "pretraining has no LoRA");
-    let run_dir = job.output_dir.join(&job.config_name);
-    run::check_output_dir(&run_dir)?;
+    run::check_output_dir(&job.output_dir.join(&job.config_name))?;
     let dev = Cpu::new(settings.threads)?;
-    let tokenizer = Tokenizer::open(&job.tokenizer_path, job.special_ids)?;
-    let warnings = tokenizer.warnings();
-    let config =
-        new_model_config(&job.config_text, &tokenizer).context(|| format!("model config {}", job.config_name))?;
-    let mut data = job.data.clone();
-    data.max_seq_len = row_length(settings.max_seq_len, &config)?;
-    let progress = if settings.quiet { Progress::Hide } else { Progress::Show };
-    let prepared = pretrain::tokenise(&data, &tokenizer, progress, &mut |line| say::note(&line))?;
+    let start = start::of_pretrain(&mut guide, job)?;
+    let Start { config, tokenizer, data, run_dir, .. } = start;
+    let (config, tokenizer, prepared) = (config.expect(WHOLE), tokenizer.expect(WHOLE), data.expect(WHOLE));
     let preview = preview(&prepared, &tokenizer);
     let tokenizer = Arc::new(tokenizer);
     let final_dir = run_dir.join("final");
@@ -175,7 +158,7 @@ pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
         resolved: &job.resolved,
         run_dir,
         final_dir: final_dir.clone(),
-        peak_lr: settings.pretrain_learning_rate(),
+        peak_lr: start.peak_lr,
         source: &source,
         new_rows: None,
         artifact: Arc::new(model_artifact(&config, settings)),
@@ -183,9 +166,9 @@ pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
         fingerprints: fingerprints(&prepared, &tokenizer),
         train: prepared.train,
         val: prepared.val,
-        packing: data.packing,
+        packing: start.packing,
         preview,
-        warnings,
+        warnings: guide.warnings,
     };
     run::run(&dev, &Solo, &spec, stop)?;
     report_written(&[("model", final_dir)]);

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::subject::Subject;
 use super::{Check, Finding, Options};
 use crate::comm::Solo;
+use crate::commands::start::Start;
 use crate::cpu;
 use crate::cpu::Cpu;
 use crate::data::loader::{StepShape, steps_until};
@@ -45,24 +45,24 @@ fn shape(s: &TrainSettings) -> StepShape {
 }
 
 /// Steps of an epoch and in all, and whether the schedule fits them.
-pub fn steps(check: &mut Check, subject: &Subject) -> Option<Steps> {
-    let data = subject.data.as_ref()?;
-    let s = &subject.settings;
+pub fn steps(check: &mut Check, start: &Start) -> Option<Steps> {
+    let data = start.data.as_ref()?;
+    let s = &start.settings;
     if s.check().is_err() {
         return None;
     }
     let shape = shape(s);
     let epoch = shape.steps(data.train.plan(0).n_rows() as u64);
     let total = s.max_steps.unwrap_or_else(|| steps_until(&data.train, Cursor::default(), s.epochs, shape));
-    let schedule = Schedule::new(s.schedule, subject.peak_lr, total);
+    let schedule = Schedule::new(s.schedule, start.peak_lr, total);
     let epochs = total as f64 / epoch.max(1) as f64;
-    let warmup = (0..total).find(|&t| schedule.lr(t) >= subject.peak_lr).unwrap_or(total);
+    let warmup = (0..total).find(|&t| schedule.lr(t) >= start.peak_lr).unwrap_or(total);
     let text = format!(
         "{} steps an epoch of {} rows each, {} in all ({epochs:.2} epochs); peak learning rate {:e} at step {}",
         grouped(epoch),
         grouped(shape.rows()),
         grouped(total),
-        subject.peak_lr,
+        start.peak_lr,
         warmup + 1
     );
     if total < 10 {
@@ -84,22 +84,22 @@ pub fn steps(check: &mut Check, subject: &Subject) -> Option<Steps> {
         text,
         json!({
             "per_epoch": epoch, "total": total, "epochs": epochs, "rows_per_step": shape.rows(),
-            "peak_learning_rate": subject.peak_lr, "warmup_steps": warmup,
+            "peak_learning_rate": start.peak_lr, "warmup_steps": warmup,
         }),
     );
     Some(Steps { total, epoch })
 }
 
 /// Memory by class against what there is, and which settings to change where it does not fit.
-pub fn memory(check: &mut Check, subject: &Subject, device: Option<u64>) {
-    let (Some(config), Some(max_seq_len)) = (&subject.config, subject.max_seq_len) else {
+pub fn memory(check: &mut Check, start: &Start, device: Option<u64>) {
+    let (Some(config), Some(max_seq_len)) = (&start.config, start.max_seq_len) else {
         return;
     };
     let demand = Demand {
         config,
-        settings: &subject.settings,
-        lora: subject.lora.as_ref(),
-        new_rows: subject.new_rows.map(|(_, n)| n),
+        settings: &start.settings,
+        lora: start.lora.as_ref(),
+        new_rows: start.new_rows.map(|(_, n)| n),
         max_seq_len,
         logits_rows: cpu::LOGITS_ROWS,
     };
@@ -152,11 +152,11 @@ pub fn memory(check: &mut Check, subject: &Subject, device: Option<u64>) {
 }
 
 /// Arithmetic and time: from a stated rate, from measured steps, or neither.
-pub fn time(check: &mut Check, subject: &Subject, steps: Option<Steps>, options: &Options) {
-    let (Some(data), Some(config), Some(steps)) = (&subject.data, &subject.config, steps) else {
+pub fn time(check: &mut Check, start: &Start, steps: Option<Steps>, options: &Options) {
+    let (Some(data), Some(config), Some(steps)) = (&start.data, &start.config, steps) else {
         return;
     };
-    let demand_trained = subject.lora.as_ref().map(|l| lora_weights(subject, l));
+    let demand_trained = start.lora.as_ref().map(|l| lora_weights(start, l));
     let flops = FlopCount::new(config, demand_trained);
     let plan = data.train.plan(0);
     let (mut per_epoch, mut tokens) = (0.0, 0u64);
@@ -178,7 +178,7 @@ pub fn time(check: &mut Check, subject: &Subject, steps: Option<Steps>, options:
     // What does not fit here cannot be measured here.
     let fits = check.findings.iter().all(|f| f.code != "memory");
     if options.time && fits {
-        match measure(subject, config) {
+        match measure(start, config) {
             Ok(Some(m)) => {
                 let seconds = tokens / m.tokens * m.seconds;
                 lines.push(format!(
@@ -201,13 +201,13 @@ pub fn time(check: &mut Check, subject: &Subject, steps: Option<Steps>, options:
     check.section("time", lines.join("\n"), facts);
 }
 
-fn lora_weights(subject: &Subject, lora: &LoraSpec) -> u64 {
-    let Some(config) = &subject.config else { return 0 };
+fn lora_weights(start: &Start, lora: &LoraSpec) -> u64 {
+    let Some(config) = &start.config else { return 0 };
     let demand = Demand {
         config,
-        settings: &subject.settings,
+        settings: &start.settings,
         lora: Some(lora),
-        new_rows: subject.new_rows.map(|(_, n)| n),
+        new_rows: start.new_rows.map(|(_, n)| n),
         max_seq_len: 1,
         logits_rows: 1,
     };
@@ -223,13 +223,13 @@ struct Measured {
 }
 
 /// Takes a few real steps and throws them away.
-fn measure(subject: &Subject, config: &crate::model::config::ModelConfig) -> Result<Option<Measured>> {
-    let Some(data) = &subject.data else { return Ok(None) };
-    let s = &subject.settings;
+fn measure(start: &Start, config: &crate::model::config::ModelConfig) -> Result<Option<Measured>> {
+    let Some(data) = &start.data else { return Ok(None) };
+    let s = &start.settings;
     let dev = Cpu::new(s.threads)?;
     let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * data.train.max_seq_len();
     let random = RandomModel::new(config.clone(), s.seed);
-    let resized = match (&subject.base, &subject.resize) {
+    let resized = match (&start.base, &start.resize) {
         (Some(base), Some(how)) => Some(Resized::new(base, how.clone())?),
         _ => None,
     };
@@ -238,7 +238,7 @@ fn measure(subject: &Subject, config: &crate::model::config::ModelConfig) -> Res
         Some(g) => g,
         None => &random,
     };
-    let mut work = setup::workload(&dev, source, s, subject.new_rows, max_tokens)?;
+    let mut work = setup::workload(&dev, source, s, start.new_rows, max_tokens)?;
     let mut batches = TrainBatches::start(&Arc::clone(&data.train), Cursor::default(), shape(s), 0)?;
     let mut measured =
         Measured { steps: 0, tokens: 0.0, flops: 0.0, seconds: 0.0, device: crate::tensor::Device::describe(&dev) };

@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
-use super::subject::Subject;
 use super::{Check, Finding};
 use crate::commands::preview::{first_rows, mix_table};
+use crate::commands::start::Start;
 use crate::data::encode::stop_ids;
 use crate::data::mix::WeightUnit;
 use crate::data::sft::{SftData, describe};
@@ -21,18 +21,18 @@ const LOW_SHARE: f64 = 0.05;
 const POOR_PACKING: f64 = 0.6;
 
 /// Looks at everything that was tokenised.
-pub fn examine(check: &mut Check, subject: &Subject, preview_rows: usize) {
-    let Some(data) = &subject.data else { return };
-    rows(check, subject, data);
-    lost_text(check, subject, data);
-    if let (Some(t), Some(template)) = (&subject.tokenizer, &subject.template) {
+pub fn examine(check: &mut Check, start: &Start, preview_rows: usize) {
+    let Some(data) = &start.data else { return };
+    rows(check, start, data);
+    lost_text(check, start, data);
+    if let (Some(t), Some(template)) = (&start.tokenizer, &start.template) {
         let stops = stop_ids(t, template).unwrap_or_default();
         endings(check, data, &stops);
     }
-    duplicates(check, subject, data);
+    duplicates(check, start, data);
     mix(check, data);
-    packing(check, subject, data);
-    if let Some(t) = &subject.tokenizer
+    packing(check, start, data);
+    if let Some(t) = &start.tokenizer
         && preview_rows > 0
     {
         let lines = first_rows(data, t, check.style, preview_rows);
@@ -62,7 +62,7 @@ fn share(part: u64, whole: u64) -> f64 {
 }
 
 /// Counts by data set, dropped rows by reason, over-long rows, supervised share.
-fn rows(check: &mut Check, subject: &Subject, data: &SftData) {
+fn rows(check: &mut Check, start: &Start, data: &SftData) {
     let header = ["data set", "rows", "kept", "train", "validation", "tokens", "supervised", "longest row"];
     let mut lines = vec![header.map(String::from).to_vec()];
     let mut facts = Vec::new();
@@ -110,7 +110,7 @@ fn rows(check: &mut Check, subject: &Subject, data: &SftData) {
                 .advice("an assistant turn with content and without \"train\": false is trained; they are left out"),
             );
         }
-        if subject.template.is_some() && supervised < LOW_SHARE {
+        if start.template.is_some() && supervised < LOW_SHARE {
             check.push(
                 Finding::warning("low-supervision", set.name.as_str(), "few of the tokens are trained")
                     .but(format!("more than {:.0}%", 100.0 * LOW_SHARE), format!("{:.1}%", 100.0 * supervised))
@@ -153,7 +153,7 @@ fn over_long(check: &mut Check, set: &crate::data::sft::SetReport, longest: Opti
 }
 
 /// White space and characters that the tokenizer does not keep.
-fn lost_text(check: &mut Check, subject: &Subject, data: &SftData) {
+fn lost_text(check: &mut Check, start: &Start, data: &SftData) {
     let mut facts = Vec::new();
     for set in data.train.sets() {
         let Tokens::File(file) = set.tokens.as_ref() else {
@@ -187,8 +187,8 @@ fn lost_text(check: &mut Check, subject: &Subject, data: &SftData) {
         }));
     }
     // Text of pretraining is not looked at row by row; the tokenizer itself says what it does.
-    if subject.template.is_none()
-        && let Some(t) = subject.tokenizer.as_ref().filter(|t| matches!(t.newline(), Newline::Lost(_)))
+    if start.template.is_none()
+        && let Some(t) = start.tokenizer.as_ref().filter(|t| matches!(t.newline(), Newline::Lost(_)))
     {
         check.push(
             Finding::warning("newlines-lost", t.name(), "newlines of the text are lost")
@@ -256,7 +256,7 @@ fn content(set: &PieceSet, piece: usize, buffer: &mut Vec<u8>) -> u64 {
 }
 
 /// Equal rows within the training data, and between training and validation.
-fn duplicates(check: &mut Check, subject: &Subject, data: &SftData) {
+fn duplicates(check: &mut Check, start: &Start, data: &SftData) {
     let mut buffer = Vec::new();
     let mut seen: HashMap<u64, (usize, usize)> = HashMap::new();
     let (mut repeated, mut first) = (0u64, None);
@@ -285,7 +285,7 @@ fn duplicates(check: &mut Check, subject: &Subject, data: &SftData) {
     let mut leak = None;
     for set in &data.val {
         for piece in 0..set.pieces.len() {
-            let same_prompt = subject.template.is_some() && prompt_of(set, piece).is_some_and(|h| prompts.contains(&h));
+            let same_prompt = start.template.is_some() && prompt_of(set, piece).is_some_and(|h| prompts.contains(&h));
             if same_prompt || seen.contains_key(&content(set, piece, &mut buffer)) {
                 leaked += 1;
                 leak.get_or_insert_with(|| format!("{}:{}", set.name, set.line(piece)));
@@ -365,7 +365,7 @@ fn mix(check: &mut Check, data: &SftData) {
 }
 
 /// How full the rows are.
-fn packing(check: &mut Check, subject: &Subject, data: &SftData) {
+fn packing(check: &mut Check, start: &Start, data: &SftData) {
     let plan = data.train.plan(0);
     let (mut tokens, mut supervised) = (0u64, 0u64);
     for &sample in plan.samples() {
@@ -386,7 +386,7 @@ fn packing(check: &mut Check, subject: &Subject, data: &SftData) {
         plan.samples().len() as f64 / rows.max(1) as f64,
         100.0 * share(supervised, tokens),
     );
-    if subject.packing && full < POOR_PACKING && rows > 1 {
+    if start.packing && full < POOR_PACKING && rows > 1 {
         check.push(
             Finding::warning("packing", "max_seq_len", "packed rows are far from full")
                 .but(format!("{:.0}% or more", 100.0 * POOR_PACKING), format!("{:.0}%", 100.0 * full))
@@ -394,10 +394,10 @@ fn packing(check: &mut Check, subject: &Subject, data: &SftData) {
         );
     }
     check.section(
-        if subject.packing { "packing" } else { "rows" },
+        if start.packing { "packing" } else { "rows" },
         text,
         json!({
-            "packed": subject.packing, "rows": rows, "documents": plan.samples().len(), "tokens": tokens,
+            "packed": start.packing, "rows": rows, "documents": plan.samples().len(), "tokens": tokens,
             "supervised_tokens": supervised, "max_seq_len": data.train.max_seq_len(), "efficiency": full,
         }),
     );

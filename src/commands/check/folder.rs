@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::budget::Steps;
-use super::subject::Subject;
 use super::{Check, Finding};
 use crate::checkpoint::manifest;
 use crate::checkpoint::state::Fingerprints;
-use crate::commands::startup::{fingerprints, hash_model};
+use crate::commands::start::{Start, fingerprints, hash_model};
 use crate::error::Result;
 use crate::files::check_writable;
 use crate::machine::free_bytes;
@@ -23,8 +22,8 @@ use crate::train::run::check_no_earlier_run;
 use crate::train::setup;
 
 /// Looks at the output folder without creating or changing it.
-pub fn examine(check: &mut Check, subject: &Subject, steps: Option<Steps>) {
-    let dir = &subject.run_dir;
+pub fn examine(check: &mut Check, start: &Start, steps: Option<Steps>) {
+    let dir = &start.run_dir;
     let place = dir.display().to_string();
     let state = match (dir.is_dir(), dir.exists()) {
         (true, _) => "there",
@@ -56,9 +55,9 @@ pub fn examine(check: &mut Check, subject: &Subject, steps: Option<Steps>) {
     }
     let resume = match state {
         "not a folder" => ("impossible".into(), json!({"asked": false})),
-        _ => resume(check, subject, steps),
+        _ => resume(check, start, steps),
     };
-    let needed = steps.and_then(|steps| room(subject, steps));
+    let needed = steps.and_then(|steps| room(start, steps));
     let free = free_bytes(&above);
     let mut rows = vec![
         vec!["folder".into(), format!("{place} ({state})")],
@@ -107,9 +106,9 @@ fn existing(dir: &Path) -> PathBuf {
 }
 
 /// Where the run would start, in words and as data.
-fn resume(check: &mut Check, subject: &Subject, steps: Option<Steps>) -> (String, Value) {
-    let dir = &subject.run_dir;
-    let path = match &subject.settings.resume {
+fn resume(check: &mut Check, start: &Start, steps: Option<Steps>) -> (String, Value) {
+    let dir = &start.run_dir;
+    let path = match &start.settings.resume {
         Resume::No => {
             check.take("resume", &dir.display().to_string(), check_no_earlier_run(dir));
             return ("no: starts at step 0".into(), json!({"asked": false}));
@@ -142,7 +141,7 @@ fn resume(check: &mut Check, subject: &Subject, steps: Option<Steps>) -> (String
         return (format!("{place}, not compared: the data could not be read"), json!({"asked": true, "from": place}));
     };
     let compared =
-        now(subject, steps).and_then(|now| read_state(&path, &now, &subject.settings.allow_changed, steps.total));
+        now(start, steps).and_then(|now| read_state(&path, &now, &start.settings.allow_changed, steps.total));
     match check.take("resume", &place, compared) {
         Some((state, changed)) => {
             for name in &changed {
@@ -163,15 +162,15 @@ fn resume(check: &mut Check, subject: &Subject, steps: Option<Steps>) -> (String
 }
 
 /// Hashes of everything the run depends on, as the training would make them.
-fn now(subject: &Subject, steps: Steps) -> Result<Fingerprints> {
-    let mut all = match (&subject.data, &subject.tokenizer) {
+fn now(start: &Start, steps: Steps) -> Result<Fingerprints> {
+    let mut all = match (&start.data, &start.tokenizer) {
         (Some(data), Some(tokenizer)) => fingerprints(data, tokenizer),
         _ => Fingerprints::default(),
     };
-    if let Some(base) = &subject.base {
+    if let Some(base) = &start.base {
         all.0.insert("base_model".into(), hash_model(base.dir())?);
     }
-    let config = setup::fingerprint(&subject.settings, subject.peak_lr, steps.total);
+    let config = setup::fingerprint(&start.settings, start.peak_lr, steps.total);
     all.0.insert("config".into(), config);
     Ok(all)
 }
@@ -184,25 +183,25 @@ struct Room {
 }
 
 /// What a run writes: its checkpoints, its result, and what goes with them.
-fn room(subject: &Subject, steps: Steps) -> Option<Room> {
-    let (config, data) = (subject.config.as_ref()?, subject.data.as_ref()?);
-    let s = &subject.settings;
+fn room(start: &Start, steps: Steps) -> Option<Room> {
+    let (config, data) = (start.config.as_ref()?, start.data.as_ref()?);
+    let s = &start.settings;
     let demand = Demand {
         config,
         settings: s,
-        lora: subject.lora.as_ref(),
-        new_rows: subject.new_rows.map(|(_, n)| n),
+        lora: start.lora.as_ref(),
+        new_rows: start.new_rows.map(|(_, n)| n),
         max_seq_len: data.train.max_seq_len(),
         logits_rows: 1,
     };
     let element = s.dtype.bytes() as u64;
-    let in_files = subject.base.as_ref().map_or(element, |b| b.dtype().bytes() as u64);
-    let tokenizer = subject.tokenizer.as_ref().map_or(0, |t| 8 * t.bytes().len() as u64);
+    let in_files = start.base.as_ref().map_or(element, |b| b.dtype().bytes() as u64);
+    let tokenizer = start.tokenizer.as_ref().map_or(0, |t| 8 * t.bytes().len() as u64);
     let weights = Weights::of(config);
     let vocabulary = weights.places().into_iter().filter(|(at, _)| at.kind() == Kind::Vocabulary);
     let vocabulary: u64 = vocabulary.map(|(at, _)| at.len(config, 0) as u64).sum();
     // An adapter of a grown vocabulary carries the whole embedding and head.
-    let result = match (&subject.lora, subject.new_rows) {
+    let result = match (&start.lora, start.new_rows) {
         (Some(_), Some(_)) => 4 * (demand.lora_weights() + vocabulary),
         (Some(_), None) => 4 * demand.lora_weights(),
         (None, _) => element * demand.base_weights(),
@@ -218,7 +217,7 @@ fn room(subject: &Subject, steps: Steps) -> Option<Room> {
     let kept = s.save_total_limit.map_or(saves, |k| saves.min(k as u64 + 2));
     let model = in_files * demand.base_weights() + tokenizer;
     let mut total = kept * checkpoint + result;
-    if subject.new_rows.is_some() && subject.lora.is_some() {
+    if start.new_rows.is_some() && start.lora.is_some() {
         total += model;
     }
     if s.merge_adapters {

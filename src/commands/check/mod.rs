@@ -7,13 +7,14 @@ mod budget;
 mod corpus;
 mod finding;
 mod folder;
-mod subject;
+mod opened;
 
 use std::io::Write;
 
 pub use finding::{Finding, Severity};
 use serde_json::{Map, Value, json};
 
+use super::start;
 use crate::error::{Error, Result};
 use crate::say::Out;
 use crate::settings::{Command, Resolved};
@@ -131,15 +132,23 @@ pub fn run(settings: &Resolved, options: &Options) -> Result<()> {
     for warning in &settings.warnings {
         check.push(Finding::warning("no-effect", "", warning.as_str()));
     }
-    let subject = match settings.command() {
-        Command::Pretrain => subject::pretrain(&mut check, &super::data::pretrain_job(settings)?),
-        _ => subject::sft(&mut check, &super::data::sft_job(settings)?),
+    let start = match settings.command() {
+        Command::Pretrain => {
+            let job = super::data::pretrain_job(settings)?;
+            start::settings(&mut check, &job.settings)?;
+            start::of_pretrain(&mut check, &job)?
+        }
+        _ => {
+            let job = super::data::sft_job(settings)?;
+            let lora = start::settings(&mut check, &job.settings)?;
+            start::of_sft(&mut check, &job, lora)?
+        }
     };
-    corpus::examine(&mut check, &subject, options.preview_rows);
-    let steps = budget::steps(&mut check, &subject);
-    budget::memory(&mut check, &subject, options.device_memory);
-    budget::time(&mut check, &subject, steps, options);
-    folder::examine(&mut check, &subject, steps);
+    corpus::examine(&mut check, &start, options.preview_rows);
+    let steps = budget::steps(&mut check, &start);
+    budget::memory(&mut check, &start, options.device_memory);
+    budget::time(&mut check, &start, steps, options);
+    folder::examine(&mut check, &start, steps);
     let mut out = Out::new();
     if options.json {
         writeln!(out, "{:#}", check.to_json(settings.command()))?;

@@ -54,9 +54,7 @@ pub fn run(settings: &Settings, typed: Vec<String>) -> Result<()> {
         return Err(Error::usage("--raw: a conversation needs a template; give a prompt or leave --raw out"));
     }
     let dev = args.model.device()?;
-    let folder = ModelFolder::open(&args.model.model_path, args.model.base_model.as_deref(), args.model.no_lora)?;
-    let mut tokenizer = folder.tokenizer(&args.model)?;
-    let template = folder.template(&args.model, &mut tokenizer)?;
+    let (folder, tokenizer, template) = ModelFolder::open_all(&args.model)?;
     if args.style == Style::Template {
         tokenizer.newline_id()?;
     }

@@ -1,162 +1,64 @@
-//! The training that is checked: model, tokenizer, template and data, each as far as it could be opened.
+//! What `check` says of each step of a start: tokenizer, template, model, and rows, of which every bad one is named.
 
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::{Check, Finding};
-use crate::commands::jobs::{PretrainJob, SftJob};
-use crate::commands::startup;
+use super::{Check, Finding, Severity};
+use crate::commands::start::{Guide, Start};
 use crate::data::encode::stop_ids;
 use crate::data::jsonl::BadRows;
+use crate::data::pretrain::{self, PretrainDataSpec};
 use crate::data::progress::Progress;
-use crate::data::sft::{SftData, SftDataSpec};
+use crate::data::sft::{self, SftData, SftDataSpec};
 use crate::data::template::{Control, Template};
 use crate::data::tokenizer::{Newline, SpecialTokens, Tokenizer};
 use crate::data::train_set::Tokens;
-use crate::data::{pretrain, sft};
-use crate::hf::resize::{Resize, Resized};
+use crate::error::{Error, Result};
+use crate::hf::SaveDType;
 use crate::hf::safetensors::ModelFiles;
-use crate::hf::{SaveDType, TensorSource};
-use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
 use crate::model::weights::Weights;
-use crate::settings::TrainSettings;
 use crate::text::grouped;
-use crate::train::setup;
 
 /// Bad rows named one by one for each data set.
 const NAMED_ROWS: usize = 5;
 
-/// What could be opened of a training; what is `None` had a problem that was said.
-pub struct Subject {
-    /// Settings of the loop.
-    pub settings: TrainSettings,
-    /// Low-rank updates.
-    pub lora: Option<LoraSpec>,
-    /// The peak learning rate.
-    pub peak_lr: f64,
-    /// Where checkpoints and logs go.
-    pub run_dir: PathBuf,
-    /// Whether several documents share a row.
-    pub packing: bool,
-    /// Shape of the model, vocabulary grown.
-    pub config: Option<ModelConfig>,
-    /// How an existing model's vocabulary is grown.
-    pub resize: Option<Resize>,
-    /// The model to start from; `None` in pretraining too.
-    pub base: Option<ModelFiles>,
-    /// First row that the vocabulary was grown by, and their number: with LoRA those of embedding and head that are trained.
-    pub new_rows: Option<(usize, usize)>,
-    /// The tokenizer, ChatML's tokens added.
-    pub tokenizer: Option<Tokenizer>,
-    /// The template; `None` in pretraining.
-    pub template: Option<Template>,
-    /// Tokens of a full row.
-    pub max_seq_len: Option<usize>,
-    /// Tokenised data.
-    pub data: Option<SftData>,
-}
+impl Guide for Check {
+    fn step<T>(&mut self, code: &'static str, place: &str, result: Result<T>) -> Result<Option<T>> {
+        Ok(self.take(code, place, result))
+    }
 
-/// Opens what `sft` would.
-pub fn sft(check: &mut Check, job: &SftJob) -> Subject {
-    let lora = settings(check, &job.settings);
-    let model_place = job.model_path.display().to_string();
-    let base = check.take("model", &model_place, ModelFiles::open(&job.model_path));
-    for warning in base.iter().flat_map(|b| &b.hf_config().warnings) {
-        check.push(Finding::warning("model", model_place.as_str(), warning.as_str()));
+    fn model_warning(&mut self, place: &str, warning: &str) {
+        self.push(Finding::warning("model", place, warning));
     }
-    let tokenizer_place = startup::tokenizer_path(job).display().to_string();
-    let mut tokenizer = check.take("tokenizer", &tokenizer_place, startup::open_tokenizer(job));
-    let template = tokenizer.as_mut().and_then(|t| {
-        let opened = startup::open_template(job, t);
-        check.take("template", &job.prompt_template, opened)
-    });
-    if let Some(t) = &tokenizer {
-        tokenizer_section(check, t, template.as_ref());
-    }
-    let mut subject = Subject {
-        settings: job.settings.clone(),
-        lora,
-        peak_lr: job.settings.sft_learning_rate(),
-        run_dir: job.output_dir.clone(),
-        packing: job.data.packing,
-        config: None,
-        resize: None,
-        base,
-        new_rows: None,
-        tokenizer,
-        template,
-        max_seq_len: None,
-        data: None,
-    };
-    grow(check, &mut subject, job);
-    if let Some(base) = &subject.base {
-        model_section(check, base.config(), subject.config.as_ref(), Some(base.dtype()), &subject);
-        ids_agree(check, &model_place, base.config(), subject.tokenizer.as_ref());
-    }
-    let mut data = job.data.clone();
-    let model = subject.base.as_ref().map(TensorSource::config);
-    // Without a model the rows are checked at the length that was asked for.
-    let rows = match model {
-        Some(model) => check.take("row-length", "max_seq_len", startup::row_length(job.settings.max_seq_len, model)),
-        None => job.settings.max_seq_len,
-    };
-    subject.max_seq_len = rows;
-    data.row.max_seq_len = rows.unwrap_or(data.row.max_seq_len);
-    // Where skipped rows go is a matter of the training itself.
-    data.row.skip_log = None;
-    if let (Some(t), Some(template)) = (&subject.tokenizer, &subject.template) {
-        subject.data = prepare(check, data, t, template);
-    }
-    subject
-}
 
-/// Opens what `pretrain` would.
-pub fn pretrain(check: &mut Check, job: &PretrainJob) -> Subject {
-    settings(check, &job.settings);
-    let place = job.tokenizer_path.display().to_string();
-    let opened = Tokenizer::open(&job.tokenizer_path, job.special_ids);
-    let tokenizer = check.take("tokenizer", &place, opened);
-    let mut subject = Subject {
-        settings: job.settings.clone(),
-        lora: None,
-        peak_lr: job.settings.pretrain_learning_rate(),
-        run_dir: job.output_dir.join(&job.config_name),
-        packing: job.data.packing,
-        config: None,
-        resize: None,
-        base: None,
-        new_rows: None,
-        tokenizer,
-        template: None,
-        max_seq_len: None,
-        data: None,
-    };
-    let Some(t) = &subject.tokenizer else { return subject };
-    tokenizer_section(check, t, None);
-    let place = format!("model config {}", job.config_name);
-    let config = check.take("model", &place, startup::new_model_config(&job.config_text, t));
-    let Some(config) = config else { return subject };
-    model_section(check, &config, None, None, &subject);
-    let rows = startup::row_length(job.settings.max_seq_len, &config);
-    if let Some(rows) = check.take("row-length", "max_seq_len", rows) {
-        let mut data = job.data.clone();
-        data.max_seq_len = rows;
-        subject.max_seq_len = Some(rows);
-        if all_there(check, data.paths.iter().chain(&data.val_paths)) {
-            let prepared = pretrain::tokenise(&data, t, Progress::Hide, &mut |_| ());
-            subject.data = check.take("data", "", prepared);
+    fn opened_tokenizer(&mut self, start: &Start) {
+        if let Some(t) = &start.tokenizer {
+            tokenizer_section(self, t, start.template.as_ref());
         }
     }
-    subject.config = Some(config);
-    subject
-}
 
-/// The settings among each other; the low-rank updates they ask for.
-fn settings(check: &mut Check, s: &TrainSettings) -> Option<LoraSpec> {
-    check.take("settings", "", s.check());
-    check.take("lora", "lora_targets", setup::lora_spec(s)).flatten()
+    fn opened_model(&mut self, start: &Start, read: &ModelConfig) {
+        model_section(self, read, start);
+        if let Some(base) = &start.base {
+            ids_agree(self, &base.dir().display().to_string(), read, start.tokenizer.as_ref());
+        }
+    }
+
+    fn rows(&mut self, mut spec: SftDataSpec, t: &Tokenizer, template: &Template) -> Result<Option<SftData>> {
+        // Where skipped rows go is a matter of the training itself.
+        spec.row.skip_log = None;
+        Ok(tokenise(self, spec, t, template))
+    }
+
+    fn texts(&mut self, spec: PretrainDataSpec, t: &Tokenizer) -> Result<Option<SftData>> {
+        if !all_there(self, spec.paths.iter().chain(&spec.val_paths)) {
+            return Ok(None);
+        }
+        let tokenised = pretrain::tokenise(&spec, t, Progress::Hide, &mut |_| ());
+        Ok(self.take("data", "", tokenised))
+    }
 }
 
 /// Whether every file is there; those that are not are problems.
@@ -173,27 +75,6 @@ fn all_there<'a>(check: &mut Check, paths: impl Iterator<Item = &'a PathBuf>) ->
         );
     }
     all
-}
-
-/// The model as the training will have it: vocabulary grown, ids of the tokenizer.
-fn grow(check: &mut Check, subject: &mut Subject, job: &SftJob) {
-    let (Some(base), Some(tokenizer), Some(template)) = (&subject.base, &subject.tokenizer, &subject.template) else {
-        return;
-    };
-    let place = tokenizer.name().to_string();
-    let plan = startup::plan_resize(base, tokenizer, job.pad_vocab_to, job.settings.seed);
-    let Some(resize) = check.take("vocabulary", &place, plan) else {
-        return;
-    };
-    let grown = Resized::new(base, resize.clone()).and_then(|resized| {
-        let config = resized.config().clone();
-        let new_rows = resized.first_new_row().map(|first| (first, config.n_classes - first));
-        Ok((startup::with_token_ids(config, tokenizer, Some(template))?, new_rows))
-    });
-    if let Some((config, new_rows)) = check.take("vocabulary", &place, grown) {
-        subject.new_rows = new_rows;
-        (subject.config, subject.resize) = (Some(config), Some(resize));
-    }
 }
 
 /// Begin and end ids of the model's config.json against the tokenizer's.
@@ -265,15 +146,11 @@ fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Templat
     check.section("tokenizer", lines.join("\n"), facts);
 }
 
-fn model_section(
-    check: &mut Check,
-    c: &ModelConfig,
-    grown: Option<&ModelConfig>,
-    dtype: Option<SaveDType>,
-    subject: &Subject,
-) {
+fn model_section(check: &mut Check, c: &ModelConfig, start: &Start) {
+    let grown = start.base.as_ref().and(start.config.as_ref());
+    let dtype = start.base.as_ref().map(ModelFiles::dtype);
     let all = Weights::count(grown.unwrap_or(c));
-    let what = match &subject.base {
+    let what = match &start.base {
         Some(base) => base.dir().display().to_string(),
         None => "a new model".into(),
     };
@@ -300,7 +177,7 @@ fn model_section(
         lines.push(format!("grows to      {} rows of the vocabulary", grouped(g.vocab_size as u64)));
     }
     let mut lora = Value::Null;
-    if let Some(l) = &subject.lora {
+    if let Some(l) = &start.lora {
         let targets: Vec<&str> = l.targets.iter().map(|p| p.name()).collect();
         lines.push(format!("adapter       rank {}, scale {}, on {}", l.r, l.scale(), targets.join(" ")));
         lora = json!({"r": l.r, "scale": l.scale(), "targets": targets});
@@ -314,7 +191,7 @@ fn model_section(
         }
     }
     let facts = json!({
-        "path": subject.base.as_ref().map(|b| b.dir().display().to_string()),
+        "path": start.base.as_ref().map(|b| b.dir().display().to_string()),
         "architecture": format!("{:?}", c.architecture).to_lowercase(), "layers": c.n_layers, "hidden_size": c.hidden_size,
         "vocab_size": c.vocab_size, "grown_vocab_size": grown.map(|g| g.vocab_size), "max_position": c.max_position,
         "weights": all, "dtype": dtype.map(SaveDType::torch_name), "lora": lora,
@@ -323,7 +200,7 @@ fn model_section(
 }
 
 /// The data of fine-tuning. After a bad row the rest is looked at as well; then each data set alone, to name every bad one.
-fn prepare(check: &mut Check, mut spec: SftDataSpec, t: &Tokenizer, template: &Template) -> Option<SftData> {
+fn tokenise(check: &mut Check, mut spec: SftDataSpec, t: &Tokenizer, template: &Template) -> Option<SftData> {
     if t.newline_id().is_err() || !all_there(check, spec.paths.iter()) {
         return None;
     }
@@ -343,7 +220,7 @@ fn prepare(check: &mut Check, mut spec: SftDataSpec, t: &Tokenizer, template: &T
         name_bad_rows(check, &data, false);
         return Some(data);
     }
-    let before = check.count(super::Severity::Problem);
+    let before = check.count(Severity::Problem);
     for path in &spec.paths {
         let one = SftDataSpec { paths: vec![path.clone()], weights: None, ..spec.clone() };
         let result = sft::tokenise(&one, t, template, Progress::Hide, &mut |_| ());
@@ -352,7 +229,7 @@ fn prepare(check: &mut Check, mut spec: SftDataSpec, t: &Tokenizer, template: &T
         }
     }
     // What concerns the data sets together, for example their weights.
-    if check.count(super::Severity::Problem) == before {
+    if check.count(Severity::Problem) == before {
         check.push(Finding::error("data", "", &first));
     }
     None
@@ -367,9 +244,9 @@ fn name_bad_rows(check: &mut Check, data: &SftData, skipped: bool) {
         let bad = &file.meta().bad;
         for (i, (line, what)) in bad.iter().enumerate().take(NAMED_ROWS) {
             let place = format!("{}:{line}", set.name);
-            let mut finding = Finding::error("bad-row", place, &crate::error::Error::new(what.as_str()));
+            let mut finding = Finding::error("bad-row", place, &Error::new(what.as_str()));
             if skipped {
-                finding.severity = super::Severity::Warning;
+                finding.severity = Severity::Warning;
                 finding.advice = "it is left out, as --skip-bad-rows asks".into();
             } else if finding.advice.is_empty() {
                 finding.advice = "mend the row, or pass --skip-bad-rows to leave such rows out".into();
