@@ -8,6 +8,7 @@ use clap::Command;
 use serde_json::{Value, json};
 
 use super::data::cache_dir;
+use super::device::{self, OnDevice};
 use super::model_folder::{ModelArgs, ModelFolder};
 use super::open;
 use crate::backend::Backend;
@@ -82,49 +83,54 @@ impl EvalArgs {
 /// # Errors
 /// If the model, the tokenizer or a data set is not usable, a loss is not finite, or the report cannot be written.
 pub fn run(settings: &Settings) -> Result<()> {
-    let args = EvalArgs::of(settings)?;
-    say::set_quiet(args.model.quiet);
-    let dev = args.model.device()?;
-    let (folder, tokenizer, template) = ModelFolder::open_all(&args.model)?;
-    let max_seq_len = open::row_length(args.max_seq_len, folder.files.config().max_position)?;
-    tokenizer.warnings().iter().for_each(|w| say::warning(w));
-    let spec = RowSpec {
-        max_seq_len,
-        overflow: args.overflow,
-        rows: args.rows(),
-        skip_log: None,
-        cache_dir: args.cache_dir.clone(),
-    };
-    let progress = if args.model.quiet { Progress::Hide } else { Progress::Show };
-    let mut log = |line: String| say::remark(&line);
-    // Before the weights: bad rows are found in seconds, a large model takes longer.
-    let sets = load_sets(&args.dataset_paths, &spec, &tokenizer, &template, progress, &mut log)?;
-    let loaded = folder.load(&dev, &tokenizer, args.model.seed, args.model.dtype)?;
-    let mut report = header(&args, &folder, &tokenizer, &template, max_seq_len);
-    let mut out = Out::new();
-    if !args.gen_only {
-        let started = Instant::now();
-        let found = losses(&dev, &loaded, &sets, &args, max_seq_len, progress)?;
-        let seconds = started.elapsed().as_secs_f64();
-        write!(out, "{}", figures_table(&sets, &found))?;
+    say::set_quiet(settings.train.quiet);
+    device::run(&settings.device, settings.train.threads, EvalArgs::of(settings)?)
+}
+
+impl OnDevice for EvalArgs {
+    fn run<B: Backend>(self, dev: &B) -> Result<()> {
+        let args = self;
+        let (folder, tokenizer, template) = ModelFolder::open_all(&args.model)?;
+        let max_seq_len = open::row_length(args.max_seq_len, folder.files.config().max_position)?;
+        tokenizer.warnings().iter().for_each(|w| say::warning(w));
+        let spec = RowSpec {
+            max_seq_len,
+            overflow: args.overflow,
+            rows: args.rows(),
+            skip_log: None,
+            cache_dir: args.cache_dir.clone(),
+        };
+        let progress = if args.model.quiet { Progress::Hide } else { Progress::Show };
+        let mut log = |line: String| say::remark(&line);
+        // Before the weights: bad rows are found in seconds, a large model takes longer.
+        let sets = load_sets(&args.dataset_paths, &spec, &tokenizer, &template, progress, &mut log)?;
+        let loaded = folder.load(dev, &tokenizer, args.model.seed, args.model.dtype)?;
+        let mut report = header(&args, &folder, &tokenizer, &template, max_seq_len);
+        let mut out = Out::new();
+        if !args.gen_only {
+            let started = Instant::now();
+            let found = losses(dev, &loaded, &sets, &args, max_seq_len, progress)?;
+            let seconds = started.elapsed().as_secs_f64();
+            write!(out, "{}", figures_table(&sets, &found))?;
+            out.flush()?;
+            report["data_sets"] = sets.iter().zip(&found).map(|(set, f)| set_json(set, f)).collect();
+            report["all"] = figures(&together(&found));
+            report["seconds"] = json!(seconds);
+            check_finite(&found)?;
+        }
+        if args.gen_test.num_samples > 0 {
+            let made = samples(dev, &loaded, &sets, &args, &tokenizer, &template)?;
+            let gap = if args.gen_only { "" } else { "\n" };
+            write!(out, "{gap}{}", made.text(args.gen_test.max_new_tokens))?;
+            report["generation"] = made.to_json();
+        }
         out.flush()?;
-        report["data_sets"] = sets.iter().zip(&found).map(|(set, f)| set_json(set, f)).collect();
-        report["all"] = figures(&together(&found));
-        report["seconds"] = json!(seconds);
-        check_finite(&found)?;
+        if let Some(path) = &args.output {
+            write_json(path, &report)?;
+            say::note(&format!("report: {}", path.display()));
+        }
+        Ok(())
     }
-    if args.gen_test.num_samples > 0 {
-        let made = samples(&dev, &loaded, &sets, &args, &tokenizer, &template)?;
-        let gap = if args.gen_only { "" } else { "\n" };
-        write!(out, "{gap}{}", made.text(args.gen_test.max_new_tokens))?;
-        report["generation"] = made.to_json();
-    }
-    out.flush()?;
-    if let Some(path) = &args.output {
-        write_json(path, &report)?;
-        say::note(&format!("report: {}", path.display()));
-    }
-    Ok(())
 }
 
 fn losses<B: Backend>(

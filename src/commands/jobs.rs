@@ -24,6 +24,8 @@ pub struct SftJob {
     pub pad_vocab_to: Option<usize>,
     /// Data sets; `row.max_seq_len` is set from the settings and the model.
     pub data: SftDataSpec,
+    /// What to compute on.
+    pub device: String,
     /// Where everything goes.
     pub output_dir: PathBuf,
     /// Settings of the loop.
@@ -45,6 +47,8 @@ pub struct PretrainJob {
     pub special_ids: SpecialIds,
     /// Texts; `max_seq_len` is set from the settings and the model.
     pub data: PretrainDataSpec,
+    /// What to compute on.
+    pub device: String,
     /// Where everything goes.
     pub output_dir: PathBuf,
     /// Settings of the loop.

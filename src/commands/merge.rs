@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Command;
 
+use super::device::{self, OnDevice};
 use super::model_folder::ModelFolder;
+use crate::backend::Backend;
 use crate::batch::MicroBatch;
 use crate::checkpoint::state::read_json;
-use crate::cpu::Cpu;
 use crate::error::{Context, Error, Result};
 use crate::files::{At, create_dir_all, parent, publish_dir, sync_dir, temporary_beside};
 use crate::hf::merged::{MergeCheck, merge};
@@ -34,43 +35,54 @@ pub fn about(clap: Command) -> Command {
 /// # Errors
 /// If the folder holds no adapter or its base is not found, the output exists, a weight is not finite after merging, the
 /// merged model differs from base + adapter, or a file cannot be written; nothing is left under the output's name then.
-pub fn run(s: &Settings) -> Result<()> {
-    let model_path = s.model.path.as_deref().expect("clap requires it");
-    let output = s.output_dir.clone().expect("clap requires it");
-    let max_shard_bytes = parse_size(&s.merge.max_shard_size).context(|| "--max-shard-size".to_string())?;
-    let folder = ModelFolder::open(model_path, s.model.base.as_deref(), false)?;
-    let Some(adapter) = &folder.adapter else {
-        bail!(
-            "{}: expected an adapter folder (adapter_config.json), found a whole model; there is nothing to merge",
-            folder.dir.display()
-        )
-    };
-    check_output(&output, s.merge.overwrite, &[adapter.dir(), folder.files.dir()])?;
-    let dtype = s.merge.dtype.unwrap_or(folder.files.dtype());
-    let dev = Cpu::new(s.train.threads)?;
-    let base = WithConfig { source: &folder.files, config: with_end_of(adapter.dir(), folder.files.config().clone())? };
-    let staging = Staging::new(&output)?;
-    let options = SaveOptions { dtype, max_shard_bytes };
-    let batch = sample(&base.config);
-    let MergeCheck { exact, rounded } =
-        merge(&dev, &base, adapter.dir(), &staging.dir, options, &batch).map_err(|e| staging.rename_in(&e, &output))?;
-    let from = [adapter.dir(), folder.files.dir()];
-    if copy_tokenizer(&from, &staging.dir).map_err(|e| staging.rename_in(&e, &output))?.is_none() {
-        say::warning(&format!(
-            "{}: neither the adapter nor the base has a tokenizer; the merged model gets none",
-            output.display()
+pub fn run(settings: &Settings) -> Result<()> {
+    device::run(&settings.device, settings.train.threads, Job { settings })
+}
+
+struct Job<'a> {
+    settings: &'a Settings,
+}
+
+impl OnDevice for Job<'_> {
+    fn run<B: Backend>(self, dev: &B) -> Result<()> {
+        let s = self.settings;
+        let model_path = s.model.path.as_deref().expect("clap requires it");
+        let output = s.output_dir.clone().expect("clap requires it");
+        let max_shard_bytes = parse_size(&s.merge.max_shard_size).context(|| "--max-shard-size".to_string())?;
+        let folder = ModelFolder::open(model_path, s.model.base.as_deref(), false)?;
+        let Some(adapter) = &folder.adapter else {
+            bail!(
+                "{}: expected an adapter folder (adapter_config.json), found a whole model; there is nothing to merge",
+                folder.dir.display()
+            )
+        };
+        check_output(&output, s.merge.overwrite, &[adapter.dir(), folder.files.dir()])?;
+        let dtype = s.merge.dtype.unwrap_or(folder.files.dtype());
+        let base =
+            WithConfig { source: &folder.files, config: with_end_of(adapter.dir(), folder.files.config().clone())? };
+        let staging = Staging::new(&output)?;
+        let options = SaveOptions { dtype, max_shard_bytes };
+        let batch = sample(&base.config);
+        let MergeCheck { exact, rounded } = merge(dev, &base, adapter.dir(), &staging.dir, options, &batch)
+            .map_err(|e| staging.rename_in(&e, &output))?;
+        let from = [adapter.dir(), folder.files.dir()];
+        if copy_tokenizer(&from, &staging.dir).map_err(|e| staging.rename_in(&e, &output))?.is_none() {
+            say::warning(&format!(
+                "{}: neither the adapter nor the base has a tokenizer; the merged model gets none",
+                output.display()
+            ));
+        }
+        let size = folder_size(&staging.dir)?;
+        staging.publish(&output)?;
+        say::note(&format!("{} + {}", folder.files.dir().display(), adapter.dir().display()));
+        say::result(&format!(
+            "{}: merged model, {} in {}; logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}",
+            output.display(),
+            bytes(size),
+            dtype.torch_name(),
         ));
+        Ok(())
     }
-    let size = folder_size(&staging.dir)?;
-    staging.publish(&output)?;
-    say::note(&format!("{} + {}", folder.files.dir().display(), adapter.dir().display()));
-    say::result(&format!(
-        "{}: merged model, {} in {}; logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}",
-        output.display(),
-        bytes(size),
-        dtype.torch_name(),
-    ));
-    Ok(())
 }
 
 /// Refuses an output that would destroy something.

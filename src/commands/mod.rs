@@ -3,6 +3,7 @@
 pub mod check;
 pub mod curve;
 pub mod data;
+pub mod device;
 pub mod doctor;
 pub mod eval;
 pub mod generate;

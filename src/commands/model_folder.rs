@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use super::open;
 use super::start::plan_resize;
 use crate::backend::Backend;
-use crate::cpu::Cpu;
 use crate::data::template::{Template, TemplateOptions};
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
@@ -39,7 +38,6 @@ pub(super) struct ModelArgs {
     pub supervise_turn_newline: bool,
     pub dtype: DType,
     pub seed: u64,
-    pub threads: Option<usize>,
     pub quiet: bool,
 }
 
@@ -56,14 +54,8 @@ impl ModelArgs {
             supervise_turn_newline: s.model.supervise_turn_newline,
             dtype: s.train.dtype,
             seed: s.train.seed,
-            threads: s.train.threads,
             quiet: s.train.quiet,
         })
-    }
-
-    /// The CPU with the number of threads asked for.
-    pub fn device(&self) -> Result<Cpu> {
-        Cpu::new(self.threads)
     }
 }
 

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Arg, ArgMatches, Command, value_parser};
 
 use self::recorded::{ParityArgs, compare};
+use super::device::{self, OnDevice};
+use crate::backend::Backend;
 use crate::bail;
-use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::say;
 use crate::settings::Settings;
@@ -32,12 +33,18 @@ pub fn run(m: &ArgMatches, settings: &Settings) -> Result<()> {
     let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").clone();
     let args =
         ParityArgs { case: path("case_dir"), model: path("model"), out: path("out"), dtype: settings.train.dtype };
-    let report = compare(&Cpu::new(None)?, &args)?;
-    say::result(report.table().trim_end_matches('\n'));
-    let (failures, all) = (report.failures(), report.len());
-    if failures > 0 {
-        bail!("{}: {failures} of {all} comparisons are beyond their tolerance", args.case.display());
+    device::run(&settings.device, None, args)
+}
+
+impl OnDevice for ParityArgs {
+    fn run<B: Backend>(self, dev: &B) -> Result<()> {
+        let report = compare(dev, &self)?;
+        say::result(report.table().trim_end_matches('\n'));
+        let (failures, all) = (report.failures(), report.len());
+        if failures > 0 {
+            bail!("{}: {failures} of {all} comparisons are beyond their tolerance", self.case.display());
+        }
+        say::result(&format!("all {all} comparisons are within their tolerances"));
+        Ok(())
     }
-    say::result(&format!("all {all} comparisons are within their tolerances"));
-    Ok(())
 }

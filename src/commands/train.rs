@@ -7,12 +7,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::device::{self, OnDevice};
 use super::jobs::{PretrainJob, SftJob};
 use super::preview::preview;
 use super::start::{self, Start, StopAtFirst, fingerprints, hash_model, model_artifact};
+use crate::backend::Backend;
 use crate::batch::MicroBatch;
 use crate::comm::Solo;
-use crate::cpu::Cpu;
 use crate::error::Result;
 use crate::eval::gen_test::{GenRun, SAMPLES, generation_test, held_out_rows};
 use crate::files::write_json;
@@ -41,97 +42,108 @@ const WHOLE: &str = "the start went through all steps";
 /// Whatever stops the run; see [`run::run`].
 pub fn run_sft(job: &SftJob) -> Result<()> {
     let stop = StopFlag::on_signals()?;
-    let settings = &job.settings;
-    let mut guide = StopAtFirst::new(settings.quiet);
-    let lora = start::settings(&mut guide, settings)?;
-    run::check_output_dir(&job.output_dir)?;
-    let dev = Cpu::new(settings.threads)?;
-    let start = start::of_sft(&mut guide, job, lora)?;
-    let Start { base, config, resize, tokenizer, template, data, lora, new_rows, .. } = start;
-    let (base, config, resize) = (base.expect(WHOLE), config.expect(WHOLE), resize.expect(WHOLE));
-    let (tokenizer, template, prepared) = (tokenizer.expect(WHOLE), template.expect(WHOLE), data.expect(WHOLE));
-    let preview = preview(&prepared, &tokenizer);
-    let new_rows = new_rows.filter(|_| lora.is_some());
+    device::run(&job.device, job.settings.threads, Sft { job, stop })
+}
 
-    let resized = Resized::new(&base, resize.clone())?;
-    let source = WithConfig { source: &resized, config: config.clone() };
-    let tokenizer = Arc::new(tokenizer);
-    let companions = Companions::new(Arc::clone(&tokenizer), Some(&template), config.max_position);
-    let artifact = match &lora {
-        None => model_artifact(&config, settings),
-        Some(lora) => {
-            let base_path = match new_rows {
-                Some(_) => job.output_dir.join(RESIZED_BASE),
-                None => job.model_path.clone(),
-            };
-            let adapter = AdapterConfig {
-                r: lora.r,
-                alpha: lora.alpha,
-                dropout: lora.dropout,
-                rslora: lora.rslora,
-                targets: lora.targets.clone(),
-                base: base_path.display().to_string(),
-            };
-            let base = Box::new(ModelFiles::open(&job.model_path)?);
-            Artifact::Adapter { config: adapter, base, resize, model: config.clone(), new_rows }
-        }
-    };
-    let mut fingerprints = fingerprints(&prepared, &tokenizer);
-    fingerprints.0.insert("base_model".into(), hash_model(&job.model_path)?);
-    let (val, held_out) = (prepared.val.clone(), prepared.val);
-    let spec = RunSpec {
-        settings,
-        resolved: &job.resolved,
-        run_dir: job.output_dir.clone(),
-        final_dir: job.output_dir.clone(),
-        peak_lr: start.peak_lr,
-        source: &source,
-        new_rows,
-        artifact: Arc::new(artifact),
-        companions,
-        train: prepared.train,
-        val,
-        packing: start.packing,
-        fingerprints,
-        preview,
-        warnings: guide.warnings,
-    };
-    let ended = run::run(&dev, &Solo, &spec, stop)?;
-    let mut written = vec![match settings.lora {
-        Some(_) => ("adapter", job.output_dir.clone()),
-        None => ("model", job.output_dir.clone()),
-    }];
-    if new_rows.is_some() {
-        written.push(("base with the grown vocabulary", job.output_dir.join(RESIZED_BASE)));
-    }
-    if settings.merge_adapters {
-        let to = job.output_dir.join(run::MERGED);
-        let mut batch = MicroBatch::default();
-        spec.train.append_row(&spec.train.plan(0), 0, &mut batch);
-        let options = SaveOptions { dtype: base.dtype(), ..Default::default() };
-        let check = merged::merge(&dev, &source, &job.output_dir, &to, options, &batch)?;
-        spec.companions.write(&to)?;
-        let MergeCheck { exact, rounded } = check;
-        say::result(&format!(
-            "merged model: logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}"
-        ));
-        written.push(("merged model", to));
-    }
-    if let Some(test) = &settings.gen_test {
-        let prompts = held_out_rows(&held_out, test.num_samples, &job.data.row.rows)?;
-        let run = GenRun {
-            tokenizer: &tokenizer,
-            template: &template,
-            test,
-            seed: settings.seed,
-            batch: settings.eval_batch_size,
+struct Sft<'a> {
+    job: &'a SftJob,
+    stop: StopFlag,
+}
+
+impl OnDevice for Sft<'_> {
+    fn run<B: Backend>(self, dev: &B) -> Result<()> {
+        let Self { job, stop } = self;
+        let settings = &job.settings;
+        let mut guide = StopAtFirst::new(settings.quiet);
+        let lora = start::settings(&mut guide, settings)?;
+        run::check_output_dir(&job.output_dir)?;
+        let start = start::of_sft(&mut guide, job, lora)?;
+        let Start { base, config, resize, tokenizer, template, data, lora, new_rows, .. } = start;
+        let (base, config, resize) = (base.expect(WHOLE), config.expect(WHOLE), resize.expect(WHOLE));
+        let (tokenizer, template, prepared) = (tokenizer.expect(WHOLE), template.expect(WHOLE), data.expect(WHOLE));
+        let preview = preview(&prepared, &tokenizer);
+        let new_rows = new_rows.filter(|_| lora.is_some());
+
+        let resized = Resized::new(&base, resize.clone())?;
+        let source = WithConfig { source: &resized, config: config.clone() };
+        let tokenizer = Arc::new(tokenizer);
+        let companions = Companions::new(Arc::clone(&tokenizer), Some(&template), config.max_position);
+        let artifact = match &lora {
+            None => model_artifact(&config, settings),
+            Some(lora) => {
+                let base_path = match new_rows {
+                    Some(_) => job.output_dir.join(RESIZED_BASE),
+                    None => job.model_path.clone(),
+                };
+                let adapter = AdapterConfig {
+                    r: lora.r,
+                    alpha: lora.alpha,
+                    dropout: lora.dropout,
+                    rslora: lora.rslora,
+                    targets: lora.targets.clone(),
+                    base: base_path.display().to_string(),
+                };
+                let base = Box::new(ModelFiles::open(&job.model_path)?);
+                Artifact::Adapter { config: adapter, base, resize, model: config.clone(), new_rows }
+            }
         };
-        let report = generation_test(&dev, &ended.work.model, &run, &prompts)?;
-        say::result(&format!("\n{}", report.text(test.max_new_tokens).trim_end()));
-        write_json(&job.output_dir.join(SAMPLES), &report.to_json())?;
+        let mut fingerprints = fingerprints(&prepared, &tokenizer);
+        fingerprints.0.insert("base_model".into(), hash_model(&job.model_path)?);
+        let (val, held_out) = (prepared.val.clone(), prepared.val);
+        let spec = RunSpec {
+            settings,
+            resolved: &job.resolved,
+            run_dir: job.output_dir.clone(),
+            final_dir: job.output_dir.clone(),
+            peak_lr: start.peak_lr,
+            source: &source,
+            new_rows,
+            artifact: Arc::new(artifact),
+            companions,
+            train: prepared.train,
+            val,
+            packing: start.packing,
+            fingerprints,
+            preview,
+            warnings: guide.warnings,
+        };
+        let ended = run::run(dev, &Solo, &spec, stop)?;
+        let mut written = vec![match settings.lora {
+            Some(_) => ("adapter", job.output_dir.clone()),
+            None => ("model", job.output_dir.clone()),
+        }];
+        if new_rows.is_some() {
+            written.push(("base with the grown vocabulary", job.output_dir.join(RESIZED_BASE)));
+        }
+        if settings.merge_adapters {
+            let to = job.output_dir.join(run::MERGED);
+            let mut batch = MicroBatch::default();
+            spec.train.append_row(&spec.train.plan(0), 0, &mut batch);
+            let options = SaveOptions { dtype: base.dtype(), ..Default::default() };
+            let check = merged::merge(dev, &source, &job.output_dir, &to, options, &batch)?;
+            spec.companions.write(&to)?;
+            let MergeCheck { exact, rounded } = check;
+            say::result(&format!(
+                "merged model: logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}"
+            ));
+            written.push(("merged model", to));
+        }
+        if let Some(test) = &settings.gen_test {
+            let prompts = held_out_rows(&held_out, test.num_samples, &job.data.row.rows)?;
+            let run = GenRun {
+                tokenizer: &tokenizer,
+                template: &template,
+                test,
+                seed: settings.seed,
+                batch: settings.eval_batch_size,
+            };
+            let report = generation_test(dev, &ended.work.model, &run, &prompts)?;
+            say::result(&format!("\n{}", report.text(test.max_new_tokens).trim_end()));
+            write_json(&job.output_dir.join(SAMPLES), &report.to_json())?;
+        }
+        report_written(&written);
+        Ok(())
     }
-    report_written(&written);
-    Ok(())
 }
 
 /// Trains a new model on text.
@@ -140,39 +152,50 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
 /// Whatever stops the run; see [`run::run`].
 pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
     let stop = StopFlag::on_signals()?;
-    let settings = &job.settings;
-    let mut guide = StopAtFirst::new(settings.quiet);
-    start::settings(&mut guide, settings)?;
-    ensure!(settings.lora.is_none(), "pretraining has no LoRA");
-    run::check_output_dir(&job.output_dir.join(&job.config_name))?;
-    let dev = Cpu::new(settings.threads)?;
-    let start = start::of_pretrain(&mut guide, job)?;
-    let Start { config, tokenizer, data, run_dir, .. } = start;
-    let (config, tokenizer, prepared) = (config.expect(WHOLE), tokenizer.expect(WHOLE), data.expect(WHOLE));
-    let preview = preview(&prepared, &tokenizer);
-    let tokenizer = Arc::new(tokenizer);
-    let final_dir = run_dir.join("final");
-    let source = RandomModel::new(config.clone(), settings.seed);
-    let spec = RunSpec {
-        settings,
-        resolved: &job.resolved,
-        run_dir,
-        final_dir: final_dir.clone(),
-        peak_lr: start.peak_lr,
-        source: &source,
-        new_rows: None,
-        artifact: Arc::new(model_artifact(&config, settings)),
-        companions: Companions::new(Arc::clone(&tokenizer), None, config.max_position),
-        fingerprints: fingerprints(&prepared, &tokenizer),
-        train: prepared.train,
-        val: prepared.val,
-        packing: start.packing,
-        preview,
-        warnings: guide.warnings,
-    };
-    run::run(&dev, &Solo, &spec, stop)?;
-    report_written(&[("model", final_dir)]);
-    Ok(())
+    device::run(&job.device, job.settings.threads, Pretrain { job, stop })
+}
+
+struct Pretrain<'a> {
+    job: &'a PretrainJob,
+    stop: StopFlag,
+}
+
+impl OnDevice for Pretrain<'_> {
+    fn run<B: Backend>(self, dev: &B) -> Result<()> {
+        let Self { job, stop } = self;
+        let settings = &job.settings;
+        let mut guide = StopAtFirst::new(settings.quiet);
+        start::settings(&mut guide, settings)?;
+        ensure!(settings.lora.is_none(), "pretraining has no LoRA");
+        run::check_output_dir(&job.output_dir.join(&job.config_name))?;
+        let start = start::of_pretrain(&mut guide, job)?;
+        let Start { config, tokenizer, data, run_dir, .. } = start;
+        let (config, tokenizer, prepared) = (config.expect(WHOLE), tokenizer.expect(WHOLE), data.expect(WHOLE));
+        let preview = preview(&prepared, &tokenizer);
+        let tokenizer = Arc::new(tokenizer);
+        let final_dir = run_dir.join("final");
+        let source = RandomModel::new(config.clone(), settings.seed);
+        let spec = RunSpec {
+            settings,
+            resolved: &job.resolved,
+            run_dir,
+            final_dir: final_dir.clone(),
+            peak_lr: start.peak_lr,
+            source: &source,
+            new_rows: None,
+            artifact: Arc::new(model_artifact(&config, settings)),
+            companions: Companions::new(Arc::clone(&tokenizer), None, config.max_position),
+            fingerprints: fingerprints(&prepared, &tokenizer),
+            train: prepared.train,
+            val: prepared.val,
+            packing: start.packing,
+            preview,
+            warnings: guide.warnings,
+        };
+        run::run(dev, &Solo, &spec, stop)?;
+        report_written(&[("model", final_dir)]);
+        Ok(())
+    }
 }
 
 fn report_written(written: &[(&str, PathBuf)]) {

@@ -28,6 +28,8 @@ pub struct Settings {
     pub merge: MergeSettings,
     /// `prepare` alone.
     pub prepare: PrepareSettings,
+    /// Device to compute on: `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
     /// Folder of results.
     pub output_dir: Option<PathBuf>,
     /// File of a result.
@@ -45,6 +47,7 @@ impl Settings {
             generate: GenerateSettings::default(),
             merge: MergeSettings::default(),
             prepare: PrepareSettings::default(),
+            device: String::new(),
             output_dir: None,
             output: None,
         }

@@ -60,6 +60,7 @@ fn model() -> Vec<Setting> {
         of("prompt_template").unset("the model's, else chatml").placeholder("TEMPLATE"),
         of("mixed_precision").help("bf16: weights and activations in bfloat16; no: all f32"),
         of("seed"),
+        of("device"),
         of("threads"),
         of("quiet").help("Print results alone"),
     ]
@@ -150,6 +151,7 @@ pub(super) static MERGE: LazyLock<Vec<Setting>> = LazyLock::new(|| {
             .placeholder("SIZE")
             .to(|s, v| s.merge.max_shard_size = v.text()),
         switch("overwrite", "Replace a model that lies in output_dir").to(|s, v| s.merge.overwrite = v.bool()),
+        of("device"),
         of("threads"),
     ]
 });
@@ -177,7 +179,7 @@ pub(super) static PREPARE: LazyLock<Vec<Setting>> = LazyLock::new(|| {
 });
 
 pub(super) static PARITY: LazyLock<Vec<Setting>> =
-    LazyLock::new(|| vec![of("mixed_precision").help("Precision of weights and activations")]);
+    LazyLock::new(|| vec![of("mixed_precision").help("Precision of weights and activations"), of("device")]);
 
 /// The words of [`Dataset`], and `all`.
 const DATASETS: &[&str] = &["all", "dolly15k", "oasst1", "alpaca"];

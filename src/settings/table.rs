@@ -339,6 +339,9 @@ pub static TABLE: &[Setting] = &[
         .unset("no trace")
         .to(|s, v| s.train.trace = v.given().map(Value::path)),
     // Run
+    set(RUN, C::TRAIN, "device", Text, "Device to compute on: auto, cpu, or cuda and the number of a GPU (cuda:1); auto is the CPU so far")
+        .default("auto")
+        .to(|s, v| s.device = v.text()),
     set(RUN, C::DATA, "threads", Int(1), "Worker threads").unset("one per core")
         .to(|s, v| s.train.threads = v.given().map(Value::count)),
     set(RUN, C::DATA, "quiet", Bool, "Print less: no tables, no sample rows, no progress bar")

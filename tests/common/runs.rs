@@ -46,6 +46,7 @@ pub fn sft(dir: &Path, name: &str) -> SftJob {
                 cache_dir: dir.join("cache"),
             },
         },
+        device: "cpu".into(),
         output_dir: dir.join(name),
         settings: TrainSettings {
             learning_rate: Some(5e-3),

@@ -226,6 +226,7 @@ fn pretraining_makes_a_model_that_sft_takes() {
             raw_width: None,
             cache_dir: dir.path().join("cache"),
         },
+        device: "cpu".into(),
         output_dir: dir.path().join("mix"),
         settings: TrainSettings {
             lora: None,

@@ -132,6 +132,7 @@ pub fn run(settings: &Resolved, options: &Options) -> Result<()> {
     for warning in &settings.warnings {
         check.push(Finding::warning("no-effect", "", warning.as_str()));
     }
+    check.take("settings", "device", super::device::check(&settings.settings.device));
     let start = match settings.command() {
         Command::Pretrain => {
             let job = super::data::pretrain_job(settings)?;

@@ -10,6 +10,7 @@ use std::path::Path;
 use self::answers::Answers;
 pub use self::flags::about;
 use self::flags::{Asked, GenerateArgs, Style};
+use super::device::{self, OnDevice};
 use super::model_folder::ModelFolder;
 use crate::backend::Backend;
 use crate::data::encode::{encode_prompt, stop_ids};
@@ -42,7 +43,7 @@ struct Speaker<'a, B: Backend> {
 /// If the model or tokenizer is not usable, a prompt is empty or too long, or the device fails.
 pub fn run(settings: &Settings, typed: Vec<String>) -> Result<()> {
     let args = GenerateArgs::of(settings, typed)?;
-    say::set_quiet(args.model.quiet);
+    say::set_quiet(settings.train.quiet);
     args.sampling.check()?;
     // Before the weights: standard input may hold nothing.
     let prompts = match args.asked {
@@ -53,18 +54,30 @@ pub fn run(settings: &Settings, typed: Vec<String>) -> Result<()> {
     if prompts.is_none() && args.style == Style::Raw {
         return Err(Error::usage("--raw: a conversation needs a template; give a prompt or leave --raw out"));
     }
-    let dev = args.model.device()?;
-    let (folder, tokenizer, template) = ModelFolder::open_all(&args.model)?;
-    if args.style == Style::Template {
-        tokenizer.newline_id()?;
-    }
-    tokenizer.warnings().iter().for_each(|w| say::warning(w));
-    let loaded = folder.load(&dev, &tokenizer, args.model.seed, args.model.dtype)?;
-    let (stop_ids, stop_texts) = stops(&args, &tokenizer, &template, loaded.config.vocab_size)?;
-    let speaker = Speaker { dev: &dev, loaded, tokenizer, template, args: &args, stop_ids, stop_texts };
-    match prompts {
-        Some(prompts) => speaker.answer(&prompts),
-        None => chat::run(&speaker, &mut std::io::stdin().lock()),
+    device::run(&settings.device, settings.train.threads, Job { args, prompts })
+}
+
+/// The command with its prompts; without any it is a conversation.
+struct Job {
+    args: GenerateArgs,
+    prompts: Option<Vec<String>>,
+}
+
+impl OnDevice for Job {
+    fn run<B: Backend>(self, dev: &B) -> Result<()> {
+        let Self { args, prompts } = self;
+        let (folder, tokenizer, template) = ModelFolder::open_all(&args.model)?;
+        if args.style == Style::Template {
+            tokenizer.newline_id()?;
+        }
+        tokenizer.warnings().iter().for_each(|w| say::warning(w));
+        let loaded = folder.load(dev, &tokenizer, args.model.seed, args.model.dtype)?;
+        let (stop_ids, stop_texts) = stops(&args, &tokenizer, &template, loaded.config.vocab_size)?;
+        let speaker = Speaker { dev, loaded, tokenizer, template, args: &args, stop_ids, stop_texts };
+        match prompts {
+            Some(prompts) => speaker.answer(&prompts),
+            None => chat::run(&speaker, &mut std::io::stdin().lock()),
+        }
     }
 }
 
