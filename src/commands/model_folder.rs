@@ -18,7 +18,7 @@ use crate::hf::{TensorSource, peft};
 use crate::model::Model;
 use crate::settings::Settings;
 use crate::tensor::DType;
-use crate::train::run::MERGED;
+use crate::train::outputs::MERGED;
 use crate::{bail, ensure, say};
 
 /// Name of the template in a model folder.

@@ -28,6 +28,7 @@ use crate::hf::{WithConfig, merged};
 use crate::text::table;
 use crate::train::checkpoints::RESIZED_BASE;
 use crate::train::init::RandomModel;
+use crate::train::outputs::MERGED;
 use crate::train::run;
 use crate::train::signals::StopFlag;
 use crate::train::spec::RunSpec;
@@ -116,7 +117,7 @@ impl OnDevice for Sft<'_> {
             written.push(("base with the grown vocabulary", job.output_dir.join(RESIZED_BASE)));
         }
         if settings.merge_adapters {
-            let to = job.output_dir.join(run::MERGED);
+            let to = job.output_dir.join(MERGED);
             let mut batch = MicroBatch::default();
             spec.train.append_row(&spec.train.plan(0), 0, &mut batch);
             let options = SaveOptions { dtype: base.dtype(), ..Default::default() };

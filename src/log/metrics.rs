@@ -91,19 +91,14 @@ fn three_digits(v: f64) -> String {
     }
 }
 
-/// Writes every figure to every place that wants it. Ranks other than the main one hold a silent one.
+/// Writes every figure to every place that wants it.
 pub struct Metrics {
-    jsonl: Option<(File, PathBuf)>,
+    jsonl: (File, PathBuf),
     events: Option<EventFile>,
     bar: Option<ProgressBar>,
 }
 
 impl Metrics {
-    /// Nothing is written or printed.
-    pub fn silent() -> Self {
-        Self { jsonl: None, events: None, bar: None }
-    }
-
     /// Opens `dir/metrics.jsonl` and, with `tensorboard`, an event file in `dir/runs`. Lines of steps after `resumed_at`,
     /// which a killed run wrote and this one takes again, are removed; a new run (0) starts an empty file.
     ///
@@ -113,7 +108,7 @@ impl Metrics {
         let path = dir.join(METRICS);
         keep_until(&path, resumed_at).context(|| path.display().to_string())?;
         let open = OpenOptions::new().create(true).append(true).open(&path);
-        let jsonl = Some((open.context(|| format!("{}: cannot write", path.display()))?, path));
+        let jsonl = (open.context(|| format!("{}: cannot write", path.display()))?, path);
         let events = match tensorboard {
             true => Some(EventFile::create(&dir.join("runs"), resumed_at + 1)?),
             false => None,
@@ -134,8 +129,7 @@ impl Metrics {
     pub fn print(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| say::result(line)),
-            None if self.jsonl.is_some() => say::result(line),
-            None => {}
+            None => say::result(line),
         }
     }
 
@@ -144,9 +138,7 @@ impl Metrics {
     /// # Errors
     /// If the file cannot be written.
     pub fn json(&mut self, value: &Value) -> Result<()> {
-        let Some((file, path)) = &mut self.jsonl else {
-            return Ok(());
-        };
+        let (file, path) = &mut self.jsonl;
         file.write_all(format!("{value}\n").as_bytes()).context(|| format!("{}: cannot write", path.display()))
     }
 

@@ -1,4 +1,4 @@
-//! Saving and resuming: which tensors a checkpoint holds, written by a thread from a host copy.
+//! Resuming: what a run reads from its checkpoints, on every rank; [`super::outputs`] writes them.
 //!
 //! `checkpoint-N/` is itself a folder other tools load (adapter or model, tokenizer), with `optimizer.safetensors`,
 //! `trainer_state.json` and the manifest beside it.
@@ -8,16 +8,14 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::saver::Saver;
 use super::state::{RunFacts, RunState, TRAINER_STATE};
 use super::step::Workload;
 use crate::backend::Backend;
-use crate::checkpoint::manifest::{self, CheckpointWriter};
-use crate::checkpoint::state::{Fingerprints, OPTIMIZER, read_json, read_state_tensors, write_state_tensors};
+use crate::checkpoint::manifest;
+use crate::checkpoint::state::{Fingerprints, OPTIMIZER, read_json, read_state_tensors};
 use crate::ensure;
 use crate::error::{Context, Result};
 use crate::hf::artifact::Artifact;
-use crate::hf::companions::Companions;
 use crate::settings::TrainSettings;
 
 pub use crate::hf::peft::RESIZED_BASE;
@@ -25,40 +23,28 @@ pub use crate::hf::peft::RESIZED_BASE;
 /// Where a run's checkpoints go.
 pub struct Checkpoints {
     output_dir: PathBuf,
-    keep: Option<usize>,
     artifact: Arc<Artifact>,
-    companions: Companions,
     fingerprints: Fingerprints,
     settings: TrainSettings,
     max_steps: u64,
-    saver: Saver,
 }
 
 impl Checkpoints {
-    /// Checkpoints in `output_dir`, from which what a crash left unfinished is removed.
-    ///
-    /// # Errors
-    /// If the folder cannot be created or cleaned.
+    /// Checkpoints in `output_dir`.
     pub fn new(
         output_dir: &Path,
         settings: &TrainSettings,
         max_steps: u64,
         artifact: Arc<Artifact>,
-        companions: Companions,
         fingerprints: Fingerprints,
-    ) -> Result<Self> {
-        crate::files::create_dir_all(output_dir)?;
-        manifest::clean_up(output_dir)?;
-        Ok(Self {
-            output_dir: output_dir.to_path_buf(),
-            keep: settings.save_total_limit,
-            artifact,
-            companions,
-            fingerprints,
-            settings: settings.clone(),
-            max_steps,
-            saver: Saver::default(),
-        })
+    ) -> Self {
+        let (output_dir, settings) = (output_dir.to_path_buf(), settings.clone());
+        Self { output_dir, artifact, fingerprints, settings, max_steps }
+    }
+
+    /// Steps the run is planned for.
+    pub fn max_steps(&self) -> u64 {
+        self.max_steps
     }
 
     /// What `trainer_state.json` holds for a state.
@@ -67,67 +53,6 @@ impl Checkpoints {
         let mut value = state.to_json(facts);
         value["ringtune"]["fingerprints"] = self.fingerprints.to_json();
         value
-    }
-
-    /// Copies weights and moments to the host, then writes `checkpoint-STEP` in the background and rotates.
-    ///
-    /// # Errors
-    /// If the device refuses a copy, or the error of the save before.
-    pub fn save<B: Backend>(&mut self, dev: &B, work: &mut Workload<B>, state: &RunState) -> Result<()> {
-        // Two host copies would double the memory: the one before has to be on disk first.
-        self.saver.wait()?;
-        let params = work.export_params(dev)?;
-        let optimizer = work.optimizer.export(dev)?;
-        let trainer_state = self.trainer_state(state);
-        let (output_dir, keep) = (self.output_dir.clone(), self.keep);
-        let (artifact, companions) = (Arc::clone(&self.artifact), self.companions.clone());
-        let (step, best) = (state.step, state.best.best);
-        self.saver.start(move || {
-            let writer = CheckpointWriter::begin(&output_dir, step)?;
-            artifact.write(writer.dir(), &params)?;
-            companions.write(writer.dir())?;
-            write_state_tensors(&writer.dir().join(OPTIMIZER), &optimizer.tensors)?;
-            writer.write(TRAINER_STATE, format!("{trainer_state:#}\n").as_bytes())?;
-            let written = writer.finish()?;
-            if let Some(keep) = keep {
-                let best = best.map(|(_, step)| manifest::path_of(&output_dir, step));
-                manifest::rotate(&output_dir, keep, best.as_deref(), Some(&written))?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Writes the base model with the grown vocabulary beside the checkpoints, in the background: PEFT cannot load an adapter that
-    /// carries more rows than its base has. A resumed run keeps the folder that is there.
-    ///
-    /// # Errors
-    /// The error of the write before.
-    pub fn write_resized_base(&mut self, resumed: bool) -> Result<()> {
-        let dir = self.output_dir.join(RESIZED_BASE);
-        if resumed && dir.join("config.json").is_file() {
-            return Ok(());
-        }
-        let (artifact, companions) = (Arc::clone(&self.artifact), self.companions.clone());
-        self.saver.start(move || {
-            artifact.write_base(&dir)?;
-            companions.write(&dir)
-        })
-    }
-
-    /// Error of a save that ended meanwhile.
-    ///
-    /// # Errors
-    /// The save's error.
-    pub fn poll(&mut self) -> Result<()> {
-        self.saver.poll()
-    }
-
-    /// Waits for the last save.
-    ///
-    /// # Errors
-    /// The save's error.
-    pub fn wait(&mut self) -> Result<()> {
-        self.saver.wait()
     }
 
     /// Loads weights alone from the checkpoint of `step`: the best model at the end.

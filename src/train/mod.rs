@@ -5,6 +5,7 @@ pub mod checkpoints;
 pub mod early_stop;
 pub mod init;
 pub mod memory;
+pub mod outputs;
 pub mod record;
 pub mod run;
 pub mod saver;

@@ -3,33 +3,28 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::json;
-
 use super::batches::{EvalBatches, TrainBatches};
-use super::checkpoints::{Checkpoints, RESIZED_BASE};
+use super::checkpoints::Checkpoints;
+use super::outputs::{self, Outputs};
+use super::setup;
 use super::signals::StopFlag;
 use super::spec::RunSpec;
-use super::state::{RunState, TRAINER_STATE};
+use super::state::RunState;
 use super::step::Workload;
 use super::trainer::{Finished, Trainer};
-use super::{record, setup};
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
 use crate::comm::Communicator;
 use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
 use crate::error::{Context, Error, Result};
-use crate::files::{check_writable, create_dir_all, remove_torn, write_json};
-use crate::log::metrics::{Metrics, round3};
+use crate::files::{check_writable, create_dir_all};
 use crate::log::tables::{memory_table, settings_table};
 use crate::log::trace::Trace;
 use crate::machine::available_memory;
 use crate::optim::Schedule;
 use crate::settings::{Resume, TrainSettings};
 use crate::{ensure, say};
-
-/// Folder of the merged model, in the output folder.
-pub const MERGED: &str = "merged";
 
 /// A run that has ended, with its model still on the device.
 pub struct Ended<B: Backend> {
@@ -84,17 +79,11 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     let mut work = setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)?;
     let mut fingerprints = spec.fingerprints.clone();
     fingerprints.0.insert("config".into(), setup::fingerprint(s, spec.peak_lr, max_steps));
-    let mut checkpoints = Checkpoints::new(
-        &spec.run_dir,
-        s,
-        max_steps,
-        Arc::clone(&spec.artifact),
-        spec.companions.clone(),
-        fingerprints,
-    )?;
-    for dir in [&spec.run_dir, &spec.final_dir, &spec.run_dir.join(RESIZED_BASE), &spec.run_dir.join(MERGED)] {
-        remove_torn(dir)?;
+    let checkpoints = Checkpoints::new(&spec.run_dir, s, max_steps, Arc::clone(&spec.artifact), fingerprints);
+    if comm.is_main() {
+        outputs::clean_up(spec)?;
     }
+    comm.barrier()?;
     let state = resume(dev, &mut work, &checkpoints, s, &spec.run_dir)?;
     say::detail(&format!("device: {}", dev.describe()));
     say::detail(&setup::parameters_line(&work));
@@ -107,17 +96,12 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         state.epoch + 1
     ));
     spec.preview.iter().for_each(|line| say::detail(line));
-    if spec.new_rows.is_some() {
-        checkpoints.write_resized_base(state.step > 0)?;
-    }
-    if comm.is_main() {
-        record::write(dev, spec, &work, (state.step, max_steps), shape)?;
-    }
-    let cursor = Cursor { epoch: state.epoch, rows: state.rows };
-    let metrics = match comm.is_main() {
-        true => Metrics::open(&spec.run_dir, state.step, max_steps, s.tensorboard, !s.quiet)?,
-        false => Metrics::silent(),
+    let first_step = state.step;
+    let outputs = match comm.is_main() {
+        true => Some(Outputs::open(dev, spec, &checkpoints, &work, first_step, shape)?),
+        false => None,
     };
+    let cursor = Cursor { epoch: state.epoch, rows: state.rows };
     let eval_batches = EvalBatches::new(
         spec.val.clone(),
         spec.train.max_seq_len(),
@@ -139,14 +123,11 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         max_steps,
         peak_flops: dev.peak_flops(s.dtype),
         state,
-        metrics,
-        checkpoints: comm.is_main().then_some(checkpoints),
+        outputs,
         stop,
     };
-    let first_step = trainer.state.step;
     let finished = trainer.run()?;
-    let Trainer { mut work, state, checkpoints, stop, .. } = trainer;
-    let checkpoints = checkpoints.expect("one rank, which is the main one");
+    let Trainer { mut work, state, outputs, stop, .. } = trainer;
     if finished == Finished::Interrupted {
         let at = manifest::path_of(&spec.run_dir, state.step);
         return Err(Error::interrupted(format!(
@@ -157,20 +138,9 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         )));
     }
     load_best(dev, &mut work, &state, &checkpoints, s)?;
-    spec.artifact.write(&spec.final_dir, &work.export_params(dev)?)?;
-    spec.companions.write(&spec.final_dir)?;
-    let mut trainer_state = checkpoints.trainer_state(&state);
-    let seconds = start.elapsed().as_secs_f64();
-    let summary = json!({
-        "epoch": state.epoch_fraction,
-        "step": state.step,
-        "total_flos": state.flops,
-        "train_loss": state.loss_sum / state.updates.max(1) as f64,
-        "train_runtime": round3(seconds),
-        "train_steps_per_second": round3((state.step - first_step) as f64 / seconds),
-    });
-    trainer_state["log_history"].as_array_mut().expect("the history is a list").push(summary);
-    write_json(&spec.run_dir.join(TRAINER_STATE), &trainer_state)?;
+    if let Some(outputs) = outputs {
+        outputs.finish(dev, &mut work, &state, first_step, start)?;
+    }
     Ok(Ended { finished, work, state })
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::{Map, json};
 
 use super::batches::{EvalBatches, TrainBatches};
-use super::checkpoints::Checkpoints;
+use super::outputs::Outputs;
 use super::signals::StopFlag;
 use super::state::RunState;
 use super::step::{Problem, Stepped, Workload};
@@ -18,7 +18,7 @@ use crate::comm::{Communicator, fold};
 use crate::data::loader::Step;
 use crate::error::Result;
 use crate::eval::{Evaluation, SetSums};
-use crate::log::metrics::{Metrics, StepFigures};
+use crate::log::metrics::StepFigures;
 use crate::optim::schedule::Schedule;
 use crate::say;
 use crate::settings::{Every, TrainSettings};
@@ -57,10 +57,8 @@ pub struct Trainer<'a, B: Backend> {
     pub peak_flops: Option<f64>,
     /// Where the run stands.
     pub state: RunState,
-    /// Where figures go.
-    pub metrics: Metrics,
-    /// Where checkpoints go; `None`: nowhere (ranks other than the main one, and tests).
-    pub checkpoints: Option<Checkpoints>,
+    /// Where figures, lines and checkpoints go; ranks other than the main one have none.
+    pub outputs: Option<Outputs<'a>>,
     /// Set by a signal.
     pub stop: StopFlag,
 }
@@ -82,14 +80,13 @@ impl<B: Backend> Trainer<'_, B> {
     /// If data, device, peers or files fail, or `max_bad_steps` steps in a row were not finite.
     pub fn run(&mut self) -> Result<Finished> {
         let finished = self.run_steps();
-        self.metrics.finish();
         if let Err(e) = self.work.trace.finish() {
             say::warning(&e.to_string());
         }
+        let Some(outputs) = &mut self.outputs else { return finished };
+        outputs.metrics.finish();
         let finished = finished?;
-        if let Some(checkpoints) = &mut self.checkpoints {
-            checkpoints.wait()?;
-        }
+        outputs.wait()?;
         Ok(finished)
     }
 
@@ -121,21 +118,27 @@ impl<B: Backend> Trainer<'_, B> {
                 out_of_patience = verdict.stop;
             }
             save |= last || out_of_patience;
-            if (save && settings.save_every != Every::Never) || interrupted {
-                self.save()?;
+            if ((save && settings.save_every != Every::Never) || interrupted)
+                && let Some(outputs) = &mut self.outputs
+            {
+                let trace = self.work.trace.clone();
+                let _span = trace.span("save");
+                outputs.save(self.dev, &mut self.work, &self.state)?;
             }
             if out_of_patience {
-                self.metrics.print(&format!(
-                    "early stopping after step {}: no better eval_loss in {} evaluations",
-                    self.state.step, self.state.best.misses
-                ));
+                if let Some(outputs) = &self.outputs {
+                    outputs.metrics.print(&format!(
+                        "early stopping after step {}: no better eval_loss in {} evaluations",
+                        self.state.step, self.state.best.misses
+                    ));
+                }
                 return Ok(Finished::EarlyStopped);
             }
             if interrupted && !last {
                 return Ok(Finished::Interrupted);
             }
-            if let Some(checkpoints) = &mut self.checkpoints {
-                checkpoints.poll()?;
+            if let Some(outputs) = &mut self.outputs {
+                outputs.poll()?;
             }
         }
         Ok(Finished::Completed)
@@ -176,7 +179,10 @@ impl<B: Backend> Trainer<'_, B> {
             flops: stepped.flops,
             peak: self.peak_flops,
         };
-        self.metrics.step(&figures)?;
+        let mut metrics = self.outputs.as_mut().map(|o| &mut o.metrics);
+        if let Some(metrics) = &mut metrics {
+            metrics.step(&figures)?;
+        }
         if !s.step.is_multiple_of(self.settings.logging_steps) && s.step != self.max_steps {
             return Ok(());
         }
@@ -192,10 +198,12 @@ impl<B: Backend> Trainer<'_, B> {
             ("train/learning_rate", lr),
             ("train/epoch", s.epoch_fraction),
         ];
-        self.metrics.scalars(s.step, &scalars)?;
         let Window { steps, tokens, supervised, ms, flops } = std::mem::take(window);
         figures = StepFigures { loss, tokens, supervised, ms, flops, ..figures };
-        self.metrics.print(&figures.line(steps));
+        if let Some(metrics) = &mut metrics {
+            metrics.scalars(s.step, &scalars)?;
+            metrics.print(&figures.line(steps));
+        }
         Ok(())
     }
 
@@ -216,8 +224,10 @@ impl<B: Backend> Trainer<'_, B> {
             s.bad_in_row += 1;
         }
         s.log_history.push(record.clone().into());
-        self.metrics.json(&record.into())?;
-        self.metrics.print(&line);
+        if let Some(outputs) = &mut self.outputs {
+            outputs.metrics.json(&record.into())?;
+            outputs.metrics.print(&line);
+        }
         if s.bad_in_row >= self.settings.max_bad_steps {
             bail!(
                 "{} steps in a row had a loss or gradient that is not finite, the last one at step {}: {what}; look at {}, \
@@ -242,15 +252,17 @@ impl<B: Backend> Trainer<'_, B> {
         };
         let s = &mut self.state;
         let record = evaluation.to_json(s.step, s.epoch_fraction);
-        self.metrics.json(&record)?;
+        if let Some(outputs) = &mut self.outputs {
+            let scalars = [
+                ("eval/loss", all.loss()),
+                ("eval/perplexity", all.perplexity()),
+                ("eval/mean_token_accuracy", all.accuracy()),
+            ];
+            outputs.metrics.json(&record)?;
+            outputs.metrics.scalars(s.step, &scalars)?;
+            outputs.metrics.print(&evaluation.text(s.step, self.max_steps));
+        }
         s.log_history.push(record);
-        let scalars = [
-            ("eval/loss", all.loss()),
-            ("eval/perplexity", all.perplexity()),
-            ("eval/mean_token_accuracy", all.accuracy()),
-        ];
-        self.metrics.scalars(s.step, &scalars)?;
-        self.metrics.print(&evaluation.text(s.step, self.max_steps));
         Ok(Some(all.loss()))
     }
 
@@ -276,16 +288,6 @@ impl<B: Backend> Trainer<'_, B> {
             }
         }
         Ok(Some(Evaluation { sets, seconds: start.elapsed().as_secs_f64() }))
-    }
-
-    /// Copies the state to the host and lets a thread write it.
-    fn save(&mut self) -> Result<()> {
-        let Some(checkpoints) = &mut self.checkpoints else {
-            return Ok(());
-        };
-        let trace = self.work.trace.clone();
-        let _span = trace.span("save");
-        checkpoints.save(self.dev, &mut self.work, &self.state)
     }
 }
 

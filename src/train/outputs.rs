@@ -1,0 +1,150 @@
+//! What only the main rank does: it cleans the run's folders, writes records, figures, checkpoints and final files, and prints.
+//! The other ranks hold no [`Outputs`] and touch no file.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::checkpoints::{Checkpoints, RESIZED_BASE};
+use super::record;
+use super::saver::Saver;
+use super::spec::RunSpec;
+use super::state::{RunState, TRAINER_STATE};
+use super::step::Workload;
+use crate::backend::Backend;
+use crate::checkpoint::manifest::{self, CheckpointWriter};
+use crate::checkpoint::state::{OPTIMIZER, write_state_tensors};
+use crate::data::loader::StepShape;
+use crate::error::Result;
+use crate::files::{create_dir_all, remove_torn, write_json};
+use crate::log::metrics::{Metrics, round3};
+
+/// Folder of the merged model, in the output folder.
+pub const MERGED: &str = "merged";
+
+/// Where a run's files and lines go.
+pub struct Outputs<'a> {
+    spec: &'a RunSpec<'a>,
+    checkpoints: &'a Checkpoints,
+    saver: Saver,
+    /// Figures and lines.
+    pub metrics: Metrics,
+}
+
+/// Creates the run's folder and removes what a crash or a kill left unfinished in its folders.
+///
+/// # Errors
+/// If a folder cannot be created, read or cleaned.
+pub fn clean_up(spec: &RunSpec) -> Result<()> {
+    create_dir_all(&spec.run_dir)?;
+    manifest::clean_up(&spec.run_dir)?;
+    for dir in [&spec.run_dir, &spec.final_dir, &spec.run_dir.join(RESIZED_BASE), &spec.run_dir.join(MERGED)] {
+        remove_torn(dir)?;
+    }
+    Ok(())
+}
+
+impl<'a> Outputs<'a> {
+    /// Writes what is known before the first step, `run.json` and the base with a grown vocabulary, and opens the figures.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn open<B: Backend>(
+        dev: &B,
+        spec: &'a RunSpec<'a>,
+        checkpoints: &'a Checkpoints,
+        work: &Workload<B>,
+        first_step: u64,
+        shape: StepShape,
+    ) -> Result<Self> {
+        let (s, max_steps) = (spec.settings, checkpoints.max_steps());
+        let mut saver = Saver::default();
+        let grown = spec.run_dir.join(RESIZED_BASE);
+        // PEFT cannot load an adapter that carries more rows than its base has. A resumed run keeps the folder that is there.
+        if spec.new_rows.is_some() && !(first_step > 0 && grown.join("config.json").is_file()) {
+            let (artifact, companions) = (Arc::clone(&spec.artifact), spec.companions.clone());
+            saver.start(move || {
+                artifact.write_base(&grown)?;
+                companions.write(&grown)
+            })?;
+        }
+        record::write(dev, spec, work, (first_step, max_steps), shape)?;
+        let metrics = Metrics::open(&spec.run_dir, first_step, max_steps, s.tensorboard, !s.quiet)?;
+        Ok(Self { spec, checkpoints, saver, metrics })
+    }
+
+    /// Copies weights and moments to the host, then writes `checkpoint-STEP` in the background and rotates.
+    ///
+    /// # Errors
+    /// If the device refuses a copy, or the error of the save before.
+    pub fn save<B: Backend>(&mut self, dev: &B, work: &mut Workload<B>, state: &RunState) -> Result<()> {
+        // Two host copies would double the memory: the one before has to be on disk first.
+        self.saver.wait()?;
+        let params = work.export_params(dev)?;
+        let optimizer = work.optimizer.export(dev)?;
+        let trainer_state = self.checkpoints.trainer_state(state);
+        let (output_dir, keep) = (self.spec.run_dir.clone(), self.spec.settings.save_total_limit);
+        let (artifact, companions) = (Arc::clone(&self.spec.artifact), self.spec.companions.clone());
+        let (step, best) = (state.step, state.best.best);
+        self.saver.start(move || {
+            let writer = CheckpointWriter::begin(&output_dir, step)?;
+            artifact.write(writer.dir(), &params)?;
+            companions.write(writer.dir())?;
+            write_state_tensors(&writer.dir().join(OPTIMIZER), &optimizer.tensors)?;
+            writer.write(TRAINER_STATE, format!("{trainer_state:#}\n").as_bytes())?;
+            let written = writer.finish()?;
+            if let Some(keep) = keep {
+                let best = best.map(|(_, step)| manifest::path_of(&output_dir, step));
+                manifest::rotate(&output_dir, keep, best.as_deref(), Some(&written))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Error of a save that ended meanwhile.
+    ///
+    /// # Errors
+    /// The save's error.
+    pub fn poll(&mut self) -> Result<()> {
+        self.saver.poll()
+    }
+
+    /// Waits for the last save.
+    ///
+    /// # Errors
+    /// The save's error.
+    pub fn wait(&mut self) -> Result<()> {
+        self.saver.wait()
+    }
+
+    /// Writes the final weights with their companions, and `trainer_state.json` with a summary of the run since
+    /// `start`, when it stood at `first_step`.
+    ///
+    /// # Errors
+    /// If the device refuses a copy, a weight is not finite or a file cannot be written.
+    pub fn finish<B: Backend>(
+        &self,
+        dev: &B,
+        work: &mut Workload<B>,
+        state: &RunState,
+        first_step: u64,
+        start: Instant,
+    ) -> Result<()> {
+        let spec = self.spec;
+        spec.artifact.write(&spec.final_dir, &work.export_params(dev)?)?;
+        spec.companions.write(&spec.final_dir)?;
+        let mut trainer_state = self.checkpoints.trainer_state(state);
+        let seconds = start.elapsed().as_secs_f64();
+        let summary = json!({
+            "epoch": state.epoch_fraction,
+            "step": state.step,
+            "total_flos": state.flops,
+            "train_loss": state.loss_sum / state.updates.max(1) as f64,
+            "train_runtime": round3(seconds),
+            "train_steps_per_second": round3((state.step - first_step) as f64 / seconds),
+        });
+        trainer_state["log_history"].as_array_mut().expect("the history is a list").push(summary);
+        write_json(&spec.run_dir.join(TRAINER_STATE), &trainer_state)
+    }
+}
