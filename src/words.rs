@@ -1,6 +1,6 @@
 //! Words of an enum: how its variants are spelled on the command line, in config files and in reports.
 
-/// An enum whose variants have words; [`words!`] implements it.
+/// An enum whose variants have words; `words!` implements it.
 pub trait Words: Copy + 'static {
     /// Every word, in the order of help and messages.
     const WORDS: &'static [&'static str];

@@ -95,7 +95,7 @@ fields! {
 fields! {
     /// Every setting of the training loop.
     pub struct TrainSettings {
-        /// Peak learning rate; `None`: [`TrainSettings::peak_lr`] says which.
+        /// Peak learning rate; `None`: the default of the command, see [`TrainSettings::sft_learning_rate`].
         pub learning_rate: Option<f64>,
         /// Passes over the epoch's rows (`--num_train_epochs`).
         pub epochs: u64,
