@@ -1,41 +1,15 @@
 //! Causal attention inside documents: element types, and decoding of one token. The passes have files of their own.
 
-use super::buffer::{elems, elems_mut, i32s};
+use super::attention_blocks::{Inputs, Results};
+use super::buffer::{elems, elems_mut};
 use super::elem::Elem;
 use super::elementwise::same_type;
 use super::level::multiversion;
 use super::threads::chunked;
 use super::vector::{dot, exp};
 use super::{Cpu, attention_backward, attention_forward};
-use crate::backend::{Attention, AttentionGrads, Decode, Heads, Mask};
-use crate::tensor::{DType, Tensor};
-use half::bf16;
-
-/// What attention reads, as slices; see [`Attention`].
-#[derive(Clone, Copy)]
-pub struct Inputs<'a, E> {
-    pub q: &'a [E],
-    pub k: &'a [E],
-    pub v: &'a [E],
-    pub doc_start: &'a [i32],
-    pub heads: Heads,
-    pub mask: Mask,
-}
-
-impl<'a, E: Elem> Inputs<'a, E> {
-    fn new(x: Attention<'a, Cpu>) -> Self {
-        let Attention { q, k, v, batch, heads, mask } = x;
-        Self { q: elems(q), k: elems(k), v: elems(v), doc_start: i32s(&batch.doc_start), heads, mask }
-    }
-}
-
-/// What backward reads besides.
-#[derive(Clone, Copy)]
-pub struct Results<'a, E> {
-    pub dout: &'a [E],
-    pub out: &'a [E],
-    pub lse: &'a [f32],
-}
+use crate::backend::{Attention, AttentionGrads, Decode, Heads};
+use crate::tensor::Tensor;
 
 multiversion! {
     /// One query against keys `first ..= last` of one head; rows of k and v lie `stride` apart. Gives lse.
@@ -65,11 +39,9 @@ multiversion! {
 
 pub fn forward(dev: &Cpu, out: &mut Tensor<Cpu>, lse: &mut Tensor<Cpu>, x: Attention<'_, Cpu>) {
     x.check("attention", &[("out", out)], lse);
-    same_type!("attention", out, x.q, x.k, x.v; forward_typed(dev, out, lse, x));
-}
-
-fn forward_typed<E: Elem>(dev: &Cpu, out: &mut Tensor<Cpu>, lse: &mut Tensor<Cpu>, x: Attention<'_, Cpu>) {
-    attention_forward::forward(dev, elems_mut::<E>(out), elems_mut(lse), Inputs::new(x));
+    same_type!("attention", out, x.q, x.k, x.v; E => {
+        attention_forward::forward(dev, elems_mut::<E>(out), elems_mut(lse), Inputs::new(x));
+    });
 }
 
 pub fn backward(
@@ -81,51 +53,40 @@ pub fn backward(
     x: Attention<'_, Cpu>,
 ) {
     dx.check("attention_backward", dout, out, lse, x);
-    same_type!("attention_backward", dx.dq, dx.dk, dx.dv, dout, out, x.q, x.k, x.v;
-        backward_typed(dev, dx, dout, out, lse, x));
-}
-
-fn backward_typed<E: Elem>(
-    dev: &Cpu,
-    dx: AttentionGrads<'_, Cpu>,
-    dout: &Tensor<Cpu>,
-    out: &Tensor<Cpu>,
-    lse: &Tensor<Cpu>,
-    x: Attention<'_, Cpu>,
-) {
-    let grads = [dx.dq, dx.dk, dx.dv].map(elems_mut::<E>);
-    let results = Results { dout: elems(dout), out: elems(out), lse: elems(lse) };
-    attention_backward::backward(dev, grads, results, Inputs::new(x));
+    same_type!("attention_backward", dx.dq, dx.dk, dx.dv, dout, out, x.q, x.k, x.v; E => {
+        let grads = [dx.dq, dx.dk, dx.dv].map(elems_mut::<E>);
+        let results = Results { dout: elems(dout), out: elems(out), lse: elems(lse) };
+        attention_backward::backward(dev, grads, results, Inputs::new(x));
+    });
 }
 
 pub fn decode(dev: &Cpu, out: &mut Tensor<Cpu>, x: Decode<'_, Cpu>) {
     let capacity = x.check("attention_decode", out);
-    same_type!("attention_decode", out, x.q, x.k_cache, x.v_cache; decode_typed(dev, out, x, capacity));
-}
-
-fn decode_typed<E: Elem>(dev: &Cpu, out: &mut Tensor<Cpu>, x: Decode<'_, Cpu>, capacity: usize) {
     let Heads { n_query, n_kv, head_dim: d } = x.heads;
     let (group, stride) = (n_query / n_kv, n_kv * d);
-    let scale = 1.0 / (d as f32).sqrt();
-    let (q, k, v, lens) = (elems::<E>(x.q), elems::<E>(x.k_cache), elems::<E>(x.v_cache), i32s(x.lens));
-    dev.pool.split(chunked(elems_mut::<E>(out), d), |task, out| {
-        let (s, h) = (task / n_query, task % n_query);
-        let len = usize::try_from(lens[s]).expect("lengths are not negative");
-        assert!((1..=capacity).contains(&len), "attention_decode: length {len} of sequence {s} outside 1..={capacity}");
-        let at = s * capacity * stride + h / group * d;
-        let first = x.mask.window.map_or(0, |w| len.saturating_sub(w));
-        attend(dev.level, out, &q[task * d..][..d], &k[at..], &v[at..], stride, first, len - 1, scale);
+    let (scale, lens) = (1.0 / (d as f32).sqrt(), elems::<i32>(x.lens));
+    same_type!("attention_decode", out, x.q, x.k_cache, x.v_cache; E => {
+        let [q, k, v] = [x.q, x.k_cache, x.v_cache].map(elems::<E>);
+        dev.pool.split(chunked(elems_mut::<E>(out), d), |task, out| {
+            let (s, h) = (task / n_query, task % n_query);
+            let len = usize::try_from(lens[s]).expect("lengths are not negative");
+            let fits = (1..=capacity).contains(&len);
+            assert!(fits, "attention_decode: length {len} of sequence {s} outside 1..={capacity}");
+            let at = s * capacity * stride + h / group * d;
+            let first = x.mask.window.map_or(0, |w| len.saturating_sub(w));
+            attend(dev.level, out, &q[task * d..][..d], &k[at..], &v[at..], stride, first, len - 1, scale);
+        });
     });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Backend;
+    use crate::backend::{Backend, Mask};
     use crate::cpu::testing::{
         assert_close, cpus, documents, normal, rounded, stored, tensor, tensor_i32, thread_counts, values,
     };
-    use crate::tensor::Device;
+    use crate::tensor::{DType, Device};
 
     /// q, k, v and the gradient of the output, for N tokens.
     struct Case {

@@ -9,8 +9,9 @@
 //! ```
 
 use super::Cpu;
-use super::attention::{Inputs, Results};
-use super::attention_blocks::{Document, KEYS, Pass, QUERIES, columns_of, documents, floats, rows_of, with_memory};
+use super::attention_blocks::{
+    Document, Inputs, KEYS, Pass, QUERIES, Results, columns_of, documents, floats, rows_of, with_memory,
+};
 use super::elem::{Elem, View};
 use super::elementwise::task_rows;
 use super::kernels::Store;

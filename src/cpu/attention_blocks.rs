@@ -6,12 +6,40 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::Cpu;
+use super::buffer::elems;
 use super::elem::Elem;
 use super::kernels::{Micro, Store, Target, Tile};
 use super::level::Level;
 use super::matmul::Grow;
 use super::pack::{Operand, pack_panel};
-use crate::backend::{Heads, Mask};
+use crate::backend::{Attention, Heads, Mask};
+
+/// What attention reads, as slices; see [`Attention`].
+#[derive(Clone, Copy)]
+pub struct Inputs<'a, E> {
+    pub q: &'a [E],
+    pub k: &'a [E],
+    pub v: &'a [E],
+    pub doc_start: &'a [i32],
+    pub heads: Heads,
+    pub mask: Mask,
+}
+
+impl<'a, E: Elem> Inputs<'a, E> {
+    pub fn new(x: Attention<'a, Cpu>) -> Self {
+        let Attention { q, k, v, batch, heads, mask } = x;
+        Self { q: elems(q), k: elems(k), v: elems(v), doc_start: elems(&batch.doc_start), heads, mask }
+    }
+}
+
+/// What backward reads besides.
+#[derive(Clone, Copy)]
+pub struct Results<'a, E> {
+    pub dout: &'a [E],
+    pub out: &'a [E],
+    pub lse: &'a [f32],
+}
 
 /// Queries of a block: whole register tiles at every level but the 6-row one.
 pub const QUERIES: usize = 56;

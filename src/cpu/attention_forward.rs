@@ -10,8 +10,9 @@
 //! ```
 
 use super::Cpu;
-use super::attention::Inputs;
-use super::attention_blocks::{Document, KEYS, Pass, QUERIES, columns_of, documents, floats, rows_of, with_memory};
+use super::attention_blocks::{
+    Document, Inputs, KEYS, Pass, QUERIES, columns_of, documents, floats, rows_of, with_memory,
+};
 use super::elem::{Elem, View};
 use super::kernels::Store;
 use super::level::multiversion;

@@ -4,7 +4,7 @@ use half::bf16;
 use memmap2::MmapMut;
 
 use super::Cpu;
-use super::elem::{Elem, View};
+use super::elem::{Stored, View};
 use crate::error::{Context, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -52,27 +52,14 @@ impl CpuBuf {
 }
 
 /// The elements of a tensor of a known type.
-pub fn elems<E: Elem>(t: &Tensor<Cpu>) -> &[E] {
+pub fn elems<E: Stored>(t: &Tensor<Cpu>) -> &[E] {
     assert_eq!(t.dtype(), E::DTYPE, "element type of a {} x {} tensor", t.rows(), t.cols());
     t.buf.elems(t.len())
 }
 
 /// The elements of a tensor of a known type, to be written.
-pub fn elems_mut<E: Elem>(t: &mut Tensor<Cpu>) -> &mut [E] {
+pub fn elems_mut<E: Stored>(t: &mut Tensor<Cpu>) -> &mut [E] {
     assert_eq!(t.dtype(), E::DTYPE, "element type of a {} x {} tensor", t.rows(), t.cols());
-    let len = t.len();
-    t.buf.elems_mut(len)
-}
-
-/// The elements of an i32 tensor.
-pub fn i32s(t: &Tensor<Cpu>) -> &[i32] {
-    assert_eq!(t.dtype(), DType::I32, "element type of a {} x {} tensor", t.rows(), t.cols());
-    t.buf.elems(t.len())
-}
-
-/// The elements of an i32 tensor, to be written.
-pub fn i32s_mut(t: &mut Tensor<Cpu>) -> &mut [i32] {
-    assert_eq!(t.dtype(), DType::I32, "element type of a {} x {} tensor", t.rows(), t.cols());
     let len = t.len();
     t.buf.elems_mut(len)
 }

@@ -14,11 +14,26 @@ pub enum View<'a> {
     Bf16(&'a [bf16]),
 }
 
-/// A storage type: computed with as f32, rounded once when stored.
-pub trait Elem: Pod + Send + Sync {
+/// What a tensor can hold.
+pub trait Stored: Pod + Send + Sync {
     /// Its name among the tensors.
     const DTYPE: DType;
+}
 
+impl Stored for f32 {
+    const DTYPE: DType = DType::F32;
+}
+
+impl Stored for bf16 {
+    const DTYPE: DType = DType::Bf16;
+}
+
+impl Stored for i32 {
+    const DTYPE: DType = DType::I32;
+}
+
+/// A type of numbers: computed with as f32, rounded once when stored.
+pub trait Elem: Stored {
     /// Widens exactly.
     fn get(self) -> f32;
 
@@ -30,8 +45,6 @@ pub trait Elem: Pod + Send + Sync {
 }
 
 impl Elem for f32 {
-    const DTYPE: DType = DType::F32;
-
     #[inline(always)]
     fn get(self) -> f32 {
         self
@@ -48,8 +61,6 @@ impl Elem for f32 {
 }
 
 impl Elem for bf16 {
-    const DTYPE: DType = DType::Bf16;
-
     #[inline(always)]
     fn get(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)

@@ -1,7 +1,7 @@
 //! Operations on elements: copies and casts, sums, biases, rotary embedding, SwiGLU, dropout. One pass each, in parallel.
 
 use super::Cpu;
-use super::buffer::{elems, elems_mut, i32s, typed};
+use super::buffer::{elems, elems_mut, typed};
 use super::elem::Elem;
 use super::level::multiversion;
 use super::threads::chunked;
@@ -9,8 +9,7 @@ use super::vector::sigmoid;
 use crate::backend::elementwise::{check_bias, check_bias_grad, check_same};
 use crate::backend::{Dropout, Rope, Rotate, Swiglu};
 use crate::rng::Stream;
-use crate::tensor::{DType, Tensor};
-use half::bf16;
+use crate::tensor::Tensor;
 
 /// Elements of one task: enough to hide its start, few enough to stay in the L2 cache.
 pub const TASK: usize = 16 * 1024;
@@ -124,7 +123,7 @@ pub fn rope(dev: &Cpu, x: &mut Tensor<Cpu>, by: Rope<'_, Cpu>, direction: Rotate
     if x.is_empty() {
         return;
     }
-    let (table, positions): (&[f32], _) = (elems(by.table), i32s(by.positions));
+    let (table, positions): (&[f32], _) = (elems(by.table), elems::<i32>(by.positions));
     let sign = if direction == Rotate::Forward { 1.0 } else { -1.0 };
     let per_task = task_rows(cols);
     typed!(x = mut x, => dev.pool.split(chunked(x, per_task * cols), |i, x| {
@@ -159,41 +158,43 @@ multiversion! {
     }
 }
 
-/// Runs the body with `E` as the common element type of the named tensors.
+/// Runs the body with `$E` as the element type that the named tensors have in common.
 macro_rules! same_type {
-    ($what:literal, $($t:expr),+; $f:ident($($arg:expr),*)) => {{
+    ($what:literal, $($t:expr),+; $E:ident => $body:expr) => {{
         let dtypes = [$($t.dtype()),+];
         assert!(dtypes.iter().all(|&d| d == dtypes[0]), "{}: element types differ: {dtypes:?}", $what);
         match dtypes[0] {
-            DType::F32 => $f::<f32>($($arg),*),
-            DType::Bf16 => $f::<bf16>($($arg),*),
-            DType::I32 => panic!("{}: a tensor of integers", $what),
+            $crate::tensor::DType::F32 => {
+                type $E = f32;
+                $body
+            }
+            $crate::tensor::DType::Bf16 => {
+                type $E = half::bf16;
+                $body
+            }
+            $crate::tensor::DType::I32 => panic!("{}: a tensor of integers", $what),
         }
     }};
 }
 pub(super) use same_type;
 
-fn swiglu_forward_typed<E: Elem>(dev: &Cpu, out: &mut Tensor<Cpu>, gate: &Tensor<Cpu>, up: &Tensor<Cpu>) {
-    let (gate, up) = (elems::<E>(gate), elems(up));
-    dev.pool.split(chunked(elems_mut::<E>(out), TASK), |i, out| {
-        swiglu_slice(dev.level, out, piece(gate, i, TASK), piece(up, i, TASK));
-    });
-}
-
 pub fn swiglu_forward(dev: &Cpu, out: &mut Tensor<Cpu>, x: Swiglu<'_, Cpu>) {
     x.check("swiglu", &[("out", out)]);
     let Swiglu { gate, up } = x;
-    same_type!("swiglu", out, gate, up; swiglu_forward_typed(dev, out, gate, up));
-}
-
-fn swiglu_backward_typed<E: Elem>(dev: &Cpu, gate: &mut Tensor<Cpu>, up: &mut Tensor<Cpu>, dact: &mut Tensor<Cpu>) {
-    let [gate, up, dact] = [gate, up, dact].map(|t| chunked(elems_mut::<E>(t), TASK));
-    dev.pool.split((gate, up, dact), |_, (gate, up, dact)| swiglu_backward_slice(dev.level, gate, up, dact));
+    same_type!("swiglu", out, gate, up; E => {
+        let (gate, up) = (elems::<E>(gate), elems::<E>(up));
+        dev.pool.split(chunked(elems_mut::<E>(out), TASK), |i, out| {
+            swiglu_slice(dev.level, out, piece(gate, i, TASK), piece(up, i, TASK));
+        });
+    });
 }
 
 pub fn swiglu_backward(dev: &Cpu, gate: &mut Tensor<Cpu>, up: &mut Tensor<Cpu>, dact: &mut Tensor<Cpu>) {
     Swiglu { gate, up }.check("swiglu_backward", &[("dact", dact)]);
-    same_type!("swiglu_backward", gate, up, dact; swiglu_backward_typed(dev, gate, up, dact));
+    same_type!("swiglu_backward", gate, up, dact; E => {
+        let [gate, up, dact] = [gate, up, dact].map(|t| chunked(elems_mut::<E>(t), TASK));
+        dev.pool.split((gate, up, dact), |_, (gate, up, dact)| swiglu_backward_slice(dev.level, gate, up, dact));
+    });
 }
 
 /// Philox blocks drawn side by side.
@@ -233,7 +234,7 @@ mod tests {
     use super::*;
     use crate::backend::Backend;
     use crate::cpu::testing::{assert_close, cpus, normal, rounded, stored, tensor, tensor_i32, thread_counts, values};
-    use crate::tensor::Device;
+    use crate::tensor::{DType, Device};
 
     const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
 

@@ -1,7 +1,7 @@
 //! Rows by index: gather, scatter, and the gradient of the token embedding.
 
 use super::Cpu;
-use super::buffer::{elems_mut, i32s, typed};
+use super::buffer::{elems, elems_mut, typed};
 use super::elem::Elem;
 use super::elementwise::task_rows;
 use super::level::multiversion;
@@ -22,7 +22,7 @@ pub fn gather_rows(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, rows: &T
     if dst.is_empty() {
         return;
     }
-    let (width, limit, rows) = (src.cols() * src.dtype().bytes(), src.rows(), i32s(rows));
+    let (width, limit, rows) = (src.cols() * src.dtype().bytes(), src.rows(), elems::<i32>(rows));
     let (per_task, bytes) = (task_rows(src.cols()), dst.rows() * width);
     let (x, y) = (src.buf.bytes(), &mut dst.buf.bytes_mut()[..bytes]);
     dev.pool.split(chunked(y, per_task * width), |task, y| {
@@ -33,9 +33,9 @@ pub fn gather_rows(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, rows: &T
     });
 }
 
-pub fn scatter_rows(dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, rows: &Tensor<Cpu>) {
+pub fn scatter_rows(_dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>, rows: &Tensor<Cpu>) {
     check_rows("scatter_rows", src, dst, rows);
-    let (width, limit, rows) = (src.cols() * src.dtype().bytes(), dst.rows(), i32s(rows));
+    let (width, limit, rows) = (src.cols() * src.dtype().bytes(), dst.rows(), elems::<i32>(rows));
     for i in 0..src.rows() {
         let row = index(rows, i, limit, "scatter_rows");
         let x = &src.buf.bytes()[i * width..(i + 1) * width];
@@ -60,7 +60,7 @@ pub fn backward(dev: &Cpu, dw: &mut Tensor<Cpu>, dout: &Tensor<Cpu>, batch: &Bat
     if dw.is_empty() || dout.is_empty() {
         return;
     }
-    let (tokens, by_token) = (i32s(&batch.tokens), i32s(&batch.by_token));
+    let (tokens, by_token) = (elems::<i32>(&batch.tokens), elems::<i32>(&batch.by_token));
     let token = |i: i32| usize::try_from(tokens[i as usize]).expect("tokens are not negative");
     let per_part = rows.div_ceil(PARTS);
     let dw: &mut [f32] = elems_mut(dw);

@@ -1,7 +1,7 @@
 //! The head and its cross-entropy in chunks of supervised rows: the logits never exist whole.
 
 use super::Cpu;
-use super::buffer::{elems_mut, i32s, view};
+use super::buffer::{elems, elems_mut, view};
 use super::elem::{Elem, View};
 use super::level::multiversion;
 use super::matmul::{Dest, Product, Shape, product};
@@ -88,8 +88,8 @@ pub fn linear_cross_entropy(
     // Rows of dw beyond the classes belong to padding of the vocabulary and have no gradient.
     let first = first_row.min(classes);
     let tail = dw.as_ref().map_or(0, |dw| (first_row + dw.rows()).min(classes).max(first) - first);
-    let targets = i32s(&batch.targets);
-    let rows: Vec<usize> = i32s(&batch.rows).iter().map(|&i| i as usize).collect();
+    let targets = elems::<i32>(&batch.targets);
+    let rows: Vec<usize> = elems::<i32>(&batch.rows).iter().map(|&i| i as usize).collect();
     for &i in &rows {
         assert!(
             (0..classes as i32).contains(&targets[i]),

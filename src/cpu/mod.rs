@@ -86,6 +86,16 @@ impl Cpu {
     }
 }
 
+/// Operations that a file of this folder does whole, and that cannot fail.
+macro_rules! operations {
+    ($($op:ident($($arg:ident: $type:ty),*) = $file:ident::$name:ident;)*) => {$(
+        fn $op(&self, $($arg: $type),*) -> Result<()> {
+            $file::$name(self, $($arg),*);
+            Ok(())
+        }
+    )*};
+}
+
 impl Device for Cpu {
     type Buf = CpuBuf;
     type Plan = ();
@@ -100,18 +110,8 @@ impl Device for Cpu {
         Ok(Tensor::from_buf(buf, rows, cols, dtype))
     }
 
-    fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {
-        elementwise::upload(self, dst, src);
-        Ok(())
-    }
-
     fn upload_i32(&self, dst: &mut Tensor<Self>, src: &[i32]) -> Result<()> {
-        buffer::i32s_mut(dst).copy_from_slice(src);
-        Ok(())
-    }
-
-    fn download(&self, dst: &mut [f32], src: &Tensor<Self>) -> Result<()> {
-        elementwise::download(self, dst, src);
+        buffer::elems_mut::<i32>(dst).copy_from_slice(src);
         Ok(())
     }
 
@@ -119,99 +119,46 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn fill_zero(&self, dst: &mut Tensor<Self>) -> Result<()> {
-        elementwise::fill_zero(self, dst);
-        Ok(())
-    }
-
-    fn copy(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()> {
-        elementwise::copy(self, dst, src);
-        Ok(())
+    operations! {
+        upload(dst: &mut Tensor<Self>, src: &[f32]) = elementwise::upload;
+        download(dst: &mut [f32], src: &Tensor<Self>) = elementwise::download;
+        fill_zero(dst: &mut Tensor<Self>) = elementwise::fill_zero;
+        copy(dst: &mut Tensor<Self>, src: &Tensor<Self>) = elementwise::copy;
     }
 }
 
 impl Products for Cpu {
-    fn matmul(
-        &self,
-        c: &mut Tensor<Self>,
-        a: &Tensor<Self>,
-        b: &Tensor<Self>,
-        op: MatMul,
-        alpha: f32,
-        write: Write,
-    ) -> Result<()> {
-        matmul::matmul(self, c, a, b, op, alpha, write);
-        Ok(())
+    operations! {
+        matmul(c: &mut Tensor<Self>, a: &Tensor<Self>, b: &Tensor<Self>, op: MatMul, alpha: f32, write: Write) = matmul::matmul;
     }
 }
 
 impl Norms for Cpu {
-    fn rmsnorm_forward(&self, out: &mut Tensor<Self>, rstd: &mut Tensor<Self>, x: Norm<'_, Self>) -> Result<()> {
-        norm::forward(self, out, rstd, x);
-        Ok(())
-    }
-
-    fn rmsnorm_backward(
-        &self,
-        dx: &mut Tensor<Self>,
-        dw: Option<&mut Tensor<Self>>,
-        dout: &Tensor<Self>,
-        rstd: &Tensor<Self>,
-        x: Norm<'_, Self>,
-        write: Write,
-    ) -> Result<()> {
-        norm::backward(self, dx, dw, dout, rstd, x, write);
-        Ok(())
+    operations! {
+        rmsnorm_forward(out: &mut Tensor<Self>, rstd: &mut Tensor<Self>, x: Norm<'_, Self>) = norm::forward;
+        rmsnorm_backward(
+            dx: &mut Tensor<Self>, dw: Option<&mut Tensor<Self>>, dout: &Tensor<Self>, rstd: &Tensor<Self>, x: Norm<'_, Self>,
+            write: Write
+        ) = norm::backward;
     }
 }
 
 impl Backend for Cpu {
     type Stats = HostStats;
 
-    fn add(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()> {
-        elementwise::add(self, dst, src);
-        Ok(())
-    }
-
-    fn add_bias(&self, dst: &mut Tensor<Self>, b: &Tensor<Self>) -> Result<()> {
-        elementwise::add_bias(self, dst, b);
-        Ok(())
-    }
-
-    fn bias_backward(&self, db: &mut Tensor<Self>, dy: &Tensor<Self>) -> Result<()> {
-        elementwise::bias_backward(self, db, dy);
-        Ok(())
-    }
-
-    fn gather_rows(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>, rows: &Tensor<Self>) -> Result<()> {
-        embedding::gather_rows(self, dst, src, rows);
-        Ok(())
-    }
-
-    fn scatter_rows(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>, rows: &Tensor<Self>) -> Result<()> {
-        embedding::scatter_rows(dst, src, rows);
-        Ok(())
-    }
-
-    fn embedding_backward(
-        &self,
-        dw: &mut Tensor<Self>,
-        dout: &Tensor<Self>,
-        batch: &Batch<Self>,
-        first_row: usize,
-    ) -> Result<()> {
-        embedding::backward(self, dw, dout, batch, first_row);
-        Ok(())
-    }
-
-    fn rope(&self, x: &mut Tensor<Self>, by: Rope<'_, Self>, direction: Rotate) -> Result<()> {
-        elementwise::rope(self, x, by, direction);
-        Ok(())
-    }
-
-    fn attention_forward(&self, out: &mut Tensor<Self>, lse: &mut Tensor<Self>, x: Attention<'_, Self>) -> Result<()> {
-        attention::forward(self, out, lse, x);
-        Ok(())
+    operations! {
+        add(dst: &mut Tensor<Self>, src: &Tensor<Self>) = elementwise::add;
+        add_bias(dst: &mut Tensor<Self>, b: &Tensor<Self>) = elementwise::add_bias;
+        bias_backward(db: &mut Tensor<Self>, dy: &Tensor<Self>) = elementwise::bias_backward;
+        gather_rows(dst: &mut Tensor<Self>, src: &Tensor<Self>, rows: &Tensor<Self>) = embedding::gather_rows;
+        scatter_rows(dst: &mut Tensor<Self>, src: &Tensor<Self>, rows: &Tensor<Self>) = embedding::scatter_rows;
+        embedding_backward(dw: &mut Tensor<Self>, dout: &Tensor<Self>, batch: &Batch<Self>, first_row: usize) = embedding::backward;
+        rope(x: &mut Tensor<Self>, by: Rope<'_, Self>, direction: Rotate) = elementwise::rope;
+        attention_forward(out: &mut Tensor<Self>, lse: &mut Tensor<Self>, x: Attention<'_, Self>) = attention::forward;
+        attention_decode(out: &mut Tensor<Self>, x: Decode<'_, Self>) = attention::decode;
+        swiglu_forward(out: &mut Tensor<Self>, x: Swiglu<'_, Self>) = elementwise::swiglu_forward;
+        swiglu_backward(gate: &mut Tensor<Self>, up: &mut Tensor<Self>, dact: &mut Tensor<Self>) = elementwise::swiglu_backward;
+        dropout(dst: &mut Tensor<Self>, src: &Tensor<Self>, dropout: Dropout) = elementwise::dropout;
     }
 
     fn attention_backward(
@@ -228,21 +175,6 @@ impl Backend for Cpu {
         rope.map_or(Ok(()), |rope| [dq, dk].into_iter().try_for_each(|dx| self.rope(dx, rope, Rotate::Inverse)))
     }
 
-    fn attention_decode(&self, out: &mut Tensor<Self>, x: Decode<'_, Self>) -> Result<()> {
-        attention::decode(self, out, x);
-        Ok(())
-    }
-
-    fn swiglu_forward(&self, out: &mut Tensor<Self>, x: Swiglu<'_, Self>) -> Result<()> {
-        elementwise::swiglu_forward(self, out, x);
-        Ok(())
-    }
-
-    fn swiglu_backward(&self, gate: &mut Tensor<Self>, up: &mut Tensor<Self>, dact: &mut Tensor<Self>) -> Result<()> {
-        elementwise::swiglu_backward(self, gate, up, dact);
-        Ok(())
-    }
-
     fn linear_cross_entropy(
         &self,
         loss: &mut Tensor<Self>,
@@ -251,11 +183,6 @@ impl Backend for Cpu {
         x: HeadLoss<'_, Self>,
     ) -> Result<()> {
         loss::linear_cross_entropy(self, loss, correct, grads, x)
-    }
-
-    fn dropout(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>, dropout: Dropout) -> Result<()> {
-        elementwise::dropout(self, dst, src, dropout);
-        Ok(())
     }
 
     fn new_stats(&self) -> Result<HostStats> {
