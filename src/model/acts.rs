@@ -1,13 +1,12 @@
-//! Activations of one micro-batch and the scratch of forward and backward, allocated once for the largest micro-batch.
+//! Activations of one micro-batch, allocated once for the largest micro-batch.
 //!
 //! Kept for backward in each layer: its input, queries, keys and values (rotated), attention output and `lse`, the residual
 //! stream between attention and feed-forward, gate and up. Norms and SwiGLU are computed again; that is cheaper than keeping them.
 
-use super::attention::{AttnActs, HeadNorm};
-use super::config::ModelConfig;
+use super::attention::AttnActs;
 use super::mlp::MlpActs;
-use super::weights::Product;
-use super::{LoraSpec, Model, Recompute, rope};
+use super::scratch::{Alloc, Scratch};
+use super::{Model, Recompute, rope};
 use crate::backend::{Backend, ProjectScratch};
 use crate::batch::{Batch, BatchIndex, BatchView, MicroBatch};
 use crate::error::Result;
@@ -29,35 +28,6 @@ impl ActsOptions {
     pub const FORWARD: Self = Self { recompute: Recompute::None, training: false, micro_batches: 1 };
 }
 
-/// Scratch of a pass.
-pub(super) struct Scratch<B: Backend> {
-    pub h: Tensor<B>,    // (N, C), a norm's output
-    pub rstd: Tensor<B>, // (N, 1)
-    pub act: Tensor<B>,  // (N, F), SwiGLU's output
-    pub project: ProjectScratch<B>,
-    pub back: Option<BackScratch<B>>,
-}
-
-/// Scratch of backward.
-pub(super) struct BackScratch<B: Backend> {
-    pub dres: Tensor<B>, // (N, C), gradient of the residual stream
-    pub dh: Tensor<B>,   // (N, C)
-    pub dact: Tensor<B>, // (N, F); then SwiGLU's output again
-    pub dq: Tensor<B>,   // (N, H*D)
-    pub dk: Tensor<B>,   // (N, K*D)
-    pub dv: Tensor<B>,   // (N, K*D)
-    pub dout: Tensor<B>, // (N, H*D)
-    /// Gradients before the norms of q and k.
-    pub pre: Option<(Tensor<B>, Tensor<B>)>,
-    /// (trained rows, C) f32: what this micro-batch adds to the gradient of the embedding or the head, where it is not the only one
-    /// of its step. Their operations add token by token and chunk by chunk, and a step's sum is that of its micro-batches, each
-    /// formed from zero, whatever the number of ranks that form them.
-    pub vocabulary: Option<Tensor<B>>,
-}
-
-/// [`Scratch::back`] is asked for by backward alone.
-pub(super) const TRAINING: &str = "activations are allocated for training";
-
 /// All activations of a micro-batch of up to `capacity` tokens.
 pub struct Acts<B: Backend> {
     pub(super) recompute: Recompute,
@@ -78,99 +48,6 @@ pub struct Acts<B: Backend> {
     pub(super) slot: usize,            // which of them is the loaded micro-batch's
     pub(super) correct: Tensor<B>,     // (N, 1) f32
     pub(super) scratch: Scratch<B>,
-}
-
-/// Allocates tensors of one height and counts nothing itself; a shorthand for [`Acts::new`].
-struct Alloc<'a, B: Backend> {
-    dev: &'a B,
-    c: &'a ModelConfig,
-    n: usize,
-    dtype: DType,
-    lora: Option<&'a LoraSpec>,
-}
-
-impl<B: Backend> Alloc<'_, B> {
-    fn act(&self, cols: usize) -> Result<Tensor<B>> {
-        self.dev.alloc(self.n, cols, self.dtype)
-    }
-
-    fn f32(&self, cols: usize) -> Result<Tensor<B>> {
-        self.dev.alloc(self.n, cols, DType::F32)
-    }
-
-    fn low_rank(&self, product: Product) -> Result<Option<Tensor<B>>> {
-        self.lora.filter(|l| l.has(product)).map(|l| self.act(l.r)).transpose()
-    }
-
-    fn head_norm(&self, heads: usize) -> Result<Option<HeadNorm<B>>> {
-        if !self.c.qk_norm {
-            return Ok(None);
-        }
-        Ok(Some(HeadNorm { x: self.act(heads * self.c.heads.head_dim)?, rstd: self.f32(heads)? }))
-    }
-
-    fn attn(&self) -> Result<AttnActs<B>> {
-        let c = self.c;
-        Ok(AttnActs {
-            q: self.act(c.q_dim())?,
-            k: self.act(c.kv_dim())?,
-            v: self.act(c.kv_dim())?,
-            out: self.act(c.q_dim())?,
-            lse: self.f32(c.heads.n_query)?,
-            q_norm: self.head_norm(c.heads.n_query)?,
-            k_norm: self.head_norm(c.heads.n_kv)?,
-            t_q: self.low_rank(Product::Q)?,
-            t_k: self.low_rank(Product::K)?,
-            t_v: self.low_rank(Product::V)?,
-        })
-    }
-
-    fn mlp(&self) -> Result<MlpActs<B>> {
-        Ok(MlpActs {
-            gate: self.act(self.c.intermediate_size)?,
-            up: self.act(self.c.intermediate_size)?,
-            t_o: self.low_rank(Product::O)?,
-            t_gate: self.low_rank(Product::Gate)?,
-            t_up: self.low_rank(Product::Up)?,
-            t_down: self.low_rank(Product::Down)?,
-        })
-    }
-
-    fn scratch(&self, training: bool, vocabulary: usize) -> Result<Scratch<B>> {
-        let c = self.c;
-        let widest = c.hidden_size.max(c.intermediate_size).max(c.q_dim());
-        let dropped = if self.lora.is_some_and(|l| l.dropout > 0.0) { widest } else { 0 };
-        let u = || self.act(self.lora.map_or(0, |l| l.r));
-        Ok(Scratch {
-            h: self.act(c.hidden_size)?,
-            rstd: self.f32(1)?,
-            act: self.act(c.intermediate_size)?,
-            project: ProjectScratch { u: [u()?, u()?, u()?], x: self.act(dropped)?, dx: self.act(dropped)? },
-            back: if training { Some(self.back(vocabulary)?) } else { None },
-        })
-    }
-
-    fn back(&self, vocabulary: usize) -> Result<BackScratch<B>> {
-        let c = self.c;
-        let pre = match c.qk_norm {
-            true => Some((self.act(c.q_dim())?, self.act(c.kv_dim())?)),
-            false => None,
-        };
-        Ok(BackScratch {
-            dres: self.act(c.hidden_size)?,
-            dh: self.act(c.hidden_size)?,
-            dact: self.act(c.intermediate_size)?,
-            dq: self.act(c.q_dim())?,
-            dk: self.act(c.kv_dim())?,
-            dv: self.act(c.kv_dim())?,
-            dout: self.act(c.q_dim())?,
-            pre,
-            vocabulary: match vocabulary {
-                0 => None,
-                rows => Some(self.dev.alloc(rows, c.hidden_size, DType::F32)?),
-            },
-        })
-    }
 }
 
 impl<B: Backend> Acts<B> {
@@ -197,7 +74,8 @@ impl<B: Backend> Acts<B> {
     ) -> Result<Self> {
         let ActsOptions { recompute, training, micro_batches } = options;
         let c = &model.config;
-        let a = Alloc { dev, c, n: max_tokens, dtype: model.dtype, lora: model.lora.as_ref() };
+        let a = Alloc::new(dev, model, max_tokens);
+        let vocabulary = if micro_batches > 1 { model.vocabulary_rows() } else { 0 };
         let each = |kept: bool| 0..if kept { c.n_layers } else { 1 };
         let keeps_mlp = training && recompute != Recompute::Layer;
         let streams = if training { c.n_layers + 1 } else { 2 };
@@ -214,14 +92,14 @@ impl<B: Backend> Acts<B> {
             batch: dev.new_batch(max_tokens)?,
             x: (0..streams).map(|_| a.act(c.hidden_size)).collect::<Result<_>>()?,
             mid: each(keeps_mlp).map(|_| a.act(c.hidden_size)).collect::<Result<_>>()?,
-            attn: each(keeps_attention).map(|_| a.attn()).collect::<Result<_>>()?,
-            mlp: each(keeps_mlp).map(|_| a.mlp()).collect::<Result<_>>()?,
+            attn: each(keeps_attention).map(|_| AttnActs::new(&a)).collect::<Result<_>>()?,
+            mlp: each(keeps_mlp).map(|_| MlpActs::new(&a)).collect::<Result<_>>()?,
             hidden: a.act(c.hidden_size)?,
             rstd: a.f32(1)?,
             losses: (0..micro_batches).map(|_| a.f32(1)).collect::<Result<_>>()?,
             slot: 0,
             correct: a.f32(1)?,
-            scratch: a.scratch(training, if micro_batches > 1 { model.vocabulary_rows() } else { 0 })?,
+            scratch: Scratch::new(&a, training.then_some(vocabulary))?,
         };
         let size = |t: &Tensor<B>| t.capacity() * t.dtype().bytes();
         let ProjectScratch { u, x, dx } = &acts.scratch.project;
@@ -338,21 +216,9 @@ impl<B: Backend> Acts<B> {
         for t in self.x.iter_mut().chain(&mut self.mid) {
             f(t);
         }
-        for AttnActs { q, k, v, out, lse, q_norm, k_norm, t_q, t_k, t_v } in &mut self.attn {
-            [q, k, v, out, lse].into_iter().chain([t_q, t_k, t_v].into_iter().flatten()).for_each(&mut *f);
-            for HeadNorm { x, rstd } in [q_norm, k_norm].into_iter().flatten() {
-                [x, rstd].into_iter().for_each(&mut *f);
-            }
-        }
-        for MlpActs { gate, up, t_o, t_gate, t_up, t_down } in &mut self.mlp {
-            [gate, up].into_iter().chain([t_o, t_gate, t_up, t_down].into_iter().flatten()).for_each(&mut *f);
-        }
+        self.attn.iter_mut().for_each(|a| a.for_each(f));
+        self.mlp.iter_mut().for_each(|m| m.for_each(f));
         [&mut self.hidden, &mut self.rstd, &mut self.correct].into_iter().for_each(&mut *f);
-        let Scratch { h, rstd, act, project: _, back } = &mut self.scratch;
-        [h, rstd, act].into_iter().for_each(&mut *f);
-        if let Some(BackScratch { dres, dh, dact, dq, dk, dv, dout, pre, vocabulary: _ }) = back {
-            [dres, dh, dact, dq, dk, dv, dout].into_iter().for_each(&mut *f);
-            pre.iter_mut().flat_map(|(q, k)| [q, k]).for_each(f);
-        }
+        self.scratch.for_each_per_token(f);
     }
 }

@@ -6,10 +6,10 @@
 //! mid     = x + attention(q, k, v)·Wo
 //! ```
 
-use super::acts::{BackScratch, Scratch, TRAINING};
 use super::lora::grads;
 use super::pass::Pass;
-use super::weights::Layer;
+use super::scratch::{Alloc, BackScratch, Scratch, TRAINING};
+use super::weights::{Layer, Product};
 use crate::backend::{AttentionGrads, Backend, Projected, Rotate, Write};
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -32,6 +32,31 @@ pub(super) struct AttnActs<B: Backend> {
 pub(super) struct HeadNorm<B: Backend> {
     pub x: Tensor<B>,    // (N, heads·D)
     pub rstd: Tensor<B>, // (N, heads)
+}
+
+impl<B: Backend> AttnActs<B> {
+    pub fn new(a: &Alloc<'_, B>) -> Result<Self> {
+        let c = a.c;
+        let norm = |heads| -> Result<_> { Ok(HeadNorm { x: a.act(heads * c.heads.head_dim)?, rstd: a.f32(heads)? }) };
+        Ok(Self {
+            q: a.act(c.q_dim())?,
+            k: a.act(c.kv_dim())?,
+            v: a.act(c.kv_dim())?,
+            out: a.act(c.q_dim())?,
+            lse: a.f32(c.heads.n_query)?,
+            q_norm: c.qk_norm.then(|| norm(c.heads.n_query)).transpose()?,
+            k_norm: c.qk_norm.then(|| norm(c.heads.n_kv)).transpose()?,
+            t_q: a.low_rank(Product::Q)?,
+            t_k: a.low_rank(Product::K)?,
+            t_v: a.low_rank(Product::V)?,
+        })
+    }
+
+    pub fn for_each(&mut self, f: &mut impl FnMut(&mut Tensor<B>)) {
+        let Self { q, k, v, out, lse, q_norm, k_norm, t_q, t_k, t_v } = self;
+        let norms = [q_norm, k_norm].into_iter().flatten().flat_map(|HeadNorm { x, rstd }| [x, rstd]);
+        [q, k, v, out, lse].into_iter().chain([t_q, t_k, t_v].into_iter().flatten()).chain(norms).for_each(f);
+    }
 }
 
 /// Queries, keys and values of a layer's input, normed and rotated.

@@ -6,8 +6,9 @@
 //! hidden = norm(x);  loss = cross_entropy(hidden·head)
 //! ```
 
-use super::acts::{Acts, BackScratch, TRAINING};
-use super::pass::{Draws, Pass, dropout};
+use super::acts::Acts;
+use super::pass::Pass;
+use super::scratch::{BackScratch, TRAINING};
 use super::weights::Place;
 use super::{Grads, Model, Recompute, attention, mlp};
 use crate::backend::{Backend, HeadGrads, HeadLoss, MatMul, Write};
@@ -19,7 +20,7 @@ use crate::tensor::DType;
 /// # Errors
 /// If the device refuses a launch.
 pub fn forward<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>) -> Result<()> {
-    run(dev, model, a, Draws::Yes)
+    run(dev, model, a, model.dropout())
 }
 
 /// Runs the loaded micro-batch up to the final norm without dropout.
@@ -27,7 +28,7 @@ pub fn forward<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>) -> Result
 /// # Errors
 /// If the device refuses a launch.
 pub fn evaluate<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>) -> Result<()> {
-    run(dev, model, a, Draws::No)
+    run(dev, model, a, None)
 }
 
 /// Runs the loaded micro-batch without dropout and computes each token's loss and whether its arg max is right:
@@ -56,8 +57,8 @@ pub fn logits<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>) -> Result<
     Ok(host)
 }
 
-fn run<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>, draws: Draws) -> Result<()> {
-    let dropout = dropout(model, a, draws);
+fn run<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>, dropout: Option<f32>) -> Result<()> {
+    let dropout = dropout.map(|p| (a.dropout_key, p));
     let Acts { table, batch, x, mid, attn, mlp, scratch: s, hidden, rstd, .. } = a;
     let pass = Pass::new(dev, model, batch, table, dropout);
     dev.embedding_forward(&mut x[0], &model.params.embed, &batch.tokens)?;
@@ -198,7 +199,7 @@ fn layer_backward<B: Backend>(
     i: usize,
     needs_input: bool,
 ) -> Result<()> {
-    let dropout = dropout(model, a, Draws::Yes);
+    let dropout = model.dropout().map(|p| (a.dropout_key, p));
     let Acts { recompute, table, batch, x, mid, attn, mlp, scratch: s, .. } = a;
     let pass = Pass { needs_input, ..Pass::new(dev, model, batch, table, dropout).at(i) };
     let (layer, grads) = (&model.params.layers[i], &mut g.layers[i]);

@@ -5,10 +5,10 @@
 //! next = mid + (silu(h·Wgate) * (h·Wup))·Wdown
 //! ```
 
-use super::acts::{BackScratch, Scratch, TRAINING};
 use super::lora::grads;
 use super::pass::Pass;
-use super::weights::Layer;
+use super::scratch::{Alloc, BackScratch, Scratch, TRAINING};
+use super::weights::{Layer, Product};
 use crate::backend::{Backend, Projected, Write};
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -21,6 +21,24 @@ pub(super) struct MlpActs<B: Backend> {
     pub t_gate: Option<Tensor<B>>, // (N, r)
     pub t_up: Option<Tensor<B>>,   // (N, r)
     pub t_down: Option<Tensor<B>>, // (N, r)
+}
+
+impl<B: Backend> MlpActs<B> {
+    pub fn new(a: &Alloc<'_, B>) -> Result<Self> {
+        Ok(Self {
+            gate: a.act(a.c.intermediate_size)?,
+            up: a.act(a.c.intermediate_size)?,
+            t_o: a.low_rank(Product::O)?,
+            t_gate: a.low_rank(Product::Gate)?,
+            t_up: a.low_rank(Product::Up)?,
+            t_down: a.low_rank(Product::Down)?,
+        })
+    }
+
+    pub fn for_each(&mut self, f: &mut impl FnMut(&mut Tensor<B>)) {
+        let Self { gate, up, t_o, t_gate, t_up, t_down } = self;
+        [gate, up].into_iter().chain([t_o, t_gate, t_up, t_down].into_iter().flatten()).for_each(f);
+    }
 }
 
 /// Gate and up of the norm of `mid`, and SwiGLU of them in the scratch.

@@ -14,6 +14,7 @@ mod mlp;
 mod pass;
 pub mod place;
 pub mod rope;
+mod scratch;
 pub mod weights;
 
 use std::ops::Range;
@@ -73,6 +74,11 @@ impl<B: Backend> Model<B> {
     /// The head: its own weight, or the embedding when tied.
     pub fn head(&self) -> &Tensor<B> {
         self.params.lm_head.as_ref().unwrap_or(&self.params.embed)
+    }
+
+    /// Probability of dropping an element of a low-rank update's input in training; `None` without dropout.
+    fn dropout(&self) -> Option<f32> {
+        self.lora.as_ref().map(|l| l.dropout as f32).filter(|&p| p > 0.0)
     }
 
     /// First row of a weight that its gradient covers.

@@ -1,8 +1,8 @@
 //! What the layers of a pass over a micro-batch share.
 
+use super::Model;
 use super::config::ModelConfig;
 use super::weights::{Linear, Product};
-use super::{Acts, Model};
 use crate::backend::{Attention, Backend, Dropout, LowRank, Norm, Projection, Rope};
 use crate::batch::Batch;
 use crate::rng;
@@ -31,21 +31,6 @@ impl<B: Backend> Clone for Pass<'_, B> {
 }
 
 impl<B: Backend> Copy for Pass<'_, B> {}
-
-/// Whether a pass draws dropout.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Draws {
-    /// In training.
-    Yes,
-    /// Elsewhere.
-    No,
-}
-
-/// What a pass needs of the activations besides tensors.
-pub(super) fn dropout<B: Backend>(model: &Model<B>, acts: &Acts<B>, draws: Draws) -> Option<(u64, f32)> {
-    let p = model.lora.as_ref().map_or(0.0, |l| l.dropout as f32);
-    (draws == Draws::Yes && p > 0.0).then_some((acts.dropout_key, p))
-}
 
 impl<'a, B: Backend> Pass<'a, B> {
     pub fn new(

@@ -27,31 +27,75 @@ pub struct Lora<T> {
     pub b: T,
 }
 
-/// One decoder layer; the field names follow the names in Hugging Face files.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Layer<T> {
+/// The weights of a layer, in the order of files: what each is, and for a norm that not every model has, which models do.
+/// The structure, the walk and the places of a model are made of this one list.
+macro_rules! layer {
+    ($($(#[$doc:meta])* $field:ident: $type:ty = $kind:ident($what:expr $(, $has:expr)?),)*) => {
+        /// One decoder layer; the field names follow the names in Hugging Face files.
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct Layer<T> {
+            $($(#[$doc])* pub $field: $type,)*
+        }
+
+        /// Takes a layer apart, by reference or by mutable reference, and gives one with `f(part, value)?` of every value.
+        macro_rules! walk_layer {
+            ($layer:expr, $f:ident) => {{
+                let Layer { $($field),* } = $layer;
+                Layer { $($field: layer!(@map $kind($what) $field, $f)),* }
+            }};
+        }
+
+        impl Layer<Part> {
+            /// The parts that a layer of the model has; `targets` have low-rank updates.
+            fn of(c: &ModelConfig, targets: &[Product]) -> Self {
+                Self { $($field: layer!(@of $kind($what $(, $has)?) c, targets)),* }
+            }
+        }
+    };
+    (@map norm($norm:expr) $value:ident, $f:ident) => { $f(Part::Norm($norm), $value)? };
+    (@map optional_norm($norm:expr) $value:ident, $f:ident) => { walk!(@option $value, |n| $f(Part::Norm($norm), n)?) };
+    (@map linear($product:expr) $value:ident, $f:ident) => {{
+        let Linear { product, w, bias, lora } = $value;
+        Linear {
+            product: *product,
+            w: $f(Part::Matrix($product), w)?,
+            bias: walk!(@option bias, |b| $f(Part::Bias($product), b)?),
+            lora: match lora {
+                Some(Lora { a, b }) => Some(Lora { a: $f(Part::LoraA($product), a)?, b: $f(Part::LoraB($product), b)? }),
+                None => None,
+            },
+        }
+    }};
+    (@of norm($norm:expr) $c:ident, $targets:ident) => { Part::Norm($norm) };
+    (@of optional_norm($norm:expr, $has:expr) $c:ident, $targets:ident) => {
+        Some(Part::Norm($norm)).filter(|_| ($has as fn(&ModelConfig) -> bool)($c))
+    };
+    (@of linear($product:expr) $c:ident, $targets:ident) => { Linear::of($product, $c, $targets) };
+}
+
+layer! {
     /// `input_layernorm`, (1, C).
-    pub attn_norm: T,
+    attn_norm: T = norm(Norm::Attn),
     /// `self_attn.q_proj`, (H·D, C).
-    pub q: Linear<T>,
+    q: Linear<T> = linear(Product::Q),
     /// `self_attn.k_proj`, (K·D, C).
-    pub k: Linear<T>,
+    k: Linear<T> = linear(Product::K),
     /// `self_attn.v_proj`, (K·D, C).
-    pub v: Linear<T>,
+    v: Linear<T> = linear(Product::V),
     /// `self_attn.o_proj`, (C, H·D).
-    pub o: Linear<T>,
+    o: Linear<T> = linear(Product::O),
     /// `self_attn.q_norm`, (1, D), Qwen3.
-    pub q_norm: Option<T>,
+    q_norm: Option<T> = optional_norm(Norm::Q, |c| c.qk_norm),
     /// `self_attn.k_norm`, (1, D), Qwen3.
-    pub k_norm: Option<T>,
+    k_norm: Option<T> = optional_norm(Norm::K, |c| c.qk_norm),
     /// `post_attention_layernorm`, (1, C).
-    pub mlp_norm: T,
+    mlp_norm: T = norm(Norm::Mlp),
     /// `mlp.gate_proj`, (F, C).
-    pub gate: Linear<T>,
+    gate: Linear<T> = linear(Product::Gate),
     /// `mlp.up_proj`, (F, C).
-    pub up: Linear<T>,
+    up: Linear<T> = linear(Product::Up),
     /// `mlp.down_proj`, (C, F).
-    pub down: Linear<T>,
+    down: Linear<T> = linear(Product::Down),
 }
 
 /// All weights of a model.
@@ -75,8 +119,7 @@ impl<T> Layer<T> {
 }
 
 /// The one walk. It takes a structure apart by reference or by mutable reference and gives one of the same form with
-/// `f(place, value)?` of every value: embedding, layers, final norm, head, which is the order of files. The patterns have no
-/// `..`, so the compiler asks for a place for every new field.
+/// `f(place, value)?` of every value: embedding, layers, final norm, head, which is the order of files.
 macro_rules! walk {
     ($weights:expr, $f:ident) => {{
         let Weights { embed, layers, final_norm, lm_head } = $weights;
@@ -85,40 +128,14 @@ macro_rules! walk {
             layers: {
                 let mut mapped = Vec::with_capacity(layers.len());
                 for (i, layer) in layers.into_iter().enumerate() {
-                    let Layer { attn_norm, q, k, v, o, q_norm, k_norm, mlp_norm, gate, up, down } = layer;
                     let mut f = |part, value| $f(Place::Layer(i, part), value);
-                    mapped.push(Layer {
-                        attn_norm: f(Part::Norm(Norm::Attn), attn_norm)?,
-                        q: walk!(@linear q, f),
-                        k: walk!(@linear k, f),
-                        v: walk!(@linear v, f),
-                        o: walk!(@linear o, f),
-                        q_norm: walk!(@option q_norm, |n| f(Part::Norm(Norm::Q), n)?),
-                        k_norm: walk!(@option k_norm, |n| f(Part::Norm(Norm::K), n)?),
-                        mlp_norm: f(Part::Norm(Norm::Mlp), mlp_norm)?,
-                        gate: walk!(@linear gate, f),
-                        up: walk!(@linear up, f),
-                        down: walk!(@linear down, f),
-                    });
+                    mapped.push(walk_layer!(layer, f));
                 }
                 mapped
             },
             final_norm: $f(Place::FinalNorm, final_norm)?,
             lm_head: walk!(@option lm_head, |h| $f(Place::Head, h)?),
         })
-    }};
-    (@linear $linear:ident, $f:ident) => {{
-        let Linear { product, w, bias, lora } = $linear;
-        let product = *product;
-        Linear {
-            product,
-            w: $f(Part::Matrix(product), w)?,
-            bias: walk!(@option bias, |b| $f(Part::Bias(product), b)?),
-            lora: match lora {
-                Some(Lora { a, b }) => Some(Lora { a: $f(Part::LoraA(product), a)?, b: $f(Part::LoraB(product), b)? }),
-                None => None,
-            },
-        }
     }};
     (@option $value:ident, |$x:ident| $mapped:expr) => {
         match $value {
@@ -178,34 +195,29 @@ impl Weights<Place> {
 
     /// The weights of a model whose products called `targets` have low-rank updates.
     pub fn with_updates(c: &ModelConfig, targets: &[Product]) -> Self {
+        let parts = Layer::of(c, targets);
         let layer = |i| {
-            let at = |part| Place::Layer(i, part);
-            let linear = |product| Linear {
-                product,
-                w: at(Part::Matrix(product)),
-                bias: biased(c.attention_bias, product).then(|| at(Part::Bias(product))),
-                lora: (targets.contains(&product))
-                    .then(|| Lora { a: at(Part::LoraA(product)), b: at(Part::LoraB(product)) }),
-            };
-            Layer {
-                attn_norm: at(Part::Norm(Norm::Attn)),
-                q: linear(Product::Q),
-                k: linear(Product::K),
-                v: linear(Product::V),
-                o: linear(Product::O),
-                q_norm: c.qk_norm.then(|| at(Part::Norm(Norm::Q))),
-                k_norm: c.qk_norm.then(|| at(Part::Norm(Norm::K))),
-                mlp_norm: at(Part::Norm(Norm::Mlp)),
-                gate: linear(Product::Gate),
-                up: linear(Product::Up),
-                down: linear(Product::Down),
-            }
+            let at = |part, _| Ok::<_, Infallible>(Place::Layer(i, part));
+            let Ok(layer) = (|| Ok::<_, Infallible>(walk_layer!(&parts, at)))();
+            layer
         };
         Weights {
             embed: Place::Embed,
             layers: (0..c.n_layers).map(layer).collect(),
             final_norm: Place::FinalNorm,
             lm_head: (!c.tied).then_some(Place::Head),
+        }
+    }
+}
+
+impl Linear<Part> {
+    fn of(product: Product, c: &ModelConfig, targets: &[Product]) -> Self {
+        let lora = || Lora { a: Part::LoraA(product), b: Part::LoraB(product) };
+        Self {
+            product,
+            w: Part::Matrix(product),
+            bias: biased(c.attention_bias, product).then_some(Part::Bias(product)),
+            lora: targets.contains(&product).then(lora),
         }
     }
 }
