@@ -72,34 +72,3 @@ impl<B: Device> AdamWSlot<'_, B> {
         expect_dtype(what, "p", self.p, p);
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::testing::{Shapes, each_wrong_shape_is_refused, f32s, refuses};
-
-    fn slot<'a>(t: &'a mut [Tensor<Shapes>; 4], g: &'a Tensor<Shapes>) -> AdamWSlot<'a, Shapes> {
-        let [p, master, m, v] = t;
-        AdamWSlot { p, master: Some(master), m, v, g, first_row: 5, decays: true, lr_scale: 1.0 }
-    }
-
-    #[test]
-    fn every_wrong_shape_is_refused() {
-        let f = DType::F32;
-        // One row more of g would end beyond p; a taller p is none's business.
-        let arguments = [("master", (3, 8), f), ("m", (3, 8), f), ("v", (3, 8), f)];
-        let g = f32s(3, 8);
-        let p = || Tensor::from_buf((), 8, 8, DType::Bf16);
-        let copy = |t: &Tensor<Shapes>| f32s(t.rows(), t.cols());
-        each_wrong_shape_is_refused(&arguments, |t| {
-            let mut all = [p(), copy(&t[0]), copy(&t[1]), copy(&t[2])];
-            slot(&mut all, &g).check("adamw");
-        });
-        for g in [f32s(4, 8), f32s(3, 9)] {
-            let mut all = [p(), copy(&g), copy(&g), copy(&g)];
-            refuses("shape of p", || slot(&mut all, &g).check("adamw"));
-        }
-        let mut all = [f32s(8, 8), copy(&g), copy(&g), copy(&g)];
-        refuses("element type of p", || slot(&mut all, &g).check("adamw"));
-    }
-}

@@ -66,22 +66,6 @@ pub struct Decode<'a, B: Device> {
     pub mask: Mask,
 }
 
-impl<B: Device> Clone for Attention<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Device> Copy for Attention<'_, B> {}
-
-impl<B: Device> Clone for Decode<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Device> Copy for Decode<'_, B> {}
-
 impl Heads {
     /// H*D and K*D, once the key heads divide the query heads.
     fn widths(self, what: &str) -> (usize, usize) {
@@ -128,59 +112,5 @@ impl<B: Device> Decode<'_, B> {
         expect_shape(what, "k_cache", self.k_cache, (rows, narrow));
         expect_shape(what, "v_cache", self.v_cache, (rows, narrow));
         rows.checked_div(n).unwrap_or(0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::testing::{Shapes, batch, each_wrong_shape_is_refused, f32s, refuses};
-
-    const HEADS: Heads = Heads { n_query: 4, n_kv: 2, head_dim: 8 };
-    const MASK: Mask = Mask { window: None };
-    const F: DType = DType::F32;
-    const I: DType = DType::I32;
-
-    fn grads(t: &[Tensor<Shapes>], f: impl FnOnce(AttentionGrads<'_, Shapes>)) {
-        let copy = |t: &Tensor<Shapes>| f32s(t.rows(), t.cols());
-        let (mut dq, mut dk, mut dv) = (copy(&t[0]), copy(&t[1]), copy(&t[2]));
-        f(AttentionGrads { dq: &mut dq, dk: &mut dk, dv: &mut dv });
-    }
-
-    #[test]
-    fn every_wrong_shape_is_refused() {
-        // The rows of q decide the others, so another q is seen in its width and in them.
-        let (q, batch, other) = (f32s(5, 32), batch(5), batch(6));
-        let arguments = [
-            ("dq", (5, 32), F),
-            ("dk", (5, 16), F),
-            ("dv", (5, 16), F),
-            ("dout", (5, 32), F),
-            ("out", (5, 32), F),
-            ("lse", (5, 4), F),
-            ("k", (5, 16), F),
-            ("v", (5, 16), F),
-        ];
-        each_wrong_shape_is_refused(&arguments, |t| {
-            let x = Attention { q: &q, k: &t[6], v: &t[7], batch: &batch, heads: HEADS, mask: MASK };
-            grads(t, |dx| dx.check("backward", &t[3], &t[4], &t[5], x));
-        });
-        let (q, k) = (f32s(5, 33), f32s(5, 16));
-        let x = Attention { q: &q, k: &k, v: &k, batch: &batch, heads: HEADS, mask: MASK };
-        refuses("shape of q", || x.check("forward", &[], &f32s(5, 4)));
-        let q = f32s(5, 32);
-        refuses("shape of doc_start", || Attention { q: &q, batch: &other, ..x }.check("forward", &[], &f32s(5, 4)));
-        let three = Heads { n_kv: 3, ..HEADS };
-        refuses("4 query heads share 3", || Attention { heads: three, ..x }.check("forward", &[], &f32s(5, 4)));
-    }
-
-    #[test]
-    fn every_wrong_shape_of_decoding_is_refused() {
-        let q = f32s(3, 32);
-        let arguments = [("out", (3, 32), F), ("k_cache", (30, 16), F), ("v_cache", (30, 16), F), ("lens", (3, 1), I)];
-        each_wrong_shape_is_refused(&arguments, |t| {
-            let x = Decode { q: &q, k_cache: &t[1], v_cache: &t[2], lens: &t[3], heads: HEADS, mask: MASK };
-            assert_eq!(x.check("decode", &t[0]), 10);
-        });
     }
 }

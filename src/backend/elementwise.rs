@@ -18,18 +18,3 @@ pub fn check_bias_grad<B: Device>(what: &str, db: &Tensor<B>, dy: &Tensor<B>) {
     check_bias(what, db, dy);
     expect_dtype(what, "the bias", db, DType::F32);
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::testing::{each_wrong_shape_is_refused, f32s, refuses};
-
-    #[test]
-    fn every_wrong_shape_is_refused() {
-        let x = f32s(3, 8);
-        each_wrong_shape_is_refused(&[("dst", (3, 8), DType::F32)], |t| check_same("add", &t[0], &x));
-        each_wrong_shape_is_refused(&[("the bias", (1, 8), DType::F32)], |t| check_bias("add_bias", &t[0], &x));
-        let narrow = Tensor::from_buf((), 1, 8, DType::Bf16);
-        refuses("element type of the bias", || check_bias_grad("bias_backward", &narrow, &x));
-    }
-}

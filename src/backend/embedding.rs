@@ -20,23 +20,3 @@ pub fn check_backward<B: Device>(what: &str, dw: &Tensor<B>, dout: &Tensor<B>, b
     expect_shape(what, "tokens", &batch.tokens, (dout.rows(), 1));
     expect_shape(what, "by_token", &batch.by_token, (dout.rows(), 1));
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::testing::{batch, f32s, i32s, refuses};
-
-    #[test]
-    fn every_wrong_shape_is_refused() {
-        let (picked, table) = (f32s(3, 8), f32s(20, 8));
-        check_rows("gather", &picked, &table, &i32s(3));
-        refuses("rows", || check_rows("gather", &picked, &table, &i32s(4)));
-        refuses("table", || check_rows("gather", &picked, &f32s(20, 7), &i32s(3)));
-        let narrow = Tensor::from_buf((), 20, 8, DType::Bf16);
-        refuses("element type of picked", || check_rows("gather", &picked, &narrow, &i32s(3)));
-        check_backward("backward", &table, &picked, &batch(3));
-        refuses("tokens", || check_backward("backward", &table, &picked, &batch(4)));
-        refuses("dw", || check_backward("backward", &f32s(20, 7), &picked, &batch(3)));
-        refuses("element type of dw", || check_backward("backward", &narrow, &picked, &batch(3)));
-    }
-}

@@ -24,8 +24,6 @@ pub mod project;
 pub mod rope;
 pub mod stats;
 pub mod swiglu;
-#[cfg(test)]
-mod testing;
 
 use crate::batch::{Batch, BatchView};
 use crate::error::Result;
@@ -41,6 +39,20 @@ pub use project::{LowRank, ProjectScratch, Projected, Projection, ProjectionGrad
 pub use rope::{Rope, Rotate};
 pub use stats::{Figures, HostStats};
 pub use swiglu::Swiglu;
+
+/// What is read together is copied freely, whatever the device: a derive would ask that the device be `Copy` too.
+macro_rules! copies {
+    ($($name:ident),+) => {$(
+        impl<B: Device> Clone for $name<'_, B> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+
+        impl<B: Device> Copy for $name<'_, B> {}
+    )+};
+}
+copies!(Attention, Decode, HeadLoss, LowRank, Norm, Projection, Rope, Swiglu);
 
 /// Panics unless the argument `name` of operation `what` has this shape.
 #[track_caller]

@@ -60,22 +60,6 @@ pub struct ProjectScratch<B: Device> {
     pub dx: Tensor<B>,
 }
 
-impl<B: Device> Clone for LowRank<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Device> Copy for LowRank<'_, B> {}
-
-impl<B: Device> Clone for Projection<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Device> Copy for Projection<'_, B> {}
-
 impl<B: Device> LowRank<'_, B> {
     /// Panics unless the shapes agree with `x` (N, in) and `t` (N, r).
     pub fn check(&self, what: &str, x: (usize, usize), t: &Tensor<B>) {
@@ -237,42 +221,4 @@ pub(super) fn project_dw<B: Backend>(
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::testing::{each_wrong_shape_is_refused, f32s, refuses};
-
-    #[test]
-    fn every_wrong_shape_is_refused() {
-        let f = DType::F32;
-        // Rows of w and of a are what the others are compared with.
-        let (w, a) = (f32s(5, 8), f32s(2, 8));
-        let arguments = [
-            ("y", (3, 5), f),
-            ("t", (3, 2), f),
-            ("b", (5, 2), f),
-            ("bias", (1, 5), f),
-            ("dw", (5, 8), f),
-            ("dbias", (1, 5), f),
-            ("da", (2, 8), f),
-            ("db", (5, 2), f),
-        ];
-        each_wrong_shape_is_refused(&arguments, |t| {
-            let lora = LowRank { a: &a, b: &t[2], scale: 1.0, dropout: None };
-            let by = Projection { w: &w, bias: Some(&t[3]), lora: Some(lora) };
-            by.check("project", &t[0], (3, 8), Some(&t[1]));
-            let [mut dw, mut dbias, mut da, mut db] = [4, 5, 6, 7].map(|i: usize| f32s(t[i].rows(), t[i].cols()));
-            let (w, bias, a, b) = (Some(&mut dw), Some(&mut dbias), Some(&mut da), Some(&mut db));
-            ProjectionGrads { w, bias, a, b }.check("project", &by);
-        });
-        let (y, t, b) = (f32s(3, 5), f32s(3, 2), f32s(5, 2));
-        let by = Projection { w: &w, bias: None, lora: Some(LowRank { a: &a, b: &b, scale: 1.0, dropout: None }) };
-        refuses("shape of w is", || by.check("project", &y, (3, 9), Some(&t)));
-        refuses("t is missing", || by.check("project", &y, (3, 8), None));
-        let narrow = f32s(2, 7);
-        let other = LowRank { a: &narrow, b: &b, scale: 1.0, dropout: None };
-        refuses("shape of a is", || Projection { lora: Some(other), ..by }.check("project", &y, (3, 8), Some(&t)));
-    }
 }

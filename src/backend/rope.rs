@@ -22,14 +22,6 @@ pub struct Rope<'a, B: Device> {
     pub positions: &'a Tensor<B>,
 }
 
-impl<B: Device> Clone for Rope<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Device> Copy for Rope<'_, B> {}
-
 impl<B: Device> Rope<'_, B> {
     /// D, once the shapes fit `x` (N, heads*D).
     pub fn check(&self, what: &str, x: &Tensor<B>) -> usize {
@@ -38,24 +30,5 @@ impl<B: Device> Rope<'_, B> {
         assert!(fits, "{what}: shape of table is {:?} for rows of x of {}", self.table.shape(), x.cols());
         expect_shape(what, "positions", self.positions, (x.rows(), 1));
         dim
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::testing::{f32s, i32s, refuses};
-
-    #[test]
-    fn every_wrong_shape_is_refused() {
-        let (table, positions) = (f32s(9, 4), i32s(3));
-        let rope = Rope { table: &table, positions: &positions };
-        assert_eq!(rope.check("rope", &f32s(3, 8)), 4);
-        refuses("x of 10", || rope.check("rope", &f32s(3, 10)));
-        refuses("positions", || rope.check("rope", &f32s(2, 8)));
-        for odd in [0, 3, 6] {
-            let table = f32s(9, odd);
-            refuses("table", || Rope { table: &table, ..rope }.check("rope", &f32s(3, 8)));
-        }
     }
 }

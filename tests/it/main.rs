@@ -48,6 +48,7 @@ mod schedule;
 #[path = "../../fuzz/src/seeds.rs"]
 mod seeds;
 mod settings;
+mod shapes;
 mod templates;
 mod token_file;
 mod tokenizer;
