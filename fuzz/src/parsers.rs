@@ -202,7 +202,7 @@ fn adapter_config(bytes: &[u8]) {
         return;
     };
     std::hint::black_box((
-        adapter.config.scale(),
+        adapter.config.lora.scale(),
         adapter.lora(0, Product::Q).is_ok(),
         adapter.lora(usize::MAX, Product::Down).is_ok(),
     ));

@@ -76,14 +76,7 @@ impl OnDevice for Sft<'_> {
                     Some(_) => job.output_dir.join(RESIZED_BASE),
                     None => job.model_path.clone(),
                 };
-                let adapter = AdapterConfig {
-                    r: lora.r,
-                    alpha: lora.alpha,
-                    dropout: lora.dropout,
-                    rslora: lora.rslora,
-                    targets: lora.targets.clone(),
-                    base: base_path.display().to_string(),
-                };
+                let adapter = AdapterConfig { lora: lora.clone(), base: base_path.display().to_string() };
                 let base = Box::new(ModelFiles::open(&job.model_path)?);
                 Artifact::Adapter { config: adapter, base, resize, model: config.clone(), new_rows }
             }

@@ -80,7 +80,7 @@ impl TensorSource for Merged<'_> {
         if let Place::Layer(i, Part::Matrix(product)) = at
             && let Some((a, b)) = self.0.adapter.lora(i, product)?
         {
-            add_update(&mut w, &a, &b, self.0.adapter.config.scale() as f32);
+            add_update(&mut w, &a, &b, self.0.adapter.config.lora.scale() as f32);
             w.check_finite(&format!("merged {at}"))?;
         }
         Ok(w)

@@ -77,8 +77,7 @@ pub fn merge<B: Backend>(
 
 /// The low-rank updates of an adapter, without dropout.
 pub fn lora_spec(adapter: &Adapter) -> LoraSpec {
-    let a = &adapter.config;
-    LoraSpec { r: a.r, alpha: a.alpha, dropout: 0.0, rslora: a.rslora, targets: a.targets.clone() }
+    LoraSpec { dropout: 0.0, ..adapter.config.lora.clone() }
 }
 
 /// Every weight of the file is the merged one after one rounding to its type.

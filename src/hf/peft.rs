@@ -11,6 +11,7 @@ use super::{HostTensor, SaveDType};
 use crate::checkpoint::state::read_json;
 use crate::error::{Context, Error, Result};
 use crate::files::{create_dir_all, write_json};
+use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Part, Place, Product, Weights};
 use crate::{bail, ensure};
@@ -28,30 +29,17 @@ const MAX_RANK: u64 = 1 << 16;
 /// What `adapter_config.json` says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterConfig {
-    /// Rank.
-    pub r: usize,
-    /// `s = alpha / r`, or `alpha / sqrt(r)` with `rslora`.
-    pub alpha: f64,
-    /// Dropout it was trained with.
-    pub dropout: f64,
-    /// Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732).
-    pub rslora: bool,
-    /// The products it updates, in the order of [`Product::ALL`].
-    pub targets: Vec<Product>,
+    /// The updates, as they were trained; targets in the order of [`Product::ALL`].
+    pub lora: LoraSpec,
     /// Where the base model is: a path.
     pub base: String,
 }
 
 impl AdapterConfig {
-    /// The factor s on `B A`.
-    pub fn scale(&self) -> f64 {
-        let r = self.r as f64;
-        self.alpha / if self.rslora { r.sqrt() } else { r }
-    }
-
     fn to_json(&self) -> Value {
-        let whole = self.alpha.fract() == 0.0 && self.alpha.abs() < 1e15;
-        let alpha = if whole { json!(self.alpha as i64) } else { json!(self.alpha) };
+        let LoraSpec { r, alpha, dropout, rslora, targets } = &self.lora;
+        let whole = alpha.fract() == 0.0 && alpha.abs() < 1e15;
+        let alpha = if whole { json!(*alpha as i64) } else { json!(alpha) };
         json!({
             "alpha_pattern": {},
             "auto_mapping": null,
@@ -63,16 +51,16 @@ impl AdapterConfig {
             "layers_pattern": null,
             "layers_to_transform": null,
             "lora_alpha": alpha,
-            "lora_dropout": self.dropout,
+            "lora_dropout": dropout,
             "modules_to_save": null,
             "peft_type": "LORA",
-            "r": self.r,
+            "r": r,
             "rank_pattern": {},
             "revision": null,
-            "target_modules": self.targets.iter().map(|p| p.name()).collect::<Vec<_>>(),
+            "target_modules": targets.iter().map(|p| p.name()).collect::<Vec<_>>(),
             "task_type": "CAUSAL_LM",
             "use_dora": false,
-            "use_rslora": self.rslora,
+            "use_rslora": rslora,
         })
     }
 }
@@ -108,7 +96,7 @@ impl Adapter {
         let file = TensorFile::open(&dir.join(WEIGHTS))?;
         let (targets, n_layers) = targets_in(&file, &config).context(|| file.path().display().to_string())?;
         check_target_modules(map, &targets).context(|| path.display().to_string())?;
-        config.targets = targets;
+        config.lora.targets = targets;
         Ok(Self { dir: dir.to_path_buf(), config, file, n_layers })
     }
 
@@ -122,7 +110,7 @@ impl Adapter {
     /// # Errors
     /// If the tensors cannot be decoded or hold values that are not finite.
     pub fn lora(&self, layer: usize, product: Product) -> Result<Option<(HostTensor, HostTensor)>> {
-        if layer >= self.n_layers || !self.config.targets.contains(&product) {
+        if layer >= self.n_layers || !self.config.lora.targets.contains(&product) {
             return Ok(None);
         }
         let load = |part| self.file.load(&key(Place::Layer(layer, part)));
@@ -160,8 +148,8 @@ impl Adapter {
             ensure!(got == want, "{path}: {key}: expected shape {want:?} for this base model, found {got:?}");
             Ok(())
         };
-        for at in low_rank(base, &self.config.targets) {
-            expect(at, at.shape(base, self.config.r).into())?;
+        for at in low_rank(base, &self.config.lora.targets) {
+            expect(at, at.shape(base, self.config.lora.r).into())?;
         }
         let rows = |at: Place| self.file.info(&key(at)).map(|(shape, _)| shape.to_vec());
         let mut config = base.clone();
@@ -294,15 +282,10 @@ fn parse_config(map: &Map<String, Value>) -> Result<AdapterConfig> {
         None => String::new(),
         Some(v) => v.as_str().ok_or_else(|| wrong("base_model_name_or_path", "a path", v))?.to_string(),
     };
-    Ok(AdapterConfig {
-        r: rank as usize,
-        alpha: finite("lora_alpha", alpha)?,
-        dropout,
-        rslora: get("use_rslora")
-            .map_or(Ok(false), |v| v.as_bool().ok_or_else(|| wrong("use_rslora", "true or false", v)))?,
-        targets: Vec::new(),
-        base,
-    })
+    let rslora =
+        get("use_rslora").map_or(Ok(false), |v| v.as_bool().ok_or_else(|| wrong("use_rslora", "true or false", v)))?;
+    let (r, alpha, targets) = (rank as usize, finite("lora_alpha", alpha)?, Vec::new());
+    Ok(AdapterConfig { lora: LoraSpec { r, alpha, dropout, rslora, targets }, base })
 }
 
 /// The products that the file updates, and the number of layers; every key has to be understood, every layer alike.
@@ -324,7 +307,7 @@ fn targets_in(file: &TensorFile, config: &AdapterConfig) -> Result<(Vec<Product>
         };
         let (shape, dtype) = file.info(key).expect("a name of the file");
         let rank = if part == 0 { shape.first() } else { shape.get(1) };
-        let (two, r) = (shape.len() == 2, config.r);
+        let (two, r) = (shape.len() == 2, config.lora.r);
         ensure!(two && rank == Some(&r), "{key}: expected rank {r} from {CONFIG}, found shape {shape:?}");
         ensure!(matches!(dtype.as_str(), "F32" | "BF16" | "F16"), "{key}: element type {dtype} is not supported");
         layers.entry((layer, product)).or_default()[part] = true;
@@ -390,12 +373,13 @@ pub fn save_adapter(
     mut load: impl FnMut(Place) -> Result<HostTensor>,
 ) -> Result<()> {
     create_dir_all(dir)?;
-    let mut places = low_rank(model, &config.targets);
+    let mut places = low_rank(model, &config.lora.targets);
     if embeddings {
         places.push(Place::Embed);
         places.extend((!model.tied).then_some(Place::Head));
     }
-    let entry = |at: &Place| Entry { name: key(*at), shape: at.file_shape(model, config.r), dtype: SaveDType::F32 };
+    let entry =
+        |at: &Place| Entry { name: key(*at), shape: at.file_shape(model, config.lora.r), dtype: SaveDType::F32 };
     let entries: Vec<Entry> = places.iter().map(entry).collect();
     write_tensors(&dir.join(WEIGHTS), &entries, |i, _| load(places[i]))?;
     write_json(&dir.join(CONFIG), &config.to_json())

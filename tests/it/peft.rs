@@ -9,6 +9,7 @@ use ringtune::hf::resize::{NewToken, Resize, Resized};
 use ringtune::hf::safetensors::{ModelFiles, TensorFile};
 use ringtune::hf::save::{Entry, SaveOptions, save_model, write_tensors};
 use ringtune::hf::{HostTensor, SaveDType, TensorSource};
+use ringtune::model::LoraSpec;
 use ringtune::model::weights::{Kind, Part, Place, Product};
 use serde_json::{Value, json};
 
@@ -57,8 +58,8 @@ fn adapters_of_peft_are_read_and_ours_are_alike() {
     for name in CASES {
         let base = model(name);
         let adapter = Adapter::open(&golden_adapter(name)).unwrap();
-        assert_eq!(adapter.config.targets, Product::ALL);
-        assert_eq!(adapter.config.scale(), 2.0, "{name}");
+        assert_eq!(adapter.config.lora.targets, Product::ALL);
+        assert_eq!(adapter.config.lora.scale(), 2.0, "{name}");
         assert_eq!(&adapter.fit(base.config()).unwrap(), base.config());
 
         let dir = tempfile::tempdir().unwrap();
@@ -93,8 +94,7 @@ fn adapters_of_peft_are_read_and_ours_are_alike() {
 
 #[test]
 fn the_scale_is_that_of_the_settings() {
-    let config =
-        |r, alpha, rslora| AdapterConfig { r, alpha, dropout: 0.0, rslora, targets: vec![], base: String::new() };
+    let config = |r, alpha, rslora| LoraSpec { r, alpha, dropout: 0.0, rslora, targets: vec![] };
     assert_eq!(config(16, 32.0, false).scale(), 2.0);
     assert_eq!(config(16, 32.0, true).scale(), 8.0);
     let dir = copy("qwen3-tied");
@@ -103,7 +103,7 @@ fn the_scale_is_that_of_the_settings() {
     (c["use_rslora"], c["lora_alpha"]) = (json!(true), json!(7.5));
     std::fs::write(&path, c.to_string()).unwrap();
     let adapter = Adapter::open(dir.path()).unwrap();
-    assert_eq!((adapter.config.rslora, adapter.config.scale()), (true, 3.75));
+    assert_eq!((adapter.config.lora.rslora, adapter.config.lora.scale()), (true, 3.75));
     let out = tempfile::tempdir().unwrap();
     let shape = model("qwen3-tied");
     peft::save_adapter(out.path(), &adapter.config, shape.config(), false, |at| tensor(&adapter, at)).unwrap();
@@ -119,12 +119,12 @@ fn grown(name: &str) -> (tempfile::TempDir, ModelFiles) {
     let resized = Resized::new(&base, Resize { tokens, pad_to: None, seed: 1 }).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let targets = vec![Product::Q, Product::V];
-    let config = AdapterConfig { r: 4, alpha: 8.0, dropout: 0.05, rslora: false, targets, base: name.into() };
     let source = Adapter::open(&golden_adapter(name)).unwrap();
+    let lora = LoraSpec { r: source.config.lora.r, alpha: 8.0, dropout: 0.05, rslora: false, targets };
+    let config = AdapterConfig { lora, base: name.into() };
     let load = |at: Place| {
         if at.kind() == Kind::LowRank { tensor(&source, at) } else { resized.load(at) }
     };
-    let config = AdapterConfig { r: source.config.r, ..config };
     peft::save_adapter(dir.path(), &config, resized.config(), true, load).unwrap();
     (dir, base)
 }
@@ -134,7 +134,7 @@ fn a_grown_vocabulary_travels_with_the_adapter() {
     for name in ["tiny-llama-tied", "tiny-llama-untied"] {
         let (dir, base) = grown(name);
         let adapter = Adapter::open(dir.path()).unwrap();
-        assert_eq!(adapter.config.targets, [Product::Q, Product::V]);
+        assert_eq!(adapter.config.lora.targets, [Product::Q, Product::V]);
         let merged = Merged::new(&base, &adapter).unwrap();
         assert_eq!((merged.config().vocab_size, merged.config().n_classes), (4098, 4098));
         assert_eq!(merged.load(Place::Embed).unwrap().rows, 4098);
@@ -219,7 +219,7 @@ fn kinds_of_adapters_that_are_not_supported_are_named() {
     (c["target_modules"], c["init_lora_weights"], c["modules_to_save"]) =
         (json!("all-linear"), json!("gaussian"), json!(["lm_head"]));
     std::fs::write(&path, c.to_string()).unwrap();
-    assert_eq!(Adapter::open(dir.path()).unwrap().config.targets.len(), 7);
+    assert_eq!(Adapter::open(dir.path()).unwrap().config.lora.targets.len(), 7);
 }
 
 #[test]

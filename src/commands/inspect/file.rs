@@ -14,7 +14,7 @@ use crate::data::jsonl::{RowOptions, read_rows};
 use crate::data::token_file::TokenFile;
 use crate::data::tokenizer::{SpecialIds, Specials, Tokenizer};
 use crate::error::{Context, Result};
-use crate::hf::peft::Adapter;
+use crate::hf::peft::{Adapter, AdapterConfig};
 use crate::hf::safetensors::{ModelFiles, TensorFile};
 use crate::hf::{TensorSource, peft};
 use crate::model::weights::{Place, Weights};
@@ -262,14 +262,14 @@ fn adapter(dir: &Path) -> Result<Report> {
     let adapter = Adapter::open(dir)?;
     let weights = dir.join("adapter_model.safetensors");
     let (count, parts) = tensors(&TensorFile::open(&weights)?);
-    let c = &adapter.config;
+    let AdapterConfig { lora, base } = &adapter.config;
     let facts = vec![
         ("kind", json!("adapter")),
-        ("rank", json!(c.r)),
-        ("alpha", json!(c.alpha)),
-        ("scale", json!(c.scale())),
-        ("targets", json!(c.targets.iter().map(|p| p.name()).collect::<Vec<_>>())),
-        ("base", json!(c.base)),
+        ("rank", json!(lora.r)),
+        ("alpha", json!(lora.alpha)),
+        ("scale", json!(lora.scale())),
+        ("targets", json!(lora.targets.iter().map(|p| p.name()).collect::<Vec<_>>())),
+        ("base", json!(base)),
         ("parameters", json!(grouped(count))),
         ("blake3", json!(hash_file(&weights)?)),
     ];

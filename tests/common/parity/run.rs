@@ -8,12 +8,13 @@ use ringtune::files::write_atomic;
 use ringtune::generate::{GenerateOptions, Sampling, generate};
 use ringtune::hf::device::{DeviceSource, download, load_adapter, load_params};
 use ringtune::hf::merge::{Adapted, Merged};
+use ringtune::hf::merged::lora_spec;
 use ringtune::hf::peft::{Adapter, save_adapter};
 use ringtune::hf::safetensors::ModelFiles;
 use ringtune::hf::save::{SaveOptions, save_model};
 use ringtune::hf::{SaveDType, TensorSource};
 use ringtune::model::weights::{Kind, Place, Weights};
-use ringtune::model::{Acts, ActsOptions, Grads, LoraSpec, Model, Params};
+use ringtune::model::{Acts, ActsOptions, Grads, Model, Params};
 use ringtune::optim::schedule::{Schedule, ScheduleSettings, Shape, Warmup};
 use ringtune::optim::{AdamWSettings, Optimizer, Verdict};
 use ringtune::tensor::{DType, HostTensor};
@@ -90,7 +91,7 @@ impl<B: Backend> Run<'_, B> {
         if let Some(a) = adapter {
             load_adapter(self.dev, &mut params, a)?;
         }
-        let model = Model::fixed(config, params, adapter.map(spec_of), self.dtype);
+        let model = Model::fixed(config, params, adapter.map(lora_spec), self.dtype);
         let grads = model::alloc_grads(self.dev, &model)?;
         let options = ActsOptions { training: true, ..ActsOptions::FORWARD };
         let acts = Acts::new(self.dev, &model, tokens, options)?;
@@ -407,11 +408,6 @@ impl<B: Backend> Run<'_, B> {
 
 pub(super) fn norm(values: &[f32]) -> f64 {
     values.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
-}
-
-fn spec_of(adapter: &Adapter) -> LoraSpec {
-    let c = &adapter.config;
-    LoraSpec { r: c.r, alpha: c.alpha, dropout: 0.0, rslora: c.rslora, targets: c.targets.clone() }
 }
 
 fn largest_batch(batches: &[Vec<Rows>]) -> usize {
