@@ -5,8 +5,8 @@ use std::path::Path;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
-use serde_json::Value;
 
+use super::report::{parse_metrics, smooth};
 use crate::error::{Context, Error, Result};
 
 const SIZE: (u32, u32) = (1000, 600);
@@ -16,40 +16,20 @@ const GRID: RGBColor = RGBColor(225, 225, 225);
 const INK: RGBColor = RGBColor(60, 60, 60);
 
 /// What the chart shows: points of (step, loss).
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Curve {
-    /// Training loss of each step.
-    pub train: Vec<(f64, f64)>,
-    /// Validation loss of each evaluation.
-    pub eval: Vec<(f64, f64)>,
+struct Curve {
+    train: Vec<(f64, f64)>,
+    eval: Vec<(f64, f64)>,
 }
 
 impl Curve {
-    /// Reads the lines of `metrics.jsonl`; a last line that a crash cut off is left out.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
-    pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).context(|| path.display().to_string())?;
-        let mut curve = Self::default();
-        for v in text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()) {
-            let point = |key: &str| Some((v["step"].as_f64()?, v[key].as_f64()?)).filter(|p| p.1.is_finite());
-            curve.train.extend(point("loss"));
-            curve.eval.extend(point("eval_loss"));
-        }
-        Ok(curve)
-    }
-
-    /// Exponential mean of the training loss, unbiased at the start; its span is a twentieth of the run.
-    fn smooth(&self) -> Vec<(f64, f64)> {
-        let keep = 1.0 - 1.0 / (self.train.len() as f64 / 20.0).max(1.0);
-        let (mut sum, mut weight) = (0.0, 0.0);
-        let mean = |&(step, loss): &(f64, f64)| {
-            sum = keep * sum + loss;
-            weight = keep * weight + 1.0;
-            (step, sum / weight)
-        };
-        self.train.iter().map(mean).collect()
+    /// Reads `metrics.jsonl`; a last line that a crash cut off is left out.
+    fn read(path: &Path) -> Result<Self> {
+        let metrics = parse_metrics(&std::fs::read(path).context(|| path.display().to_string())?);
+        let finite = |p: &(f64, f64)| p.1.is_finite();
+        Ok(Self {
+            train: metrics.steps.iter().map(|s| (s.step, s.loss)).filter(finite).collect(),
+            eval: metrics.evals.iter().map(|e| (e.step, e.loss)).filter(finite).collect(),
+        })
     }
 }
 
@@ -81,7 +61,7 @@ fn plot<D: DrawingBackend>(
     curve: &Curve,
     title: &str,
 ) -> Result<(), DrawingAreaErrorKind<D::ErrorType>> {
-    let smooth = curve.smooth();
+    let mean = smooth(&curve.train);
     let last_step = curve.train.iter().chain(&curve.eval).map(|p| p.0).fold(1.0, f64::max);
     let first_step = curve.train.iter().chain(&curve.eval).map(|p| p.0).fold(last_step, f64::min);
     let losses = || curve.train.iter().chain(&curve.eval).map(|p| p.1);
@@ -111,7 +91,7 @@ fn plot<D: DrawingBackend>(
         .draw()?;
     chart.draw_series(LineSeries::new(curve.train.iter().copied(), TRAIN.mix(0.25)))?;
     chart
-        .draw_series(LineSeries::new(smooth, TRAIN.stroke_width(2)))?
+        .draw_series(LineSeries::new(mean, TRAIN.stroke_width(2)))?
         .label("training, smoothed")
         .legend(|(x, y)| PathElement::new([(x, y), (x + 24, y)], TRAIN.stroke_width(2)));
     if !curve.eval.is_empty() {
@@ -156,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_mean_starts_at_the_first_loss() {
-        let curve = Curve { train: (0..40).map(|i| (f64::from(i), 5.0)).collect(), eval: vec![] };
-        assert!(curve.smooth().iter().all(|p| (p.1 - 5.0).abs() < 1e-12));
+        let train: Vec<_> = (0..40).map(|i| (f64::from(i), 5.0)).collect();
+        assert!(smooth(&train).iter().all(|p| (p.1 - 5.0).abs() < 1e-12));
     }
 }

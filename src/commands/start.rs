@@ -31,6 +31,7 @@ use crate::tensor::DType;
 use crate::train::setup;
 
 /// What a training starts from; a part is `None` where its step failed and the guide went on.
+#[derive(Default)]
 pub struct Start {
     /// Settings of the loop.
     pub settings: TrainSettings,
@@ -148,14 +149,7 @@ pub fn of_sft(guide: &mut impl Guide, job: &SftJob, lora: Option<LoraSpec>) -> R
         peak_lr: job.settings.sft_learning_rate(),
         run_dir: job.output_dir.clone(),
         packing: job.data.packing,
-        base: None,
-        config: None,
-        resize: None,
-        new_rows: None,
-        tokenizer: None,
-        template: None,
-        max_seq_len: None,
-        data: None,
+        ..Start::default()
     };
     let place = job.model_path.display().to_string();
     start.base = guide.step("model", &place, ModelFiles::open(&job.model_path))?;
@@ -219,18 +213,10 @@ fn grown(base: &ModelFiles, tokenizer: &Tokenizer, template: &Template, job: &Sf
 pub fn of_pretrain(guide: &mut impl Guide, job: &PretrainJob) -> Result<Start> {
     let mut start = Start {
         settings: job.settings.clone(),
-        lora: None,
         peak_lr: job.settings.pretrain_learning_rate(),
         run_dir: job.output_dir.join(&job.config_name),
         packing: job.data.packing,
-        base: None,
-        config: None,
-        resize: None,
-        new_rows: None,
-        tokenizer: None,
-        template: None,
-        max_seq_len: None,
-        data: None,
+        ..Start::default()
     };
     let opened = Tokenizer::open(&job.tokenizer_path, job.special_ids);
     start.tokenizer = guide.step("tokenizer", &job.tokenizer_path.display().to_string(), opened)?;

@@ -14,6 +14,7 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use crate::error::Result;
 use crate::files::write_bytes;
 use crate::say::{self, Out};
+pub use chart::smooth;
 pub use files::{Metrics, parse_metrics};
 
 /// The file's name where none is given.
