@@ -6,17 +6,20 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::{Check, Finding, Options};
+use crate::backend::Backend;
 use crate::comm::Solo;
+use crate::commands::device::{self, OnDevice};
 use crate::commands::start::Start;
 use crate::cpu;
-use crate::cpu::Cpu;
 use crate::data::loader::{StepShape, steps_until};
+use crate::data::sft::SftData;
 use crate::data::train_set::Cursor;
 use crate::error::Result;
 use crate::hf::resize::Resized;
 use crate::hf::{TensorSource, WithConfig};
 use crate::machine::available_memory;
 use crate::model::LoraSpec;
+use crate::model::config::ModelConfig;
 use crate::model::flops::FlopCount;
 use crate::optim::Schedule;
 use crate::settings::TrainSettings;
@@ -152,7 +155,7 @@ pub fn memory(check: &mut Check, start: &Start, device: Option<u64>) {
 }
 
 /// Arithmetic and time: from a stated rate, from measured steps, or neither.
-pub fn time(check: &mut Check, start: &Start, steps: Option<Steps>, options: &Options) {
+pub fn time(check: &mut Check, start: &Start, steps: Option<Steps>, options: &Options, device: &str) {
     let (Some(data), Some(config), Some(steps)) = (&start.data, &start.config, steps) else {
         return;
     };
@@ -178,7 +181,9 @@ pub fn time(check: &mut Check, start: &Start, steps: Option<Steps>, options: &Op
     // What does not fit here cannot be measured here.
     let fits = check.findings.iter().all(|f| f.code != "memory");
     if options.time && fits {
-        match measure(start, config) {
+        let mut measured = None;
+        let measure = Measure { start, data, config, out: &mut measured };
+        match device::run(device, start.settings.threads, measure).map(|()| measured) {
             Ok(Some(m)) => {
                 let seconds = tokens / m.tokens * m.seconds;
                 lines.push(format!(
@@ -223,44 +228,52 @@ struct Measured {
 }
 
 /// Takes a few real steps and throws them away.
-fn measure(start: &Start, config: &crate::model::config::ModelConfig) -> Result<Option<Measured>> {
-    let Some(data) = &start.data else { return Ok(None) };
-    let s = &start.settings;
-    let dev = Cpu::new(s.threads)?;
-    let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * data.train.max_seq_len();
-    let random = RandomModel::new(config.clone(), s.seed);
-    let resized = match (&start.base, &start.resize) {
-        (Some(base), Some(how)) => Some(Resized::new(base, how.clone())?),
-        _ => None,
-    };
-    let grown = resized.as_ref().map(|r| WithConfig { source: r, config: config.clone() });
-    let source: &dyn TensorSource = match &grown {
-        Some(g) => g,
-        None => &random,
-    };
-    let mut work = setup::workload(&dev, source, s, start.new_rows, max_tokens)?;
-    let mut batches = TrainBatches::start(&Arc::clone(&data.train), Cursor::default(), shape(s), 0)?;
-    let mut measured =
-        Measured { steps: 0, tokens: 0.0, flops: 0.0, seconds: 0.0, device: crate::tensor::Device::describe(&dev) };
-    let begin = Instant::now();
-    for step in 0..=MEASURED_STEPS as u64 {
-        let batch = batches.next_step()?;
-        let start = Instant::now();
-        let done = work.step(&dev, &Solo, &batch, step, 0.0)?;
-        let seconds = start.elapsed().as_secs_f64();
-        let late = begin.elapsed().as_secs_f64() > LONGEST_MEASUREMENT;
-        // The first step touches memory for the first time; it counts only where there is no time for another.
-        if step > 0 || late {
-            measured.steps += 1;
-            measured.tokens += done.tokens as f64;
-            measured.flops += done.flops;
-            measured.seconds += seconds;
+struct Measure<'a> {
+    start: &'a Start,
+    data: &'a SftData,
+    config: &'a ModelConfig,
+    out: &'a mut Option<Measured>,
+}
+
+impl OnDevice for Measure<'_> {
+    fn run<B: Backend>(self, dev: &B) -> Result<()> {
+        let Self { start, data, config, out } = self;
+        let s = &start.settings;
+        let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * data.train.max_seq_len();
+        let random = RandomModel::new(config.clone(), s.seed);
+        let resized = match (&start.base, &start.resize) {
+            (Some(base), Some(how)) => Some(Resized::new(base, how.clone())?),
+            _ => None,
+        };
+        let grown = resized.as_ref().map(|r| WithConfig { source: r, config: config.clone() });
+        let source: &dyn TensorSource = match &grown {
+            Some(g) => g,
+            None => &random,
+        };
+        let mut work = setup::workload(dev, source, s, start.new_rows, max_tokens)?;
+        let mut batches = TrainBatches::start(&Arc::clone(&data.train), Cursor::default(), shape(s), 0)?;
+        let mut measured = Measured { steps: 0, tokens: 0.0, flops: 0.0, seconds: 0.0, device: dev.describe() };
+        let begin = Instant::now();
+        for step in 0..=MEASURED_STEPS as u64 {
+            let batch = batches.next_step()?;
+            let start = Instant::now();
+            let done = work.step(dev, &Solo, &batch, step, 0.0)?;
+            let seconds = start.elapsed().as_secs_f64();
+            let late = begin.elapsed().as_secs_f64() > LONGEST_MEASUREMENT;
+            // The first step touches memory for the first time; it counts only where there is no time for another.
+            if step > 0 || late {
+                measured.steps += 1;
+                measured.tokens += done.tokens as f64;
+                measured.flops += done.flops;
+                measured.seconds += seconds;
+            }
+            if late {
+                break;
+            }
         }
-        if late {
-            break;
-        }
+        *out = Some(measured);
+        Ok(())
     }
-    Ok(Some(measured))
 }
 
 /// `3.2 TFLOP`.
