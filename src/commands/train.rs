@@ -57,7 +57,7 @@ impl OnDevice for Sft<'_> {
         let settings = &job.settings;
         let mut guide = StopAtFirst::new(settings.quiet);
         let lora = start::settings(&mut guide, settings)?;
-        run::check_output_dir(&job.output_dir)?;
+        run::check_output_dir(&job.output_dir, settings)?;
         let start = start::of_sft(&mut guide, job, lora)?;
         let Start { base, config, resize, tokenizer, template, data, lora, new_rows, .. } = start;
         let (base, config, resize) = (base.expect(WHOLE), config.expect(WHOLE), resize.expect(WHOLE));
@@ -161,7 +161,7 @@ impl OnDevice for Pretrain<'_> {
         let mut guide = StopAtFirst::new(settings.quiet);
         start::settings(&mut guide, settings)?;
         ensure!(settings.lora.is_none(), "pretraining has no LoRA");
-        run::check_output_dir(&job.output_dir.join(&job.config_name))?;
+        run::check_output_dir(&job.output_dir.join(&job.config_name), settings)?;
         let start = start::of_pretrain(&mut guide, job)?;
         let Start { config, tokenizer, data, run_dir, .. } = start;
         let (config, tokenizer, prepared) = (config.expect(WHOLE), tokenizer.expect(WHOLE), data.expect(WHOLE));

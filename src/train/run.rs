@@ -18,7 +18,7 @@ use crate::comm::Communicator;
 use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
 use crate::error::{Context, Error, Result};
-use crate::files::{check_writable, create_dir_all};
+use crate::files::{check_writable, create_dir_all, parent};
 use crate::log::tables::{memory_table, settings_table};
 use crate::log::trace::Trace;
 use crate::machine::available_memory;
@@ -36,12 +36,15 @@ pub struct Ended<B: Backend> {
     pub state: RunState,
 }
 
-/// Creates the output folder and proves that it can be written, before anything expensive.
+/// Creates the output folder and proves that it can be written, and that of the trace, before anything expensive.
 ///
 /// # Errors
 /// If it cannot be created or written.
-pub fn check_output_dir(dir: &Path) -> Result<()> {
+pub fn check_output_dir(dir: &Path, settings: &TrainSettings) -> Result<()> {
     create_dir_all(dir)?;
+    if let Some(path) = &settings.trace {
+        check_writable(&parent(path)).context(|| "the trace cannot be written".into())?;
+    }
     check_writable(dir).context(|| "the output folder cannot be written".into())
 }
 
@@ -76,7 +79,8 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     say::detail(&settings_table(&spec.resolved_settings()));
     let available = available_memory();
     let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * spec.train.max_seq_len();
-    let mut work = setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)?;
+    let trace = s.trace.as_ref().map_or(Ok(Trace::default()), |path| Trace::create(path, comm.rank()))?;
+    let mut work = Workload { trace, ..setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)? };
     let mut fingerprints = spec.fingerprints.clone();
     fingerprints.0.insert("config".into(), setup::fingerprint(s, spec.peak_lr, max_steps));
     let checkpoints = Checkpoints::new(&spec.run_dir, s, max_steps, Arc::clone(&spec.artifact), fingerprints);
@@ -109,9 +113,6 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         s.eval_batch_size,
         (comm.rank(), comm.world_size()),
     );
-    if let Some(path) = &s.trace {
-        work.trace = Trace::create(path, comm.rank())?;
-    }
     let mut trainer = Trainer {
         dev,
         comm,

@@ -259,6 +259,15 @@ fn pretraining_makes_a_model_that_sft_takes() {
 }
 
 #[test]
+fn a_trace_that_cannot_be_written_is_said_before_anything_is_read() {
+    let late = |j: &mut SftJob, dir: &Path| {
+        j.model_path = dir.join("no such model");
+        j.settings.trace = Some(dir.join("no such folder/trace.json"));
+    };
+    refused(late, 1, &["the trace cannot be written: "]);
+}
+
+#[test]
 fn a_trace_has_every_phase_of_every_step() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("trace.json");
