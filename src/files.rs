@@ -31,16 +31,38 @@ impl<T> At<T> for std::io::Result<T> {
     }
 }
 
+/// What lies at a path, in words; `a file` where it can be read again and again.
+pub fn kind_of(path: &Path) -> std::io::Result<&'static str> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = fs::metadata(path)?.file_type();
+    Ok(match kind {
+        _ if kind.is_file() => "a file",
+        _ if kind.is_dir() => "a folder",
+        _ if kind.is_fifo() => "a pipe",
+        _ if kind.is_socket() => "a socket",
+        _ => "a device",
+    })
+}
+
+/// Opens a file to read it. A pipe is refused: opening one waits for a writer, and it can be read but once.
+///
+/// # Errors
+/// If it is not there, no file, or cannot be read.
+pub fn open_file(path: &Path) -> Result<File> {
+    let name = || path.display().to_string();
+    let kind = kind_of(path).context(name)?;
+    let hint = if kind == "a folder" { "" } else { "; write what it gives to a file" };
+    ensure!(kind == "a file", "{}: expected a file that can be read again, found {kind}{hint}", name());
+    File::open(path).context(name)
+}
+
 /// Reads a UTF-8 file of at most `limit` bytes.
 ///
 /// # Errors
 /// If it cannot be read, is longer, or is not UTF-8.
 pub fn read_text(path: &Path, limit: u64) -> Result<String> {
-    let file = File::open(path).at(path)?;
-    let meta = file.metadata().at(path)?;
-    ensure!(meta.is_file(), "{}: expected a file", path.display());
     let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).at(path)?;
+    open_file(path)?.take(limit + 1).read_to_end(&mut bytes).at(path)?;
     ensure!(
         bytes.len() as u64 <= limit,
         "{}: longer than {limit} bytes, which is not expected of this file",

@@ -42,10 +42,10 @@ pub fn show_row(row: &Encoded, tokenizer: &Tokenizer, style: Style) -> String {
 
 /// Rows by data set: read, kept, held out; requested and achieved share in the three units.
 pub fn mix_table(data: &SftData) -> String {
-    let header = ["data set", "rows", "kept", "train", "validation", "samples", "tokens", "supervised tokens"];
+    let header = ["data set", "form", "rows", "kept", "train", "validation", "samples", "tokens", "supervised tokens"];
     let mut rows = vec![header.map(String::from).to_vec()];
     for (set, mix) in data.sets.iter().zip(data.train.mix_report(0)) {
-        let mut row = vec![set.name.clone()];
+        let mut row = vec![set.name.clone(), set.form.clone()];
         row.extend([set.counts.rows, set.counts.kept, set.n_train as u64, set.n_val as u64].map(grouped));
         let shares = mix.requested.iter().zip(mix.achieved);
         row.extend(shares.map(|(asked, got)| format!("{:.1}% → {:.1}%", 100.0 * asked, 100.0 * got)));

@@ -1,18 +1,27 @@
-//! Rows of supervised fine-tuning: JSON Lines in, checked conversations out. Data is untrusted: every line is checked by name.
+//! Rows of supervised fine-tuning: JSON in, checked conversations out. Data is untrusted: every row is checked by name.
 //!
-//! One object a line, either `{"prompt", "response", "system"?}` or `{"messages": [{"role", "content", "train"?}, …]}`.
-//! Unknown keys are ignored. Lines of white space alone are ignored and counted (many tools end or separate files with
-//! them, and they hold no data). A known key given twice is an error, since readers disagree about which one counts. NUL
-//! characters (`\u0000`) are ordinary text; lone surrogates (`\ud83d` alone) are not text at all and are refused.
+//! One object a line, or one array of objects, plain or gzip. Forms:
+//!
+//! * `{"prompt", "response" | "completion", "system"?}`; TRL's conversational form has lists of messages in place of texts;
+//! * `{"messages": [{"role", "content"}, …], "system"?}`, the content a text or OpenAI's list of text parts;
+//! * ShareGPT, `{"conversations": [{"from", "value"}, …], "system"?}`;
+//! * Alpaca, `{"instruction", "input"?, "output"}`: the input follows the instruction on a line of its own.
+//!
+//! `"train": false`, or `"weight": 0`, on an assistant turn or a row: it is not trained. Null is a field left out, an empty
+//! system is none. Keys that nothing reads are counted ([`RowFile::ignored`]). Lines of white space alone are ignored and
+//! counted (many tools end or separate files with them, and they hold no data). A known key given twice is an error, since
+//! readers disagree about which one counts. NUL characters (`\u0000`) are ordinary text; lone surrogates (`\ud83d` alone)
+//! are not text at all and are refused.
 
 use std::path::Path;
 
 use rayon::prelude::*;
-use serde::de::{DeserializeSeed, IgnoredAny};
+use serde::de::DeserializeSeed;
 
-use crate::data::row::{Message, Row};
-use crate::data::row_fields::{Fields, FieldsSeed};
-use crate::error::{Context, Result};
+use crate::data::row::Row;
+use crate::data::row_fields::{Json, Levels, Turns};
+use crate::data::source::{self, Items, Source};
+use crate::error::Result;
 use crate::{bail, ensure};
 
 /// What to do with a bad line.
@@ -42,7 +51,7 @@ impl Default for RowOptions {
 /// A line that is not a row, and why: what, expected, found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadLine {
-    /// Line in the file, from 1.
+    /// Line in the file, or element of its array, from 1.
     pub line: u32,
     /// What is wrong with it.
     pub what: String,
@@ -57,65 +66,104 @@ pub struct RowFile {
     pub bad: Vec<BadLine>,
     /// Lines of white space alone.
     pub blank_lines: usize,
+    /// The forms that were read, and of how many rows each; then what the file was besides JSON Lines.
+    pub forms: Vec<(String, u64)>,
+    /// Keys that say something and were not read, in how many rows, and the first one's line.
+    pub ignored: Vec<(String, u64, u32)>,
 }
 
-/// Reads and checks a JSON Lines file.
+/// Keys that are told apart in [`RowFile::ignored`]; what data sets have, and no more memory than that for others.
+const MOST_KEYS: usize = 64;
+
+impl RowFile {
+    fn add(&mut self, line: u32, turns: Turns) {
+        let form = format!("{}{}", turns.form, if turns.parts { " (lists of text parts)" } else { "" });
+        match self.forms.iter_mut().find(|f| f.0 == form) {
+            Some(found) => found.1 += 1,
+            None => self.forms.push((form, 1)),
+        }
+        for key in turns.ignored {
+            match self.ignored.iter().position(|i| i.0 == key) {
+                Some(at) => self.ignored[at].1 += 1,
+                None if self.ignored.len() < MOST_KEYS => self.ignored.push((key, 1, line)),
+                None => {}
+            }
+        }
+        self.rows.push(Row { line, messages: turns.messages });
+    }
+
+    /// The forms in words.
+    pub fn form(&self) -> String {
+        let alone = self.forms.iter().filter(|f| f.1 > 0).count() == 1;
+        let name = |(name, n): &(String, u64)| if alone || *n == 0 { name.clone() } else { format!("{name} ({n})") };
+        self.forms.iter().map(name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Reads and checks a file of rows.
 ///
 /// # Errors
 /// If the file cannot be read, is empty, or has a bad line that is not skipped: `file:line: what, expected, found`.
 pub fn read_rows(path: &Path, options: &RowOptions) -> Result<RowFile> {
-    let bytes = std::fs::read(path).context(|| path.display().to_string())?;
-    parse_rows(&path.display().to_string(), &bytes, options)
+    parse_source(&path.display().to_string(), &source::read(path)?, options)
 }
 
-/// Checks the bytes of a JSON Lines file called `name` in messages.
+/// [`parse_rows`] of a file that was read.
+///
+/// # Errors
+/// As [`read_rows`].
+pub fn parse_source(name: &str, source: &Source, options: &RowOptions) -> Result<RowFile> {
+    let mut file = parse_rows(name, &source.bytes, options)?;
+    file.forms.extend(source.gzip.then(|| ("gzip".to_string(), 0)));
+    Ok(file)
+}
+
+/// Checks the bytes of a file of rows called `name` in messages.
 ///
 /// # Errors
 /// As [`read_rows`].
 pub fn parse_rows(name: &str, bytes: &[u8], options: &RowOptions) -> Result<RowFile> {
     ensure!(!bytes.is_empty(), "{name}: the file is empty, expected one JSON object a line, found 0 bytes");
     let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let lines: Vec<&[u8]> = body.split(|&b| b == b'\n').collect();
-    ensure!(u32::try_from(lines.len()).is_ok(), "{name}: {} lines, expected fewer than 2^32", lines.len());
-    let last = lines.len() - 1;
-    let parsed: Vec<Option<Result<Row, BadLine>>> = lines
+    let Items { all, array } = source::items(body);
+    ensure!(u32::try_from(all.len()).is_ok(), "{name}: {} lines, expected fewer than 2^32", all.len());
+    let last = all.len().saturating_sub(1);
+    let parsed: Vec<Option<Result<Turns, String>>> = all
         .par_iter()
         .enumerate()
         .map(|(i, &raw)| {
-            let raw = raw.strip_suffix(b"\r").unwrap_or(raw);
-            if raw.iter().all(u8::is_ascii_whitespace) {
+            if !array && raw.iter().all(u8::is_ascii_whitespace) {
                 return None;
             }
-            let number = i as u32 + 1;
             // Without a line end after it, a line that breaks off is most likely a file that was cut.
-            let cut = i == last;
-            Some(match parse_line(raw, options.max_line_bytes, cut) {
-                Ok(messages) => Ok(Row { line: number, messages }),
-                Err(what) => Err(BadLine { line: number, what }),
-            })
+            let parsed = parse_line(raw, options.max_line_bytes, i == last);
+            let number = i + 1;
+            Some(if array { parsed.map_err(|e| format!("{e} (element {number} of the array)")) } else { parsed })
         })
         .collect();
     let mut file = RowFile::default();
     for (i, line) in parsed.into_iter().enumerate() {
+        let number = i as u32 + 1;
         match line {
             // What follows the last line end is no line.
             None if i == last => {}
             None => file.blank_lines += 1,
-            Some(Ok(row)) => file.rows.push(row),
-            Some(Err(bad)) if options.bad_rows == BadRows::Skip => file.bad.push(bad),
-            Some(Err(bad)) => bail!("{name}:{}: {}", bad.line, bad.what),
+            Some(Ok(turns)) => file.add(number, turns),
+            Some(Err(what)) if options.bad_rows == BadRows::Skip => file.bad.push(BadLine { line: number, what }),
+            Some(Err(what)) => bail!("{name}:{number}: {what}"),
         }
     }
+    file.forms.extend(array.then(|| ("JSON array".to_string(), 0)));
     ensure!(
         !file.rows.is_empty() || !file.bad.is_empty(),
-        "{name}: no rows, expected one JSON object a line, found {} blank lines",
-        file.blank_lines.max(1)
+        "{name}: no rows, expected one JSON object a line, found {}",
+        if array { "an empty array".into() } else { format!("{} blank lines", file.blank_lines.max(1)) }
     );
     Ok(file)
 }
 
-/// One line to its messages, or what is wrong with it.
-fn parse_line(raw: &[u8], max_line_bytes: usize, cut: bool) -> Result<Vec<Message>, String> {
+/// One line to its turns, or what is wrong with it.
+fn parse_line(raw: &[u8], max_line_bytes: usize, cut: bool) -> Result<Turns, String> {
     if raw.len() > max_line_bytes {
         return Err(format!("the line is too long, expected at most {max_line_bytes} bytes, found {}", raw.len()));
     }
@@ -123,34 +171,23 @@ fn parse_line(raw: &[u8], max_line_bytes: usize, cut: bool) -> Result<Vec<Messag
         let at = e.valid_up_to();
         format!("invalid UTF-8, expected UTF-8 text, found byte 0x{:02x} at column {}", raw[at], at + 1)
     })?;
-    let first = text.trim_start().chars().next().unwrap_or(' ');
-    if first != '{' {
-        let kind = match first {
-            '[' => "an array",
-            '"' => "a string",
-            '0'..='9' | '-' => "a number",
-            _ => "",
-        };
-        if serde_json::from_str::<IgnoredAny>(text).is_ok() {
-            let kind = if kind.is_empty() { text.trim() } else { kind };
-            return Err(format!("not a JSON object, expected {{\"prompt\": …, \"response\": …}}, found {kind}"));
-        }
+    let mut de = serde_json::Deserializer::from_str(text);
+    // A row, its list of turns, a turn, its list of parts, a part.
+    match Levels(5).deserialize(&mut de).and_then(|f| de.end().map(|()| f)).map_err(|e| json_error(&e, text, cut))? {
+        Json::Object(fields) => fields.into_turns(),
+        other => Err(format!("not a JSON object, expected {{\"prompt\": …, \"response\": …}}, found {}", other.kind())),
     }
-    let fields: Fields = {
-        let mut de = serde_json::Deserializer::from_str(text);
-        FieldsSeed.deserialize(&mut de).and_then(|f| de.end().map(|()| f)).map_err(|e| json_error(&e, text, cut))?
-    };
-    if let Some(key) = fields.duplicate {
-        return Err(format!("field \"{key}\" appears twice, expected each field once, found a duplicate (dup)"));
-    }
-    fields.into_messages()
 }
 
 /// Says where JSON is broken, with the text around it.
 fn json_error(e: &serde_json::Error, text: &str, cut: bool) -> String {
     let column = e.column();
     if e.is_eof() {
-        let hint = if cut { " (the last line has no line end: the file looks truncated)" } else { "" };
+        let hint = match text.trim_end().chars().last() {
+            _ if cut => " (the last line has no line end: the file looks truncated)",
+            Some('{' | '[' | ',' | ':') => " (an object over several lines? make one line of each with jq -c .)",
+            _ => "",
+        };
         return format!(
             "invalid JSON, expected the rest of the object, found the end of the line at column {column}{hint}"
         );
@@ -170,10 +207,10 @@ fn json_error(e: &serde_json::Error, text: &str, cut: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::row::Role;
+    use crate::data::row::{Message, Role};
 
     fn parse(line: &str) -> Result<Vec<Message>, String> {
-        parse_line(line.as_bytes(), 1000, false)
+        parse_line(line.as_bytes(), 1000, false).map(|turns| turns.messages)
     }
 
     #[test]

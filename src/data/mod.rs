@@ -13,6 +13,7 @@ pub mod row;
 mod row_fields;
 pub mod rows;
 pub mod sft;
+pub mod source;
 mod sp_model;
 pub mod split;
 pub mod template;

@@ -20,11 +20,12 @@ use crate::data::mix::{Mix, WeightUnit};
 use crate::data::progress::Progress;
 use crate::data::raw_tokens::{RawTokens, RawWidth};
 use crate::data::sft::{SetReport, SftData};
+use crate::data::source::{self, Source};
 use crate::data::split::split_sets;
 use crate::data::token_file::{Content, Counts, DocInfo, Meta, TokenFile};
 use crate::data::tokenizer::{Format, Newline, Tokenizer};
 use crate::data::train_set::{Piece, PieceSet, Tokens, TrainSet};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::{bail, ensure};
 
 /// What decides the data of a pretraining run.
@@ -101,7 +102,19 @@ pub fn tokenise(
             Tokens::File(f) => f.meta().counts.clone(),
             Tokens::Raw(_) => Counts { rows: n_docs, kept: n_docs, ..Counts::default() },
         };
-        sets.push(SetReport { name: set.name.clone(), counts, n_train: split.train.len(), n_val: split.val.len() });
+        let form = match set.tokens.as_ref() {
+            Tokens::File(f) if f.path().as_os_str() == set.name.as_str() => "token file".into(),
+            Tokens::File(f) => f.meta().form.clone(),
+            Tokens::Raw(r) => r.form(),
+        };
+        sets.push(SetReport {
+            name: set.name.clone(),
+            form,
+            counts,
+            n_train: split.train.len(),
+            n_val: split.val.len(),
+            none_held_out: split.none.clone().filter(|_| spec.val_paths.is_empty()),
+        });
         if spec.val_paths.is_empty() {
             val.push(side(&split.val));
         }
@@ -141,7 +154,10 @@ pub fn tokens_of(
     log: &mut dyn FnMut(String),
 ) -> Result<Tokens> {
     let name = path.display().to_string();
-    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    // `a.jsonl.gz` is as `a.jsonl`.
+    let plain = path.extension().filter(|e| *e == "gz").and(path.file_stem()).map_or(path, Path::new);
+    let extension = plain.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let head = source::head(path)?;
     if extension == "bin" {
         return Ok(Tokens::Raw(RawTokens::open(
             path,
@@ -150,8 +166,7 @@ pub fn tokens_of(
             spec.raw_width,
         )?));
     }
-    let bytes = std::fs::read(path).context(|| name.clone())?;
-    if extension == "tok" || TokenFile::is_token_file(&bytes) {
+    if extension == "tok" || TokenFile::is_token_file(&head) {
         let file = TokenFile::open(path)?;
         file.expect(tokenizer.hash(), None)?;
         ensure!(
@@ -163,6 +178,7 @@ pub fn tokens_of(
         return Ok(Tokens::File(Box::new(file)));
     }
     tokenizer.newline_id()?;
+    let Source { bytes, gzip } = source::read(path)?;
     ensure!(!bytes.is_empty(), "{name}: the file is empty, expected text");
     let is_jsonl = ["jsonl", "json"].contains(&extension.as_str());
     let s = tokenizer.special();
@@ -182,6 +198,7 @@ pub fn tokens_of(
         let meta = Meta {
             sources: vec![name.clone()],
             settings: settings.clone(),
+            form: format!("{}{}", if is_jsonl { "rows of text" } else { "text" }, if gzip { ", gzip" } else { "" }),
             counts: Counts { rows: n, kept: n, ..Counts::default() },
             longest: docs.iter().map(|d| d.1.tokens.len() as u64).max().unwrap_or(0),
             ..Meta::default()
@@ -241,11 +258,12 @@ fn plain_texts(name: &str, bytes: &[u8]) -> Result<Vec<Text>> {
 }
 
 fn jsonl_texts(name: &str, bytes: &[u8]) -> Result<Vec<Text>> {
-    let text = utf8(name, bytes)?;
+    utf8(name, bytes)?;
     let mut docs = Vec::new();
-    for (i, line) in text.split('\n').enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+    let rows = source::items(bytes);
+    for (i, line) in rows.all.into_iter().enumerate().filter(|(_, l)| rows.array || !l.trim_ascii().is_empty()) {
         let at = format!("{name}:{}", i + 1);
-        let value: Value = serde_json::from_str(line)
+        let value: Value = serde_json::from_slice(line)
             .map_err(|e| Error::new(format!("{at}: invalid JSON, expected an object with \"text\", found {e}")))?;
         match value.get("text") {
             Some(Value::String(s)) if !s.trim().is_empty() => docs.push((i as u32 + 1, s.clone())),

@@ -3,12 +3,12 @@
 //! llm.c: 256 little-endian i32 first: magic 20240520 (version 1, u16 tokens) or 20240801 (version 7, u32 tokens), the version, the
 //! number of tokens. Documents end after each EOS id; a file without one is a single document.
 
-use std::fs::File;
 use std::path::Path;
 
 use memmap2::Mmap;
 
 use crate::error::{Context, Error, Result};
+use crate::files::open_file;
 use crate::words::words;
 use crate::{bail, ensure};
 
@@ -46,7 +46,7 @@ impl RawTokens {
     /// outside the vocabulary.
     pub fn open(path: &Path, vocab_size: usize, eos: u32, width: Option<RawWidth>) -> Result<Self> {
         let context = || format!("token file {}", path.display());
-        let file = File::open(path).context(context)?;
+        let file = open_file(path)?;
         // SAFETY: the mapping is only read; a file that another program changes meanwhile gives other ids, which are checked
         // against the vocabulary here, and every access is bounds-checked.
         let map = unsafe { Mmap::map(&file) }.context(context)?;
@@ -113,6 +113,11 @@ impl RawTokens {
         } else {
             u32::from_le_bytes([b[0], b[1], b[2], b[3]])
         }
+    }
+
+    /// What the file is, in words.
+    pub fn form(&self) -> String {
+        format!("raw tokens, u{}", 8 * self.width)
     }
 
     /// Number of documents.

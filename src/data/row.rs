@@ -34,7 +34,7 @@ pub struct Message {
     pub role: Role,
     /// What is said, unstripped.
     pub content: String,
-    /// Whether an assistant turn is trained on (`"train": false` turns it off); no effect on other roles.
+    /// Whether an assistant turn is trained on (`"train": false` and `"weight": 0` turn it off); no effect on other roles.
     pub train: bool,
     /// The separate `input` of an instruction, only known to templates that read it; never set by [`super::jsonl::read_rows`].
     pub input: Option<String>,
@@ -57,7 +57,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// The prompt that identifies a row for the split: the first user turn (the first turn where there is none).
+    /// The prompt to show: the first user turn (the first turn where there is none).
     pub fn prompt(&self) -> &str {
         let user = self.messages.iter().find(|m| m.role == Role::User);
         user.or(self.messages.first()).map_or("", |m| &m.content)
@@ -68,7 +68,7 @@ impl Row {
         self.messages.iter().rev().find(|m| m.role == Role::Assistant).map_or("", |m| &m.content)
     }
 
-    /// The turns before the last assistant turn: what a generation test starts from.
+    /// The turns before the last assistant turn: what a generation test starts from, and what identifies a row for the split.
     pub fn context(&self) -> &[Message] {
         let last = self.messages.iter().rposition(|m| m.role == Role::Assistant);
         &self.messages[..last.unwrap_or(self.messages.len())]

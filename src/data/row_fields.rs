@@ -1,4 +1,5 @@
-//! The JSON of a row, field by field: what serde's derive would not tell apart (missing, empty, twice, of another kind).
+//! The JSON of a row: which of the known forms it has, its turns, and the keys that nothing reads. What serde's derive would
+//! not tell apart (missing, empty, null, twice, of another kind) is told apart here.
 
 use std::fmt;
 
@@ -7,262 +8,226 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 use super::row::{Message, Role};
 
 /// A JSON value as far as rows care.
-enum Field {
-    Text(String),
+pub(super) enum Json {
+    Null,
     Bool(bool),
-    Messages(Vec<MessageField>),
-    /// Anything else, by its kind.
-    Other(&'static str),
+    Number(f64),
+    Text(String),
+    List(Vec<Json>),
+    Object(Fields),
 }
 
-impl Field {
-    fn kind(&self) -> &'static str {
+impl Json {
+    pub(super) fn kind(&self) -> &'static str {
         match self {
-            Field::Text(_) => "a string",
-            Field::Bool(_) => "a boolean",
-            Field::Messages(_) => "an array",
-            Field::Other(kind) => kind,
+            Json::Null => "null",
+            Json::Bool(_) => "a boolean",
+            Json::Number(_) => "a number",
+            Json::Text(_) => "a string",
+            Json::List(_) => "an array",
+            Json::Object(_) => "an object",
+        }
+    }
+
+    /// Whether it says nothing: what tables of columns write where a row has no such field.
+    fn is_void(&self) -> bool {
+        match self {
+            Json::Null => true,
+            Json::Text(s) => s.trim().is_empty(),
+            Json::List(items) => items.is_empty(),
+            Json::Object(fields) => fields.all.is_empty(),
+            Json::Bool(_) | Json::Number(_) => false,
         }
     }
 }
 
-/// An element of `messages`: its fields, or the kind of what is there instead of an object.
-enum MessageField {
-    Object(Fields),
-    Other(&'static str),
-}
-
-/// The fields of an object that rows know.
+/// The fields of an object, in their order; the value is gone once it is read.
 #[derive(Default)]
 pub(super) struct Fields {
-    known: Vec<(String, Field)>,
-    /// The first few keys, for messages.
-    seen: Vec<String>,
-    /// The first known key that came twice.
-    pub(super) duplicate: Option<String>,
+    all: Vec<(String, Option<Json>)>,
+    /// The first known key that came twice: readers disagree about which one counts.
+    duplicate: Option<String>,
 }
 
-const KNOWN: [&str; 7] = ["prompt", "response", "system", "messages", "role", "content", "train"];
+/// Keys that some form reads; the values of others are looked at no further than whether they are empty.
+const KNOWN: [&str; 18] = [
+    "prompt",
+    "response",
+    "completion",
+    "system",
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "context",
+    "output",
+    "role",
+    "content",
+    "from",
+    "value",
+    "train",
+    "weight",
+    "type",
+    "text",
+];
 
-/// Reads an object into [`Fields`].
-pub(super) struct FieldsSeed;
+/// Reads a value. Below this many levels of known keys nothing is kept: no form is deeper.
+pub(super) struct Levels(pub(super) u8);
 
-impl<'de> DeserializeSeed<'de> for FieldsSeed {
-    type Value = Fields;
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Fields, D::Error> {
-        d.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for FieldsSeed {
-    type Value = Fields;
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-        let mut fields = Fields::default();
-        while let Some(key) = map.next_key::<String>()? {
-            if fields.seen.len() < 8 {
-                fields.seen.push(key.clone());
-            }
-            if !KNOWN.contains(&key.as_str()) {
-                map.next_value::<IgnoredAny>()?;
-                continue;
-            }
-            if fields.known.iter().any(|(k, _)| *k == key) {
-                fields.duplicate.get_or_insert_with(|| key.clone());
-            }
-            let value = map.next_value_seed(FieldSeed)?;
-            fields.known.push((key, value));
-        }
-        Ok(fields)
-    }
-}
-
-struct FieldSeed;
-
-impl<'de> DeserializeSeed<'de> for FieldSeed {
-    type Value = Field;
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Field, D::Error> {
+impl<'de> DeserializeSeed<'de> for Levels {
+    type Value = Json;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Json, D::Error> {
         d.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for FieldSeed {
-    type Value = Field;
+impl<'de> Visitor<'de> for Levels {
+    type Value = Json;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a value")
     }
-    fn visit_str<E: de::Error>(self, v: &str) -> Result<Field, E> {
-        Ok(Field::Text(v.to_string()))
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<Json, E> {
+        Ok(Json::Text(v.to_string()))
     }
-    fn visit_string<E: de::Error>(self, v: String) -> Result<Field, E> {
-        Ok(Field::Text(v))
+    fn visit_string<E: de::Error>(self, v: String) -> Result<Json, E> {
+        Ok(Json::Text(v))
     }
-    fn visit_bool<E: de::Error>(self, v: bool) -> Result<Field, E> {
-        Ok(Field::Bool(v))
+    fn visit_bool<E: de::Error>(self, v: bool) -> Result<Json, E> {
+        Ok(Json::Bool(v))
     }
-    fn visit_unit<E: de::Error>(self) -> Result<Field, E> {
-        Ok(Field::Other("null"))
+    fn visit_unit<E: de::Error>(self) -> Result<Json, E> {
+        Ok(Json::Null)
     }
-    fn visit_u64<E: de::Error>(self, _: u64) -> Result<Field, E> {
-        Ok(Field::Other("a number"))
+    fn visit_u64<E: de::Error>(self, v: u64) -> Result<Json, E> {
+        Ok(Json::Number(v as f64))
     }
-    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Field, E> {
-        Ok(Field::Other("a number"))
+    fn visit_i64<E: de::Error>(self, v: i64) -> Result<Json, E> {
+        Ok(Json::Number(v as f64))
     }
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Field, E> {
-        Ok(Field::Other("a number"))
+    fn visit_f64<E: de::Error>(self, v: f64) -> Result<Json, E> {
+        Ok(Json::Number(v))
     }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Field, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Field::Other("an object"))
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let mut fields = Fields::default();
+        while let Some(key) = map.next_key::<String>()? {
+            if self.0 == 0 {
+                map.next_value::<IgnoredAny>()?;
+                fields.all = vec![(key, None)];
+                continue;
+            }
+            let known = KNOWN.contains(&key.as_str());
+            if known && fields.contains(&key) {
+                fields.duplicate.get_or_insert_with(|| key.clone());
+            }
+            let value = map.next_value_seed(Levels(if known { self.0 - 1 } else { 0 }))?;
+            fields.all.push((key, Some(value)));
+        }
+        Ok(Json::Object(fields))
     }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Field, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = seq.next_element_seed(MessageSeed)? {
+        if self.0 == 0 {
+            while seq.next_element::<IgnoredAny>()?.is_some() {
+                items = vec![Json::Null];
+            }
+            return Ok(Json::List(items));
+        }
+        while let Some(item) = seq.next_element_seed(Levels(self.0 - 1))? {
             items.push(item);
         }
-        Ok(Field::Messages(items))
+        Ok(Json::List(items))
     }
 }
 
-struct MessageSeed;
-
-impl<'de> DeserializeSeed<'de> for MessageSeed {
-    type Value = MessageField;
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<MessageField, D::Error> {
-        d.deserialize_any(self)
-    }
-}
-
-/// Delegates scalars to their kind and objects to [`FieldsSeed`].
-impl<'de> Visitor<'de> for MessageSeed {
-    type Value = MessageField;
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a message")
-    }
-    fn visit_str<E: de::Error>(self, _: &str) -> Result<MessageField, E> {
-        Ok(MessageField::Other("a string"))
-    }
-    fn visit_bool<E: de::Error>(self, _: bool) -> Result<MessageField, E> {
-        Ok(MessageField::Other("a boolean"))
-    }
-    fn visit_unit<E: de::Error>(self) -> Result<MessageField, E> {
-        Ok(MessageField::Other("null"))
-    }
-    fn visit_u64<E: de::Error>(self, _: u64) -> Result<MessageField, E> {
-        Ok(MessageField::Other("a number"))
-    }
-    fn visit_i64<E: de::Error>(self, _: i64) -> Result<MessageField, E> {
-        Ok(MessageField::Other("a number"))
-    }
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<MessageField, E> {
-        Ok(MessageField::Other("a number"))
-    }
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<MessageField, A::Error> {
-        FieldsSeed.visit_map(map).map(MessageField::Object)
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<MessageField, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(MessageField::Other("an array"))
-    }
+/// A row as it was understood.
+pub(super) struct Turns {
+    pub(super) messages: Vec<Message>,
+    /// Name of the form.
+    pub(super) form: &'static str,
+    /// Whether contents were lists of text parts.
+    pub(super) parts: bool,
+    /// Keys that say something and were not read; those of turns as `messages[].KEY`.
+    pub(super) ignored: Vec<String>,
 }
 
 impl Fields {
-    fn take(&mut self, key: &str) -> Option<Field> {
-        let at = self.known.iter().position(|(k, _)| k == key)?;
-        Some(self.known.swap_remove(at).1)
+    fn get(&self, key: &str) -> Option<&Json> {
+        self.all.iter().find(|(k, _)| k == key)?.1.as_ref()
     }
 
+    fn take(&mut self, key: &str) -> Option<Json> {
+        self.all.iter_mut().find(|(k, _)| k == key)?.1.take()
+    }
+
+    /// Whether there is such a field, read or not.
+    fn contains(&self, key: &str) -> bool {
+        self.all.iter().any(|(k, _)| k == key)
+    }
+
+    /// Whether a field is there to be read and not null.
     fn has(&self, key: &str) -> bool {
-        self.known.iter().any(|(k, _)| k == key)
+        self.get(key).is_some_and(|v| !matches!(v, Json::Null))
+    }
+
+    /// The first of the keys that is there and not null; else the first that is null; else the first.
+    fn first_of<'a>(&self, keys: &[&'a str]) -> &'a str {
+        let found = keys.iter().find(|k| self.has(k)).or_else(|| keys.iter().find(|k| self.contains(k)));
+        found.unwrap_or(&keys[0])
     }
 
     fn keys(&self) -> String {
-        let all: Vec<_> = self.seen.iter().map(|k| format!("\"{k}\"")).collect();
+        let all: Vec<_> = self.all.iter().take(8).map(|(k, _)| format!("\"{k}\"")).collect();
         if all.is_empty() { "no fields".to_string() } else { format!("the fields {}", all.join(", ")) }
+    }
+
+    fn once(&self, place: &str) -> Result<(), String> {
+        match &self.duplicate {
+            Some(key) => {
+                Err(format!("field \"{key}\"{place} appears twice, expected each field once, found a duplicate (dup)"))
+            }
+            None => Ok(()),
+        }
     }
 
     /// A string with something in it.
     fn text(&mut self, key: &str, place: &str) -> Result<String, String> {
         match self.take(key) {
             None => Err(format!("field \"{key}\"{place} is missing, expected a string, found {}", self.keys())),
-            Some(Field::Text(s)) if s.is_empty() => {
+            Some(Json::Text(s)) if s.is_empty() => {
                 Err(format!("field \"{key}\"{place} is empty, expected text, found \"\""))
             }
-            Some(Field::Text(s)) if s.chars().all(char::is_whitespace) => {
+            Some(Json::Text(s)) if s.trim().is_empty() => {
                 Err(format!("field \"{key}\"{place} is empty, expected text, found only white space"))
             }
-            Some(Field::Text(s)) => Ok(s),
+            Some(Json::Text(s)) => Ok(s),
             Some(other) => {
-                Err(format!("field \"{key}\"{place} is not a string, expected a string, found {}", other.kind()))
+                let calls = ["tool_calls", "function_call"].into_iter().find(|k| self.has(k));
+                let hint = match calls {
+                    Some(key) => {
+                        format!(" beside \"{key}\"; calls are not trained: leave the row out or write the call as text")
+                    }
+                    None => String::new(),
+                };
+                let found = other.kind();
+                Err(format!("field \"{key}\"{place} is not a string, expected a string, found {found}{hint}"))
             }
         }
     }
 
-    /// The conversation of a row, or what is wrong with it.
-    pub(super) fn into_messages(mut self) -> Result<Vec<Message>, String> {
-        if self.has("messages") {
-            if self.has("prompt") || self.has("response") {
-                return Err(format!(
-                    "two forms at once, expected \"messages\" or \"prompt\" and \"response\", found {}",
-                    self.keys()
-                ));
-            }
-            let items = match self.take("messages") {
-                Some(Field::Messages(items)) => items,
-                other => {
-                    let kind = other.map_or("nothing", |f| f.kind());
-                    return Err(format!("field \"messages\" is not a list, expected a list of messages, found {kind}"));
-                }
-            };
-            if items.is_empty() {
-                return Err("field \"messages\" is empty, expected at least one message, found []".to_string());
-            }
-            return items.into_iter().enumerate().map(|(i, item)| item.into_message(i)).collect();
+    /// A string that may be left out, null or empty.
+    fn optional(&mut self, key: &str) -> Result<Option<String>, String> {
+        match self.get(key) {
+            None | Some(Json::Null) => Ok(None),
+            Some(Json::Text(s)) if s.trim().is_empty() => Ok(None),
+            Some(_) => self.text(key, "").map(Some),
         }
-        if !self.has("prompt") && !self.has("response") {
-            let found = self.keys();
-            return Err(format!(
-                "field \"prompt\" is missing, expected \"prompt\" and \"response\", or \"messages\", found {found}"
-            ));
-        }
-        let mut messages = Vec::with_capacity(3);
-        if self.has("system") {
-            messages.push(Message::new(Role::System, self.text("system", "")?));
-        }
-        messages.push(Message::new(Role::User, self.text("prompt", "")?));
-        messages.push(Message::new(Role::Assistant, self.text("response", "")?));
-        Ok(messages)
     }
-}
 
-impl MessageField {
-    fn into_message(self, index: usize) -> Result<Message, String> {
-        let place = format!(" of messages[{index}]");
-        let mut fields = match self {
-            MessageField::Object(fields) => fields,
-            MessageField::Other(kind) => {
-                return Err(format!(
-                    "messages[{index}] is not an object, expected {{\"role\": …, \"content\": …}}, found {kind}"
-                ));
-            }
-        };
-        if let Some(key) = fields.duplicate.take() {
-            return Err(format!(
-                "field \"{key}\"{place} appears twice, expected each field once, found a duplicate (dup)"
-            ));
-        }
-        let name = fields.text("role", &place)?;
-        let Some(role) = Role::parse(&name) else {
-            return Err(format!(
-                "field \"role\"{place} is unknown, expected system, user or assistant, found \"{name}\""
-            ));
-        };
-        let train = match fields.take("train") {
-            None => true,
-            Some(Field::Bool(train)) => train,
+    /// `"train": false` or `"weight": 0`, the same in the words of hosted services; `None` where neither is said.
+    fn train(&mut self, place: &str) -> Result<Option<bool>, String> {
+        let train = match self.take("train") {
+            None | Some(Json::Null) => None,
+            Some(Json::Bool(train)) => Some(train),
             Some(other) => {
                 return Err(format!(
                     "field \"train\"{place} is not a boolean, expected true or false, found {}",
@@ -270,6 +235,229 @@ impl MessageField {
                 ));
             }
         };
-        Ok(Message { role, content: fields.text("content", &place)?, train, input: None })
+        let weight = match self.take("weight") {
+            None | Some(Json::Null) => None,
+            Some(Json::Number(0.0)) => Some(false),
+            Some(Json::Number(1.0)) => Some(true),
+            Some(other) => {
+                let found = match other {
+                    Json::Number(n) => n.to_string(),
+                    other => other.kind().to_string(),
+                };
+                return Err(format!(
+                    "field \"weight\"{place} is neither 0 nor 1, expected 0 (not trained) or 1, found {found}"
+                ));
+            }
+        };
+        match (train, weight) {
+            (Some(a), Some(b)) if a != b => Err(format!(
+                "fields \"train\" and \"weight\"{place} contradict each other, expected one of them, found {a} and {}",
+                u8::from(b)
+            )),
+            _ => Ok(train.or(weight)),
+        }
+    }
+
+    /// The conversation of a row, or what is wrong with it.
+    pub(super) fn into_turns(mut self) -> Result<Turns, String> {
+        self.once("")?;
+        let mut turns = Turns { messages: Vec::with_capacity(3), form: "", parts: false, ignored: Vec::new() };
+        let train = self.train("")?;
+        let answered = self.has("response") || self.has("completion");
+        let list = ["messages", "conversations"].into_iter().find(|k| self.has(k));
+        let other = ["prompt", "response", "completion"].into_iter().find(|k| self.has(k));
+        if let Some(key) = list {
+            let second = if key == "messages" && self.has("conversations") { Some("conversations") } else { other };
+            if second.is_some() {
+                return Err(format!(
+                    "two forms at once, expected \"{key}\" or \"prompt\" and \"response\", found {}",
+                    self.keys()
+                ));
+            }
+            turns.form = if key == "messages" { "messages" } else { "ShareGPT" };
+            match self.take(key) {
+                Some(Json::List(items)) => turns.extend(key, items, true)?,
+                other => {
+                    let kind = other.map_or("nothing", |f| f.kind());
+                    return Err(format!("field \"{key}\" is not a list, expected a list of messages, found {kind}"));
+                }
+            }
+        } else if self.has("instruction") && !(self.has("prompt") && answered) {
+            turns.form = "Alpaca";
+            let mut instruction = self.text("instruction", "")?;
+            let input = self.first_of(&["input", "context"]);
+            if let Some(input) = self.optional(input)? {
+                instruction = format!("{instruction}\n{input}");
+            }
+            turns.messages.push(Message::new(Role::User, instruction));
+            let answer = self.first_of(&["output", "response", "completion"]);
+            turns.messages.push(Message::new(Role::Assistant, self.text(answer, "")?));
+        } else if ["prompt", "response", "completion"].into_iter().any(|k| self.contains(k)) {
+            if self.has("response") && self.has("completion") {
+                return Err(format!(
+                    "two answers at once, expected \"response\" or \"completion\", found {}",
+                    self.keys()
+                ));
+            }
+            let answer = self.first_of(&["response", "completion"]);
+            turns.form = if answer == "response" { "prompt and response" } else { "prompt and completion" };
+            // What the assistant said before belongs to the prompt: as in TRL, the completion alone is trained.
+            for (key, role, train) in [("prompt", Role::User, false), (answer, Role::Assistant, true)] {
+                if !matches!(self.get(key), Some(Json::List(_))) {
+                    let text = self.text(key, "");
+                    turns.messages.push(Message::new(role, text.map_err(|e| e + &self.advice())?));
+                } else if let Some(Json::List(items)) = self.take(key) {
+                    turns.form = "conversational prompt and completion";
+                    turns.extend(key, items, train)?;
+                }
+            }
+        } else {
+            return Err(format!(
+                "field \"prompt\" is missing, expected \"prompt\" and \"response\", or \"messages\", found {}{}",
+                self.keys(),
+                self.advice()
+            ));
+        }
+        if let Some(system) = self.optional("system")? {
+            if turns.messages[0].role == Role::System {
+                return Err(format!(
+                    "field \"system\" beside a first turn of the system, expected one of them, found {}",
+                    self.keys()
+                ));
+            }
+            turns.messages.insert(0, Message::new(Role::System, system));
+        }
+        if train == Some(false) {
+            turns.messages.iter_mut().for_each(|m| m.train = false);
+        }
+        turns.ignore(self, "");
+        Ok(turns)
+    }
+
+    /// What to do with rows of forms that other trainers read, by their keys.
+    fn advice(&self) -> String {
+        const PAIRS: [(&str, &str); 8] = [
+            ("question", "answer"),
+            ("question", "response"),
+            ("query", "response"),
+            ("query", "answer"),
+            ("input", "output"),
+            ("inputs", "targets"),
+            ("source", "target"),
+            ("user", "assistant"),
+        ];
+        let lone_list = match self.all.as_slice() {
+            [(key, Some(Json::List(items)))] if !items.is_empty() => Some(key),
+            _ => None,
+        };
+        let jq = |filter: String| format!("; write them with jq -c '{filter}'");
+        if self.has("chosen") {
+            let filter = if self.contains("prompt") { "{prompt, response: .chosen}" } else { "{messages: .chosen}" };
+            return "; preference pairs are not trained on: ".to_string() + &jq(filter.into())["; ".len()..];
+        }
+        if self.contains("role") && self.contains("content") {
+            return "; this is one turn: put the turns of a conversation under \"messages\", one conversation a line"
+                .into();
+        }
+        if let Some((a, b)) = PAIRS.into_iter().find(|(a, b)| self.has(a) && self.has(b)) {
+            return jq(format!("{{prompt: .{a}, response: .{b}}}"));
+        }
+        match lone_list {
+            Some(key) => jq(format!(".{key}[]")),
+            None if self.has("text") => "; text without a response is trained on by ringtune pretrain".into(),
+            None => String::new(),
+        }
+    }
+}
+
+impl Turns {
+    /// Appends the turns of a list.
+    fn extend(&mut self, key: &str, items: Vec<Json>, train: bool) -> Result<(), String> {
+        let empty = || Err(format!("field \"{key}\" is empty, expected at least one message, found []"));
+        if items.is_empty() {
+            return empty();
+        }
+        let before = self.messages.len();
+        for (i, item) in items.into_iter().enumerate() {
+            let turn = self.turn(item, &format!("{key}[{i}]"), key, train)?;
+            self.messages.extend(turn);
+        }
+        if self.messages.len() == before { empty() } else { Ok(()) }
+    }
+
+    /// A turn; none where it is an empty one of the system.
+    fn turn(&mut self, item: Json, place: &str, list: &str, train: bool) -> Result<Option<Message>, String> {
+        let Json::Object(mut fields) = item else {
+            return Err(format!(
+                "{place} is not an object, expected {{\"role\": …, \"content\": …}}, found {}",
+                item.kind()
+            ));
+        };
+        let place = format!(" of {place}");
+        fields.once(&place)?;
+        let share_gpt = fields.has("from") && !fields.has("role");
+        let (role_key, text_key) = if share_gpt { ("from", "value") } else { ("role", "content") };
+        let name = fields.text(role_key, &place)?;
+        let role = match name.as_str() {
+            "human" if share_gpt => Some(Role::User),
+            "gpt" | "chatgpt" | "bing" | "bard" | "model" if share_gpt => Some(Role::Assistant),
+            name => Role::parse(name),
+        };
+        let Some(role) = role else {
+            let expected = if share_gpt { "system, human or gpt" } else { "system, user or assistant" };
+            return Err(format!("field \"{role_key}\"{place} is unknown, expected {expected}, found \"{name}\""));
+        };
+        let train = fields.train(&place)?.unwrap_or(train);
+        let content = match fields.get(text_key) {
+            Some(Json::Text(s)) if role == Role::System && s.trim().is_empty() => None,
+            Some(Json::List(parts)) if !parts.is_empty() => match fields.take(text_key) {
+                Some(Json::List(parts)) => Some(self.joined(parts, &place)?),
+                _ => None,
+            },
+            _ => Some(fields.text(text_key, &place)?),
+        };
+        self.ignore(fields, &format!("{list}[]."));
+        Ok(content.map(|content| Message { role, content, train, input: None }))
+    }
+
+    /// The text of a list of parts, one after the other as they are.
+    fn joined(&mut self, parts: Vec<Json>, place: &str) -> Result<String, String> {
+        self.parts = true;
+        let mut all = String::new();
+        for (i, part) in parts.into_iter().enumerate() {
+            let at = format!("content[{i}]{place}");
+            let Json::Object(mut fields) = part else {
+                let kind = part.kind();
+                return Err(format!(
+                    "{at} is not an object, expected {{\"type\": \"text\", \"text\": …}}, found {kind}"
+                ));
+            };
+            let kind = fields.text("type", &format!(" of {at}"))?;
+            if !["text", "input_text", "output_text"].contains(&kind.as_str()) {
+                return Err(format!("{at} is no text, expected parts of type \"text\" alone, found \"{kind}\""));
+            }
+            match fields.take("text") {
+                Some(Json::Text(text)) => all += &text,
+                other => {
+                    let found = other.map_or("nothing", |f| f.kind());
+                    return Err(format!("field \"text\" of {at} is not a string, expected a string, found {found}"));
+                }
+            }
+            self.ignore(fields, "content[].");
+        }
+        if all.trim().is_empty() {
+            return Err(format!("field \"content\"{place} is empty, expected text, found only white space"));
+        }
+        Ok(all)
+    }
+
+    /// Notes the keys that are left.
+    fn ignore(&mut self, fields: Fields, before: &str) {
+        for (key, _) in fields.all.into_iter().filter(|(_, v)| v.as_ref().is_some_and(|v| !v.is_void())) {
+            let key = format!("{before}{key}");
+            if !self.ignored.contains(&key) {
+                self.ignored.push(key);
+            }
+        }
     }
 }

@@ -1,10 +1,13 @@
 //! The rows behind tokens: an epoch's as `inspect rows` shows them, held-out ones for a generation test, read from their sources.
 
-use crate::data::jsonl::{BadRows, RowOptions, parse_rows};
+use std::path::Path;
+
+use crate::data::jsonl::{BadRows, RowOptions, read_rows};
 use crate::data::row::Row;
+use crate::data::source;
 use crate::data::token_file::TokenFile;
 use crate::data::train_set::{EpochPlan, PieceSet, Tokens, TrainSet};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A row of an epoch as `inspect rows` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,11 +63,9 @@ fn source_rows(set: &PieceSet, options: &RowOptions) -> Result<Vec<Row>> {
     };
     let packed_from = file.meta().sources.first().map(String::as_str).unwrap_or_default();
     for source in [set.name.as_str(), packed_from] {
-        match std::fs::read(source) {
-            Ok(bytes) if TokenFile::is_token_file(&bytes) => {}
-            Ok(bytes) => return Ok(parse_rows(source, &bytes, options)?.rows),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::from(e).context(source)),
+        let path = Path::new(source);
+        if path.exists() && !TokenFile::is_token_file(&source::head(path)?) {
+            return Ok(read_rows(path, options)?.rows);
         }
     }
     Ok(Vec::new())

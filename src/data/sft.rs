@@ -8,17 +8,18 @@ use serde_json::json;
 
 use crate::data::cache;
 use crate::data::encode::{Encoded, Outcome, Overflow, encode_row};
-use crate::data::jsonl::{BadRows, RowOptions, parse_rows};
+use crate::data::jsonl::{BadRows, RowOptions, parse_source};
 use crate::data::mix::{Mix, WeightUnit, check_weights};
 use crate::data::progress::Progress;
 use crate::data::row::Row;
+use crate::data::source::{self, Source};
 use crate::data::split::split_sets;
 use crate::data::template::Template;
 use crate::data::text_loss::{Lost, TextLoss};
 use crate::data::token_file::{Content, Counts, DocInfo, Findings, Meta, TokenFile};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_set::{Piece, PieceSet, Tokens, TrainSet};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::files::{create_dir_all, parent, write_bytes};
 use crate::words::Words;
 use crate::{bail, ensure};
@@ -64,12 +65,16 @@ pub struct SftDataSpec {
 pub struct SetReport {
     /// The path as given.
     pub name: String,
+    /// What the file was: the forms of its rows, for example.
+    pub form: String,
     /// Counts by reason.
     pub counts: Counts,
     /// Rows trained on before weights.
     pub n_train: usize,
     /// Rows held out.
     pub n_val: usize,
+    /// Why none is, where some could have been.
+    pub none_held_out: Option<String>,
 }
 
 /// Everything a run needs of its data.
@@ -122,15 +127,20 @@ pub fn tokenise(
         ensure!(
             !split.train.is_empty(),
             "{name}: no usable training row, expected at least one, found {}",
-            describe(&counts)
+            why_empty(file.meta())
         );
+        if let (Some(why), true) = (&split.none, spec.val_fraction > 0.0) {
+            log(format!("{name}: no row is held out: {why}"));
+        }
+        let form = if file.path() == path { "token file".into() } else { file.meta().form.clone() };
         let tokens = Arc::new(Tokens::File(Box::new(file)));
         let side = |docs: &[u32]| PieceSet {
             name: name.clone(),
             tokens: tokens.clone(),
             pieces: docs.iter().map(|&d| whole(&tokens, d)).collect(),
         };
-        sets.push(SetReport { name: name.clone(), counts, n_train: split.train.len(), n_val: split.val.len() });
+        let (n_train, n_val) = (split.train.len(), split.val.len());
+        sets.push(SetReport { name: name.clone(), form, counts, n_train, n_val, none_held_out: split.none.clone() });
         train.push(side(&split.train));
         val.push(side(&split.val));
     }
@@ -159,11 +169,7 @@ pub fn load_sets(
     let files = load_files(paths, row, tokenizer, template, progress, log)?;
     let sets = paths.iter().zip(files).map(|(path, file)| {
         let name = path.display().to_string();
-        ensure!(
-            file.n_docs() > 0,
-            "{name}: no usable row, expected at least one, found {}",
-            describe(&file.meta().counts)
-        );
+        ensure!(file.n_docs() > 0, "{name}: no usable row, expected at least one, found {}", why_empty(file.meta()));
         let tokens = Arc::new(Tokens::File(Box::new(file)));
         let pieces = (0..tokens.n_docs() as u32).map(|d| whole(&tokens, d)).collect();
         Ok(PieceSet { name, tokens, pieces })
@@ -188,6 +194,8 @@ fn load_files(
     progress: Progress,
     log: &mut dyn FnMut(String),
 ) -> Result<Vec<TokenFile>> {
+    // One that cannot be read is said before the others are tokenised.
+    paths.iter().try_for_each(|p| source::head(p).map(|_| ()))?;
     let files: Vec<TokenFile> =
         paths.iter().map(|p| token_file_of(p, row, tokenizer, template, progress, log)).collect::<Result<_>>()?;
     let mut skipped = String::new();
@@ -201,6 +209,12 @@ fn load_files(
                 log(format!("{}:{line}: the longest row, {tokens} tokens", path.display()));
             }
         }
+        for (line, what) in unread_keys(file.meta()) {
+            log(match line {
+                Some(line) => format!("warning: {}:{line}: {what}", path.display()),
+                None => format!("{}: {what}", path.display()),
+            });
+        }
         file.meta()
             .bad
             .iter()
@@ -212,6 +226,61 @@ fn load_files(
         log(format!("skipped rows are named in {}", to.display()));
     }
     Ok(files)
+}
+
+/// Keys that say what is to be learned in other tools.
+const CHANGE_WHAT_IS_TRAINED: [&str; 24] = [
+    "input",
+    "context",
+    "instruction",
+    "history",
+    "tools",
+    "functions",
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "refusal",
+    "documents",
+    "chat_template_kwargs",
+    "image",
+    "images",
+    "audio",
+    "audios",
+    "video",
+    "videos",
+    "chosen",
+    "rejected",
+    "label",
+];
+
+/// The keys that were not read: those that change what should be trained one by one with the first line that has them, the
+/// others together.
+pub fn unread_keys(meta: &Meta) -> Vec<(Option<u32>, String)> {
+    let changes = |key: &str| CHANGE_WHAT_IS_TRAINED.contains(&key.rsplit('.').next().unwrap_or_default());
+    let (these, others): (Vec<_>, Vec<_>) = meta.ignored.iter().partition(|(key, ..)| changes(key));
+    let mut all: Vec<_> = these
+        .into_iter()
+        .map(|(key, n, line)| {
+            (
+                Some(*line),
+                format!("\"{key}\" is not read, so nothing of it is trained; {n} rows have it, this is the first"),
+            )
+        })
+        .collect();
+    if !others.is_empty() {
+        let keys: Vec<_> = others.into_iter().map(|(key, n, _)| format!("\"{key}\" ({n} rows)")).collect();
+        all.push((None, format!("keys that are not read: {}", keys.join(", "))));
+    }
+    all
+}
+
+/// Why no row of a data set can be used: the counts, and the first bad row.
+fn why_empty(meta: &Meta) -> String {
+    let first = meta.bad.first().map(|(line, what)| format!("; the first of them, line {line}: {what}"));
+    describe(&meta.counts) + &first.unwrap_or_default()
 }
 
 /// What became of the rows of a data set, in words.
@@ -243,9 +312,8 @@ pub fn token_file_of(
     log: &mut dyn FnMut(String),
 ) -> Result<TokenFile> {
     let name = path.display().to_string();
-    let bytes = std::fs::read(path).context(|| name.clone())?;
     let settings = settings(row, tokenizer, template);
-    if TokenFile::is_token_file(&bytes) {
+    if TokenFile::is_token_file(&source::head(path)?) {
         let file = TokenFile::open(path)?;
         file.expect(tokenizer.hash(), None)?;
         let meta = file.meta();
@@ -269,11 +337,12 @@ pub fn token_file_of(
         );
         return Ok(file);
     }
-    let data = blake3::hash(&bytes).to_hex().to_string();
+    let source = source::read(path)?;
+    let data = blake3::hash(&source.bytes).to_hex().to_string();
     let key = cache::key(&[data.as_bytes(), tokenizer.hash().as_bytes(), settings.to_string().as_bytes()]);
     let to = cache::path(&row.cache_dir, path, &key);
     cache::open_or_make(&to, tokenizer.hash(), &key, log, || {
-        let made = encode_file(&name, &bytes, row, tokenizer, template, progress)?;
+        let made = encode_file(&name, &source, row, tokenizer, template, progress)?;
         Ok(Content {
             tokenizer_hash: tokenizer.hash().to_string(),
             settings_hash: key.clone(),
@@ -296,20 +365,21 @@ fn settings(row: &RowSpec, tokenizer: &Tokenizer, template: &Template) -> serde_
         "added_tokens": tokenizer.added(),
         "encoding": 1,
         // Files of builds that did not look for what the rows show are made again.
-        "findings": 1,
+        "findings": 2,
+        "prompt_hash": "context",
     })
 }
 
 /// Rows to documents, in parallel, in file order.
 fn encode_file(
     name: &str,
-    bytes: &[u8],
+    source: &Source,
     spec: &RowSpec,
     tokenizer: &Tokenizer,
     template: &Template,
     progress: Progress,
 ) -> Result<(Meta, Vec<(DocInfo, Encoded)>)> {
-    let file = parse_rows(name, bytes, &spec.rows)?;
+    let file = parse_source(name, source, &spec.rows)?;
     let bar = progress.bar(file.rows.len() as u64, &format!("tokenising {name}"));
     let loss = TextLoss::of(tokenizer)?;
     let outcomes: Vec<Result<(Outcome, Lost)>> = file
@@ -322,7 +392,13 @@ fn encode_file(
         })
         .collect();
     bar.finish_and_clear();
-    let mut meta = Meta { sources: vec![name.to_string()], template: template.name().to_string(), ..Meta::default() };
+    let mut meta = Meta {
+        sources: vec![name.to_string()],
+        template: template.name().to_string(),
+        form: file.form(),
+        ignored: file.ignored,
+        ..Meta::default()
+    };
     let mut counts = Counts { rows: file.rows.len() as u64, blank_lines: file.blank_lines as u64, ..Counts::default() };
     let mut docs = Vec::with_capacity(file.rows.len());
     meta.bad = file.bad.into_iter().map(|b| (b.line, b.what)).collect();
@@ -391,8 +467,13 @@ impl Findings {
     }
 }
 
-/// What makes two prompts equal for the split.
+/// What makes two rows equal for the split: everything before the last answer, or an answer that nothing precedes.
 fn prompt_hash(row: &Row) -> u64 {
-    let hash = blake3::hash(row.prompt().as_bytes());
-    u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 bytes"))
+    let mut hasher = blake3::Hasher::new();
+    let context = row.context();
+    for turn in if context.is_empty() { &row.messages } else { context } {
+        hasher.update(turn.role.name().as_bytes()).update(&(turn.content.len() as u64).to_le_bytes());
+        hasher.update(turn.content.as_bytes());
+    }
+    u64::from_le_bytes(hasher.finalize().as_bytes()[..8].try_into().expect("8 bytes"))
 }

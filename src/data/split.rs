@@ -1,4 +1,5 @@
-//! Train and validation split: per data set, before resampling, seeded; rows with one prompt never land on both sides.
+//! Train and validation split: per data set, before resampling, seeded; rows with one context (all before the last answer)
+//! never land on both sides.
 
 use std::collections::HashMap;
 
@@ -14,10 +15,12 @@ pub struct Split {
     pub train: Vec<u32>,
     /// Held out.
     pub val: Vec<u32>,
+    /// Why none is held out, where none is.
+    pub none: Option<String>,
 }
 
-/// Splits data sets given by the prompt hashes of their rows. Each set holds out `ceil(fraction * rows)` rows, or as near
-/// to it as its groups of equal prompts allow without exceeding it; a prompt that an earlier set put on one side
+/// Splits data sets given by the hashes of their rows' contexts. Each set holds out `ceil(fraction * rows)` rows, or as near
+/// to it as its groups of equal contexts allow without exceeding it; a context that an earlier set put on one side
 /// stays there in later sets, so a leak from one data set to another is impossible too. A set never loses its last training row.
 ///
 /// # Errors
@@ -42,6 +45,7 @@ pub fn split_sets(prompt_hashes: &[Vec<u64>], fraction: f64, seed: u64) -> Resul
             });
             groups[g].1 += 1;
         }
+        let smallest = groups.iter().map(|g| g.1).min().unwrap_or(0);
         let mut held: usize = groups.iter().filter(|(h, _)| side_of.get(h) == Some(&true)).map(|g| g.1).sum();
         for g in Stream::new(&[seed, STREAM_SPLIT, set as u64]).permutation(groups.len()) {
             let (hash, n) = groups[g as usize];
@@ -55,6 +59,16 @@ pub fn split_sets(prompt_hashes: &[Vec<u64>], fraction: f64, seed: u64) -> Resul
         for (i, hash) in hashes.iter().enumerate() {
             if side_of[hash] { split.val.push(i as u32) } else { split.train.push(i as u32) }
         }
+        split.none = split.val.is_empty().then(|| match (hashes.len(), groups.len()) {
+            _ if fraction == 0.0 => "val_fraction is 0".into(),
+            (0 | 1, _) => "there is but one row".into(),
+            (n, 1) => format!("all {n} rows have one context: what stands before the last answer is the same"),
+            (_, n) if smallest > target => format!(
+                "rows with one context stay together, and the smallest of the {n} groups has {smallest} rows, more than the \
+                 {target} to hold out"
+            ),
+            _ => "an earlier data set has the same contexts and trains on them".into(),
+        });
         out.push(split);
     }
     Ok(out)

@@ -14,7 +14,6 @@
 //! vocabulary allows it. The file is written under a temporary name, synced and renamed, so a name always
 //! stands for a whole file; sizes are compared with the file's length before anything is allocated.
 
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::encode::Encoded;
 use crate::error::{Context, Error, Result};
-use crate::files::{create_dir_all, parent, write_atomic};
+use crate::files::{create_dir_all, open_file, parent, write_atomic};
 use crate::{bail, ensure};
 
 const MAGIC: &[u8; 8] = b"RINGTOKS";
@@ -40,7 +39,7 @@ pub struct DocInfo {
     pub line: u32,
     /// Supervised tokens that something predicts (all but a supervised first one).
     pub n_targets: u32,
-    /// First 8 bytes of the blake3 hash of the prompt; equal prompts have equal hashes.
+    /// First 8 bytes of the blake3 hash of all turns before the last answer; equal ones have equal hashes.
     pub prompt_hash: u64,
     /// Which of the sources in the metadata it came from.
     pub source: u32,
@@ -99,6 +98,12 @@ pub struct Meta {
     pub template: String,
     /// The settings that decided the tokens, by name.
     pub settings: serde_json::Value,
+    /// The forms of the rows, and what the file was besides JSON Lines; empty in files of earlier builds.
+    #[serde(default)]
+    pub form: String,
+    /// Keys that say something and were not read, in how many rows, and the first one's line.
+    #[serde(default)]
+    pub ignored: Vec<(String, u64, u32)>,
     /// What became of the rows.
     pub counts: Counts,
     /// Bad lines that were skipped: line and what is wrong.
@@ -228,7 +233,7 @@ impl TokenFile {
     /// If anything is wrong, with what was expected and found.
     pub fn open(path: &Path) -> Result<Self> {
         let context = || format!("token file {}", path.display());
-        let file = File::open(path).context(context)?;
+        let file = open_file(path).context(context)?;
         // SAFETY: the file is only ever replaced by rename (see `write_atomic`), never changed in place, so the mapping
         // keeps its bytes; everything read from it is bounds-checked.
         let map = unsafe { Mmap::map(&file) }.context(context)?;

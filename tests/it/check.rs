@@ -234,6 +234,54 @@ fn what_is_lost_or_never_trained_is_counted() {
 }
 
 #[test]
+fn a_file_without_one_usable_row_has_its_bad_lines_named() {
+    let w = good();
+    w.write("rows.jsonl", "{\"question\": \"a\", \"answer\": \"b\"}\n".repeat(7));
+    let report = check(&w, &[]);
+    let bad = problem(&report, "bad-row", "rows.jsonl:1");
+    assert!(bad["do"].as_str().unwrap().contains("jq -c '{prompt: .question"), "{bad:#}");
+    let last = problem(&report, "bad-row", "rows.jsonl:5");
+    assert!(last["do"].as_str().unwrap().ends_with("(2 more in this file)"), "{last:#}");
+    let skipped = check(&w, &["--skip_bad_rows"]);
+    let why = problem(&skipped, "data", "");
+    assert!(why["found"].as_str().unwrap().contains("7 bad and skipped"), "{why:#}");
+    assert!(codes(&skipped, "warnings").contains(&"bad-row".to_string()));
+    // Other kinds of files, and pipes, are named as by `sft`.
+    w.write("rows.jsonl", b"\xff\xfe{\0");
+    assert!(problem(&check(&w, &[]), "data", "rows.jsonl")["what"].as_str().unwrap().contains("UTF-16"));
+    let outcome = w.shell("mkfifo p; timeout 20 ringtune check --model_path model --tokenizer_path spm.model --dataset_paths p --output_dir out");
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    assert!(outcome.stdout.contains("found a pipe; write what it gives to a file"), "{}", outcome.stdout);
+}
+
+#[test]
+fn forms_and_keys_that_are_not_read_are_named() {
+    let w = good();
+    let row = |i: u32| {
+        format!(
+            "{{\"conversations\": [{{\"from\": \"human\", \"value\": \"q{i}\"}}, {{\"from\": \"gpt\", \"value\": \"a{i}\", \"tool_calls\": [1]}}], \"id\": {i}}}\n"
+        )
+    };
+    w.write("rows.jsonl", (0..40).map(row).collect::<String>());
+    let report = check(&w, &[]);
+    assert_eq!(report["data"]["sets"][0]["form"], "ShareGPT");
+    let warnings = report["warnings"].as_array().unwrap();
+    let unread: Vec<&Value> = warnings.iter().filter(|f| f["code"] == "unread-keys").collect();
+    assert_eq!(unread.len(), 1);
+    assert_eq!(unread[0]["place"], "rows.jsonl:1");
+    assert!(unread[0]["what"].as_str().unwrap().contains("\"conversations[].tool_calls\" is not read"), "{report:#}");
+    assert!(run(&w, "check", &[]).stdout.contains("keys that are not read: \"id\" (40 rows)"));
+    let outcome = run(&w, "sft", &["--max_steps", "1", "--lora_r", "2"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stdout.contains("ShareGPT"), "{}", outcome.stdout);
+    assert!(
+        outcome.stderr.contains("warning: rows.jsonl:1: \"conversations[].tool_calls\" is not read"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
 fn over_long_rows_are_counted_and_the_worst_is_named() {
     let w = good();
     let long = format!("{{\"prompt\": \"long\", \"response\": \"{}\"}}\n", "word ".repeat(300));

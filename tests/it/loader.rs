@@ -180,11 +180,50 @@ fn no_usable_row_is_an_error_that_says_why() {
     let path = s.write("a.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"d\"}]}\n");
     let e = s.prepare(&s.spec(&[path])).0.unwrap_err().to_string();
     assert!(e.contains("no usable training row") && e.contains("1 dropped: nothing supervised"), "{e}");
+    let mut skip = s.spec(&[s.write("bad.jsonl", "{\"promt\": \"a\"}\n{}\n")]);
+    skip.row.rows.bad_rows = BadRows::Skip;
+    let e = s.prepare(&skip).0.unwrap_err().to_string();
+    assert!(e.contains("2 bad and skipped; the first of them, line 1: field \"prompt\" is missing"), "{e}");
     assert_eq!(s.prepare(&s.spec(&[])).0.unwrap_err().exit_code(), 2);
     let nobyte = Tokenizer::open("tests/data/tokenizer/spm600_nobyte.model".as_ref(), SpecialIds::default()).unwrap();
     let spec = s.spec(&[s.rows("b.jsonl", 5)]);
     let e = sft::tokenise(&spec, &nobyte, &s.template, Progress::Hide, &mut |_| ()).unwrap_err().to_string();
     assert!(e.contains("newlines cannot be encoded"), "{e}");
+}
+
+#[test]
+fn rows_are_held_out_by_everything_before_their_last_answer() {
+    let s = setup();
+    let conversations: String = (0..60)
+        .map(|i| {
+            format!(
+                "{{\"messages\": [{{\"role\": \"user\", \"content\": \"Hi\"}}, {{\"role\": \"assistant\", \"content\": \"Hello\"}}, \
+                 {{\"role\": \"user\", \"content\": \"q{}\"}}, {{\"role\": \"assistant\", \"content\": \"a{i}\"}}]}}\n",
+                i / 2
+            )
+        })
+        .collect();
+    let documents: String = (0..60)
+        .map(|i| format!("{{\"system\": \"d{i}\", \"prompt\": \"Sum up\", \"response\": \"s{i}\"}}\n"))
+        .collect();
+    let answers: String =
+        (0..60).map(|i| format!("{{\"messages\": [{{\"role\": \"assistant\", \"content\": \"a{i}\"}}]}}\n")).collect();
+    for (name, text) in [("chat.jsonl", conversations), ("docs.jsonl", documents), ("answers.jsonl", answers)] {
+        let data = s.data(&s.spec(&[s.write(name, &text)]));
+        assert_eq!((data.sets[0].n_val, data.sets[0].none_held_out.clone()), (6, None), "{name}");
+        if name == "chat.jsonl" {
+            // Two rows with one question stay together.
+            let questions = |set: &ringtune::data::train_set::PieceSet| -> Vec<u32> {
+                (0..set.pieces.len()).map(|p| (set.line(p) - 1) / 2).collect()
+            };
+            let (train, val) = (questions(&data.train.sets()[0]), questions(&data.val[0]));
+            assert!(val.iter().all(|q| !train.contains(q)), "{val:?}");
+        }
+    }
+    let same = "{\"prompt\": \"p\", \"response\": \"r\"}\n".repeat(20);
+    let (data, log) = s.prepare(&s.spec(&[s.write("same.jsonl", &same)]));
+    assert_eq!(data.unwrap().sets[0].n_val, 0);
+    assert!(log.iter().any(|l| l.contains("no row is held out: all 20 rows have one context")), "{log:?}");
 }
 
 /// The documents of all ranks' micro-batches in the global order of a step's rows.

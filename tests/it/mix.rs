@@ -160,6 +160,19 @@ fn val_fraction_rounds_up_keeps_a_training_row_and_may_be_zero() {
     assert_eq!(n_val(3, 0.99), 2);
     let same = vec![vec![9u64; 50]];
     assert_eq!(split_sets(&same, 0.1, 1).unwrap()[0].val.len(), 0);
+    let why = |sets: &[Vec<u64>], fraction: f64| split_sets(sets, fraction, 1).unwrap().last().unwrap().none.clone();
+    let says = |sets: &[Vec<u64>], fraction: f64, part: &str| {
+        let why = why(sets, fraction).unwrap();
+        assert!(why.contains(part), "{why}");
+    };
+    assert_eq!(why(&unique(100), 0.1), None);
+    says(&unique(100), 0.0, "val_fraction is 0");
+    says(&unique(1), 0.1, "but one row");
+    says(&same, 0.1, "all 50 rows have one context");
+    let two = vec![[vec![1; 25], vec![2; 25]].concat()];
+    says(&two, 0.1, "the smallest of the 2 groups has 25 rows, more than the 5 to hold out");
+    let held: Vec<u32> = split_sets(&unique(20), 0.1, 1).unwrap()[0].train.clone();
+    says(&[unique(20).remove(0), held.iter().map(|&i| u64::from(i)).collect()], 0.1, "an earlier data set");
     for bad in [-0.1, 1.0, 1.5, f64::NAN] {
         assert_eq!(split_sets(&unique(5), bad, 1).unwrap_err().exit_code(), 2, "{bad}");
     }

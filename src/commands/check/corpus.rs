@@ -9,7 +9,7 @@ use crate::commands::preview::{first_rows, mix_table};
 use crate::commands::start::Start;
 use crate::data::encode::stop_ids;
 use crate::data::mix::WeightUnit;
-use crate::data::sft::{SftData, describe};
+use crate::data::sft::{SftData, describe, unread_keys};
 use crate::data::tokenizer::Newline;
 use crate::data::train_set::{PieceSet, Tokens};
 use crate::text::{grouped, table};
@@ -63,7 +63,8 @@ fn share(part: u64, whole: u64) -> f64 {
 
 /// Counts by data set, dropped rows by reason, over-long rows, supervised share.
 fn rows(check: &mut Check, start: &Start, data: &SftData) {
-    let header = ["data set", "rows", "kept", "train", "validation", "tokens", "supervised", "longest row"];
+    let mut notes = Vec::new();
+    let header = ["data set", "form", "rows", "kept", "train", "validation", "tokens", "supervised", "longest row"];
     let mut lines = vec![header.map(String::from).to_vec()];
     let mut facts = Vec::new();
     let limit = data.train.max_seq_len() as u64;
@@ -79,6 +80,7 @@ fn rows(check: &mut Check, start: &Start, data: &SftData) {
         let place = longest.map_or(String::new(), |(tokens, line)| format!("{} at line {line}", grouped(tokens)));
         lines.push(vec![
             set.name.clone(),
+            set.form.clone(),
             grouped(c.rows),
             grouped(c.kept),
             grouped(set.n_train as u64),
@@ -88,7 +90,7 @@ fn rows(check: &mut Check, start: &Start, data: &SftData) {
             place,
         ]);
         facts.push(json!({
-            "name": set.name, "rows": c.rows, "kept": c.kept, "train": set.n_train, "validation": set.n_val,
+            "name": set.name, "form": set.form, "rows": c.rows, "kept": c.kept, "train": set.n_train, "validation": set.n_val,
             "tokens": size.tokens, "supervised_tokens": size.supervised, "supervised_share": supervised,
             "over_long": {
                 "limit": limit, "rows": c.truncated + c.too_long + c.response_cut,
@@ -117,18 +119,18 @@ fn rows(check: &mut Check, start: &Start, data: &SftData) {
                     .advice("look at the first rows: is the mask where it should be?"),
             );
         }
-        if set.n_val == 0 && !data.val.iter().any(|v| !v.pieces.is_empty()) {
-            check.push(
-                Finding::warning(
-                    "no-validation",
-                    set.name.as_str(),
-                    "no row is held out, so nothing says when the model overfits",
-                )
-                .advice("pass --val-fraction 0.05"),
-            );
+        if let Some(why) = &set.none_held_out {
+            let what = format!("no row is held out ({why}), so nothing says when the model overfits");
+            let finding = Finding::warning("no-validation", set.name.as_str(), what);
+            let off = "val_fraction is 0";
+            check.push(if why == off { finding.advice("pass --val-fraction 0.05") } else { finding });
+        }
+        if let Tokens::File(f) = pieces.tokens.as_ref() {
+            let unread = unread_keys(f.meta()).into_iter().filter(|(line, _)| line.is_none());
+            notes.extend(unread.map(|(_, what)| format!("  {}: {what}\n", set.name)));
         }
     }
-    check.section("data", table(&lines), json!({"sets": facts}));
+    check.section("data", table(&lines) + &notes.concat(), json!({"sets": facts}));
 }
 
 fn over_long(check: &mut Check, set: &crate::data::sft::SetReport, longest: Option<(u64, u32)>, limit: u64) {

@@ -29,7 +29,7 @@ Each finding has a code in brackets:
   tokenizer, newline, byte-fallback, template           the tokenizer and the template
   data, data-missing, bad-row, row-length, over-long    data sets and rows, with file and line
   newlines-lost, blanks-lost, unknown-characters        text that the tokenizer does not keep
-  unsupervised, low-supervision, end-not-trained        what is trained of the rows
+  unread-keys, unsupervised, low-supervision, end-not-trained   what is trained of the rows
   duplicate-rows, validation-leak, no-validation, mix   data sets among each other
   packing, memory, time, disk, output-folder, resume    what the run needs and where it writes";
 

@@ -12,9 +12,11 @@ use crate::data::pretrain::{self, PretrainDataSpec};
 use crate::data::progress::Progress;
 use crate::data::sft::{self, SftData, SftDataSpec};
 use crate::data::template::{Control, Template};
+use crate::data::token_file::TokenFile;
 use crate::data::tokenizer::{Newline, SpecialTokens, Tokenizer};
 use crate::data::train_set::Tokens;
 use crate::error::{Error, Result};
+use crate::files::kind_of;
 use crate::hf::SaveDType;
 use crate::hf::safetensors::ModelFiles;
 use crate::model::config::ModelConfig;
@@ -66,12 +68,13 @@ fn all_there<'a>(check: &mut Check, paths: impl Iterator<Item = &'a PathBuf>) ->
     let mut all = true;
     for path in paths.filter(|p| !p.is_file()) {
         all = false;
-        let found = if path.is_dir() { "a folder" } else { "nothing" };
+        let found = kind_of(path).unwrap_or("nothing");
         let place = path.display().to_string();
+        let pipe = ["a pipe", "a socket", "a device"].contains(&found);
         check.push(
             Finding::problem("data-missing", place, "no such data set")
-                .but("a file", found)
-                .advice("correct --dataset-paths"),
+                .but("a file that can be read again", found)
+                .advice(if pipe { "write what it gives to a file" } else { "correct --dataset-paths" }),
         );
     }
     all
@@ -206,7 +209,7 @@ fn tokenise(check: &mut Check, mut spec: SftDataSpec, t: &Tokenizer, template: &
     }
     let first = match sft::tokenise(&spec, t, template, Progress::Hide, &mut |_| ()) {
         Ok(data) => {
-            name_bad_rows(check, &data, true);
+            files(&data).for_each(|(name, file)| examine_rows(check, name, file, true));
             return Some(data);
         }
         Err(e) => e,
@@ -217,15 +220,15 @@ fn tokenise(check: &mut Check, mut spec: SftDataSpec, t: &Tokenizer, template: &
         if data.sets.iter().all(|s| s.counts.bad == 0) {
             check.push(Finding::error("data", "", &first));
         }
-        name_bad_rows(check, &data, false);
+        files(&data).for_each(|(name, file)| examine_rows(check, name, file, false));
         return Some(data);
     }
     let before = check.count(Severity::Problem);
     for path in &spec.paths {
-        let one = SftDataSpec { paths: vec![path.clone()], weights: None, ..spec.clone() };
-        let result = sft::tokenise(&one, t, template, Progress::Hide, &mut |_| ());
-        if let Some(data) = check.take("data", &path.display().to_string(), result) {
-            name_bad_rows(check, &data, !strict);
+        let name = path.display().to_string();
+        let made = sft::token_file_of(path, &spec.row, t, template, Progress::Hide, &mut |_| ());
+        if let Some(file) = check.take("data", &name, made) {
+            examine_rows(check, &name, &file, !strict);
         }
     }
     // What concerns the data sets together, for example their weights.
@@ -235,26 +238,33 @@ fn tokenise(check: &mut Check, mut spec: SftDataSpec, t: &Tokenizer, template: &
     None
 }
 
-/// The first bad rows of each data set, and how many more there are.
-fn name_bad_rows(check: &mut Check, data: &SftData, skipped: bool) {
-    for set in data.train.sets() {
-        let Tokens::File(file) = set.tokens.as_ref() else {
-            continue;
-        };
-        let bad = &file.meta().bad;
-        for (i, (line, what)) in bad.iter().enumerate().take(NAMED_ROWS) {
-            let place = format!("{}:{line}", set.name);
-            let mut finding = Finding::error("bad-row", place, &Error::new(what.as_str()));
-            if skipped {
-                finding.severity = Severity::Warning;
-                finding.advice = "it is left out, as --skip-bad-rows asks".into();
-            } else if finding.advice.is_empty() {
-                finding.advice = "mend the row, or pass --skip-bad-rows to leave such rows out".into();
-            }
-            if i + 1 == NAMED_ROWS && bad.len() > NAMED_ROWS {
-                finding.advice += &format!(" ({} more in this file)", bad.len() - NAMED_ROWS);
-            }
-            check.push(finding);
+/// The token files of data sets, with their names.
+fn files(data: &SftData) -> impl Iterator<Item = (&str, &TokenFile)> {
+    data.train.sets().iter().filter_map(|set| match set.tokens.as_ref() {
+        Tokens::File(file) => Some((set.name.as_str(), file.as_ref())),
+        Tokens::Raw(_) => None,
+    })
+}
+
+/// The first bad rows of a data set, how many more there are, and the keys that nothing reads.
+fn examine_rows(check: &mut Check, name: &str, file: &TokenFile, skipped: bool) {
+    let bad = &file.meta().bad;
+    for (i, (line, what)) in bad.iter().enumerate().take(NAMED_ROWS) {
+        let mut finding = Finding::error("bad-row", format!("{name}:{line}"), &Error::new(what.as_str()));
+        if skipped {
+            finding.severity = Severity::Warning;
+            finding.advice = "it is left out, as --skip-bad-rows asks".into();
+        } else if finding.advice.is_empty() {
+            finding.advice = "mend the row, or pass --skip-bad-rows to leave such rows out".into();
+        }
+        if i + 1 == NAMED_ROWS && bad.len() > NAMED_ROWS {
+            finding.advice += &format!(" ({} more in this file)", bad.len() - NAMED_ROWS);
+        }
+        check.push(finding);
+    }
+    for (line, what) in sft::unread_keys(file.meta()) {
+        if let Some(line) = line {
+            check.push(Finding::warning("unread-keys", format!("{name}:{line}"), what));
         }
     }
 }

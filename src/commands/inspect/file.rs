@@ -1,6 +1,5 @@
 //! `ringtune inspect file`: what a file or folder is, its shapes and hashes, and a preview.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +13,7 @@ use crate::data::jsonl::{RowOptions, read_rows};
 use crate::data::token_file::TokenFile;
 use crate::data::tokenizer::{SpecialIds, Specials, Tokenizer};
 use crate::error::{Context, Result};
+use crate::files::open_file;
 use crate::hf::peft::{Adapter, AdapterConfig};
 use crate::hf::safetensors::{ModelFiles, TensorFile};
 use crate::hf::{TensorSource, peft};
@@ -79,14 +79,14 @@ fn report(path: &Path, tokenizer: Option<Tokenizer>) -> Result<Report> {
         return folder(path);
     }
     let mut head = [0u8; 16];
-    let n = File::open(path).and_then(|mut f| f.read(&mut head)).context(name)?;
+    let n = open_file(path)?.read(&mut head).context(name)?;
     let ending = path.extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
     if TokenFile::is_token_file(&head[..n]) || ending == "tok" {
         return token_file(path, tokenizer);
     }
     match ending.as_str() {
         "safetensors" => tensor_file(path),
-        "jsonl" => rows(path),
+        "jsonl" | "ndjson" | "gz" => rows(path),
         "model" => tokenizer_file(path),
         "json" if path.file_name().is_some_and(|f| f == "tokenizer.json") => tokenizer_file(path),
         "json"
@@ -94,6 +94,7 @@ fn report(path: &Path, tokenizer: Option<Tokenizer>) -> Result<Report> {
         {
             folder(&path.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf))
         }
+        "json" => rows(path),
         _ => bail!(
             "{}: expected a token file, .safetensors, .model, tokenizer.json or .jsonl file, or the folder of a model, adapter or \
              checkpoint; found a file of {} that is none of them",
@@ -303,6 +304,7 @@ fn rows(path: &Path) -> Result<Report> {
     let file = read_rows(path, &RowOptions::default())?;
     let facts = vec![
         ("kind", json!("rows")),
+        ("form", json!(file.form())),
         ("rows", json!(file.rows.len())),
         ("blank_lines", json!(file.blank_lines)),
         ("blake3", json!(hash_file(path)?)),
