@@ -26,7 +26,7 @@ use crate::hf::{SaveDType, TensorSource};
 use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
 use crate::say;
-use crate::settings::TrainSettings;
+use crate::settings::{ResolvedSetting, TrainSettings};
 use crate::tensor::DType;
 use crate::train::setup;
 
@@ -69,8 +69,8 @@ pub trait Guide {
     /// The step's own.
     fn step<T>(&mut self, code: &'static str, place: &str, result: Result<T>) -> Result<Option<T>>;
 
-    /// What the files of the model in `place` leave to be wished for.
-    fn model_warning(&mut self, place: &str, warning: &str);
+    /// What the files of the model in `place`, or a setting, leave to be wished for.
+    fn warning(&mut self, code: &'static str, place: &str, warning: &str);
 
     /// Tokenizer and template were opened, as far as they are there.
     fn opened_tokenizer(&mut self, _start: &Start) {}
@@ -110,7 +110,7 @@ impl Guide for StopAtFirst {
         result.map(Some)
     }
 
-    fn model_warning(&mut self, _place: &str, warning: &str) {
+    fn warning(&mut self, _code: &'static str, _place: &str, warning: &str) {
         say::warning(warning);
         self.warnings.push(warning.into());
     }
@@ -154,7 +154,7 @@ pub fn of_sft(guide: &mut impl Guide, job: &SftJob, lora: Option<LoraSpec>) -> R
     let place = job.model_path.display().to_string();
     start.base = guide.step("model", &place, ModelFiles::open(&job.model_path))?;
     for warning in start.base.iter().flat_map(|b| &b.hf_config().warnings) {
-        guide.model_warning(&place, warning);
+        guide.warning("model", &place, warning);
     }
     let place = job.tokenizer_path.as_ref().unwrap_or(&job.model_path).display().to_string();
     let opened = open::tokenizer(job.tokenizer_path.as_deref(), &[&job.model_path], job.special_ids);
@@ -186,7 +186,30 @@ pub fn of_sft(guide: &mut impl Guide, job: &SftJob, lora: Option<LoraSpec>) -> R
         data.row.max_seq_len = start.max_seq_len.unwrap_or(data.row.max_seq_len);
         start.data = guide.rows(data, t, template)?;
     }
+    validation(guide, &start, &job.resolved)?;
     Ok(start)
+}
+
+/// Whether there are validation rows for what was asked to look at them.
+fn validation(guide: &mut impl Guide, start: &Start, resolved: &[ResolvedSetting]) -> Result<()> {
+    let Some(data) = start.data.as_ref().filter(|d| d.val.iter().all(|v| v.pieces.is_empty())) else {
+        return Ok(());
+    };
+    let why = data.sets.iter().find_map(|s| s.none_held_out.as_deref()).unwrap_or("the files hold none");
+    if start.settings.early_stopping.is_some() {
+        let e = Error::usage(format!(
+            "early_stopping_patience: no row is held out to evaluate: {why}; leave it out, or hold rows out with val_fraction"
+        ));
+        guide.step::<()>("settings", "early_stopping_patience", Err(e))?;
+    }
+    let asked = ["load_best_model_at_end", "eval_on_start", "eval_steps", "do_gen_test"];
+    let given = |r: &&ResolvedSetting| {
+        asked.contains(&r.name.as_str()) && r.origin != "default" && !["false", ""].contains(&r.value.as_str())
+    };
+    for r in resolved.iter().filter(given) {
+        guide.warning("no-effect", &r.name, &format!("{} has no effect: no row is held out: {why}", r.name));
+    }
+    Ok(())
 }
 
 /// A model as the training has it, how its vocabulary grew, and its new rows: the first and their number.
@@ -232,6 +255,7 @@ pub fn of_pretrain(guide: &mut impl Guide, job: &PretrainJob) -> Result<Start> {
     if let Some(rows) = start.max_seq_len {
         start.data = guide.texts(PretrainDataSpec { max_seq_len: rows, ..job.data.clone() }, t)?;
     }
+    validation(guide, &start, &job.resolved)?;
     Ok(start)
 }
 

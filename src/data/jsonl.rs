@@ -136,7 +136,8 @@ pub fn parse_rows(name: &str, bytes: &[u8], options: &RowOptions) -> Result<RowF
                 return None;
             }
             // Without a line end after it, a line that breaks off is most likely a file that was cut.
-            let parsed = parse_line(raw, options.max_line_bytes, i == last);
+            let cut = i == last || (array && i + 1 == last && all[last].is_empty());
+            let parsed = parse_line(raw, options.max_line_bytes, cut);
             let number = i + 1;
             Some(if array { parsed.map_err(|e| format!("{e} (element {number} of the array)")) } else { parsed })
         })
@@ -184,7 +185,7 @@ fn json_error(e: &serde_json::Error, text: &str, cut: bool) -> String {
     let column = e.column();
     if e.is_eof() {
         let hint = match text.trim_end().chars().last() {
-            _ if cut => " (the last line has no line end: the file looks truncated)",
+            _ if cut => " (the file ends here: it looks truncated)",
             Some('{' | '[' | ',' | ':') => " (an object over several lines? make one line of each with jq -c .)",
             _ => "",
         };

@@ -138,6 +138,9 @@ impl GenReport {
     /// Prompt, reference and both outputs of each, then how many answers stopped by themselves, how long they are, and whether
     /// control tokens leak into their text.
     pub fn text(&self, max_new_tokens: usize) -> String {
+        if self.answers.is_empty() && self.too_long == 0 {
+            return "generation test: no prompt is held out, or the rows behind a token file are gone\n".into();
+        }
         if self.answers.is_empty() {
             return format!("generation test: no prompt leaves room for {max_new_tokens} new tokens\n");
         }

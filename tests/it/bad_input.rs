@@ -282,3 +282,45 @@ fn a_reader_that_goes_away_is_no_panic() {
         assert!(!outcome.stdout.is_empty());
     }
 }
+
+#[test]
+fn what_needs_validation_rows_says_that_there_are_none() {
+    let w = good();
+    fails(
+        &sft(&w, &["--val_fraction", "0", "--early_stopping_patience", "1", "--eval_steps", "1"]),
+        2,
+        &["early_stopping_patience: no row is held out", "val_fraction is 0"],
+    );
+    assert!(!w.path("out/adapter_model.safetensors").exists());
+    w.write("one.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n");
+    let flags = ["--dataset_paths", "one.jsonl", "--do_gen_test", "--load_best_model_at_end", "true", "--lora_r", "2"];
+    let outcome = sft(&w, &flags);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    for name in ["do_gen_test", "load_best_model_at_end"] {
+        let expected = format!("warning: {name} has no effect: no row is held out: there is but one row");
+        assert!(outcome.stderr.contains(&expected), "{}", outcome.stderr);
+    }
+    assert!(outcome.stdout.contains("generation test: no prompt is held out"), "{}", outcome.stdout);
+    let check = w.run(&[
+        "check",
+        "--model_path",
+        "model",
+        "--tokenizer_path",
+        "spm.model",
+        "--output_dir",
+        "out2",
+        "--dataset_paths",
+        "one.jsonl",
+        "--early_stopping_patience",
+        "1",
+        "--eval_steps",
+        "1",
+    ]);
+    assert_eq!(check.code, Some(1), "{}", check.stderr);
+    assert!(
+        check.stdout.contains("problem [settings] early_stopping_patience: no row is held out"),
+        "{}",
+        check.stdout
+    );
+    assert!(check.stdout.contains("warning [no-effect] eval_steps: eval_steps has no effect"), "{}", check.stdout);
+}

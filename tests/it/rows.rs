@@ -127,9 +127,9 @@ fn handmade_files_fail_at_their_first_bad_line_or_skip_all_of_them() {
     let e = read_rows(path, &options()).unwrap_err().to_string();
     assert!(e.contains("bad_rows.jsonl:3: field \"response\" is missing"), "{e}");
     let file = read_rows(path, &RowOptions { bad_rows: BadRows::Skip, ..options() }).unwrap();
-    assert_eq!(file.rows.iter().map(|r| r.line).collect::<Vec<_>>(), [1, 8]);
+    assert_eq!(file.rows.iter().map(|r| r.line).collect::<Vec<_>>(), [1, 8, 12]);
     assert_eq!(file.rows[1].prompt(), "nul\0byte");
-    assert_eq!(file.bad.iter().map(|b| b.line).collect::<Vec<_>>(), [3, 4, 5, 6, 7, 9, 10, 11, 12, 13]);
+    assert_eq!(file.bad.iter().map(|b| b.line).collect::<Vec<_>>(), [3, 4, 5, 6, 7, 9, 10, 11, 13]);
     assert_eq!(file.blank_lines, 1);
     let e = read_rows(Path::new("tests/data/handmade/latin1.jsonl"), &options()).unwrap_err().to_string();
     assert!(e.contains("latin1.jsonl:1: invalid UTF-8"), "{e}");

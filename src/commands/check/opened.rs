@@ -31,8 +31,8 @@ impl Guide for Check {
         Ok(self.take(code, place, result))
     }
 
-    fn model_warning(&mut self, place: &str, warning: &str) {
-        self.push(Finding::warning("model", place, warning));
+    fn warning(&mut self, code: &'static str, place: &str, warning: &str) {
+        self.push(Finding::warning(code, place, warning));
     }
 
     fn opened_tokenizer(&mut self, start: &Start) {
@@ -71,11 +71,11 @@ fn all_there<'a>(check: &mut Check, paths: impl Iterator<Item = &'a PathBuf>) ->
         let found = kind_of(path).unwrap_or("nothing");
         let place = path.display().to_string();
         let pipe = ["a pipe", "a socket", "a device"].contains(&found);
-        check.push(
-            Finding::problem("data-missing", place, "no such data set")
-                .but("a file that can be read again", found)
-                .advice(if pipe { "write what it gives to a file" } else { "correct --dataset-paths" }),
-        );
+        check.push(Finding::problem("data-missing", place, "no such data set").but("a file", found).advice(if pipe {
+            "write what it gives to a file"
+        } else {
+            "correct --dataset-paths"
+        }));
     }
     all
 }
