@@ -1,10 +1,14 @@
 //! How the program speaks: results and figures on stdout, notes, warnings and errors on stderr. Nothing else prints.
 //!
+//! Notes, warnings and errors quote data: what would steer a terminal is written out (see [`visible`]).
+//!
 //! Of the ranks of a run the main one speaks alone. A reader that has gone away, as in `ringtune sft … | head`, must not end a
 //! training: lines are written whether or not anybody reads them. [`Out`] is for commands that do nothing but print.
 
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, StdoutLock, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+use crate::text::visible;
 
 static RANK: AtomicUsize = AtomicUsize::new(0);
 static QUIET: AtomicBool = AtomicBool::new(false);
@@ -58,27 +62,27 @@ pub fn detail(text: &str) {
 /// A line of progress, on stderr.
 pub fn note(text: &str) {
     if is_main() {
-        line(io::stderr(), text);
+        line(io::stderr(), &visible(text));
     }
 }
 
 /// A line of progress, on stderr; not with `--quiet`.
 pub fn remark(text: &str) {
     if is_wordy() {
-        line(io::stderr(), text);
+        line(io::stderr(), &visible(text));
     }
 }
 
 /// `warning: …`, on stderr.
 pub fn warning(text: &str) {
     if is_main() {
-        line(io::stderr(), &format!("warning: {text}"));
+        line(io::stderr(), &visible(&format!("warning: {text}")));
     }
 }
 
 /// `error: …`, on stderr, whatever the rank: it is why the process ends.
 pub fn error(text: &str) {
-    line(io::stderr(), &format!("error: {text}"));
+    line(io::stderr(), &visible(&format!("error: {text}")));
 }
 
 /// Invites the user's next line, on stderr; not with `--quiet`.

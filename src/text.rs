@@ -1,17 +1,43 @@
 //! Text for people: tables, sizes, counts, times, and which of it is trained.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::ops::Range;
 
 use crate::say;
 
+/// Text of data, of a file or of a model as a terminal may show it: what would move its cursor, hide or reorder text (control
+/// characters but line ends and tabs, marks of direction, byte order marks) is written out, as `\u001b`.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let hides = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    if !text.contains(hides) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        // Joiners of emoji and of scripts that need them only shape what is there.
+        match c {
+            '\u{200c}' | '\u{200d}' => out.push(c),
+            c if hides(c) => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
+
 /// Columns as wide as their widest cell, two blanks apart; the last one ragged. The first row is the header.
 pub fn table(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<Cow<str>>> = rows.iter().map(|r| r.iter().map(|c| visible(c)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, w) in row.iter().zip(&widths) {
             let _ = write!(line, "  {cell:<w$}");
@@ -83,32 +109,36 @@ impl Style {
 
     /// Text that carries loss: green, or between « and ».
     pub fn trained(self, text: &str) -> String {
+        let text = visible(text);
         match self.colour {
-            true => self.paint("1;32", text),
+            true => self.paint("1;32", &text),
             false => format!("«{text}»"),
         }
     }
 
     /// Text that is context only: grey, or as it is.
     pub fn context(self, text: &str) -> String {
+        let text = visible(text);
         match self.colour {
-            true => self.paint("2", text),
+            true => self.paint("2", &text),
             false => text.into(),
         }
     }
 
     /// A heading: bold, or as it is.
     pub fn heading(self, text: &str) -> String {
+        let text = visible(text);
         match self.colour {
-            true => self.paint("1", text),
+            true => self.paint("1", &text),
             false => text.into(),
         }
     }
 
     /// A finding: red where it is a problem, else yellow; or as it is.
     pub fn finding(self, problem: bool, text: &str) -> String {
+        let text = visible(text);
         match self.colour {
-            true => self.paint(if problem { "31" } else { "33" }, text),
+            true => self.paint(if problem { "31" } else { "33" }, &text),
             false => text.into(),
         }
     }
@@ -174,6 +204,16 @@ mod tests {
     fn spans_with_and_without_colour() {
         assert_eq!(Style::new(false).spans("ab cd\nef", &[[3, 8]]), "ab «cd\nef»");
         assert_eq!(Style::new(true).spans("a\nb", &[[0, 3]]), "\x1b[1;32ma\x1b[0m\n\x1b[1;32mb\x1b[0m");
+    }
+
+    #[test]
+    fn what_would_move_a_cursor_or_hide_text_is_written_out() {
+        assert_eq!(visible("a\n\tb é 🙂 ಕ್\u{200d}ಷ"), "a\n\tb é 🙂 ಕ್\u{200d}ಷ");
+        let hidden = "\x1b[2K\x07\r\u{9b}\0\x7f\u{202e}\u{2066}\u{feff}";
+        assert_eq!(visible(hidden), "\\u001b[2K\\u0007\\u000d\\u009b\\u0000\\u007f\\u202e\\u2066\\ufeff");
+        assert_eq!(Style::new(true).trained("\x1b[8m"), "\x1b[1;32m\\u001b[8m\x1b[0m");
+        assert_eq!(Style::new(false).spans("a\rb\x1b", &[[2, 4]]), "a\\u000d«b\\u001b»");
+        assert_eq!(table(&[vec!["\x1b]0;x\x07".into(), "b".into()]]), "  \\u001b]0;x\\u0007  b\n");
     }
 
     #[test]

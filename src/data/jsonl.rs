@@ -22,6 +22,7 @@ use crate::data::row::Row;
 use crate::data::row_fields::{Json, Levels, Turns};
 use crate::data::source::{self, Items, Source};
 use crate::error::Result;
+use crate::text::visible;
 use crate::{bail, ensure};
 
 /// What to do with a bad line.
@@ -201,7 +202,8 @@ fn json_error(e: &serde_json::Error, text: &str, cut: bool) -> String {
         ""
     };
     let start = text.floor_char_boundary(column.saturating_sub(1).saturating_sub(10));
-    let shown: String = text[start..].chars().take(24).collect();
+    // Invisible characters are often the very fault.
+    let shown = visible(&text[start..].chars().take(24).collect::<String>()).into_owned();
     format!("invalid JSON, expected a JSON object, found {cause}{half} at column {column}, near `{shown}`")
 }
 

@@ -2,6 +2,8 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::text::visible;
+
 /// Whether progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -18,6 +20,8 @@ impl Progress {
             return ProgressBar::hidden();
         }
         let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} eta {eta}");
-        ProgressBar::new(total).with_style(style.expect("the style is well formed")).with_message(what.to_string())
+        ProgressBar::new(total)
+            .with_style(style.expect("the style is well formed"))
+            .with_message(visible(what).into_owned())
     }
 }

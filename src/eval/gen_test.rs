@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::generate::{GenerateOptions, Generated, Sampling, generate};
 use crate::model::Model;
 use crate::settings::GenTest;
-use crate::text::table;
+use crate::text::{table, visible};
 
 /// What [`GenReport::to_json`] gives, in the folder of a run.
 pub const SAMPLES: &str = "samples.json";
@@ -227,7 +227,7 @@ impl GenStats {
 
 /// Further lines below the first one.
 fn indent(text: &str) -> String {
-    text.trim().replace('\n', "\n           ")
+    visible(text.trim()).replace('\n', "\n           ")
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::hf::SaveDType;
 use crate::hf::safetensors::ModelFiles;
 use crate::model::config::ModelConfig;
 use crate::model::weights::Weights;
-use crate::text::grouped;
+use crate::text::{grouped, visible};
 
 /// Bad rows named one by one for each data set.
 const NAMED_ROWS: usize = 5;
@@ -146,7 +146,7 @@ fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Templat
         "newlines": newline, "byte_fallback": t.byte_ids().is_some(),
         "template": template.map(Template::name), "stop_ids": stops,
     });
-    check.section("tokenizer", lines.join("\n"), facts);
+    check.section("tokenizer", visible(&lines.join("\n")), facts);
 }
 
 fn model_section(check: &mut Check, c: &ModelConfig, start: &Start) {
@@ -199,7 +199,7 @@ fn model_section(check: &mut Check, c: &ModelConfig, start: &Start) {
         "vocab_size": c.vocab_size, "grown_vocab_size": grown.map(|g| g.vocab_size), "max_position": c.max_position,
         "weights": all, "dtype": dtype.map(SaveDType::torch_name), "lora": lora,
     });
-    check.section("model", lines.join("\n"), facts);
+    check.section("model", visible(&lines.join("\n")), facts);
 }
 
 /// The data of fine-tuning. After a bad row the rest is looked at as well; then each data set alone, to name every bad one.

@@ -10,6 +10,7 @@ use super::show;
 use crate::data::tokenizer::Tokenizer;
 use crate::generate::{StopText, TextStream};
 use crate::say::Out;
+use crate::text::visible;
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,7 +165,7 @@ impl<'a> Answers<'a> {
             writeln!(out)?;
         } else {
             let gap = if i == 0 { "" } else { "\n" };
-            writeln!(out, "{gap}prompt: {}\n{}", self.prompts[i], answer.text)?;
+            writeln!(out, "{gap}prompt: {}\n{}", visible(&self.prompts[i]), visible(&answer.text))?;
         }
         out.flush()
     }

@@ -22,6 +22,7 @@ use crate::generate::{GenerateOptions, generate};
 use crate::model::Model;
 use crate::say::Out;
 use crate::settings::Settings;
+use crate::text::visible;
 use crate::{ensure, say};
 
 /// A model with everything that turns text into tokens and back.
@@ -220,10 +221,10 @@ impl<B: Backend> Speaker<'_, B> {
     }
 }
 
-/// Writes and flushes, so that a reader sees the text as it comes.
+/// Writes and flushes, so that a reader sees the text as it comes; what would steer a terminal is written out.
 fn show(out: &mut Out, text: &str) -> std::io::Result<()> {
     if !text.is_empty() {
-        out.write_all(text.as_bytes())?;
+        out.write_all(visible(text).as_bytes())?;
         out.flush()?;
     }
     Ok(())

@@ -19,7 +19,7 @@ use crate::hf::safetensors::{ModelFiles, TensorFile};
 use crate::hf::{TensorSource, peft};
 use crate::model::weights::{Place, Weights};
 use crate::say::Out;
-use crate::text::{Style, bytes, grouped};
+use crate::text::{Style, bytes, grouped, visible};
 
 /// Rows or documents of a preview.
 const PREVIEW: usize = 3;
@@ -53,7 +53,7 @@ pub fn run(path: &Path, tokenizer: Option<&Path>, json: bool) -> Result<()> {
         writeln!(out, "{}", style.heading(&path.display().to_string()))?;
         for (name, value) in report.facts {
             let text = value.as_str().map_or_else(|| value.to_string(), String::from);
-            writeln!(out, "  {:<20} {text}", name.replace('_', " "))?;
+            writeln!(out, "  {:<20} {}", name.replace('_', " "), visible(&text))?;
         }
         for part in report.parts.iter().filter(|p| p.get("tensor").is_some()) {
             let shape = part["shape"].to_string();
@@ -61,7 +61,7 @@ pub fn run(path: &Path, tokenizer: Option<&Path>, json: bool) -> Result<()> {
                 out,
                 "  {:<6} {shape:<16} {}",
                 part["dtype"].as_str().unwrap_or(""),
-                part["tensor"].as_str().unwrap_or("")
+                visible(part["tensor"].as_str().unwrap_or(""))
             )?;
         }
         for text in report.preview {

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::say;
 use crate::say::Out;
 use crate::settings::Resolved;
-use crate::text::Style;
+use crate::text::{Style, visible};
 
 fn load(resolved: &Resolved) -> Result<(Tokenizer, Template, SftData)> {
     let settings = &resolved.settings;
@@ -54,7 +54,7 @@ pub fn rows(resolved: &Resolved, epoch: u64, json: bool) -> Result<()> {
                 out,
                 "{:>5} {}:{} ({} tokens, {} trained) {} => {}",
                 view.row,
-                view.source,
+                visible(&view.source),
                 view.line,
                 view.tokens,
                 view.n_targets,
@@ -110,7 +110,7 @@ fn marked(tokenizer: &Tokenizer, style: Style, ids: &[u32], labels: &[i32]) -> S
 
 /// The first characters of a text on one line.
 fn excerpt(text: &str, n: usize) -> String {
-    let line = text.replace('\n', " ");
+    let line = visible(&text.replace(['\n', '\t'], " ")).into_owned();
     match line.chars().count() > n {
         true => line.chars().take(n - 1).collect::<String>() + "…",
         false => line,

@@ -7,7 +7,7 @@ use crate::data::template::TemplateOptions;
 use crate::data::template::cases::render_cases;
 use crate::error::{Context, Result};
 use crate::say::Out;
-use crate::text::Style;
+use crate::text::{Style, visible};
 
 /// Prints each conversation of the file in each template (or in `template` alone), as text or as JSON lines with
 /// conversation, template, text, spans_bytes.
@@ -28,7 +28,7 @@ pub fn run(file: &Path, template: Option<&str>, json: bool) -> Result<()> {
         writeln!(out, "{}", style.heading(&format!("== conversation {}, {}", case.conversation, case.template)))?;
         match &case.rendering {
             Ok(r) => writeln!(out, "{}\n", style.spans(&r.text, &r.spans_bytes).trim_end_matches('\n'))?,
-            Err(why) => writeln!(out, "does not apply: {why}\n")?,
+            Err(why) => writeln!(out, "does not apply: {}\n", visible(why))?,
         }
     }
     out.flush()?;
