@@ -53,7 +53,7 @@ impl RawTokens {
         Self::check(map, vocab_size, eos, width).map_err(|e: Error| e.context(context()))
     }
 
-    fn check(map: Mmap, vocab_size: usize, eos: u32, width: Option<RawWidth>) -> Result<Self> {
+    fn check(map: Mmap, vocab_size: usize, eos: u32, asked: Option<RawWidth>) -> Result<Self> {
         ensure!(!map.is_empty(), "expected token ids, found an empty file");
         let i32_at = |i: usize| map.get(4 * i..4 * i + 4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let magic = i32_at(0).filter(|m| [LLMC_U16, LLMC_U32].contains(m));
@@ -76,11 +76,20 @@ impl RawTokens {
                 (LLMC_HEADER, bytes as usize)
             }
             None => {
-                let narrow = width.map_or(vocab_size <= 1 << 16, |w| w == RawWidth::U16);
+                let narrow = asked.map_or(vocab_size <= 1 << 16, |w| w == RawWidth::U16);
                 (0, if narrow { 2 } else { 4 })
             }
         };
         let body = &map[at..];
+        // Ids of four bytes below 65,536, read as two: every second one is 0. Nobody's text looks so.
+        let (low, high): (Vec<_>, Vec<_>) =
+            body.chunks_exact(4).take(1 << 16).map(|b| (b[0] | b[1], b[2] | b[3])).unzip();
+        if at == 0 && asked.is_none() && width == 2 && low.len() >= 8 && low.iter().any(|&b| b != 0) {
+            ensure!(
+                high.iter().any(|&b| b != 0),
+                "every second token is 0: the file looks like 4 bytes a token; pass --raw-width u32 (or u16 to read it as it is)"
+            );
+        }
         ensure!(
             body.len().is_multiple_of(width),
             "expected a whole number of {width}-byte tokens, found {} bytes",

@@ -85,7 +85,7 @@ pub fn parse(text: &str) -> Result<HfConfig> {
     ensure!(n_classes <= vocab_size, "unpadded_vocab_size {n_classes} is above vocab_size {vocab_size}");
     let rms_norm_eps = keys.opt_number("rms_norm_eps")?.unwrap_or(1e-6);
     ensure!((0.0..1.0).contains(&rms_norm_eps), "rms_norm_eps: expected 0 to below 1, found {rms_norm_eps}");
-    let (rope_theta, rope_scaling) = rope(&keys)?;
+    let (rope_theta, rope_scaling) = rope(&keys, &mut warnings)?;
     let bias = keys.opt_bool("attention_bias")?.unwrap_or(false);
     let id = |key: &str| keys.opt_id(key);
     let model = ModelConfig {
@@ -181,10 +181,10 @@ fn refuse_unsupported(keys: &Keys, architecture: Architecture, warnings: &mut Ve
 }
 
 /// Base and scaling of the rotary frequencies from `rope_parameters` (5) or `rope_theta` and `rope_scaling` (4).
-fn rope(keys: &Keys) -> Result<(f64, RopeScaling)> {
+fn rope(keys: &Keys, warnings: &mut Vec<String>) -> Result<(f64, RopeScaling)> {
     let v4_theta = keys.opt_number("rope_theta")?;
     let v4 = match keys.opt_object("rope_scaling")? {
-        Some(map) => Some(scaling(&Keys { map, prefix: "rope_scaling." })?),
+        Some(map) => Some(scaling(&Keys { map, prefix: "rope_scaling." }, warnings)?),
         None => None,
     };
     let (theta, found) = match keys.opt_object("rope_parameters")? {
@@ -201,7 +201,7 @@ fn rope(keys: &Keys) -> Result<(f64, RopeScaling)> {
             if let (Some(a), Some(b)) = (theta, v4_theta) {
                 ensure!(a == b, "rope_theta {b} and rope_parameters.rope_theta {a} contradict each other");
             }
-            let v5 = scaling(&inner)?;
+            let v5 = scaling(&inner, warnings)?;
             if let Some(v4) = v4 {
                 ensure!(v4 == v5, "rope_scaling and rope_parameters contradict each other: {v4:?} and {v5:?}");
             }
@@ -213,8 +213,9 @@ fn rope(keys: &Keys) -> Result<(f64, RopeScaling)> {
     Ok((theta, found))
 }
 
-/// One rope dictionary: `rope_type` (or the old `type`) and its numbers.
-fn scaling(keys: &Keys) -> Result<RopeScaling> {
+/// One rope dictionary: `rope_type` (or the old `type`) and its numbers. Numbers that the type does not read are warned of: as in
+/// transformers, a factor without a type scales nothing.
+fn scaling(keys: &Keys, warnings: &mut Vec<String>) -> Result<RopeScaling> {
     if let Some(f) = keys.opt_number("partial_rotary_factor")? {
         ensure!(f == 1.0, "{}partial_rotary_factor {f} is not supported; expected 1", keys.prefix);
     }
@@ -227,6 +228,21 @@ fn scaling(keys: &Keys) -> Result<RopeScaling> {
         ensure!(x > 0.0 && x.is_finite(), "{}{key}: expected a positive number, found {x}", keys.prefix);
         Ok(x)
     };
+    let read: &[&str] = match rope_type {
+        "linear" => &["factor"],
+        "llama3" => &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
+        _ => &[],
+    };
+    let always = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+    let unread = |(key, value): &(&String, &Value)| {
+        !value.is_null() && !always.contains(&key.as_str()) && !read.contains(&key.as_str())
+    };
+    for (key, value) in keys.map.iter().filter(unread) {
+        warnings.push(format!(
+            "config.json: {}{key} {value} has no effect with rope_type {rope_type}; name the type that reads it, or remove it",
+            keys.prefix
+        ));
+    }
     match rope_type {
         "default" => Ok(RopeScaling::Default),
         "linear" => Ok(RopeScaling::Linear { factor: positive("factor")? }),

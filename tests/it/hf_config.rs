@@ -104,6 +104,28 @@ fn message(name: &str, edits: &[(&str, Value)]) -> Result<Vec<String>, String> {
     hf_config::parse(&v.to_string()).map(|c| c.warnings).map_err(|e| e.to_string())
 }
 
+/// A factor that no type reads scales nothing: as transformers says, and does.
+#[test]
+fn rotary_numbers_without_effect_are_warned_of() {
+    let check = |key: &str, value: Value, part: &str| {
+        let warnings = message("tiny-llama-untied", &[("rope_parameters", json!(null)), (key, value.clone())]).unwrap();
+        match part {
+            "" => assert!(warnings.is_empty(), "{value}: {warnings:?}"),
+            part => assert!(warnings.len() == 1 && warnings[0].contains(part), "{value}: {warnings:?}"),
+        }
+    };
+    check("rope_scaling", json!({"factor": 4.0}), "rope_scaling.factor 4.0 has no effect with rope_type default");
+    check("rope_scaling", json!({"rope_type": "default", "factor": 4.0}), "rope_scaling.factor 4.0 has no effect");
+    check("rope_parameters", json!({"rope_theta": 10000.0, "factor": 2.0}), "rope_parameters.factor 2.0 has no effect");
+    check(
+        "rope_scaling",
+        json!({"type": "linear", "factor": 4.0, "low_freq_factor": 1.0}),
+        "low_freq_factor 1.0 has no effect",
+    );
+    check("rope_scaling", json!({"rope_type": "default", "factor": null}), "");
+    check("rope_scaling", json!({"type": "linear", "factor": 4.0}), "");
+}
+
 #[test]
 fn what_is_not_supported_or_wrong_is_named() {
     let gone = || json!("<remove>");

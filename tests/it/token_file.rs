@@ -233,6 +233,13 @@ fn raw_files_of_other_programs_are_read_as_documents() {
         let e = docs(bytes, None).unwrap_err().to_string();
         assert!(e.contains("x.bin") && e.contains("expected") && e.contains(expected), "{e}");
     };
+    // Four bytes a token read as two: every second one is 0.
+    let wide: Vec<u8> = (5..60u32).flat_map(u32::to_le_bytes).collect();
+    let e = docs(&wide, None).unwrap_err().to_string();
+    assert!(e.contains("looks like 4 bytes a token; pass --raw-width u32"), "{e}");
+    assert_eq!(docs(&wide, Some(RawWidth::U32)).unwrap()[0].len(), 55);
+    assert_eq!(docs(&wide, Some(RawWidth::U16)).unwrap()[0].len(), 110);
+    assert_eq!(docs(&u16s(&[0; 40]), None).unwrap()[0].len(), 40);
     check(&[], "found an empty file");
     check(&u16s(&ids)[..5], "whole number of 2-byte tokens, found 5 bytes");
     check(&u16s(&[1, 4096]), "token 1 is 4096, expected one below the vocabulary's 4096");
