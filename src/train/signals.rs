@@ -1,15 +1,19 @@
-//! SIGTERM and SIGINT: the first one asks the loop to finish its step and save, the second one ends the process at once.
+//! SIGTERM and SIGINT: the first one asks the loop to finish its step and save, the second one ends the process at once. Before the
+//! first step there is nothing to save, so the first one ends it too: tokenising or loading may take longer than a scheduler waits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
+use crate::say;
 
 /// A request to stop, set by a signal or by [`StopFlag::request`].
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag {
     requested: Arc<AtomicBool>,
     signal: Arc<AtomicUsize>,
+    /// Whether steps have begun.
+    begun: Arc<AtomicBool>,
 }
 
 impl StopFlag {
@@ -20,6 +24,18 @@ impl StopFlag {
     pub fn on_signals() -> Result<Self> {
         use signal_hook::consts::{SIGINT, SIGTERM};
         let flag = Self::default();
+        let mut signals =
+            signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).context(|| "cannot listen for signals".into())?;
+        let begun = Arc::clone(&flag.begun);
+        std::thread::spawn(move || {
+            for signal in &mut signals {
+                if !begun.load(Ordering::SeqCst) {
+                    let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
+                    say::error(&format!("stopped by {name} before the first step; there was nothing to save"));
+                    signal_hook::low_level::exit(i32::from(Error::EXIT_REQUEUE));
+                }
+            }
+        });
         for signal in [SIGTERM, SIGINT] {
             let install = || -> std::io::Result<()> {
                 // Handlers run in the order of registration: the first signal finds the flag unset here and sets it below.
@@ -31,6 +47,11 @@ impl StopFlag {
             install().context(|| format!("cannot listen for signal {signal}"))?;
         }
         Ok(flag)
+    }
+
+    /// From now on a signal lets the step end and the state be saved.
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::SeqCst);
     }
 
     /// Asks the loop to stop after its step.

@@ -93,11 +93,13 @@ impl<B: Backend> Trainer<'_, B> {
     fn run_steps(&mut self) -> Result<Finished> {
         let settings = self.settings;
         if settings.early_stopping.is_some_and(|rule| self.state.best.misses >= rule.patience) {
+            self.stop.begin();
             return Ok(Finished::EarlyStopped);
         }
         if self.state.step == 0 && settings.eval_on_start && settings.eval_every != Every::Never {
             self.evaluate_and_log()?;
         }
+        self.stop.begin();
         let mut window = Window::default();
         while self.state.step < self.max_steps {
             let start = Instant::now();

@@ -131,6 +131,39 @@ fn sigterm_saves_and_a_full_disk_loses_nothing() {
     assert_eq!(metrics(&reference), metrics(&out));
 }
 
+/// While rows are tokenised there is nothing to save: the first signal ends the program.
+#[test]
+fn a_signal_before_the_first_step_ends_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let row =
+        |i: u32| format!("{{\"prompt\": \"what is {i}?\", \"response\": \"{}\"}}\n", "a word and another ".repeat(20));
+    std::fs::write(dir.path().join("rows.jsonl"), (0..200_000).map(row).collect::<String>()).unwrap();
+    for (name, number, bit) in [("SIGINT", libc::SIGINT, 1), ("SIGTERM", libc::SIGTERM, 14)] {
+        let mut child = sft(dir.path(), &dir.path().join("out"), 2).spawn().unwrap();
+        let status = format!("/proc/{}/status", child.id());
+        let caught = || {
+            let text = std::fs::read_to_string(&status).unwrap_or_default();
+            let mask = text
+                .lines()
+                .find_map(|l| l.strip_prefix("SigCgt:").map(|m| u64::from_str_radix(m.trim(), 16).unwrap()));
+            mask.unwrap_or(0) >> bit & 1 == 1
+        };
+        while !caught() {
+            assert!(child.try_wait().unwrap().is_none(), "the run ended at once");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let sent = Instant::now();
+        signal(&child, number);
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(sent.elapsed() < Duration::from_secs(2), "{:?}: {stderr}", sent.elapsed());
+        assert_eq!(output.status.code(), Some(75), "{stderr}");
+        assert!(stderr.contains(&format!("stopped by {name} before the first step")), "{stderr}");
+        assert!(!dir.path().join("out/checkpoint-1").exists());
+    }
+}
+
 #[test]
 fn a_second_signal_ends_the_run_at_once() {
     let dir = tempfile::tempdir().unwrap();
