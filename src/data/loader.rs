@@ -147,12 +147,13 @@ pub fn build_step(data: &TrainSet, plan: &EpochPlan, cursor: Cursor, shape: Step
     Step { micro_batches, cursor, epoch_fraction, epoch_end }
 }
 
-/// Steps from `cursor` to the end of epoch `n_epochs - 1`: what a schedule over epochs is made for. Plans every epoch on the way, since
-/// packed epochs differ in their number of rows.
+/// Steps from `cursor` to the end of epoch `n_epochs - 1`: what a schedule over epochs is made for. Packed epochs differ in their
+/// number of rows, so every one on the way is planned.
 pub fn steps_until(data: &TrainSet, cursor: Cursor, n_epochs: u64, shape: StepShape) -> u64 {
+    let unpacked = data.unpacked_rows();
     (cursor.epoch..n_epochs)
         .map(|epoch| {
-            let n_rows = data.plan(epoch).n_rows() as u64;
+            let n_rows = unpacked.unwrap_or_else(|| data.plan(epoch).n_rows() as u64);
             shape.steps(n_rows - if epoch == cursor.epoch { cursor.rows.min(n_rows) } else { 0 })
         })
         .sum()

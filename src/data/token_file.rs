@@ -386,6 +386,13 @@ impl TokenFile {
         hex(&self.map[CHECKSUM_AT..HEADER])
     }
 
+    /// blake3 of the documents alone, hex: what is trained on, wherever the rows and the token file lay.
+    pub fn content_hash(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.map[self.ends_at..self.docs_at]).update(&self.map[self.bits_at..]);
+        hasher.finalize().to_hex().to_string()
+    }
+
     fn end_of(&self, doc: usize) -> u64 {
         let at = self.ends_at + 8 * doc;
         u64::from_le_bytes(self.map[at..at + 8].try_into().expect("8 bytes"))

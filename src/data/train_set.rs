@@ -57,10 +57,10 @@ impl Tokens {
         }
     }
 
-    /// Hash of the contents, hex.
-    pub fn checksum(&self) -> String {
+    /// Hash of the tokens, hex.
+    pub fn content_hash(&self) -> String {
         match self {
-            Self::File(f) => f.checksum(),
+            Self::File(f) => f.content_hash(),
             Self::Raw(r) => r.checksum().to_string(),
         }
     }
@@ -253,6 +253,11 @@ impl TrainSet {
         plan
     }
 
+    /// Rows of every epoch where they are not packed.
+    pub fn unpacked_rows(&self) -> Option<u64> {
+        (!self.packing).then(|| self.mix.counts.iter().sum())
+    }
+
     /// A row of a plan as other trainers lay it out.
     pub fn packed_row(&self, plan: &EpochPlan, row: usize, pad: u32) -> PackedRow {
         let docs: Vec<Encoded> = plan
@@ -295,7 +300,7 @@ impl TrainSet {
     pub fn fingerprint(&self) -> String {
         let mut h = blake3::Hasher::new();
         for set in &self.sets {
-            h.update(set.tokens.checksum().as_bytes());
+            h.update(set.tokens.content_hash().as_bytes());
             h.update(&(set.pieces.len() as u64).to_le_bytes());
             for p in &set.pieces {
                 h.update(&p.doc.to_le_bytes()).update(&p.start.to_le_bytes()).update(&p.len.to_le_bytes());

@@ -191,6 +191,26 @@ fn no_usable_row_is_an_error_that_says_why() {
     assert!(e.contains("newlines cannot be encoded"), "{e}");
 }
 
+/// The same bytes are the same data, whatever their name, their folder and the cache; other tokens are not.
+#[test]
+fn the_fingerprint_is_of_the_tokens_not_of_paths() {
+    let s = setup();
+    let path = s.rows("a.jsonl", 30);
+    let elsewhere = s.dir.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let copy = elsewhere.join("b.jsonl");
+    std::fs::copy(&path, &copy).unwrap();
+    let first = s.data(&s.spec(std::slice::from_ref(&path))).train.fingerprint();
+    let mut other = s.spec(&[copy]);
+    other.row.cache_dir = elsewhere.join("cache");
+    assert_eq!(s.data(&other).train.fingerprint(), first);
+    let dotted = s.dir.path().join("./a.jsonl");
+    std::fs::remove_dir_all(s.dir.path().join("cache")).unwrap();
+    assert_eq!(s.data(&s.spec(&[dotted])).train.fingerprint(), first);
+    std::fs::write(&path, std::fs::read_to_string(&path).unwrap().replacen("question 7", "question 8", 1)).unwrap();
+    assert_ne!(s.data(&s.spec(&[path])).train.fingerprint(), first);
+}
+
 #[test]
 fn rows_are_held_out_by_everything_before_their_last_answer() {
     let s = setup();
@@ -458,6 +478,18 @@ fn pretraining_predicts_every_token_once() {
     check("c.jsonl", b"{\"text\": \"a\"}\n{\"content\": \"a\"}", "c.jsonl:2: field \"text\" is missing");
     check("c.jsonl", b"{\"text\": \"a\"}\n{", "c.jsonl:2: invalid JSON");
     check("c.bin", &[1, 2, 3], "whole number");
+    check("c.txt", b"\xff\xfea\0", "UTF-16");
+    let form = |name: &str, bytes: &[u8]| {
+        let path = s.dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let (data, _) = prepare(&PretrainDataSpec { paths: vec![path], ..spec.clone() }).unwrap();
+        (data.sets[0].form.clone(), data.sets[0].counts.rows)
+    };
+    assert_eq!(form("d.json", b"[{\"text\": \"a\"},\n {\"text\": \"b\"}]"), ("rows of text".into(), 2));
+    assert_eq!(form("d.jsonl", "{\"text\": \"a\"}\n\u{feff}{\"text\": \"b\"}".as_bytes()).1, 2);
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut gz, b"{\"text\": \"a\"}\n").unwrap();
+    assert_eq!(form("d.jsonl.gz", &gz.finish().unwrap()), ("rows of text, gzip".into(), 1));
     check("c.tok", b"not tokens", "truncated");
 }
 
