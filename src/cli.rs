@@ -70,7 +70,7 @@ fn check() -> Clap {
             flag("preview", "preview")
                 .value_name("N")
                 .default_value("2")
-                .value_parser(value_parser!(usize))
+                .value_parser(value_parser!(u64).range(..=1_000_000))
                 .help("Rows to show with what is trained in colour"),
         )
         .arg(
@@ -94,7 +94,7 @@ fn inspect() -> Clap {
     let json = || Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON lines");
     let epoch = || {
         let arg = Arg::new("epoch").long("epoch").value_name("N").default_value("0");
-        arg.value_parser(value_parser!(u64)).help("Which epoch, from 0")
+        arg.value_parser(value_parser!(u64).range(..=100_000)).help("Which epoch, from 0")
     };
     Clap::new("inspect")
         .about("Look at files, templates, tokens, and the rows a training sees")
@@ -201,7 +201,7 @@ fn flag(setting: &'static Setting) -> Arg {
         Kind::Bool => arg.action(ArgAction::SetTrue).conflicts_with(format!("no:{}", setting.key)),
         // Negative numbers reach the setting's own message, which says what is expected.
         kind if kind.is_list() => arg.num_args(1..).value_name(kind.placeholder()).allow_negative_numbers(true),
-        kind @ (Kind::Int(_) | Kind::Float(_)) => arg.value_name(kind.placeholder()).allow_hyphen_values(true),
+        kind @ (Kind::Int(..) | Kind::Float(_)) => arg.value_name(kind.placeholder()).allow_hyphen_values(true),
         kind => arg.value_name(kind.placeholder()),
     }
 }
@@ -217,7 +217,9 @@ fn flag_alone(setting: &'static Setting) -> Arg {
         return arg.action(ArgAction::SetTrue);
     }
     let arg = match setting.kind {
-        Kind::Int(least) => arg.value_parser(value_parser!(u64).range(least..)),
+        kind @ Kind::Int(..) => arg.allow_hyphen_values(true).value_parser(move |text: &str| {
+            kind.parse(&[text]).map(|v| v.int()).map_err(|_| format!("expected {}", kind.expected()))
+        }),
         Kind::Float(_) => arg.value_parser(value_parser!(f64)).allow_hyphen_values(true),
         Kind::Choice(words) | Kind::Choices(words) => arg.value_parser(words.to_vec()),
         Kind::Path | Kind::Paths => arg.value_parser(value_parser!(PathBuf)),
@@ -371,7 +373,7 @@ fn run_check(m: &ArgMatches, before: Option<&String>) -> Result<()> {
     }
     let options = commands::check::Options {
         json: m.get_flag("json"),
-        preview_rows: *m.get_one("preview").expect("it has a default"),
+        preview_rows: *m.get_one::<u64>("preview").expect("it has a default") as usize,
         time: m.get_flag("time"),
         device_memory: m.get_one("device_memory").copied(),
         flops_rate: m.get_one("flops_rate").copied(),

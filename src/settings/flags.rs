@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use super::table::set;
+use super::table::{ROWS, set};
 use super::train::GenTest;
 use super::value::{Kind, Range, Value};
 use super::{Commands, Row, Setting, find};
@@ -74,7 +74,7 @@ fn batch_size(help: &'static str) -> Setting {
 pub(super) static EVAL: LazyLock<Vec<Setting>> = LazyLock::new(|| {
     let own = [
         of("dataset_paths").help("Data sets: JSONL rows or token files"),
-        own("max_eval_samples", Int(1), "Evaluate at most this many rows of each data set, a seeded choice")
+        own("max_eval_samples", Int(1, ROWS), "Evaluate at most this many rows of each data set, a seeded choice")
             .unset("all")
             .to(|s, v| s.eval.max_samples = v.given().map(Value::count)),
         batch_size("Rows at once; changes speed and memory only").alias(&["per_device_eval_batch_size"]),
@@ -84,7 +84,7 @@ pub(super) static EVAL: LazyLock<Vec<Setting>> = LazyLock::new(|| {
         of("supervise_turn_newline")
             .help("Count the newline after a closing token too, as the training flag of this name"),
         switch("gen_only", "Answer prompts only; no loss").to(|s, v| s.eval.gen_only = v.bool()),
-        own("num_gen_samples", Int(0), "Prompts to answer, greedily and by sampling")
+        own("num_gen_samples", Int(0, 1_000_000), "Prompts to answer, greedily and by sampling")
             .unset("none; with --gen-only 5")
             .to(|s, v| {
                 let alone = if s.eval.gen_only { of("num_gen_samples").default_value().count() } else { 0 };
@@ -117,7 +117,7 @@ pub(super) static GENERATE: LazyLock<Vec<Setting>> = LazyLock::new(|| {
         switch("greedy", "Always the likeliest token").to(|s, v| s.generate.greedy = v.bool()),
         number("temperature", "0.7", "Divides the logits; 0: the likeliest token")
             .to(|s, v| s.generate.sampling.temperature = if s.generate.greedy { 0.0 } else { v.float() }),
-        own("top_k", Int(0), "Draw from the K likeliest tokens; 0: all")
+        own("top_k", Int(0, 1 << 26), "Draw from the K likeliest tokens; 0: all")
             .default("0")
             .to(|s, v| s.generate.sampling.top_k = v.count()),
         number("top_p", "0.9", "Draw from the likeliest tokens that reach this probability together; 1: all")
@@ -130,8 +130,12 @@ pub(super) static GENERATE: LazyLock<Vec<Setting>> = LazyLock::new(|| {
             .to(|s, v| s.generate.stop = v.texts()),
         own("stop_ids", Ids, "End an answer at these token ids").to(|s, v| s.generate.stop_ids = v.ids()),
         batch_size("Prompts at once; changes speed and memory only"),
-        own("logprobs", Int(1), "With --json: the N likeliest tokens at each place and their log probabilities")
-            .to(|s, v| s.generate.logprobs = v.given().map_or(0, Value::count)),
+        own(
+            "logprobs",
+            Int(1, 1 << 26),
+            "With --json: the N likeliest tokens at each place and their log probabilities",
+        )
+        .to(|s, v| s.generate.logprobs = v.given().map_or(0, Value::count)),
         switch("json", "Print an object a prompt: prompt, text, token ids, why it ended")
             .to(|s, v| s.generate.json = v.bool()),
     ];

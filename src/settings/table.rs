@@ -27,6 +27,11 @@ const GEN: &str = "Generation test";
 const OUT: &str = "Output and resume";
 const RUN: &str = "Run";
 
+/// Most steps and the like: numbers near 2^64 are no numbers of anything, and products of such numbers have to fit.
+const STEPS: u64 = 1_000_000_000;
+/// Rows are counted in 32 bits.
+pub(super) const ROWS: u64 = u32::MAX as u64;
+
 /// A row that still has to say where its value goes.
 pub(super) const fn set(
     group: &'static str,
@@ -103,7 +108,7 @@ pub static TABLE: &[Setting] = &[
     set(MODEL, C::DATA, "special_ids", Text, "Ids a SentencePiece model has to have, as pad,unk,bos,eos (Llama-2: 0,0,1,2); of a tokenizer.json, instead of what its files say")
         .default("0,1,2,3")
         .to(|s, v| s.model.special_ids = v.text()),
-    set(MODEL, C::SFT, "pad_vocab_to", Int(1), "Pad embedding and head to this many rows, which the softmax never sees")
+    set(MODEL, C::SFT, "pad_vocab_to", Int(1, 1 << 26), "Pad embedding and head to this many rows, which the softmax never sees")
         .unset("no padding")
         .to(|s, v| s.model.pad_vocab_to = v.given().map(Value::count)),
     // Data
@@ -118,7 +123,7 @@ pub static TABLE: &[Setting] = &[
         .default("samples")
         .needs("dataset_weights", &[])
         .to(|s, v| s.data.weight_unit = v.choice()),
-    set(DATA, C::TRAIN, "epoch_samples", Int(1), "Rows of an epoch").unset("all rows")
+    set(DATA, C::TRAIN, "epoch_samples", Int(1, ROWS), "Rows of an epoch").unset("all rows")
         .to(|s, v| s.data.epoch_samples = v.given().map(Value::int)),
     set(DATA, C::SFT_DATA, "prompt_template", Text, "chatml, instruct, alpaca, llama2, zephyr, plain, or a .jinja file")
         .default("chatml")
@@ -135,7 +140,7 @@ pub static TABLE: &[Setting] = &[
         .alias(&["eval_dataset_paths"])
         .unset("val_fraction")
         .to(|s, v| s.data.val_paths = v.paths()),
-    set(DATA, C::DATA, "max_seq_len", Int(2), "Longest row in tokens")
+    set(DATA, C::DATA, "max_seq_len", Int(2, 1 << 26), "Longest row in tokens")
         .alias(&["max_length", "max_seq_length", "seq_len"])
         .unset("the model's maximum, at most 1024; pack: 1024")
         .to(|s, v| s.train.max_seq_len = v.given().map(Value::count)),
@@ -158,18 +163,18 @@ pub static TABLE: &[Setting] = &[
         .unset("$RINGTUNE_CACHE, or ringtune in the user's cache folder")
         .to(|s, v| s.data.cache_dir = v.given().map(Value::path)),
     // Training
-    set(TRAIN, C::TRAIN, "num_train_epochs", Int(1), "Passes over the data")
+    set(TRAIN, C::TRAIN, "num_train_epochs", Int(1, 100_000), "Passes over the data")
         .alias(&["epochs", "num_epochs"])
         .default("3")
         .to(|s, v| s.train.epochs = v.int()),
-    set(TRAIN, C::TRAIN, "max_steps", Int(1), "Optimiser steps; overrides num_train_epochs")
+    set(TRAIN, C::TRAIN, "max_steps", Int(1, STEPS), "Optimiser steps; overrides num_train_epochs")
         .unset("as many as the epochs have")
         .to(|s, v| s.train.max_steps = v.given().map(Value::int)),
-    set(TRAIN, C::TRAIN, "per_device_train_batch_size", Int(1), "Rows of a micro-batch")
+    set(TRAIN, C::TRAIN, "per_device_train_batch_size", Int(1, 65_536), "Rows of a micro-batch")
         .alias(&["micro_batch_size", "batch_size"])
         .default("8")
         .to(|s, v| s.train.micro_batch_size = v.count()),
-    set(TRAIN, C::TRAIN, "gradient_accumulation_steps", Int(1), "Micro-batches of an optimiser step")
+    set(TRAIN, C::TRAIN, "gradient_accumulation_steps", Int(1, 65_536), "Micro-batches of an optimiser step")
         .alias(&["grad_accum"])
         .default("1")
         .to(|s, v| s.train.grad_accum = v.count()),
@@ -179,9 +184,9 @@ pub static TABLE: &[Setting] = &[
     set(TRAIN, C::TRAIN, "recompute", Choice(Recompute::WORDS), "Recompute activations in backward to save memory; same bits")
         .default("none")
         .to(|s, v| s.train.recompute = v.choice()),
-    set(TRAIN, C::TRAIN, "seed", Int(0), "Seed of everything random").default("42")
+    set(TRAIN, C::TRAIN, "seed", Int(0, u64::MAX), "Seed of everything random").default("42")
         .to(|s, v| s.train.seed = v.int()),
-    set(TRAIN, C::TRAIN, "max_bad_steps", Int(1), "Steps in a row that may have a loss or gradient that is not finite")
+    set(TRAIN, C::TRAIN, "max_bad_steps", Int(1, STEPS), "Steps in a row that may have a loss or gradient that is not finite")
         .default("10")
         .to(|s, v| s.train.max_bad_steps = v.small()),
     // Optimiser
@@ -196,7 +201,7 @@ pub static TABLE: &[Setting] = &[
     set(OPTIM, C::TRAIN, "warmup_ratio", Float(BelowOne), "Share of the steps in which the rate rises to its peak")
         .default("0.03")
         .to(|s, v| s.train.schedule.warmup = Warmup::Ratio(v.float())),
-    set(OPTIM, C::TRAIN, "warmup_steps", Int(0), "Steps in which the rate rises to its peak; instead of warmup_ratio")
+    set(OPTIM, C::TRAIN, "warmup_steps", Int(0, STEPS), "Steps in which the rate rises to its peak; instead of warmup_ratio")
         .unset("warmup_ratio")
         .to(|s, v| s.train.schedule.warmup = v.given().map_or(s.train.schedule.warmup, |n| Warmup::Steps(n.int()))),
     set(OPTIM, C::TRAIN, "warmup_from_zero", Bool, "transformers' warmup, whose first step runs at rate 0")
@@ -231,7 +236,7 @@ pub static TABLE: &[Setting] = &[
         .alias(&["use_peft"])
         .default("true")
         .to(|s, v| s.train.lora = v.bool().then(unwritten_lora)),
-    set(LORA, C::SFT, "lora_r", Int(1), "Rank")
+    set(LORA, C::SFT, "lora_r", Int(1, 65_536), "Rank")
         .default("16")
         .needs("use_lora", &["true"])
         .to(|s, v| lora(s, |l| l.r = v.count())),
@@ -266,16 +271,16 @@ pub static TABLE: &[Setting] = &[
         .alias(&["evaluation_strategy"])
         .unset("steps when eval_steps is given, else epoch")
         .to(|s, v| s.train.eval_every = v.given().map_or(Every::Epoch, Value::choice)),
-    set(EVAL, C::TRAIN, "eval_steps", Int(1), "Steps between evaluations")
+    set(EVAL, C::TRAIN, "eval_steps", Int(1, STEPS), "Steps between evaluations")
         .unset("an evaluation at the end of each epoch")
         .to(|s, v| s.train.eval_every = v.given().map_or(s.train.eval_every, |n| Every::Steps(n.int()))),
     set(EVAL, C::TRAIN, "eval_on_start", Bool, "Evaluate before the first step too")
         .default("false")
         .to(|s, v| s.train.eval_on_start = v.bool()),
-    set(EVAL, C::TRAIN, "per_device_eval_batch_size", Int(1), "Rows of a micro-batch in evaluation; changes speed only")
+    set(EVAL, C::TRAIN, "per_device_eval_batch_size", Int(1, 65_536), "Rows of a micro-batch in evaluation; changes speed only")
         .default("8")
         .to(|s, v| s.train.eval_batch_size = v.count()),
-    set(EVAL, C::TRAIN, "early_stopping_patience", Int(1), "Stop after this many evaluations without a better loss")
+    set(EVAL, C::TRAIN, "early_stopping_patience", Int(1, STEPS), "Stop after this many evaluations without a better loss")
         .unset("no early stopping")
         .to(|s, v| s.train.early_stopping = v.given().map(|n| EarlyStopping { patience: n.small(), threshold: 0.0 })),
     set(EVAL, C::TRAIN, "early_stopping_threshold", Float(NotNegative), "A loss is better when it is lower by more than this")
@@ -289,11 +294,11 @@ pub static TABLE: &[Setting] = &[
     set(GEN, C::SFT, "do_gen_test", Bool, "At the end, answer held-out prompts and print the answers")
         .default("false")
         .to(|s, v| s.train.gen_test = v.bool().then(GenTest::blank)),
-    set(GEN, C::SFT, "num_gen_samples", Int(1), "Prompts to answer")
+    set(GEN, C::SFT, "num_gen_samples", Int(1, 1_000_000), "Prompts to answer")
         .default("5")
         .needs("do_gen_test", &["true"])
         .to(|s, v| gen_test(s, |g| g.num_samples = v.count())),
-    set(GEN, C::SFT, "max_new_tokens", Int(1), "Longest answer in tokens")
+    set(GEN, C::SFT, "max_new_tokens", Int(1, 1 << 26), "Longest answer in tokens")
         .default("64")
         .needs("do_gen_test", &["true"])
         .to(|s, v| gen_test(s, |g| g.max_new_tokens = v.count())),
@@ -316,11 +321,11 @@ pub static TABLE: &[Setting] = &[
     set(OUT, C::TRAIN, "save_strategy", Choice(Every::WORDS), "When to save a checkpoint")
         .default("steps")
         .to(|s, v| s.train.save_every = v.choice()),
-    set(OUT, C::TRAIN, "save_steps", Int(1), "Steps between checkpoints")
+    set(OUT, C::TRAIN, "save_steps", Int(1, STEPS), "Steps between checkpoints")
         .default("500")
         .needs("save_strategy", &["steps"])
         .to(|s, v| { if let Every::Steps(n) = &mut s.train.save_every { *n = v.int() } }),
-    set(OUT, C::TRAIN, "save_total_limit", Int(1), "Checkpoints to keep besides the best")
+    set(OUT, C::TRAIN, "save_total_limit", Int(1, STEPS), "Checkpoints to keep besides the best")
         .unset("all")
         .to(|s, v| s.train.save_total_limit = v.given().map(Value::count)),
     set(OUT, C::TRAIN, "resume_from_checkpoint", Path, "A checkpoint folder, or auto: the newest valid one in output_dir")
@@ -330,7 +335,7 @@ pub static TABLE: &[Setting] = &[
         .unset("nothing")
         .needs("resume_from_checkpoint", &[])
         .to(|s, v| s.train.allow_changed = v.texts()),
-    set(OUT, C::TRAIN, "logging_steps", Int(1), "Steps between log lines").default("1")
+    set(OUT, C::TRAIN, "logging_steps", Int(1, STEPS), "Steps between log lines").default("1")
         .to(|s, v| s.train.logging_steps = v.int()),
     set(OUT, C::TRAIN, "tensorboard", Bool, "Write TensorBoard event files to output_dir/runs")
         .default("true")
@@ -342,7 +347,7 @@ pub static TABLE: &[Setting] = &[
     set(RUN, C::TRAIN, "device", Text, "Device to compute on: auto, cpu, or cuda and the number of a GPU (cuda:1); auto is the CPU so far")
         .default("auto")
         .to(|s, v| s.device = v.text()),
-    set(RUN, C::DATA, "threads", Int(1), "Worker threads").unset("one per core")
+    set(RUN, C::DATA, "threads", Int(1, 4096), "Worker threads").unset("one per core")
         .to(|s, v| s.train.threads = v.given().map(Value::count)),
     set(RUN, C::DATA, "quiet", Bool, "Print less: no tables, no sample rows, no progress bar")
         .default("false")
@@ -409,7 +414,7 @@ mod tests {
     fn odd(s: &Setting) -> Value {
         match s.kind {
             Bool => Value::Bool(true),
-            Int(least) => Value::Int(least + 3),
+            Int(least, _) => Value::Int(least + 3),
             Float(_) => Value::Float(0.75),
             Choice(words) => Value::Text(words[1].into()),
             Text | Path => Value::Text("odd".into()),

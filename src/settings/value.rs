@@ -10,8 +10,8 @@ use crate::words::Words;
 pub enum Kind {
     /// On or off.
     Bool,
-    /// A whole number of at least this.
-    Int(u64),
+    /// A whole number of at least this and at most that.
+    Int(u64, u64),
     /// A number in this range.
     Float(Range),
     /// One of these words.
@@ -70,8 +70,8 @@ impl Kind {
     pub fn expected(self) -> String {
         match self {
             Kind::Bool => "true or false".into(),
-            Kind::Int(0) => "a whole number".into(),
-            Kind::Int(min) => format!("a whole number of at least {min}"),
+            Kind::Int(0, most) => format!("a whole number of at most {most}"),
+            Kind::Int(least, most) => format!("a whole number of at least {least} and at most {most}"),
             Kind::Float(Range::Positive) => "a number above 0".into(),
             Kind::Float(Range::NotNegative) => "a number of 0 or more".into(),
             Kind::Float(Range::BelowOne) => "a number from 0 to below 1".into(),
@@ -93,7 +93,7 @@ impl Kind {
     pub fn placeholder(self) -> &'static str {
         match self {
             Kind::Bool => "BOOL",
-            Kind::Int(_) => "N",
+            Kind::Int(..) => "N",
             Kind::Float(_) => "X",
             Kind::Choice(_) | Kind::Choices(_) => "CHOICE",
             Kind::Text | Kind::Texts | Kind::Repeated => "TEXT",
@@ -118,7 +118,9 @@ impl Kind {
         let number = |w: &str, range: Range| w.parse::<f64>().ok().filter(|&x| range.contains(x)).ok_or(bad(w));
         match self {
             Kind::Bool => one.parse().map(Value::Bool).map_err(|_| bad(one)),
-            Kind::Int(min) => one.parse().ok().filter(|&n| n >= min).map(Value::Int).ok_or(bad(one)),
+            Kind::Int(least, most) => {
+                one.parse().ok().filter(|n| (least..=most).contains(n)).map(Value::Int).ok_or(bad(one))
+            }
             Kind::Float(range) => number(one, range).map(Value::Float),
             Kind::Choice(allowed) => match allowed.iter().find(|&&a| a == one) {
                 Some(word) => Ok(Value::Text(word.to_string())),
@@ -163,10 +165,11 @@ impl Kind {
         match (self, json) {
             (Kind::Bool, J::Bool(b)) => Ok(Value::Bool(*b)),
             // 3.0 is a whole number: tools that write floats everywhere mean it.
-            (Kind::Int(min), J::Number(n)) => {
-                let whole =
-                    n.as_u64().or_else(|| n.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
-                whole.filter(|&n| n >= min).map(Value::Int).ok_or_else(bad)
+            (Kind::Int(least, most), J::Number(n)) => {
+                // A float of 2^64 or more is not the number that was written.
+                let fits = |x: &f64| x.fract() == 0.0 && (0.0..18_446_744_073_709_551_616.0).contains(x);
+                let whole = n.as_u64().or_else(|| n.as_f64().filter(fits).map(|x| x as u64));
+                whole.filter(|n| (least..=most).contains(n)).map(Value::Int).ok_or_else(bad)
             }
             (Kind::Float(range), J::Number(n)) => {
                 n.as_f64().filter(|&x| range.contains(x)).map(Value::Float).ok_or_else(bad)
@@ -339,8 +342,8 @@ mod tests {
         let same = |kind: Kind, words: &[&str], json: serde_json::Value| {
             assert_eq!(kind.parse(words).unwrap(), kind.from_json(&json).unwrap(), "{kind:?}");
         };
-        same(Kind::Int(1), &["16"], json!(16));
-        same(Kind::Int(1), &["16"], json!(16.0));
+        same(Kind::Int(1, 16), &["16"], json!(16));
+        same(Kind::Int(1, 16), &["16"], json!(16.0));
         same(Kind::Float(Range::Positive), &["2e-4"], json!(0.0002));
         same(Kind::Texts, &["q,v"], json!(["q", "v"]));
         same(Kind::Weights, &["0.4", "0.6"], json!([0.4, 0.6]));
@@ -350,11 +353,18 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_shown() {
-        assert_eq!(Kind::Int(1).parse(&["0"]), Err("\"0\"".into()));
+        assert_eq!(Kind::Int(1, 9).parse(&["0"]), Err("\"0\"".into()));
+        assert_eq!(Kind::Int(1, 9).parse(&["10"]), Err("\"10\"".into()));
+        assert_eq!(Kind::Int(0, u64::MAX).parse(&["18446744073709551615"]), Ok(Value::Int(u64::MAX)));
+        assert!(Kind::Int(0, u64::MAX).parse(&["18446744073709551616"]).is_err());
+        for large in ["99999999999999999999", "18446744073709551616", "1e30"] {
+            let json = serde_json::from_str(large).unwrap();
+            assert!(Kind::Int(0, u64::MAX).from_json(&json).is_err(), "{large}");
+        }
         assert_eq!(Kind::Weights.parse(&["0.5", "nan"]), Err("\"nan\"".into()));
         assert_eq!(Kind::Weights.parse(&["0.5", "-0.1"]), Err("\"-0.1\"".into()));
         assert_eq!(Kind::Bool.from_json(&json!("yes")), Err("the text \"yes\"".into()));
-        assert_eq!(Kind::Int(1).from_json(&json!(-3)), Err("the number -3".into()));
+        assert_eq!(Kind::Int(1, 9).from_json(&json!(-3)), Err("the number -3".into()));
         assert_eq!(Kind::Weights.from_json(&json!([1, "x"])), Err("the list [1,\"x\"]".into()));
         assert_eq!(Kind::Float(Range::BelowOne).from_json(&json!(1)), Err("the number 1".into()));
     }

@@ -293,7 +293,7 @@ fn what_needs_validation_rows_says_that_there_are_none() {
     );
     assert!(!w.path("out/adapter_model.safetensors").exists());
     w.write("one.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n");
-    let flags = ["--dataset_paths", "one.jsonl", "--do_gen_test", "--load_best_model_at_end", "true", "--lora_r", "2"];
+    let flags = ["--dataset_paths", "one.jsonl", "--do_gen_test", "--load_best_model_at_end", "--lora_r", "2"];
     let outcome = sft(&w, &flags);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     for name in ["do_gen_test", "load_best_model_at_end"] {
@@ -323,4 +323,136 @@ fn what_needs_validation_rows_says_that_there_are_none() {
         check.stdout
     );
     assert!(check.stdout.contains("warning [no-effect] eval_steps: eval_steps has no effect"), "{}", check.stdout);
+}
+
+#[test]
+fn whole_numbers_have_a_largest_value() {
+    let w = good();
+    for flag in [
+        "--gradient_accumulation_steps",
+        "--per_device_train_batch_size",
+        "--per_device_eval_batch_size",
+        "--lora_r",
+        "--pad_vocab_to",
+        "--save_total_limit",
+        "--max_steps",
+        "--num_train_epochs",
+        "--threads",
+        "--max_seq_len",
+        "--epoch_samples",
+        "--warmup_steps",
+    ] {
+        for number in ["2305843009213693952", "18446744073709551615", "99999999999999999999"] {
+            fails(
+                &sft(&w, &[flag, number]),
+                2,
+                &[&flag.replace('_', "-"), "and at most ".trim_start_matches("and "), number],
+            );
+        }
+    }
+    fails(&sft(&w, &["--threads", "5000"]), 2, &["at most 4096"]);
+    w.write("c.json", "{\"seed\": 99999999999999999999}");
+    fails(&sft(&w, &["--config_path", "c.json"]), 2, &["seed", "at most 18446744073709551615", "99999999999999999999"]);
+    // Commands without a configuration file, and the largest values themselves.
+    for words in [["eval", "--batch_size"], ["eval", "--max_eval_samples"], ["generate", "--max_new_tokens"]] {
+        let outcome = w.run(&[words[0], "--model_path", "model", words[1], "99999999999999999999"]);
+        assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("at most"), "{}", outcome.stderr);
+    }
+    let check = [
+        "check",
+        "--model_path",
+        "model",
+        "--tokenizer_path",
+        "spm.model",
+        "--output_dir",
+        "out",
+        "--dataset_paths",
+        "rows.jsonl",
+        "--gradient_accumulation_steps",
+        "65536",
+        "--per_device_train_batch_size",
+        "65536",
+        "--per_device_eval_batch_size",
+        "65536",
+        "--lora_r",
+        "65536",
+        "--pad_vocab_to",
+        "67108864",
+        "--save_total_limit",
+        "1000000000",
+        "--num_train_epochs",
+        "100000",
+        "--early_stopping_patience",
+        "1000000000",
+        "--save_steps",
+        "1000000000",
+        "--seed",
+        "18446744073709551615",
+    ];
+    let outcome = w.run(&check);
+    assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+    assert_eq!(outcome.code, Some(1), "it does not fit into memory: {}", outcome.stdout);
+}
+
+#[test]
+fn control_characters_of_data_never_reach_the_terminal() {
+    let w = good();
+    let hostile = "{\"prompt\": \"\\u001b[2Kq\\u0007\", \"response\": \"a\\rb\\u009b\\u202e\", \"\\u001bkey\": 1}\n";
+    w.write("rows.jsonl", hostile.repeat(4) + "{\"prompt\": \"a\\u001b\", \"response\": 5, \"\\u001b\": 1}\n");
+    let clean = |outcome: &Outcome, part: &str| {
+        for text in [&outcome.stdout, &outcome.stderr] {
+            let bad = text.chars().find(|c| c.is_control() && !['\n', '\t'].contains(c) || *c == '\u{202e}');
+            assert!(bad.is_none(), "{bad:?} in {text}");
+        }
+        assert!(
+            outcome.stdout.contains(part) || outcome.stderr.contains(part),
+            "{part} is not in {}{}",
+            outcome.stdout,
+            outcome.stderr
+        );
+    };
+    let data = ["--tokenizer_path", "spm.model", "--dataset_paths", "rows.jsonl"];
+    let with = |words: &[&str]| w.run(&[words, &data].concat());
+    let bad = "\\u001b";
+    clean(&with(&["check", "--model_path", "model", "--output_dir", "out", "--preview", "3"]), bad);
+    clean(&with(&["sft", "--model_path", "model", "--output_dir", "out", "--max_steps", "1"]), bad);
+    let skip =
+        ["sft", "--model_path", "model", "--output_dir", "out", "--max_steps", "1", "--skip_bad_rows", "--do_gen_test"];
+    clean(&with(&skip), "\\u001b[2Kq\\u0007");
+    clean(&with(&["inspect", "rows", "--skip_bad_rows"]), bad);
+    clean(&with(&["inspect", "packs", "--skip_bad_rows"]), bad);
+    w.write("good.jsonl", hostile);
+    clean(&w.run(&["inspect", "file", "good.jsonl"]), bad);
+    let json = w.run(&[
+        "inspect",
+        "rows",
+        "--tokenizer_path",
+        "spm.model",
+        "--dataset_paths",
+        "good.jsonl",
+        "--val_fraction",
+        "0",
+        "--json",
+    ]);
+    assert!(json.stdout.contains("\u{9b}"), "JSON stays as it is: {}", json.stdout);
+}
+
+#[test]
+fn a_pipe_as_data_set_is_refused_at_once() {
+    let w = good();
+    let sft = "--model_path model --tokenizer_path spm.model --output_dir out --max_steps 1";
+    let eval = "--model_path model --tokenizer_path spm.model";
+    for line in [
+        format!("mkfifo p; timeout 20 ringtune sft {sft} --dataset_paths rows.jsonl p"),
+        format!("cat rows.jsonl | timeout 20 ringtune sft {sft} --dataset_paths /dev/stdin"),
+        format!("cat rows.jsonl | timeout 20 ringtune eval {eval} --dataset_paths /dev/stdin"),
+        "timeout 20 ringtune pack --tokenizer_path spm.model --dataset_paths p --output x.tok".to_string(),
+        "timeout 20 ringtune inspect file p".to_string(),
+        "mkfifo p.bin; timeout 20 ringtune pretrain --model_config tiny --tokenizer_path spm.model --dataset_paths p.bin --output_dir out".to_string(),
+        "mkfifo p.tok; timeout 20 ringtune pretrain --model_config tiny --tokenizer_path spm.model --dataset_paths p.tok --output_dir out".to_string(),
+    ] {
+        let outcome = w.shell(&line);
+        fails(&outcome, 1, &["expected a file that can be read again, found a pipe; write what it gives to a file"]);
+    }
 }
