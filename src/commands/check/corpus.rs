@@ -12,7 +12,7 @@ use crate::data::mix::WeightUnit;
 use crate::data::sft::{SftData, describe, unread_keys};
 use crate::data::tokenizer::Newline;
 use crate::data::train_set::{PieceSet, Tokens};
-use crate::text::{grouped, table};
+use crate::text::{grouped, table, visible};
 use crate::words::Words;
 
 /// Below this share of supervised tokens most of the arithmetic is spent on context.
@@ -127,7 +127,7 @@ fn rows(check: &mut Check, start: &Start, data: &SftData) {
         }
         if let Tokens::File(f) = pieces.tokens.as_ref() {
             let unread = unread_keys(f.meta()).into_iter().filter(|(line, _)| line.is_none());
-            notes.extend(unread.map(|(_, what)| format!("  {}: {what}\n", set.name)));
+            notes.extend(unread.map(|(_, what)| format!("  {}: {}\n", visible(&set.name), visible(&what))));
         }
     }
     check.section("data", table(&lines) + &notes.concat(), json!({"sets": facts}));
