@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::jobs::{PretrainJob, SftJob};
-use super::open::{self, DEFAULT_SEQ_LEN};
+use super::open::{self, DEFAULT_SEQ_LEN, TemplateArgs};
 use crate::data::cache;
 use crate::data::jsonl::{BadRows, RowOptions};
 use crate::data::pretrain::PretrainDataSpec;
@@ -33,9 +33,8 @@ pub fn tokenizer(resolved: &Resolved) -> Result<Tokenizer> {
 /// # Errors
 /// As [`open::template`].
 pub fn template(settings: &Settings, tokenizer: &mut Tokenizer) -> Result<Template> {
-    let s = &settings.model;
-    let name = s.template.as_deref().expect("the setting has a default");
-    open::template(name, s.supervise_turn_newline, tokenizer)
+    let folders: Vec<&Path> = settings.model.path.as_deref().into_iter().collect();
+    open::template(&TemplateArgs::of(settings)?, &folders, "chatml", tokenizer)
 }
 
 /// Longest row in tokens: see [`open::row_length`]; without a model the setting counts alone.
@@ -135,8 +134,7 @@ pub fn sft_job(resolved: &Resolved) -> Result<SftJob> {
         model_path,
         tokenizer_path: s.model.tokenizer.clone(),
         special_ids: SpecialIds::parse(&s.model.special_ids)?,
-        prompt_template: s.model.template.clone().expect("the setting has a default"),
-        supervise_turn_newline: s.model.supervise_turn_newline,
+        template: TemplateArgs::of(s)?,
         pad_vocab_to: s.model.pad_vocab_to,
         device: s.device.clone(),
         output_dir,

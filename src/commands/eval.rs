@@ -16,7 +16,7 @@ use crate::data::encode::Overflow;
 use crate::data::jsonl::{BadRows, RowOptions};
 use crate::data::progress::Progress;
 use crate::data::sft::{RowSpec, load_sets};
-use crate::data::template::Template;
+use crate::data::template::{Template, Unmarked};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_set::PieceSet;
 use crate::error::{Error, Result};
@@ -59,7 +59,7 @@ impl EvalArgs {
             return Err(Error::usage("--gen-only with --num-gen-samples 0 does nothing"));
         }
         Ok(Self {
-            model: ModelArgs::of(s)?,
+            model: ModelArgs::of(s, if s.eval.gen_only { Unmarked::Whole } else { Unmarked::Turns })?,
             dataset_paths: s.data.paths.clone(),
             max_eval_samples: s.eval.max_samples,
             batch_size: s.train.eval_batch_size,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::open::TemplateArgs;
 use crate::data::pretrain::PretrainDataSpec;
 use crate::data::sft::SftDataSpec;
 use crate::data::tokenizer::SpecialIds;
@@ -16,10 +17,8 @@ pub struct SftJob {
     pub tokenizer_path: Option<PathBuf>,
     /// Ids the tokenizer has to have.
     pub special_ids: SpecialIds,
-    /// Name of a template or path of a Jinja file.
-    pub prompt_template: String,
-    /// Train the newline after a turn too.
-    pub supervise_turn_newline: bool,
+    /// Which template, and how it is used.
+    pub template: TemplateArgs,
     /// Rows that embedding and head are padded to.
     pub pad_vocab_to: Option<usize>,
     /// Data sets; `row.max_seq_len` is set from the settings and the model.

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::open;
+use super::open::{self, TemplateArgs};
 use super::start::plan_resize;
 use crate::backend::Backend;
-use crate::data::template::{Template, TemplateOptions};
+use crate::data::template::{Template, Unmarked};
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
 use crate::hf::device::{load_adapter, load_params};
@@ -21,9 +21,6 @@ use crate::tensor::DType;
 use crate::train::outputs::MERGED;
 use crate::{bail, ensure, say};
 
-/// Name of the template in a model folder.
-const CHAT_TEMPLATE: &str = "chat_template.jinja";
-
 /// Which model, tokenizer and template a command was told.
 #[derive(Clone, Debug)]
 pub(super) struct ModelArgs {
@@ -32,26 +29,26 @@ pub(super) struct ModelArgs {
     pub no_lora: bool,
     pub tokenizer_path: Option<PathBuf>,
     pub special_ids: SpecialIds,
-    pub prompt_template: Option<String>,
+    pub template: TemplateArgs,
     /// The template where none is named and none is saved with the model.
     pub default_template: &'static str,
-    pub supervise_turn_newline: bool,
     pub dtype: DType,
     pub seed: u64,
     pub quiet: bool,
 }
 
 impl ModelArgs {
-    pub fn of(s: &Settings) -> Result<Self> {
+    /// `unmarked`: what a template without generation marks is used for.
+    pub fn of(s: &Settings, unmarked: Unmarked) -> Result<Self> {
         Ok(Self {
             model_path: s.model.path.clone().expect("clap requires it"),
             base_model: s.model.base.clone(),
             no_lora: s.model.no_lora,
             tokenizer_path: s.model.tokenizer.clone(),
             special_ids: SpecialIds::parse(&s.model.special_ids)?,
-            prompt_template: s.model.template.clone(),
+            // Where no loss is counted, nothing has to be masked.
+            template: TemplateArgs { unmarked, ..TemplateArgs::of(s)? },
             default_template: "chatml",
-            supervise_turn_newline: s.model.supervise_turn_newline,
             dtype: s.train.dtype,
             seed: s.train.seed,
             quiet: s.train.quiet,
@@ -122,7 +119,8 @@ impl ModelFolder {
     pub fn open_all(args: &ModelArgs) -> Result<(Self, Tokenizer, Template)> {
         let folder = Self::open(&args.model_path, args.base_model.as_deref(), args.no_lora)?;
         let mut tokenizer = folder.tokenizer(args)?;
-        let template = folder.template(args, &mut tokenizer)?;
+        let folders = [folder.dir.as_path(), folder.files.dir()];
+        let template = open::template(&args.template, &folders, args.default_template, &mut tokenizer)?;
         Ok((folder, tokenizer, template))
     }
 
@@ -130,30 +128,6 @@ impl ModelFolder {
     fn tokenizer(&self, args: &ModelArgs) -> Result<Tokenizer> {
         let folders = [self.dir.as_path(), self.files.dir()];
         open::tokenizer(args.tokenizer_path.as_deref(), &folders, args.special_ids)
-    }
-
-    /// The template named, or the one saved with the model, or the default; with the tokens it needs.
-    fn template(&self, args: &ModelArgs, tokenizer: &mut Tokenizer) -> Result<Template> {
-        let options = || TemplateOptions {
-            supervise_turn_newline: args.supervise_turn_newline,
-            names: tokenizer.control_names(),
-        };
-        let saved = self.dir.join(CHAT_TEMPLATE);
-        let template = match &args.prompt_template {
-            Some(name) => Template::load(name, options())?,
-            None if saved.is_file() => load_saved(&saved, &options())?,
-            None => {
-                let unread = tokenizer.config().is_some_and(|c| !c["chat_template"].is_null());
-                if unread && args.default_template == "chatml" {
-                    say::warning(&format!(
-                        "{}: the chat template in tokenizer_config.json is not read; ChatML is used unless --prompt-template names another",
-                        self.dir.display()
-                    ));
-                }
-                Template::load(args.default_template, options())?
-            }
-        };
-        Ok(open::with_tokens(template, tokenizer))
     }
 
     /// Loads the weights. Rows for tokens that the model does not know are made as `sft` makes them before its first step.
@@ -202,23 +176,4 @@ fn hint_inside(e: Error, dir: &Path) -> Error {
         true => e,
         false => Error::new(format!("{e}; did you mean {}?", found.join(" or "))),
     }
-}
-
-/// The template of a `chat_template.jinja`: the built-in one where it is its text, else the file.
-fn load_saved(path: &Path, options: &TemplateOptions) -> Result<Template> {
-    let text = crate::files::read_text(path, 4 << 20)?;
-    for newline in [false, true] {
-        for name in Template::NAMES {
-            let options = TemplateOptions { supervise_turn_newline: newline, ..options.clone() };
-            // An option that a template does not have is an error there, and no candidate here.
-            if let Ok(template) = Template::load(name, options)
-                && template.jinja_source() == text
-            {
-                return Ok(template);
-            }
-        }
-    }
-    let name = path.display().to_string();
-    Template::load(&name, options.clone())
-        .map_err(|e| Error::new(format!("{e}; name the template the model was trained with by --prompt-template")))
 }

@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use crate::bail;
-use crate::data::template::{Template, TemplateOptions};
+use crate::data::template::{Date, Template, TemplateOptions, Unmarked};
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
+use crate::hf::tokenizer_files::read_chat_template;
+use crate::settings::Settings;
 
 /// Longest row where neither the user nor the model asks for less.
 pub const DEFAULT_SEQ_LEN: usize = 1024;
@@ -25,22 +27,95 @@ pub fn tokenizer(given: Option<&Path>, folders: &[&Path], special: SpecialIds) -
     }
 }
 
-/// The template of a name or file, with the tokenizer's names of BOS and EOS; ChatML's tokens are added to a tokenizer that lacks
-/// them.
-///
-/// # Errors
-/// If the template is unknown or does not parse.
-pub fn template(name: &str, supervise_turn_newline: bool, tokenizer: &mut Tokenizer) -> Result<Template> {
-    let options = TemplateOptions { supervise_turn_newline, names: tokenizer.control_names() };
-    Ok(with_tokens(Template::load(name, options)?, tokenizer))
+/// Which template a command was told, and how it is used.
+#[derive(Clone, Debug, Default)]
+pub struct TemplateArgs {
+    /// Its name or the path of a Jinja file, or `model`; `None`: the model's own where it has one.
+    pub name: Option<String>,
+    /// Train the newline after a turn too.
+    pub supervise_turn_newline: bool,
+    /// The day that a template may ask for.
+    pub date: Option<Date>,
+    /// What is trained where a named file has no generation marks.
+    pub unmarked: Unmarked,
 }
 
-/// The template, the tokens that it needs added to the tokenizer.
-pub fn with_tokens(template: Template, tokenizer: &mut Tokenizer) -> Template {
+/// The name of the template that lies with the model.
+pub const OWN: &str = "model";
+
+impl TemplateArgs {
+    /// What the settings say; in training a Jinja file needs marks.
+    ///
+    /// # Errors
+    /// A usage error if the day is none.
+    pub fn of(s: &Settings) -> Result<Self> {
+        let date = s.model.template_date.as_deref().map(Date::parse).transpose()?;
+        let (name, unmarked) = (s.model.template.clone(), Unmarked::Refuse);
+        Ok(Self { name, supervise_turn_newline: s.model.supervise_turn_newline, date, unmarked })
+    }
+
+    fn options(&self, tokenizer: &Tokenizer) -> TemplateOptions {
+        let Self { supervise_turn_newline, date, unmarked, .. } = *self;
+        TemplateOptions { supervise_turn_newline, names: tokenizer.control_names(), date, unmarked, of_model: false }
+    }
+}
+
+/// The template asked for, or `default`, with the tokenizer's names of control tokens; ChatML's tokens are added to a tokenizer
+/// that lacks them. The model's own is looked for in `folders` and beside the tokenizer.
+///
+/// # Errors
+/// If the template is unknown, is not there or does not parse.
+pub fn template(args: &TemplateArgs, folders: &[&Path], default: &str, tokenizer: &mut Tokenizer) -> Result<Template> {
+    let own = match args.name.as_deref() {
+        None | Some(OWN) => own_template(args, folders, tokenizer)?,
+        Some(_) => None,
+    };
+    let template = match (own, args.name.as_deref()) {
+        (Some(own), _) => own,
+        (None, Some(OWN)) => {
+            let places: Vec<String> = folders.iter().map(|d| d.display().to_string()).collect();
+            return Err(Error::usage(format!(
+                "prompt_template model: no chat template in {}, neither chat_template.jinja nor in tokenizer_config.json; name one",
+                places.join(" or ")
+            )));
+        }
+        (None, name) => Template::load(name.unwrap_or(default), args.options(tokenizer))?,
+    };
     if template.needs_chatml() {
         tokenizer.add_chatml();
     }
-    template
+    tokenizer.reserve(&template.tokens());
+    Ok(template)
+}
+
+/// The template that lies with a model: the built-in one where it has its text, else as transformers reads it, masked turn by
+/// turn where it has no marks.
+///
+/// # Errors
+/// If it is there but cannot be used.
+pub fn own_template(args: &TemplateArgs, folders: &[&Path], tokenizer: &Tokenizer) -> Result<Option<Template>> {
+    let beside = Path::new(tokenizer.name()).parent();
+    let mut found = None;
+    for dir in folders.iter().copied().chain(beside) {
+        found = found.or(read_chat_template(dir)?);
+    }
+    let Some((place, source)) = found else { return Ok(None) };
+    let options = args.options(tokenizer);
+    for newline in [false, true] {
+        for name in Template::NAMES {
+            let options = TemplateOptions { supervise_turn_newline: newline, ..options.clone() };
+            // An option that a template does not have is an error there, and no candidate here.
+            if let Ok(template) = Template::load(name, options)
+                && template.jinja_source() == source
+            {
+                return Ok(Some(template));
+            }
+        }
+    }
+    let unmarked = if args.unmarked == Unmarked::Whole { Unmarked::Whole } else { Unmarked::Turns };
+    let options = TemplateOptions { unmarked, of_model: true, ..options };
+    let loaded = Template::from_jinja("chat_template", &source, options);
+    loaded.map(Some).map_err(|e| e.context(format!("{}", place.display())))
 }
 
 /// Rows as long as asked for, or as a model of `most` positions allows.

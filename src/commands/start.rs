@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::jobs::{PretrainJob, SftJob};
-use super::open;
+use super::open::{self, TemplateArgs};
 use crate::checkpoint::manifest::hash_file;
 use crate::checkpoint::state::Fingerprints;
 use crate::data::pretrain::{self, PretrainDataSpec};
@@ -160,8 +160,12 @@ pub fn of_sft(guide: &mut impl Guide, job: &SftJob, lora: Option<LoraSpec>) -> R
     let opened = open::tokenizer(job.tokenizer_path.as_deref(), &[&job.model_path], job.special_ids);
     start.tokenizer = guide.step("tokenizer", &place, opened)?;
     if let Some(t) = &mut start.tokenizer {
-        let opened = open::template(&job.prompt_template, job.supervise_turn_newline, t);
-        start.template = guide.step("template", &job.prompt_template, opened)?;
+        let name = job.template.name.clone().unwrap_or_default();
+        let opened = open::template(&job.template, &[&job.model_path], "chatml", t);
+        start.template = guide.step("template", &name, opened)?;
+        if let Some(warning) = start.template.as_ref().and_then(|template| other_template(job, t, template)) {
+            guide.warning("template", &job.model_path.display().to_string(), &warning);
+        }
     }
     guide.opened_tokenizer(&start);
     if let (Some(base), Some(t), Some(template)) = (&start.base, &start.tokenizer, &start.template)
@@ -210,6 +214,21 @@ fn validation(guide: &mut impl Guide, start: &Start, resolved: &[ResolvedSetting
         guide.warning("no-effect", &r.name, &format!("{} has no effect: no row is held out: {why}", r.name));
     }
     Ok(())
+}
+
+/// What to say where the model has a chat template and another one is trained with.
+fn other_template(job: &SftJob, tokenizer: &Tokenizer, template: &Template) -> Option<String> {
+    let asked = TemplateArgs { date: None, supervise_turn_newline: false, ..job.template.clone() };
+    let why = match open::own_template(&asked, &[&job.model_path], tokenizer) {
+        Ok(Some(own)) if !own.prints_as(template) => String::new(),
+        Ok(_) => return None,
+        Err(e) => format!(" ({e})"),
+    };
+    Some(format!(
+        "{}: the model has a chat template of its own{why}, but {} is trained with; --prompt-template model takes the model's",
+        job.model_path.display(),
+        template.name()
+    ))
 }
 
 /// A model as the training has it, how its vocabulary grew, and its new rows: the first and their number.

@@ -40,19 +40,43 @@ impl Encoded {
 pub fn encode_rendered(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Encoded> {
     let mut out = Encoded::default();
     let is_control = |s: &Segment| matches!(s.part, Part::Control(_));
+    let strips = |s: Option<&Segment>| match s.map(|s| &s.part) {
+        Some(&Part::Control(token)) => tokenizer.control(token).map_or([false; 2], |id| tokenizer.strips(id)),
+        _ => [false; 2],
+    };
+    let mut at = 0;
     for stretch in rendered.segments.chunk_by(|a, b| !is_control(a) && !is_control(b)) {
+        at += stretch.len();
         if let Part::Control(token) = stretch[0].part {
             // A vocabulary without a begin token begins with nothing.
             if token != Control::Bos || tokenizer.special().bos.is_some() {
                 out.push(tokenizer.control(token)?, stretch[0].supervised);
             }
         } else if matches!(tokenizer.newline(), Newline::Kept(_)) {
-            encode_stretch(tokenizer, stretch.iter().map(|s| (text_of(s), s.supervised)), &mut out)?;
+            let mut parts: Vec<(&str, bool)> = stretch.iter().map(|s| (text_of(s), s.supervised)).collect();
+            // White space that belongs to the tokens around the text.
+            if strips((at - stretch.len()).checked_sub(1).map(|i| &rendered.segments[i]))[1] {
+                strip(parts.iter_mut(), str::trim_start);
+            }
+            if strips(rendered.segments.get(at))[0] {
+                strip(parts.iter_mut().rev(), str::trim_end);
+            }
+            encode_stretch(tokenizer, parts.into_iter(), &mut out)?;
         } else {
             encode_between_newlines(tokenizer, stretch, &mut out)?;
         }
     }
     Ok(out)
+}
+
+/// Takes white space from one end of texts that follow each other.
+fn strip<'a: 'b, 'b>(parts: impl Iterator<Item = &'b mut (&'a str, bool)>, trim: fn(&'a str) -> &'a str) {
+    for (text, _) in parts {
+        *text = trim(text);
+        if !text.is_empty() {
+            break;
+        }
+    }
 }
 
 fn text_of(segment: &Segment) -> &str {
@@ -122,8 +146,10 @@ pub fn encode_prompt(tokenizer: &Tokenizer, template: &Template, messages: &[Mes
 /// # Errors
 /// As [`Tokenizer::control`].
 pub fn stop_ids(tokenizer: &Tokenizer, template: &Template) -> Result<Vec<u32>> {
-    let mut ids: Vec<u32> = template.stop_controls().iter().map(|&c| tokenizer.control(c)).collect::<Result<_>>()?;
-    for &id in tokenizer.more_stops() {
+    let closing: Vec<u32> =
+        template.stop_controls().into_iter().map(|c| tokenizer.control(c)).collect::<Result<_>>()?;
+    let mut ids = Vec::new();
+    for &id in closing.iter().chain(tokenizer.more_stops()) {
         if !ids.contains(&id) {
             ids.push(id);
         }

@@ -186,7 +186,7 @@ pub fn tokens_of(
         "form": if is_jsonl { "jsonl" } else { "text" },
         "special_ids": [s.pad, s.unk, s.bos, s.eos],
         "added_tokens": tokenizer.added(),
-        "encoding": 1,
+        "encoding": 2,
     });
     let data = blake3::hash(&bytes).to_hex().to_string();
     let key = cache::key(&[data.as_bytes(), tokenizer.hash().as_bytes(), settings.to_string().as_bytes()]);

@@ -363,7 +363,8 @@ fn settings(row: &RowSpec, tokenizer: &Tokenizer, template: &Template) -> serde_
         "skip_bad_rows": row.rows.bad_rows == BadRows::Skip,
         "special_ids": [s.pad, s.unk, s.bos, s.eos],
         "added_tokens": tokenizer.added(),
-        "encoding": 1,
+        // Special tokens that a template spells are one id each.
+        "encoding": 2,
         // Files of builds that did not look for what the rows show are made again.
         "findings": 2,
         "prompt_hash": "context",
@@ -403,7 +404,7 @@ fn encode_file(
     let mut docs = Vec::with_capacity(file.rows.len());
     meta.bad = file.bad.into_iter().map(|b| (b.line, b.what)).collect();
     let mut findings = Findings::default();
-    let unk = tokenizer.special().unk;
+    let unk = tokenizer.unknown();
     for (row, outcome) in file.rows.iter().zip(outcomes) {
         if let Ok((outcome, lost)) = &outcome {
             findings.add(row.line, outcome, *lost, unk);
@@ -461,7 +462,7 @@ impl Findings {
         if lost.blanks {
             Self::count(&mut self.blanks_lost, line);
         }
-        if encoded.zip(unk).is_some_and(|(e, unk)| e.tokens.contains(&unk)) {
+        if lost.characters || encoded.zip(unk).is_some_and(|(e, unk)| e.tokens.contains(&unk)) {
             Self::count(&mut self.unknown, line);
         }
     }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use crate::data::encode::stop_ids;
 use crate::data::template::{Control, Template};
 use crate::data::tokenizer::{Format, Tokenizer, with_control_tokens};
 use crate::error::Result;
@@ -18,6 +19,8 @@ pub struct Companions {
     /// The template in Jinja; `None` in pretraining.
     template: Option<String>,
     chatml: bool,
+    /// Ids besides EOS that end an answer.
+    stops: Vec<u32>,
     max_length: usize,
     /// `tokenizer.json`, made at the first write; `None` in it: the model has no counterpart in that format.
     exported: Arc<OnceLock<Option<Vec<u8>>>>,
@@ -27,8 +30,11 @@ impl Companions {
     /// For a model of at most `max_length` tokens; `template` is `None` in pretraining.
     pub fn new(tokenizer: Arc<Tokenizer>, template: Option<&Template>, max_length: usize) -> Self {
         let chatml = template.is_some_and(Template::needs_chatml);
+        // A tokenizer without ChatML's tokens has no way to end with them.
+        let stops = template.and_then(|t| stop_ids(&tokenizer, t).ok());
+        let stops = stops.unwrap_or_else(|| tokenizer.more_stops().to_vec());
         let template = template.map(Template::jinja_source);
-        Self { tokenizer, template, chatml, max_length, exported: Arc::default() }
+        Self { tokenizer, template, chatml, stops, max_length, exported: Arc::default() }
     }
 
     /// Writes tokenizer.model, tokenizer.json, tokenizer_config.json, generation_config.json and the others into `dir`.
@@ -45,7 +51,7 @@ impl Companions {
         };
         let first_added = t.pieces().len() as u32;
         let added = (first_added..).zip(t.added()).map(|(id, text)| SpecialToken { text: text.clone(), id });
-        let files = TokenizerFiles {
+        let mut files = TokenizerFiles {
             vocabulary: match t.format() {
                 Format::SentencePiece => Vocabulary::SentencePiece(t.bytes()),
                 Format::Json => Vocabulary::Json(t.config()),
@@ -54,23 +60,25 @@ impl Companions {
             eos: token(ids.eos),
             unk: ids.unk.map(token),
             pad: ids.pad.map(token),
-            more_stops: t.more_stops().to_vec(),
+            more_stops: self.stops.clone(),
             chatml,
             added: added.collect(),
             add_bos: !self.chatml,
+            with_json: true,
             max_length: self.max_length,
             chat_template: self.template.as_deref(),
         };
-        files.write(dir)?;
         let export = || {
-            let control: Vec<ControlToken> =
-                files.chatml.iter().flatten().map(|t| ControlToken { text: t.text.clone(), id: t.id }).collect();
+            let template = files.chatml.iter().flatten().cloned().chain(t.reserved().iter().map(|&id| token(id)));
+            let control = template.chain(files.added.iter().cloned());
             let made = match t.format() {
-                Format::SentencePiece => tokenizer_json(t.bytes(), &control).map(|v| v.to_string().into_bytes()),
+                Format::SentencePiece => {
+                    let control: Vec<ControlToken> = control.map(|t| ControlToken { text: t.text, id: t.id }).collect();
+                    tokenizer_json(t.bytes(), &control).map(|v| v.to_string().into_bytes())
+                }
                 Format::Json => {
-                    let ends = [files.bos.as_ref(), Some(&files.eos)].into_iter().flatten();
-                    let tokens = ends.chain(files.chatml.iter().flatten());
-                    let tokens: Vec<(String, u32)> = tokens.map(|t| (t.text.clone(), t.id)).collect();
+                    let ends = [files.bos.as_ref(), Some(&files.eos)].into_iter().flatten().cloned();
+                    let tokens: Vec<(String, u32)> = ends.chain(control).map(|t| (t.text, t.id)).collect();
                     with_control_tokens(t.name(), t.bytes(), &tokens)
                 }
             };
@@ -82,7 +90,10 @@ impl Companions {
                 }
             }
         };
-        match self.exported.get_or_init(export) {
+        let exported = self.exported.get_or_init(export);
+        files.with_json = exported.is_some();
+        files.write(dir)?;
+        match exported {
             Some(bytes) => write_bytes(&dir.join("tokenizer.json"), bytes),
             None => Ok(()),
         }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::ensure;
 use crate::error::Result;
-use crate::files::{At, create_dir_all, write_bytes, write_json};
+use crate::files::{At, create_dir_all, read_text, write_bytes, write_json};
 
 /// A special token: its text and id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct TokenizerFiles<'a> {
     pub added: Vec<SpecialToken>,
     /// Whether a text begins with bos (every template but ChatML).
     pub add_bos: bool,
+    /// Whether `tokenizer.json` is written too: the class is then one that takes it as it is.
+    pub with_json: bool,
     /// Longest sequence of the model.
     pub max_length: usize,
     /// The template in Jinja, for `chat_template.jinja`.
@@ -143,16 +145,15 @@ impl TokenizerFiles<'_> {
 
     /// What tokenizer_config.json says before special tokens and template, and its table of added tokens.
     fn base_config(&self) -> (Value, Map<String, Value>) {
+        // transformers 5 builds the tokenizers of other classes anew from vocabulary and merges, with other ids for some texts.
+        let class = if self.with_json { "PreTrainedTokenizerFast" } else { "LlamaTokenizer" };
         if let Vocabulary::Json(from) = self.vocabulary {
             let mut v = from.cloned().unwrap_or_else(|| json!({}));
             let decoder = match v["added_tokens_decoder"].take() {
                 Value::Object(map) => map,
                 _ => Map::new(),
             };
-            if !v["tokenizer_class"].is_string() {
-                // The class that takes tokenizer.json as it is.
-                v["tokenizer_class"] = json!("PreTrainedTokenizerFast");
-            }
+            v["tokenizer_class"] = json!(class);
             v["clean_up_tokenization_spaces"] = json!(false);
             if v["model_max_length"].is_null() {
                 v["model_max_length"] = json!(self.max_length);
@@ -160,7 +161,7 @@ impl TokenizerFiles<'_> {
             return (v, decoder);
         }
         let v = json!({
-            "tokenizer_class": "LlamaTokenizer",
+            "tokenizer_class": class,
             "add_bos_token": self.add_bos,
             "add_eos_token": false,
             // Each text between special tokens is encoded on its own, with its own leading blank: transformers calls it legacy.
@@ -229,6 +230,39 @@ pub fn read_added_tokens(dir: &Path) -> Result<Vec<SpecialToken>> {
     Ok(tokens)
 }
 
+/// The chat template of a folder and the file it is in: chat_template.jinja, else that of tokenizer_config.json; of several under
+/// names the one called `default`.
+///
+/// # Errors
+/// If a file cannot be read, or there are several templates and none is the default.
+pub fn read_chat_template(dir: &Path) -> Result<Option<(PathBuf, String)>> {
+    let path = dir.join("chat_template.jinja");
+    if path.is_file() {
+        let text = read_text(&path, 4 << 20)?;
+        return Ok(Some((path, text)));
+    }
+    let path = dir.join("tokenizer_config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let config = crate::checkpoint::state::read_json(&path)?;
+    let found = match &config["chat_template"] {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(list) if !list.is_empty() => {
+            let default = list.iter().find(|t| t["name"] == "default").and_then(|t| t["template"].as_str());
+            let names: Vec<&str> = list.iter().filter_map(|t| t["name"].as_str()).collect();
+            ensure!(
+                default.is_some(),
+                "{}: chat_template: expected a template called default, found {names:?}; save one as a .jinja file and name it",
+                path.display()
+            );
+            default.map(String::from)
+        }
+        _ => None,
+    };
+    Ok(found.map(|text| (path, text)))
+}
+
 /// What makes up a tokenizer in a model folder, with what goes along with it.
 const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.model",
@@ -280,6 +314,7 @@ mod tests {
             added: if chatml { pair.to_vec() } else { Vec::new() },
             chatml: chatml.then_some(pair),
             add_bos: !chatml,
+            with_json: true,
             max_length: 512,
             chat_template: Some("{{ x }}"),
         }

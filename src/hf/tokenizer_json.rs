@@ -176,6 +176,7 @@ fn unigram(proto: &SentencePieceModel, unk: Option<usize>, byte_fallback: bool) 
 fn normalizer_json(spec: &NormalizerSpec) -> Value {
     let mut steps = Vec::new();
     if !spec.precompiled_charsmap().is_empty() {
+        steps.extend(unicode_steps(spec.name()));
         steps.push(json!({"type": "Precompiled", "precompiled_charsmap": base64(spec.precompiled_charsmap())}));
     }
     if spec.remove_extra_whitespaces() {
@@ -189,6 +190,32 @@ fn normalizer_json(spec: &NormalizerSpec) -> Value {
     }
     steps.push(json!({"type": "Replace", "pattern": {"String": " "}, "content": BLANK}));
     json!({"type": "Sequence", "normalizers": steps})
+}
+
+/// What the tables of these names do, in steps of the library's own. Its reading of a table drops marks that follow a character
+/// of the table (`①` and an accent); after these steps few such characters are left. Two are not of the table: they wait under
+/// characters that are never text.
+fn unicode_steps(name: &str) -> Vec<Value> {
+    let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let step = |name: &str| json!({"type": name});
+    let kept = [("\u{200d}", "\u{fdd0}"), ("\u{ff5e}", "\u{fdd1}")];
+    let (nmt, folds) = (name.starts_with("nmt_"), name.ends_with("_cf"));
+    if !matches!(name, "nmt_nfkc" | "nmt_nfkc_cf" | "nfkc" | "nfkc_cf") {
+        return Vec::new();
+    }
+    let mut steps = Vec::new();
+    if nmt {
+        steps.extend(kept.map(|(from, to)| replace(from, to)));
+        steps.push(step("Nmt"));
+    }
+    steps.push(step("NFKC"));
+    if folds {
+        steps.push(step("Lowercase"));
+    }
+    if nmt {
+        steps.extend(kept.map(|(from, to)| replace(to, from)));
+    }
+    steps
 }
 
 fn decoder_json(dummy_prefix: bool) -> Value {

@@ -82,6 +82,8 @@ pub struct ModelSettings {
     pub pad_vocab_to: Option<usize>,
     /// Name of a template or path of a Jinja file.
     pub template: Option<String>,
+    /// The day that a template may ask for, as YYYY-MM-DD.
+    pub template_date: Option<String>,
     /// Train (or count) the newline after a turn too.
     pub supervise_turn_newline: bool,
 }

@@ -58,6 +58,7 @@ fn model() -> Vec<Setting> {
         of("tokenizer_path").help("Tokenizer: .model, tokenizer.json or a folder").unset("the model's"),
         of("special_ids").help("Ids that a SentencePiece model has to have, as pad,unk,bos,eos").placeholder("IDS"),
         of("prompt_template").unset("the model's, else chatml").placeholder("TEMPLATE"),
+        of("template_date").placeholder("DAY"),
         of("mixed_precision").help("bf16: weights and activations in bfloat16; no: all f32"),
         of("seed"),
         of("device"),

@@ -125,9 +125,12 @@ pub static TABLE: &[Setting] = &[
         .to(|s, v| s.data.weight_unit = v.choice()),
     set(DATA, C::TRAIN, "epoch_samples", Int(1, ROWS), "Rows of an epoch").unset("all rows")
         .to(|s, v| s.data.epoch_samples = v.given().map(Value::int)),
-    set(DATA, C::SFT_DATA, "prompt_template", Text, "chatml, instruct, alpaca, llama2, zephyr, plain, or a .jinja file")
+    set(DATA, C::SFT_DATA, "prompt_template", Text, "chatml, instruct, alpaca, llama2, zephyr, plain, a .jinja file, or model: the model's own chat template")
         .default("chatml")
         .to(|s, v| s.model.template = v.given().map(Value::text)),
+    set(DATA, C::SFT_DATA, "template_date", Text, "Day, as YYYY-MM-DD, of a template that asks for strftime_now")
+        .unset("the template finds no such function")
+        .to(|s, v| s.model.template_date = v.given().map(Value::text)),
     set(DATA, C::SFT_DATA, "supervise_turn_newline", Bool, "Train the newline after a closing token too, as TRL does")
         .default("false")
         .needs("prompt_template", &["chatml", "zephyr"])

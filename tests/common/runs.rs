@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ringtune::commands::jobs::SftJob;
+use ringtune::commands::open::TemplateArgs;
 use ringtune::data::encode::Overflow;
 use ringtune::data::sft::{RowSpec, SftDataSpec};
 use ringtune::model::LoraSpec;
@@ -27,8 +28,7 @@ pub fn sft(dir: &Path, name: &str) -> SftJob {
         model_path: MODEL.into(),
         tokenizer_path: None,
         special_ids: Default::default(),
-        prompt_template: "chatml".into(),
-        supervise_turn_newline: false,
+        template: TemplateArgs { name: Some("chatml".into()), ..Default::default() },
         pad_vocab_to: None,
         data: SftDataSpec {
             paths: vec![rows(dir, 60)],

@@ -106,3 +106,23 @@ fn a_thousand_real_rows_have_the_ids_of_training() {
         assert!(differing.is_empty(), "{name}: {} of {} rows differ: {:?}", differing.len(), rows.len(), differing[0]);
     }
 }
+
+/// The library cuts text into graphemes before it looks into a normaliser's table, and would drop what follows the table's character.
+#[test]
+fn marks_behind_characters_of_the_unigram_table_stay() {
+    let ours = OurTokenizer::open("tests/data/tokenizer/spm4k_unigram.model".as_ref(), SpecialIds::default()).unwrap();
+    let exported = export("spm4k_unigram", &[]);
+    for text in [
+        "②\u{308} ｆ\u{301}",
+        "①\u{308}x",
+        "ｕ\u{200d}②",
+        "a ～ b",
+        "カ\u{3099} ｶﾞ",
+        "e\u{301} ﬁ Ⅳ ㎏",
+        "\u{1fbf1} क\u{93c}\u{301}",
+        "x\u{200d}y\u{fe0f}",
+        "한 ½\u{301}",
+    ] {
+        assert_eq!(exported.encode(text, false).unwrap().get_ids(), ours.encode(text).unwrap(), "{text:?}");
+    }
+}

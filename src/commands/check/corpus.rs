@@ -183,7 +183,11 @@ fn lost_text(check: &mut Check, start: &Start, data: &SftData) {
             "have blanks that the tokenizer's normaliser removes",
             "use a tokenizer trained with --remove_extra_whitespaces false",
         );
-        say("unknown-characters", f.unknown, "have characters that become <unk>", "use a tokenizer with byte fallback");
+        let (what, advice) = match start.tokenizer.as_ref().filter(|t| t.unknown().is_none()) {
+            Some(t) => ("have characters that are dropped without a token", t.unknown_advice()),
+            None => ("have characters that become <unk>", "use a tokenizer with byte fallback"),
+        };
+        say("unknown-characters", f.unknown, what, advice);
         facts.push(json!({
             "name": set.name, "newlines_lost": f.newlines_lost.0, "blanks_lost": f.blanks_lost.0, "unknown": f.unknown.0,
         }));

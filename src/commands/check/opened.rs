@@ -111,11 +111,8 @@ fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Templat
     if let Err(e) = t.newline_id() {
         check.push(Finding::error("newline", t.name(), &e));
     }
-    if t.byte_ids().is_none() {
-        check.push(
-            Finding::warning("byte-fallback", t.name(), "no byte fallback, so unknown characters become <unk>")
-                .advice("train the tokenizer with --byte_fallback"),
-        );
+    if let Some(what) = t.unknown_characters() {
+        check.push(Finding::warning("byte-fallback", t.name(), what).advice(t.unknown_advice()));
     }
     let stops: Vec<u32> = template.and_then(|p| stop_ids(t, p).ok()).unwrap_or_default();
     let named = |id: u32| format!("{} ({id})", t.piece(id).unwrap_or("?"));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Arg, Command};
 
 use crate::commands::model_folder::ModelArgs;
+use crate::data::template::Unmarked;
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
 use crate::settings::{GenerateSettings, Settings};
@@ -81,7 +82,7 @@ impl GenerateArgs {
         let model = ModelArgs {
             // Text that is continued as it is needs no token of ChatML: a model without them is not grown.
             default_template: if raw { "plain" } else { "chatml" },
-            ..ModelArgs::of(s)?
+            ..ModelArgs::of(s, Unmarked::Whole)?
         };
         if batch && !prompts.is_empty() {
             return Err(Error::usage("--batch: prompts on the command line are prompts each already; leave it out"));

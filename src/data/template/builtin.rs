@@ -152,7 +152,7 @@ pub(super) const LLAMA2_JINJA: &str = "{% set first = 1 if messages[0]['role'] =
 {% if message['role'] == 'user' %}\
 {% if loop.first and first == 1 %}{% set content = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' + message['content'] %}\
 {% else %}{% set content = message['content'] %}{% endif %}\
-{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}\
+{{ bos_token }}{{ '[INST] ' + content.strip() + ' [/INST]' }}\
 {% else %}{% generation %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endgeneration %}{% endif %}{% endfor %}";
 
 pub(super) fn zephyr(messages: &[Message], purpose: Purpose, supervise_newline: bool) -> Rendered {

@@ -1,10 +1,11 @@
 //! Chat templates in Jinja, rendered as transformers renders them: `trim_blocks`, `lstrip_blocks`, `raise_exception`, `tojson`
-//! and Python's string methods. `strftime_now` is refused: data prepared today and tomorrow would differ.
+//! and Python's string methods. `strftime_now` is there only with a pinned day: data prepared today and tomorrow would differ.
 //!
 //! Data is told from template by escaping it before rendering: a mark is put inside every control token's name that the
 //! data contains, so that such a name without a mark can only be the template's own. Marks are Unicode noncharacters, which are
 //! never text (Unicode 16.0, section 23.7); where data has them all the same, they are escaped too. `{% generation %}` blocks
-//! print marks of their own, which give the supervised spans.
+//! print marks of their own, which give the supervised spans; in a template without such blocks an assistant turn is what
+//! its rendering adds to that of the turns before it.
 
 use std::io;
 
@@ -13,7 +14,7 @@ use minijinja::value::Kwargs;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 
-use super::{Control, ControlNames, IM_END, IM_START, Part, Purpose, Rendered, Segment};
+use super::{IM_END, IM_START, Part, Purpose, Rendered, Segment, TemplateOptions, Unmarked, probes};
 use crate::data::row::{Message, Role};
 use crate::error::{Error, Result};
 use crate::{bail, ensure};
@@ -31,20 +32,22 @@ const MOST: usize = 60_000;
 pub(super) struct Jinja {
     source: String,
     env: Environment<'static>,
-    names: ControlNames,
-    /// Whether the template prints BOS itself, found by rendering a small conversation.
-    prints_bos: bool,
+    options: TemplateOptions,
+    /// Whether it has generation marks.
+    marked: bool,
+    /// Whether BOS comes before what it prints.
+    adds_bos: bool,
 }
 
 impl Jinja {
-    pub(super) fn new(source: &str, names: &ControlNames) -> Result<Self> {
+    pub(super) fn new(source: &str, options: &TemplateOptions) -> Result<Self> {
         ensure!(
             !source.contains([ESCAPE, GENERATION, END_GENERATION]),
             "the template contains Unicode noncharacters (U+FDD0 to U+FDD2), expected text"
         );
         let (marked, n_marks) = mark_generation(source)?;
         ensure!(
-            n_marks > 0,
+            n_marks > 0 || options.unmarked != Unmarked::Refuse,
             "no {{% generation %}} mark, expected {{% generation %}} … {{% endgeneration %}} around what the assistant says"
         );
         // The engine counts lines and columns in 16 bits.
@@ -66,16 +69,19 @@ impl Jinja {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         env.add_filter("tojson", to_json);
-        env.add_function("strftime_now", |_: String| -> Result<Value, minijinja::Error> {
-            let message = "strftime_now is not supported: the rows would depend on the day; write the date out";
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        env.add_template_owned("chat", marked).map_err(|e| jinja_error(&e))?;
-        let mut this = Self { source: source.to_string(), env, names: names.clone(), prints_bos: false };
-        let probe = [Message::new(Role::User, "a"), Message::new(Role::Assistant, "b")];
-        if let Ok(rendered) = this.render_marked(&probe, Purpose::Train) {
-            this.prints_bos = rendered.trim_start_matches(GENERATION).starts_with(&names.bos);
+        if let Some(date) = options.date {
+            env.add_function("strftime_now", move |format: String| -> Result<String, minijinja::Error> {
+                let wrong = |e: Error| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string());
+                date.format(&format).map_err(wrong)
+            });
         }
+        env.add_template_owned("chat", marked).map_err(|e| jinja_error(&e))?;
+        let mut this =
+            Self { source: source.to_string(), env, options: options.clone(), marked: n_marks > 0, adds_bos: false };
+        // A template that names BOS prints it where it wants it. Others may spell it, in conversations that they take.
+        let spelled = |m: Vec<Message>| this.print(&m, Purpose::Train).is_ok_and(|text| this.begins_with_bos(&text));
+        let silent = !options.of_model && !this.uses_chatml() && !source.contains("bos_token");
+        this.adds_bos = silent && !probes().into_iter().any(spelled);
         Ok(this)
     }
 
@@ -83,16 +89,23 @@ impl Jinja {
         self.source.contains(IM_START) || self.source.contains(IM_END)
     }
 
-    /// BOS comes first once unless the template prints it or is a form of ChatML.
-    fn adds_bos(&self) -> bool {
-        !self.prints_bos && !self.uses_chatml()
+    fn begins_with_bos(&self, text: &str) -> bool {
+        text.trim_start_matches(GENERATION).starts_with(&self.options.names.bos)
     }
 
-    pub(super) fn source_with_bos(&self) -> String {
-        if self.adds_bos() { format!("{{{{ bos_token }}}}{}", self.source) } else { self.source.clone() }
+    /// The source as it is saved: what it prints, encoded by the saved tokenizer, has the ids of training.
+    pub(super) fn source_to_save(&self) -> String {
+        let eos = &self.options.names.eos;
+        // With ChatML the saved tokenizer's eos_token is `<|im_end|>`.
+        let bind = match self.uses_chatml() && self.source.contains("eos_token") && eos != IM_END {
+            true => format!("{{% set eos_token = {} %}}{{{{ '' }}}}", serde_json::Value::from(eos.as_str())),
+            false => String::new(),
+        };
+        format!("{}{bind}{}", if self.adds_bos { "{{ bos_token }}" } else { "" }, self.source)
     }
 
-    fn render_marked(&self, messages: &[Message], purpose: Purpose) -> Result<String> {
+    /// The text with marks and escapes in it.
+    fn print(&self, messages: &[Message], purpose: Purpose) -> Result<String> {
         let messages: Vec<Value> = messages
             .iter()
             .map(|m| {
@@ -104,37 +117,48 @@ impl Jinja {
             })
             .collect();
         let template = self.env.get_template("chat").expect("the template was added");
+        // As transformers does it: a token that is missing has no name, and what is not given is none.
+        let name = |text: Option<&str>| text.filter(|t| !t.is_empty()).map_or(Value::UNDEFINED, Value::from);
+        let names = &self.options.names;
         template
             .render(context! {
                 messages,
-                bos_token => &self.names.bos,
-                eos_token => &self.names.eos,
-                pad_token => "<pad>",
-                unk_token => "<unk>",
+                bos_token => name(Some(&names.bos)),
+                eos_token => name(Some(&names.eos)),
+                pad_token => name(names.pad.as_deref()),
+                unk_token => name(names.unk.as_deref()),
+                tools => (),
+                documents => (),
                 add_generation_prompt => purpose == Purpose::Generate,
             })
             .map_err(|e| jinja_error(&e))
     }
 
     pub(super) fn render(&self, messages: &[Message], purpose: Purpose) -> Result<Rendered> {
-        let marked = self.render_marked(messages, purpose)?;
-        let assistants: Vec<bool> = messages.iter().filter(|m| m.role == Role::Assistant).map(|m| m.train).collect();
+        let mut marked = self.print(messages, purpose)?;
+        let mut trained: Vec<bool> = messages.iter().filter(|m| m.role == Role::Assistant).map(|m| m.train).collect();
+        if !self.marked && self.options.unmarked == Unmarked::Whole {
+            marked = format!("{GENERATION}{marked}{END_GENERATION}");
+            trained.clear();
+        } else if !self.marked && purpose == Purpose::Train {
+            marked = self.mark_turns(messages, &marked)?;
+        }
         let n_spans = marked.matches(GENERATION).count();
-        let mixed = assistants.iter().any(|&t| !t);
+        let mixed = trained.iter().any(|&t| !t);
         ensure!(
-            !mixed || n_spans == assistants.len(),
+            !mixed || n_spans == trained.len(),
             "\"train\": false needs one {{% generation %}} block for each assistant turn, expected {}, found {n_spans}",
-            assistants.len()
+            trained.len()
         );
         let mut out = Rendered::default();
-        if self.adds_bos() {
+        if self.adds_bos && !self.begins_with_bos(&marked) {
             out.implicit_bos();
         }
         let mut span = 0;
         let mut inside = false;
         let mut rest = marked.as_str();
         let mut text = String::new();
-        let on = |inside: bool, span: usize| inside && (!mixed || assistants[span - 1]);
+        let on = |inside: bool, span: usize| inside && (!mixed || trained[span - 1]);
         while let Some(c) = rest.chars().next() {
             if c == GENERATION || c == END_GENERATION {
                 flush(&mut out, &mut text, on(inside, span));
@@ -156,7 +180,7 @@ impl Jinja {
                     _ => bail!("the template cuts its contents apart within a control token's name"),
                 }
                 rest = chars.as_str();
-            } else if let Some((token, name)) = self.control_at(rest) {
+            } else if let Some((token, name)) = self.options.names.at(rest) {
                 flush(&mut out, &mut text, on(inside, span));
                 out.control(token, on(inside, span));
                 rest = &rest[name.len()..];
@@ -169,11 +193,40 @@ impl Jinja {
         Ok(out)
     }
 
-    fn control_at(&self, rest: &str) -> Option<(Control, &str)> {
-        [Control::ImStart, Control::ImEnd, Control::Bos, Control::Eos]
-            .into_iter()
-            .map(|c| (c, self.names.of(c)))
-            .find(|(_, name)| !name.is_empty() && rest.starts_with(name))
+    /// Marks around what each assistant turn adds to the rendering of the turns before it and the header after which the
+    /// assistant speaks. White space behind a closing token is not the assistant's.
+    fn mark_turns(&self, messages: &[Message], whole: &str) -> Result<String> {
+        let mut out = String::with_capacity(whole.len());
+        let mut from = 0;
+        for (k, _) in messages.iter().enumerate().filter(|(_, m)| m.role == Role::Assistant) {
+            let unknown = "the template has no {% generation %} marks, and what the assistant says cannot be told from its \
+                           renderings turn by turn";
+            let part = |n: usize, purpose| match n < messages.len() || purpose == Purpose::Generate {
+                true => self
+                    .print(&messages[..n], purpose)
+                    .map_err(|e| e.context(format!("{unknown}: up to messages[{n}]"))),
+                false => Ok(whole.to_string()),
+            };
+            let (before, after) = (part(k, Purpose::Generate)?, part(k + 1, Purpose::Train)?);
+            ensure!(
+                after.starts_with(&before) && before.len() >= from,
+                "{unknown}: with messages[{k}] it does not go on where the prompt before it ends; put marks into a copy of it"
+            );
+            ensure!(
+                whole.starts_with(&after),
+                "{unknown}: the turns up to messages[{k}] look different once others follow; put marks into a copy of it"
+            );
+            let said = &after[before.len()..];
+            let closed = said.trim_end();
+            let end = before.len() + if self.options.names.ends(closed) { closed.len() } else { said.len() };
+            out.push_str(&whole[from..before.len()]);
+            out.push(GENERATION);
+            out.push_str(&whole[before.len()..end]);
+            out.push(END_GENERATION);
+            from = end;
+        }
+        out.push_str(&whole[from..]);
+        Ok(out)
     }
 
     /// Marks data so that nothing in it can be taken for a control token or a generation mark.
@@ -186,7 +239,7 @@ impl Jinja {
                 END_GENERATION => out.extend([ESCAPE, '3']),
                 _ => out.push(c),
             }
-            if self.control_at(&text[i..]).is_some() {
+            if self.options.names.at(&text[i..]).is_some() {
                 out.extend([ESCAPE, '0']);
             }
         }
@@ -202,7 +255,10 @@ fn flush(out: &mut Rendered, text: &mut String, supervised: bool) {
 }
 
 fn jinja_error(e: &minijinja::Error) -> Error {
-    let what = e.detail().map_or_else(|| e.kind().to_string(), ToString::to_string);
+    let mut what = e.detail().map_or_else(|| e.kind().to_string(), ToString::to_string);
+    if e.kind() == ErrorKind::UnknownFunction && what.contains("strftime_now") {
+        what = "strftime_now: the rows would depend on the day; name one with --template-date YYYY-MM-DD".to_string();
+    }
     match e.line() {
         Some(line) => Error::new(format!("line {line}: {what}")),
         None => Error::new(what),
@@ -283,13 +339,12 @@ fn mark_generation(source: &str) -> Result<(String, usize)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::TemplateOptions;
     use super::*;
 
     #[test]
     fn what_the_engine_cannot_count_is_refused() {
-        let names = TemplateOptions::default().names;
-        let make = |filler: String| Jinja::new(&format!("{{% generation %}}x{{% endgeneration %}}{filler}"), &names);
+        let options = TemplateOptions::default();
+        let make = |filler: String| Jinja::new(&format!("{{% generation %}}x{{% endgeneration %}}{filler}"), &options);
         assert!(make("y".repeat(50_000)).is_ok());
         for filler in ["y".repeat(70_000) + "{{ '", "\n".repeat(70_000) + "{{ '"] {
             let e = make(filler).unwrap_err().to_string();

@@ -17,12 +17,17 @@
 
 mod builtin;
 pub mod cases;
+mod date;
 mod jinja;
+mod names;
 
 use std::path::Path;
 
-use crate::data::row::Message;
+use crate::data::row::{Message, Role};
 use crate::error::{Context, Error, Result};
+
+pub use self::date::Date;
+pub use self::names::ControlNames;
 
 /// Tokens that steer a conversation; inserted by id, never read from text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +40,8 @@ pub enum Control {
     ImStart,
     /// `<|im_end|>` of ChatML.
     ImEnd,
+    /// Another special token of the vocabulary, by its id.
+    Token(u32),
 }
 
 /// `<|im_start|>` as text.
@@ -92,6 +99,29 @@ impl Rendered {
         self.push(Part::Control(token), supervised);
     }
 
+    /// Control tokens that the text of a template spells, as tokens.
+    fn tokens_of_text(self, names: &ControlNames) -> Self {
+        let mut out = Self::default();
+        for segment in self.segments {
+            let Part::Template(text) = &segment.part else {
+                out.segments.push(segment);
+                continue;
+            };
+            let mut from = 0;
+            for (at, _) in text.char_indices() {
+                if at >= from
+                    && let Some((token, name)) = names.at(&text[at..])
+                {
+                    out.template(&text[from..at], segment.supervised);
+                    out.control(token, segment.supervised);
+                    from = at + name.len();
+                }
+            }
+            out.template(&text[from..], segment.supervised);
+        }
+        out
+    }
+
     fn implicit_bos(&mut self) {
         self.segments.push(Segment { part: Part::Control(Control::Bos), supervised: false, implicit: true });
     }
@@ -127,40 +157,31 @@ impl Rendered {
     }
 }
 
-/// How BOS and EOS are written in text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ControlNames {
-    /// `bos_token` of a chat template.
-    pub bos: String,
-    /// `eos_token` of a chat template.
-    pub eos: String,
-}
-
-impl Default for ControlNames {
-    fn default() -> Self {
-        Self { bos: "<s>".to_string(), eos: "</s>".to_string() }
-    }
-}
-
-impl ControlNames {
-    /// The text of a control token.
-    pub fn of(&self, token: Control) -> &str {
-        match token {
-            Control::Bos => &self.bos,
-            Control::Eos => &self.eos,
-            Control::ImStart => IM_START,
-            Control::ImEnd => IM_END,
-        }
-    }
-}
-
 /// Choices that hold for a whole run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TemplateOptions {
     /// Also train on the newline after a closing token (`chatml` and `zephyr` only).
     pub supervise_turn_newline: bool,
-    /// How BOS and EOS are written.
+    /// How control tokens are written.
     pub names: ControlNames,
+    /// The day that `strftime_now` tells; without one a template finds no such function.
+    pub date: Option<Date>,
+    /// What becomes of a Jinja template without `{% generation %}` marks.
+    pub unmarked: Unmarked,
+    /// The template belongs to the model: as in transformers, BOS comes only where it prints it.
+    pub of_model: bool,
+}
+
+/// What is supervised by a Jinja template without `{% generation %}` marks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unmarked {
+    /// Nothing: it is refused.
+    #[default]
+    Refuse,
+    /// What each assistant turn adds to the rendering of the turns before it.
+    Turns,
+    /// Everything: for answering prompts, where nothing is masked.
+    Whole,
 }
 
 /// What a rendering is for.
@@ -229,6 +250,9 @@ impl Template {
                 "supervise_turn_newline has no effect with the template {name}, expected chatml or zephyr; remove it"
             )));
         }
+        if options.date.is_some() {
+            return Err(no_effect_of_date(name));
+        }
         let name = if name == "alpaca" { "instruct" } else { name };
         Ok(Self { name: name.to_string(), kind, options })
     }
@@ -243,7 +267,10 @@ impl Template {
                 "supervise_turn_newline has no effect with a Jinja template; move {% endgeneration %} behind the newline",
             ));
         }
-        let kind = Kind::Jinja(Box::new(jinja::Jinja::new(source, &options.names)?));
+        if options.date.is_some() && !source.contains("strftime_now") {
+            return Err(no_effect_of_date(name));
+        }
+        let kind = Kind::Jinja(Box::new(jinja::Jinja::new(source, &options)?));
         Ok(Self { name: name.to_string(), kind, options })
     }
 
@@ -267,8 +294,53 @@ impl Template {
     }
 
     /// The tokens that end a response: the closing token first.
-    pub fn stop_controls(&self) -> &'static [Control] {
-        if self.needs_chatml() { &[Control::ImEnd, Control::Eos] } else { &[Control::Eos] }
+    pub fn stop_controls(&self) -> Vec<Control> {
+        let mut out = if self.needs_chatml() { vec![Control::ImEnd] } else { self.closing().into_iter().collect() };
+        if !out.contains(&Control::Eos) {
+            out.push(Control::Eos);
+        }
+        out
+    }
+
+    /// The token with which a small conversation's answer ends.
+    fn closing(&self) -> Option<Control> {
+        let rendered = self.probes(Purpose::Train).find(Rendered::is_supervised)?;
+        let mut spoken = false;
+        rendered.segments.iter().filter(|s| s.supervised).find_map(|s| match &s.part {
+            Part::Control(token) => spoken.then_some(*token),
+            Part::Template(text) | Part::Data(text) => {
+                spoken |= !text.trim().is_empty();
+                None
+            }
+        })
+    }
+
+    /// Special tokens of the vocabulary that the template prints besides the usual ones.
+    pub fn tokens(&self) -> Vec<u32> {
+        let both = self.probes(Purpose::Train).chain(self.probes(Purpose::Generate));
+        let mut out: Vec<u32> = both
+            .flat_map(|r| r.segments)
+            .filter_map(|s| if let Part::Control(Control::Token(id)) = s.part { Some(id) } else { None })
+            .collect();
+        out.sort_unstable();
+        out.dedup();
+        out
+    }
+
+    /// Whether small conversations look the same in both templates, their masks left aside.
+    pub fn prints_as(&self, other: &Self) -> bool {
+        let print = |t: &Self, messages: &[Message], purpose| {
+            let mut rendered = t.render(messages, purpose).ok()?;
+            rendered.segments.iter_mut().for_each(|s| s.implicit = false);
+            Some(rendered.text(t.names()))
+        };
+        let same = |m: &Vec<Message>, purpose| print(self, m, purpose) == print(other, m, purpose);
+        probes().iter().all(|m| same(m, Purpose::Train) && same(m, Purpose::Generate))
+    }
+
+    /// The renderings of the small conversations that the template takes.
+    fn probes(&self, purpose: Purpose) -> impl Iterator<Item = Rendered> {
+        probes().into_iter().filter_map(move |m| self.render(&m, purpose).ok())
     }
 
     /// Renders a conversation.
@@ -285,7 +357,12 @@ impl Template {
             Kind::Plain => builtin::plain(messages),
             Kind::Jinja(j) => j.render(messages, purpose),
         };
-        rendered.map_err(|e| e.context(format!("template {}", self.name)))
+        let rendered = rendered.map_err(|e| e.context(format!("template {}", self.name)))?;
+        Ok(match self.kind {
+            // Text of the data is told from the template's while it is rendered.
+            Kind::Jinja(_) => rendered,
+            _ => rendered.tokens_of_text(self.names()),
+        })
     }
 
     /// The template in Jinja, for `chat_template.jinja`: rendering and encoding it with the exported tokenizer gives
@@ -297,7 +374,7 @@ impl Template {
             Kind::Llama2 => builtin::LLAMA2_JINJA.to_string(),
             Kind::Zephyr => builtin::zephyr_jinja(self.options.supervise_turn_newline),
             Kind::Plain => builtin::PLAIN_JINJA.to_string(),
-            Kind::Jinja(j) => j.source_with_bos(),
+            Kind::Jinja(j) => j.source_to_save(),
         }
     }
 
@@ -305,13 +382,29 @@ impl Template {
     pub fn fingerprint(&self) -> String {
         let mut h = blake3::Hasher::new();
         let newline = [u8::from(self.options.supervise_turn_newline)];
-        let names = &self.options.names;
-        let source = self.jinja_source();
-        let parts = [self.name.as_bytes(), source.as_bytes(), names.bos.as_bytes(), names.eos.as_bytes(), &newline];
+        let (source, names) = (self.jinja_source(), self.names().parts());
+        let rest = format!("{:?}", (self.options.date, self.options.unmarked, self.options.of_model));
+        let parts = [self.name.as_bytes(), source.as_bytes(), &names, &newline, rest.as_bytes()];
         for part in parts {
             h.update(&(part.len() as u64).to_le_bytes());
             h.update(part);
         }
         h.finalize().to_hex().to_string()
     }
+}
+
+fn no_effect_of_date(name: &str) -> Error {
+    Error::usage(format!("template_date has no effect: the template {name} does not ask for strftime_now; remove it"))
+}
+
+/// Small conversations with which a template is tried: it may refuse some of them.
+fn probes() -> Vec<Vec<Message>> {
+    let [system, user, assistant] =
+        [(Role::System, "s"), (Role::User, "u"), (Role::Assistant, "a")].map(|(role, text)| Message::new(role, text));
+    vec![
+        vec![user.clone(), assistant.clone()],
+        vec![system.clone(), user.clone(), assistant],
+        vec![user.clone()],
+        vec![system, user],
+    ]
 }

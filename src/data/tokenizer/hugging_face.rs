@@ -43,7 +43,8 @@ impl HuggingFace {
             "tokenizer {name}: expected at most {MAX_BYTES} bytes, found {}",
             bytes.len()
         );
-        let file: Value = serde_json::from_slice(bytes).map_err(|e| wrong(&format!("invalid JSON ({e})")))?;
+        let mut file: Value = serde_json::from_slice(bytes).map_err(|e| wrong(&format!("invalid JSON ({e})")))?;
+        let dropout = without_dropout(&mut file);
         let model_type = match file["model"]["type"].as_str() {
             Some("BPE") => ModelType::Bpe,
             Some("Unigram") => ModelType::Unigram,
@@ -64,8 +65,18 @@ impl HuggingFace {
         let pieces = pieces(&file, &whole, &added).map_err(|e| wrong(&e))?;
         let beside = Beside::read(folders)?;
         let (special, more_stops) = special_tokens(name, &whole, &file, &beside, special)?;
+        let (byte_ids, missing_bytes) = match byte_ids(&file, &whole) {
+            Ok(ids) => (Some(ids), Vec::new()),
+            Err(missing) => (None, missing),
+        };
+        let flags = |id: u32, token: &Value| (id, [token["lstrip"] == true, token["rstrip"] == true]);
+        let entries = file["added_tokens"].as_array().into_iter().flatten().filter(|t| t["special"] == true);
         let opened = Opened {
-            byte_ids: byte_ids(&file, &whole),
+            byte_ids,
+            missing_bytes,
+            unknown: unknown(&file).and_then(|text| whole.token_to_id(&text)),
+            dropout,
+            strips: entries.filter_map(|t| Some(flags(whole.token_to_id(t["content"].as_str()?)?, t))).collect(),
             pieces,
             model_type,
             special,
@@ -111,6 +122,13 @@ fn load(file: &Value) -> Result<Library, String> {
         library.with_decoder(Some(DecoderWrapper::Fuse(tokenizers::decoders::fuse::Fuse::new())));
     }
     Ok(library)
+}
+
+/// Turns off what leaves merges out by chance: the same text has the same ids always. The share that the file asks for.
+fn without_dropout(file: &mut Value) -> Option<f64> {
+    let share = file["model"]["dropout"].as_f64().filter(|&share| share > 0.0)?;
+    file["model"]["dropout"] = Value::Null;
+    Some(share)
 }
 
 /// Calls `each` on a step and on the steps of a sequence, at any depth.
@@ -224,19 +242,22 @@ fn is_byte(text: &str) -> bool {
     text.len() == 6 && text.starts_with("<0x") && text.ends_with('>')
 }
 
-/// The ids of the 256 bytes: of a byte-level vocabulary, or of a byte fallback.
-fn byte_ids(file: &Value, library: &Library) -> Option<Vec<u32>> {
+/// The ids of the 256 bytes, of a byte-level vocabulary or of a byte fallback; or else the bytes that have none, which are not
+/// told where the vocabulary spells no bytes at all.
+fn byte_ids(file: &Value, library: &Library) -> Result<Vec<u32>, Vec<u8>> {
     let mut byte_level = false;
-    steps(&file["pre_tokenizer"], &mut |s| byte_level |= s["type"] == "ByteLevel");
-    steps(&file["decoder"], &mut |s| byte_level |= s["type"] == "ByteLevel");
+    for part in ["normalizer", "pre_tokenizer", "decoder"] {
+        steps(&file[part], &mut |s| byte_level |= s["type"] == "ByteLevel");
+    }
+    if !byte_level && file["model"]["byte_fallback"] != true {
+        return Err(Vec::new());
+    }
     let id = |b: u8| match byte_level {
         true => library.token_to_id(&byte_char(b).to_string()),
         false => library.token_to_id(&format!("<0x{b:02X}>")),
     };
-    if !byte_level && file["model"]["byte_fallback"] != true {
-        return None;
-    }
-    (0..=255).map(id).collect()
+    let missing: Vec<u8> = (0..=255).filter(|&b| id(b).is_none()).collect();
+    if missing.is_empty() { Ok((0..=255).filter_map(id).collect()) } else { Err(missing) }
 }
 
 /// How byte-level vocabularies write a byte: printable Latin-1 as itself, the others as characters from U+0100 on, in order
@@ -250,14 +271,15 @@ fn byte_char(byte: u8) -> char {
     char::from_u32(0x100 + before).expect("68 characters from U+0100 on")
 }
 
-/// The file with control tokens as ringtune knows them: those that are new are added, none takes blanks around it along, and
-/// nothing is cut or padded.
+/// The file with control tokens as ringtune knows them: those that are new are added, all are found as they are spelled, and
+/// nothing is cut, padded or left to chance.
 ///
 /// # Errors
 /// If the result does not load, or gives a control token another id.
 pub fn with_control_tokens(name: &str, bytes: &[u8], control: &[(String, u32)]) -> Result<Vec<u8>> {
     let damaged = |e: String| Error::new(format!("tokenizer {name}: {e}"));
     let mut file: Value = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
+    without_dropout(&mut file);
     file["truncation"] = Value::Null;
     file["padding"] = Value::Null;
     if !file["added_tokens"].is_array() {
@@ -265,13 +287,15 @@ pub fn with_control_tokens(name: &str, bytes: &[u8], control: &[(String, u32)]) 
     }
     let list = file["added_tokens"].as_array_mut().expect("it was made a list");
     for (text, id) in control {
-        let entry = serde_json::json!({
-            "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-            "special": true,
-        });
-        match list.iter_mut().find(|t| t["content"] == text.as_str()) {
-            Some(found) => *found = entry,
-            None => list.push(entry),
+        if list.iter().all(|t| t["content"] != text.as_str()) {
+            list.push(serde_json::json!({"id": id, "content": text, "lstrip": false, "rstrip": false}));
+        }
+    }
+    for token in list {
+        if token["special"] == true || control.iter().any(|(text, _)| token["content"] == text.as_str()) {
+            token["special"] = true.into();
+            token["normalized"] = false.into();
+            token["single_word"] = false.into();
         }
     }
     let library = load(&file).map_err(damaged)?;

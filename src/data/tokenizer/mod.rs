@@ -14,9 +14,11 @@
 
 mod hf_special;
 mod hugging_face;
+mod notes;
 mod sentencepiece;
 mod special;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use sentencepiece_model::{ModelType, Type};
@@ -79,6 +81,14 @@ struct Opened {
     model_type: ModelType,
     special: SpecialTokens,
     byte_ids: Option<Vec<u32>>,
+    /// Bytes without a token, of a vocabulary that spells text in bytes.
+    missing_bytes: Vec<u8>,
+    /// What the model itself makes of text that it has no token for; where it has nothing, such text is dropped.
+    unknown: Option<u32>,
+    /// Share of merges that the file asks to leave out by chance; none are.
+    dropout: Option<f64>,
+    /// Special tokens that take white space before, and behind them, along.
+    strips: HashMap<u32, [bool; 2]>,
     more_stops: Vec<u32>,
     prefix_once: bool,
     config: Option<Value>,
@@ -107,6 +117,8 @@ pub struct Tokenizer {
     im: Option<[u32; 2]>,
     /// Tokens appended to the vocabulary, in order of their ids.
     added: Vec<String>,
+    /// Symbols of the model that the template prints: control tokens as well.
+    reserved: Vec<u32>,
     hash: String,
     bytes: Vec<u8>,
 }
@@ -180,6 +192,7 @@ impl Tokenizer {
             newline: Newline::Missing,
             im: None,
             added: Vec::new(),
+            reserved: Vec::new(),
             hash: blake3::hash(&bytes).to_hex().to_string(),
             bytes,
         };
@@ -302,15 +315,37 @@ impl Tokenizer {
         }
     }
 
-    /// How BOS and EOS of this vocabulary are written, for templates.
+    /// How the control tokens of this vocabulary are written, for templates.
     pub fn control_names(&self) -> ControlNames {
-        let text = |id: u32| self.piece(id).expect("special ids were checked").to_string();
-        let special = self.special();
-        ControlNames {
-            // A vocabulary without a begin token: templates print nothing for it.
-            bos: special.bos.map(text).unwrap_or_default(),
-            eos: text(special.eos),
-        }
+        let text = |id: u32| self.piece(id).expect("special ids were checked");
+        let SpecialTokens { pad, unk, bos, eos } = self.special();
+        let special = |p: &VocabPiece| match p.kind {
+            Type::Control | Type::Unknown => true,
+            // SentencePiece has one kind for turn tokens and for words that are never split.
+            Type::UserDefined => self.format() == Format::SentencePiece && is_markup(&p.text),
+            _ => false,
+        };
+        let pieces = (0..).zip(self.pieces()).filter(|(_, p)| special(p)).map(|(id, p)| (p.text.clone(), id));
+        let added = (self.pieces().len() as u32..).zip(&self.added).map(|(id, text)| (text.clone(), id));
+        let named = |id: Option<u32>| id.map(|id| text(id).to_string());
+        // A vocabulary without a begin token: templates print nothing for it.
+        ControlNames::new(bos.map_or("", text), text(eos), named(pad), named(unk), pieces.chain(added).collect())
+    }
+
+    /// Makes control tokens of those among `ids` that the model finds in text: the template prints them.
+    pub fn reserve(&mut self, ids: &[u32]) {
+        let symbol = |id: u32| self.pieces().get(id as usize).is_some_and(|p| p.kind == Type::UserDefined);
+        self.reserved = ids.iter().copied().filter(|&id| symbol(id)).collect();
+    }
+
+    /// What [`Tokenizer::reserve`] made control tokens.
+    pub fn reserved(&self) -> &[u32] {
+        &self.reserved
+    }
+
+    /// Whether a token takes white space before, and behind it, along.
+    pub fn strips(&self, id: u32) -> [bool; 2] {
+        self.opened.strips.get(&id).copied().unwrap_or_default()
     }
 
     /// The id of a control token.
@@ -319,6 +354,7 @@ impl Tokenizer {
     /// If the vocabulary has no such token; ChatML's are made by [`Tokenizer::add_chatml`].
     pub fn control(&self, token: Control) -> Result<u32> {
         match token {
+            Control::Token(id) => Ok(id),
             Control::Bos => match self.special().bos {
                 Some(id) => Ok(id),
                 None => bail!("tokenizer {}: no token begins a text", self.name),
@@ -342,29 +378,11 @@ impl Tokenizer {
             || id == s.eos
             || (id_is(s.pad) && s.pad != s.unk)
             || self.im.is_some_and(|ids| ids.contains(&id))
+            || self.reserved.contains(&id)
             || match self.pieces().get(id as usize) {
                 None => true,
                 Some(piece) => self.format() == Format::Json && piece.kind == Type::Control,
             }
-    }
-
-    /// What a user should know about this model, one sentence each.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut out = Vec::new();
-        if let Newline::Lost(id) = self.newline {
-            out.push(format!(
-                "tokenizer {}: newlines inside prompts and responses are lost (the model's normaliser removes or blanks them); those of the template are inserted as <0x0A> (id {id})",
-                self.name
-            ));
-        }
-        if self.byte_ids().is_none() {
-            let fate = match self.special().unk {
-                Some(id) => format!("become <unk> (id {id})"),
-                None => "are lost".to_string(),
-            };
-            out.push(format!("tokenizer {}: no byte fallback, so unknown characters {fate}", self.name));
-        }
-        out
     }
 
     /// The id that stands for a newline of a template or a document.
@@ -497,4 +515,9 @@ impl Tokenizer {
         }
         out
     }
+}
+
+/// `<…>` or `[…]`.
+fn is_markup(text: &str) -> bool {
+    text.len() > 2 && (text.starts_with('<') && text.ends_with('>') || text.starts_with('[') && text.ends_with(']'))
 }

@@ -1,5 +1,7 @@
 //! A SentencePiece model behind a tokenizer.
 
+use std::collections::HashMap;
+
 use sentencepiece::SentencePieceProcessor;
 use sentencepiece_model::ModelType;
 
@@ -55,6 +57,10 @@ impl SentencePiece {
             model_type: model.trainer().map_or(ModelType::Unigram, |t| t.model_type()),
             special: special.into(),
             byte_ids: sp_model::byte_ids(&model),
+            missing_bytes: Vec::new(),
+            unknown: Some(special.unk),
+            dropout: None,
+            strips: HashMap::new(),
             more_stops: Vec::new(),
             prefix_once: false,
             config: None,
