@@ -53,7 +53,9 @@ impl TensorSource for Adapted<'_> {
         {
             return Ok(full);
         }
-        self.base.load(at)
+        // The head of a tied base that the adapter unties is the base's embedding.
+        let tied = at == Place::Head && self.base.config().tied;
+        self.base.load(if tied { Place::Embed } else { at })
     }
 }
 

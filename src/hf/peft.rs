@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::safetensors::TensorFile;
-use super::save::{Entry, write_tensors};
+use super::save::{Entry, write_tensors_with};
 use super::{HostTensor, SaveDType};
 use crate::checkpoint::state::read_json;
 use crate::error::{Context, Error, Result};
@@ -23,6 +23,11 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// Folder of a base model with a grown vocabulary, in the output folder of a run.
 pub const RESIZED_BASE: &str = "resized_base";
 const PREFIX: &str = "base_model.model.";
+/// What PEFT writes between a module it saves whole and `.weight`: nothing or the trained copy, or the base's own.
+const TRAINED: [&str; 3] = [".modules_to_save", ".modules_to_save.default", ""];
+const UNTRAINED: &str = ".original_module";
+/// In the header: rows of the vocabulary that take part in the softmax, where others pad it.
+const CLASSES: &str = "unpadded_vocab_size";
 /// Ranks beyond this are no low-rank updates.
 const MAX_RANK: u64 = 1 << 16;
 
@@ -77,6 +82,8 @@ pub struct Adapter {
     pub config: AdapterConfig,
     file: TensorFile,
     n_layers: usize,
+    /// PEFT keeps a copy of each saved module, whatever is tied in the base.
+    apart: bool,
 }
 
 impl Adapter {
@@ -97,7 +104,9 @@ impl Adapter {
         let (targets, n_layers) = targets_in(&file, &config).context(|| file.path().display().to_string())?;
         check_target_modules(map, &targets).context(|| path.display().to_string())?;
         config.lora.targets = targets;
-        Ok(Self { dir: dir.to_path_buf(), config, file, n_layers })
+        let saves = map.get("modules_to_save").and_then(Value::as_array).is_some_and(|names| !names.is_empty());
+        let apart = saves && map.get("ensure_weight_tying") != Some(&Value::Bool(true));
+        Ok(Self { dir: dir.to_path_buf(), config, file, n_layers, apart })
     }
 
     /// The folder.
@@ -117,16 +126,22 @@ impl Adapter {
         Ok(Some((load(Part::LoraA(product))?, load(Part::LoraB(product))?)))
     }
 
-    /// The whole embedding or head that the adapter carries for a grown vocabulary.
+    /// The whole embedding or head that the adapter carries, trained or for a grown vocabulary.
     ///
     /// # Errors
-    /// If it cannot be decoded or holds values that are not finite.
+    /// If it cannot be decoded, holds values that are not finite, or is there twice with other values.
     pub fn full(&self, at: Place) -> Result<Option<HostTensor>> {
-        let key = key(at);
-        match self.file.info(&key) {
-            Some(_) => self.file.load(&key).map(Some),
-            None => Ok(None),
+        let mut copies = copies(&self.file, at);
+        let Some(first) = copies.next() else { return Ok(None) };
+        let tensor = self.file.load(&first)?;
+        for other in copies {
+            let path = self.file.path().display();
+            ensure!(
+                self.file.load(&other)? == tensor,
+                "{path}: {first} and {other} differ; expected two copies of one matrix"
+            );
         }
+        Ok(Some(tensor))
     }
 
     /// Checks the adapter against a base model and returns the configuration of the model they make: that of the base, with the
@@ -151,7 +166,7 @@ impl Adapter {
         for at in low_rank(base, &self.config.lora.targets) {
             expect(at, at.shape(base, self.config.lora.r).into())?;
         }
-        let rows = |at: Place| self.file.info(&key(at)).map(|(shape, _)| shape.to_vec());
+        let rows = |at: Place| self.file.info(&copies(&self.file, at).next()?).map(|(shape, _)| shape.to_vec());
         let mut config = base.clone();
         let (embed, head) = (rows(Place::Embed), rows(Place::Head));
         let Some(vocab) = embed.as_ref().or(head.as_ref()).map(|shape| shape[0]) else {
@@ -162,22 +177,29 @@ impl Adapter {
             "{path}: vocabulary mismatch: the adapter's embedding has {vocab} rows, the base model {}",
             base.vocab_size
         );
-        for (at, shape) in [(Place::Embed, embed), (Place::Head, head)] {
-            let required = vocab != base.vocab_size && (at == Place::Embed || !base.tied);
+        if base.tied && (self.apart || head.is_some()) {
+            config.tied = self.full(Place::Embed)? == self.full(Place::Head)?;
+            let (embed, head) = (Place::Embed, Place::Head);
+            ensure!(config.tied || self.apart, "{path}: {head} differs from {embed}, but the base model ties them");
+        }
+        for (at, shape) in [(Place::Embed, &embed), (Place::Head, &head)] {
+            let required = vocab != base.vocab_size && (at == Place::Embed || !config.tied);
             match shape {
-                Some(_) => expect(at, [vocab, base.hidden_size])?,
+                Some(got) => {
+                    let want = [vocab, base.hidden_size];
+                    ensure!(*got == want, "{path}: {at}: expected shape {want:?} for this base model, found {got:?}");
+                }
                 None if required => bail!("{path}: the vocabulary was grown to {vocab} but {at} is missing"),
                 None => {}
             }
         }
-        if base.tied && self.file.info(&key(Place::Head)).is_some() {
-            let same = self.full(Place::Head)? == self.full(Place::Embed)?;
-            ensure!(same, "{path}: {} differs from {}, but the base model ties them", Place::Head, Place::Embed);
-        }
-        if vocab != base.vocab_size {
-            config.vocab_size = vocab;
-            config.n_classes = vocab;
-        }
+        config.n_classes = match self.file.metadata().get(CLASSES).map(|n| n.parse()) {
+            Some(Ok(n)) if (1..=vocab).contains(&n) => n,
+            Some(_) => bail!("{path}: {CLASSES}: expected a number of rows up to {vocab}"),
+            None if vocab == base.vocab_size => base.n_classes,
+            None => vocab,
+        };
+        config.vocab_size = vocab;
         Ok(config)
     }
 
@@ -267,7 +289,8 @@ fn parse_config(map: &Map<String, Value>) -> Result<AdapterConfig> {
     }
     if let Some(list) = get("modules_to_save") {
         let names = list.as_array().ok_or_else(|| wrong("modules_to_save", "a list", list))?;
-        let other = names.iter().find(|n| !matches!(n.as_str(), Some("embed_tokens" | "lm_head")));
+        let short = |n: &Value| n.as_str().and_then(|n| n.rsplit('.').next().map(str::to_string));
+        let other = names.iter().find(|n| !matches!(short(n).as_deref(), Some("embed_tokens" | "lm_head")));
         if let Some(n) = other {
             bail!("modules_to_save {n} is not supported; expected null, embed_tokens or lm_head");
         }
@@ -291,12 +314,15 @@ fn parse_config(map: &Map<String, Value>) -> Result<AdapterConfig> {
 /// The products that the file updates, and the number of layers; every key has to be understood, every layer alike.
 fn targets_in(file: &TensorFile, config: &AdapterConfig) -> Result<(Vec<Product>, usize)> {
     let mut layers: BTreeMap<(usize, Product), [bool; 2]> = BTreeMap::new();
-    let vocabulary = [Place::Embed, Place::Head].map(|at| at.to_string());
+    let vocabulary: Vec<String> = [Place::Embed, Place::Head]
+        .into_iter()
+        .flat_map(|at| TRAINED.iter().chain([&UNTRAINED]).map(move |between| spelled(at, between)))
+        .collect();
     for key in file.names() {
         let Some(name) = key.strip_prefix(PREFIX) else {
             bail!("{key}: expected a name that begins with {PREFIX}; is this an adapter of a causal language model?");
         };
-        if vocabulary.iter().any(|v| v == name) {
+        if vocabulary.iter().any(|v| v == key) {
             let (shape, _) = file.info(key).expect("a name of the file");
             ensure!(shape.len() == 2, "{key}: expected two dimensions, found shape {shape:?}");
             continue;
@@ -381,8 +407,22 @@ pub fn save_adapter(
     let entry =
         |at: &Place| Entry { name: key(*at), shape: at.file_shape(model, config.lora.r), dtype: SaveDType::F32 };
     let entries: Vec<Entry> = places.iter().map(entry).collect();
-    write_tensors(&dir.join(WEIGHTS), &entries, |i, _| load(places[i]))?;
+    // A base without the padding does not tell which rows are none of the tokens.
+    let classes = (embeddings && model.n_classes != model.vocab_size).then(|| (CLASSES, model.n_classes.to_string()));
+    let more: Vec<(&str, String)> = classes.into_iter().collect();
+    write_tensors_with(&dir.join(WEIGHTS), &entries, &more, |i, _| load(places[i]))?;
     write_json(&dir.join(CONFIG), &config.to_json())
+}
+
+/// The name of a copy of the embedding or head, with `between` before its last part.
+fn spelled(at: Place, between: &str) -> String {
+    let whole = key(at);
+    format!("{}{between}.weight", whole.strip_suffix(".weight").unwrap_or(&whole))
+}
+
+/// The names of the trained copies of the embedding or head that a file has.
+fn copies(file: &TensorFile, at: Place) -> impl Iterator<Item = String> {
+    TRAINED.iter().map(move |between| spelled(at, between)).filter(|name| file.info(name).is_some())
 }
 
 /// The name of a weight in an adapter's file.

@@ -139,9 +139,22 @@ pub struct Entry {
 pub fn write_tensors<T: std::borrow::Borrow<HostTensor>>(
     path: &Path,
     entries: &[Entry],
+    load: impl FnMut(usize, &str) -> Result<T>,
+) -> Result<()> {
+    write_tensors_with(path, entries, &[], load)
+}
+
+/// As [`write_tensors`], with entries of text in the header besides its format.
+///
+/// # Errors
+/// As [`write_tensors`].
+pub fn write_tensors_with<T: std::borrow::Borrow<HostTensor>>(
+    path: &Path,
+    entries: &[Entry],
+    more: &[(&str, String)],
     mut load: impl FnMut(usize, &str) -> Result<T>,
 ) -> Result<()> {
-    let header = header(entries)?;
+    let header = header(entries, more)?;
     write_atomic(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
@@ -157,7 +170,7 @@ pub fn write_tensors<T: std::borrow::Borrow<HostTensor>>(
 }
 
 /// The header with `{"format": "pt"}`, padded with blanks so that data begin at a multiple of 8.
-fn header(entries: &[Entry]) -> Result<Vec<u8>> {
+fn header(entries: &[Entry], more: &[(&str, String)]) -> Result<Vec<u8>> {
     let mut offset = 0usize;
     let mut infos = Vec::with_capacity(entries.len());
     for e in entries {
@@ -174,7 +187,9 @@ fn header(entries: &[Entry]) -> Result<Vec<u8>> {
         offset += bytes;
     }
     // transformers (4) refuses files without this entry.
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let format = ("format".to_string(), "pt".to_string());
+    let metadata: HashMap<String, String> =
+        more.iter().map(|(k, v)| (k.to_string(), v.clone())).chain([format]).collect();
     let header = Metadata::new(Some(metadata), infos).map_err(|e| Error::new(format!("safetensors header: {e}")))?;
     let mut bytes = serde_json::to_vec(&header).expect("a header always prints");
     bytes.resize(bytes.len().next_multiple_of(8), b' ');

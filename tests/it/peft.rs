@@ -346,3 +346,93 @@ proptest! {
         }
     }
 }
+
+/// Writes an adapter of q in each layer, and the matrices of the vocabulary under the names given.
+fn with_vocabulary(dir: &Path, base: &ModelFiles, modules: &Value, matrices: &[(&str, HostTensor)]) {
+    let c = base.config();
+    let mut all: Vec<(String, HostTensor)> = Vec::new();
+    for i in 0..c.n_layers {
+        for part in [Part::LoraA(Product::Q), Part::LoraB(Product::Q)] {
+            let at = Place::Layer(i, part);
+            let (rows, cols) = at.shape(c, 4);
+            all.push((at.to_string(), HostTensor { rows, cols, data: vec![0.0; rows * cols] }));
+        }
+    }
+    all.extend(matrices.iter().map(|(name, t)| (name.to_string(), t.clone())));
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    let entry = |(name, t): &(String, HostTensor)| Entry {
+        name: format!("base_model.model.{name}"),
+        shape: vec![t.rows, t.cols],
+        dtype: SaveDType::F32,
+    };
+    let entries: Vec<Entry> = all.iter().map(entry).collect();
+    write_tensors(&dir.join(peft::WEIGHTS), &entries, |i, _| Ok(&all[i].1)).unwrap();
+    let mut config = json_of(&golden_adapter("tiny-llama-tied").join(peft::CONFIG));
+    (config["r"], config["target_modules"]) = (json!(4), json!(["q_proj"]));
+    config.as_object_mut().unwrap().extend(modules.as_object().unwrap().clone());
+    std::fs::write(dir.join(peft::CONFIG), config.to_string()).unwrap();
+}
+
+/// What PEFT runs: a saved module is a copy of its own, and on a tied base the other side keeps the base's matrix.
+#[test]
+fn saved_embeddings_and_heads_are_what_peft_runs() {
+    let (tied, untied) = (model("tiny-llama-tied"), model("tiny-llama-untied"));
+    let embed = tied.load(Place::Embed).unwrap();
+    let changed = |by: f32| {
+        let mut t = embed.clone();
+        t.data.iter_mut().for_each(|x| *x += by);
+        t
+    };
+    let dir = tempfile::tempdir().unwrap();
+    // Which matrices the merged model has: its embedding, its head, and whether they are one.
+    let merged = |base: &ModelFiles, modules: Value, matrices: &[(&str, HostTensor)]| {
+        with_vocabulary(dir.path(), base, &modules, matrices);
+        let adapter = Adapter::open(dir.path()).map_err(|e| e.to_string())?;
+        let merged = Merged::new(base, &adapter).map_err(|e| e.to_string())?;
+        let is_tied = merged.config().tied;
+        let head = if is_tied { Place::Embed } else { Place::Head };
+        let load = |at| merged.load(at).map_err(|e| e.to_string());
+        Ok::<_, String>((load(Place::Embed)?, load(head)?, is_tied))
+    };
+    let (e, h) = ("model.embed_tokens.weight", "lm_head.weight");
+    let (new, other) = (changed(0.5), changed(0.25));
+    for name in ["embed_tokens", "model.embed_tokens"] {
+        let found = merged(&tied, json!({"modules_to_save": [name]}), &[(e, new.clone())]).unwrap();
+        assert!(found == (new.clone(), embed.clone(), false), "the head stays the base's");
+    }
+    let found = merged(&tied, json!({"modules_to_save": ["lm_head"]}), &[(h, new.clone())]).unwrap();
+    assert!(found == (embed.clone(), new.clone(), false));
+    let both = json!({"modules_to_save": ["embed_tokens", "lm_head"]});
+    let found = merged(&tied, both.clone(), &[(e, new.clone()), (h, new.clone())]).unwrap();
+    assert!(found == (new.clone(), new.clone(), true), "two that are alike stay tied");
+    let found = merged(&tied, both.clone(), &[(e, new.clone()), (h, other.clone())]).unwrap();
+    assert!(found == (new.clone(), other.clone(), false));
+    // Tied by PEFT, or no module of its own: one matrix on both sides.
+    for modules in [json!({"modules_to_save": ["model.embed_tokens"], "ensure_weight_tying": true}), json!({})] {
+        let found = merged(&tied, modules, &[(e, new.clone())]).unwrap();
+        assert!(found == (new.clone(), new.clone(), true));
+    }
+    let error = merged(&tied, json!({}), &[(e, new.clone()), (h, other.clone())]).unwrap_err();
+    assert!(error.contains("lm_head.weight differs from model.embed_tokens.weight"), "{error}");
+
+    // The copies that PEFT writes: what was trained counts, the base's own does not.
+    let copies = |trained: &HostTensor, plain: &HostTensor| {
+        let named = |name: &'static str, t: &HostTensor| (name, t.clone());
+        vec![
+            named("model.embed_tokens.modules_to_save.weight", trained),
+            named("model.embed_tokens.original_module.weight", &embed),
+            named("model.embed_tokens.weight", plain),
+            named("lm_head.modules_to_save.weight", trained),
+            named("lm_head.original_module.weight", &embed),
+            named("lm_head.weight", plain),
+        ]
+    };
+    let found = merged(&untied, both.clone(), &copies(&new, &new)).unwrap();
+    assert!(found == (new.clone(), new.clone(), false));
+    let without: Vec<_> = copies(&new, &new).into_iter().filter(|(name, _)| ![e, h].contains(name)).collect();
+    assert!(merged(&untied, both.clone(), &without).unwrap() == found);
+    let error = merged(&untied, both, &copies(&new, &other)).unwrap_err();
+    assert!(error.contains("embed_tokens.modules_to_save.weight") && error.contains("differ"), "{error}");
+    let error = merged(&untied, json!({}), &[("model.norm.weight", changed(0.0))]).unwrap_err();
+    assert!(error.contains("model.norm.weight: unexpected tensor"), "{error}");
+}
