@@ -108,6 +108,7 @@ fn model(small: bool) -> ModelConfig {
         rope_scaling: RopeScaling::Default,
         tied: true,
         attention_bias: AttentionBias::None,
+        mlp_bias: false,
         qk_norm: false,
         sliding_window: None,
         bos_token_id: Some(1),

@@ -74,6 +74,16 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String> {
     }
 }
 
+/// Refuses a file that only says where Git LFS has the real one.
+///
+/// # Errors
+/// If `start`, its first bytes, are those of such a pointer.
+pub fn refuse_pointer(path: &Path, start: &[u8]) -> Result<()> {
+    let pointer = start.starts_with(b"version https://git-lfs.github.com/spec/");
+    ensure!(!pointer, "{}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder", path.display());
+    Ok(())
+}
+
 /// Makes the entries of a folder durable.
 ///
 /// # Errors

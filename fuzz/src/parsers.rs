@@ -23,12 +23,11 @@ use ringtune::data::sft::{RowSpec, token_file_of};
 use ringtune::data::template::cases::render_cases;
 use ringtune::data::template::{Purpose, Template, TemplateOptions};
 use ringtune::data::token_file::TokenFile;
-use ringtune::data::tokenizer::{SpecialIds, Specials, Tokenizer};
+use ringtune::data::tokenizer::{SpecialIds, Specials, Tokenizer, named_tokens};
 use ringtune::datasets::{self, Dataset, Paths, PrepareSpec};
 use ringtune::hf::config as hf_config;
 use ringtune::hf::peft::Adapter;
 use ringtune::hf::safetensors::{ModelFiles, TensorFile};
-use ringtune::hf::tokenizer_files::read_added_tokens;
 use ringtune::hf::tokenizer_json::tokenizer_json;
 use ringtune::model::weights::Product;
 use ringtune::train::checkpoints::read_state;
@@ -252,7 +251,7 @@ fn open_folder(path: &Path) {
 
 fn added_tokens(bytes: &[u8]) {
     let path = as_file("added/added_tokens.json", bytes);
-    std::hint::black_box(read_added_tokens(path.parent().expect("a folder")).is_ok());
+    std::hint::black_box(named_tokens(path.parent().expect("a folder")).is_ok());
 }
 
 fn manifest_json(bytes: &[u8]) {

@@ -56,6 +56,7 @@ impl OnDevice for Job<'_> {
                 folder.dir.display()
             )
         };
+        folder.files.hf_config().warnings.iter().for_each(|w| say::warning(w));
         check_output(&output, s.merge.overwrite, &[adapter.dir(), folder.files.dir()])?;
         let dtype = s.merge.dtype.unwrap_or(folder.files.dtype());
         let base =

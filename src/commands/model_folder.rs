@@ -143,10 +143,11 @@ impl ModelFolder {
         };
         let resize = plan_resize(source.config(), &self.dir, tokenizer, None, seed)?;
         if !resize.tokens.is_empty() {
+            let names: Vec<&str> = resize.tokens.iter().filter_map(|t| tokenizer.piece(t.id as u32)).collect();
             say::warning(&format!(
                 "{}: the model was not trained with {}; their rows are made from others, as at the start of sft",
                 self.dir.display(),
-                tokenizer.added().join(" and ")
+                names.join(" and ")
             ));
         }
         let resized = Resized::new(source, resize)?;

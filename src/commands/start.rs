@@ -2,6 +2,7 @@
 //!
 //! `sft` and `pretrain` stop at the first step that fails; `check` goes on with what there is and collects what is wrong.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -14,14 +15,12 @@ use crate::data::pretrain::{self, PretrainDataSpec};
 use crate::data::progress::Progress;
 use crate::data::sft::{self, SftData, SftDataSpec};
 use crate::data::template::{Control, Template};
-use crate::data::tokenizer::Tokenizer;
-use crate::ensure;
+use crate::data::tokenizer::{Tokenizer, named_tokens};
 use crate::error::{Context, Error, Result};
 use crate::hf;
 use crate::hf::artifact::Artifact;
 use crate::hf::resize::{NewToken, Resize, Resized};
 use crate::hf::safetensors::ModelFiles;
-use crate::hf::tokenizer_files::read_added_tokens;
 use crate::hf::{SaveDType, TensorSource};
 use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
@@ -29,6 +28,7 @@ use crate::say;
 use crate::settings::{ResolvedSetting, TrainSettings};
 use crate::tensor::DType;
 use crate::train::setup;
+use crate::{bail, ensure};
 
 /// What a training starts from; a part is `None` where its step failed and the guide went on.
 #[derive(Default)]
@@ -174,6 +174,33 @@ pub fn of_sft(guide: &mut impl Guide, job: &SftJob, lora: Option<LoraSpec>) -> R
     {
         (start.config, start.resize, start.new_rows) = (Some(config), Some(resize), new_rows);
     }
+    if let (Some(resize), Some(t)) = (&start.resize, &start.tokenizer)
+        && let Some(names) = named_without_rows(resize, t)
+    {
+        let place = job.model_path.display().to_string();
+        guide.warning(
+            "vocabulary",
+            &place,
+            &format!("{place}: the model has no rows for {names} of the tokenizer; they are made and trained"),
+        );
+    }
+    if let (Some(n), Some(base), Some(resize)) = (job.pad_vocab_to, &start.base, &start.resize) {
+        let rows = base.config().vocab_size;
+        let why = if resize.tokens.iter().map(|t| t.id + 1).fold(rows, usize::max) == n {
+            "the vocabulary has as many rows without it"
+        } else if start.lora.is_some() && start.new_rows.is_none() {
+            "the adapter carries no embedding, and belongs to the base as it is"
+        } else {
+            ""
+        };
+        if !why.is_empty() {
+            guide.warning(
+                "vocabulary",
+                &job.model_path.display().to_string(),
+                &format!("pad_vocab_to {n} has no effect: {why}"),
+            );
+        }
+    }
     if let Some(base) = &start.base {
         guide.opened_model(&start, base.config());
     }
@@ -214,6 +241,14 @@ fn validation(guide: &mut impl Guide, start: &Start, resolved: &[ResolvedSetting
         guide.warning("no-effect", &r.name, &format!("{} has no effect: no row is held out: {why}", r.name));
     }
     Ok(())
+}
+
+/// Tokens that the tokenizer's files name, and for which rows are made.
+fn named_without_rows(resize: &Resize, tokenizer: &Tokenizer) -> Option<String> {
+    let named = resize.tokens.iter().filter(|t| t.id < tokenizer.first_unnamed());
+    let names: Vec<String> =
+        named.map(|t| format!("{} ({})", tokenizer.piece(t.id as u32).unwrap_or("a token"), t.id)).collect();
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 /// What to say where the model has a chat template and another one is trained with.
@@ -290,30 +325,40 @@ pub fn plan_resize(
     pad_to: Option<usize>,
     seed: u64,
 ) -> Result<Resize> {
-    let rows = model.vocab_size;
-    let (pieces, all) = (tokenizer.pieces().len(), tokenizer.vocab_size());
+    let (rows, all) = (model.vocab_size, tokenizer.vocab_size());
+    let first_added = tokenizer.first_added();
     ensure!(
-        pieces <= rows,
-        "vocabulary mismatch: tokenizer {} has {pieces} pieces, model {} has {rows} rows; give the tokenizer the model was \
+        first_added <= rows,
+        "vocabulary mismatch: tokenizer {} has {first_added} pieces, model {} has {rows} rows; give the tokenizer the model was \
          trained with",
         tokenizer.name(),
         dir.display()
     );
     // A model that was fine-tuned with these tokens before says so, or has exactly their rows: they are trained already.
-    let known = read_added_tokens(dir)?;
+    let known = if rows == all { BTreeMap::new() } else { named_tokens(dir)? };
     let special = tokenizer.special();
     let mut tokens = Vec::new();
-    if rows != all {
-        for (id, text) in (pieces..).zip(tokenizer.added()) {
-            if !known.iter().any(|k| k.text == *text && k.id as usize == id) {
-                let like = if tokenizer.control(Control::ImEnd).ok() == Some(id as u32) {
-                    special.eos
-                } else {
-                    // Any token but EOS: two rows made from one are all but equal, and an adapter could not tell them apart.
-                    special.bos.or(special.unk).or(tokenizer.newline_id().ok()).unwrap_or(special.eos)
-                };
-                tokens.push(NewToken { id, like: like as usize });
-            }
+    for id in first_added.min(rows)..all {
+        let spare = || {
+            rows != all
+                && id >= tokenizer.first_unnamed()
+                && known.get(&(id as u32)).map(String::as_str) != tokenizer.piece(id as u32)
+        };
+        if id >= rows || spare() {
+            // Any token but EOS: two rows made from one are all but equal, and an adapter could not tell them apart.
+            let others = [special.bos, special.unk, tokenizer.newline_id().ok()];
+            let ends = tokenizer.control(Control::ImEnd).ok() == Some(id as u32);
+            let eos = |wanted: bool| Some(special.eos).filter(|_| wanted);
+            let order = [eos(ends)].into_iter().chain(others).chain([eos(true)]).flatten();
+            let Some(like) = order.map(|like| like as usize).find(|&like| like < rows) else {
+                bail!(
+                    "vocabulary mismatch: none of the special tokens of tokenizer {} has a row in model {}, which has {rows}; give the \
+                     tokenizer the model was trained with",
+                    tokenizer.name(),
+                    dir.display()
+                )
+            };
+            tokens.push(NewToken { id, like });
         }
     }
     Ok(Resize { tokens, pad_to, seed })

@@ -52,7 +52,7 @@ pub fn parse(text: &str) -> Result<HfConfig> {
     };
     let keys = Keys { map: &map, prefix: "" };
     let mut warnings = Vec::new();
-    let architecture = architecture(&keys)?;
+    let architecture = architecture(&keys, &mut warnings)?;
     refuse_unsupported(&keys, architecture, &mut warnings)?;
 
     let hidden_size = keys.dim("hidden_size")?;
@@ -110,6 +110,7 @@ pub fn parse(text: &str) -> Result<HfConfig> {
             Architecture::Llama | Architecture::Qwen3 if bias => AttentionBias::Qkvo,
             _ => AttentionBias::None,
         },
+        mlp_bias: keys.opt_bool("mlp_bias")?.unwrap_or(false),
         qk_norm: architecture == Architecture::Qwen3,
         sliding_window: sliding_window(&keys, architecture, n_layers)?,
         bos_token_id: id("bos_token_id")?,
@@ -126,8 +127,9 @@ pub fn parse(text: &str) -> Result<HfConfig> {
     Ok(HfConfig { model, dtype: dtype(&keys)?, warnings })
 }
 
-/// The family, from `model_type` and `architectures`, which have to agree.
-fn architecture(keys: &Keys) -> Result<Architecture> {
+/// The family, from `model_type`, as in transformers. The class in `architectures` may be an old or another one: what counts is that
+/// every weight is there.
+fn architecture(keys: &Keys, warnings: &mut Vec<String>) -> Result<Architecture> {
     let model_type = keys.text("model_type")?;
     let known = [
         ("llama", "LlamaForCausalLM", Architecture::Llama),
@@ -142,8 +144,12 @@ fn architecture(keys: &Keys) -> Result<Architecture> {
         None => {}
         Some(Value::Array(list)) => {
             let fits = list.is_empty() || list.iter().any(|v| v.as_str() == Some(class));
-            let found = || Value::Array(list.clone()).to_string();
-            ensure!(fits, "architectures: expected [{class:?}] for model_type {model_type}, found {}", found());
+            if !fits {
+                let found = Value::Array(list.clone());
+                warnings.push(format!(
+                    "config.json: architectures {found} is not [{class:?}]; model_type {model_type} decides, and the model is taken as that"
+                ));
+            }
         }
         Some(other) => bail!("architectures: expected a list, found {}", kind(other)),
     }
@@ -155,7 +161,8 @@ fn refuse_unsupported(keys: &Keys, architecture: Architecture, warnings: &mut Ve
     if let Some(act) = keys.opt_text("hidden_act")? {
         ensure!(act == "silu" || act == "swish", "hidden_act {act:?} is not supported; expected silu");
     }
-    ensure!(!keys.opt_bool("mlp_bias")?.unwrap_or(false), "mlp_bias true is not supported");
+    let mlp_bias = keys.opt_bool("mlp_bias")?.unwrap_or(false);
+    ensure!(!mlp_bias || architecture == Architecture::Llama, "mlp_bias true is not supported for this model_type");
     for key in ["quantization_config", "compression_config"] {
         ensure!(
             keys.get(key).is_none(),
@@ -494,7 +501,7 @@ pub fn to_json(c: &ModelConfig, dtype: SaveDType) -> Value {
     match c.architecture {
         Architecture::Llama => {
             v["attention_bias"] = json!(c.attention_bias != AttentionBias::None);
-            v["mlp_bias"] = json!(false);
+            v["mlp_bias"] = json!(c.mlp_bias);
         }
         Architecture::Mistral => v["sliding_window"] = json!(c.sliding_window),
         Architecture::Qwen2 | Architecture::Qwen3 => {

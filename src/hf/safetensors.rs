@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use half::f16;
@@ -16,13 +17,15 @@ use serde_json::Value;
 use super::config::{self as hf_config, HfConfig};
 use super::{HostTensor, SaveDType, TensorSource};
 use crate::error::{Context, Error, Result};
-use crate::files::{At, read_text};
+use crate::files::{At, read_text, refuse_pointer};
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Place, Weights};
 use crate::{bail, ensure};
 
 /// Longest header accepted, as in the safetensors crate.
 const MAX_HEADER: u64 = 100_000_000;
+/// Before the name of every weight but the head.
+const DECODER: &str = "model.";
 
 /// One open safetensors file.
 pub struct TensorFile {
@@ -44,6 +47,9 @@ impl TensorFile {
         let meta = file.metadata().at(path)?;
         ensure!(meta.is_file(), "{}: expected a file", path.display());
         ensure!(meta.len() >= 8, "{}: {} bytes are too few for a safetensors file", path.display(), meta.len());
+        let mut start = [0; 64];
+        let read = (&file).read(&mut start).at(path)?;
+        refuse_pointer(path, &start[..read])?;
         // SAFETY: the mapping is read-only. ringtune replaces files by rename and never writes into one, so its own writers
         // cannot change a mapped file; another process that truncates it under us would end this one with SIGBUS, as with any
         // mapped file, and no value is trusted before it was checked.
@@ -158,8 +164,8 @@ pub struct ModelFiles {
     dir: PathBuf,
     config: HfConfig,
     files: Vec<TensorFile>,
-    /// Which file holds a weight.
-    place: BTreeMap<String, usize>,
+    /// Which file holds a weight, and its name there.
+    place: BTreeMap<String, (usize, String)>,
 }
 
 impl ModelFiles {
@@ -173,21 +179,35 @@ impl ModelFiles {
         if !dir.join("config.json").is_file() && dir.join("adapter_config.json").is_file() {
             bail!("{}: this is an adapter, not a model; expected config.json", dir.display());
         }
+        let gguf = gguf_alone(dir);
+        ensure!(
+            gguf.is_none(),
+            "{}: found {}; GGUF is not read, take the original model",
+            dir.display(),
+            gguf.unwrap_or_default()
+        );
         let config = hf_config::read(dir)?;
         let (files, index) = open_shards(dir)?;
-        let mut place = BTreeMap::new();
+        // A decoder saved without its head (LlamaModel) leaves out the first part of the names.
+        let has = |name: &str| files.iter().any(|f| f.info(name).is_some());
+        let embed = Place::Embed.to_string();
+        let bare = !has(&embed) && embed.strip_prefix(DECODER).is_some_and(has);
+        let mut place: BTreeMap<String, (usize, String)> = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
             for name in file.names() {
-                if let Some(first) = place.insert(name.to_string(), i) {
+                let whole =
+                    if bare && !name.starts_with("lm_head.") { format!("{DECODER}{name}") } else { name.to_string() };
+                if let Some((first, _)) = place.insert(whole, (i, name.to_string())) {
                     let (a, b) = (files[first].path.display(), file.path.display());
                     bail!("{name} is in two shards: {a} and {b}");
                 }
             }
         }
         if let Some(index) = index {
-            check_index(dir, &index, &files, &place)?;
+            check_index(dir, &index, &files)?;
         }
-        let model = Self { dir: dir.to_path_buf(), config, files, place };
+        let mut model = Self { dir: dir.to_path_buf(), config, files, place };
+        model.untie_another_head();
         model.check_weights()?;
         Ok(model)
     }
@@ -205,8 +225,8 @@ impl ModelFiles {
     /// Element type of the embedding in the file.
     pub fn dtype(&self) -> SaveDType {
         let name = Place::Embed.to_string();
-        let file = &self.files[self.place[&name]];
-        file.dtype(&name).expect("the element types were checked")
+        let (file, name) = &self.place[&name];
+        self.files[*file].dtype(name).expect("the element types were checked")
     }
 
     /// Number of files the weights are in.
@@ -217,6 +237,23 @@ impl ModelFiles {
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|f| f.map.len() as u64).sum()
+    }
+
+    /// A head that is not the embedding stays, whatever config.json says of ties, as in transformers 5.
+    fn untie_another_head(&mut self) {
+        let bytes = |at: Place| {
+            let (file, name) = self.place.get(&at.to_string())?;
+            let (file, info) = (&self.files[*file], self.files[*file].tensors.get(name)?);
+            Some((info.dtype, &info.shape, &file.map[file.data_start..][info.data_offsets.0..info.data_offsets.1]))
+        };
+        if self.config.model.tied && bytes(Place::Head).is_some_and(|head| bytes(Place::Embed) != Some(head)) {
+            self.config.model.tied = false;
+            self.config.warnings.push(format!(
+                "{}: config.json says tie_word_embeddings, but {} differs from the embedding; the head of the file is kept",
+                self.dir.display(),
+                Place::Head
+            ));
+        }
     }
 
     fn check_weights(&self) -> Result<()> {
@@ -242,7 +279,8 @@ impl ModelFiles {
     }
 
     fn check_weight(&self, at: Place, name: &str) -> Result<()> {
-        let file = &self.files[self.place[name]];
+        let (file, name) = &self.place[name];
+        let file = &self.files[*file];
         let info = &file.tensors[name];
         let (path, want, got) = (file.path.display(), at.file_shape(&self.config.model, 0), &info.shape);
         if *got != want {
@@ -269,7 +307,7 @@ impl TensorSource for ModelFiles {
     fn load(&self, at: Place) -> Result<HostTensor> {
         let name = at.to_string();
         match self.place.get(&name) {
-            Some(&i) => self.files[i].load(&name),
+            Some((i, name)) => self.files[*i].load(name),
             None => bail!("{}: no weight {name}", self.dir.display()),
         }
     }
@@ -284,8 +322,20 @@ fn and_more(n: usize) -> String {
     if n > 1 { format!(" (and {} more)", n - 1) } else { String::new() }
 }
 
+/// The name of a GGUF file where a folder has no weights in another form.
+fn gguf_alone(dir: &Path) -> Option<String> {
+    let names = std::fs::read_dir(dir).ok()?.filter_map(|e| e.ok()?.file_name().into_string().ok());
+    let names: Vec<String> = names.collect();
+    let ends = |end: &str| names.iter().filter(|n| n.ends_with(end)).min().cloned();
+    ends(".gguf").filter(|_| ends(".safetensors").or(ends(".safetensors.index.json")).or(ends(".bin")).is_none())
+}
+
 fn found_instead(dir: &Path) -> &'static str {
-    if dir.is_file() { "a file" } else { "nothing there" }
+    match dir.extension() {
+        Some(e) if e == "gguf" => "a GGUF file, which is not read; take the original model",
+        _ if dir.is_file() => "a file",
+        _ => "nothing there",
+    }
 }
 
 /// Opens the one file or all shards, in the order of their names; with the parsed index where there is one.
@@ -320,11 +370,11 @@ fn open_shards(dir: &Path) -> Result<(Vec<TensorFile>, Option<Value>)> {
 }
 
 /// Whether the index tells the truth about its shards.
-fn check_index(dir: &Path, index: &Value, files: &[TensorFile], place: &BTreeMap<String, usize>) -> Result<()> {
+fn check_index(dir: &Path, index: &Value, files: &[TensorFile]) -> Result<()> {
     let map = index.get("weight_map").and_then(Value::as_object).expect("checked when the shards were opened");
     for (name, shard) in map {
         let shard = shard.as_str().expect("checked when the shards were opened");
-        let found = place.get(name).and_then(|&i| files[i].path.file_name()).and_then(|f| f.to_str());
+        let found = files.iter().find(|f| f.info(name).is_some()).and_then(|f| f.path.file_name()?.to_str());
         let dir = dir.display();
         match found {
             Some(file) if file == shard => {}

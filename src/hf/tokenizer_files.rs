@@ -210,26 +210,6 @@ impl TokenizerFiles<'_> {
     }
 }
 
-/// Tokens that a model folder adds to its SentencePiece model, from added_tokens.json; none where there is no such file.
-///
-/// # Errors
-/// If the file is no object of texts and ids.
-pub fn read_added_tokens(dir: &Path) -> Result<Vec<SpecialToken>> {
-    let path = dir.join("added_tokens.json");
-    if !path.is_file() {
-        return Ok(Vec::new());
-    }
-    let value = crate::checkpoint::state::read_json(&path)?;
-    let mut tokens = Vec::new();
-    for (text, id) in value.as_object().expect("read_json gives objects") {
-        let found = id.as_u64().and_then(|id| u32::try_from(id).ok());
-        let Some(id) = found else { crate::bail!("{}: {text:?}: expected a token id, found {id}", path.display()) };
-        tokens.push(SpecialToken { text: text.clone(), id });
-    }
-    tokens.sort_by_key(|t| t.id);
-    Ok(tokens)
-}
-
 /// The chat template of a folder and the file it is in: chat_template.jinja, else that of tokenizer_config.json; of several under
 /// names the one called `default`.
 ///
@@ -297,6 +277,7 @@ pub fn copy_tokenizer(folders: &[&Path], to: &Path) -> Result<Option<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::tokenizer::named_tokens;
 
     fn token(text: &str, id: u32) -> SpecialToken {
         SpecialToken { text: text.into(), id }
@@ -336,10 +317,14 @@ mod tests {
         assert_eq!(json(dir.path(), "generation_config.json")["eos_token_id"], json!([4097, 3]));
         assert_eq!(std::fs::read(dir.path().join("tokenizer.model")).unwrap(), b"model");
         assert_eq!(std::fs::read_to_string(dir.path().join("chat_template.jinja")).unwrap(), "{{ x }}");
-        assert_eq!(read_added_tokens(dir.path()).unwrap(), files(true).added);
+        let behind = |dir: &Path| -> Vec<SpecialToken> {
+            let named = named_tokens(dir).unwrap().into_iter().filter(|(id, _)| *id >= 4096);
+            named.map(|(id, text)| token(&text, id)).collect()
+        };
+        assert_eq!(behind(dir.path()), files(true).added);
         // Saving a model without added tokens in the same folder leaves none behind.
         files(false).write(dir.path()).unwrap();
-        assert_eq!(read_added_tokens(dir.path()).unwrap(), []);
+        assert_eq!(behind(dir.path()), []);
         assert_eq!(json(dir.path(), "generation_config.json")["eos_token_id"], 3);
         assert_eq!(json(dir.path(), "tokenizer_config.json")["eos_token"], "</s>");
     }
@@ -354,6 +339,6 @@ mod tests {
             assert!(message.contains("padding token") && message.contains(&pad.to_string()), "{message}");
         }
         std::fs::write(dir.path().join("added_tokens.json"), "{\"a\": -1}").unwrap();
-        assert!(read_added_tokens(dir.path()).unwrap_err().to_string().contains("expected a token id"));
+        assert!(named_tokens(dir.path()).unwrap_err().to_string().contains("expected a token id"));
     }
 }

@@ -67,6 +67,8 @@ pub struct ModelConfig {
     pub tied: bool,
     /// Biases on q, k, v (Qwen2) or, in Llama files with `attention_bias`, on q, k, v and o.
     pub attention_bias: AttentionBias,
+    /// Biases on gate, up and down (Llama files with `mlp_bias`).
+    pub mlp_bias: bool,
     /// Norms on the heads of q and k (Qwen3).
     pub qk_norm: bool,
     /// Sliding window, where it is in force.

@@ -77,6 +77,7 @@ mod tests {
             rope_scaling: RopeScaling::Default,
             tied: true,
             attention_bias: AttentionBias::None,
+            mlp_bias: false,
             qk_norm: false,
             sliding_window: None,
             bos_token_id: None,

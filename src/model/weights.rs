@@ -216,16 +216,16 @@ impl Linear<Part> {
         Self {
             product,
             w: Part::Matrix(product),
-            bias: biased(c.attention_bias, product).then_some(Part::Bias(product)),
+            bias: biased(c, product).then_some(Part::Bias(product)),
             lora: targets.contains(&product).then(lora),
         }
     }
 }
 
-fn biased(which: AttentionBias, product: Product) -> bool {
-    match which {
-        AttentionBias::None => false,
-        AttentionBias::Qkv => matches!(product, Product::Q | Product::K | Product::V),
-        AttentionBias::Qkvo => matches!(product, Product::Q | Product::K | Product::V | Product::O),
+fn biased(c: &ModelConfig, product: Product) -> bool {
+    match product {
+        Product::Q | Product::K | Product::V => c.attention_bias != AttentionBias::None,
+        Product::O => c.attention_bias == AttentionBias::Qkvo,
+        Product::Gate | Product::Up | Product::Down => c.mlp_bias,
     }
 }

@@ -29,6 +29,7 @@ fn config() -> ModelConfig {
         rope_scaling: RopeScaling::Default,
         tied: false,
         attention_bias: AttentionBias::None,
+        mlp_bias: false,
         qk_norm: false,
         sliding_window: None,
         bos_token_id: Some(2),
@@ -58,6 +59,7 @@ fn configs() -> Vec<(&'static str, ModelConfig)> {
                 c.attention_bias = AttentionBias::Qkvo;
             }),
         ),
+        ("biases on gate, up and down", with(|c| c.mlp_bias = true)),
         ("biases on q k v", with(|c| c.attention_bias = AttentionBias::Qkv)),
         (
             "norms of q and k, tied",

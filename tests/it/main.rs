@@ -11,6 +11,7 @@ mod crash;
 mod doctor;
 mod eval;
 mod floors;
+mod foreign_folders;
 mod generate_cmd;
 mod golden;
 mod golden_steps;

@@ -23,6 +23,24 @@ const PADDING: [&str; 8] = [
     "<|reserved_special_token_0|>",
 ];
 
+/// Reads a JSON object; `None` where there is no such file.
+///
+/// # Errors
+/// If it cannot be read or is no JSON object.
+pub(super) fn read_object(path: &Path) -> Result<Option<Value>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let shown = || path.display().to_string();
+    let size = std::fs::metadata(path).context(shown)?.len();
+    ensure!(size <= MAX_BYTES, "{}: longer than {MAX_BYTES} bytes", path.display());
+    let bytes = std::fs::read(path).context(shown)?;
+    let value: Value =
+        serde_json::from_slice(&bytes).map_err(|e| Error::new(format!("invalid JSON: {e}"))).context(shown)?;
+    ensure!(value.is_object(), "{}: expected a JSON object", path.display());
+    Ok(Some(value))
+}
+
 /// The files that speak of special tokens, each from the first folder that has it.
 #[derive(Default)]
 pub(super) struct Beside {
@@ -39,18 +57,9 @@ impl Beside {
     /// # Errors
     /// If a file is there but cannot be read or is no JSON object.
     pub fn read(folders: &[&Path]) -> Result<Self> {
-        let read = |name: &str| -> Result<Option<Value>> {
-            let Some(path) = folders.iter().map(|d| d.join(name)).find(|p| p.is_file()) else {
-                return Ok(None);
-            };
-            let shown = || path.display().to_string();
-            let size = std::fs::metadata(&path).context(shown)?.len();
-            ensure!(size <= MAX_BYTES, "{}: longer than {MAX_BYTES} bytes", path.display());
-            let bytes = std::fs::read(&path).context(shown)?;
-            let value: Value =
-                serde_json::from_slice(&bytes).map_err(|e| Error::new(format!("invalid JSON: {e}"))).context(shown)?;
-            ensure!(value.is_object(), "{}: expected a JSON object", path.display());
-            Ok(Some(value))
+        let read = |name: &str| match folders.iter().map(|d| d.join(name)).find(|p| p.is_file()) {
+            Some(path) => read_object(&path),
+            None => Ok(None),
         };
         Ok(Self {
             config: read("tokenizer_config.json")?,

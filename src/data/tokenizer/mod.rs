@@ -12,6 +12,7 @@
 //! * A model that loses newlines (SentencePiece's default normaliser does) gets those of the template as the
 //!   `<0x0A>` id; [`Tokenizer::warnings`] says that newlines in the data are lost.
 
+mod added;
 mod hf_special;
 mod hugging_face;
 mod notes;
@@ -27,9 +28,11 @@ use serde_json::Value;
 use self::hugging_face::HuggingFace;
 use self::sentencepiece::SentencePiece;
 use crate::bail;
+use crate::data::sp_model;
 use crate::data::template::{Control, ControlNames, IM_END, IM_START};
 use crate::error::{Context, Error, Result};
 
+pub use self::added::named_tokens;
 pub use self::hugging_face::with_control_tokens;
 pub use self::special::{SpecialIds, SpecialTokens};
 
@@ -115,8 +118,12 @@ pub struct Tokenizer {
     opened: Opened,
     newline: Newline,
     im: Option<[u32; 2]>,
-    /// Tokens appended to the vocabulary, in order of their ids.
+    /// Tokens behind the pieces, in order of their ids: those of the files beside a model, then those of ChatML.
     added: Vec<String>,
+    /// How many of them the files name.
+    named: usize,
+    /// What was chosen among several files.
+    choice: Option<String>,
     /// Symbols of the model that the template prints: control tokens as well.
     reserved: Vec<u32>,
     hash: String,
@@ -151,12 +158,28 @@ impl Tokenizer {
                 path.display()
             );
         }
-        let path = inside.as_deref().unwrap_or(path);
+        let (mut path, mut choice) = (inside.as_deref().unwrap_or(path).to_path_buf(), None);
+        let read = |path: &Path| {
+            let bytes = std::fs::read(path).context(|| format!("tokenizer {}", path.display()))?;
+            crate::files::refuse_pointer(path, &bytes).map(|()| bytes)
+        };
+        let mut bytes = read(&path);
+        // A tokenizer.model may be of another kind (Llama-3's is a list of ranks); the file beside it is then the one to take.
+        let beside = path.with_file_name("tokenizer.json");
+        if inside.is_some() && beside.is_file() && beside != path {
+            let wrong = match &bytes {
+                Ok(bytes) => sp_model::parse(bytes).err(),
+                Err(e) => Some(Error::new(e.to_string())),
+            };
+            if let Some(e) = wrong {
+                choice = Some(format!("tokenizer {}: taken, for {}: {e}", beside.display(), path.display()));
+                (bytes, path) = (read(&beside), beside);
+            }
+        }
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).context(|| format!("tokenizer {name}"))?;
         let above = path.parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
         let folders: Vec<&Path> = above.into_iter().chain(model).collect();
-        Self::from_bytes_beside(&name, bytes, special, &folders)
+        Ok(Self { choice, ..Self::from_bytes_beside(&name, bytes?, special, &folders)? })
     }
 
     /// The tokenizer's file in a folder: the SentencePiece model where there is one, else `tokenizer.json`.
@@ -192,10 +215,22 @@ impl Tokenizer {
             newline: Newline::Missing,
             im: None,
             added: Vec::new(),
+            named: 0,
+            choice: None,
             reserved: Vec::new(),
             hash: blake3::hash(&bytes).to_hex().to_string(),
             bytes,
         };
+        if !json {
+            for (i, dir) in folders.iter().enumerate() {
+                // The files of the model's folder count where they belong to this very tokenizer.
+                let same = || std::fs::read(dir.join("tokenizer.model")).is_ok_and(|other| other == this.bytes);
+                if this.added.is_empty() && (i == 0 || Self::in_folder(dir).is_none() || same()) {
+                    this.added = added::behind(name, this.pieces(), dir)?;
+                }
+            }
+            this.named = this.added.len();
+        }
         this.im = this.id_of(IM_START).zip(this.id_of(IM_END)).map(|(s, e)| [s, e]);
         this.newline = this.find_newline()?;
         Ok(this)
@@ -270,12 +305,26 @@ impl Tokenizer {
         self.opened.prefix_once
     }
 
+    /// The first id from which on every token was added to the vocabulary.
+    pub fn first_added(&self) -> usize {
+        let added = |p: &VocabPiece| matches!(p.kind, Type::Control | Type::UserDefined | Type::Unused);
+        match self.format() {
+            Format::SentencePiece => self.pieces().len(),
+            Format::Json => self.pieces().iter().rposition(|p| !added(p)).map_or(0, |i| i + 1),
+        }
+    }
+
+    /// The first id that no file names: that of a token which ChatML needed.
+    pub fn first_unnamed(&self) -> usize {
+        self.pieces().len() + self.named
+    }
+
     /// Unigram or BPE.
     pub fn model_type(&self) -> ModelType {
         self.opened.model_type
     }
 
-    /// Tokens appended by [`Tokenizer::add_chatml`], in order; the first has the id `pieces().len()`.
+    /// Tokens behind the pieces, of the files and of [`Tokenizer::add_chatml`], in order; the first has the id `pieces().len()`.
     pub fn added(&self) -> &[String] {
         &self.added
     }

@@ -13,6 +13,7 @@ impl Tokenizer {
                 self.name()
             ));
         }
+        out.extend(self.choice.clone());
         out.extend(self.unknown_characters().map(|what| format!("tokenizer {}: {what}", self.name())));
         if let Some(share) = self.opened.dropout {
             out.push(format!(
