@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::bail;
-use crate::data::template::{Date, Template, TemplateOptions, Unmarked};
+use crate::data::template::{Date, NEWLINE, Template, TemplateOptions, Unmarked};
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
 use crate::hf::tokenizer_files::read_chat_template;
@@ -101,12 +101,14 @@ pub fn own_template(args: &TemplateArgs, folders: &[&Path], tokenizer: &Tokenize
     }
     let Some((place, source)) = found else { return Ok(None) };
     let options = args.options(tokenizer);
+    // As the built-in ones are saved with a tokenizer that loses newlines, and as they were saved before.
+    let saved = if options.names.byte_newlines { source.replace("\\n", NEWLINE) } else { source.clone() };
     for newline in [false, true] {
         for name in Template::NAMES {
             let options = TemplateOptions { supervise_turn_newline: newline, ..options.clone() };
             // An option that a template does not have is an error there, and no candidate here.
             if let Ok(template) = Template::load(name, options)
-                && template.jinja_source() == source
+                && template.jinja_source() == saved
             {
                 return Ok(Some(template));
             }

@@ -68,7 +68,8 @@ impl OnDevice for Sft<'_> {
         let resized = Resized::new(&base, resize.clone())?;
         let source = WithConfig { source: &resized, config: config.clone() };
         let tokenizer = Arc::new(tokenizer);
-        let companions = Companions::new(Arc::clone(&tokenizer), Some(&template), config.max_position);
+        let companions =
+            Companions::new(Arc::clone(&tokenizer), Some(&template), config.max_position).of(config.architecture);
         let artifact = match &lora {
             None => model_artifact(&config, settings),
             Some(lora) => {
@@ -178,7 +179,7 @@ impl OnDevice for Pretrain<'_> {
             source: &source,
             new_rows: None,
             artifact: Arc::new(model_artifact(&config, settings)),
-            companions: Companions::new(Arc::clone(&tokenizer), None, config.max_position),
+            companions: Companions::new(Arc::clone(&tokenizer), None, config.max_position).of(config.architecture),
             fingerprints: fingerprints(&prepared, &tokenizer),
             train: prepared.train,
             val: prepared.val,

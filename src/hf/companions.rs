@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::data::encode::stop_ids;
-use crate::data::template::{Control, Template};
-use crate::data::tokenizer::{Format, Tokenizer, with_control_tokens};
+use crate::data::template::{Control, NEWLINE, Template};
+use crate::data::tokenizer::{Format, Newline, Tokenizer, with_control_tokens};
 use crate::error::Result;
 use crate::files::write_bytes;
 use crate::hf::tokenizer_files::{SpecialToken, TokenizerFiles, Vocabulary};
 use crate::hf::tokenizer_json::{ControlToken, tokenizer_json};
+use crate::model::config::Architecture;
 use crate::say;
 
 /// Everything the tokenizer's files are made from; shared with the thread that writes checkpoints.
@@ -22,6 +23,7 @@ pub struct Companions {
     /// Ids besides EOS that end an answer.
     stops: Vec<u32>,
     max_length: usize,
+    architecture: Option<Architecture>,
     /// `tokenizer.json`, made at the first write; `None` in it: the model has no counterpart in that format.
     exported: Arc<OnceLock<Option<Vec<u8>>>>,
 }
@@ -34,7 +36,13 @@ impl Companions {
         let stops = template.and_then(|t| stop_ids(&tokenizer, t).ok());
         let stops = stops.unwrap_or_else(|| tokenizer.more_stops().to_vec());
         let template = template.map(Template::jinja_source);
-        Self { tokenizer, template, chatml, stops, max_length, exported: Arc::default() }
+        Self { tokenizer, template, chatml, stops, max_length, architecture: None, exported: Arc::default() }
+    }
+
+    /// For a model of this family.
+    #[must_use]
+    pub fn of(self, architecture: Architecture) -> Self {
+        Self { architecture: Some(architecture), ..self }
     }
 
     /// Writes tokenizer.model, tokenizer.json, tokenizer_config.json, generation_config.json and the others into `dir`.
@@ -65,6 +73,7 @@ impl Companions {
             added: added.collect(),
             add_bos: !self.chatml,
             with_json: true,
+            class_by_model: self.architecture == Some(Architecture::Qwen2),
             max_length: self.max_length,
             chat_template: self.template.as_deref(),
         };
@@ -73,7 +82,12 @@ impl Companions {
             let control = template.chain(files.added.iter().cloned());
             let made = match t.format() {
                 Format::SentencePiece => {
-                    let control: Vec<ControlToken> = control.map(|t| ControlToken { text: t.text, id: t.id }).collect();
+                    let newline = match (t.newline(), &self.template) {
+                        (Newline::Lost(id), Some(source)) if source.contains(NEWLINE) => Some(token(id)),
+                        _ => None,
+                    };
+                    let control = control.chain(newline).map(|t| ControlToken { text: t.text, id: t.id });
+                    let control: Vec<ControlToken> = control.collect();
                     tokenizer_json(t.bytes(), &control).map(|v| v.to_string().into_bytes())
                 }
                 Format::Json => {

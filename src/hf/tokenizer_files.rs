@@ -49,6 +49,8 @@ pub struct TokenizerFiles<'a> {
     pub add_bos: bool,
     /// Whether `tokenizer.json` is written too: the class is then one that takes it as it is.
     pub with_json: bool,
+    /// Whether transformers 5 takes another class for models of this family, whatever the files say (Qwen2).
+    pub class_by_model: bool,
     /// Longest sequence of the model.
     pub max_length: usize,
     /// The template in Jinja, for `chat_template.jinja`.
@@ -134,6 +136,12 @@ impl TokenizerFiles<'_> {
             decoder.insert(t.id.to_string(), entry);
         }
         v["added_tokens_decoder"] = Value::Object(decoder);
+        let theirs = |v: &Value| v["tokenizer_class"].as_str().is_some_and(|class| class.starts_with("Qwen2Tokenizer"));
+        let own = matches!(self.vocabulary, Vocabulary::Json(Some(from)) if theirs(from));
+        if self.class_by_model && self.with_json && !own {
+            // Named as code that nobody has to run, the class is looked up by its name after all. A tokenizer of the family's own needs it not.
+            v["auto_map"] = json!({"AutoTokenizer": ["tokenization.PreTrainedTokenizerFast", null]});
+        }
         for (key, value) in self.special_tokens_map().as_object().expect("an object was made") {
             v[key] = value.clone();
         }
@@ -296,6 +304,7 @@ mod tests {
             chatml: chatml.then_some(pair),
             add_bos: !chatml,
             with_json: true,
+            class_by_model: false,
             max_length: 512,
             chat_template: Some("{{ x }}"),
         }
@@ -327,6 +336,23 @@ mod tests {
         assert_eq!(behind(dir.path()), []);
         assert_eq!(json(dir.path(), "generation_config.json")["eos_token_id"], 3);
         assert_eq!(json(dir.path(), "tokenizer_config.json")["eos_token"], "</s>");
+    }
+
+    /// transformers 5 takes Qwen2Tokenizer for every model of that family; what it gives with another tokenizer's file are other ids.
+    #[test]
+    fn a_class_that_comes_with_the_model_is_passed_over() {
+        let written = |vocabulary, with_json| {
+            let files = TokenizerFiles { class_by_model: true, with_json, vocabulary, ..files(false) };
+            files.tokenizer_config()
+        };
+        let config = written(Vocabulary::SentencePiece(b"model"), true);
+        assert_eq!(
+            (&config["tokenizer_class"], config["auto_map"].is_object()),
+            (&json!("PreTrainedTokenizerFast"), true)
+        );
+        let theirs = json!({"tokenizer_class": "Qwen2TokenizerFast"});
+        assert!(written(Vocabulary::Json(Some(&theirs)), true)["auto_map"].is_null());
+        assert_eq!(written(Vocabulary::SentencePiece(b"model"), false)["tokenizer_class"], "LlamaTokenizer");
     }
 
     #[test]

@@ -76,7 +76,9 @@ fn added_tokens(proto: &SentencePieceModel, control: &[ControlToken]) -> Value {
     }
     for c in control {
         if !tokens.iter().any(|&(id, _, _)| id == c.id) {
-            tokens.push((c.id, &c.text, true));
+            // A byte is printed when the text is read back, as other tokens of a text.
+            let byte = proto.pieces().get(c.id as usize).is_some_and(|p| p.r#type() == Type::Byte);
+            tokens.push((c.id, &c.text, !byte));
         }
     }
     tokens.sort_unstable();

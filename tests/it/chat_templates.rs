@@ -264,6 +264,38 @@ fn symbols_of_a_sentencepiece_model_that_the_template_prints_are_never_found_in_
     assert!(encode_rendered(&t, &rendered).unwrap().tokens.contains(&end));
 }
 
+/// A tokenizer that loses newlines has those of the template as a byte; the saved template spells it, so that any reader has it too.
+#[test]
+fn saved_templates_keep_newlines_that_the_tokenizer_loses() {
+    for name in Template::NAMES {
+        let mut t =
+            Tokenizer::open("tests/data/tokenizer/spm4k_unigram.model".as_ref(), SpecialIds::default()).unwrap();
+        let args = TemplateArgs { name: Some(name.to_string()), ..Default::default() };
+        let asked = template(&args, &[], name, &mut t).unwrap();
+        let talk = [Message::new(Role::User, "one two  three <0x0A>"), Message::new(Role::Assistant, "Four.")];
+        let want = encode_rendered(&t, &asked.render(&talk, Purpose::Train).unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let names = t.control_names();
+        Companions::new(t.into(), Some(&asked), 512).write(dir.path()).unwrap();
+        // Opened again it is the built-in one, and so is the template of a folder that was written before.
+        let (t, again) = own(dir.path(), TemplateArgs::default());
+        assert_eq!(again.name(), name);
+        let source = fs::read_to_string(dir.path().join("chat_template.jinja")).unwrap();
+        fs::write(dir.path().join("chat_template.jinja"), source.replace("<0x0A>", "\\n")).unwrap();
+        assert_eq!(own(dir.path(), TemplateArgs::default()).1.name(), name);
+        // What a reader of the saved template and tokenizer gets, data's own spelling of the byte left aside.
+        let jinja = Template::from_jinja("saved", &source, TemplateOptions { names, ..Default::default() }).unwrap();
+        let rendered = jinja.render(&talk, Purpose::Train).unwrap();
+        assert_eq!(encode_rendered(&t, &rendered).unwrap(), want, "{name}");
+        let plain = [Message::new(Role::User, "one\ntwo  three"), talk[1].clone()];
+        let text = jinja.render(&plain, Purpose::Train).unwrap().text(jinja.names());
+        let library = Library::from_file(dir.path().join("tokenizer.json")).unwrap();
+        let want = encode_rendered(&t, &asked.render(&plain, Purpose::Train).unwrap()).unwrap().tokens;
+        assert_eq!(library.encode(text.as_str(), false).unwrap().get_ids(), want, "{name}");
+        assert!(library.decode(&want, true).unwrap().contains('\n') || name == "llama2" || name == "plain", "{name}");
+    }
+}
+
 /// With ChatML the saved `eos_token` is `<|im_end|>`; a template that prints the other one goes on printing it.
 #[test]
 fn a_saved_template_prints_the_end_token_of_training() {

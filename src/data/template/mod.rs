@@ -27,7 +27,7 @@ use crate::data::row::{Message, Role};
 use crate::error::{Context, Error, Result};
 
 pub use self::date::Date;
-pub use self::names::ControlNames;
+pub use self::names::{ControlNames, NEWLINE};
 
 /// Tokens that steer a conversation; inserted by id, never read from text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -368,14 +368,15 @@ impl Template {
     /// The template in Jinja, for `chat_template.jinja`: rendering and encoding it with the exported tokenizer gives
     /// the ids of training, BOS included.
     pub fn jinja_source(&self) -> String {
-        match &self.kind {
+        let source = match &self.kind {
             Kind::ChatMl => builtin::chatml_jinja(self.options.supervise_turn_newline),
             Kind::Instruct => builtin::INSTRUCT_JINJA.to_string(),
             Kind::Llama2 => builtin::LLAMA2_JINJA.to_string(),
             Kind::Zephyr => builtin::zephyr_jinja(self.options.supervise_turn_newline),
             Kind::Plain => builtin::PLAIN_JINJA.to_string(),
-            Kind::Jinja(j) => j.source_to_save(),
-        }
+            Kind::Jinja(j) => return j.source_to_save(),
+        };
+        if self.names().byte_newlines { source.replace("\\n", NEWLINE) } else { source }
     }
 
     /// Everything that decides a rendering, hashed: part of the key of cached token files.

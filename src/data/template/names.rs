@@ -2,6 +2,9 @@
 
 use super::{Control, IM_END, IM_START};
 
+/// The piece of a newline's byte.
+pub const NEWLINE: &str = "<0x0A>";
+
 /// The texts of control tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlNames {
@@ -13,6 +16,8 @@ pub struct ControlNames {
     pub pad: Option<String>,
     /// `unk_token`, where there is such a token.
     pub unk: Option<String>,
+    /// Newlines of a template are the byte's token, because the tokenizer loses them in text: saved templates spell [`NEWLINE`].
+    pub byte_newlines: bool,
     /// Special tokens besides, with their ids.
     others: Vec<(String, u32)>,
     /// The first bytes of all names: most text has none of them, and is passed over quickly.
@@ -34,7 +39,8 @@ impl ControlNames {
         let mut starts: Vec<u8> = all.filter_map(|text| text.bytes().next()).collect();
         starts.sort_unstable();
         starts.dedup();
-        Self { bos: bos.to_string(), eos: eos.to_string(), pad, unk, others, starts }
+        let byte_newlines = others.iter().any(|(text, _)| text == NEWLINE);
+        Self { bos: bos.to_string(), eos: eos.to_string(), pad, unk, byte_newlines, others, starts }
     }
 
     /// The text of a control token.

@@ -29,7 +29,7 @@ use self::hugging_face::HuggingFace;
 use self::sentencepiece::SentencePiece;
 use crate::bail;
 use crate::data::sp_model;
-use crate::data::template::{Control, ControlNames, IM_END, IM_START};
+use crate::data::template::{Control, ControlNames, IM_END, IM_START, NEWLINE};
 use crate::error::{Context, Error, Result};
 
 pub use self::added::named_tokens;
@@ -377,8 +377,18 @@ impl Tokenizer {
         let pieces = (0..).zip(self.pieces()).filter(|(_, p)| special(p)).map(|(id, p)| (p.text.clone(), id));
         let added = (self.pieces().len() as u32..).zip(&self.added).map(|(id, text)| (text.clone(), id));
         let named = |id: Option<u32>| id.map(|id| text(id).to_string());
+        let newline = match self.newline {
+            Newline::Lost(id) if self.piece(id) == Some(NEWLINE) => Some((NEWLINE.to_string(), id)),
+            _ => None,
+        };
         // A vocabulary without a begin token: templates print nothing for it.
-        ControlNames::new(bos.map_or("", text), text(eos), named(pad), named(unk), pieces.chain(added).collect())
+        ControlNames::new(
+            bos.map_or("", text),
+            text(eos),
+            named(pad),
+            named(unk),
+            pieces.chain(added).chain(newline).collect(),
+        )
     }
 
     /// Makes control tokens of those among `ids` that the model finds in text: the template prints them.
