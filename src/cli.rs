@@ -218,7 +218,7 @@ fn flag_alone(setting: &'static Setting) -> Arg {
     }
     let arg = match setting.kind {
         kind @ Kind::Int(..) => arg.allow_hyphen_values(true).value_parser(move |text: &str| {
-            kind.parse(&[text]).map(|v| v.int()).map_err(|_| format!("expected {}", kind.expected()))
+            kind.parse(&[text]).map(|v| v.int()).map_err(|found| format!("expected {}, found {found}", kind.expected()))
         }),
         Kind::Float(_) => arg.value_parser(value_parser!(f64)).allow_hyphen_values(true),
         Kind::Choice(words) | Kind::Choices(words) => arg.value_parser(words.to_vec()),

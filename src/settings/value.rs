@@ -70,8 +70,8 @@ impl Kind {
     pub fn expected(self) -> String {
         match self {
             Kind::Bool => "true or false".into(),
-            Kind::Int(0, most) => format!("a whole number of at most {most}"),
-            Kind::Int(least, most) => format!("a whole number of at least {least} and at most {most}"),
+            Kind::Int(0, _) => "a whole number".into(),
+            Kind::Int(least, _) => format!("a whole number of at least {least}"),
             Kind::Float(Range::Positive) => "a number above 0".into(),
             Kind::Float(Range::NotNegative) => "a number of 0 or more".into(),
             Kind::Float(Range::BelowOne) => "a number from 0 to below 1".into(),
@@ -119,7 +119,13 @@ impl Kind {
         match self {
             Kind::Bool => one.parse().map(Value::Bool).map_err(|_| bad(one)),
             Kind::Int(least, most) => {
-                one.parse().ok().filter(|n| (least..=most).contains(n)).map(Value::Int).ok_or(bad(one))
+                let digits = !one.is_empty() && one.bytes().all(|b| b.is_ascii_digit());
+                match one.parse() {
+                    Ok(n) if (least..=most).contains(&n) => Ok(Value::Int(n)),
+                    Ok(n) if n < least => Err(bad(one)),
+                    _ if digits => Err(too_large(&bad(one), most)),
+                    _ => Err(bad(one)),
+                }
             }
             Kind::Float(range) => number(one, range).map(Value::Float),
             Kind::Choice(allowed) => match allowed.iter().find(|&&a| a == one) {
@@ -169,7 +175,11 @@ impl Kind {
                 // A float of 2^64 or more is not the number that was written.
                 let fits = |x: &f64| x.fract() == 0.0 && (0.0..18_446_744_073_709_551_616.0).contains(x);
                 let whole = n.as_u64().or_else(|| n.as_f64().filter(fits).map(|x| x as u64));
-                whole.filter(|n| (least..=most).contains(n)).map(Value::Int).ok_or_else(bad)
+                match whole {
+                    Some(n) if (least..=most).contains(&n) => Ok(Value::Int(n)),
+                    _ if n.as_f64().is_some_and(|x| x >= most as f64) => Err(too_large(&bad(), most)),
+                    _ => Err(bad()),
+                }
             }
             (Kind::Float(range), J::Number(n)) => {
                 n.as_f64().filter(|&x| range.contains(x)).map(Value::Float).ok_or_else(bad)
@@ -189,6 +199,11 @@ impl Kind {
             _ => Err(bad()),
         }
     }
+}
+
+/// What was found instead of a smaller number.
+fn too_large(found: &str, most: u64) -> String {
+    format!("{found}, more than the largest value, {most}")
 }
 
 /// A JSON value in a few words, for messages.
@@ -354,7 +369,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_shown() {
         assert_eq!(Kind::Int(1, 9).parse(&["0"]), Err("\"0\"".into()));
-        assert_eq!(Kind::Int(1, 9).parse(&["10"]), Err("\"10\"".into()));
+        assert_eq!(Kind::Int(1, 9).parse(&["10"]), Err("\"10\", more than the largest value, 9".into()));
         assert_eq!(Kind::Int(0, u64::MAX).parse(&["18446744073709551615"]), Ok(Value::Int(u64::MAX)));
         assert!(Kind::Int(0, u64::MAX).parse(&["18446744073709551616"]).is_err());
         for large in ["99999999999999999999", "18446744073709551616", "1e30"] {

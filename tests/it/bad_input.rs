@@ -354,17 +354,17 @@ fn whole_numbers_have_a_largest_value() {
                 flag,
                 number,
             ]);
-            fails(&outcome, 2, &[&flag.replace('_', "-")[2..], "at most ", number]);
+            fails(&outcome, 2, &[&flag.replace('_', "-")[2..], "more than the largest value, ", number]);
         }
     }
-    fails(&sft(&w, &["--threads", "5000"]), 2, &["at most 4096"]);
+    fails(&sft(&w, &["--threads", "5000"]), 2, &["more than the largest value, 4096"]);
     w.write("c.json", "{\"seed\": 99999999999999999999}");
-    fails(&sft(&w, &["--config_path", "c.json"]), 2, &["seed", "at most 18446744073709551615", "99999999999999999999"]);
+    fails(&sft(&w, &["--config_path", "c.json"]), 2, &["seed", "more than the largest value, 18446744073709551615"]);
     // Commands without a configuration file, and the largest values themselves.
     for words in [["eval", "--batch_size"], ["eval", "--max_eval_samples"], ["generate", "--max_new_tokens"]] {
         let outcome = w.run(&[words[0], "--model_path", "model", words[1], "99999999999999999999"]);
         assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
-        assert!(outcome.stderr.contains("at most"), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("more than the largest value"), "{}", outcome.stderr);
     }
     let check = [
         "check",
@@ -423,7 +423,7 @@ fn control_characters_of_data_never_reach_the_terminal() {
     let with = |words: &[&str]| w.run(&[words, &data].concat());
     let bad = "\\u001b";
     clean(&with(&["check", "--model_path", "model", "--output_dir", "out", "--preview", "3"]), bad);
-    clean(&with(&["sft", "--model_path", "model", "--output_dir", "out", "--max_steps", "1"]), bad);
+    clean(&with(&["sft", "--model_path", "model", "--output_dir", "out", "--max_steps", "1"]), "rows.jsonl:5");
     let skip =
         ["sft", "--model_path", "model", "--output_dir", "out", "--max_steps", "1", "--skip_bad_rows", "--do_gen_test"];
     clean(&with(&skip), "\\u001b[2Kq\\u0007");
