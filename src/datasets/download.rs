@@ -5,14 +5,14 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crossbeam::channel::bounded;
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 use ureq::http::{HeaderMap, Response};
 use ureq::{Agent, Body};
 
-use crate::bail;
 use crate::error::{Context, Error, Result};
-use crate::say;
+use crate::{bail, ensure, say};
 
 /// A file of a data set repository on the hub.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +36,12 @@ pub struct Downloader {
     pub attempts: u32,
     /// Pause after the first failure; doubled after each further one.
     pub backoff: Duration,
+    /// Longest wait for the next byte; the next attempt resumes where a connection fell silent.
+    pub stall: Duration,
 }
+
+/// Longest time for a body; the next attempt resumes it.
+const LONGEST: Duration = Duration::from_secs(6 * 3600);
 
 /// What went wrong in one attempt.
 enum Failure {
@@ -71,6 +76,7 @@ impl Downloader {
             cache,
             attempts: 6,
             backoff: Duration::from_millis(500),
+            stall: Duration::from_secs(60),
         })
     }
 
@@ -127,7 +133,8 @@ impl Downloader {
             .max_redirects_will_error(false)
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(20)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
+            .timeout_recv_response(Some(self.stall))
+            .timeout_recv_body(Some(LONGEST))
             .user_agent(concat!("ringtune/", env!("CARGO_PKG_VERSION")))
             .build()
             .into();
@@ -152,7 +159,7 @@ impl Downloader {
         fs::write(tag_path(part), &new_tag).map_err(local)?;
         let mut file = OpenOptions::new().create(true).write(true).truncate(start == 0).open(part).map_err(local)?;
         std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(start)).map_err(local)?;
-        let got = receive(response, &mut file, start, length, url).map_err(|e| match e {
+        let got = receive(response, &mut file, start, length, url, self.stall).map_err(|e| match e {
             Receive::Remote(m) => Failure::Retry(m, None),
             Receive::Local(e) => local(e),
         })?;
@@ -199,7 +206,7 @@ impl Downloader {
                 301 | 302 | 303 | 307 | 308 => {
                     let to = header(response.headers(), "location")
                         .ok_or_else(|| Failure::Fatal(Error::new(format!("status {status} without a location"))))?;
-                    url = if to.starts_with('/') { format!("{}{to}", origin(&url)) } else { to };
+                    url = redirected(&url, to).map_err(Failure::Fatal)?;
                 }
                 429 | 500..=599 => {
                     let after =
@@ -232,6 +239,7 @@ fn receive(
     start: u64,
     length: Option<u64>,
     url: &str,
+    stall: Duration,
 ) -> std::result::Result<u64, Receive> {
     let bar = ProgressBar::new(start + length.unwrap_or(0));
     let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
@@ -239,17 +247,31 @@ fn receive(
     bar.set_message(url.rsplit('/').next().unwrap_or(url).to_string());
     bar.set_position(start);
     let mut reader = response.into_body().into_reader();
-    let mut buf = vec![0u8; 1 << 17];
+    // The client limits the time of the whole body alone: a thread reads, so that silence is noticed here.
+    let (sender, chunks) = bounded(4);
+    std::thread::spawn(move || {
+        loop {
+            let mut buf = vec![0u8; 1 << 17];
+            let read = reader.read(&mut buf).map(|n| buf[..n].to_vec());
+            let ends = !matches!(&read, Ok(chunk) if !chunk.is_empty());
+            if sender.send(read).is_err() || ends {
+                return;
+            }
+        }
+    });
     let mut got = 0u64;
     let result = loop {
-        match reader.read(&mut buf) {
-            Ok(0) => break Ok(got),
-            Ok(n) => {
-                if let Err(e) = file.write_all(&buf[..n]) {
+        let Ok(read) = chunks.recv_timeout(stall) else {
+            break Err(Receive::Remote(format!("no byte came for {stall:.0?} after {} bytes", start + got)));
+        };
+        match read {
+            Ok(chunk) if chunk.is_empty() => break Ok(got),
+            Ok(chunk) => {
+                if let Err(e) = file.write_all(&chunk) {
                     break Err(Receive::Local(e));
                 }
-                got += n as u64;
-                bar.inc(n as u64);
+                got += chunk.len() as u64;
+                bar.inc(chunk.len() as u64);
             }
             Err(e) if length.is_some_and(|want| got < want) || length.is_none() => {
                 break Err(Receive::Remote(format!("the connection broke after {} bytes: {e}", start + got)));
@@ -276,6 +298,14 @@ fn origin(url: &str) -> &str {
     url[host..].find('/').map_or(url, |i| &url[..host + i])
 }
 
+/// Where a redirect leads; what came by https goes on by https.
+fn redirected(from: &str, to: String) -> Result<String> {
+    let to = if to.starts_with('/') { format!("{}{to}", origin(from)) } else { to };
+    let secure = |url: &str| url.get(..8).is_some_and(|s| s.eq_ignore_ascii_case("https://"));
+    ensure!(secure(&to) || !secure(from), "redirected from {from}, expected https, found {to}");
+    Ok(to)
+}
+
 fn same_origin(a: &str, b: &str) -> bool {
     origin(a).eq_ignore_ascii_case(origin(b))
 }
@@ -295,5 +325,21 @@ fn hash(path: &Path) -> std::io::Result<String> {
             return Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect());
         }
         hasher.update(&buf[..n]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn https_leads_to_https_alone() {
+        let to = |from: &str, to: &str| redirected(from, to.into()).map_err(|e| e.to_string());
+        assert_eq!(to("https://a.b/c", "/d").unwrap(), "https://a.b/d");
+        assert_eq!(to("https://a.b/c", "HTTPS://e/d").unwrap(), "HTTPS://e/d");
+        assert_eq!(to("http://a.b/c", "http://e/d").unwrap(), "http://e/d");
+        for bad in ["http://e/d", "ftp://e", "//e/d"] {
+            assert_eq!(to("https://a.b/c", bad).is_err(), bad != "//e/d", "{bad}");
+        }
     }
 }

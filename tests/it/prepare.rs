@@ -23,6 +23,8 @@ enum Act {
     WrongChecksum,
     /// Redirects to another address.
     Redirect(String),
+    /// Sends this many bytes and then nothing, the connection left open.
+    SilentAfter(usize),
 }
 
 struct Server {
@@ -69,15 +71,20 @@ fn answer(mut stream: TcpStream, body: &[u8], act: Act, heads: &Mutex<Vec<String
     let bare = |status: &str, extra: &str| {
         format!("HTTP/1.1 {status}\r\n{extra}content-length: 0\r\nconnection: close\r\n\r\n")
     };
+    let silent = matches!(act, Act::SilentAfter(_));
     let (front, sent) = match act {
         Act::Serve => (head(""), &body[from..]),
-        Act::CutAfter(n) => (head(""), &body[from..(from + n).min(body.len())]),
+        Act::CutAfter(n) | Act::SilentAfter(n) => (head(""), &body[from..(from + n).min(body.len())]),
         Act::WrongChecksum => (head(&format!("x-linked-etag: \"{}\"\r\n", "0".repeat(64))), &body[from..]),
         Act::Status(code, headers) => (bare(&format!("{code} x"), headers), &body[..0]),
         Act::Redirect(to) => (bare("302 Found", &format!("location: {to}\r\n")), &body[..0]),
     };
     // The client may hang up first; that is its right.
     let _ = stream.write_all(front.as_bytes()).and_then(|()| stream.write_all(sent));
+    if silent {
+        // The next connection is answered while this one is still open.
+        std::thread::spawn(move || (std::thread::sleep(Duration::from_secs(60)), stream));
+    }
 }
 
 const FILE: RemoteFile = RemoteFile { repo: "owner/set", path: "sub/file.jsonl" };
@@ -89,6 +96,7 @@ fn downloader(server: &Server, cache: &Path) -> Downloader {
         cache: cache.to_path_buf(),
         attempts: 4,
         backoff: Duration::from_millis(5),
+        stall: Duration::from_millis(300),
     }
 }
 
@@ -111,6 +119,17 @@ fn a_cut_connection_is_resumed_where_it_broke() {
     assert_eq!(server.seen.lock().unwrap().len(), 3);
     let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["file.jsonl"], "partial files are left");
+}
+
+#[test]
+fn a_silent_connection_is_left_and_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(body(), vec![Act::SilentAfter(150_000), Act::Serve]);
+    let start = std::time::Instant::now();
+    let path = downloader(&server, dir.path()).fetch(FILE).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(fs::read(&path).unwrap() == body());
+    assert!(server.seen.lock().unwrap()[1].contains("range: bytes=150000-"), "{:?}", server.seen.lock().unwrap());
 }
 
 #[test]
