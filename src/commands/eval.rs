@@ -97,7 +97,7 @@ impl OnDevice for EvalArgs {
             max_seq_len,
             overflow: args.overflow,
             rows: args.rows(),
-            skip_log: None,
+            skip_log: args.output.as_ref().map(|report| report.with_file_name("skipped_rows.txt")),
             cache_dir: args.cache_dir.clone(),
         };
         let progress = if args.model.quiet { Progress::Hide } else { Progress::Show };

@@ -171,7 +171,8 @@ fn parse_line(raw: &[u8], max_line_bytes: usize, cut: bool) -> Result<Turns, Str
     }
     let text = std::str::from_utf8(raw).map_err(|e| {
         let at = e.valid_up_to();
-        format!("invalid UTF-8, expected UTF-8 text, found byte 0x{:02x} at column {}", raw[at], at + 1)
+        let convert = "; convert the file, from Latin-1 with iconv -f latin1 -t UTF-8";
+        format!("invalid UTF-8, expected UTF-8 text, found byte 0x{:02x} at column {}{convert}", raw[at], at + 1)
     })?;
     let mut de = serde_json::Deserializer::from_str(text);
     // A row, its list of turns, a turn, its list of parts, a part.
@@ -196,15 +197,20 @@ fn json_error(e: &serde_json::Error, text: &str, cut: bool) -> String {
     }
     let cause = e.to_string();
     let cause = cause.split(" at line ").next().unwrap_or_default();
-    let half = if cause.contains("hex escape") || cause.contains("surrogate") {
-        " (half of a surrogate pair is no text)"
-    } else {
-        ""
-    };
     let start = text.floor_char_boundary(column.saturating_sub(1).saturating_sub(10));
     // Invisible characters are often the very fault.
-    let shown = visible(&text[start..].chars().take(24).collect::<String>()).into_owned();
-    format!("invalid JSON, expected a JSON object, found {cause}{half} at column {column}, near `{shown}`")
+    let shown = visible(&text[start..].chars().take(24).collect::<String>()).replace('\u{a0}', "\\u00a0");
+    let hint = match text.trim_start() {
+        _ if cause.contains("hex escape") || cause.contains("surrogate") => " (half of a surrogate pair is no text)",
+        _ if shown.contains("NaN") || shown.contains("Infinity") => " (NaN and Infinity are no JSON: write null)",
+        t if t.starts_with('<') => " (a page instead of the file?)",
+        t if t.starts_with("{'") => " (Python's repr? write rows with json.dumps)",
+        t if !t.contains('{') && t.contains([',', '\t']) => {
+            " (a table? write it as JSON Lines, in pandas with to_json(FILE, orient=\"records\", lines=True))"
+        }
+        _ => "",
+    };
+    format!("invalid JSON, expected a JSON object, found {cause}{hint} at column {column}, near `{shown}`")
 }
 
 #[cfg(test)]

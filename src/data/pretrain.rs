@@ -234,6 +234,8 @@ fn plain_texts(name: &str, bytes: &[u8]) -> Result<Vec<Text>> {
     let mut docs: Vec<Text> = Vec::new();
     let (mut current, mut start, mut blank) = (String::new(), 0u32, 0);
     for (i, line) in text.split('\n').enumerate() {
+        // Files that were put together have the byte order marks of their parts inside.
+        let line = line.strip_prefix('\u{feff}').unwrap_or(line);
         let line = line.strip_suffix('\r').unwrap_or(line);
         if line.trim().is_empty() {
             blank += 1;

@@ -21,6 +21,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::data::train_set::{Piece, PieceSet, Tokens, TrainSet};
 use crate::error::{Error, Result};
 use crate::files::{create_dir_all, parent, write_bytes};
+use crate::text::visible;
 use crate::words::Words;
 use crate::{bail, ensure};
 
@@ -186,6 +187,9 @@ fn whole(tokens: &Tokens, doc: u32) -> Piece {
     Piece { doc, start: 0, len: tokens.doc_len(doc as usize) as u32, n_targets }
 }
 
+/// Skipped rows that are named where no file names them all.
+const NAMED: usize = 5;
+
 fn load_files(
     paths: &[PathBuf],
     row: &RowSpec,
@@ -215,10 +219,17 @@ fn load_files(
                 None => format!("{}: {what}", path.display()),
             });
         }
-        file.meta()
-            .bad
-            .iter()
-            .for_each(|(line, what)| skipped.push_str(&format!("{}:{line}: {what}\n", path.display())));
+        let bad = &file.meta().bad;
+        for (i, (line, what)) in bad.iter().enumerate() {
+            let named = format!("{}:{line}: {what}", path.display());
+            skipped += &visible(&format!("{named}\n"));
+            // Without a file for all of them the first ones are named here.
+            match row.skip_log {
+                None if i < NAMED => log(format!("skipped {named}")),
+                None if i == NAMED => log(format!("{}: {} more rows skipped", path.display(), bad.len() - NAMED)),
+                _ => {}
+            }
+        }
     }
     if let (false, Some(to)) = (skipped.is_empty(), &row.skip_log) {
         create_dir_all(&parent(to))?;
@@ -229,44 +240,23 @@ fn load_files(
 }
 
 /// Keys that say what is to be learned in other tools.
-const CHANGE_WHAT_IS_TRAINED: [&str; 24] = [
-    "input",
-    "context",
-    "instruction",
-    "history",
-    "tools",
-    "functions",
-    "tool_calls",
-    "function_call",
-    "tool_call_id",
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "refusal",
-    "documents",
-    "chat_template_kwargs",
-    "image",
-    "images",
-    "audio",
-    "audios",
-    "video",
-    "videos",
-    "chosen",
-    "rejected",
-    "label",
-];
+const CHANGE_WHAT_IS_TRAINED: &str = "input context instruction output history tools functions tool_calls function_call tool_call_id \
+    reasoning_content reasoning thinking refusal documents chat_template_kwargs image images audio audios video videos chosen \
+    rejected label labels training trainable train_on_turn train_on_input mask masked loss loss_mask prefix";
 
 /// The keys that were not read: those that change what should be trained one by one with the first line that has them, the
 /// others together.
 pub fn unread_keys(meta: &Meta) -> Vec<(Option<u32>, String)> {
-    let changes = |key: &str| CHANGE_WHAT_IS_TRAINED.contains(&key.rsplit('.').next().unwrap_or_default());
+    let changes = |key: &str| CHANGE_WHAT_IS_TRAINED.split_whitespace().any(|k| key.rsplit('.').next() == Some(k));
     let (these, others): (Vec<_>, Vec<_>) = meta.ignored.iter().partition(|(key, ..)| changes(key));
     let mut all: Vec<_> = these
         .into_iter()
         .map(|(key, n, line)| {
             (
                 Some(*line),
-                format!("\"{key}\" is not read, so nothing of it is trained; {n} rows have it, this is the first"),
+                format!(
+                    "\"{key}\" is not read and changes nothing of what is trained; {n} rows have it, this is the first"
+                ),
             )
         })
         .collect();

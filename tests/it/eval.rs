@@ -200,7 +200,12 @@ fn mistakes_are_named() {
     );
     w.write("bad.jsonl", "{\"prompt\": \"a\", \"response\": \"b\"}\n{\"prompt\": 3}\n");
     fails(&eval(&format!("{base} --dataset_paths bad.jsonl")), 1, &["bad.jsonl:2"]);
-    ok(eval(&format!("{base} --dataset_paths bad.jsonl --skip_bad_rows")));
+    let said = ok(eval(&format!("{base} --dataset_paths bad.jsonl --skip_bad_rows"))).stderr;
+    assert!(said.contains("1 bad and skipped") && said.contains("skipped bad.jsonl:2: field \"prompt\""), "{said}");
+    fs::create_dir(w.path("reports")).unwrap();
+    let said = ok(eval(&format!("{base} --dataset_paths bad.jsonl --skip_bad_rows --output reports/r.json"))).stderr;
+    assert!(said.contains("skipped rows are named in reports/skipped_rows.txt"), "{said}");
+    assert!(fs::read_to_string(w.path("reports/skipped_rows.txt")).unwrap().starts_with("bad.jsonl:2: field"));
     w.write("empty.jsonl", "");
     fails(&eval(&format!("{base} --dataset_paths empty.jsonl")), 1, &["empty.jsonl"]);
     // clap's own: a missing flag and a number that is none.

@@ -478,6 +478,11 @@ fn pretraining_predicts_every_token_once() {
     check("c.jsonl", b"{\"text\": \"a\"}\n{\"content\": \"a\"}", "c.jsonl:2: field \"text\" is missing");
     check("c.jsonl", b"{\"text\": \"a\"}\n{", "c.jsonl:2: invalid JSON");
     check("c.bin", &[1, 2, 3], "whole number");
+    let marked = s.write("marked.txt", "\u{feff}one\n\u{feff}two\n");
+    let (data, _) = prepare(&PretrainDataSpec { paths: vec![marked], ..spec.clone() }).unwrap();
+    let plain = s.write("plain.txt", "one\ntwo\n");
+    let (same, _) = prepare(&PretrainDataSpec { paths: vec![plain], ..spec.clone() }).unwrap();
+    assert_eq!(data.train.fingerprint(), same.train.fingerprint());
     check("c.txt", b"\xff\xfea\0", "UTF-16");
     let form = |name: &str, bytes: &[u8]| {
         let path = s.dir.path().join(name);

@@ -304,6 +304,12 @@ fn forms_of_other_trainers_say_what_to_do() {
     check(r#"{"data": [{"prompt": "a"}]}"#, "jq -c '.data[]'");
     check(r#"{"role": "user", "content": "a"}"#, "put the turns of a conversation under \"messages\"");
     check("{", "an object over several lines? make one line of each with jq -c .");
+    check("prompt,response", "a table? write it as JSON Lines");
+    check("<!DOCTYPE html>", "a page instead of the file?");
+    check("{'prompt': 'a'}", "Python's repr? write rows with json.dumps");
+    check(r#"{"prompt": "a", "response": "b", "score": NaN}"#, "NaN and Infinity are no JSON: write null");
+    check("\u{200b}{}", "near `\\u200b{}`");
+    check("\u{a0}{}", "near `\\u00a0{}`");
 }
 
 #[test]

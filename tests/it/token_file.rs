@@ -236,7 +236,12 @@ fn raw_files_of_other_programs_are_read_as_documents() {
     // Four bytes a token read as two: every second one is 0.
     let wide: Vec<u8> = (5..60u32).flat_map(u32::to_le_bytes).collect();
     let e = docs(&wide, None).unwrap_err().to_string();
-    assert!(e.contains("looks like 4 bytes a token; pass --raw-width u32"), "{e}");
+    assert!(e.contains("looks like 4 bytes a token, read as 2; pass --raw-width u32"), "{e}");
+    let wider: Vec<u8> = (5..60u64).flat_map(u64::to_le_bytes).collect();
+    for width in [None, Some(RawWidth::U32)] {
+        let e = docs(&wider, width).unwrap_err().to_string();
+        assert!(e.contains("looks like 8 bytes a token") && e.contains("write it as uint16 or uint32"), "{e}");
+    }
     assert_eq!(docs(&wide, Some(RawWidth::U32)).unwrap()[0].len(), 55);
     assert_eq!(docs(&wide, Some(RawWidth::U16)).unwrap()[0].len(), 110);
     assert_eq!(docs(&u16s(&[0; 40]), None).unwrap()[0].len(), 40);
