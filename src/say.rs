@@ -5,10 +5,34 @@
 //! Of the ranks of a run the main one speaks alone. A reader that has gone away, as in `ringtune sft … | head`, must not end a
 //! training: lines are written whether or not anybody reads them. [`Out`] is for commands that do nothing but print.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, StdoutLock, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-use crate::text::visible;
+/// Text of data, of a file or of a model as a terminal may show it: what would move its cursor, hide or reorder text (control
+/// characters but line ends and tabs, marks of direction, byte order marks) is written out, as `\u001b`.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let hides = |c: char| {
+        (c.is_control() && c != '\n' && c != '\t')
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    if !text.contains(hides) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        // Joiners of emoji and of scripts that need them only shape what is there.
+        match c {
+            '\u{200c}' | '\u{200d}' => out.push(c),
+            c if hides(c) => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
 
 static RANK: AtomicUsize = AtomicUsize::new(0);
 static QUIET: AtomicBool = AtomicBool::new(false);

@@ -4,31 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::ops::Range;
 
-use crate::say;
-
-/// Text of data, of a file or of a model as a terminal may show it: what would move its cursor, hide or reorder text (control
-/// characters but line ends and tabs, marks of direction, byte order marks) is written out, as `\u001b`.
-pub fn visible(text: &str) -> Cow<'_, str> {
-    let hides = |c: char| {
-        (c.is_control() && c != '\n' && c != '\t')
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
-    if !text.contains(hides) {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        // Joiners of emoji and of scripts that need them only shape what is there.
-        match c {
-            '\u{200c}' | '\u{200d}' => out.push(c),
-            c if hides(c) => {
-                let _ = write!(out, "\\u{:04x}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-    Cow::Owned(out)
-}
+use crate::say::{self, visible};
 
 /// Columns as wide as their widest cell, two blanks apart; the last one ragged. The first row is the header.
 pub fn table(rows: &[Vec<String>]) -> String {

@@ -22,7 +22,7 @@ use crate::data::row::Row;
 use crate::data::row_fields::{Json, Levels, Turns};
 use crate::data::source::{self, Items, Source};
 use crate::error::Result;
-use crate::text::visible;
+use crate::say::visible;
 use crate::{bail, ensure};
 
 /// What to do with a bad line.

@@ -21,7 +21,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::data::train_set::{Piece, PieceSet, Tokens, TrainSet};
 use crate::error::{Error, Result};
 use crate::files::{create_dir_all, parent, write_bytes};
-use crate::text::visible;
+use crate::say::visible;
 use crate::words::Words;
 use crate::{bail, ensure};
 

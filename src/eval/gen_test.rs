@@ -16,8 +16,9 @@ use crate::data::train_set::PieceSet;
 use crate::error::Result;
 use crate::generate::{GenerateOptions, Generated, Sampling, generate};
 use crate::model::Model;
+use crate::say::visible;
 use crate::settings::GenTest;
-use crate::text::{table, visible};
+use crate::text::table;
 
 /// What [`GenReport::to_json`] gives, in the folder of a run.
 pub const SAMPLES: &str = "samples.json";

@@ -12,7 +12,8 @@ use crate::data::mix::WeightUnit;
 use crate::data::sft::{SftData, describe, unread_keys};
 use crate::data::tokenizer::Newline;
 use crate::data::train_set::{PieceSet, Tokens};
-use crate::text::{grouped, table, visible};
+use crate::say::visible;
+use crate::text::{grouped, table};
 use crate::words::Words;
 
 /// Below this share of supervised tokens most of the arithmetic is spent on context.

@@ -21,7 +21,8 @@ use crate::hf::SaveDType;
 use crate::hf::safetensors::ModelFiles;
 use crate::model::config::ModelConfig;
 use crate::model::weights::Weights;
-use crate::text::{grouped, visible};
+use crate::say::visible;
+use crate::text::grouped;
 
 /// Bad rows named one by one for each data set.
 const NAMED_ROWS: usize = 5;

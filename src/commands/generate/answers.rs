@@ -10,7 +10,7 @@ use super::show;
 use crate::data::tokenizer::Tokenizer;
 use crate::generate::{StopText, TextStream};
 use crate::say::Out;
-use crate::text::visible;
+use crate::say::visible;
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,8 +21,8 @@ use crate::error::{Context, Error, Result};
 use crate::generate::{GenerateOptions, generate};
 use crate::model::Model;
 use crate::say::Out;
+use crate::say::visible;
 use crate::settings::Settings;
-use crate::text::visible;
 use crate::{ensure, say};
 
 /// A model with everything that turns text into tokens and back.

@@ -19,7 +19,8 @@ use crate::hf::safetensors::{ModelFiles, TensorFile};
 use crate::hf::{TensorSource, peft};
 use crate::model::weights::{Place, Weights};
 use crate::say::Out;
-use crate::text::{Style, bytes, grouped, visible};
+use crate::say::visible;
+use crate::text::{Style, bytes, grouped};
 
 /// Rows or documents of a preview.
 const PREVIEW: usize = 3;

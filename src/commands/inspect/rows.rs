@@ -12,8 +12,9 @@ use crate::data::{rows, sft};
 use crate::error::Result;
 use crate::say;
 use crate::say::Out;
+use crate::say::visible;
 use crate::settings::Resolved;
-use crate::text::{Style, visible};
+use crate::text::Style;
 
 fn load(resolved: &Resolved) -> Result<(Tokenizer, Template, SftData)> {
     let settings = &resolved.settings;

@@ -7,7 +7,8 @@ use crate::data::template::TemplateOptions;
 use crate::data::template::cases::render_cases;
 use crate::error::{Context, Result};
 use crate::say::Out;
-use crate::text::{Style, visible};
+use crate::say::visible;
+use crate::text::Style;
 
 /// Prints each conversation of the file in each template (or in `template` alone), as text or as JSON lines with
 /// conversation, template, text, spans_bytes.
