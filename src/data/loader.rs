@@ -60,7 +60,7 @@ pub struct Step {
 /// Builds steps ahead of the trainer.
 #[derive(Debug)]
 pub struct Loader {
-    receiver: Option<Receiver<Step>>,
+    receiver: Option<Receiver<Result<Step>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -89,10 +89,15 @@ impl Loader {
         let work = move || {
             let (mut plan, mut cursor) = (plan, cursor);
             loop {
+                if let Err(e) = data.sets().iter().try_for_each(|s| s.tokens.check_length()) {
+                    // Nobody listens when the loader was dropped.
+                    let _ = sender.send(Err(e));
+                    return;
+                }
                 let step = build_step(&data, &plan, cursor, shape, rank);
                 cursor = step.cursor;
                 // The receiver is gone when the loader was dropped.
-                if sender.send(step).is_err() {
+                if sender.send(Ok(step)).is_err() {
                     return;
                 }
                 if cursor.epoch != plan.epoch {
@@ -110,10 +115,12 @@ impl Loader {
     /// The next step; waits until it is built.
     ///
     /// # Errors
-    /// If the loader thread died.
+    /// If a file was cut, or the loader thread died.
     pub fn next_step(&mut self) -> Result<Step> {
         let receiver = self.receiver.as_ref().expect("only drop takes the receiver");
-        receiver.recv().map_err(|_| Error::new("the loader thread ended early: a token file became unreadable"))
+        receiver
+            .recv()
+            .unwrap_or_else(|_| Err(Error::new("the loader thread ended early: a token file became unreadable")))
     }
 }
 

@@ -5,10 +5,8 @@
 
 use std::path::Path;
 
-use memmap2::Mmap;
-
-use crate::error::{Context, Error, Result};
-use crate::files::open_file;
+use crate::data::mapped::Mapped;
+use crate::error::Result;
 use crate::words::words;
 use crate::{bail, ensure};
 
@@ -29,7 +27,7 @@ words!(RawWidth { U16 = "u16", U32 = "u32" });
 /// A mapped file of ids.
 #[derive(Debug)]
 pub struct RawTokens {
-    map: Mmap,
+    map: Mapped,
     at: usize,
     width: usize,
     /// One past the last token of each document.
@@ -46,14 +44,11 @@ impl RawTokens {
     /// outside the vocabulary.
     pub fn open(path: &Path, vocab_size: usize, eos: u32, width: Option<RawWidth>) -> Result<Self> {
         let context = || format!("token file {}", path.display());
-        let file = open_file(path)?;
-        // SAFETY: the mapping is only read; a file that another program changes meanwhile gives other ids, which are checked
-        // against the vocabulary here, and every access is bounds-checked.
-        let map = unsafe { Mmap::map(&file) }.context(context)?;
-        Self::check(map, vocab_size, eos, width).map_err(|e: Error| e.context(context()))
+        let checked = Mapped::open(path).and_then(|map| Self::check(map, vocab_size, eos, width));
+        checked.map_err(|e| e.context(context()))
     }
 
-    fn check(map: Mmap, vocab_size: usize, eos: u32, asked: Option<RawWidth>) -> Result<Self> {
+    fn check(map: Mapped, vocab_size: usize, eos: u32, asked: Option<RawWidth>) -> Result<Self> {
         ensure!(!map.is_empty(), "expected token ids, found an empty file");
         let i32_at = |i: usize| map.get(4 * i..4 * i + 4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let magic = i32_at(0).filter(|m| [LLMC_U16, LLMC_U32].contains(m));
@@ -148,6 +143,14 @@ impl RawTokens {
     pub fn visit(&self, doc: usize, start: usize, len: usize, mut each: impl FnMut(u32, bool)) {
         let from = self.start_of(doc) + start as u64;
         (from..from + len as u64).for_each(|i| each(self.token(i), true));
+    }
+
+    /// Whether the file is still as long as when it was opened.
+    ///
+    /// # Errors
+    /// If another program cut it.
+    pub fn check_length(&self) -> Result<()> {
+        self.map.check_length()
     }
 
     /// blake3 of the file, hex.

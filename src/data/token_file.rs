@@ -15,14 +15,14 @@
 //! stands for a whole file; sizes are compared with the file's length before anything is allocated.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
 use crate::data::encode::Encoded;
+use crate::data::mapped::Mapped;
 use crate::error::{Context, Error, Result};
-use crate::files::{create_dir_all, open_file, parent, write_atomic};
+use crate::files::{create_dir_all, parent, write_atomic};
 use crate::{bail, ensure};
 
 const MAGIC: &[u8; 8] = b"RINGTOKS";
@@ -205,8 +205,7 @@ pub fn write(path: &Path, content: &Content) -> Result<()> {
 /// An open token file.
 #[derive(Debug)]
 pub struct TokenFile {
-    map: Mmap,
-    path: PathBuf,
+    map: Mapped,
     meta: Meta,
     vocab_size: usize,
     token_bytes: usize,
@@ -233,14 +232,10 @@ impl TokenFile {
     /// If anything is wrong, with what was expected and found.
     pub fn open(path: &Path) -> Result<Self> {
         let context = || format!("token file {}", path.display());
-        let file = open_file(path).context(context)?;
-        // SAFETY: the file is only ever replaced by rename (see `write_atomic`), never changed in place, so the mapping
-        // keeps its bytes; everything read from it is bounds-checked.
-        let map = unsafe { Mmap::map(&file) }.context(context)?;
-        Self::check(path, map).map_err(|e| e.context(context()))
+        Mapped::open(path).and_then(Self::check).map_err(|e| e.context(context()))
     }
 
-    fn check(path: &Path, map: Mmap) -> Result<Self> {
+    fn check(map: Mapped) -> Result<Self> {
         let bytes: &[u8] = &map;
         ensure!(bytes.len() >= HEADER, "truncated, expected at least {HEADER} bytes, found {}", bytes.len());
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
@@ -286,7 +281,6 @@ impl TokenFile {
         let meta: Meta = serde_json::from_slice(&bytes[HEADER..meta_end])
             .map_err(|e| Error::new(format!("damaged metadata: {e}")))?;
         let this = Self {
-            path: path.to_path_buf(),
             meta,
             vocab_size: vocab as usize,
             token_bytes: token_bytes as usize,
@@ -329,7 +323,7 @@ impl TokenFile {
             if let Some(expected) = expected.filter(|e| *e != found) {
                 bail!(
                     "token file {}: made with another {what}, expected hash {expected}, found {found}; make it again",
-                    self.path.display()
+                    self.path().display()
                 );
             }
         }
@@ -338,7 +332,15 @@ impl TokenFile {
 
     /// Where it lies.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.map.path()
+    }
+
+    /// Whether the file is still as long as when it was opened.
+    ///
+    /// # Errors
+    /// If another program cut it.
+    pub fn check_length(&self) -> Result<()> {
+        self.map.check_length()
     }
 
     /// The JSON part.

@@ -33,6 +33,17 @@ impl Tokens {
         }
     }
 
+    /// Whether the file still holds what was opened.
+    ///
+    /// # Errors
+    /// If another program cut it.
+    pub fn check_length(&self) -> Result<()> {
+        match self {
+            Self::File(f) => f.check_length(),
+            Self::Raw(r) => r.check_length(),
+        }
+    }
+
     /// Number of documents.
     pub fn n_docs(&self) -> usize {
         match self {

@@ -105,8 +105,17 @@ impl<B: Backend> Trainer<'_, B> {
             let start = Instant::now();
             self.work.trace.at_step(self.state.step + 1);
             let data = self.work.trace.span("data");
-            let batch = self.batches.next_step()?;
+            let batch = self.batches.next_step();
             drop(data);
+            if batch.is_err()
+                && self.state.step > 0
+                && let Some(outputs) = &mut self.outputs
+            {
+                // What was trained is kept where the data fail under the run.
+                outputs.save(self.dev, &mut self.work, &self.state)?;
+                outputs.wait()?;
+            }
+            let batch = batch?;
             self.step(&batch, start, &mut window)?;
             let last = self.state.step == self.max_steps;
             let interrupted = self.comm.any(self.stop.is_requested())?;

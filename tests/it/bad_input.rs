@@ -463,3 +463,19 @@ fn a_pipe_as_data_set_is_refused_at_once() {
         fails(&outcome, 1, &["expected a file that can be read again, found a pipe; write what it gives to a file"]);
     }
 }
+
+/// A mapped file that another program cuts under the run: a named error, and what was trained is saved.
+#[test]
+fn a_token_file_that_is_cut_while_it_is_read_is_named() {
+    let w = good();
+    let tokens: Vec<u8> = (0..2_000_000u32).flat_map(|i| (4 + (i * 7919 % 4000) as u16).to_le_bytes()).collect();
+    w.write("text.bin", tokens);
+    w.copy("configs/demo_model.json", "tiny.json");
+    let line = "ringtune pretrain --model_config tiny.json --tokenizer_path spm.model --dataset_paths text.bin --output_dir out \
+        --max_seq_len 32 --per_device_train_batch_size 1 --max_steps 100000 --val_fraction 0 --save_strategy no --quiet & \
+        while ! grep -qs '\"step\"' out/*/metrics.jsonl; do sleep 0.05; kill -0 $! || exit 9; done; truncate -s 100 text.bin; wait $!";
+    let outcome = w.shell(line);
+    fails(&outcome, 1, &["text.bin: the file was cut while it was read, expected 4000000 bytes, found 100"]);
+    let saved = fs::read_dir(w.path("out/tiny")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(saved.into_iter().any(|n| n.starts_with("checkpoint-")), "no checkpoint was saved");
+}
