@@ -318,12 +318,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         "sft" => {
             let job = commands::data::sft_job(&resolve(Command::Sft, m, before)?)?;
             commands::train::run_sft(&job)?;
-            draw_curve(&job.output_dir, "sft")
+            draw_curve(&job.output_dir, "sft");
+            Ok(())
         }
         "pretrain" => {
             let job = commands::data::pretrain_job(&resolve(Command::Pretrain, m, before)?)?;
             commands::train::run_pretrain(&job)?;
-            draw_curve(&job.output_dir.join(&job.config_name), "pretrain")
+            draw_curve(&job.output_dir.join(&job.config_name), "pretrain");
+            Ok(())
         }
         "check" => run_check(m, before),
         "pack" => commands::pack::run(&resolve(Command::Pack, m, None)?),
@@ -351,11 +353,13 @@ fn takes_precision(clap: &Clap, matches: &ArgMatches) -> bool {
     }
 }
 
-fn draw_curve(dir: &Path, command: &str) -> Result<()> {
-    if commands::curve::write(dir, &format!("{command}: {}", dir.display()))? {
-        say::note(&format!("loss curve: {0}/loss.svg, {0}/loss.png", dir.display()));
+/// The run is done and its files are written: a picture that fails is said and changes nothing.
+fn draw_curve(dir: &Path, command: &str) {
+    match commands::curve::write(dir, &format!("{command}: {}", dir.display())) {
+        Ok(true) => say::note(&format!("loss curve: {0}/loss.svg, {0}/loss.png", dir.display())),
+        Ok(false) => {}
+        Err(e) => say::warning(&format!("no loss curve: {e}")),
     }
-    Ok(())
 }
 
 fn run_check(m: &ArgMatches, before: Option<&String>) -> Result<()> {

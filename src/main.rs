@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match ringtune::cli::run(std::env::args_os()) {
+    match ringtune::cli::run(std::env::args_os()).and_then(|()| ringtune::say::all_written()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             ringtune::say::error(&e.to_string());

@@ -10,6 +10,8 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, StdoutLock, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
+use crate::error::Result;
+
 /// Text of data, of a file or of a model as a terminal may show it: what would move its cursor, hide or reorder text (control
 /// characters but line ends and tabs, marks of direction, byte order marks) is written out, as `\u001b`.
 pub fn visible(text: &str) -> Cow<'_, str> {
@@ -69,17 +71,38 @@ fn line(mut to: impl Write, text: &str) {
     let _ = writeln!(to, "{text}");
 }
 
+/// Whether a line of [`result`] or [`detail`] could not be written.
+static LOST: AtomicBool = AtomicBool::new(false);
+
+fn out(text: &str) {
+    if writeln!(io::stdout(), "{text}").is_err() {
+        LOST.store(true, Relaxed);
+    }
+}
+
+/// Whether everything that was to stand on stdout was written there. Asked at the end, when the files are safe.
+///
+/// # Errors
+/// If a line was lost, because its reader went away or the disk behind it is full.
+pub fn all_written() -> Result<()> {
+    crate::ensure!(
+        !LOST.load(Relaxed) && io::stdout().flush().is_ok(),
+        "standard output could not be written to its end: its reader has gone, or the disk behind it is full; the files are complete"
+    );
+    Ok(())
+}
+
 /// A line of results, on stdout.
 pub fn result(text: &str) {
     if is_main() {
-        line(io::stdout(), text);
+        out(text);
     }
 }
 
 /// A line of what a run is made of, on stdout; not with `--quiet`.
 pub fn detail(text: &str) {
     if is_wordy() {
-        line(io::stdout(), text);
+        out(text);
     }
 }
 

@@ -8,8 +8,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::tensorboard::EventFile;
-use crate::error::{Context, Result};
-use crate::files::write_bytes;
+use crate::error::{Context, Error, Result};
+use crate::files::{At, write_bytes};
 use crate::say;
 
 /// The file with one JSON object a step and one an evaluation.
@@ -91,9 +91,10 @@ fn three_digits(v: f64) -> String {
     }
 }
 
-/// Writes every figure to every place that wants it.
+/// Writes every figure to every place that wants it. A place that cannot be written, a full disk for one, is left out from then on
+/// and said once: it never ends a run whose weights are fine.
 pub struct Metrics {
-    jsonl: (File, PathBuf),
+    jsonl: Option<(File, PathBuf)>,
     events: Option<EventFile>,
     bar: Option<ProgressBar>,
 }
@@ -108,7 +109,7 @@ impl Metrics {
         let path = dir.join(METRICS);
         keep_until(&path, resumed_at).context(|| path.display().to_string())?;
         let open = OpenOptions::new().create(true).append(true).open(&path);
-        let jsonl = (open.context(|| format!("{}: cannot write", path.display()))?, path);
+        let jsonl = Some((open.context(|| format!("{}: cannot write", path.display()))?, path));
         let events = match tensorboard {
             true => Some(EventFile::create(&dir.join("runs"), resumed_at + 1)?),
             false => None,
@@ -134,30 +135,32 @@ impl Metrics {
     }
 
     /// One JSON object, as one write: a crash leaves at most one incomplete line, at the end.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn json(&mut self, value: &Value) -> Result<()> {
-        let (file, path) = &mut self.jsonl;
-        file.write_all(format!("{value}\n").as_bytes()).context(|| format!("{}: cannot write", path.display()))
+    pub fn json(&mut self, value: &Value) {
+        let written = self.jsonl.as_mut().map(|(file, path)| file.write_all(format!("{value}\n").as_bytes()).at(path));
+        if let Some(Err(e)) = written {
+            self.jsonl = None;
+            self.left_out(&e);
+        }
     }
 
     /// Scalars for TensorBoard.
-    ///
-    /// # Errors
-    /// If the event file cannot be written.
-    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
-        match &mut self.events {
-            Some(events) => events.scalars(step, values),
-            None => Ok(()),
+    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) {
+        if let Some(Err(e)) = self.events.as_mut().map(|events| events.scalars(step, values)) {
+            self.events = None;
+            self.left_out(&e);
+        }
+    }
+
+    fn left_out(&self, e: &Error) {
+        let line = format!("{e}; the run goes on without this file");
+        match &self.bar {
+            Some(bar) => bar.suspend(|| say::warning(&line)),
+            None => say::warning(&line),
         }
     }
 
     /// One optimiser step for `metrics.jsonl` and the progress bar.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn step(&mut self, f: &StepFigures) -> Result<()> {
+    pub fn step(&mut self, f: &StepFigures) {
         if let Some(bar) = &self.bar {
             bar.set_position(f.step);
             bar.set_message(format!("loss {:.4}", f.loss));
@@ -166,7 +169,7 @@ impl Metrics {
         self.json(&json!({
             "step": f.step, "epoch": f.epoch, "loss": f.loss, "grad_norm": f.grad_norm, "lr": f.lr,
             "tokens": f.tokens, "supervised": f.supervised, "ms": round3(f.ms), "tokens_per_second": round3(rate),
-        }))
+        }));
     }
 
     /// Ends the progress bar.
@@ -242,11 +245,23 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_fills_up_is_left_out_and_the_others_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/full", dir.path().join(METRICS)).unwrap();
+        let mut m = Metrics::open(dir.path(), 0, 9, true, false).unwrap();
+        for step in 1..=3 {
+            m.step(&StepFigures { step, ..Default::default() });
+            m.scalars(step, &[("train/loss", 0.5)]);
+        }
+        assert!(m.jsonl.is_none() && m.events.is_some());
+    }
+
+    #[test]
     fn resuming_drops_later_and_torn_lines() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(METRICS);
         let write = |m: &mut Metrics, steps: std::ops::RangeInclusive<u64>| {
-            steps.for_each(|step| m.step(&StepFigures { step, loss: 0.5, ms: 1.0, ..Default::default() }).unwrap());
+            steps.for_each(|step| m.step(&StepFigures { step, loss: 0.5, ms: 1.0, ..Default::default() }));
         };
         let mut m = Metrics::open(dir.path(), 0, 9, false, false).unwrap();
         write(&mut m, 1..=7);

@@ -86,7 +86,7 @@ impl<'a> Outputs<'a> {
         let trainer_state = self.checkpoints.trainer_state(state);
         let (output_dir, keep) = (self.spec.run_dir.clone(), self.spec.settings.save_total_limit);
         let (artifact, companions) = (Arc::clone(&self.spec.artifact), self.spec.companions.clone());
-        let (step, best) = (state.step, state.best.best);
+        let (step, best, healthy) = (state.step, state.best.best, state.bad_in_row == 0);
         self.saver.start(move || {
             let writer = CheckpointWriter::begin(&output_dir, step)?;
             artifact.write(writer.dir(), &params)?;
@@ -94,7 +94,7 @@ impl<'a> Outputs<'a> {
             write_state_tensors(&writer.dir().join(OPTIMIZER), &optimizer.tensors)?;
             writer.write(TRAINER_STATE, format!("{trainer_state:#}\n").as_bytes())?;
             let written = writer.finish()?;
-            if let Some(keep) = keep {
+            if let Some(keep) = keep.filter(|_| healthy) {
                 let best = best.map(|(_, step)| manifest::path_of(&output_dir, step));
                 manifest::rotate(&output_dir, keep, best.as_deref(), Some(&written))?;
             }

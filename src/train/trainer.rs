@@ -129,7 +129,9 @@ impl<B: Backend> Trainer<'_, B> {
                 out_of_patience = verdict.stop;
             }
             save |= last || out_of_patience;
-            if ((save && settings.save_every != Every::Never) || interrupted)
+            // While nothing is finite the weights are those of a step that went wrong: they take no healthy checkpoint's place.
+            let healthy = self.state.bad_in_row == 0;
+            if ((save && healthy && settings.save_every != Every::Never) || interrupted)
                 && let Some(outputs) = &mut self.outputs
             {
                 let trace = self.work.trace.clone();
@@ -192,7 +194,7 @@ impl<B: Backend> Trainer<'_, B> {
         };
         let mut metrics = self.outputs.as_mut().map(|o| &mut o.metrics);
         if let Some(metrics) = &mut metrics {
-            metrics.step(&figures)?;
+            metrics.step(&figures);
         }
         if !s.step.is_multiple_of(self.settings.logging_steps) && s.step != self.max_steps {
             return Ok(());
@@ -212,7 +214,7 @@ impl<B: Backend> Trainer<'_, B> {
         let Window { steps, tokens, supervised, ms, flops } = std::mem::take(window);
         figures = StepFigures { loss, tokens, supervised, ms, flops, ..figures };
         if let Some(metrics) = &mut metrics {
-            metrics.scalars(s.step, &scalars)?;
+            metrics.scalars(s.step, &scalars);
             metrics.print(&figures.line(steps));
         }
         Ok(())
@@ -236,7 +238,7 @@ impl<B: Backend> Trainer<'_, B> {
         }
         s.log_history.push(record.clone().into());
         if let Some(outputs) = &mut self.outputs {
-            outputs.metrics.json(&record.into())?;
+            outputs.metrics.json(&record.into());
             outputs.metrics.print(&line);
         }
         if s.bad_in_row >= self.settings.max_bad_steps {
@@ -269,8 +271,8 @@ impl<B: Backend> Trainer<'_, B> {
                 ("eval/perplexity", all.perplexity()),
                 ("eval/mean_token_accuracy", all.accuracy()),
             ];
-            outputs.metrics.json(&record)?;
-            outputs.metrics.scalars(s.step, &scalars)?;
+            outputs.metrics.json(&record);
+            outputs.metrics.scalars(s.step, &scalars);
             outputs.metrics.print(&evaluation.text(s.step, self.max_steps));
         }
         s.log_history.push(record);
