@@ -1,6 +1,7 @@
 //! Files written so that a crash or a full disk leaves the old one or the new one, never half of one.
 
 use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,13 +109,15 @@ pub fn create_dir_all(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).at(dir).context(|| "cannot create the folder".to_string())
 }
 
-/// A name beside `path` for what is to get that name: `.NAME.PID.N.tmp`. [`remove_torn`] knows it.
+/// A name beside `path` for what is to get that name: `.NAME.RANDOM.tmp`. [`remove_torn`] knows it. Processes of two containers or
+/// machines have the same number, so none is in it.
 pub(crate) fn temporary_beside(path: &Path) -> Result<PathBuf> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     ensure!(!name.is_empty(), "{}: not a file name", path.display());
-    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-    Ok(parent(path).join(format!(".{name}.{}.{n}.tmp", std::process::id())))
+    // The standard library draws the keys of its hash tables from the system's random numbers.
+    let random = RandomState::new().hash_one((std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+    Ok(parent(path).join(format!(".{name}.{random:016x}.tmp")))
 }
 
 /// Removes the files that a kill in the middle of a write left in `dir`; without the folder there are none.

@@ -49,6 +49,12 @@ pub fn available_memory() -> Option<u64> {
     Some(machine.min(group))
 }
 
+/// The machine's name in the network.
+pub fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "this machine".into() } else { name.trim().into() }
+}
+
 /// Operating system and release of its kernel, where it says it.
 pub fn system() -> Option<String> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;

@@ -39,6 +39,11 @@ pub trait Device: Sized {
     /// One line for tables and logs: device, features, threads.
     fn describe(&self) -> String;
 
+    /// What decides the last bits of its results: a run that goes on elsewhere is warned.
+    fn arithmetic(&self) -> String {
+        self.describe()
+    }
+
     /// A tensor of zeros.
     ///
     /// # Errors

@@ -309,6 +309,43 @@ pub fn rotate(output_dir: &Path, keep: usize, best: Option<&Path>, known_good: O
     Ok(removed)
 }
 
+/// Copies a checkpoint that verifies into another run's folder. Returns its path there.
+///
+/// # Errors
+/// If it does not verify or cannot be written.
+pub fn copy(checkpoint: &Path, output_dir: &Path) -> Result<PathBuf> {
+    let manifest = verify(checkpoint)?;
+    let writer = CheckpointWriter::begin(output_dir, manifest.step)?;
+    for name in manifest.files.keys() {
+        let (from, to) = (checkpoint.join(name), writer.dir().join(name));
+        create_dir_all(&parent(&to))?;
+        fs::copy(&from, &to).at(&to)?;
+    }
+    writer.finish()
+}
+
+/// Gives the checkpoints that a run leaves behind when it goes back to `resumed`, after `step` steps, other names, so that none of
+/// them is taken for its own: all of later steps, and all where `resumed` lies in another folder. Returns the old and new paths.
+///
+/// # Errors
+/// If a folder cannot be renamed.
+pub fn set_aside(output_dir: &Path, resumed: &Path, step: u64) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let real = |path: &Path| fs::canonicalize(path).at(path);
+    let here = output_dir.is_dir() && real(&parent(&real(resumed)?))? == real(output_dir)?;
+    let mut moved = Vec::new();
+    for (n, from) in list(output_dir)?.into_iter().filter(|(n, _)| *n > step || !here) {
+        let names = (1..)
+            .map(|k| output_dir.join(if k == 1 { format!("abandoned-{n}") } else { format!("abandoned-{n}.{k}") }));
+        let to = names.into_iter().find(|path| !path.exists()).expect("some number is free");
+        fs::rename(&from, &to).at(&from)?;
+        moved.push((from, to));
+    }
+    if !moved.is_empty() {
+        sync_dir(output_dir)?;
+    }
+    Ok(moved)
+}
+
 /// Removes a checkpoint so that no half of it can be taken for one: it loses its name first.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! What a training checkpoint holds besides weights: the optimiser's tensors and the fingerprints of what the run depends on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -42,33 +42,45 @@ pub fn read_state_tensors(path: &Path) -> Result<Vec<(String, HostTensor)>> {
 pub struct Fingerprints(pub BTreeMap<String, String>);
 
 impl Fingerprints {
+    /// Adds the settings that decide the bits of a run, each under `config.NAME` with its value instead of a hash.
+    pub fn add_settings(&mut self, settings: impl IntoIterator<Item = (&'static str, String)>) {
+        self.0.extend(settings.into_iter().map(|(name, value)| (format!("config.{name}"), value)));
+    }
+
     /// Compares the fingerprints of a checkpoint (`self`) with those of this run. Names in `allowed` may differ; the differing
-    /// ones are returned, so that they can be reported.
+    /// ones are returned, so that they can be reported. What a checkpoint of an earlier version does not hold is not compared; its hash
+    /// of all settings, `config`, is where it does not name them.
     ///
     /// # Errors
     /// If another one differs: the message names it and the flag that allows it. A usage error if `allowed` has an unknown name.
     pub fn check(&self, now: &Fingerprints, allowed: &[String]) -> Result<Vec<String>> {
-        let names: std::collections::BTreeSet<&String> = self.0.keys().chain(now.0.keys()).collect();
-        if let Some(unknown) = allowed.iter().find(|a| !names.contains(a)) {
-            let known = names.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ");
+        let groups: BTreeSet<&str> = self.0.keys().chain(now.0.keys()).map(|name| group(name).0).collect();
+        if let Some(unknown) = allowed.iter().find(|a| !groups.contains(a.as_str())) {
+            let known = groups.into_iter().collect::<Vec<_>>().join(", ");
             return Err(Error::usage(format!("--allow-changed {unknown}: expected one of {known}")));
         }
-        let mut changed = Vec::new();
-        for name in names {
-            let (old, new) = (self.0.get(name), now.0.get(name));
-            if old == new {
+        let named = self.0.keys().any(|name| group(name).1.is_some());
+        let mut changed = BTreeSet::new();
+        for (name, old) in self.0.iter().filter(|(name, _)| !(named && *name == "config")) {
+            let new = now.0.get(name);
+            if Some(old) == new {
                 continue;
             }
-            let short = |h: Option<&String>| h.map_or("none".to_string(), |h| h.chars().take(12).collect());
+            let (group, setting) = group(name);
+            let what = match setting {
+                Some(setting) => format!("{setting} was {old}, is {}", new.map_or("not set", String::as_str)),
+                None => {
+                    let short = |h: Option<&String>| h.map_or("none".to_string(), |h| h.chars().take(12).collect());
+                    format!("was {}, is {}", short(Some(old)), short(new))
+                }
+            };
             ensure!(
-                allowed.contains(name),
-                "{name} differs from the checkpoint's (was {}, is {}); resume with the same one, or pass --allow-changed {name}",
-                short(old),
-                short(new)
+                allowed.iter().any(|a| a == group),
+                "{group} differs from the checkpoint's ({what}); resume with the same one, or pass --allow-changed {group}"
             );
-            changed.push(name.clone());
+            changed.insert(group.to_string());
         }
-        Ok(changed)
+        Ok(changed.into_iter().collect())
     }
 
     /// As a JSON object.
@@ -84,6 +96,11 @@ impl Fingerprints {
         let map = BTreeMap::deserialize(value).map_err(|e| Error::new(format!("fingerprints: {e}")))?;
         Ok(Self(map))
     }
+}
+
+/// `config.seed` as `config` and `seed`.
+fn group(name: &str) -> (&str, Option<&str>) {
+    name.split_once('.').map_or((name, None), |(group, setting)| (group, Some(setting)))
 }
 
 /// Reads a JSON object from a file.

@@ -16,6 +16,7 @@ use crate::data::progress::Progress;
 use crate::data::sft::{self, SftData, SftDataSpec};
 use crate::data::template::{Control, Template};
 use crate::data::tokenizer::{Tokenizer, named_tokens};
+use crate::data::train_set::PieceSet;
 use crate::error::{Context, Error, Result};
 use crate::hf;
 use crate::hf::artifact::Artifact;
@@ -416,8 +417,16 @@ pub fn model_artifact(config: &ModelConfig, settings: &TrainSettings) -> Artifac
 pub fn fingerprints(data: &SftData, tokenizer: &Tokenizer) -> Fingerprints {
     let mut f = Fingerprints::default();
     f.0.insert("data".into(), data.train.fingerprint());
+    f.0.insert("validation".into(), held_out(&data.val));
     f.0.insert("tokenizer".into(), tokenizer.hash().to_string());
     f
+}
+
+/// Hash of the rows that evaluations read.
+fn held_out(sets: &[PieceSet]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    sets.iter().for_each(|set| set.add_to(&mut hasher));
+    hasher.finalize().to_hex().to_string()
 }
 
 /// Hash of config.json and every weight file of a model folder.

@@ -57,7 +57,9 @@ impl OnDevice for Sft<'_> {
         let settings = &job.settings;
         let mut guide = StopAtFirst::new(settings.quiet);
         let lora = start::settings(&mut guide, settings)?;
-        run::check_output_dir(&job.output_dir, settings)?;
+        let rows = job.data.paths.iter().map(|path| ("the data set", path.as_path()));
+        let inputs: Vec<_> = rows.chain([("the model", job.model_path.as_path())]).collect();
+        let _folder = run::take_output_dir(&job.output_dir, settings, &inputs)?;
         let start = start::of_sft(&mut guide, job, lora)?;
         let Start { base, config, resize, tokenizer, template, data, lora, new_rows, .. } = start;
         let (base, config, resize) = (base.expect(WHOLE), config.expect(WHOLE), resize.expect(WHOLE));
@@ -162,7 +164,9 @@ impl OnDevice for Pretrain<'_> {
         let mut guide = StopAtFirst::new(settings.quiet);
         start::settings(&mut guide, settings)?;
         ensure!(settings.lora.is_none(), "pretraining has no LoRA");
-        run::check_output_dir(&job.output_dir.join(&job.config_name), settings)?;
+        let texts = job.data.paths.iter().chain(&job.data.val_paths).map(|path| ("the data set", path.as_path()));
+        let run_dir = job.output_dir.join(&job.config_name);
+        let _folder = run::take_output_dir(&run_dir, settings, &texts.collect::<Vec<_>>())?;
         let start = start::of_pretrain(&mut guide, job)?;
         let Start { config, tokenizer, data, run_dir, .. } = start;
         let (config, tokenizer, prepared) = (config.expect(WHOLE), tokenizer.expect(WHOLE), data.expect(WHOLE));

@@ -105,6 +105,10 @@ impl Device for Cpu {
         format!("cpu, {threads} thread{}, {}", if threads == 1 { "" } else { "s" }, self.level.name())
     }
 
+    fn arithmetic(&self) -> String {
+        format!("cpu, {}", self.level.name())
+    }
+
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>> {
         let buf = CpuBuf::zeros(rows * cols * dtype.bytes())?;
         Ok(Tensor::from_buf(buf, rows, cols, dtype))

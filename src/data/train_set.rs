@@ -102,6 +102,15 @@ pub struct PieceSet {
 }
 
 impl PieceSet {
+    /// Adds what decides the content and order of its pieces.
+    pub fn add_to(&self, h: &mut blake3::Hasher) {
+        h.update(self.tokens.content_hash().as_bytes());
+        h.update(&(self.pieces.len() as u64).to_le_bytes());
+        for p in &self.pieces {
+            h.update(&p.doc.to_le_bytes()).update(&p.start.to_le_bytes()).update(&p.len.to_le_bytes());
+        }
+    }
+
     /// A piece's ids and loss bits.
     pub fn encoded(&self, piece: usize) -> Encoded {
         let p = self.pieces[piece];
@@ -310,13 +319,7 @@ impl TrainSet {
     /// Hash of everything that decides the order and content of the rows, hex: a resumed run compares it.
     pub fn fingerprint(&self) -> String {
         let mut h = blake3::Hasher::new();
-        for set in &self.sets {
-            h.update(set.tokens.content_hash().as_bytes());
-            h.update(&(set.pieces.len() as u64).to_le_bytes());
-            for p in &set.pieces {
-                h.update(&p.doc.to_le_bytes()).update(&p.start.to_le_bytes()).update(&p.len.to_le_bytes());
-            }
-        }
+        self.sets.iter().for_each(|set| set.add_to(&mut h));
         self.mix.counts.iter().for_each(|c| {
             h.update(&c.to_le_bytes());
         });

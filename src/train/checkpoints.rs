@@ -13,10 +13,10 @@ use super::step::Workload;
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
 use crate::checkpoint::state::{Fingerprints, OPTIMIZER, read_json, read_state_tensors};
-use crate::ensure;
 use crate::error::{Context, Result};
 use crate::hf::artifact::Artifact;
 use crate::settings::TrainSettings;
+use crate::{ensure, say};
 
 pub use crate::hf::peft::RESIZED_BASE;
 
@@ -27,6 +27,7 @@ pub struct Checkpoints {
     fingerprints: Fingerprints,
     settings: TrainSettings,
     max_steps: u64,
+    arithmetic: String,
 }
 
 impl Checkpoints {
@@ -37,9 +38,10 @@ impl Checkpoints {
         max_steps: u64,
         artifact: Arc<Artifact>,
         fingerprints: Fingerprints,
+        arithmetic: String,
     ) -> Self {
         let (output_dir, settings) = (output_dir.to_path_buf(), settings.clone());
-        Self { output_dir, artifact, fingerprints, settings, max_steps }
+        Self { output_dir, artifact, fingerprints, settings, max_steps, arithmetic }
     }
 
     /// Steps the run is planned for.
@@ -52,6 +54,7 @@ impl Checkpoints {
         let facts = RunFacts { settings: &self.settings, output_dir: &self.output_dir, max_steps: self.max_steps };
         let mut value = state.to_json(facts);
         value["ringtune"]["fingerprints"] = self.fingerprints.to_json();
+        value["ringtune"]["arithmetic"] = self.arithmetic.as_str().into();
         value
     }
 
@@ -72,15 +75,14 @@ impl Checkpoints {
     /// # Errors
     /// If a file is damaged, or something the run depends on has changed.
     pub fn resume<B: Backend>(&self, dev: &B, work: &mut Workload<B>, path: &Path) -> Result<(RunState, Vec<String>)> {
-        let (mut state, changed) = read_state(path, &self.fingerprints, &self.settings.allow_changed, self.max_steps)?;
+        let (state, changed) = read_state(path, &self.fingerprints, &self.settings.allow_changed, self.max_steps)?;
         work.import_params(dev, &self.artifact.read(path, &work.trained())?)?;
         let tensors = read_state_tensors(&path.join(OPTIMIZER))?;
         work.optimizer.import(dev, &crate::optim::OptimizerState { updates: state.updates, tensors })?;
-        if let Some((_, step)) = state.best.best
-            && manifest::verify(&manifest::path_of(&self.output_dir, step)).is_err()
-        {
-            // Without its weights the best is only a number; the next evaluation sets a new one.
-            state.best.best = None;
+        let then = read_json(&path.join(TRAINER_STATE))?["ringtune"]["arithmetic"].as_str().map(String::from);
+        if let Some(then) = then.filter(|then| *then != self.arithmetic) {
+            let now = &self.arithmetic;
+            say::warning(&format!("the checkpoint was computed by {then}, this run by {now}: their last bits differ"));
         }
         Ok((state, changed))
     }

@@ -3,6 +3,7 @@
 pub mod batches;
 pub mod checkpoints;
 pub mod early_stop;
+pub mod folder;
 pub mod init;
 pub mod memory;
 pub mod outputs;

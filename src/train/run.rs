@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::batches::{EvalBatches, TrainBatches};
 use super::checkpoints::Checkpoints;
+use super::folder::{RunFolder, refuse_overwriting};
 use super::outputs::{self, Outputs};
 use super::setup;
 use super::signals::StopFlag;
@@ -18,7 +19,7 @@ use crate::comm::Communicator;
 use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
 use crate::error::{Context, Error, Result};
-use crate::files::{check_writable, create_dir_all, parent};
+use crate::files::{check_writable, parent};
 use crate::log::tables::{memory_table, settings_table};
 use crate::log::trace::Trace;
 use crate::machine::available_memory;
@@ -36,16 +37,17 @@ pub struct Ended<B: Backend> {
     pub state: RunState,
 }
 
-/// Creates the output folder and proves that it can be written, and that of the trace, before anything expensive.
+/// Takes the output folder and proves that it can be written, and that of the trace, before anything expensive. `inputs` are what
+/// the run reads, with a name each.
 ///
 /// # Errors
-/// If it cannot be created or written.
-pub fn check_output_dir(dir: &Path, settings: &TrainSettings) -> Result<()> {
-    create_dir_all(dir)?;
+/// Those of [`refuse_overwriting`] and [`RunFolder::take`]; or if the trace cannot be written.
+pub fn take_output_dir(dir: &Path, settings: &TrainSettings, inputs: &[(&str, &Path)]) -> Result<RunFolder> {
+    refuse_overwriting(dir, inputs)?;
     if let Some(path) = &settings.trace {
         check_writable(&parent(path)).context(|| "the trace cannot be written".into())?;
     }
-    check_writable(dir).context(|| "the output folder cannot be written".into())
+    RunFolder::take(dir)
 }
 
 /// Refuses a folder in which another run left checkpoints: starting at step 0 there would mix two runs.
@@ -83,12 +85,14 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     let mut work = Workload { trace, ..setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)? };
     let mut fingerprints = spec.fingerprints.clone();
     fingerprints.0.insert("config".into(), setup::fingerprint(s, spec.peak_lr, max_steps));
-    let checkpoints = Checkpoints::new(&spec.run_dir, s, max_steps, Arc::clone(&spec.artifact), fingerprints);
+    fingerprints.add_settings(setup::deciding(s, spec.peak_lr, max_steps, spec.packing));
+    let (artifact, arithmetic) = (Arc::clone(&spec.artifact), dev.arithmetic());
+    let checkpoints = Checkpoints::new(&spec.run_dir, s, max_steps, artifact, fingerprints, arithmetic);
     if comm.is_main() {
         outputs::clean_up(spec)?;
     }
     comm.barrier()?;
-    let state = resume(dev, &mut work, &checkpoints, s, &spec.run_dir)?;
+    let state = resume(dev, &mut work, &checkpoints, s, &spec.run_dir, comm.is_main())?;
     say::detail(&format!("device: {}", dev.describe()));
     say::detail(&setup::parameters_line(&work));
     say::detail(&memory_table(&setup::memory(&work), available));
@@ -138,9 +142,12 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
             at.display()
         )));
     }
-    load_best(dev, &mut work, &state, &checkpoints, s)?;
+    let best = load_best(dev, &mut work, &state, &checkpoints, s);
     if let Some(outputs) = outputs {
         outputs.finish(dev, &mut work, &state, first_step, start)?;
+    }
+    if let Err(e) = best {
+        say::warning(&format!("the best model cannot be loaded, the final weights are those of the last step: {e}"));
     }
     Ok(Ended { finished, work, state })
 }
@@ -152,6 +159,7 @@ fn resume<B: Backend>(
     checkpoints: &Checkpoints,
     s: &TrainSettings,
     run_dir: &Path,
+    is_main: bool,
 ) -> Result<RunState> {
     let path = match &s.resume {
         Resume::No => {
@@ -174,12 +182,40 @@ fn resume<B: Backend>(
             path
         }
     };
-    let (state, changed) = checkpoints.resume(dev, work, &path)?;
+    let (mut state, changed) = checkpoints.resume(dev, work, &path)?;
     for name in changed {
         say::warning(&format!("{name} differs from the checkpoint's, as --allow-changed permits"));
     }
     say::result(&format!("resuming from {} after step {}", path.display(), state.step));
+    if is_main {
+        for (from, to) in manifest::set_aside(run_dir, &path, state.step)? {
+            let (from, to) = (from.display(), to.display());
+            say::warning(&format!("{from} is of the line of steps that this run leaves; kept as {to}"));
+        }
+        bring_best(&mut state, run_dir, &path);
+    }
     Ok(state)
+}
+
+/// The best model so far comes along from the folder of the checkpoint that the run goes on from. Without its weights the best is only a
+/// number: then that is said, and the next evaluation sets a new one.
+fn bring_best(state: &mut RunState, run_dir: &Path, resumed: &Path) {
+    let Some((loss, step)) = state.best.best else { return };
+    if manifest::verify(&manifest::path_of(run_dir, step)).is_ok() {
+        return;
+    }
+    let from = manifest::path_of(&parent(resumed), step);
+    match manifest::copy(&from, run_dir) {
+        Ok(to) => say::result(&format!(
+            "best model so far, eval_loss {loss:.4}: {} copied to {}",
+            from.display(),
+            to.display()
+        )),
+        Err(e) => {
+            say::warning(&format!("the best model so far, eval_loss {loss:.4} at step {step}, is lost: {e}"));
+            state.best.best = None;
+        }
+    }
 }
 
 /// Loads the best checkpoint's weights where they were asked for and are not those of the last step.
@@ -204,7 +240,7 @@ fn load_best<B: Backend>(
         say::detail(&format!("best model: eval_loss {loss:.4} at step {step}, the last one"));
         return Ok(());
     }
-    let path = checkpoints.load_weights(dev, work, step).context(|| "cannot load the best model".into())?;
+    let path = checkpoints.load_weights(dev, work, step)?;
     say::detail(&format!("best model: eval_loss {loss:.4} at step {step}, loaded from {}", path.display()));
     Ok(())
 }

@@ -14,10 +14,11 @@ use crate::model::lora::{add_lora, first_values};
 use crate::model::weights::{Kind, Place};
 use crate::model::{Acts, ActsOptions, Grads, LoraSpec, Model};
 use crate::optim::groups::GroupSettings;
-use crate::optim::{AdamWSettings, Optimizer, ScheduleSettings};
+use crate::optim::{AdamWSettings, Optimizer, Schedule, ScheduleSettings};
 use crate::settings::TrainSettings;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use crate::text::grouped;
+use crate::words::Words;
 
 /// The low-rank updates of a run, with their targets as in files; `None` in full training.
 ///
@@ -39,6 +40,47 @@ pub fn adamw(s: &TrainSettings, new_rows: Option<usize>) -> AdamWSettings {
         max_grad_norm: s.max_grad_norm,
         groups: GroupSettings { lora_plus: s.lora_plus, new_rows },
     }
+}
+
+/// Every setting that decides the bits of a run, by its name on the command line, as it comes out: the warmup in steps, targets in
+/// their order. Settings that only decide when to look, save, print or give up are left out.
+pub fn deciding(s: &TrainSettings, peak: f64, max_steps: u64, packing: bool) -> Vec<(&'static str, String)> {
+    let ScheduleSettings { shape, min_lr_ratio, wsd_decay_ratio, warmup_from_zero, .. } = s.schedule;
+    let warmup = Schedule::new(s.schedule, peak, max_steps).warmup_steps();
+    let or_none = |v: Option<String>| v.unwrap_or_else(|| "none".into());
+    let mut all = vec![
+        ("learning_rate", peak.to_string()),
+        ("lr_scheduler_type", shape.word().into()),
+        ("min_lr_ratio", min_lr_ratio.to_string()),
+        ("wsd_decay_ratio", wsd_decay_ratio.to_string()),
+        ("warmup_steps", warmup.to_string()),
+        ("warmup_from_zero", warmup_from_zero.to_string()),
+        ("max_steps", max_steps.to_string()),
+        ("per_device_train_batch_size", s.micro_batch_size.to_string()),
+        ("gradient_accumulation_steps", s.grad_accum.to_string()),
+        ("max_seq_len", or_none(s.max_seq_len.map(|n| n.to_string()))),
+        ("packing", packing.to_string()),
+        ("seed", s.seed.to_string()),
+        ("mixed_precision", if s.dtype == DType::Bf16 { "bf16" } else { "no" }.into()),
+        ("weight_decay", s.weight_decay.to_string()),
+        ("max_grad_norm", or_none(s.max_grad_norm.map(|x| x.to_string()))),
+        ("adam_beta1", s.adam_beta1.to_string()),
+        ("adam_beta2", s.adam_beta2.to_string()),
+        ("adam_epsilon", s.adam_eps.to_string()),
+        ("use_lora", s.lora.is_some().to_string()),
+    ];
+    if let Some(LoraSpec { r, alpha, dropout, rslora, targets: _ }) = &s.lora {
+        let targets = resolve_targets(&s.lora_targets).unwrap_or_default();
+        all.extend([
+            ("lora_r", r.to_string()),
+            ("lora_alpha", alpha.to_string()),
+            ("lora_dropout", dropout.to_string()),
+            ("use_rslora", rslora.to_string()),
+            ("lora_targets", targets.iter().map(|p| p.name()).collect::<Vec<_>>().join(" ")),
+            ("loraplus_lr_ratio", or_none(s.lora_plus.map(|x| x.to_string()))),
+        ]);
+    }
+    all
 }
 
 /// Hash of every setting that decides a step's arithmetic; what only decides when to look, save or print is left out.
@@ -137,7 +179,6 @@ mod tests {
     use super::*;
     use crate::optim::{Shape, Warmup};
     use crate::settings::{Every, Resume};
-    use crate::tensor::DType;
 
     #[test]
     fn the_fingerprint_follows_arithmetic_alone() {
@@ -157,6 +198,39 @@ mod tests {
         assert_ne!(of(|s| s.lora.as_mut().unwrap().dropout = 0.1), same);
         assert_ne!(fingerprint(&base, 1e-4, 101), same);
         assert_ne!(fingerprint(&base, 2e-4, 100), same);
+    }
+
+    /// One setting changed at a time: what decides bits is among the deciding ones, and nothing else is.
+    #[test]
+    fn what_decides_bits_is_named_and_the_rest_is_not() {
+        let base = TrainSettings::default();
+        let of = |s: &TrainSettings| deciding(s, 1e-4, 100, true);
+        let changed = |change: fn(&mut TrainSettings)| -> Vec<&str> {
+            let mut s = base.clone();
+            change(&mut s);
+            let (before, after) = (of(&base), of(&s));
+            after.iter().filter(|v| !before.contains(v)).map(|v| v.0).collect()
+        };
+        assert_eq!(changed(|s| s.seed = 9), ["seed"]);
+        assert_eq!(changed(|s| s.max_grad_norm = None), ["max_grad_norm"]);
+        assert_eq!(changed(|s| s.dtype = DType::Bf16), ["mixed_precision"]);
+        assert_eq!(changed(|s| s.schedule.shape = Shape::Wsd), ["lr_scheduler_type"]);
+        assert_eq!(changed(|s| s.max_seq_len = Some(64)), ["max_seq_len"]);
+        assert_eq!(changed(|s| s.lora_targets = vec!["q".into()]), ["lora_targets"]);
+        assert_eq!(changed(|s| s.lora = None), ["use_lora"]);
+        // Three of a hundred steps, and the targets in other words.
+        assert!(changed(|s| s.schedule.warmup = Warmup::Steps(3)).is_empty());
+        assert!(
+            changed(
+                |s| s.lora_targets = ["down_proj", "up", "gate", "o", "v", "k_proj", "q"].map(String::from).to_vec()
+            )
+            .is_empty()
+        );
+        assert!(changed(|s| (s.max_bad_steps, s.save_total_limit, s.logging_steps) = (3, Some(2), 7)).is_empty());
+        assert!(
+            changed(|s| (s.eval_every, s.save_every, s.threads) = (Every::Epoch, Every::Never, Some(1))).is_empty()
+        );
+        assert_eq!(deciding(&base, 1e-4, 100, false).iter().filter(|v| !of(&base).contains(v)).count(), 1);
     }
 
     /// Checkpoints of earlier versions resume: this is the text that they hashed.

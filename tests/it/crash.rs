@@ -182,3 +182,47 @@ fn a_second_signal_ends_the_run_at_once() {
         manifest::verify(&path).unwrap();
     }
 }
+
+#[test]
+fn a_reader_that_goes_away_or_a_full_disk_behind_it_costs_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let wordy = |out: &Path| {
+        let mut c = sft(dir.path(), out, 3);
+        c.args(["--logging_steps", "1"]);
+        c
+    };
+    let ended = |mut child: Child, out: &Path| {
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+        assert!(said.contains("standard output could not be written to its end"), "{said}");
+        assert!(out.join(WEIGHTS).is_file() && out.join("checkpoint-3/manifest.json").is_file(), "{said}");
+        assert_eq!(metrics(out).iter().filter(|m| m.get("loss").is_some()).count(), 3);
+    };
+    let out = dir.path().join("no reader");
+    let mut child = wordy(&out).spawn().unwrap();
+    drop(child.stdout.take());
+    ended(child, &out);
+    let out = dir.path().join("full");
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    ended(wordy(&out).stdout(full).spawn().unwrap(), &out);
+}
+
+#[test]
+fn a_second_run_in_the_folder_is_refused_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let out = dir.path().join("out");
+    let mut first = sft(dir.path(), &out, 100_000).spawn().unwrap();
+    wait_for_steps(&mut first, &out, 2);
+    let second = run(sft(dir.path(), &out, 3));
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(2), "{said}");
+    assert!(said.contains(&format!("another run is writing to this folder (process {} on ", first.id())), "{said}");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    // Killed, it holds nothing any longer.
+    let said = String::from_utf8_lossy(&run(sft(dir.path(), &out, 6)).stderr).into_owned();
+    assert!(said.contains(&format!("taken over from process {} on ", first.id())), "{said}");
+}

@@ -137,3 +137,36 @@ fn a_used_folder_needs_a_word() {
     assert_eq!(e.exit_code(), 2);
     assert!(e.to_string().contains("--resume-from-checkpoint auto"), "{e}");
 }
+
+#[test]
+fn going_back_keeps_the_line_that_is_left_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = sft(dir.path(), "out");
+    run_sft(&job).unwrap();
+    let weights = job.output_dir.join("adapter_model.safetensors");
+    let expected = std::fs::read(&weights).unwrap();
+    let mut again = job.clone();
+    again.settings.resume = Resume::Path(job.output_dir.join("checkpoint-5"));
+    again.settings.max_bad_steps = 3; // Changes no bit.
+    again.settings.save_total_limit = Some(1);
+    run_sft(&again).unwrap();
+    assert!(std::fs::read(&weights).unwrap() == expected, "the same steps again, the weights differ");
+    let names = |dir: &Path| -> Vec<String> {
+        let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut found: Vec<_> =
+            entries.filter(|n| n.starts_with("checkpoint-") || n.starts_with("abandoned-")).collect();
+        found.sort();
+        found
+    };
+    // What was written last on this line stays, and what the other line had is neither counted nor lost.
+    assert_eq!(names(&job.output_dir), ["abandoned-10", "abandoned-12", "checkpoint-12"]);
+    again.settings.resume = Resume::Path(job.output_dir.join("abandoned-10"));
+    run_sft(&again).unwrap();
+    assert_eq!(names(&job.output_dir), ["abandoned-10", "abandoned-12", "abandoned-12.2", "checkpoint-12"]);
+    // Into another folder nothing moves there but what lay in its way.
+    let other = dir.path().join("other");
+    again.output_dir = other.clone();
+    again.settings.resume = Resume::Path(job.output_dir.join("abandoned-10"));
+    run_sft(&again).unwrap();
+    assert_eq!(names(&other), ["checkpoint-12"]);
+}

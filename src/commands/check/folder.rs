@@ -17,6 +17,7 @@ use crate::settings::{Every, Resume};
 use crate::tensor::DType;
 use crate::text::{bytes, grouped, table};
 use crate::train::checkpoints::read_state;
+use crate::train::folder::refuse_overwriting;
 use crate::train::memory::Demand;
 use crate::train::run::check_no_earlier_run;
 use crate::train::setup;
@@ -42,6 +43,9 @@ pub fn examine(check: &mut Check, start: &Start, steps: Option<Steps>) {
                 .advice("choose another --output-dir"),
         );
     }
+    let rows = start.data.iter().flat_map(|d| d.train.sets()).map(|set| ("the data set", Path::new(&set.name)));
+    let model = start.base.iter().map(|base| ("the model", base.dir()));
+    check.take("output-folder", &place, refuse_overwriting(dir, &rows.chain(model).collect::<Vec<_>>()));
     let checkpoints = manifest::list(dir).unwrap_or_default();
     let left: Vec<&str> = ["adapter_model.safetensors", "model.safetensors", "final/model.safetensors"]
         .into_iter()
@@ -170,8 +174,9 @@ fn now(start: &Start, steps: Steps) -> Result<Fingerprints> {
     if let Some(base) = &start.base {
         all.0.insert("base_model".into(), hash_model(base.dir())?);
     }
-    let config = setup::fingerprint(&start.settings, start.peak_lr, steps.total);
-    all.0.insert("config".into(), config);
+    let (s, peak) = (&start.settings, start.peak_lr);
+    all.0.insert("config".into(), setup::fingerprint(s, peak, steps.total));
+    all.add_settings(setup::deciding(s, peak, steps.total, start.packing));
     Ok(all)
 }
 
