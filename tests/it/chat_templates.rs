@@ -296,6 +296,28 @@ fn saved_templates_keep_newlines_that_the_tokenizer_loses() {
     }
 }
 
+/// Files beside a SentencePiece model may call an added token `eos_token`; the model's own template prints that one.
+#[test]
+fn the_models_template_prints_the_end_token_that_its_files_name() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy("tests/data/tokenizer/spm4k.model", dir.path().join("tokenizer.model")).unwrap();
+    fs::write(dir.path().join("added_tokens.json"), json!({"<|end|>": 4096}).to_string()).unwrap();
+    let source = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}";
+    let config = json!({"eos_token": {"content": "<|end|>"}, "chat_template": source});
+    fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    let (t, own) = own(dir.path(), TemplateArgs::default());
+    let talk = [Message::new(Role::User, "one"), Message::new(Role::Assistant, "two")];
+    let want = encode_rendered(&t, &own.render(&talk, Purpose::Train).unwrap()).unwrap();
+    assert_eq!(want.tokens.iter().filter(|&&id| id == 4096).count(), 2);
+    assert_eq!((want.tokens.last(), want.supervised.last()), (Some(&4096), Some(&true)));
+    assert_eq!(ringtune::data::encode::stop_ids(&t, &own).unwrap(), [4096, 3]);
+    // The saved files name the model's own end; the saved template goes on printing the other.
+    let out = dir.path().join("out");
+    Companions::new(t.into(), Some(&own), 512).write(&out).unwrap();
+    let (t, again) = self::own(&out, TemplateArgs::default());
+    assert_eq!(encode_rendered(&t, &again.render(&talk, Purpose::Train).unwrap()).unwrap(), want);
+}
+
 /// With ChatML the saved `eos_token` is `<|im_end|>`; a template that prints the other one goes on printing it.
 #[test]
 fn a_saved_template_prints_the_end_token_of_training() {

@@ -95,10 +95,12 @@ impl Jinja {
 
     /// The source as it is saved: what it prints, encoded by the saved tokenizer, has the ids of training.
     pub(super) fn source_to_save(&self) -> String {
-        let eos = &self.options.names.eos;
+        let names = &self.options.names;
+        let printed = names.said_eos.as_ref().unwrap_or(&names.eos);
         // With ChatML the saved tokenizer's eos_token is `<|im_end|>`.
-        let bind = match self.uses_chatml() && self.source.contains("eos_token") && eos != IM_END {
-            true => format!("{{% set eos_token = {} %}}{{{{ '' }}}}", serde_json::Value::from(eos.as_str())),
+        let saved = if self.uses_chatml() { IM_END } else { &names.eos };
+        let bind = match self.source.contains("eos_token") && printed != saved {
+            true => format!("{{% set eos_token = {} %}}{{{{ '' }}}}", serde_json::Value::from(printed.as_str())),
             false => String::new(),
         };
         format!("{}{bind}{}", if self.adds_bos { "{{ bos_token }}" } else { "" }, self.source)
@@ -124,7 +126,7 @@ impl Jinja {
             .render(context! {
                 messages,
                 bos_token => name(Some(&names.bos)),
-                eos_token => name(Some(&names.eos)),
+                eos_token => name(names.said_eos.as_deref().or(Some(&names.eos))),
                 pad_token => name(names.pad.as_deref()),
                 unk_token => name(names.unk.as_deref()),
                 tools => (),

@@ -16,6 +16,8 @@ pub struct ControlNames {
     pub pad: Option<String>,
     /// `unk_token`, where there is such a token.
     pub unk: Option<String>,
+    /// What the model's files call `eos_token`, where that is not the vocabulary's end: what a template prints under this name.
+    pub said_eos: Option<String>,
     /// Newlines of a template are the byte's token, because the tokenizer loses them in text: saved templates spell [`NEWLINE`].
     pub byte_newlines: bool,
     /// Special tokens besides, with their ids.
@@ -40,7 +42,7 @@ impl ControlNames {
         starts.sort_unstable();
         starts.dedup();
         let byte_newlines = others.iter().any(|(text, _)| text == NEWLINE);
-        Self { bos: bos.to_string(), eos: eos.to_string(), pad, unk, byte_newlines, others, starts }
+        Self { bos: bos.to_string(), eos: eos.to_string(), pad, unk, said_eos: None, byte_newlines, others, starts }
     }
 
     /// The text of a control token.
@@ -73,6 +75,6 @@ impl ControlNames {
 
     /// Everything that decides what is matched, for a fingerprint.
     pub(super) fn parts(&self) -> Vec<u8> {
-        format!("{:?}", (&self.bos, &self.eos, &self.pad, &self.unk, &self.others)).into_bytes()
+        format!("{:?}", (&self.bos, &self.eos, &self.said_eos, &self.pad, &self.unk, &self.others)).into_bytes()
     }
 }

@@ -40,6 +40,16 @@ pub fn named_tokens(dir: &Path) -> Result<BTreeMap<u32, String>> {
     Ok(out)
 }
 
+/// The text of `eos_token` in a folder's tokenizer_config.json.
+///
+/// # Errors
+/// If the file cannot be read or is no JSON object.
+pub(super) fn end_token(dir: &Path) -> Result<Option<String>> {
+    let config = read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+    let token = &config["eos_token"];
+    Ok(token.as_str().or_else(|| token["content"].as_str()).map(String::from))
+}
+
 /// The tokens behind a model's pieces, in order of their ids; an id that no file names gets a name that no text has.
 ///
 /// # Errors

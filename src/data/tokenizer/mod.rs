@@ -16,11 +16,11 @@ mod added;
 mod hf_special;
 mod hugging_face;
 mod notes;
+mod open;
 mod sentencepiece;
 mod special;
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use sentencepiece_model::{ModelType, Type};
 use serde_json::Value;
@@ -28,9 +28,8 @@ use serde_json::Value;
 use self::hugging_face::HuggingFace;
 use self::sentencepiece::SentencePiece;
 use crate::bail;
-use crate::data::sp_model;
 use crate::data::template::{Control, ControlNames, IM_END, IM_START, NEWLINE};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 
 pub use self::added::named_tokens;
 pub use self::hugging_face::with_control_tokens;
@@ -122,6 +121,8 @@ pub struct Tokenizer {
     added: Vec<String>,
     /// How many of them the files name.
     named: usize,
+    /// What the files beside a SentencePiece model call the end token, where it is another than the model's.
+    said_eos: Option<String>,
     /// What was chosen among several files.
     choice: Option<String>,
     /// Symbols of the model that the template prints: control tokens as well.
@@ -137,115 +138,6 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Opens a `.model` or `tokenizer.json` file, or the one in a folder, and checks its special ids.
-    ///
-    /// # Errors
-    /// If the file cannot be read, is no tokenizer, or has other special ids than `special`.
-    pub fn open(path: &Path, special: SpecialIds) -> Result<Self> {
-        Self::open_beside(path, special, None)
-    }
-
-    /// As [`Tokenizer::open`]; where the files beside a `tokenizer.json` say nothing about its special tokens, those of
-    /// the folder `model` are asked.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::open`].
-    pub fn open_beside(path: &Path, special: SpecialIds, model: Option<&Path>) -> Result<Self> {
-        let inside = Self::in_folder(path);
-        if path.is_dir() && inside.is_none() {
-            bail!(
-                "tokenizer {}: expected tokenizer.model or tokenizer.json in this folder, found neither",
-                path.display()
-            );
-        }
-        let (mut path, mut choice) = (inside.as_deref().unwrap_or(path).to_path_buf(), None);
-        let read = |path: &Path| {
-            let bytes = std::fs::read(path).context(|| format!("tokenizer {}", path.display()))?;
-            crate::files::refuse_pointer(path, &bytes).map(|()| bytes)
-        };
-        let mut bytes = read(&path);
-        // A tokenizer.model may be of another kind (Llama-3's is a list of ranks); the file beside it is then the one to take.
-        let beside = path.with_file_name("tokenizer.json");
-        if inside.is_some() && beside.is_file() && beside != path {
-            let wrong = match &bytes {
-                Ok(bytes) => sp_model::parse(bytes).err(),
-                Err(e) => Some(Error::new(e.to_string())),
-            };
-            if let Some(e) = wrong {
-                choice = Some(format!("tokenizer {}: taken, for {}: {e}", beside.display(), path.display()));
-                (bytes, path) = (read(&beside), beside);
-            }
-        }
-        let name = path.display().to_string();
-        let above = path.parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
-        let folders: Vec<&Path> = above.into_iter().chain(model).collect();
-        Ok(Self { choice, ..Self::from_bytes_beside(&name, bytes?, special, &folders)? })
-    }
-
-    /// The tokenizer's file in a folder: the SentencePiece model where there is one, else `tokenizer.json`.
-    pub fn in_folder(dir: &Path) -> Option<std::path::PathBuf> {
-        ["tokenizer.model", "tokenizer.json"].map(|n| dir.join(n)).into_iter().find(|p| p.is_file())
-    }
-
-    /// As [`Tokenizer::open`], from the bytes of a file called `name` in messages.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::open`].
-    pub fn from_bytes(name: &str, bytes: Vec<u8>, special: SpecialIds) -> Result<Self> {
-        Self::from_bytes_beside(name, bytes, special, &[])
-    }
-
-    fn from_bytes_beside(name: &str, bytes: Vec<u8>, special: SpecialIds, folders: &[&Path]) -> Result<Self> {
-        // No SentencePiece model begins with a brace: a protobuf's first byte is a field's number.
-        let json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
-        let (engine, opened) = match json {
-            true => {
-                let (engine, opened) = HuggingFace::open(name, &bytes, special, folders)?;
-                (Engine::HuggingFace(Box::new(engine)), opened)
-            }
-            false => {
-                let (engine, opened) = SentencePiece::open(name, &bytes, special)?;
-                (Engine::SentencePiece(Box::new(engine)), opened)
-            }
-        };
-        let mut this = Self {
-            name: name.to_string(),
-            engine,
-            opened,
-            newline: Newline::Missing,
-            im: None,
-            added: Vec::new(),
-            named: 0,
-            choice: None,
-            reserved: Vec::new(),
-            hash: blake3::hash(&bytes).to_hex().to_string(),
-            bytes,
-        };
-        if !json {
-            for (i, dir) in folders.iter().enumerate() {
-                // The files of the model's folder count where they belong to this very tokenizer.
-                let same = || std::fs::read(dir.join("tokenizer.model")).is_ok_and(|other| other == this.bytes);
-                if this.added.is_empty() && (i == 0 || Self::in_folder(dir).is_none() || same()) {
-                    this.added = added::behind(name, this.pieces(), dir)?;
-                }
-            }
-            this.named = this.added.len();
-        }
-        this.im = this.id_of(IM_START).zip(this.id_of(IM_END)).map(|(s, e)| [s, e]);
-        this.newline = this.find_newline()?;
-        Ok(this)
-    }
-
-    fn find_newline(&self) -> Result<Newline> {
-        let ids = self.encode_raw("\n")?;
-        if let Some(&last) = ids.last().filter(|&&id| Some(id) != self.opened.special.unk)
-            && self.decode_raw(&ids)?.ends_with('\n')
-        {
-            return Ok(Newline::Kept(last));
-        }
-        Ok(self.byte_ids().as_ref().map_or(Newline::Missing, |b| Newline::Lost(b[usize::from(b'\n')])))
-    }
-
     /// Makes `<|im_start|>` and `<|im_end|>` available: those of the vocabulary, or new ids at its end. Returns how many ids
     /// were added (0, 1 or 2); calling it again adds none.
     pub fn add_chatml(&mut self) -> usize {
@@ -382,13 +274,10 @@ impl Tokenizer {
             _ => None,
         };
         // A vocabulary without a begin token: templates print nothing for it.
-        ControlNames::new(
-            bos.map_or("", text),
-            text(eos),
-            named(pad),
-            named(unk),
-            pieces.chain(added).chain(newline).collect(),
-        )
+        let others = pieces.chain(added).chain(newline).collect();
+        let mut names = ControlNames::new(bos.map_or("", text), text(eos), named(pad), named(unk), others);
+        names.said_eos.clone_from(&self.said_eos);
+        names
     }
 
     /// Makes control tokens of those among `ids` that the model finds in text: the template prints them.
