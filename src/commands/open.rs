@@ -17,8 +17,9 @@ pub const DEFAULT_SEQ_LEN: usize = 1024;
 /// # Errors
 /// If there is none, or it is not one that can be used.
 pub fn tokenizer(given: Option<&Path>, folders: &[&Path], special: SpecialIds) -> Result<Tokenizer> {
-    let inside = folders.iter().find_map(|d| Tokenizer::in_folder(d));
-    match given.or(inside.as_deref()) {
+    // A folder rather than a file of it: of several files that can be read is taken.
+    let inside = folders.iter().copied().find(|d| Tokenizer::in_folder(d).is_some());
+    match given.or(inside) {
         Some(path) => Tokenizer::open_beside(path, special, folders.first().copied()),
         None => {
             let places: Vec<String> = folders.iter().map(|d| d.display().to_string()).collect();

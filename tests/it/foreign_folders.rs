@@ -163,6 +163,22 @@ fn a_tokenizer_model_of_another_kind_gives_way_to_the_json_beside_it() {
     assert!(e.contains("tokenizer.json: a Git LFS pointer") && e.contains("git lfs pull"), "{e}");
 }
 
+/// The tokenizer.json that a run wrote, with another file in the place of the SentencePiece model that it was made of.
+#[test]
+fn commands_say_which_of_several_tokenizer_files_they_take() {
+    let w = untuned();
+    let line = "--dataset_paths rows.jsonl --max_seq_len 64 --no_tensorboard --max_steps 1 --no_lora --prompt_template instruct";
+    ok(w.shell(&format!("ringtune sft --model_path base --tokenizer_path spm.model {line} --output_dir base2")));
+    w.write("base2/tokenizer.model", "IQ== 0\nIg== 1\nIw== 2\n");
+    let taken = ["tokenizer.json: taken", "base2/tokenizer.model", "SentencePiece"];
+    let said = |text: &str| taken.iter().for_each(|part| assert!(text.contains(part), "{part}: {text}"));
+    said(&ok(w.shell(&format!("ringtune sft --model_path base2 {line} --output_dir out"))).stderr);
+    said(&ok(w.shell("ringtune eval --model_path base2 --dataset_paths rows.jsonl --max_eval_samples 2")).stderr);
+    said(&ok(w.shell("ringtune generate --model_path base2 --max_new_tokens 2 hello")).stderr);
+    let out = w.shell("ringtune check --model_path base2 --dataset_paths rows.jsonl --max_seq_len 64 --output_dir c");
+    assert_eq!(out.code, Some(0), "{}{}", out.stdout, out.stderr);
+}
+
 fn repository_model() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(MODEL)
 }
