@@ -358,3 +358,53 @@ fn every_command_takes_it() {
         );
     }
 }
+
+/// Same text, same tokens: merges are never left out by chance, in training or in the file that is written.
+#[test]
+fn bpe_dropout_is_off_and_said() {
+    let (dir, path) = folder(Style::Llama3);
+    let plain = open(&path);
+    let mut file = tokenizer_json(Style::Llama3);
+    file["model"]["dropout"] = json!(0.9);
+    fs::write(path.join("tokenizer.json"), file.to_string()).unwrap();
+    let t = open(&path);
+    let text = "The river is small, and it has a name.";
+    for _ in 0..5 {
+        assert_eq!(t.encode(text).unwrap(), plain.encode(text).unwrap());
+    }
+    assert!(t.warnings().iter().any(|w| w.contains("BPE dropout 0.9 is taken as 0")), "{:?}", t.warnings());
+    let out = dir.path().join("out");
+    Companions::new(t.into(), None, 512).write(&out).unwrap();
+    let written: Value = serde_json::from_slice(&fs::read(out.join("tokenizer.json")).unwrap()).unwrap();
+    assert_eq!(written["model"]["dropout"], Value::Null);
+}
+
+/// Bytes that a byte-level vocabulary lacks vanish without a token; a vocabulary that has all raises no alarm.
+#[test]
+fn bytes_without_a_token_are_named_and_rows_that_lose_them_are_counted() {
+    let (_dir, path) = folder(Style::Llama3);
+    assert_eq!(open(&path).unknown_characters(), None);
+    let mut file = tokenizer_json(Style::Llama3);
+    let vocab = file["model"]["vocab"].as_object_mut().unwrap();
+    for (byte, other) in [("\u{104}", "\u{2603}a"), ("\u{106}", "\u{2603}b")] {
+        let id = vocab.remove(byte).expect("the byte's piece");
+        vocab.insert(other.to_string(), id);
+    }
+    fs::write(path.join("tokenizer.json"), file.to_string()).unwrap();
+    let t = open(&path);
+    let what = t.unknown_characters().unwrap();
+    assert_eq!(what, "no token for the bytes 0x04 and 0x06, so characters with them are dropped without a token");
+    assert!(!t.unknown_advice().contains("--byte_fallback"));
+    assert!(t.drops('\u{4}').unwrap() && !t.drops('a').unwrap() && !t.drops('é').unwrap());
+    let w = place(Style::Llama3);
+    fs::write(w.path("tiny/final/tokenizer.json"), file.to_string()).unwrap();
+    w.write(
+        "rows.jsonl",
+        "{\"prompt\": \"a\\u0004\", \"response\": \"b\"}\n{\"prompt\": \"a\", \"response\": \"b\"}\n",
+    );
+    let line = "ringtune check --model_path tiny/final --dataset_paths rows.jsonl --max_seq_len 96 --val_fraction 0 --output_dir c --json";
+    let report: Value = serde_json::from_str(&w.shell(line).stdout).unwrap();
+    assert_eq!(report["data"]["lost"][0]["unknown"], json!(1), "{report:#}");
+    let codes: Vec<&str> = report["warnings"].as_array().unwrap().iter().map(|f| f["code"].as_str().unwrap()).collect();
+    assert!(codes.contains(&"unknown-characters") && codes.contains(&"byte-fallback"), "{codes:?}");
+}
