@@ -59,7 +59,7 @@ impl Fingerprints {
             let known = groups.into_iter().collect::<Vec<_>>().join(", ");
             return Err(Error::usage(format!("--allow-changed {unknown}: expected one of {known}")));
         }
-        let named = self.0.keys().any(|name| group(name).1.is_some());
+        let named = self.0.keys().any(|name| name.starts_with("config."));
         let mut changed = BTreeSet::new();
         for (name, old) in self.0.iter().filter(|(name, _)| !(named && *name == "config")) {
             let new = now.0.get(name);
@@ -67,13 +67,14 @@ impl Fingerprints {
                 continue;
             }
             let (group, setting) = group(name);
-            let what = match setting {
-                Some(setting) => format!("{setting} was {old}, is {}", new.map_or("not set", String::as_str)),
-                None => {
-                    let short = |h: Option<&String>| h.map_or("none".to_string(), |h| h.chars().take(12).collect());
-                    format!("was {}, is {}", short(Some(old)), short(new))
-                }
+            // A hash is known by its beginning.
+            let short = |h: Option<&String>| match h {
+                None => "none".to_string(),
+                Some(h) if setting.is_some_and(|_| h.len() < 64) => h.clone(),
+                Some(h) => h.chars().take(12).collect(),
             };
+            let name = setting.map_or(String::new(), |setting| format!("{setting} "));
+            let what = format!("{name}was {}, is {}", short(Some(old)), short(new));
             ensure!(
                 allowed.iter().any(|a| a == group),
                 "{group} differs from the checkpoint's ({what}); resume with the same one, or pass --allow-changed {group}"

@@ -417,7 +417,7 @@ pub fn model_artifact(config: &ModelConfig, settings: &TrainSettings) -> Artifac
 pub fn fingerprints(data: &SftData, tokenizer: &Tokenizer) -> Fingerprints {
     let mut f = Fingerprints::default();
     f.0.insert("data".into(), data.train.fingerprint());
-    f.0.insert("validation".into(), held_out(&data.val));
+    f.0.insert("data.validation".into(), held_out(&data.val));
     f.0.insert("tokenizer".into(), tokenizer.hash().to_string());
     f
 }
