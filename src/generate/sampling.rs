@@ -166,6 +166,19 @@ mod tests {
     }
 
     #[test]
+    fn every_token_of_every_sequence_has_a_draw_of_its_own() {
+        let (s, logits) = (with(|_| ()), [0.0f32; 1000]);
+        let drawn = |sequence| -> Vec<u32> {
+            let mut seen = Vec::new();
+            (0..50).for_each(|_| seen.push(s.choose(&logits, &seen, sequence).unwrap()));
+            seen
+        };
+        let distinct = drawn(0).into_iter().collect::<std::collections::BTreeSet<_>>().len();
+        assert!(distinct > 40, "{distinct} different tokens of 50 draws among 1000");
+        assert_ne!(drawn(0), drawn(1));
+    }
+
+    #[test]
     fn greedy_penalty_and_nan() {
         let greedy = Sampling::default();
         assert_eq!(greedy.choose(&[1.0, 2.0, 2.0], &[], 0).unwrap(), 1);

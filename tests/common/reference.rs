@@ -1,5 +1,8 @@
 //! The `Reference` backend: every operation in f64 with plain loops, read off the formulas. What the others are tested against.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use ringtune::backend::elementwise::{check_bias, check_bias_grad, check_same};
 use ringtune::backend::embedding::{check_backward, check_rows};
 use ringtune::backend::{
@@ -18,6 +21,11 @@ pub enum Buf {
 
 /// The backend; it has no state.
 pub struct Reference;
+
+thread_local! {
+    /// Keys of the dropout masks that this thread drew.
+    pub static MASKS: RefCell<BTreeSet<u64>> = const { RefCell::new(BTreeSet::new()) };
+}
 
 type T = Tensor<Reference>;
 
@@ -414,6 +422,7 @@ impl Backend for Reference {
 
     fn dropout(&self, dst: &mut T, src: &T, dropout: Dropout) -> Result<()> {
         dropout.check("dropout", dst, src);
+        MASKS.with_borrow_mut(|masks| masks.insert(dropout.key));
         let keep = f64::from(dropout.scale());
         for (e, (d, s)) in f_mut(dst).iter_mut().zip(f(src)).enumerate() {
             *d = if dropout.drops(e as u64) { 0.0 } else { keep * s };

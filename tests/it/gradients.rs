@@ -1,17 +1,24 @@
 //! Finite differences of every parameter tensor, on the f64 reference; and what must be equal bit for bit on the CPU.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 
 use ringtune::backend::Backend;
 use ringtune::batch::{IGNORE, MicroBatch};
+use ringtune::comm::Solo;
 use ringtune::cpu::Cpu;
+use ringtune::data::loader::Step;
+use ringtune::log::trace::Trace;
 use ringtune::model::config::{Architecture, AttentionBias, ModelConfig, RopeScaling};
+use ringtune::model::flops::FlopCount;
 use ringtune::model::weights::{Kind, Lora, Place, Product, Weights};
 use ringtune::model::{self, Acts, ActsOptions, Grads, LoraSpec, Model, Params, Ready, Recompute};
+use ringtune::optim::{AdamWSettings, Optimizer};
 use ringtune::rng::Stream;
 use ringtune::tensor::{DType, Device, Tensor};
+use ringtune::train::step::Workload;
 
-use crate::reference::{Reference, f, f_mut};
+use crate::reference::{MASKS, Reference, f, f_mut};
 
 /// Grouped queries, a head width that is not C / H, three documents.
 fn config() -> ModelConfig {
@@ -347,4 +354,33 @@ fn frozen_weights_have_no_gradient_and_low_rank_alone_trains() {
         g.places().into_iter().filter(|(_, t)| t.is_some()).map(|(at, _)| at.to_string()).collect();
     assert_eq!(trained.len(), 4, "{trained:?}");
     assert!(trained.iter().all(|n| n.contains("q_proj.lora_")));
+}
+
+#[test]
+fn a_dropout_mask_belongs_to_its_step_micro_batch_layer_and_target() {
+    let dev = &Reference;
+    let c = config();
+    let masks = |seed: u64, steps: u64| {
+        MASKS.with_borrow_mut(BTreeSet::clear);
+        let mut model = random_model(dev, &c, Some(spec(&Product::ALL, 0.25)), DType::F32);
+        let grads = model::alloc_grads(dev, &model).unwrap();
+        let options = ActsOptions { recompute: Recompute::None, training: true, micro_batches: 2 };
+        let mut work = Workload {
+            acts: Acts::new(dev, &model, 40, options).unwrap(),
+            optimizer: Optimizer::new(dev, AdamWSettings::default(), &mut model.params, &grads).unwrap(),
+            stats: dev.new_stats().unwrap(),
+            flops: FlopCount::new(&model.config, None),
+            seed,
+            trace: Trace::default(),
+            model,
+            grads,
+        };
+        let step = Step { micro_batches: vec![batch(), batch()], ..Default::default() };
+        (0..steps).for_each(|n| drop(work.step(dev, &Solo, &step, n, 0.0).unwrap()));
+        MASKS.take()
+    };
+    let (three, other) = (masks(1, 3), masks(2, 3));
+    assert_eq!(three.len(), 3 * 2 * c.n_layers * Product::ALL.len());
+    assert!(three.is_disjoint(&other), "another seed, another mask");
+    assert_eq!(masks(1, 3), three);
 }

@@ -25,6 +25,8 @@ enum Act {
     Redirect(String),
     /// Sends this many bytes and then nothing, the connection left open.
     SilentAfter(usize),
+    /// Serves another version of the file, of the same length and under another tag, honouring a range.
+    Changed,
 }
 
 struct Server {
@@ -63,9 +65,10 @@ fn answer(mut stream: TcpStream, body: &[u8], act: Act, heads: &Mutex<Vec<String
         _ => ("206 Partial Content", format!("content-range: bytes {from}-{}/{}\r\n", body.len() - 1, body.len())),
     };
     let length = body.len() - from;
+    let (tag, other) = (if matches!(act, Act::Changed) { "v2" } else { "v1" }, changed(body));
     let head = |extra: &str| {
         format!(
-            "HTTP/1.1 {status}\r\netag: \"v1\"\r\n{extra}{range}content-length: {length}\r\nconnection: close\r\n\r\n"
+            "HTTP/1.1 {status}\r\netag: \"{tag}\"\r\n{extra}{range}content-length: {length}\r\nconnection: close\r\n\r\n"
         )
     };
     let bare = |status: &str, extra: &str| {
@@ -74,6 +77,7 @@ fn answer(mut stream: TcpStream, body: &[u8], act: Act, heads: &Mutex<Vec<String
     let silent = matches!(act, Act::SilentAfter(_));
     let (front, sent) = match act {
         Act::Serve => (head(""), &body[from..]),
+        Act::Changed => (head(""), &other[from..]),
         Act::CutAfter(n) | Act::SilentAfter(n) => (head(""), &body[from..(from + n).min(body.len())]),
         Act::WrongChecksum => (head(&format!("x-linked-etag: \"{}\"\r\n", "0".repeat(64))), &body[from..]),
         Act::Status(code, headers) => (bare(&format!("{code} x"), headers), &body[..0]),
@@ -119,6 +123,19 @@ fn a_cut_connection_is_resumed_where_it_broke() {
     assert_eq!(server.seen.lock().unwrap().len(), 3);
     let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["file.jsonl"], "partial files are left");
+}
+
+/// Another version of the file.
+fn changed(body: &[u8]) -> Vec<u8> {
+    body.iter().map(|b| b ^ 1).collect()
+}
+
+#[test]
+fn nothing_is_appended_to_the_first_part_of_another_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(body(), vec![Act::CutAfter(150_000), Act::Changed]);
+    let path = downloader(&server, dir.path()).fetch(FILE).unwrap();
+    assert!(fs::read(&path).unwrap() == changed(&body()), "the file is not the one version that the server has");
 }
 
 #[test]

@@ -296,3 +296,22 @@ fn a_trace_has_every_phase_of_every_step() {
     });
     assert_eq!(losses(&job.output_dir), losses(&plain.output_dir));
 }
+
+#[test]
+fn the_last_step_is_evaluated_and_the_summary_has_the_mean_of_all_losses() {
+    let (_dir, job) = run(|j| {
+        j.settings.eval_every = Every::Steps(5);
+        j.settings.logging_steps = 3;
+    });
+    let evaluated: Vec<u64> = metrics(&job.output_dir)
+        .iter()
+        .filter(|m| m.get("eval_loss").is_some())
+        .map(|m| m["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(evaluated, [5, 10, 12]);
+    let all = losses(&job.output_dir);
+    let state = trainer_state(&job.output_dir);
+    let summary = state["log_history"].as_array().unwrap().last().unwrap();
+    let mean = all.iter().sum::<f64>() / all.len() as f64;
+    assert!((summary["train_loss"].as_f64().unwrap() - mean).abs() < 1e-9, "{summary} for a mean of {mean}");
+}

@@ -7,6 +7,7 @@ use std::path::Path;
 use ringtune::hf::config as hf_config;
 use ringtune::hf::safetensors::TensorFile;
 use ringtune::model::config::{AttentionBias, ModelConfig};
+use ringtune::model::lora::first_values;
 use ringtune::model::weights::{Kind, Part, Place, Product, Weights};
 
 const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/model");
@@ -109,4 +110,28 @@ fn products_have_two_spellings() {
         assert_eq!(Product::from_word(name.strip_suffix("_proj").unwrap()), Some(product));
     }
     assert_eq!(Product::from_word("query"), None);
+}
+
+/// Kaiming's uniform distribution with a = √5, as PEFT draws A; B is zero.
+#[test]
+fn first_values_of_low_rank_updates_fill_their_bound_and_differ_everywhere() {
+    let c = config("tiny-llama-untied");
+    let mut all: Vec<Vec<f32>> = Vec::new();
+    for layer in 0..c.n_layers {
+        for product in Product::ALL {
+            let of = |part, seed| first_values(&c, Place::Layer(layer, part), 4, seed);
+            let (a, bound) = (of(Part::LoraA(product), 7), 1.0 / (product.shape(&c).1 as f32).sqrt());
+            let (largest, mean) =
+                (a.iter().fold(0.0f32, |m, x| m.max(x.abs())), a.iter().sum::<f32>() / a.len() as f32);
+            assert!(largest <= bound && largest > 0.97 * bound, "layer {layer} {product}: {largest} of {bound}");
+            assert!(mean.abs() < 0.15 * bound, "layer {layer} {product}: mean {mean}");
+            assert!(of(Part::LoraB(product), 7).iter().all(|&x| x == 0.0));
+            assert_ne!(a, of(Part::LoraA(product), 8), "another seed");
+            all.push(a.into_iter().take(64).collect());
+        }
+    }
+    // Each begins with values of its own, scale apart.
+    let scaled = |v: &[f32]| v.iter().map(|x| (x / v[0] * 1e4) as i64).collect::<Vec<_>>();
+    let distinct: BTreeSet<_> = all.iter().map(|v| scaled(v)).collect();
+    assert_eq!(distinct.len(), all.len());
 }
