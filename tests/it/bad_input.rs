@@ -468,7 +468,7 @@ fn a_pipe_as_data_set_is_refused_at_once() {
 #[test]
 fn a_token_file_that_is_cut_while_it_is_read_is_named() {
     let w = good();
-    let tokens: Vec<u8> = (0..2_000_000u32).flat_map(|i| (4 + (i * 7919 % 4000) as u16).to_le_bytes()).collect();
+    let tokens: Vec<u8> = (0..2_000_000u64).flat_map(|i| (4 + (i * 7919 % 4000) as u16).to_le_bytes()).collect();
     w.write("text.bin", tokens);
     w.copy("configs/demo_model.json", "tiny.json");
     let line = "ringtune pretrain --model_config tiny.json --tokenizer_path spm.model --dataset_paths text.bin --output_dir out \
