@@ -16,6 +16,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -217,6 +218,8 @@ pub struct TokenFile {
     docs_at: usize,
     bits_at: usize,
     tokens_at: usize,
+    /// [`TokenFile::content_hash`], once it was asked for: it reads the whole file, and training and validation rows share one.
+    content: OnceLock<String>,
 }
 
 impl TokenFile {
@@ -292,6 +295,7 @@ impl TokenFile {
             bits_at: bits_at as usize,
             tokens_at: tokens_at as usize,
             map,
+            content: OnceLock::new(),
         };
         let mut last = 0;
         for doc in 0..this.n_docs {
@@ -390,9 +394,12 @@ impl TokenFile {
 
     /// blake3 of the documents alone, hex: what is trained on, wherever the rows and the token file lay.
     pub fn content_hash(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.map[self.ends_at..self.docs_at]).update(&self.map[self.bits_at..]);
-        hasher.finalize().to_hex().to_string()
+        let hash = || {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&self.map[self.ends_at..self.docs_at]).update(&self.map[self.bits_at..]);
+            hasher.finalize().to_hex().to_string()
+        };
+        self.content.get_or_init(hash).clone()
     }
 
     fn end_of(&self, doc: usize) -> u64 {

@@ -75,12 +75,12 @@ impl Checkpoints {
     /// # Errors
     /// If a file is damaged, or something the run depends on has changed.
     pub fn resume<B: Backend>(&self, dev: &B, work: &mut Workload<B>, path: &Path) -> Result<(RunState, Vec<String>)> {
-        let (state, changed) = read_state(path, &self.fingerprints, &self.settings.allow_changed, self.max_steps)?;
+        let saved = read_state(path, &self.fingerprints, &self.settings.allow_changed, self.max_steps)?;
+        let Saved { state, changed, arithmetic } = saved;
         work.import_params(dev, &self.artifact.read(path, &work.trained())?)?;
         let tensors = read_state_tensors(&path.join(OPTIMIZER))?;
         work.optimizer.import(dev, &crate::optim::OptimizerState { updates: state.updates, tensors })?;
-        let then = read_json(&path.join(TRAINER_STATE))?["ringtune"]["arithmetic"].as_str().map(String::from);
-        if let Some(then) = then.filter(|then| *then != self.arithmetic) {
+        if let Some(then) = arithmetic.filter(|then| *then != self.arithmetic) {
             let now = &self.arithmetic;
             say::warning(&format!("the checkpoint was computed by {then}, this run by {now}: their last bits differ"));
         }
@@ -88,22 +88,28 @@ impl Checkpoints {
     }
 }
 
-/// Where a checkpoint stands, once what the run depends on was compared with it. Returns the names of fingerprints that differ
-/// and are allowed to.
+/// What a checkpoint's state file says, once what the run depends on was compared with it.
+#[derive(Debug)]
+pub struct Saved {
+    /// Where the run stood.
+    pub state: RunState,
+    /// Names of fingerprints that differ and are allowed to.
+    pub changed: Vec<String>,
+    /// [`crate::tensor::Device::arithmetic`] of the device that computed it; checkpoints of earlier versions do not say.
+    pub arithmetic: Option<String>,
+}
+
+/// Reads where a checkpoint stands, and compares what the run depends on.
 ///
 /// # Errors
 /// If the file is damaged, something that is not allowed to differ does, or the run is shorter than the checkpoint.
-pub fn read_state(
-    checkpoint: &Path,
-    now: &Fingerprints,
-    allowed: &[String],
-    max_steps: u64,
-) -> Result<(RunState, Vec<String>)> {
+pub fn read_state(checkpoint: &Path, now: &Fingerprints, allowed: &[String], max_steps: u64) -> Result<Saved> {
     let value = read_json(&checkpoint.join(TRAINER_STATE))?;
     let at = || checkpoint.join(TRAINER_STATE).display().to_string();
     let state = RunState::from_json(&value).context(at)?;
     let old = Fingerprints::from_json(&value["ringtune"]["fingerprints"]).context(at)?;
     let changed = old.check(now, allowed).context(|| checkpoint.display().to_string())?;
     ensure!(state.step <= max_steps, "{}: step {} is beyond max_steps {max_steps}", checkpoint.display(), state.step);
-    Ok((state, changed))
+    let arithmetic = value["ringtune"]["arithmetic"].as_str().map(String::from);
+    Ok(Saved { state, changed, arithmetic })
 }

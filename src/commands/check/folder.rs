@@ -16,7 +16,7 @@ use crate::model::weights::{Kind, Weights};
 use crate::settings::{Every, Resume};
 use crate::tensor::DType;
 use crate::text::{bytes, grouped, table};
-use crate::train::checkpoints::read_state;
+use crate::train::checkpoints::{Saved, read_state};
 use crate::train::folder::refuse_overwriting;
 use crate::train::memory::Demand;
 use crate::train::run::check_no_earlier_run;
@@ -147,7 +147,7 @@ fn resume(check: &mut Check, start: &Start, steps: Option<Steps>) -> (String, Va
     let compared =
         now(start, steps).and_then(|now| read_state(&path, &now, &start.settings.allow_changed, steps.total));
     match check.take("resume", &place, compared) {
-        Some((state, changed)) => {
+        Some(Saved { state, changed, .. }) => {
             for name in &changed {
                 check.push(Finding::warning(
                     "resume",
