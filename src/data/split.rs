@@ -19,6 +19,9 @@ pub struct Split {
     pub none: Option<String>,
 }
 
+/// Why none is held out where nobody asked for it.
+pub const SWITCHED_OFF: &str = "val_fraction is 0";
+
 /// Splits data sets given by the hashes of their rows' contexts. Each set holds out `ceil(fraction * rows)` rows, or as near
 /// to it as its groups of equal contexts allow without exceeding it; a context that an earlier set put on one side
 /// stays there in later sets, so a leak from one data set to another is impossible too. A set never loses its last training row.
@@ -60,7 +63,7 @@ pub fn split_sets(prompt_hashes: &[Vec<u64>], fraction: f64, seed: u64) -> Resul
             if side_of[hash] { split.val.push(i as u32) } else { split.train.push(i as u32) }
         }
         split.none = split.val.is_empty().then(|| match (hashes.len(), groups.len()) {
-            _ if fraction == 0.0 => "val_fraction is 0".into(),
+            _ if fraction == 0.0 => SWITCHED_OFF.into(),
             (0 | 1, _) => "there is but one row".into(),
             (n, 1) => format!("all {n} rows have one context: what stands before the last answer is the same"),
             (_, n) if smallest > target => format!(

@@ -128,9 +128,13 @@ impl Metrics {
 
     /// A line on standard output that does not tear the progress bar.
     pub fn print(&self, line: &str) {
+        self.beside_bar(|| say::result(line));
+    }
+
+    fn beside_bar(&self, say: impl FnOnce()) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| say::result(line)),
-            None => say::result(line),
+            Some(bar) => bar.suspend(say),
+            None => say(),
         }
     }
 
@@ -152,11 +156,7 @@ impl Metrics {
     }
 
     fn left_out(&self, e: &Error) {
-        let line = format!("{e}; the run goes on without this file");
-        match &self.bar {
-            Some(bar) => bar.suspend(|| say::warning(&line)),
-            None => say::warning(&line),
-        }
+        self.beside_bar(|| say::warning(&format!("{e}; the run goes on without this file")));
     }
 
     /// One optimiser step for `metrics.jsonl` and the progress bar.

@@ -13,6 +13,7 @@ use crate::checkpoint::manifest::step_of;
 use crate::error::{Context, Error, Result};
 use crate::eval::gen_test::SAMPLES;
 use crate::files::{At, check_writable, create_dir_all};
+use crate::hf::peft;
 use crate::log::metrics::METRICS;
 use crate::{machine, say};
 
@@ -34,7 +35,7 @@ const WRITTEN: [&str; 20] = [
     "loss.png",
     "config.json",
     "generation_config.json",
-    "adapter_config.json",
+    peft::CONFIG,
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",

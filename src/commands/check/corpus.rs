@@ -10,6 +10,7 @@ use crate::commands::start::Start;
 use crate::data::encode::stop_ids;
 use crate::data::mix::WeightUnit;
 use crate::data::sft::{SftData, describe, unread_keys};
+use crate::data::split::SWITCHED_OFF;
 use crate::data::tokenizer::Newline;
 use crate::data::train_set::{PieceSet, Tokens};
 use crate::say::visible;
@@ -123,8 +124,7 @@ fn rows(check: &mut Check, start: &Start, data: &SftData) {
         if let Some(why) = &set.none_held_out {
             let what = format!("no row is held out ({why}), so nothing says when the model overfits");
             let finding = Finding::warning("no-validation", set.name.as_str(), what);
-            let off = "val_fraction is 0";
-            check.push(if why == off { finding.advice("pass --val-fraction 0.05") } else { finding });
+            check.push(if why == SWITCHED_OFF { finding.advice("pass --val-fraction 0.05") } else { finding });
         }
         if let Tokens::File(f) = pieces.tokens.as_ref() {
             let unread = unread_keys(f.meta()).into_iter().filter(|(line, _)| line.is_none());
