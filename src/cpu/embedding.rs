@@ -79,50 +79,16 @@ pub fn backward(dev: &Cpu, dw: &mut Tensor<Cpu>, dout: &Tensor<Cpu>, batch: &Bat
 
 #[cfg(test)]
 mod tests {
-    use crate::backend::Backend;
-    use crate::batch::IGNORE;
-    use crate::cpu::testing::{cpus, loaded, tensor, tensor_i32, values};
-    use crate::tensor::{DType, Device};
+    use crate::cpu::testing::{cpus, rows};
+    use crate::tensor::DType;
 
     #[test]
     fn gather_scatter_and_embedding_gradient() {
         for dev in cpus() {
-            let (v, c) = (300, 33);
-            let w: Vec<f32> = (0..v * c).map(|i| (i % 251) as f32).collect();
-            let tokens: Vec<i32> = (0..77).map(|i| (i * i * 7) % v as i32).collect();
-            let n = tokens.len();
-            let wt = tensor(&dev, v, c, DType::Bf16, &w);
-            let t = tensor_i32(&dev, &tokens);
-            let mut out = dev.alloc(n, c, DType::Bf16).unwrap();
-            dev.embedding_forward(&mut out, &wt, &t).unwrap();
-            let got = values(&dev, &out);
-            for (i, &token) in tokens.iter().enumerate() {
-                assert_eq!(got[i * c..(i + 1) * c], w[token as usize * c..(token as usize + 1) * c]);
+            for dtype in [DType::F32, DType::Bf16] {
+                rows::gather_scatter_and_embedding_gradient(&dev, dev.level().name(), dtype, 33);
             }
-            // Small integers: the sums are exact in any order. Rows below `first` and beyond the table are skipped.
-            let (first, rows) = (17, 250);
-            let mut dw = tensor(&dev, rows, c, DType::F32, &vec![1.0; rows * c]);
-            let batch = loaded(&dev, &tokens, &vec![IGNORE; n], &vec![0; n]);
-            dev.embedding_backward(&mut dw, &out, &batch, first).unwrap();
-            let mut expected = vec![1.0; rows * c];
-            for (i, &token) in tokens.iter().enumerate() {
-                let token = token as usize;
-                if (first..first + rows).contains(&token) {
-                    (0..c).for_each(|j| expected[(token - first) * c + j] += got[i * c + j]);
-                }
-            }
-            assert_eq!(values(&dev, &dw), expected);
-            let rows: Vec<i32> = (0..n as i32).map(|i| (i * 7 + 2) % 300).collect();
-            let mut back = tensor(&dev, v, c, DType::Bf16, &w);
-            dev.scatter_rows(&mut back, &out, &tensor_i32(&dev, &rows)).unwrap();
-            let back = values(&dev, &back);
-            for r in 0..v {
-                let expected = match rows.iter().position(|&x| x as usize == r) {
-                    Some(i) => &got[i * c..(i + 1) * c],
-                    None => &w[r * c..(r + 1) * c],
-                };
-                assert_eq!(&back[r * c..(r + 1) * c], expected);
-            }
+            rows::the_embedding_gradient_is_summed_in_order(&dev, dev.level().name());
         }
     }
 }

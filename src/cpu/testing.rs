@@ -1,20 +1,28 @@
-//! What the unit tests of the kernels share: devices of every level and thread count; tensors from values, the rule that bounds
-//! errors, and what every device is held to come from `tests/common`.
+//! What the unit tests of the kernels share: devices of every level and thread count; what every device is held to comes from
+//! `tests/common`.
 
+#[path = "../../tests/common/attention.rs"]
+pub mod attention;
 #[path = "../../tests/common/batches.rs"]
 mod batches;
 #[path = "../../tests/common/close.rs"]
 mod close;
+#[path = "../../tests/common/elementwise.rs"]
+pub mod elementwise;
+#[path = "../../tests/common/head.rs"]
+pub mod head;
 #[path = "../../tests/common/norms.rs"]
 pub mod norms;
+#[path = "../../tests/common/optimiser.rs"]
+pub mod optimiser;
 #[path = "../../tests/common/products.rs"]
 pub mod products;
+#[path = "../../tests/common/rows.rs"]
+pub mod rows;
 
-pub use batches::{documents, loaded};
-pub use close::{assert_close, normal, rounded, stored, tensor, values};
+pub use close::{normal, tensor, values};
 
 use super::{Cpu, Level};
-use crate::tensor::{DType, Device, Tensor};
 
 /// Devices of every level this processor has, with two threads.
 pub fn cpus() -> Vec<Cpu> {
@@ -26,11 +34,4 @@ pub fn cpus() -> Vec<Cpu> {
 pub fn thread_counts() -> Vec<Cpu> {
     let best = Level::ALL.into_iter().rfind(|l| l.is_supported()).unwrap();
     [1, 2, 3].map(|n| Cpu::with_level(Some(n), best).unwrap()).into()
-}
-
-/// A column of integers.
-pub fn tensor_i32(dev: &Cpu, values: &[i32]) -> Tensor<Cpu> {
-    let mut t = dev.alloc(values.len(), 1, DType::I32).unwrap();
-    dev.upload_i32(&mut t, values).unwrap();
-    t
 }

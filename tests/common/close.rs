@@ -17,6 +17,13 @@ pub fn tensor<D: Device>(dev: &D, rows: usize, cols: usize, dtype: DType, values
     t
 }
 
+/// A column of integers.
+pub fn tensor_i32<D: Device>(dev: &D, values: &[i32]) -> Tensor<D> {
+    let mut t = dev.alloc(values.len(), 1, DType::I32).unwrap();
+    dev.upload_i32(&mut t, values).unwrap();
+    t
+}
+
 /// The values of a tensor.
 pub fn values<D: Device>(dev: &D, t: &Tensor<D>) -> Vec<f32> {
     let mut v = vec![0.0; t.len()];

@@ -1,0 +1,230 @@
+//! What every device's attention is held to.
+
+use ringtune::backend::{Attention, AttentionGrads, Backend, Decode, Heads, Mask, Rope};
+use ringtune::tensor::DType;
+
+use super::batches::documents;
+use super::close::{assert_close, assert_same, normal, rounded, stored, tensor, tensor_i32, values};
+
+/// Documents, heads, mask and element type of a test.
+pub struct Case {
+    /// First token of the document of each token.
+    starts: Vec<i32>,
+    heads: Heads,
+    mask: Mask,
+    dtype: DType,
+    /// Whether q and k count as rotated, so that their gradients are rotated back.
+    rotated: bool,
+}
+
+/// Lengths of documents; query heads, key heads, width; window.
+pub type Shape<'a> = (&'a [usize], (usize, usize, usize), Option<usize>);
+
+/// What a pass leaves.
+pub const NAMES: [&str; 5] = ["out", "lse", "dq", "dk", "dv"];
+
+impl Case {
+    pub fn new((lengths, heads, window): Shape<'_>, dtype: DType, rotated: bool) -> Self {
+        let mut starts = vec![];
+        for &len in lengths {
+            starts.extend(vec![starts.len() as i32; len]);
+        }
+        let (n_query, n_kv, head_dim) = heads;
+        Self { starts, heads: Heads { n_query, n_kv, head_dim }, mask: Mask { window }, dtype, rotated }
+    }
+
+    fn widths(&self) -> (usize, usize) {
+        (self.heads.n_query * self.heads.head_dim, self.heads.n_kv * self.heads.head_dim)
+    }
+
+    /// q, k, v and the gradient of the output.
+    pub fn inputs(&self, seed: u64) -> [Vec<f32>; 4] {
+        let (n, (wide, narrow)) = (self.starts.len(), self.widths());
+        [normal(seed, n * wide), normal(seed + 1, n * narrow), normal(seed + 2, n * narrow), normal(seed + 3, n * wide)]
+    }
+
+    /// Angles of the positions 0, 1, ... of a document: cosines, then sines.
+    fn table(&self) -> Vec<f32> {
+        let half = self.heads.head_dim / 2;
+        let angle = |p: usize, j: usize| (p * (j + 1)) as f32 * 0.37;
+        let row = |p| (0..half).map(move |j| angle(p, j).cos()).chain((0..half).map(move |j| angle(p, j).sin()));
+        (0..self.starts.len()).flat_map(row).collect()
+    }
+
+    fn positions(&self) -> Vec<i32> {
+        (0..).zip(&self.starts).map(|(i, start)| i - start).collect()
+    }
+
+    /// Runs both passes; see [`NAMES`].
+    pub fn run<B: Backend>(&self, dev: &B, inputs: &[Vec<f32>; 4]) -> [Vec<f32>; 5] {
+        let (n, (wide, narrow)) = (self.starts.len(), self.widths());
+        let make = |x: &[f32], cols| tensor(dev, n, cols, self.dtype, x);
+        let [q, k, v, dout] = inputs;
+        let (q, k, v, dout) = (make(q, wide), make(k, narrow), make(v, narrow), make(dout, wide));
+        let alloc = |cols| dev.alloc(n, cols, self.dtype).unwrap();
+        let (mut out, mut dq, mut dk, mut dv) = (alloc(wide), alloc(wide), alloc(narrow), alloc(narrow));
+        let mut lse = dev.alloc(n, self.heads.n_query, DType::F32).unwrap();
+        let t = documents(dev, &self.starts);
+        let x = Attention { q: &q, k: &k, v: &v, batch: &t, heads: self.heads, mask: self.mask };
+        dev.attention_forward(&mut out, &mut lse, x).unwrap();
+        let dx = AttentionGrads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+        let table = tensor(dev, n, self.heads.head_dim, DType::F32, &self.table());
+        let positions = tensor_i32(dev, &self.positions());
+        let rope = self.rotated.then_some(Rope { table: &table, positions: &positions });
+        dev.attention_backward(dx, &dout, &out, &lse, x, rope).unwrap();
+        [&out, &lse, &dq, &dk, &dv].map(|t| values(dev, t))
+    }
+
+    /// The same by the textbook, every intermediate passed through `round` and every step of a sum through `step`.
+    fn reference(
+        &self,
+        inputs: &[Vec<f64>; 4],
+        round: impl Fn(f64) -> f64,
+        step: impl Fn(f64) -> f64,
+    ) -> [Vec<f64>; 5] {
+        let Heads { n_query: h, n_kv, head_dim: d } = self.heads;
+        let (n, (wide, narrow)) = (self.starts.len(), self.widths());
+        let [q, k, v, dout] = inputs;
+        let (mut out, mut lse) = (vec![0.0; n * wide], vec![0.0; n * h]);
+        let (mut dq, mut dk, mut dv) = (vec![0.0; n * wide], vec![0.0; n * narrow], vec![0.0; n * narrow]);
+        let scale = 1.0 / (d as f64).sqrt();
+        let dot = |x: &[f64], y: &[f64]| round(x.iter().zip(y).fold(0.0, |s, (x, y)| step(s + x * y)));
+        for i in 0..n {
+            let first = self.mask.window.map_or(0, |w| (i + 1).saturating_sub(w)).max(self.starts[i] as usize);
+            for head in 0..h {
+                let row = (i * h + head) * d..(i * h + head + 1) * d;
+                let at = |j: usize| (j * n_kv + head / (h / n_kv)) * d..(j * n_kv + head / (h / n_kv) + 1) * d;
+                let scores: Vec<f64> = (first..=i).map(|j| round(dot(&q[row.clone()], &k[at(j)]) * scale)).collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = scores.iter().fold(0.0, |sum, s| step(sum + round((s - max).exp())));
+                lse[i * h + head] = step(max + step(sum.ln()));
+                let p: Vec<f64> = scores.iter().map(|s| round((s - max).exp() / sum)).collect();
+                for (p, j) in p.iter().zip(first..) {
+                    at(j).zip(row.clone()).for_each(|(a, o)| out[o] = step(out[o] + p * v[a]));
+                }
+                out[row.clone()].iter_mut().for_each(|o| *o = round(*o));
+                let delta = dot(&dout[row.clone()], &out[row.clone()]);
+                for (p, j) in p.iter().zip(first..) {
+                    let ds = round(p * (dot(&dout[row.clone()], &v[at(j)]) - delta) * scale);
+                    for (a, o) in at(j).zip(row.clone()) {
+                        dq[o] = step(dq[o] + ds * k[a]);
+                        dk[a] = step(dk[a] + ds * q[o]);
+                        dv[a] = step(dv[a] + p * dout[o]);
+                    }
+                }
+            }
+        }
+        for x in [&mut dq, &mut dk, &mut dv] {
+            x.iter_mut().for_each(|x| *x = round(*x));
+        }
+        if self.rotated {
+            let (table, positions) = (self.table(), self.positions());
+            for (x, width) in [(&mut dq, wide), (&mut dk, narrow)] {
+                for at in (0..n * width).filter(|at| at % d < d / 2) {
+                    let angle = positions[at / width] as usize * d + at % d;
+                    let (cos, sin) = (f64::from(table[angle]), f64::from(table[angle + d / 2]));
+                    let (lo, hi) = (x[at], x[at + d / 2]);
+                    x[at] = round(round(lo * cos) + round(hi * sin));
+                    x[at + d / 2] = round(round(hi * cos) - round(lo * sin));
+                }
+            }
+        }
+        [out, lse, dq, dk, dv]
+    }
+}
+
+/// One token; documents of 1, 7 and 33; windows; groups of heads.
+pub const SHAPES: [Shape<'static>; 5] = [
+    (&[1], (1, 1, 8), None),
+    (&[1, 7, 33, 1], (4, 2, 16), None),
+    (&[60, 3, 121], (3, 1, 40), Some(5)),
+    (&[300], (2, 1, 8), None),
+    (&[290, 5], (2, 2, 24), Some(100)),
+];
+
+/// Both passes of one shape in both types. Queries are multiplied by a factor, by another in bf16.
+pub fn follows_the_formula<B: Backend>(dev: &B, name: &str, shape: Shape<'_>, rotated: bool, factors: [f32; 2]) {
+    for (dtype, factor) in [DType::F32, DType::Bf16].into_iter().zip(factors) {
+        let case = Case::new(shape, dtype, rotated);
+        let mut inputs = case.inputs(11);
+        inputs[0].iter_mut().for_each(|x| *x *= factor);
+        let ours = case.run(dev, &inputs);
+        let inputs = inputs.map(|x| stored(dtype, &x));
+        let exact = case.reference(&inputs, |x| x, |x| x);
+        let plain = case.reference(&inputs, |x| rounded(dtype, x), |x| rounded(DType::F32, x));
+        for i in 0..5 {
+            let stored_as = if i == 1 { DType::F32 } else { dtype };
+            let what = format!("{name} {dtype:?} {shape:?} {}", NAMES[i]);
+            assert_close(&what, &ours[i], &exact[i], &plain[i], stored_as);
+        }
+    }
+}
+
+/// A document is the same bits alone and between others, also where these are full of NaN.
+pub fn a_document_is_the_same_bits_alone_and_packed<B: Backend>(
+    dev: &B,
+    name: &str,
+    lengths: &[usize; 4],
+    window: Option<usize>,
+) {
+    let heads = (4, 2, 16);
+    for dtype in [DType::F32, DType::Bf16] {
+        let packed = Case::new((lengths, heads, window), dtype, true);
+        let mut inputs = packed.inputs(5);
+        let whole = packed.run(dev, &inputs);
+        let (from, to, n) = (lengths[0], lengths[0] + lengths[1], packed.starts.len());
+        let alone = Case::new((&lengths[1..2], heads, window), dtype, true);
+        let cut = |x: &[f32]| x[from * (x.len() / n)..to * (x.len() / n)].to_vec();
+        let single = alone.run(dev, &inputs.each_ref().map(|x| cut(x)));
+        for i in 0..5 {
+            assert_same(&format!("{name} {dtype:?} {}", NAMES[i]), &single[i], &cut(&whole[i]));
+        }
+        for x in &mut inputs {
+            let end = from * (x.len() / n);
+            x[..end].fill(f32::NAN);
+        }
+        let disturbed = packed.run(dev, &inputs);
+        for i in 0..5 {
+            assert_same(&format!("{name} {dtype:?} {} beside NaN", NAMES[i]), &cut(&disturbed[i]), &cut(&whole[i]));
+            assert!(disturbed[i][0].is_nan(), "{name} {} hides NaN", NAMES[i]);
+        }
+    }
+}
+
+/// A decoded token is the last row of forward.
+pub fn decoding_a_token_is_the_last_row_of_forward<B: Backend>(
+    dev: &B,
+    name: &str,
+    dtype: DType,
+    lens: [usize; 3],
+    heads: (usize, usize, usize),
+    window: Option<usize>,
+) {
+    let capacity = lens.iter().max().unwrap() + 7;
+    let case = Case::new((&lens, heads, window), dtype, false);
+    let (wide, narrow) = case.widths();
+    let [q, k, v, dout] = case.inputs(21);
+    let whole = case.run(dev, &[q.clone(), k.clone(), v.clone(), dout]);
+    let (mut qs, mut expected) = (vec![], vec![]);
+    let mut caches = [vec![f32::NAN; 3 * capacity * narrow], vec![f32::NAN; 3 * capacity * narrow]];
+    let mut end = 0;
+    for (s, len) in lens.iter().enumerate() {
+        for (cache, x) in caches.iter_mut().zip([&k, &v]) {
+            cache[s * capacity * narrow..][..len * narrow].copy_from_slice(&x[end * narrow..(end + len) * narrow]);
+        }
+        end += len;
+        qs.extend_from_slice(&q[(end - 1) * wide..end * wide]);
+        expected.extend_from_slice(&whole[0][(end - 1) * wide..end * wide]);
+    }
+    let [kc, vc] = caches.map(|c| tensor(dev, 3 * capacity, narrow, dtype, &c));
+    let (qt, mut out) = (tensor(dev, 3, wide, dtype, &qs), dev.alloc(3, wide, dtype).unwrap());
+    let lens = tensor_i32(dev, &lens.map(|l| l as i32));
+    let (heads, mask) = (case.heads, case.mask);
+    let x = Decode { q: &qt, k_cache: &kc, v_cache: &vc, lens: &lens, heads, mask };
+    dev.attention_decode(&mut out, x).unwrap();
+    // Sums in another order; in bf16 they may fall to the other side of a rounding.
+    let unit = if dtype == DType::F32 { 1e-5 } else { 0.0079 };
+    for (x, y) in values(dev, &out).iter().zip(&expected) {
+        assert!((x - y).abs() <= unit * y.abs().max(if dtype == DType::F32 { 1.0 } else { 1e-3 }), "{name} {x} {y}");
+    }
+}
