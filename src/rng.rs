@@ -42,6 +42,11 @@ impl Stream {
         Self { key: [a as u32, (a >> 32) as u32], hi: [b as u32, (b >> 32) as u32] }
     }
 
+    /// What names the stream, for a device that draws from it: the key of Philox, then the upper half of its counter.
+    pub fn words(&self) -> [u32; 4] {
+        [self.key[0], self.key[1], self.hi[0], self.hi[1]]
+    }
+
     /// Four 32-bit words at block `index`.
     pub fn block(&self, index: u64) -> [u32; 4] {
         philox([index as u32, (index >> 32) as u32, self.hi[0], self.hi[1]], self.key)

@@ -60,6 +60,11 @@ pub trait Device: Sized {
         shapes.iter().map(|&(rows, cols)| self.alloc(rows, cols, dtype)).collect()
     }
 
+    /// Memory of its own that is free, in bytes; `None` where it works in that of the machine.
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
+
     /// Largest number of floating-point operations per second for operands of this type, where it is known.
     fn peak_flops(&self, _dtype: DType) -> Option<f64> {
         None

@@ -20,3 +20,17 @@ template <int Threads> __device__ __forceinline__ float group_sum(float x, int t
     __syncthreads();
     return x;
 }
+
+// Sum over the block of Threads threads in f64, as a fixed tree; every thread gets it. `scratch` holds Threads values. Ends with a
+// barrier, so that it may be used again.
+template <int Threads> __device__ __forceinline__ double block_sum(double x, double *scratch) {
+    scratch[threadIdx.x] = x;
+    __syncthreads();
+    for (int half = Threads / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) scratch[threadIdx.x] += scratch[threadIdx.x + half];
+        __syncthreads();
+    }
+    const double sum = scratch[0];
+    __syncthreads();
+    return sum;
+}

@@ -12,6 +12,9 @@ struct __align__(2) bf16 {
 
 #include "ptx.cuh"
 
+// NVRTC knows no INFINITY.
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+
 __device__ __forceinline__ float to_f32(float x) { return x; }
 __device__ __forceinline__ float to_f32(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
 

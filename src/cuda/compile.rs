@@ -32,6 +32,7 @@ pub(crate) use source;
 
 /// What `#include` finds.
 const HEADERS: &[Source] = &[
+    source!("kernels/common/philox.cuh"),
     source!("kernels/common/ptx.cuh"),
     source!("kernels/common/reduce.cuh"),
     source!("kernels/common/tile.cuh"),

@@ -34,14 +34,56 @@ pub struct Properties {
     pub emulated: bool,
 }
 
+/// Scratch of an operation, kept between operations; the stream orders its uses.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Room {
+    /// Partial sums.
+    Sums,
+    /// Supervised rows of a chunk.
+    Rows,
+    /// Logits of a chunk.
+    Logits,
+    /// Gradient of the logits.
+    Gradient,
+    /// Gradient of the supervised rows.
+    RowGradient,
+}
+
+impl Room {
+    /// How many there are.
+    pub const COUNT: usize = 5;
+}
+
+/// Which table: each is kept from step to step, and copied anew only where it changed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Table {
+    /// Chunks of gradients, for their norm.
+    Squares,
+    /// Slots and chunks of the optimiser.
+    AdamW,
+}
+
+impl Table {
+    /// How many there are.
+    pub const COUNT: usize = 2;
+}
+
+/// A table's words on the host and on the device.
+pub(super) struct Kept {
+    pub words: Vec<u64>,
+    pub tensor: Tensor<Cuda>,
+}
+
 /// A GPU and one stream of it.
 pub struct Cuda {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     properties: Properties,
     modules: Modules,
-    /// Partial sums of one operation, kept between operations; the stream orders their uses.
-    pub(super) scratch: Mutex<Option<Tensor<Cuda>>>,
+    /// Scratch by [`Room`].
+    pub(super) rooms: [Mutex<Option<Tensor<Cuda>>>; Room::COUNT],
+    /// What is kept by [`Table`].
+    pub(super) tables: [Mutex<Option<Kept>>; Table::COUNT],
 }
 
 impl Cuda {
@@ -83,7 +125,7 @@ impl Cuda {
         let stream = context.new_stream().doing(|| "creating a stream".into())?;
         let compiler = Compiler::new(nvrtc, target, cache);
         let modules = Modules::new(context.clone(), compiler, properties.shared_limit);
-        Ok(Self { context, stream, properties, modules, scratch: Mutex::new(None) })
+        Ok(Self { context, stream, properties, modules, rooms: Default::default(), tables: Default::default() })
     }
 
     /// What the device is.

@@ -44,6 +44,14 @@ pub fn c_type(dtype: DType) -> String {
     .into()
 }
 
+/// The types of numbers that tensors hold.
+pub const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
+
+/// Elements a thread takes at once from rows of `width`: 8 where that divides it.
+pub fn vector(width: usize) -> Define {
+    ("VEC", if width.is_multiple_of(8) { "8" } else { "1" }.into())
+}
+
 /// Threads of a block of kernels that go through rows or elements.
 pub const THREADS: usize = 256;
 

@@ -52,11 +52,32 @@ impl<'a> Launch<'a> {
         self.push(Param::Out, 0)
     }
 
+    /// A destination that may be left out.
+    pub fn write_if(self, t: Option<&'a mut Tensor<Cuda>>) -> Self {
+        match t {
+            Some(t) => self.write(t),
+            None => self.no_write(),
+        }
+    }
+
     /// A tensor that the kernel reads.
-    pub fn read(mut self, t: &'a Tensor<Cuda>) -> Self {
+    pub fn read(self, t: &'a Tensor<Cuda>) -> Self {
+        self.read_from(t, 0)
+    }
+
+    /// A tensor that the kernel reads from this element on.
+    pub fn read_from(mut self, t: &'a Tensor<Cuda>, element: usize) -> Self {
         self.tensors.push(Borrowed::Read(t));
-        let address = self.dev.address(&t.buf);
+        let address = self.dev.address(&t.buf) + (element * t.dtype().bytes()) as u64;
         self.push(Param::In, address)
+    }
+
+    /// A source that may be left out.
+    pub fn read_if(self, t: Option<&'a Tensor<Cuda>>) -> Self {
+        match t {
+            Some(t) => self.read(t),
+            None => self.push(Param::In, 0),
+        }
     }
 
     /// A count or index.

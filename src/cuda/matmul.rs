@@ -69,6 +69,43 @@ pub fn all(cc: u32) -> Vec<Configuration> {
     all
 }
 
+/// An operand of a product: rows `stride` elements apart, from element `at` of a tensor on.
+#[derive(Clone, Copy)]
+pub(super) struct Operand<'a> {
+    /// The tensor it lies in.
+    pub t: &'a Tensor<Cuda>,
+    /// Its first element.
+    pub at: usize,
+    /// Elements from row to row.
+    pub stride: usize,
+}
+
+impl Operand<'_> {
+    /// Whether its rows start at multiples of 16 bytes; buffers always do.
+    fn aligned(&self) -> bool {
+        self.at.is_multiple_of(8) && self.stride.is_multiple_of(8)
+    }
+}
+
+/// A product of parts of tensors; its result, (m, n), takes the first elements of another.
+#[derive(Clone, Copy)]
+pub(super) struct Product<'a> {
+    pub a: Operand<'a>,
+    pub b: Operand<'a>,
+    /// (m, n, k).
+    pub shape: (usize, usize, usize),
+    pub op: MatMul,
+    pub alpha: f32,
+    pub write: Write,
+}
+
+impl<'a> Product<'a> {
+    /// Without a factor.
+    pub fn new(a: Operand<'a>, b: Operand<'a>, shape: (usize, usize, usize), op: MatMul, write: Write) -> Self {
+        Self { a, b, shape, op, alpha: 1.0, write }
+    }
+}
+
 impl Cuda {
     /// [`crate::backend::Products::matmul`] with a given tile instead of the one that [`Tile::choose`] takes, for tests and benches.
     /// The tile has no effect where both operands are f32.
@@ -87,40 +124,47 @@ impl Cuda {
         alpha: f32,
         write: Write,
     ) -> Result<()> {
-        let (m, n, k) = op.check(c, a, b);
-        let (ac, bc) = (a.cols(), b.cols());
-        if m == 0 || n == 0 {
+        let shape = op.check(c, a, b);
+        let whole = |t| Operand { t, at: 0, stride: t.cols() };
+        if shape.2 == 0 && write == Write::Set {
+            return self.fill_zero(c);
+        }
+        self.product(tile, c, Product { a: whole(a), b: whole(b), shape, op, alpha, write })
+    }
+
+    /// A product of parts of tensors, of at least one step of k where `c` is set.
+    pub(super) fn product(&self, tile: Option<Tile>, c: &mut Tensor<Self>, of: Product<'_>) -> Result<()> {
+        let Product { a, b, shape: (m, n, k), op, alpha, write } = of;
+        if m == 0 || n == 0 || k == 0 {
             return Ok(());
         }
-        if k == 0 {
-            return match write {
-                Write::Set => self.fill_zero(c),
-                Write::Add => Ok(()),
-            };
-        }
+        assert!(m * n <= c.capacity(), "matmul: {m} x {n} elements in a tensor of {:?}", c.shape());
+        let (a_type, b_type) = (a.t.dtype(), b.t.dtype());
         let (c_is_bf16, add) = (c.dtype() == DType::Bf16, write == Write::Add);
         let (a_k_major, b_k_major) = k_major(op);
-        if a.dtype() == DType::F32 && b.dtype() == DType::F32 {
-            let strides = |k_major: bool, cols: usize| if k_major { (cols, 1) } else { (1, cols) };
-            let ((a_major, a_k), (b_major, b_k)) = (strides(a_k_major, ac), strides(b_k_major, bc));
+        if a_type == DType::F32 && b_type == DType::F32 {
+            let strides = |k_major: bool, stride: usize| if k_major { (stride, 1) } else { (1, stride) };
+            let ((a_major, a_k), (b_major, b_k)) = (strides(a_k_major, a.stride), strides(b_k_major, b.stride));
             let kernel = kernel_f32();
-            let launch = Launch::new(self, &kernel, m.div_ceil(64) * n.div_ceil(64), 0).write(c).read(a).read(b);
+            let launch = Launch::new(self, &kernel, m.div_ceil(64) * n.div_ceil(64), 0).write(c);
+            let launch = launch.read_from(a.t, a.at).read_from(b.t, b.at);
             let launch = launch.u32(m).u32(n).u32(k).u64(a_major).u64(a_k).u64(b_major).u64(b_k);
             return launch.f32(alpha).flag(c_is_bf16).flag(add).run();
         }
-        // Rows that start at multiples of 16 bytes; buffers always do.
-        let aligned = ac.is_multiple_of(8) && bc.is_multiple_of(8);
-        let plain = aligned && a.dtype() == DType::Bf16 && b.dtype() == DType::Bf16;
+        let aligned = a.aligned() && b.aligned();
+        let plain = aligned && a_type == DType::Bf16 && b_type == DType::Bf16;
         let device = self.properties();
         let tile = tile.unwrap_or_else(|| Tile::choose(m, n, plain, device.cc, device.sm_count, device.shared_limit));
         assert!(plain || tile == Tile::Small, "matmul: {tile:?} takes aligned bf16 alone");
         let (block_m, block_n) = tile.block();
         // Offsets inside a tile are 32 bits wide in the kernel.
-        assert!(ac.max(bc) < (1 << 32) / 256, "matmul: rows of {} elements are too long", ac.max(bc));
-        let kernel = kernel(tile, op, a.dtype(), b.dtype(), aligned);
+        let longest = a.stride.max(b.stride);
+        assert!(longest < (1 << 32) / 256, "matmul: rows of {longest} elements are too long");
+        let kernel = kernel(tile, op, a_type, b_type, aligned);
         let blocks = m.div_ceil(block_m) * n.div_ceil(block_n);
-        let launch = Launch::new(self, &kernel, blocks, tile.shared()).write(c).read(a).read(b);
-        let launch = launch.u32(m).u32(n).u32(k).u32(ac).u32(bc);
+        let launch = Launch::new(self, &kernel, blocks, tile.shared()).write(c);
+        let launch = launch.read_from(a.t, a.at).read_from(b.t, b.at);
+        let launch = launch.u32(m).u32(n).u32(k).u32(a.stride).u32(b.stride);
         launch.f32(alpha).flag(c_is_bf16).flag(add).run()
     }
 }

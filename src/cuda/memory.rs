@@ -5,7 +5,7 @@ use std::sync::MutexGuard;
 use cudarc::driver::{CudaSlice, DevicePtr};
 use half::bf16;
 
-use super::device::Cuda;
+use super::device::{Cuda, Room};
 use super::error::{DriverResult, driver};
 use super::locked;
 use crate::error::{Error, Result};
@@ -24,10 +24,10 @@ impl CudaBuf {
 /// Values converted at once on their way to or from the device: bounds the memory of a copy.
 const COPY_ELEMENTS: usize = 1 << 22;
 
-/// The scratch tensor while an operation is being queued.
-pub(super) struct ScratchGuard<'a>(MutexGuard<'a, Option<Tensor<Cuda>>>);
+/// A scratch tensor while an operation is being queued.
+pub(super) struct RoomGuard<'a>(MutexGuard<'a, Option<Tensor<Cuda>>>);
 
-impl ScratchGuard<'_> {
+impl RoomGuard<'_> {
     /// The tensor itself.
     pub fn tensor(&mut self) -> &mut Tensor<Cuda> {
         self.0.as_mut().expect("allocated when the guard was made")
@@ -40,14 +40,18 @@ impl Cuda {
         buf.bytes.device_ptr(self.stream()).0
     }
 
-    /// A scratch tensor of at least `len` f32, its values whatever they were.
-    pub(super) fn scratch(&self, len: usize) -> Result<ScratchGuard<'_>> {
-        let mut guard = locked(&self.scratch);
-        if guard.as_ref().is_none_or(|t| t.capacity() < len) {
-            *guard = None;
-            *guard = Some(self.alloc(1, len, DType::F32)?);
+    /// A scratch tensor of this shape and type, its values whatever they were.
+    pub(super) fn room(&self, which: Room, rows: usize, cols: usize, dtype: DType) -> Result<RoomGuard<'_>> {
+        let mut guard = locked(&self.rooms[which as usize]);
+        match guard.as_mut().filter(|t| t.capacity() >= rows * cols && t.dtype() == dtype) {
+            Some(t) => t.set_shape(rows, cols),
+            None => {
+                // What is too small goes back before more is asked for.
+                *guard = None;
+                *guard = Some(self.alloc(rows, cols, dtype)?);
+            }
         }
-        Ok(ScratchGuard(guard))
+        Ok(RoomGuard(guard))
     }
 
     /// A tensor of zeros.
@@ -113,6 +117,14 @@ impl Cuda {
             }
             DType::I32 => panic!("download: integers where numbers are expected"),
         }
+    }
+
+    /// The first `n` words of 64 bits of a tensor of integers, and waits for them.
+    pub(super) fn download_words(&self, src: &Tensor<Self>, n: usize) -> Result<Vec<u64>> {
+        assert!(src.dtype() == DType::I32 && 2 * n <= src.len(), "download: {n} words of {:?}", src.shape());
+        let mut words = vec![0; n];
+        self.download_bytes(bytemuck::cast_slice_mut(&mut words), src, 0)?;
+        Ok(words)
     }
 
     /// Fills the logical part of a tensor with zeros.

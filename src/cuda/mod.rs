@@ -1,14 +1,18 @@
 //! The CUDA backend: kernels of `kernels/`, compiled at run time by NVRTC for the device that is there, behind the traits of
 //! [`crate::backend`].
 //!
-//! So far it has [`Device`], [`Products`] and [`Norms`]; the rest of [`crate::backend::Backend`] follows, a file an operation with its
-//! source, entries and launches. Everything runs in one stream, in the order of the calls; what a call reports may be the failure of
-//! an earlier one.
+//! A file an operation has its source, entries and launches. Projections have the bodies of [`crate::backend::project`], made of these
+//! operations. Everything runs in one stream, in the order of the calls; what a call reports may be the failure of an earlier one.
 
+pub mod adamw;
+pub mod attention;
 pub mod cast;
 pub mod compile;
+pub mod cross_entropy;
 mod device;
 pub mod device_library;
+pub mod dropout;
+pub mod elementwise;
 mod error;
 pub mod kernels;
 mod launch;
@@ -19,21 +23,44 @@ mod modules;
 pub mod nccl;
 pub mod norm;
 pub mod nvrtc;
+pub mod rope;
+pub mod rows;
+pub mod stats;
+pub mod swiglu;
+mod tables;
 pub mod tiles;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::backend::elementwise::check_same;
-use crate::backend::{MatMul, Norm, Norms, Products, Write};
+use crate::backend::{
+    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, HeadGrads, HeadLoss, MatMul,
+    Norm, Norms, Products, Rope, Rotate, Swiglu, Write,
+};
+use crate::batch::Batch;
 use crate::error::Result;
 use crate::tensor::{DType, Device, Tensor};
 
 pub use device::{Cuda, Properties, properties};
 pub use memory::CudaBuf;
+pub use stats::CudaStats;
 
 /// Every configuration of every kernel that an architecture (major · 10 + minor) may be asked to run.
 pub fn configurations(cc: u32) -> Vec<kernels::Configuration> {
-    [cast::all(), matmul::all(cc), norm::all()].concat()
+    let always = [
+        adamw::all(),
+        attention::all(),
+        cast::all(),
+        cross_entropy::all(),
+        dropout::all(),
+        elementwise::all(),
+        norm::all(),
+        rope::all(),
+        rows::all(),
+        stats::all(),
+        swiglu::all(),
+    ];
+    [always.concat(), matmul::all(cc)].concat()
 }
 
 fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -49,8 +76,16 @@ impl Device for Cuda {
         format!("cuda:{}, {}, sm_{}, {:.1} GiB", p.ordinal, p.name, p.cc, p.memory as f64 / f64::from(1 << 30))
     }
 
+    fn arithmetic(&self) -> String {
+        format!("cuda, {}, {}", self.properties().name, self.target())
+    }
+
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>> {
         self.allocate(rows, cols, dtype)
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        self.memory().ok().map(|(free, _)| free as u64)
     }
 
     fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {
@@ -111,5 +146,53 @@ impl Norms for Cuda {
         write: Write,
     ) -> Result<()> {
         norm::backward(self, dx, dw, dout, rstd, x, write)
+    }
+}
+
+/// Operations that a file of this folder does whole.
+macro_rules! operations {
+    ($($op:ident($($arg:ident: $type:ty),*) = $file:ident::$name:ident;)*) => {$(
+        fn $op(&self, $($arg: $type),*) -> Result<()> {
+            $file::$name(self, $($arg),*)
+        }
+    )*};
+}
+
+impl Backend for Cuda {
+    type Stats = CudaStats;
+
+    operations! {
+        add(dst: &mut Tensor<Self>, src: &Tensor<Self>) = elementwise::add;
+        add_bias(dst: &mut Tensor<Self>, b: &Tensor<Self>) = elementwise::add_bias;
+        bias_backward(db: &mut Tensor<Self>, dy: &Tensor<Self>) = elementwise::bias_backward;
+        gather_rows(dst: &mut Tensor<Self>, src: &Tensor<Self>, rows: &Tensor<Self>) = rows::gather;
+        scatter_rows(dst: &mut Tensor<Self>, src: &Tensor<Self>, rows: &Tensor<Self>) = rows::scatter;
+        embedding_backward(dw: &mut Tensor<Self>, dout: &Tensor<Self>, batch: &Batch<Self>, first_row: usize) = rows::backward;
+        rope(x: &mut Tensor<Self>, by: Rope<'_, Self>, direction: Rotate) = rope::rope;
+        attention_forward(out: &mut Tensor<Self>, lse: &mut Tensor<Self>, x: Attention<'_, Self>) = attention::forward;
+        attention_backward(
+            dx: AttentionGrads<'_, Self>, dout: &Tensor<Self>, out: &Tensor<Self>, lse: &Tensor<Self>, x: Attention<'_, Self>,
+            rope: Option<Rope<'_, Self>>
+        ) = attention::backward;
+        attention_decode(out: &mut Tensor<Self>, x: Decode<'_, Self>) = attention::decode;
+        swiglu_forward(out: &mut Tensor<Self>, x: Swiglu<'_, Self>) = swiglu::forward;
+        swiglu_backward(gate: &mut Tensor<Self>, up: &mut Tensor<Self>, dact: &mut Tensor<Self>) = swiglu::backward;
+        linear_cross_entropy(
+            loss: &mut Tensor<Self>, correct: Option<&mut Tensor<Self>>, grads: HeadGrads<'_, Self>, x: HeadLoss<'_, Self>
+        ) = cross_entropy::linear_cross_entropy;
+        dropout(dst: &mut Tensor<Self>, src: &Tensor<Self>, dropout: Dropout) = dropout::dropout;
+        begin_step(s: &mut CudaStats) = stats::begin;
+        add_loss(s: &mut CudaStats, loss: &Tensor<Self>, correct: Option<&Tensor<Self>>) = stats::add_loss;
+        grad_norm2(s: &mut CudaStats, grads: &[&Tensor<Self>]) = stats::grad_norm2;
+        set_clip(s: &mut CudaStats, max_norm: Option<f64>) = stats::set_clip;
+        adamw_all(s: &CudaStats, slots: &mut [AdamWSlot<'_, Self>], step: AdamWStep) = adamw::adamw_all;
+    }
+
+    fn new_stats(&self) -> Result<CudaStats> {
+        stats::new(self)
+    }
+
+    fn figures(&self, s: &CudaStats) -> Result<Figures> {
+        stats::figures(self, s)
     }
 }

@@ -1,9 +1,9 @@
 //! Root-mean-square norm: the kernels of `kernels/rmsnorm.cu` and their launches.
 
-use super::compile::{Define, Source, source};
-use super::device::Cuda;
+use super::compile::{Source, source};
+use super::device::{Cuda, Room};
 use super::kernels::Param::{F32, In, Out, U32};
-use super::kernels::{Configuration, Kernel, THREADS, c_type};
+use super::kernels::{Configuration, Kernel, THREADS, TYPES, c_type, vector};
 use super::launch::Launch;
 use crate::backend::{Norm, Write};
 use crate::error::{Error, Result};
@@ -14,11 +14,6 @@ pub const SOURCE: Source = source!("kernels/rmsnorm.cu");
 
 /// Rounds of groups that a block of [`backward_kernel`] goes through (`ROUNDS` of the source).
 pub const ROUNDS: usize = 16;
-
-/// Elements a thread takes at once from groups of `width`: 8 where that divides it.
-fn vector(width: usize) -> Define {
-    ("VEC", if width.is_multiple_of(8) { "8" } else { "1" }.into())
-}
 
 /// Norm of groups of `width`.
 pub fn forward_kernel(out: DType, x: DType, w: DType, width: usize) -> Kernel {
@@ -62,7 +57,6 @@ pub fn dw_kernel(backward: &Kernel) -> Kernel {
 
 /// Every configuration there is.
 pub fn all() -> Vec<Configuration> {
-    const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
     let mut all = Vec::new();
     for x in TYPES {
         for w in TYPES {
@@ -136,7 +130,7 @@ pub(super) fn backward(
             "cuda: the gradient of a norm over {width} elements needs {shared} bytes of shared memory, a block has {limit} at most"
         )));
     }
-    let mut scratch = dev.scratch(blocks * width)?;
+    let mut scratch = dev.room(Room::Sums, blocks, width, DType::F32)?;
     let launch = Launch::new(dev, &kernel, blocks, shared).write(dx).write(scratch.tensor());
     let launch = launch.read(dout).read(x).read(w).read(rstd);
     launch.u32(n_groups).u32(width).u32(team(width)).flag(add).flag(true).run()?;

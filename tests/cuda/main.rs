@@ -2,16 +2,29 @@
 //! of `tests/vgpu`. Where there is no device or no NVRTC each says `skipped: …`; with `RINGTUNE_NO_SKIP=1` that is a failure.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../common/attention.rs"]
+mod attention;
+#[path = "../common/batches.rs"]
+mod batches;
 #[path = "../common/close.rs"]
 mod close;
 mod device;
 mod doctor;
+#[path = "../common/elementwise.rs"]
+mod elementwise;
 mod gate;
+#[path = "../common/head.rs"]
+mod head;
 mod matmul;
 mod norm;
 #[path = "../common/norms.rs"]
 mod norms;
+mod operations;
+#[path = "../common/optimiser.rs"]
+mod optimiser;
 #[path = "../common/products.rs"]
 mod products;
+#[path = "../common/rows.rs"]
+mod rows;
 mod skip;
 mod traffic;

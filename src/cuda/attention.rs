@@ -1,0 +1,133 @@
+//! Attention: the kernels of `kernels/attention_plain.cu` and their launches.
+
+use super::compile::{Define, Source, source};
+use super::device::{Cuda, Room};
+use super::kernels::Param::{F32, In, Out, U32};
+use super::kernels::{Configuration, Kernel, Param, TYPES, c_type};
+use super::launch::Launch;
+use super::swiglu::same_type;
+use crate::backend::{Attention, AttentionGrads, Decode, Heads, Mask, Rope};
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Tensor};
+
+/// The source of its kernels.
+pub const SOURCE: Source = source!("kernels/attention_plain.cu");
+
+/// Warps of a block (`WARPS` of the source).
+const WARPS: usize = 4;
+
+/// Widest head that the kernels hold in registers.
+pub const WIDEST: usize = 256;
+
+/// How heads are read: 8 elements at once (`VEC`) and 32 times so many lanes hold a row (`DIMS`).
+const LAYOUTS: [(usize, usize); 4] = [(8, 2), (8, 4), (8, 8), (1, 8)];
+
+fn layout(dim: usize) -> (usize, usize) {
+    let vector = if dim.is_multiple_of(8) { 8 } else { 1 };
+    *LAYOUTS.iter().find(|(v, dims)| *v == vector && dim <= 32 * dims).expect("the width was checked")
+}
+
+fn entry(entry: &'static str, params: &'static [Param], x: DType, (vector, dims): (usize, usize)) -> Kernel {
+    let defines: Vec<Define> = vec![("X_T", c_type(x)), ("VEC", vector.to_string()), ("DIMS", dims.to_string())];
+    Kernel { source: SOURCE, entry, defines, params, threads: 32 * WARPS }
+}
+
+const FORWARD: (&str, &[Param]) = ("attention_forward", &[Out, Out, In, In, In, In, U32, U32, U32, U32, U32, F32]);
+const DQ: (&str, &[Param]) =
+    ("attention_dq", &[Out, Out, In, In, In, In, In, In, In, In, In, U32, U32, U32, U32, U32, F32]);
+const DKDV: (&str, &[Param]) =
+    ("attention_dkdv", &[Out, Out, In, In, In, In, In, In, In, In, In, U32, U32, U32, U32, U32, U32, F32]);
+const DECODE: (&str, &[Param]) = ("attention_decode", &[Out, In, In, In, In, U32, U32, U32, U32, U32, F32]);
+
+/// Every configuration there is.
+pub fn all() -> Vec<Configuration> {
+    let mut all = Vec::new();
+    for x in TYPES {
+        for of in LAYOUTS {
+            let dim = 32 * of.1;
+            let shared = [WARPS * dim, 2 * WARPS * dim, 2 * WARPS * dim, decode_floats(dim)];
+            for ((name, params), floats) in [FORWARD, DQ, DKDV, DECODE].into_iter().zip(shared) {
+                all.push((entry(name, params, x, of), floats * 4));
+            }
+        }
+    }
+    all
+}
+
+/// Floats of shared memory: the query, then of each warp its largest score, its sum and its values.
+fn decode_floats(dim: usize) -> usize {
+    dim + WARPS * (dim + 2)
+}
+
+/// The width of a head that the kernels can hold, the window as they take it (0: none), and the scale of scores.
+fn shape(heads: Heads, mask: Mask) -> Result<(usize, usize, f32)> {
+    let dim = heads.head_dim;
+    if dim > WIDEST {
+        return Err(Error::new(format!(
+            "cuda: attention with heads of {dim} elements, {WIDEST} at most are supported"
+        )));
+    }
+    // A window beyond 32 bits is none.
+    let window = mask.window.filter(|&w| w < 1 << 31).unwrap_or(0);
+    Ok((dim, window, 1.0 / (dim as f32).sqrt()))
+}
+
+pub(super) fn forward(
+    dev: &Cuda,
+    out: &mut Tensor<Cuda>,
+    lse: &mut Tensor<Cuda>,
+    x: Attention<'_, Cuda>,
+) -> Result<()> {
+    x.check("attention", &[("out", out)], lse);
+    let Attention { q, k, v, batch, heads, mask } = x;
+    let (dim, window, scale) = shape(heads, mask)?;
+    let kernel = entry(FORWARD.0, FORWARD.1, same_type("attention", &[out, q, k, v]), layout(dim));
+    let tasks = q.rows() * heads.n_query;
+    let launch = Launch::new(dev, &kernel, tasks.div_ceil(WARPS), WARPS * dim * 4).write(out).write(lse);
+    let launch = launch.read(q).read(k).read(v).read(&batch.doc_start).u32(tasks);
+    launch.u32(heads.n_query).u32(heads.n_kv).u32(dim).u32(window).f32(scale).run()
+}
+
+pub(super) fn backward(
+    dev: &Cuda,
+    dx: AttentionGrads<'_, Cuda>,
+    dout: &Tensor<Cuda>,
+    out: &Tensor<Cuda>,
+    lse: &Tensor<Cuda>,
+    x: Attention<'_, Cuda>,
+    rope: Option<Rope<'_, Cuda>>,
+) -> Result<()> {
+    dx.check("attention_backward", dout, out, lse, x);
+    if let Some(rope) = rope {
+        rope.check("attention_backward", dx.dq);
+    }
+    let AttentionGrads { dq, dk, dv } = dx;
+    let Attention { q, k, v, batch, heads, mask } = x;
+    let (dim, window, scale) = shape(heads, mask)?;
+    let dtype = same_type("attention_backward", &[dq, dk, dv, dout, out, q, k, v]);
+    let (n, Heads { n_query, n_kv, .. }) = (q.rows(), heads);
+    let mut delta = dev.room(Room::Sums, n, n_query, DType::F32)?;
+    let (tasks, shared) = (n * n_query, 2 * WARPS * dim * 4);
+    let kernel = entry(DQ.0, DQ.1, dtype, layout(dim));
+    let launch = Launch::new(dev, &kernel, tasks.div_ceil(WARPS), shared).write(dq).write(delta.tensor());
+    let launch = launch.read(dout).read(out).read(q).read(k).read(v).read(lse).read(&batch.doc_start);
+    let launch = launch.read_if(rope.map(|r| r.table)).read_if(rope.map(|r| r.positions)).u32(tasks);
+    launch.u32(n_query).u32(n_kv).u32(dim).u32(window).f32(scale).run()?;
+    let tasks = n * n_kv;
+    let kernel = entry(DKDV.0, DKDV.1, dtype, layout(dim));
+    let launch = Launch::new(dev, &kernel, tasks.div_ceil(WARPS), shared).write(dk).write(dv);
+    let launch = launch.read(dout).read(q).read(k).read(v).read(lse).read(delta.tensor()).read(&batch.doc_start);
+    let launch = launch.read_if(rope.map(|r| r.table)).read_if(rope.map(|r| r.positions)).u32(tasks).u32(n);
+    launch.u32(n_query).u32(n_kv).u32(dim).u32(window).f32(scale).run()
+}
+
+pub(super) fn decode(dev: &Cuda, out: &mut Tensor<Cuda>, x: Decode<'_, Cuda>) -> Result<()> {
+    let capacity = x.check("attention_decode", out);
+    let Decode { q, k_cache, v_cache, lens, heads, mask } = x;
+    let (dim, window, scale) = shape(heads, mask)?;
+    let dtype = same_type("attention_decode", &[out, q, k_cache, v_cache]);
+    let kernel = entry(DECODE.0, DECODE.1, dtype, layout(dim));
+    let launch = Launch::new(dev, &kernel, q.rows() * heads.n_query, decode_floats(dim) * 4).write(out);
+    let launch = launch.read(q).read(k_cache).read(v_cache).read(lens);
+    launch.u32(heads.n_query).u32(heads.n_kv).u32(dim).u32(window).u32(capacity).f32(scale).run()
+}
