@@ -1,11 +1,14 @@
 //! `--device`: what a command computes on, and the one place that chooses a backend.
 
 use crate::backend::Backend;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, LOGITS_ROWS};
 use crate::error::{Error, Result};
 
 /// What a command does once it has a device.
 pub trait OnDevice {
+    /// Called before [`OnDevice::run`] where `auto` takes no GPU: why.
+    fn without_gpu(&mut self, _why: String) {}
+
     /// Does it.
     ///
     /// # Errors
@@ -13,30 +16,109 @@ pub trait OnDevice {
     fn run<B: Backend>(self, dev: &B) -> Result<()>;
 }
 
-/// Runs `job` on the device of this name; the CPU with that many threads, or one for each core.
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+/// Runs `job` on the device of this name; the CPU with that many threads, or one for each core. `auto` is the first GPU if one
+/// answers that is not emulated and a kernel gives the right results on it, else the CPU.
 ///
 /// # Errors
 /// Those of [`check`] and of the job; or if the device does not start.
-pub fn run(name: &str, threads: Option<usize>, job: impl OnDevice) -> Result<()> {
-    check(name)?;
+pub fn run(name: &str, threads: Option<usize>, mut job: impl OnDevice) -> Result<()> {
+    match wanted(name)? {
+        Wanted::Cpu => {}
+        Wanted::Cuda(ordinal) => return cuda::run(ordinal, job),
+        Wanted::Auto => match cuda::first() {
+            Ok(dev) => return job.run(&dev),
+            Err(why) => job.without_gpu(why),
+        },
+    }
     job.run(&Cpu::new(threads)?)
 }
 
-/// Whether a command can compute on the device of this name: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` is the CPU until CUDA has
-/// every operation.
+/// Whether this is the name of a device that the program was built for: `auto`, `cpu`, `cuda` or `cuda:N`. Whether the machine has
+/// it is another question.
 ///
 /// # Errors
-/// A usage error for another name, and for CUDA.
+/// A usage error for another name.
 pub fn check(name: &str) -> Result<()> {
-    let ordinal =
-        name.strip_prefix("cuda").map(|n| n.strip_prefix(':').map_or(n.is_empty(), |n| n.parse::<u16>().is_ok()));
+    wanted(name).map(|_| ())
+}
+
+/// Rows of logits over so many classes that exist at once on the device of this name.
+pub fn logits_rows(name: &str, classes: usize) -> usize {
+    match wanted(name) {
+        #[cfg(feature = "cuda")]
+        Ok(Wanted::Cuda(_)) => crate::cuda::cross_entropy::chunk_rows(classes),
+        _ => LOGITS_ROWS,
+    }
+}
+
+fn wanted(name: &str) -> Result<Wanted> {
+    let ordinal = name.strip_prefix("cuda").and_then(|n| match n.strip_prefix(':') {
+        Some(number) => number.parse::<u16>().ok(),
+        None => n.is_empty().then_some(0),
+    });
     match (name, ordinal) {
-        ("auto" | "cpu", _) => Ok(()),
-        (_, Some(true)) => Err(Error::usage(format!(
-            "--device {name}: CUDA has memory, products and norms so far; attention, rope, SwiGLU, embedding, cross-entropy, \
-             low-rank updates and AdamW are missing; leave --device out or give cpu"
-        ))),
+        ("auto", _) => Ok(Wanted::Auto),
+        ("cpu", _) => Ok(Wanted::Cpu),
+        (_, Some(_)) if !cfg!(feature = "cuda") => {
+            Err(Error::usage(format!("--device {name}: this program was built without the feature `cuda`")))
+        }
+        (_, Some(ordinal)) => Ok(Wanted::Cuda(ordinal.into())),
         _ => Err(Error::usage(format!("--device: expected auto, cpu or cuda[:N], found \"{name}\""))),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+mod cuda {
+    use super::{Cpu, OnDevice, Result};
+
+    pub fn run(_ordinal: usize, _job: impl OnDevice) -> Result<()> {
+        unreachable!("no name stands for it")
+    }
+
+    pub fn first() -> Result<Cpu, String> {
+        Err("this program was built without CUDA".into())
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::{OnDevice, Result};
+    use crate::cuda::{self, Cuda, device_library};
+    use crate::error::Error;
+
+    pub fn run(ordinal: usize, job: impl OnDevice) -> Result<()> {
+        job.run(&Cuda::new(ordinal)?)
+    }
+
+    /// The first GPU, proven by a kernel; or why there is none.
+    pub fn first() -> Result<Cuda, String> {
+        let open = || -> Result<Cuda> {
+            device_library::require()?;
+            if Cuda::count()? == 0 {
+                return Err(Error::new("cuda: the driver sees no GPU"));
+            }
+            let properties = cuda::properties(0)?;
+            if properties.emulated {
+                return Err(Error::new(format!("cuda:0 is emulated ({})", properties.name)));
+            }
+            let dev = Cuda::new(0)?;
+            dev.prove()?;
+            Ok(dev)
+        };
+        // What to do about it is `ringtune doctor`'s to say.
+        open().map_err(|e| {
+            let text = e.to_string();
+            let cause = text.split(';').next().unwrap_or_default();
+            cause.strip_prefix("cuda: ").unwrap_or(cause).to_string()
+        })
     }
 }
 
@@ -46,16 +128,16 @@ mod tests {
 
     #[test]
     fn names_of_devices() {
-        assert!(check("auto").is_ok() && check("cpu").is_ok());
-        for (name, expected) in [
-            ("cuda", "--device cuda: CUDA has"),
-            ("cuda:3", "--device cuda:3: CUDA has"),
-            ("cuda:", "--device: expected auto, cpu or cuda[:N], found \"cuda:\""),
-            ("cuda3", "--device: expected"),
-            ("gpu", "--device: expected"),
-        ] {
+        assert_eq!((wanted("auto").unwrap(), wanted("cpu").unwrap()), (Wanted::Auto, Wanted::Cpu));
+        for (name, ordinal) in [("cuda", 0), ("cuda:3", 3)] {
+            match cfg!(feature = "cuda") {
+                true => assert_eq!(wanted(name).unwrap(), Wanted::Cuda(ordinal)),
+                false => assert!(check(name).unwrap_err().to_string().contains("built without")),
+            }
+        }
+        for name in ["cuda:", "cuda3", "cuda:-1", "cuda:x", "gpu", ""] {
             let e = check(name).unwrap_err();
-            assert!(e.to_string().starts_with(expected), "{e}");
+            assert_eq!(e.to_string(), format!("--device: expected auto, cpu or cuda[:N], found \"{name}\""));
             assert_eq!(e.exit_code(), 2);
         }
     }

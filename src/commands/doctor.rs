@@ -7,7 +7,9 @@ use std::process::Command as Process;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Map, Value, json};
 
-use crate::cpu::{Cpu, Level};
+use super::device::{self, OnDevice};
+use crate::backend::Backend;
+use crate::cpu::Level;
 use crate::dirs;
 use crate::error::{Error, Result};
 use crate::machine;
@@ -239,16 +241,34 @@ fn cache() -> Row {
     }
 }
 
-/// What a training would run on.
+/// What a training runs on that is not told.
 fn used() -> Row {
-    use crate::tensor::Device;
-    match Cpu::new(None) {
-        Ok(cpu) => Row::told(
-            "used",
-            format!("{}; training on GPUs is not complete yet", cpu.describe()),
-            json!({ "device": "cpu", "description": cpu.describe() }),
-        ),
+    let (mut description, mut no_gpu) = (String::new(), None);
+    match device::run("auto", None, Describe { description: &mut description, no_gpu: &mut no_gpu }) {
+        Ok(()) => {
+            let name = description.split([',', ':']).next().unwrap_or_default();
+            let why = no_gpu.as_ref().map_or(String::new(), |why| format!("; no GPU: {why}"));
+            let value = json!({ "device": name, "description": description, "no_gpu": no_gpu });
+            Row::told("used", format!("{description}{why}"), value)
+        }
         Err(e) => Row::missing("used", e.to_string(), ""),
+    }
+}
+
+/// A job that asks a device what it is.
+struct Describe<'a> {
+    description: &'a mut String,
+    no_gpu: &'a mut Option<String>,
+}
+
+impl OnDevice for Describe<'_> {
+    fn without_gpu(&mut self, why: String) {
+        *self.no_gpu = Some(why);
+    }
+
+    fn run<B: Backend>(self, dev: &B) -> Result<()> {
+        *self.description = dev.describe();
+        Ok(())
     }
 }
 
@@ -270,7 +290,6 @@ mod cuda {
     use crate::cuda::nvrtc::{self, Nvrtc};
     use crate::cuda::{self, Cuda, Properties, device_library, nccl};
     use crate::error::{Error, Result};
-    use crate::tensor::{DType, Device};
 
     pub fn rows() -> Vec<Row> {
         let mut rows = vec![Row::told("cuda", "built in", json!({ "built": true })), driver(), compiler()];
@@ -344,17 +363,7 @@ mod cuda {
     /// Compiles a kernel, runs it and compares every element.
     fn prove(ordinal: usize) -> Result<String> {
         let dev = Cuda::new(ordinal)?;
-        let x: Vec<f32> = (0..5000).map(|i| (i as f32 - 2500.0) * 0.37).collect();
-        let mut wide = dev.alloc(1, x.len(), DType::F32)?;
-        let mut narrow = dev.alloc(1, x.len(), DType::Bf16)?;
-        dev.upload(&mut wide, &x)?;
-        dev.copy(&mut narrow, &wide)?;
-        let mut back = vec![0.0; x.len()];
-        dev.download(&mut back, &narrow)?;
-        let wrong = x.iter().zip(&back).filter(|(x, b)| half::bf16::from_f32(**x).to_f32() != **b).count();
-        if wrong > 0 {
-            return Err(Error::new(format!("a kernel gave {wrong} wrong results of {}", x.len())));
-        }
+        dev.prove()?;
         let (free, _) = dev.memory()?;
         Ok(format!("{} free; a kernel for {} gave the right results", gib(free as u64), dev.target()))
     }

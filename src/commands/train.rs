@@ -43,17 +43,22 @@ const WHOLE: &str = "the start went through all steps";
 /// Whatever stops the run; see [`run::run`].
 pub fn run_sft(job: &SftJob) -> Result<()> {
     let stop = StopFlag::on_signals()?;
-    device::run(&job.device, job.settings.threads, Sft { job, stop })
+    device::run(&job.device, job.settings.threads, Sft { job, stop, no_gpu: None })
 }
 
 struct Sft<'a> {
     job: &'a SftJob,
     stop: StopFlag,
+    no_gpu: Option<String>,
 }
 
 impl OnDevice for Sft<'_> {
+    fn without_gpu(&mut self, why: String) {
+        self.no_gpu = Some(why);
+    }
+
     fn run<B: Backend>(self, dev: &B) -> Result<()> {
-        let Self { job, stop } = self;
+        let Self { job, stop, no_gpu } = self;
         let settings = &job.settings;
         let mut guide = StopAtFirst::new(settings.quiet);
         let lora = start::settings(&mut guide, settings)?;
@@ -103,6 +108,7 @@ impl OnDevice for Sft<'_> {
             fingerprints,
             preview,
             warnings: guide.warnings,
+            no_gpu,
         };
         let ended = run::run(dev, &Solo, &spec, stop)?;
         let mut written = vec![match settings.lora {
@@ -149,17 +155,22 @@ impl OnDevice for Sft<'_> {
 /// Whatever stops the run; see [`run::run`].
 pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
     let stop = StopFlag::on_signals()?;
-    device::run(&job.device, job.settings.threads, Pretrain { job, stop })
+    device::run(&job.device, job.settings.threads, Pretrain { job, stop, no_gpu: None })
 }
 
 struct Pretrain<'a> {
     job: &'a PretrainJob,
     stop: StopFlag,
+    no_gpu: Option<String>,
 }
 
 impl OnDevice for Pretrain<'_> {
+    fn without_gpu(&mut self, why: String) {
+        self.no_gpu = Some(why);
+    }
+
     fn run<B: Backend>(self, dev: &B) -> Result<()> {
-        let Self { job, stop } = self;
+        let Self { job, stop, no_gpu } = self;
         let settings = &job.settings;
         let mut guide = StopAtFirst::new(settings.quiet);
         start::settings(&mut guide, settings)?;
@@ -190,6 +201,7 @@ impl OnDevice for Pretrain<'_> {
             packing: start.packing,
             preview,
             warnings: guide.warnings,
+            no_gpu,
         };
         run::run(dev, &Solo, &spec, stop)?;
         report_written(&[("model", final_dir)]);

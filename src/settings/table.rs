@@ -347,7 +347,7 @@ pub static TABLE: &[Setting] = &[
         .unset("no trace")
         .to(|s, v| s.train.trace = v.given().map(Value::path)),
     // Run
-    set(RUN, C::TRAIN, "device", Text, "Device to compute on: auto, cpu, or cuda and the number of a GPU (cuda:1); auto is the CPU so far")
+    set(RUN, C::TRAIN, "device", Text, "Device to compute on: auto, cpu, or cuda and the number of a GPU (cuda:1); auto is the first GPU that gives right results, else the CPU")
         .default("auto")
         .to(|s, v| s.device = v.text()),
     set(RUN, C::DATA, "threads", Int(1, 4096), "Worker threads").unset("one per core")

@@ -79,7 +79,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     say::set_rank(comm.rank());
     say::set_quiet(s.quiet);
     say::detail(&settings_table(&spec.resolved_settings()));
-    let available = available_memory();
+    let available = dev.free_memory().or_else(available_memory);
     let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * spec.train.max_seq_len();
     let trace = s.trace.as_ref().map_or(Ok(Trace::default()), |path| Trace::create(path, comm.rank()))?;
     let mut work = Workload { trace, ..setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)? };
@@ -93,7 +93,8 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     }
     comm.barrier()?;
     let state = resume(dev, &mut work, &checkpoints, s, &spec.run_dir, comm.is_main())?;
-    say::detail(&format!("device: {}", dev.describe()));
+    let no_gpu = spec.no_gpu.as_ref().map_or(String::new(), |why| format!("; no GPU: {why}"));
+    say::detail(&format!("device: {}{no_gpu}", dev.describe()));
     say::detail(&setup::parameters_line(&work));
     say::detail(&memory_table(&setup::memory(&work), available));
     let rows = spec.train.plan(state.epoch).n_rows();

@@ -42,6 +42,8 @@ pub struct RunSpec<'a> {
     pub preview: Vec<String>,
     /// What the user was warned of before the run began.
     pub warnings: Vec<String>,
+    /// Why no GPU is used, where one was looked for.
+    pub no_gpu: Option<String>,
 }
 
 impl RunSpec<'_> {

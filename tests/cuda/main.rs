@@ -28,3 +28,4 @@ mod products;
 mod rows;
 mod skip;
 mod traffic;
+mod train;

@@ -28,7 +28,11 @@ fn says_what_the_machine_has_and_how_to_get_the_rest() {
     }
     let json = report(&w.run(&["doctor", "--json"]));
     assert!(json["processor"]["threads"].as_u64().unwrap() > 0 && json["memory"]["bytes"].as_u64().unwrap() > 1 << 20);
-    assert!(json["used"]["description"].as_str().unwrap().starts_with("cpu, "));
+    // The first GPU where it works; one that is emulated is for tests.
+    let first = &json["gpu"][0];
+    let gpu = first["works"] == true && first["emulated"] == false;
+    assert_eq!(json["used"]["device"], if gpu { "cuda" } else { "cpu" }, "{json:#}");
+    assert_eq!(json["used"]["no_gpu"].is_string(), !gpu, "{json:#}");
     // What does not work is said with a way to get it, and nothing else is.
     let missing: Vec<&str> = json["missing"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
     for name in ["driver", "nvrtc", "nccl", "mpi"] {

@@ -10,7 +10,6 @@ use crate::backend::Backend;
 use crate::comm::Solo;
 use crate::commands::device::{self, OnDevice};
 use crate::commands::start::Start;
-use crate::cpu;
 use crate::data::loader::{StepShape, steps_until};
 use crate::data::sft::SftData;
 use crate::data::train_set::Cursor;
@@ -94,7 +93,7 @@ pub fn steps(check: &mut Check, start: &Start) -> Option<Steps> {
 }
 
 /// Memory by class against what there is, and which settings to change where it does not fit.
-pub fn memory(check: &mut Check, start: &Start, device: Option<u64>) {
+pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64>) {
     let (Some(config), Some(max_seq_len)) = (&start.config, start.max_seq_len) else {
         return;
     };
@@ -104,11 +103,11 @@ pub fn memory(check: &mut Check, start: &Start, device: Option<u64>) {
         lora: start.lora.as_ref(),
         new_rows: start.new_rows.map(|(_, n)| n),
         max_seq_len,
-        logits_rows: cpu::LOGITS_ROWS,
+        logits_rows: device::logits_rows(device, config.n_classes),
     };
     let classes = memory::estimate(&demand);
     let total: u64 = classes.iter().map(|c| c.bytes).sum();
-    let (available, whose) = match device {
+    let (available, whose) = match memory {
         Some(n) => (Some(n), "--device-memory"),
         None => (available_memory(), "free on this machine"),
     };

@@ -147,7 +147,7 @@ pub fn run(settings: &Resolved, options: &Options) -> Result<()> {
     };
     corpus::examine(&mut check, &start, options.preview_rows);
     let steps = budget::steps(&mut check, &start);
-    budget::memory(&mut check, &start, options.device_memory);
+    budget::memory(&mut check, &start, &settings.settings.device, options.device_memory);
     budget::time(&mut check, &start, steps, options, &settings.settings.device);
     folder::examine(&mut check, &start, steps);
     let mut out = Out::new();

@@ -1,0 +1,256 @@
+//! Whole trainings through the program with `--device cuda`: recorded cases of every architecture, loss curves beside the CPU's, the
+//! same bits whatever the order in which the device works, resuming, generation, merging.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::skip::device;
+
+/// The reference model; ChatML grows its vocabulary.
+const MODEL: &str = "tests/data/model/tiny-llama-tied";
+
+/// Runs the program from the root of the repository. Kernels that it compiles are kept beside the test programs.
+fn ringtune(words: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringtune"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(words).env("RINGTUNE_CACHE", env!("CARGO_TARGET_TMPDIR"));
+    command.envs(env.iter().copied()).output().unwrap()
+}
+
+/// Its standard output and error, after success.
+fn ok(output: Output) -> (String, String) {
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success(), "{out}\n{err}");
+    (out, err)
+}
+
+/// A folder of rows and runs.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo/chat.jsonl")).unwrap();
+        let rows: Vec<&str> = text.lines().take(60).collect();
+        fs::write(dir.path().join("rows.jsonl"), rows.join("\n") + "\n").unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Fine-tunes into the folder `name`, two packed rows of 64 tokens a step.
+    fn sft(&self, name: &str, device: &str, flags: &str, env: &[(&str, &str)]) -> PathBuf {
+        let (rows, out) = (self.path("rows.jsonl"), self.path(name));
+        let common = "--prompt-template chatml --max-seq-len 64 --per-device-train-batch-size 2 --quiet --no-tensorboard --seed 7";
+        let mut words = vec!["sft", "--model-path", MODEL, "--dataset-paths", rows.to_str().unwrap()];
+        words.extend(["--output-dir", out.to_str().unwrap(), "--device", device]);
+        words.extend(common.split(' ').chain(flags.split(' ')));
+        ok(ringtune(&words, env));
+        out
+    }
+}
+
+/// The losses of all steps of a run.
+fn losses(run: &Path) -> Vec<f64> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter_map(|v| v["loss"].as_f64()).collect()
+}
+
+fn assert_close(what: &str, ours: &[f64], cpu: &[f64]) {
+    assert_eq!(ours.len(), cpu.len(), "{what}");
+    let worst = ours.iter().zip(cpu).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
+    println!(
+        "{what}: {} steps, losses {:.4} to {:.4}, at most {worst:.1e} from the CPU's",
+        cpu.len(),
+        cpu[0],
+        cpu[cpu.len() - 1]
+    );
+    assert!(worst < 5e-3, "{what}: {ours:?} and on the CPU {cpu:?}");
+    // Something was learnt, or curves would agree whatever the gradients are.
+    assert!(cpu[cpu.len() - 1] < cpu[0] - 0.5, "{what}: {cpu:?}");
+}
+
+fn same_file(a: &Path, b: &Path) {
+    assert!(fs::read(a).unwrap() == fs::read(b).unwrap(), "{} and {} differ", a.display(), b.display());
+}
+
+fn is_emulated() -> bool {
+    device().is_some_and(|dev| dev.properties().emulated)
+}
+
+/// Runs a recorded case in both precisions.
+fn golden(case: &str) {
+    if device().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for precision in ["no", "bf16"] {
+        let (recorded, model) = (format!("tests/data/golden/{case}"), format!("tests/data/model/{case}"));
+        let out = dir.path().join(precision);
+        let words = ["parity", &recorded, "--model", &model, "--out", out.to_str().unwrap(), "--device", "cuda"];
+        let words = [&words[..], &["--mixed-precision", precision]].concat();
+        let (table, _) = ok(ringtune(&words, &[]));
+        println!("{case} {precision}\n{table}");
+        assert!(table.contains("comparisons are within their tolerances"), "{table}");
+    }
+}
+
+#[test]
+fn recorded_llama_tied() {
+    golden("tiny-llama-tied");
+}
+
+#[test]
+fn recorded_llama_untied() {
+    golden("tiny-llama-untied");
+}
+
+#[test]
+fn recorded_qwen2() {
+    golden("qwen2-untied");
+}
+
+#[test]
+fn recorded_qwen3() {
+    golden("qwen3-tied");
+}
+
+#[test]
+fn recorded_mistral_with_a_window() {
+    golden("mistral-window");
+}
+
+#[test]
+fn recorded_llama3() {
+    golden("llama3-rope");
+}
+
+/// Every weight trained, in f32.
+#[test]
+fn full_training_follows_the_cpu() {
+    if device().is_none() {
+        return;
+    }
+    let place = Place::new();
+    let flags = "--no-lora --learning-rate 2e-3 --max-steps 20";
+    let [ours, cpu] = ["cuda", "cpu"].map(|device| losses(&place.sft(device, device, flags, &[])));
+    assert_close("full f32", &ours, &cpu);
+}
+
+/// Every weight trained in bf16, with masters; two micro-batches a step, layers recomputed.
+#[test]
+fn full_bf16_training_follows_the_cpu() {
+    if device().is_none() {
+        return;
+    }
+    let place = Place::new();
+    let flags = "--no-lora --learning-rate 2e-3 --max-steps 20 --mixed-precision bf16 --gradient-accumulation-steps 2";
+    let recompute = format!("{flags} --recompute layer");
+    let cuda = place.sft("cuda", "cuda", flags, &[]);
+    assert_close("full bf16", &losses(&cuda), &losses(&place.sft("cpu", "cpu", flags, &[])));
+    let again = place.sft("recompute", "cuda", &recompute, &[]);
+    same_file(&cuda.join("model.safetensors"), &again.join("model.safetensors"));
+}
+
+/// LoRA with dropout: the curve, the same bits in every order of work, resumed, and what the other commands make of it.
+#[test]
+fn lora_training_follows_the_cpu_and_repeats_its_bits() {
+    if device().is_none() {
+        return;
+    }
+    let place = Place::new();
+    let flags = "--learning-rate 5e-3 --max-steps 24 --lora-r 4 --lora-dropout 0.1 --save-strategy steps --save-steps 10 --merge-adapters";
+    let cuda = place.sft("cuda", "cuda", flags, &[("VGPU_SEED", "1")]);
+    let cpu = place.sft("cpu", "cpu", flags, &[]);
+    assert_close("LoRA with dropout", &losses(&cuda), &losses(&cpu));
+    for file in ["adapter_model.safetensors", "adapter_config.json", "merged/model.safetensors"] {
+        assert!(cuda.join(file).is_file(), "{file} is missing");
+    }
+    let adapter = "adapter_model.safetensors";
+    if is_emulated() {
+        let other = place.sft("other", "cuda", flags, &[("VGPU_SEED", "5")]);
+        same_file(&cuda.join(adapter), &other.join(adapter));
+        assert_eq!(losses(&cuda), losses(&other));
+    }
+    // As if it had been killed after step 20.
+    let resumed = place.path("resumed");
+    copy_dir(&cuda.join("checkpoint-20"), &resumed.join("checkpoint-20"));
+    let resume = format!("{flags} --resume-from-checkpoint auto");
+    place.sft("resumed", "cuda", &resume, &[("VGPU_SEED", "2")]);
+    same_file(&cuda.join(adapter), &resumed.join(adapter));
+
+    // What it learnt is the same wherever it is asked.
+    let run = cuda.to_str().unwrap();
+    let rows = place.path("rows.jsonl");
+    let answers = ["cuda", "cpu"].map(|device| {
+        let words = ["generate", "--model-path", run, "What is a river?", "--max-new-tokens", "24"];
+        ok(ringtune(&[&words[..], &["--device", device]].concat(), &[])).0
+    });
+    assert_eq!(answers[0], answers[1]);
+    assert!(!answers[0].trim().is_empty());
+    let [ours, cpu] = ["cuda", "cpu"].map(|device| {
+        let report = place.path(&format!("eval.{device}.json"));
+        let words = ["eval", "--model-path", run, "--dataset-paths", rows.to_str().unwrap(), "--max-seq-len", "64"];
+        ok(ringtune(&[&words[..], &["--device", device, "--output", report.to_str().unwrap()]].concat(), &[]));
+        serde_json::from_slice::<Value>(&fs::read(report).unwrap()).unwrap()["all"].clone()
+    });
+    let loss = |v: &Value| v["loss"].as_f64().unwrap();
+    assert!((loss(&ours) / loss(&cpu) - 1.0).abs() < 1e-5, "{ours} and on the CPU {cpu}");
+    assert_eq!(ours["token_accuracy"], cpu["token_accuracy"]);
+    assert!(ours["token_accuracy"].as_f64().unwrap() > 0.0, "{ours}");
+}
+
+/// Pretraining from random weights, then `auto`, which leaves an emulated GPU alone and says so.
+#[test]
+fn pretraining_follows_the_cpu_and_auto_says_what_it_takes() {
+    let Some(dev) = device() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
+    let path = dir.path().join("mini.json");
+    fs::write(&path, config).unwrap();
+    let run = |device: &str| {
+        let out = dir.path().join(device);
+        let mut words =
+            vec!["pretrain", "--model-config", path.to_str().unwrap(), "--output-dir", out.to_str().unwrap()];
+        words.extend(["--device", device]);
+        let rest = "--tokenizer-path tests/data/tokenizer/spm4k.model --dataset-paths data/demo/pretrain_valid.txt --max-steps 12 \
+                    --learning-rate 1e-2 --per-device-train-batch-size 2 --max-seq-len 64 --no-tensorboard --save-strategy no";
+        words.extend(rest.split_whitespace());
+        let (text, _) = ok(ringtune(&words, &[]));
+        let line = text.lines().find(|l| l.starts_with("device: ")).unwrap_or_else(|| panic!("no line in {text}"));
+        (losses(&out.join("mini")), line.to_string())
+    };
+    let [(ours, cuda_line), (cpu, _)] = ["cuda", "cpu"].map(run);
+    assert_close("pretraining", &ours, &cpu);
+    assert_eq!(cuda_line, format!("device: {}", ringtune::tensor::Device::describe(&dev)));
+    let (_, line) = run("auto");
+    let expected = if dev.properties().emulated { "device: cpu, " } else { "device: cuda:0, " };
+    assert!(line.starts_with(expected), "{line}");
+    assert_eq!(line.contains("; no GPU: cuda:0 is emulated (vgpu "), dev.properties().emulated, "{line}");
+}
+
+#[test]
+fn a_device_that_is_not_there_ends_a_command() {
+    if device().is_none() {
+        return;
+    }
+    let output = ringtune(&["generate", "--model-path", MODEL, "x", "--raw", "--device", "cuda:77"], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("error: cuda: ") && text.contains("77"), "{text}");
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
