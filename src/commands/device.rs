@@ -53,8 +53,7 @@ pub fn check(name: &str) -> Result<()> {
 /// Rows of logits over so many classes that exist at once on the device of this name.
 pub fn logits_rows(name: &str, classes: usize) -> usize {
     match wanted(name) {
-        #[cfg(feature = "cuda")]
-        Ok(Wanted::Cuda(_)) => crate::cuda::cross_entropy::chunk_rows(classes),
+        Ok(Wanted::Cuda(_)) => cuda::logits_rows(classes),
         _ => LOGITS_ROWS,
     }
 }
@@ -79,6 +78,10 @@ fn wanted(name: &str) -> Result<Wanted> {
 mod cuda {
     use super::{Cpu, OnDevice, Result};
 
+    pub fn logits_rows(_classes: usize) -> usize {
+        super::LOGITS_ROWS
+    }
+
     pub fn run(_ordinal: usize, _job: impl OnDevice) -> Result<()> {
         unreachable!("no name stands for it")
     }
@@ -91,6 +94,7 @@ mod cuda {
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::{OnDevice, Result};
+    pub use crate::cuda::cross_entropy::chunk_rows as logits_rows;
     use crate::cuda::{self, Cuda, device_library};
     use crate::error::Error;
 
