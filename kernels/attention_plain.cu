@@ -223,8 +223,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
         const float *of = all + w * (dim + 2);
-        // A warp without keys has the sum 0, and a largest score of which nothing may be subtracted.
-        weight[w] = of[1] == 0.0f ? 0.0f : expf(of[0] - most);
+        // 0 for a warp without keys: its largest score is -inf.
+        weight[w] = expf(of[0] - most);
         sum = fmaf(weight[w], of[1], sum);
     }
     for (u32 d = threadIdx.x; d < dim; d += THREADS) {

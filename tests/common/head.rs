@@ -118,6 +118,12 @@ pub fn ties_go_to_the_lowest_class_and_nan_stays_visible<B: Backend>(dev: &B, na
         let [loss, correct, ..] = run(dev, DType::F32, &[f32::NAN], &w, &[target], how, 40);
         assert!(loss[0].is_nan() && correct == [0.0], "{name}");
     }
+    // One class that is none spoils the row, however large the target's logit is.
+    let mut w: Vec<f32> = (0..40).map(|i| if i == 7 { 9.0 } else { 1.0 }).collect();
+    w[30] = f32::NAN;
+    let how = How { n_classes: 40, scale: 1.0, first_row: 0 };
+    let [loss, correct, ..] = run(dev, DType::F32, &[2.0], &w, &[7], how, 40);
+    assert!(loss[0].is_nan() && correct == [0.0], "{name}");
 }
 
 /// A row's loss and gradient are the same bits with other rows around it; gives all of them.
