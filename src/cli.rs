@@ -78,7 +78,7 @@ fn check() -> Clap {
                 .alias("device_memory")
                 .value_name("SIZE")
                 .value_parser(|text: &str| parse_size(text).map_err(|e| e.to_string()))
-                .help("Memory of the device to train on, such as 24GB [default: what is free on this machine]"),
+                .help("Memory of the device to train on, such as 24GB [default: what is free on the GPU that --device names, or on this machine]"),
         )
         .arg(switch("time", "time").help("Take a few steps on this machine and estimate the whole run's time"))
         .arg(

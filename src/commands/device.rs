@@ -50,6 +50,26 @@ pub fn check(name: &str) -> Result<()> {
     wanted(name).map(|_| ())
 }
 
+/// Free memory of the device of this name, where it is a GPU that answers.
+pub fn free_memory(name: &str) -> Option<u64> {
+    let mut free = None;
+    match wanted(name) {
+        // What is wrong with it is said where it is used.
+        Ok(Wanted::Cuda(ordinal)) => cuda::run(ordinal, Ask(&mut free)).ok().and(free),
+        _ => None,
+    }
+}
+
+/// Asks a device for its free memory.
+struct Ask<'a>(&'a mut Option<u64>);
+
+impl OnDevice for Ask<'_> {
+    fn run<B: Backend>(self, dev: &B) -> Result<()> {
+        *self.0 = dev.free_memory();
+        Ok(())
+    }
+}
+
 /// Rows of logits over so many classes that exist at once on the device of this name.
 pub fn logits_rows(name: &str, classes: usize) -> usize {
     match wanted(name) {

@@ -44,13 +44,18 @@ impl Place {
 
     /// Fine-tunes into the folder `name`, two packed rows of 64 tokens a step.
     fn sft(&self, name: &str, device: &str, flags: &str, env: &[(&str, &str)]) -> PathBuf {
+        ok(self.start(name, device, flags, env));
+        self.path(name)
+    }
+
+    /// The same, whatever comes of it.
+    fn start(&self, name: &str, device: &str, flags: &str, env: &[(&str, &str)]) -> Output {
         let (rows, out) = (self.path("rows.jsonl"), self.path(name));
         let common = "--prompt-template chatml --max-seq-len 64 --per-device-train-batch-size 2 --quiet --no-tensorboard --seed 7";
         let mut words = vec!["sft", "--model-path", MODEL, "--dataset-paths", rows.to_str().unwrap()];
         words.extend(["--output-dir", out.to_str().unwrap(), "--device", device]);
         words.extend(common.split(' ').chain(flags.split(' ')));
-        ok(ringtune(&words, env));
-        out
+        ringtune(&words, env)
     }
 }
 
@@ -187,12 +192,14 @@ fn lora_training_follows_the_cpu_and_repeats_its_bits() {
     // What it learnt is the same wherever it is asked.
     let run = cuda.to_str().unwrap();
     let rows = place.path("rows.jsonl");
+    // Prompts of several lengths side by side, so that some end before others.
+    let prompts = ["What is a river?", "Hello", "Name three colours, and say of each where it is found."];
     let answers = ["cuda", "cpu"].map(|device| {
-        let words = ["generate", "--model-path", run, "What is a river?", "--max-new-tokens", "24"];
-        ok(ringtune(&[&words[..], &["--device", device]].concat(), &[])).0
+        let words = ["generate", "--model-path", run, "--greedy", "--max-new-tokens", "24", "--device", device];
+        ok(ringtune(&[&words[..], &prompts].concat(), &[])).0
     });
     assert_eq!(answers[0], answers[1]);
-    assert!(!answers[0].trim().is_empty());
+    assert!(answers[0].trim().lines().count() >= 3, "{}", answers[0]);
     let [ours, cpu] = ["cuda", "cpu"].map(|device| {
         let report = place.path(&format!("eval.{device}.json"));
         let words = ["eval", "--model-path", run, "--dataset-paths", rows.to_str().unwrap(), "--max-seq-len", "64"];
@@ -234,6 +241,54 @@ fn pretraining_follows_the_cpu_and_auto_says_what_it_takes() {
     let expected = if dev.properties().emulated { "device: cpu, " } else { "device: cuda:0, " };
     assert!(line.starts_with(expected), "{line}");
     assert_eq!(line.contains("; no GPU: cuda:0 is emulated (vgpu "), dev.properties().emulated, "{line}");
+}
+
+/// The device makes no update by itself where figures are not finite; the run says which samples it was, and ends.
+#[test]
+fn what_is_not_finite_is_named_and_stops_the_run() {
+    if device().is_none() {
+        return;
+    }
+    let place = Place::new();
+    let flags = "--learning-rate 1e30 --max-steps 12 --lora-r 4 --max-bad-steps 3";
+    let output = place.start("out", "cuda", flags, &[]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("3 steps in a row") && text.contains("not finite") && text.contains("rows.jsonl:"), "{text}");
+}
+
+/// `check` counts against the memory of the device, and a run that does not fit says what was asked for.
+#[test]
+fn memory_is_that_of_the_device() {
+    let Some(dev) = device() else { return };
+    let place = Place::new();
+    let (rows, out) = (place.path("rows.jsonl"), place.path("out"));
+    let check = |env: &[(&str, &str)]| {
+        let words =
+            ["check", "--model-path", MODEL, "--dataset-paths", rows.to_str().unwrap(), "--json", "--device", "cuda"];
+        let words = [&words[..], &["--output-dir", out.to_str().unwrap(), "--max-seq-len", "64"]].concat();
+        let output = ringtune(&words, env);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        serde_json::from_str::<Value>(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    };
+    let memory = |v: &Value| v["memory_per_device"]["available"].as_u64().unwrap_or_else(|| panic!("{v:#}"));
+    let total = dev.properties().memory as u64;
+    assert!((total / 2..=total).contains(&memory(&check(&[]))));
+    if !dev.properties().emulated {
+        return;
+    }
+    let small = ("VGPU_MEMORY", "8M");
+    let report = check(&[small]);
+    assert!(memory(&report) <= 8 << 20, "{report:#}");
+    let findings = report["problems"].to_string();
+    assert!(findings.contains("does not fit into memory") && findings.contains("free on the device"), "{report:#}");
+    let output = place.start("out", "cuda", "--no-lora --max-steps 2", &[small]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("error: ") && text.contains("cuda: allocating ") && text.contains("--micro-batch-size"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -107,9 +107,10 @@ pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64
     };
     let classes = memory::estimate(&demand);
     let total: u64 = classes.iter().map(|c| c.bytes).sum();
-    let (available, whose) = match memory {
-        Some(n) => (Some(n), "--device-memory"),
-        None => (available_memory(), "free on this machine"),
+    let (available, whose) = match (memory, device::free_memory(device)) {
+        (Some(n), _) => (Some(n), "--device-memory"),
+        (None, Some(n)) => (Some(n), "free on the device"),
+        (None, None) => (available_memory(), "free on this machine"),
     };
     let mut rows: Vec<Vec<String>> = classes.iter().map(|c| vec![c.name.into(), bytes(c.bytes)]).collect();
     rows.push(vec!["sum".into(), bytes(total)]);
