@@ -64,8 +64,10 @@ fn different_order_and_a_count_of_zero() {
             let one = |go: bool| {
                 if go { r.all_reduce(at, at, 4, F, Op::ncclSum) } else { r.bcast(at, 4, F, 0) }
             };
-            let (first, second) = (one(r.rank == 0), one(r.rank != 0));
-            if first == R::ncclSuccess { second } else { first }
+            // In a group, so that the second is enqueued before the first can have failed.
+            let mut codes = [R::ncclSuccess; 2];
+            let end = group(|| codes = [one(r.rank == 0), one(r.rank != 0)]);
+            codes.into_iter().find(|&code| code != R::ncclSuccess).unwrap_or(end)
         },
         &["collective 1 of the communicator", "same order"],
     );
