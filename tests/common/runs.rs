@@ -114,3 +114,18 @@ pub fn copy_dir(from: &Path, to: &Path) {
         }
     }
 }
+
+/// Rewrites one tensor of a safetensors file: `change` gets its shape and its bytes.
+pub fn change_tensor(path: &Path, name: &str, change: impl FnOnce(&mut Vec<usize>, &mut Vec<u8>)) {
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)> =
+        file.iter().map(|(n, t)| (n.to_string(), t.dtype(), t.shape().to_vec(), t.data().to_vec())).collect();
+    let found = all.iter_mut().find(|t| t.0 == name).unwrap();
+    change(&mut found.2, &mut found.3);
+    let views: Vec<_> = all
+        .iter()
+        .map(|(n, d, s, b)| (n.as_str(), safetensors::tensor::TensorView::new(*d, s.clone(), b).unwrap()))
+        .collect();
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}

@@ -1,6 +1,7 @@
 //! A recorded case: `golden.json`, `golden.safetensors` and the tensors beside them.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
@@ -9,6 +10,9 @@ use serde_json::Value;
 use ringtune::batch::{IGNORE, MicroBatch};
 use ringtune::error::{Context, Error, Result};
 use ringtune::{bail, ensure};
+
+/// The file of the tensors of the whole model.
+const MAIN: &str = "golden.safetensors";
 
 /// A recorded tensor of any shape; integers are widened to f64 as well, which holds every token id exactly.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,8 +30,27 @@ impl Array {
     }
 }
 
-/// The tensors of a safetensors file by name.
-pub type Arrays = BTreeMap<String, Array>;
+/// The tensors of a safetensors file by name, and which of them something asked for.
+#[derive(Debug, Default)]
+pub struct Arrays {
+    tensors: BTreeMap<String, Array>,
+    read: RefCell<BTreeSet<String>>,
+}
+
+impl Arrays {
+    /// A tensor, if it was recorded.
+    pub fn get(&self, name: &str) -> Option<&Array> {
+        let found = self.tensors.get(name)?;
+        self.read.borrow_mut().insert(name.to_string());
+        Some(found)
+    }
+
+    /// The tensors that nothing asked for.
+    pub fn unread(&self) -> Vec<&str> {
+        let read = self.read.borrow();
+        self.tensors.keys().map(String::as_str).filter(|&name| !read.contains(name)).collect()
+    }
+}
 
 /// A recorded case.
 pub struct Case {
@@ -37,6 +60,8 @@ pub struct Case {
     pub json: Value,
     /// `golden.safetensors`.
     pub tensors: Arrays,
+    /// The other tensor files of the folder, by file name.
+    beside: BTreeMap<String, Arrays>,
 }
 
 /// Rows of tokens as they were recorded, and the micro-batch made of them.
@@ -63,8 +88,16 @@ impl Case {
         let text =
             std::fs::read_to_string(&path).context(|| format!("{}: expected a recorded case", path.display()))?;
         let json = serde_json::from_str(&text).map_err(|e| Error::new(format!("{}: {e}", path.display())))?;
-        let tensors = read_arrays(&dir.join("golden.safetensors"))?;
-        Ok(Self { dir: dir.to_path_buf(), json, tensors })
+        let tensors = read_arrays(&dir.join(MAIN))?;
+        let mut beside = BTreeMap::new();
+        for entry in std::fs::read_dir(dir).context(|| dir.display().to_string())? {
+            let entry = entry.context(|| dir.display().to_string())?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name != MAIN && name.ends_with(".safetensors") {
+                beside.insert(name, read_arrays(&entry.path())?);
+            }
+        }
+        Ok(Self { dir: dir.to_path_buf(), json, tensors, beside })
     }
 
     /// A tensor of `golden.safetensors`.
@@ -76,13 +109,15 @@ impl Case {
         found.ok_or_else(|| Error::new(format!("{}: golden.safetensors has no {name}", self.dir.display())))
     }
 
-    /// A tensor file beside `golden.json`, if it is there.
-    ///
-    /// # Errors
-    /// If it is damaged.
-    pub fn optional(&self, file: &str) -> Result<Option<Arrays>> {
-        let path = self.dir.join(file);
-        if path.is_file() { read_arrays(&path).map(Some) } else { Ok(None) }
+    /// A tensor file beside `golden.safetensors`, if it is there.
+    pub fn beside(&self, file: &str) -> Option<&Arrays> {
+        self.beside.get(file)
+    }
+
+    /// Every recorded tensor that nothing asked for, as `FILE: TENSOR`.
+    pub fn unread(&self) -> Vec<String> {
+        let all = std::iter::once((MAIN, &self.tensors)).chain(self.beside.iter().map(|(f, a)| (f.as_str(), a)));
+        all.flat_map(|(file, arrays)| arrays.unread().into_iter().map(move |name| format!("{file}: {name}"))).collect()
     }
 }
 
@@ -90,10 +125,10 @@ impl Case {
 fn read_arrays(path: &Path) -> Result<Arrays> {
     let bytes = std::fs::read(path).context(|| path.display().to_string())?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::new(format!("{}: {e}", path.display())))?;
-    let mut all = Arrays::new();
+    let mut all = Arrays::default();
     for (name, view) in file.iter() {
         let data = widen(view.dtype(), view.data()).map_err(|e| e.context(format!("{}: {name}", path.display())))?;
-        all.insert(name.to_string(), Array { shape: view.shape().to_vec(), data });
+        all.tensors.insert(name.to_string(), Array { shape: view.shape().to_vec(), data });
     }
     Ok(all)
 }

@@ -21,9 +21,9 @@ use ringtune::tensor::{DType, HostTensor};
 use ringtune::{ensure, model};
 use serde_json::{Value, json};
 
-use super::case::{Array, Case, Rows, steps};
+use super::case::{Array, Arrays, Case, Rows, steps};
 use super::dump::Dump;
-use super::report::{Report, Tolerances, relative};
+use super::report::{Report, Tolerances, columns, relative, stride};
 
 /// Prefix of PEFT's names.
 const PEFT: &str = "base_model.model.";
@@ -49,8 +49,10 @@ struct Loaded<B: Backend> {
 /// Logits, losses and gradients of one batch.
 pub(super) struct Pass {
     pub logits: Vec<f32>,
+    pub logsumexp: Vec<f32>,
     pub token_loss: Vec<f32>,
     pub loss: f64,
+    pub supervised: usize,
     grads: Vec<(Place, HostTensor)>,
 }
 
@@ -72,7 +74,15 @@ impl<B: Backend> Run<'_, B> {
         for name in loras {
             self.lora(&name, &batch)?;
         }
+        for name in self.case.unread() {
+            self.report.uncompared("recorded tensors that nothing compares", name);
+        }
         Ok(())
+    }
+
+    /// Takes the tolerances of a part of the case.
+    fn part(&mut self, name: &str) {
+        self.allowed = Tolerances::of(self.dtype).recorded(&self.case.json["noise"][name], self.dtype);
     }
 
     fn batch_rows(&self) -> Result<Rows> {
@@ -102,7 +112,9 @@ impl<B: Backend> Run<'_, B> {
     fn pass(&self, l: &mut Loaded<B>, rows: &Rows) -> Result<Pass> {
         let (dev, vocab) = (self.dev, l.model.config.vocab_size);
         l.acts.load(dev, &rows.batch)?;
-        let logits = rows.spread(&model::logits(dev, &l.model, &mut l.acts)?, vocab);
+        let logits = model::logits(dev, &l.model, &mut l.acts)?;
+        let sums: Vec<f32> = logits.chunks(vocab).map(logsumexp).collect();
+        let (logits, logsumexp) = (rows.spread(&logits, vocab), rows.spread(&sums, 1));
         model::zero_grads(dev, &mut l.grads)?;
         model::forward(dev, &l.model, &mut l.acts)?;
         let n = rows.batch.n_valid.max(1) as f64;
@@ -116,7 +128,8 @@ impl<B: Backend> Run<'_, B> {
                 grads.push((at, download(dev, g)?));
             }
         }
-        Ok(Pass { logits, token_loss, loss, grads })
+        let supervised = rows.batch.n_valid;
+        Ok(Pass { logits, logsumexp, token_loss, loss, supervised, grads })
     }
 
     fn whole_batch(&mut self, rows: &Rows, dump: &mut Dump) -> Result<()> {
@@ -124,6 +137,7 @@ impl<B: Backend> Run<'_, B> {
         let pass = self.pass(&mut l, rows)?;
         dump_rows(dump, "batch", rows, &pass, l.model.config.vocab_size);
         let case = self.case;
+        self.part("batch");
         self.compare_outputs("batch", "batch.", &case.tensors, &case.json["batch"], &pass, l.model.config.vocab_size);
         for (at, g) in &pass.grads {
             dump.f32(format!("grad.{at}"), &file_shape(*at, g), &g.data);
@@ -149,11 +163,24 @@ impl<B: Backend> Run<'_, B> {
         let mut l = self.load(self.model, None, rows.batch.tokens.len())?;
         let pass = self.pass(&mut l, &rows)?;
         dump_rows(dump, "packed", &rows, &pass, l.model.config.vocab_size);
-        let positions: Vec<i64> = (0i64..).zip(&rows.batch.doc_start).map(|(i, &s)| i - i64::from(s)).collect();
-        dump.i64("packed.position_ids", &[1, positions.len()], &positions);
+        let ours: Vec<i64> = (0i64..).zip(&rows.batch.doc_start).map(|(i, &s)| i - i64::from(s)).collect();
+        dump.i64("packed.position_ids", &[1, ours.len()], &ours);
+        if let Some(want) = positions {
+            let first = ours.iter().zip(&want).position(|(a, b)| a != b);
+            let differ = u64::from(first.is_some() || ours.len() != want.len());
+            self.report.equal("packed positions", format!("token {}", first.unwrap_or(0)), differ, 0);
+        }
         let mut bounds: Vec<i64> = starts.iter().map(|&s| s as i64).collect();
         bounds.push(rows.ids.len() as i64);
         dump.i64("packed.cu_seqlens", &[bounds.len()], &bounds);
+        for (name, want) in [
+            ("tensor", case.tensors.get("packed.cu_seqlens").map(Array::ints)),
+            ("golden.json", serde_json::from_value(case.json["packed"]["cu_seqlens"].clone()).ok()),
+        ] {
+            let differ = u64::from(want.is_some_and(|want| want != bounds));
+            self.report.equal("packed bounds of documents", name, differ, 0);
+        }
+        self.part("packed");
         self.compare_outputs(
             "packed",
             "packed.",
@@ -188,6 +215,8 @@ impl<B: Backend> Run<'_, B> {
         let vocab = l.model.config.vocab_size;
         dump.i64("resized.input_ids", &[shape.0, shape.1], &ids);
         dump.f32("resized.logits", &[shape.0, shape.1, vocab], &logits);
+        // Its noise is not recorded; it is the same model on another batch.
+        self.part("batch");
         let want = case.tensor("resized.logits")?;
         let at: Vec<usize> = match case.tensors.get("resized.logit_columns") {
             Some(c) => c.ints().iter().map(|&x| x as usize).collect(),
@@ -221,6 +250,11 @@ impl<B: Backend> Run<'_, B> {
         let longest = cases.iter().map(|c| list(&c["new_ids"]).len()).max().unwrap_or(0);
         let mut lines = String::new();
         for (i, c) in cases.iter().enumerate() {
+            // Without a stop token every case was recorded to one length.
+            if list(&c["stop_ids"]).is_empty() {
+                let n = list(&c["new_ids"]).len();
+                self.report.equal("generation lengths", format!("case {i}"), n as u64, longest as u64);
+            }
             let (prompt, want, stop) = (list(&c["prompt_ids"]), list(&c["new_ids"]), list(&c["stop_ids"]));
             let options = GenerateOptions {
                 max_new_tokens: if stop.is_empty() { want.len() } else { longest },
@@ -262,16 +296,23 @@ impl<B: Backend> Run<'_, B> {
         let mut l = self.load(self.model, None, largest_batch(&batches))?;
         let before = weights_of(self.dev, &l.model.params)?;
         let dir = self.out.join("adamw");
+        self.part("adamw");
         let optimizer = self.train("AdamW", json, &batches, &mut l, &dir)?;
         let source =
             DeviceSource::new(self.dev, &l.model.config, &l.model.params).with_masters(0, |at| optimizer.master(at));
         let options = SaveOptions { dtype: SaveDType::F32, ..SaveOptions::default() };
         save_model(&dir.join("final"), &source, options)?;
-        if let Some(finals) = case.optional("adamw_final.safetensors")? {
-            for (at, start) in &before {
-                let name = at.to_string();
-                self.compare_update("AdamW updates", &finals, &name, &name, start, &source.get(*at)?);
-            }
+        let none = Arrays::default();
+        let finals = case.beside("adamw_final.safetensors").unwrap_or(&none);
+        for (at, start) in &before {
+            let name = at.to_string();
+            let norms = &json["update_norms"];
+            self.compare_update("AdamW updates", (finals, &name), norms, &name, start, &source.get(*at)?);
+        }
+        let decays = json["decay"].as_object();
+        for (name, want) in decays.into_iter().flatten() {
+            let ours = before.iter().find(|(at, _)| at.to_string() == *name).map(|(at, _)| at.decays());
+            self.report.equal("weight decay", name.as_str(), u64::from(ours != want.as_bool()), 0);
         }
         Ok(())
     }
@@ -282,7 +323,8 @@ impl<B: Backend> Run<'_, B> {
         let json = &case.json["lora"][name];
         let adapter = Adapter::open(&case.dir.join(format!("adapter_{name}")))?;
         let adapted = Adapted::new(self.model, &adapter)?;
-        let golden = case.optional(&format!("lora_{name}.safetensors"))?.unwrap_or_default();
+        let none = Arrays::default();
+        let golden = case.beside(&format!("lora_{name}.safetensors")).unwrap_or(&none);
         let batches = if json.get("adamw").is_some() { steps(&case.json["adamw"]["batches"])? } else { Vec::new() };
         let tokens = rows.batch.tokens.len().max(largest_batch(&batches));
         let mut l = self.load(&adapted, Some(&adapter), tokens)?;
@@ -293,17 +335,19 @@ impl<B: Backend> Run<'_, B> {
         let (r, t) = rows.shape;
         dump.f32("logits", &[r, t, vocab], &pass.logits);
         dump.f32("token_loss", &[r, t], &pass.token_loss);
-        self.compare_outputs(&label, "", &golden, json, &pass, vocab);
+        self.part(&format!("lora_{name}"));
+        self.compare_outputs(&label, "", golden, json, &pass, vocab);
         let grads: Vec<(String, HostTensor)> =
             pass.grads.into_iter().map(|(at, g)| (format!("{PEFT}{at}"), g)).collect();
         for (n, g) in &grads {
             dump.f32(format!("grad.{n}"), &[g.rows, g.cols], &g.data);
         }
-        self.compare_gradients(&format!("{label} gradients"), "grad.", &golden, &grads);
-        self.merged(name, &adapter)?;
+        self.compare_gradients(&format!("{label} gradients"), "grad.", golden, &grads);
+        self.merged(name, &adapter, golden, rows)?;
         if !batches.is_empty() {
             let before = weights_of(self.dev, &l.model.params)?;
             let dir = self.out.join(&label);
+            self.part(&format!("lora_{name}_adamw"));
             self.train(&format!("{label} AdamW"), &json["adamw"], &batches, &mut l, &dir)?;
             let source = DeviceSource::new(self.dev, &l.model.config, &l.model.params);
             save_adapter(&dir.join("final"), &adapter.config, &l.model.config, false, |at| source.get(at))?;
@@ -311,23 +355,41 @@ impl<B: Backend> Run<'_, B> {
                 let (name, recorded_as) = (at.to_string(), format!("final.{PEFT}{at}"));
                 let after = source.get(*at)?;
                 dump.f32(recorded_as.clone(), &[after.rows, after.cols], &after.data);
-                self.compare_update(&format!("{label} AdamW updates"), &golden, &recorded_as, &name, start, &after);
+                let what = format!("{label} AdamW updates");
+                self.compare_update(&what, (golden, &recorded_as), &Value::Null, &name, start, &after);
             }
         }
         dump.write(&self.out.join(format!("{label}.safetensors")))
     }
 
-    fn merged(&mut self, name: &str, adapter: &Adapter) -> Result<()> {
-        let Some(want) = self.case.optional(&format!("merged_{name}_linears.safetensors"))? else {
-            return Ok(());
-        };
+    /// The merged weights, and the logits of the merged model as it is saved in bf16.
+    fn merged(&mut self, name: &str, adapter: &Adapter, golden: &Arrays, rows: &Rows) -> Result<()> {
         let merged = Merged::new(self.model, adapter)?;
-        for (at, _) in Weights::of(merged.config()).places() {
-            let Some(w) = want.get(&at.to_string()) else { continue };
-            let ours = merged.load(at)?;
-            let error = relative(ours.data.iter().map(|&x| f64::from(x)), w.data.iter().copied());
-            self.report.compare(&format!("lora.{name} merged weights"), at.to_string(), error, 1e-6);
+        if let Some(want) = self.case.beside(&format!("merged_{name}_linears.safetensors")) {
+            for (at, _) in Weights::of(merged.config()).places() {
+                let Some(w) = want.get(&at.to_string()) else { continue };
+                let ours = merged.load(at)?;
+                let error = relative(ours.data.iter().map(|&x| f64::from(x)), w.data.iter().copied());
+                self.report.compare(&format!("lora.{name} merged weights"), at.to_string(), error, 1e-6);
+            }
         }
+        let Some(want) = golden.get("merged_bf16_weights.logits") else { return Ok(()) };
+        let dir = self.out.join(format!("lora.{name}/merged"));
+        save_model(&dir, &merged, SaveOptions { dtype: SaveDType::Bf16, ..SaveOptions::default() })?;
+        let files = ModelFiles::open(&dir)?;
+        let mut l = self.load(&files, None, rows.batch.tokens.len())?;
+        l.acts.load(self.dev, &rows.batch)?;
+        let vocab = l.model.config.vocab_size;
+        let logits = rows.spread(&model::logits(self.dev, &l.model, &mut l.acts)?, vocab);
+        let step = stride(
+            self.case.json["lora"][name]["logit_columns"].as_str(),
+            vocab,
+            want.shape.last().copied().unwrap_or(0),
+        );
+        let error = relative(columns(&logits, vocab, step), want.data.iter().copied());
+        // A sum in f64 beside one of two bf16 numbers rounds to the other now and then: one such weight moves the logits by 1e-5.
+        let allowed = self.allowed.logits.max(2e-4);
+        self.report.compare(&format!("lora.{name} logits of the merge in bf16"), "", error, allowed);
         Ok(())
     }
 
@@ -365,6 +427,11 @@ impl<B: Backend> Run<'_, B> {
         if !lora {
             optimizer.set_masters(self.dev, |at| model.load(at).map(|t| Some(t.data)))?;
         }
+        for key in ["lr", "loss", "grad_norm_before_clip"] {
+            if let Some(all) = json[key].as_array() {
+                self.report.equal(&format!("{label} steps"), key, all.len() as u64, batches.len() as u64);
+            }
+        }
         let mut lines = String::new();
         for (s, micro) in batches.iter().enumerate() {
             let lr = schedule.lr(s as u64);
@@ -396,7 +463,7 @@ impl<B: Backend> Run<'_, B> {
                     &format!("{label} gradient norms"),
                     at.as_str(),
                     (norm / want - 1.0).abs(),
-                    a.gradient,
+                    a.step_norm,
                 );
             }
         }
@@ -437,10 +504,7 @@ fn dump_rows(dump: &mut Dump, part: &str, rows: &Rows, pass: &Pass, vocab: usize
     dump.i64(format!("{part}.labels"), &[r, t], &rows.labels);
     dump.f32(format!("{part}.logits"), &[r, t, vocab], &pass.logits);
     dump.f32(format!("{part}.token_loss"), &[r, t], &pass.token_loss);
-    let present = |i: usize| rows.place.contains(&i);
-    let sums: Vec<f32> =
-        pass.logits.chunks(vocab).enumerate().map(|(i, row)| if present(i) { logsumexp(row) } else { 0.0 }).collect();
-    dump.f32(format!("{part}.logsumexp"), &[r, t], &sums);
+    dump.f32(format!("{part}.logsumexp"), &[r, t], &pass.logsumexp);
 }
 
 fn logsumexp(row: &[f32]) -> f32 {
