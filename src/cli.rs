@@ -9,6 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 use crate::error::{Error, Result};
 use crate::hf::save::parse_size;
 use crate::settings::{Command, Kind, Resolved, Setting, TABLE, Typed};
+use crate::train::signals::leave_nothing_behind;
 use crate::{commands, say};
 
 const COLUMNS: &str = "\
@@ -313,6 +314,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     let (name, m) = matches.subcommand().expect("clap requires a command");
     if before.is_some() && !takes_precision(&command(), &matches) {
         return Err(Error::usage(format!("--mixed-precision: has no effect on `{name}`; leave it out")));
+    }
+    // A training saves before it ends; the others only may not leave half of a file.
+    if !["sft", "pretrain"].contains(&name) {
+        leave_nothing_behind()?;
     }
     match name {
         "sft" => {

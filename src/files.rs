@@ -1,10 +1,12 @@
 //! Files written so that a crash or a full disk leaves the old one or the new one, never half of one.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use crate::error::{Context, Error, Result};
 use crate::{bail, ensure};
@@ -101,12 +103,16 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
     }
 }
 
-/// Creates a folder and those above it, with the path in the error.
+/// Creates a folder and those above it, with the path in the error. The entry of each new one is made durable, so that what is
+/// synced in it later can be found after a crash.
 ///
 /// # Errors
-/// If one of them cannot be created.
+/// If one of them cannot be created, or the folder it lies in cannot be synced.
 pub fn create_dir_all(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).at(dir).context(|| "cannot create the folder".to_string())
+    let missing: Vec<&Path> =
+        dir.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).collect();
+    naming(|| fs::create_dir_all(dir)).at(dir).context(|| "cannot create the folder".to_string())?;
+    missing.iter().rev().try_for_each(|new| sync_dir(&parent(new)))
 }
 
 /// A name beside `path` for what is to get that name: `.NAME.RANDOM.tmp`. [`remove_torn`] knows it. Processes of two containers or
@@ -120,10 +126,65 @@ pub(crate) fn temporary_beside(path: &Path) -> Result<PathBuf> {
     Ok(parent(path).join(format!(".{name}.{random:016x}.tmp")))
 }
 
-/// Removes the files that a kill in the middle of a write left in `dir`; without the folder there are none.
+/// What is under a temporary name now, to be removed by [`remove_pending`].
+static PENDING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// A temporary name in use; what still has it is removed when this is dropped.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn beside(path: &Path) -> Result<Self> {
+        let temp = temporary_beside(path)?;
+        PENDING.lock().unwrap_or_else(PoisonError::into_inner).insert(temp.clone());
+        Ok(Self(temp))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        remove_any(&self.0); // Nothing is left of that name where all went well, and a first error is the one that counts.
+        PENDING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+fn remove_any(path: &Path) {
+    let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}
+
+/// Held while a name is made or changed; held for good once the process is about to end, so that no thread makes another.
+static NAMES: RwLock<()> = RwLock::new(());
+
+fn naming<T>(f: impl FnOnce() -> T) -> T {
+    let _held = NAMES.read().unwrap_or_else(PoisonError::into_inner);
+    f()
+}
+
+/// Removes what this process is writing under temporary names, and lets it make no more: for a signal that ends it.
+pub fn remove_pending() {
+    std::mem::forget(NAMES.write().unwrap_or_else(PoisonError::into_inner));
+    let pending = PENDING.lock().unwrap_or_else(PoisonError::into_inner);
+    pending.iter().for_each(|path| remove_any(path));
+}
+
+/// A file in the folder of `path` to write to and read from, without a name: it goes with the process, whatever ends that.
 ///
 /// # Errors
-/// If the folder cannot be read or a file cannot be removed.
+/// If no file can be made there.
+pub(crate) fn nameless_beside(path: &Path) -> Result<File> {
+    let temp = Temporary::beside(path)?;
+    OpenOptions::new().read(true).write(true).create_new(true).open(&temp.0).at(path)
+}
+
+/// Whether a name is one that [`temporary_beside`] gives.
+fn is_temporary(name: &str) -> bool {
+    let random = name.strip_prefix('.').and_then(|n| n.strip_suffix(".tmp")).and_then(|n| n.rsplit_once('.'));
+    random.is_some_and(|(_, hex)| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Removes the files and folders that a kill in the middle of a write left in `dir`; without the folder there are none.
+///
+/// # Errors
+/// If the folder cannot be read or something in it cannot be removed.
 pub fn remove_torn(dir: &Path) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
@@ -132,7 +193,9 @@ pub fn remove_torn(dir: &Path) -> Result<()> {
     for entry in entries {
         let path = entry.at(dir)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with('.') && name.ends_with(".tmp") && path.is_file() {
+        if is_temporary(&name) && path.is_dir() {
+            fs::remove_dir_all(&path).at(&path)?;
+        } else if name.starts_with('.') && name.ends_with(".tmp") && path.is_file() {
             fs::remove_file(&path).at(&path)?;
         }
     }
@@ -153,15 +216,10 @@ pub fn check_writable(dir: &Path) -> Result<()> {
 /// # Errors
 /// If anything of it fails; then `path` is as it was and the temporary file is removed.
 pub fn write_atomic(path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let temp = temporary_beside(path)?;
-    let result = write_synced(&temp, content)
-        .map_err(|e| e.context(format!("writing {}", path.display())))
-        .and_then(|()| fs::rename(&temp, path).at(path))
-        .and_then(|()| sync_dir(&parent(path)));
-    if result.is_err() {
-        let _ = fs::remove_file(&temp); // The error that counts is the first one.
-    }
-    result
+    let temp = Temporary::beside(path)?;
+    write_synced(&temp.0, content).map_err(|e| e.context(format!("writing {}", path.display())))?;
+    naming(|| fs::rename(&temp.0, path)).at(path)?;
+    sync_dir(&parent(path))
 }
 
 /// Gives a finished folder its name: what lies there goes to `aside` first and is removed last.
@@ -170,18 +228,20 @@ pub fn write_atomic(path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<
 /// If a folder cannot be renamed, synced or removed; where `to` did not get the new folder it is as it was.
 pub(crate) fn publish_dir(from: &Path, to: &Path, aside: &Path) -> Result<()> {
     let replaces = to.exists();
-    if replaces {
-        if aside.exists() {
-            fs::remove_dir_all(aside).at(aside)?;
-        }
-        fs::rename(to, aside).at(to)?;
+    if replaces && aside.exists() {
+        fs::remove_dir_all(aside).at(aside)?;
     }
-    if let Err(e) = fs::rename(from, to).at(to) {
+    // Both or neither: a signal between them would leave the name to nothing.
+    naming(|| -> Result<()> {
         if replaces {
-            let _ = fs::rename(aside, to); // The first error is the one to report.
+            fs::rename(to, aside).at(to)?;
         }
-        return Err(e);
-    }
+        fs::rename(from, to).at(to).inspect_err(|_| {
+            if replaces {
+                let _ = fs::rename(aside, to); // The first error is the one to report.
+            }
+        })
+    })?;
     sync_dir(&parent(to))?;
     if replaces {
         fs::remove_dir_all(aside).at(aside)?;
@@ -189,12 +249,45 @@ pub(crate) fn publish_dir(from: &Path, to: &Path, aside: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A folder beside another that gets its name once everything in it is written and proven; removed on any error.
+pub struct StagedDir {
+    dir: Temporary,
+    to: PathBuf,
+}
+
+impl StagedDir {
+    /// An empty one for `to`, which is touched by [`StagedDir::publish`] alone.
+    ///
+    /// # Errors
+    /// If `to` is no name of a folder, or the folder cannot be created.
+    pub fn new(to: &Path) -> Result<Self> {
+        ensure!(to.file_name().is_some(), "{}: expected the name of a folder, such as merged", to.display());
+        let dir = Temporary::beside(to)?;
+        create_dir_all(&dir.0)?;
+        Ok(Self { dir, to: to.to_path_buf() })
+    }
+
+    /// Fills it, then renames it; what lies at the name is moved aside first and removed last.
+    ///
+    /// # Errors
+    /// Those of `fill`, with the name that the user knows in place of the temporary one; if a folder cannot be synced or renamed.
+    pub fn publish<T>(self, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let dir = &self.dir.0;
+        let known = |e: Error| Error::new(e.to_string().replace(&*dir.to_string_lossy(), &self.to.to_string_lossy()));
+        let filled = fill(dir).map_err(known)?;
+        sync_dir(dir)?;
+        publish_dir(dir, &self.to, &Temporary::beside(&self.to)?.0)?;
+        Ok(filled)
+    }
+}
+
 /// Writes a new file, flushes and fsyncs it.
 ///
 /// # Errors
 /// If it cannot be created or written; `content` reports errors without the path, it is added here.
 pub fn write_synced(path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).open(path).at(path)?;
+    let open = || OpenOptions::new().write(true).create(true).truncate(true).open(path);
+    let file = naming(open).at(path)?;
     let mut out = Checked { inner: BufWriter::with_capacity(1 << 20, file), path, failed: None };
     let result = content(&mut out);
     if let Some(e) = out.failed.take() {

@@ -1,7 +1,7 @@
 //! `ringtune merge`: an adapter and its base become a Hugging Face model, proven against base + adapter before it gets its name.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Command;
 
@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::batch::MicroBatch;
 use crate::checkpoint::state::read_json;
 use crate::error::{Context, Error, Result};
-use crate::files::{At, create_dir_all, parent, publish_dir, sync_dir, temporary_beside};
+use crate::files::At;
 use crate::hf::merged::{MergeCheck, merge};
 use crate::hf::save::{SaveOptions, parse_size};
 use crate::hf::tokenizer_files::copy_tokenizer;
@@ -61,20 +61,19 @@ impl OnDevice for Job<'_> {
         let dtype = s.merge.dtype.unwrap_or(folder.files.dtype());
         let base =
             WithConfig { source: &folder.files, config: with_end_of(adapter.dir(), folder.files.config().clone())? };
-        let staging = Staging::new(&output)?;
         let options = SaveOptions { dtype, max_shard_bytes };
         let batch = sample(&base.config);
-        let MergeCheck { exact, rounded } = merge(dev, &base, adapter.dir(), &staging.dir, options, &batch)
-            .map_err(|e| staging.rename_in(&e, &output))?;
-        let from = [adapter.dir(), folder.files.dir()];
-        if copy_tokenizer(&from, &staging.dir).map_err(|e| staging.rename_in(&e, &output))?.is_none() {
-            say::warning(&format!(
-                "{}: neither the adapter nor the base has a tokenizer; the merged model gets none",
-                output.display()
-            ));
-        }
-        let size = folder_size(&staging.dir)?;
-        staging.publish(&output)?;
+        let mut size = 0;
+        let MergeCheck { exact, rounded } = merge(dev, &base, adapter.dir(), &output, options, &batch, |dir| {
+            if copy_tokenizer(&[adapter.dir(), folder.files.dir()], dir)?.is_none() {
+                say::warning(&format!(
+                    "{}: neither the adapter nor the base has a tokenizer; the merged model gets none",
+                    output.display()
+                ));
+            }
+            size = folder_size(dir)?;
+            Ok(())
+        })?;
         say::note(&format!("{} + {}", folder.files.dir().display(), adapter.dir().display()));
         say::result(&format!(
             "{}: merged model, {} in {}; logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}",
@@ -89,8 +88,10 @@ impl OnDevice for Job<'_> {
 /// Refuses an output that would destroy something.
 fn check_output(output: &Path, overwrite: bool, sources: &[&Path]) -> Result<()> {
     let shown = output.display();
+    let named = output.file_name().is_some();
+    let nameless = || Error::usage(format!("--output-dir {shown}: expected the name of a folder, such as merged"));
     if !output.exists() {
-        return Ok(());
+        return if named { Ok(()) } else { Err(nameless()) };
     }
     ensure!(output.is_dir(), "{shown}: expected a folder to write to, found a file");
     let real = fs::canonicalize(output).at(output)?;
@@ -101,6 +102,9 @@ fn check_output(output: &Path, overwrite: bool, sources: &[&Path]) -> Result<()>
             "{shown}: this folder holds what is merged ({}); choose another --output-dir",
             source.display()
         );
+    }
+    if !named {
+        return Err(nameless());
     }
     if fs::read_dir(output).at(output)?.next().is_none() {
         return Ok(());
@@ -145,45 +149,6 @@ fn sample(config: &ModelConfig) -> MicroBatch {
         doc_start: vec![0; n],
         n_valid: 0,
         samples: vec![0],
-    }
-}
-
-/// A folder beside the output that gets the output's name once everything in it is proven; removed on any error.
-struct Staging {
-    dir: PathBuf,
-}
-
-impl Staging {
-    fn new(output: &Path) -> Result<Self> {
-        if output.file_name().is_none() {
-            return Err(Error::usage(format!(
-                "--output-dir {}: expected the name of a folder, such as merged",
-                output.display()
-            )));
-        }
-        create_dir_all(&parent(output))?;
-        let dir = temporary_beside(output)?;
-        create_dir_all(&dir)?;
-        Ok(Self { dir })
-    }
-
-    /// The error with the name the user knows instead of the temporary one.
-    fn rename_in(&self, e: &Error, output: &Path) -> Error {
-        let text = e.to_string().replace(&*self.dir.to_string_lossy(), &output.to_string_lossy());
-        Error::new(text)
-    }
-
-    /// Renames it to the output; a model that lies there is moved aside first and removed last.
-    fn publish(&self, output: &Path) -> Result<()> {
-        sync_dir(&self.dir)?;
-        publish_dir(&self.dir, output, &self.dir.with_extension("old"))
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // After `publish` there is nothing of this name.
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 

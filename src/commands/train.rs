@@ -4,7 +4,7 @@
 //! given to `--model_path`; `merged/` holds the merged model and `resized_base/` the base with a grown vocabulary. `pretrain`
 //! writes into `output_dir/<name of the model config>`, the model into its `final/`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::device::{self, OnDevice};
@@ -123,9 +123,9 @@ impl OnDevice for Sft<'_> {
             let mut batch = MicroBatch::default();
             spec.train.append_row(&spec.train.plan(0), 0, &mut batch);
             let options = SaveOptions { dtype: base.dtype(), ..Default::default() };
-            let check = merged::merge(dev, &source, &job.output_dir, &to, options, &batch)?;
-            spec.companions.write(&to)?;
-            let MergeCheck { exact, rounded } = check;
+            let companions = |dir: &Path| spec.companions.write(dir);
+            let MergeCheck { exact, rounded } =
+                merged::merge(dev, &source, &job.output_dir, &to, options, &batch, companions)?;
             say::result(&format!(
                 "merged model: logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}"
             ));

@@ -2,18 +2,17 @@
 
 use std::path::Path;
 
-use half::{bf16, f16};
-
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
 use crate::ensure;
 use crate::error::{Context, Result};
+use crate::files::StagedDir;
 use crate::hf::device::{load_adapter, load_params};
 use crate::hf::merge::{Adapted, Merged};
 use crate::hf::peft::Adapter;
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::{SaveOptions, save_model};
-use crate::hf::{SaveDType, TensorSource};
+use crate::hf::{TensorSource, second_reading};
 use crate::model::weights::Weights;
 use crate::model::{self, Acts, ActsOptions, LoraSpec, Model, Params};
 use crate::tensor::DType;
@@ -30,35 +29,54 @@ pub struct MergeCheck {
     pub rounded: f64,
 }
 
-/// Writes the merged model of `adapter_dir` and `base` to `dir` and compares logits on the first tokens of `batch`: before the
-/// rounding to the file's element type they have to agree to f32's accuracy, and the file has to hold just that rounding.
+/// Writes the merged model of `adapter_dir` and `base` to `output`, through a folder beside it that gets the name once everything
+/// in it is proven; what lies at `output` is replaced then and stays as it is on any error. `beside` adds other files to the folder.
+///
+/// Three proofs: logits on the first tokens of `batch` agree with base + adapter to f32's accuracy; each weight of the file is the
+/// merged one after one rounding; and it is what the adapter's files, read anew by PEFT's own names and rule, make of the base.
 ///
 /// # Errors
-/// If the adapter does not fit, a weight is not finite, a file cannot be written, or the comparison fails.
+/// If the adapter does not fit, a weight is not finite, a file cannot be written, `beside` fails, or a proof does.
 pub fn merge<B: Backend>(
     dev: &B,
     base: &dyn TensorSource,
     adapter_dir: &Path,
+    output: &Path,
+    options: SaveOptions,
+    batch: &MicroBatch,
+    beside: impl FnOnce(&Path) -> Result<()>,
+) -> Result<MergeCheck> {
+    let adapter = Adapter::open(adapter_dir)?;
+    StagedDir::new(output)?.publish(|dir| {
+        let check = write_checked(dev, base, &adapter, dir, options, batch)?;
+        beside(dir)?;
+        Ok(check)
+    })
+}
+
+fn write_checked<B: Backend>(
+    dev: &B,
+    base: &dyn TensorSource,
+    adapter: &Adapter,
     dir: &Path,
     options: SaveOptions,
     batch: &MicroBatch,
 ) -> Result<MergeCheck> {
-    let adapter = Adapter::open(adapter_dir)?;
-    let adapted = Adapted::new(base, &adapter)?;
-    let merged = Merged::new(base, &adapter)?;
+    let adapted = Adapted::new(base, adapter)?;
+    let merged = Merged::new(base, adapter)?;
     let config = merged.config().clone();
     save_model(dir, &merged, options)?;
 
     let sample = head_of(batch, CHECK_TOKENS);
     let mut with_adapter = load_params(dev, &adapted, DType::F32)?;
-    load_adapter(dev, &mut with_adapter, &adapter)?;
+    load_adapter(dev, &mut with_adapter, adapter)?;
     let logits = |params: Params<B>, lora: Option<LoraSpec>| -> Result<Vec<f32>> {
         let model = Model::fixed(config.clone(), params, lora, DType::F32);
         let mut acts = Acts::new(dev, &model, sample.tokens.len(), ActsOptions::FORWARD)?;
         acts.load(dev, &sample)?;
         model::logits(dev, &model, &mut acts)
     };
-    let expected = logits(with_adapter, Some(lora_spec(&adapter)))?;
+    let expected = logits(with_adapter, Some(lora_spec(adapter)))?;
     let exact = distance(&logits(load_params(dev, &merged, DType::F32)?, None)?, &expected);
     let written = ModelFiles::open(dir)?;
     let rounded = distance(&logits(load_params(dev, &written, DType::F32)?, None)?, &expected);
@@ -72,6 +90,7 @@ pub fn merge<B: Backend>(
         dir.display()
     );
     check_rounding(&merged, &written).context(|| dir.display().to_string())?;
+    second_reading::check(base, adapter.dir(), &written).context(|| dir.display().to_string())?;
     Ok(check)
 }
 
@@ -82,11 +101,7 @@ pub fn lora_spec(adapter: &Adapter) -> LoraSpec {
 
 /// Every weight of the file is the merged one after one rounding to its type.
 fn check_rounding(merged: &dyn TensorSource, written: &ModelFiles) -> Result<()> {
-    let round = |x: f32| match written.dtype() {
-        SaveDType::F32 => x,
-        SaveDType::Bf16 => bf16::from_f32(x).to_f32(),
-        SaveDType::F16 => f16::from_f32(x).to_f32(),
-    };
+    let round = |x: f32| written.dtype().round(x);
     for (at, _) in Weights::of(merged.config()).places() {
         let (a, b) = (merged.load(at)?, written.load(at)?);
         ensure!(

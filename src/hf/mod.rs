@@ -13,6 +13,7 @@ pub mod peft;
 pub mod resize;
 pub mod safetensors;
 pub mod save;
+mod second_reading;
 pub mod tokenizer_files;
 pub mod tokenizer_json;
 
@@ -71,6 +72,25 @@ impl SaveDType {
             SaveDType::F32 => 4,
             SaveDType::Bf16 | SaveDType::F16 => 2,
         }
+    }
+
+    /// `x` after one rounding to the type.
+    pub fn round(self, x: f32) -> f32 {
+        match self {
+            SaveDType::F32 => x,
+            SaveDType::Bf16 => half::bf16::from_f32(x).to_f32(),
+            SaveDType::F16 => half::f16::from_f32(x).to_f32(),
+        }
+    }
+
+    /// The largest relative error of a rounding, and the smallest number above zero, below which that bound ends.
+    pub fn unit(self) -> (f64, f64) {
+        let (unit, smallest) = match self {
+            SaveDType::F32 => (-24, -149),
+            SaveDType::Bf16 => (-8, -133),
+            SaveDType::F16 => (-11, -24),
+        };
+        (2f64.powi(unit), 2f64.powi(smallest))
     }
 
     /// As `config.json` spells it.

@@ -359,6 +359,8 @@ fn targets_in(file: &TensorFile, config: &AdapterConfig) -> Result<(Vec<Product>
 /// `model.layers.{i}.{path}.lora_{A|B}.weight` -> layer, product, 0 for A and 1 for B.
 fn parse_key(name: &str) -> Option<(usize, Product, usize)> {
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    // `00` and `+0` would be the same layer under a name that nobody looks up.
+    let layer = layer.parse::<usize>().ok().filter(|n| n.to_string() == layer)?;
     let (path, part) = rest.split_once(".lora_")?;
     let product = Product::ALL.into_iter().find(|p| p.path() == path)?;
     let part = match part {
@@ -366,7 +368,7 @@ fn parse_key(name: &str) -> Option<(usize, Product, usize)> {
         "B.weight" => 1,
         _ => return None,
     };
-    Some((layer.parse().ok()?, product, part))
+    Some((layer, product, part))
 }
 
 /// `target_modules` may be a list of names or a pattern; a list has to name exactly what the tensors update.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::error::{Context, Error, Result};
+use crate::files::remove_pending;
 use crate::say;
 
 /// A request to stop, set by a signal or by [`StopFlag::request`].
@@ -14,6 +15,25 @@ pub struct StopFlag {
     signal: Arc<AtomicUsize>,
     /// Whether steps have begun.
     begun: Arc<AtomicBool>,
+}
+
+/// For commands that have nothing to save: SIGTERM and SIGINT end the process as they would, once what it was writing under
+/// temporary names is removed.
+///
+/// # Errors
+/// If the handlers cannot be installed.
+pub fn leave_nothing_behind() -> Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).context(|| "cannot listen for signals".into())?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            remove_pending();
+            // It cannot fail for these two, and nothing is left to be done if it does.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    });
+    Ok(())
 }
 
 impl StopFlag {
@@ -32,6 +52,7 @@ impl StopFlag {
                 if !begun.load(Ordering::SeqCst) {
                     let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
                     say::error(&format!("stopped by {name} before the first step; there was nothing to save"));
+                    remove_pending();
                     signal_hook::low_level::exit(i32::from(Error::EXIT_REQUEUE));
                 }
             }

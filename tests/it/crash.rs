@@ -12,10 +12,14 @@ use crate::runs::{MODEL, copy_dir, metrics, rows, same_file};
 const WEIGHTS: &str = "adapter_model.safetensors";
 
 fn sft(dir: &Path, out: &Path, steps: u64) -> Command {
+    sft_at(dir, out, steps, "5e-3")
+}
+
+fn sft_at(dir: &Path, out: &Path, steps: u64, rate: &str) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_ringtune"));
     c.arg("sft")
         .args(["--model_path", MODEL, "--max_steps", &steps.to_string(), "--save_steps", "5", "--eval_steps", "10"])
-        .args(["--max_seq_len", "64", "--per_device_train_batch_size", "2", "--lora_r", "4", "--learning_rate", "5e-3"])
+        .args(["--max_seq_len", "64", "--per_device_train_batch_size", "2", "--lora_r", "4", "--learning_rate", rate])
         .args(["--threads", "1", "--quiet", "--no-tensorboard", "--resume_from_checkpoint", "auto"])
         .arg("--dataset_paths")
         .arg(dir.join("rows.jsonl"))
@@ -161,7 +165,41 @@ fn a_signal_before_the_first_step_ends_at_once() {
         assert_eq!(output.status.code(), Some(75), "{stderr}");
         assert!(stderr.contains(&format!("stopped by {name} before the first step")), "{stderr}");
         assert!(!dir.path().join("out/checkpoint-1").exists());
+        assert_eq!(names(&dir.path().join("cache")), Vec::<String>::new());
     }
+}
+
+/// Names in a folder, in order; none where there is no folder.
+fn names(dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let mut all: Vec<String> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    all.sort();
+    all
+}
+
+/// A signal in the middle of a file that is being written leaves what was there, and nothing under a temporary name.
+#[test]
+fn a_signal_leaves_no_temporary_file() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("base")).unwrap();
+    copy_dir(Path::new(MODEL), &dir.path().join("base"));
+    copy_dir(Path::new("tests/data/golden/tiny-llama-tied/adapter_all"), &dir.path().join("adapter"));
+    // Merging again and again: the signal comes somewhere in it, most often while files are written or proven.
+    let (mut ended, stream) = (0, Stream::new(&[27]));
+    for i in 0..12 {
+        let mut merge = Command::new(env!("CARGO_BIN_EXE_ringtune"));
+        merge.current_dir(dir.path()).args(["merge", "--model-path", "adapter", "--base-model", "base"]);
+        merge.args(["--output-dir", "out/merged", "--overwrite", "--threads", "1"]);
+        let mut child = merge.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(20_000 + (stream.f64_at(i) * 80_000.0) as u64));
+        signal(&child, libc::SIGTERM);
+        use std::os::unix::process::ExitStatusExt;
+        let status = child.wait().unwrap();
+        ended += usize::from(status.signal() == Some(libc::SIGTERM));
+        let left = names(&dir.path().join("out"));
+        assert!(left.iter().all(|n| n == "merged"), "signal {i}: {status}, {left:?}");
+    }
+    assert!(ended > 3, "only {ended} of 12 signals came in time");
 }
 
 #[test]
@@ -225,4 +263,50 @@ fn a_second_run_in_the_folder_is_refused_and_changes_nothing() {
     // Killed, it holds nothing any longer.
     let said = String::from_utf8_lossy(&run(sft(dir.path(), &out, 6)).stderr).into_owned();
     assert!(said.contains(&format!("taken over from process {} on ", first.id())), "{said}");
+}
+
+/// The best checkpoint goes while the run goes on: the last weights are written all the same, and the loss is said.
+#[test]
+fn a_best_checkpoint_that_is_gone_at_the_end_costs_no_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let out = dir.path().join("out");
+    // A rate that grows without end: the first evaluation, after step 10, stays the best.
+    let mut command = sft_at(dir.path(), &out, 60, "5");
+    command.args(["--val_fraction", "0.2", "--warmup_steps", "60"]);
+    let mut child = command.spawn().unwrap();
+    wait_for_steps(&mut child, &out, 22);
+    let gone = out.join("checkpoint-10");
+    while manifest::verify(&gone).is_err() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended without a checkpoint");
+    }
+    std::fs::remove_dir_all(&gone).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert!(
+        stderr.contains("the best model cannot be loaded, the final weights are those of the last step"),
+        "{stderr}"
+    );
+    same_file(&out.join("checkpoint-60").join(WEIGHTS), &out.join(WEIGHTS));
+}
+
+/// Another instruction level sums in another order: a resumed run says which two, and goes on.
+#[test]
+fn another_instruction_level_on_resume_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let out = dir.path().join("out");
+    let mut first = sft(dir.path(), &out, 10);
+    first.env("RINGTUNE_CPU", "portable");
+    succeed(first);
+    std::fs::remove_dir_all(out.join("checkpoint-10")).unwrap();
+    let best = ringtune::cpu::Level::detect().unwrap();
+    let output = run(sft(dir.path(), &out, 10));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let said = stderr.contains("their last bits differ");
+    assert_eq!(said, best.name() != "portable", "{stderr}");
+    let both = ["portable", best.name()].iter().all(|name| stderr.contains(name));
+    assert!(!said || both, "{stderr}");
 }

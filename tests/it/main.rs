@@ -9,6 +9,7 @@ mod contributing;
 mod crash;
 #[cfg(feature = "cuda")]
 mod doctor;
+mod durable;
 mod eval;
 mod floors;
 mod foreign_folders;
