@@ -21,6 +21,7 @@ pub mod generate;
 pub mod hf;
 pub mod log;
 pub mod machine;
+pub mod mapped;
 pub mod model;
 pub mod optim;
 pub mod rng;

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 use std::ops::Range;
+use std::path::{Component, Path};
 
 use crate::say::{self, visible};
 
@@ -154,6 +155,30 @@ impl Style {
     }
 }
 
+/// `data/sft/dolly15k.jsonl` as `dolly15k`: a name for tables, metrics and files. Where several would have one name, as many folders
+/// as tell them apart come first (`a_train`), or else a number behind it.
+pub fn short_names(paths: &[String]) -> Vec<String> {
+    let parts: Vec<Vec<String>> = paths
+        .iter()
+        .map(|path| {
+            let path = Path::new(path.strip_suffix(".gz").unwrap_or(path)).with_extension("");
+            let names = path.components().filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir));
+            names.map(|c| c.as_os_str().to_string_lossy().into_owned()).collect()
+        })
+        .collect();
+    let name = |i: usize, n: usize| parts[i][parts[i].len().saturating_sub(n)..].join("_");
+    let deepest = parts.iter().map(Vec::len).max().unwrap_or(0);
+    let mut names: Vec<String> = Vec::with_capacity(paths.len());
+    for i in 0..paths.len() {
+        let alone = |n: &usize| (0..paths.len()).all(|k| parts[k] == parts[i] || name(k, *n) != name(i, *n));
+        let base = name(i, (1..=deepest).find(alone).unwrap_or(deepest));
+        let numbered = (2..).map(|n| format!("{base}_{n}"));
+        let free = std::iter::once(base.clone()).chain(numbered).find(|n| !names.contains(n));
+        names.push(free.expect("numbers do not end"));
+    }
+    names
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,5 +223,18 @@ mod tests {
         assert_eq!(row(&[false, true, true, false]), "0..1«1..3»3..4");
         assert_eq!(row(&[true]), "«0..1»");
         assert_eq!(row(&[]), "");
+    }
+
+    #[test]
+    fn data_sets_of_one_file_name_have_names_apart() {
+        let check = |paths: &[&str], names: &[&str]| {
+            assert_eq!(short_names(&paths.iter().map(ToString::to_string).collect::<Vec<_>>()), names);
+        };
+        check(&["data/dolly15k.jsonl", "b/x.jsonl.gz", "c.tok"], &["dolly15k", "x", "c"]);
+        check(&["a/train.jsonl", "b/train.jsonl", "dev.jsonl"], &["a_train", "b_train", "dev"]);
+        check(&["x/a/train.jsonl", "y/a/train.jsonl"], &["x_a_train", "y_a_train"]);
+        check(&["train.jsonl", "b/train.jsonl", "b/train.json"], &["train", "b_train", "b_train_2"]);
+        check(&["train.jsonl", "./train.jsonl", "/d/train.jsonl"], &["train", "train_2", "d_train"]);
+        check(&["a/train.jsonl", "b/train.jsonl", "a_train.jsonl"], &["a_train", "b_train", "a_train_2"]);
     }
 }

@@ -13,7 +13,7 @@ use parquet::schema::parser::parse_message_type;
 use ringtune::checkpoint::state::write_state_tensors;
 use ringtune::data::encode::Encoded;
 use ringtune::data::template::{Template, TemplateOptions};
-use ringtune::data::token_file::{self, Content, DocInfo, Meta};
+use ringtune::data::token_file::{DocInfo, Meta, Writer};
 use ringtune::hf::HostTensor;
 use ringtune::hf::tokenizer_json::tokenizer_json;
 use ringtune::settings::TrainSettings;
@@ -33,16 +33,31 @@ pub fn file(path: &str) -> Vec<u8> {
     fs::read(repository().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
+/// The inputs of `tests/data/found` whose file name ends so, in the order of their folders; each once.
+fn found(end: &str) -> Vec<Vec<u8>> {
+    let entries = |dir: &Path| -> Vec<PathBuf> {
+        let mut paths: Vec<_> = fs::read_dir(dir).expect("a folder").map(|e| e.expect("an entry").path()).collect();
+        paths.sort();
+        paths
+    };
+    let folders = entries(&repository().join("tests/data/found")).into_iter().filter(|p| p.is_dir());
+    let files = folders.flat_map(|dir| entries(&dir)).filter(|p| p.to_string_lossy().ends_with(end));
+    files.map(|p| fs::read(&p).unwrap_or_else(|e| panic!("{}: {e}", p.display()))).collect()
+}
+
 /// Inputs of `row`.
 pub fn row_seeds() -> Vec<Vec<u8>> {
     let chat = String::from_utf8(file("data/demo/chat.jsonl")).expect("UTF-8");
-    vec![
+    let mut all = found(".jsonl");
+    all.extend([found(".jsonl.gz"), found("array.json")].concat());
+    all.extend([
         chat.lines().take(3).collect::<Vec<_>>().join("\n").into_bytes(),
         file("tests/data/handmade/bad_rows.jsonl"),
         file("tests/data/handmade/crlf_bom.jsonl"),
         file("tests/data/handmade/latin1.jsonl"),
         br#"{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "\ud83d\ude42"}, {"role": "assistant", "content": "b", "train": false}], "x": [{}]}"#.to_vec(),
-    ]
+    ]);
+    all
 }
 
 /// Inputs of `token_file`.
@@ -54,15 +69,13 @@ pub fn token_file_seeds() -> Vec<Vec<u8>> {
     [300, 70_000]
         .into_iter()
         .map(|vocab_size| {
-            let content = Content {
-                vocab_size,
-                tokenizer_hash: "ab".repeat(32),
-                settings_hash: "cd".repeat(32),
-                meta: Meta { sources: vec!["a.jsonl".into()], ..Meta::default() },
-                docs: [3, 17, 40].map(doc).to_vec(),
-            };
             let path = scratch().join("seed.tok");
-            token_file::write(&path, &content).expect("a token file can be written");
+            let mut to = Writer::new(&path, vocab_size).expect("a token file can be written");
+            for (info, encoded) in [3, 17, 40].map(doc) {
+                to.push(&info, &encoded).expect("the disk is not full");
+            }
+            let meta = Meta { sources: vec!["a.jsonl".into()], ..Meta::default() };
+            to.finish(&meta, [&"ab".repeat(32), &"cd".repeat(32)]).expect("a token file can be written");
             fs::read(path).expect("it can be read")
         })
         .collect()
@@ -76,7 +89,7 @@ pub fn raw_token_seeds() -> Vec<Vec<u8>> {
     header[..3].copy_from_slice(&[20_240_520, 1, ids.len() as i32]);
     let mut with_header: Vec<u8> = header.iter().flat_map(|i| i.to_le_bytes()).collect();
     with_header.extend(&flat);
-    vec![flat, with_header]
+    [vec![flat, with_header], found("text.bin")].concat()
 }
 
 /// Inputs of `safetensors`.
@@ -89,7 +102,7 @@ pub fn safetensors_seeds() -> Vec<Vec<u8>> {
     let mut other = (mixed.len() as u64).to_le_bytes().to_vec();
     other.extend(mixed);
     other.extend([0, 0x3f, 0x80, 0x3f, 0, 0x3c, 0, 0x40]);
-    vec![fs::read(path).expect("it can be read"), other]
+    [vec![fs::read(path).expect("it can be read"), other], found(".safetensors")].concat()
 }
 
 /// Inputs of `shard_index`.
@@ -103,12 +116,13 @@ pub fn config_seeds() -> Vec<Vec<u8>> {
     let dirs = ["tiny-llama-tied", "llama3-rope", "mistral-window", "qwen2-untied", "qwen3-tied"];
     let mut all: Vec<Vec<u8>> = dirs.iter().map(|d| file(&format!("tests/data/model/{d}/config.json"))).collect();
     all.push(file("tests/data/model/llama3-rope/config_v5.json"));
-    all
+    [all, found("/config.json")].concat()
 }
 
 /// Inputs of `adapter_config`.
 pub fn adapter_config_seeds() -> Vec<Vec<u8>> {
-    vec![file("tests/data/golden/tiny-llama-tied/adapter_all/adapter_config.json")]
+    [vec![file("tests/data/golden/tiny-llama-tied/adapter_all/adapter_config.json")], found("/adapter_config.json")]
+        .concat()
 }
 
 /// Models small enough to be loaded thousands of times: the smallest of the tests, and the start of a larger one.
@@ -139,7 +153,7 @@ pub fn sentencepiece_seeds() -> Vec<Vec<u8>> {
 
 /// Inputs of `added_token`.
 pub fn added_token_seeds() -> Vec<Vec<u8>> {
-    vec![br#"{"<|im_start|>": 4096, "<|im_end|>": 4097}"#.to_vec()]
+    [vec![br#"{"<|im_start|>": 4096, "<|im_end|>": 4097}"#.to_vec()], found("/added_tokens.json")].concat()
 }
 
 /// Inputs of `manifest`.
@@ -175,7 +189,7 @@ pub fn jinja_seeds() -> Vec<Vec<u8>> {
     let builtin = Template::NAMES.map(|name| Template::load(name, options()).expect("built in").jinja_source());
     let mut all: Vec<Vec<u8>> = builtin.map(String::into_bytes).to_vec();
     all.push(b"{% for i in range(99999) %}{% for m in messages %}{% generation %}{{ m.content * 9 }}{% endgeneration %}{% endfor %}{% endfor %}".to_vec());
-    all
+    [all, found(".jinja")].concat()
 }
 
 /// Inputs of `dolly`.
@@ -278,12 +292,13 @@ pub fn conversation_seeds() -> Vec<Vec<u8>> {
 /// Inputs of `tokenizer_json_input`: what ringtune exports of a small SentencePiece model.
 pub fn tokenizer_json_seeds() -> Vec<Vec<u8>> {
     let model = &sentencepiece_seeds()[1];
-    vec![tokenizer_json(model, &[]).expect("the seed is exported").to_string().into_bytes()]
+    [vec![tokenizer_json(model, &[]).expect("the seed is exported").to_string().into_bytes()], found("/tokenizer.json")]
+        .concat()
 }
 
 /// Inputs of `tokenizer_config`.
 pub fn tokenizer_config_seeds() -> Vec<Vec<u8>> {
     let text = r#"{"bos_token": "<s>", "eos_token": {"content": "</s>", "special": true}, "pad_token": "<pad>", "unk_token": null,
         "bos_token_id": 2, "eos_token_id": [3, 2], "pad_token_id": 0, "added_tokens_decoder": {"3": {"content": "</s>", "special": true}}}"#;
-    vec![text.into(), b"{}".to_vec()]
+    [vec![text.into(), b"{}".to_vec()], found("/tokenizer_config.json")].concat()
 }

@@ -10,13 +10,14 @@ use crate::data::pretrain::PretrainDataSpec;
 use crate::data::sft::token_file_of;
 use crate::data::token_file::TokenFile;
 use crate::data::train_set::Tokens;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
+use crate::files::{At, create_dir_all, parent, sync_dir};
 use crate::say;
 use crate::say::Out;
 use crate::settings::{Content, Resolved, Settings};
-use crate::text::grouped;
+use crate::text::{grouped, short_names};
 
-/// Writes `output`: one token file for one data set; a folder with `NAME.tok` for each of several.
+/// Writes `output`: one token file for one data set; a folder with `NAME.tok` for each of several, with names apart.
 ///
 /// # Errors
 /// As the preparation of `sft` and `pretrain`; usage errors for missing settings or mixed content.
@@ -30,7 +31,7 @@ pub fn run(resolved: &Resolved) -> Result<()> {
         _ if paths.len() > 1 || output.is_dir() => output.clone(),
         _ => PathBuf::from("."),
     };
-    std::fs::create_dir_all(&folder).context(|| format!("{}: cannot create the folder", folder.display()))?;
+    create_dir_all(&folder)?;
     let mut tokenizer = data::tokenizer(resolved)?;
     let texts: Vec<bool> = paths.iter().map(|p| is_text(settings, p)).collect();
     if texts.contains(&true) && texts.contains(&false) {
@@ -97,17 +98,8 @@ fn targets(paths: &[PathBuf], output: &Path) -> Result<Vec<PathBuf>> {
             output.display()
         )));
     }
-    let name = |p: &PathBuf| format!("{}.tok", p.file_stem().unwrap_or(p.as_os_str()).to_string_lossy());
-    let targets: Vec<PathBuf> = paths.iter().map(|p| output.join(name(p))).collect();
-    for (i, t) in targets.iter().enumerate() {
-        if targets[..i].contains(t) {
-            return Err(Error::usage(format!(
-                "--output: two data sets would be written to {}; rename one",
-                t.display()
-            )));
-        }
-    }
-    Ok(targets)
+    let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+    Ok(short_names(&names).into_iter().map(|name| output.join(format!("{name}.tok"))).collect())
 }
 
 /// Moves a token file to its name and prints what is in it.
@@ -115,7 +107,8 @@ fn finish(out: &mut Out, file: &TokenFile, source: &Path, target: &Path) -> Resu
     if file.path() == source {
         return Err(Error::usage(format!("{}: this is a token file already", source.display())));
     }
-    std::fs::rename(file.path(), target).context(|| target.display().to_string())?;
+    std::fs::rename(file.path(), target).at(target)?;
+    sync_dir(&parent(target))?;
     writeln!(
         out,
         "{}: {} documents, {} tokens, {} supervised, from {}",

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::data::token_file::{self, Content, TokenFile};
+use crate::data::token_file::{self, Meta, TokenFile, Writer};
+use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
 
 /// Where token files are kept unless a folder is named.
@@ -26,19 +27,19 @@ pub fn path(dir: &Path, source: &Path, key: &str) -> PathBuf {
     dir.join(format!("{stem}.{}.tok", &key[..16]))
 }
 
-/// Opens the token file of a key, or makes it. Says which; a damaged file is made again.
+/// Opens the token file of a key, or makes it: `make` adds the documents. Says which; a damaged file is made again.
 ///
 /// # Errors
-/// If the content cannot be made, written or read back.
+/// If the documents cannot be made, written or read back.
 pub fn open_or_make(
     path: &Path,
-    tokenizer_hash: &str,
+    tokenizer: &Tokenizer,
     key: &str,
     log: &mut dyn FnMut(String),
-    make: impl FnOnce() -> Result<Content>,
+    make: impl FnOnce(&mut Writer) -> Result<Meta>,
 ) -> Result<TokenFile> {
     if path.exists() {
-        match TokenFile::open(path).and_then(|f| f.expect(tokenizer_hash, Some(key)).map(|()| f)) {
+        match TokenFile::open(path).and_then(|f| f.expect(tokenizer.hash(), Some(key)).map(|()| f)) {
             Ok(file) => {
                 log(format!("reusing {} ({} documents, {} tokens)", path.display(), file.n_docs(), file.n_tokens()));
                 return Ok(file);
@@ -46,8 +47,9 @@ pub fn open_or_make(
             Err(e) => log(format!("{e}; making it again")),
         }
     }
-    let content = make()?;
-    token_file::write(path, &content)?;
+    let mut to = Writer::new(path, tokenizer.vocab_size())?;
+    let meta = make(&mut to)?;
+    to.finish(&meta, [tokenizer.hash(), key])?;
     let file = TokenFile::open(path)?;
     log(format!("wrote {} ({} documents, {} tokens)", path.display(), file.n_docs(), file.n_tokens()));
     Ok(file)

@@ -20,7 +20,7 @@ use serde::de::DeserializeSeed;
 
 use crate::data::row::Row;
 use crate::data::row_fields::{Json, Levels, Turns};
-use crate::data::source::{self, Items, Source};
+use crate::data::source::{Batches, Item, Source};
 use crate::error::Result;
 use crate::say::visible;
 use crate::{bail, ensure};
@@ -81,7 +81,8 @@ impl RowFile {
         let form = format!("{}{}", turns.form, if turns.parts { " (lists of text parts)" } else { "" });
         match self.forms.iter_mut().find(|f| f.0 == form) {
             Some(found) => found.1 += 1,
-            None => self.forms.push((form, 1)),
+            // What the file was stands behind them.
+            None => self.forms.insert(self.forms.iter().filter(|f| f.1 > 0).count(), (form, 1)),
         }
         for key in turns.ignored {
             match self.ignored.iter().position(|i| i.0 == key) {
@@ -101,22 +102,12 @@ impl RowFile {
     }
 }
 
-/// Reads and checks a file of rows.
+/// Reads and checks a file of rows, whole; [`RowReader`] reads one that may be larger than the memory.
 ///
 /// # Errors
 /// If the file cannot be read, is empty, or has a bad line that is not skipped: `file:line: what, expected, found`.
 pub fn read_rows(path: &Path, options: &RowOptions) -> Result<RowFile> {
-    parse_source(&path.display().to_string(), &source::read(path)?, options)
-}
-
-/// [`parse_rows`] of a file that was read.
-///
-/// # Errors
-/// As [`read_rows`].
-pub fn parse_source(name: &str, source: &Source, options: &RowOptions) -> Result<RowFile> {
-    let mut file = parse_rows(name, &source.bytes, options)?;
-    file.forms.extend(source.gzip.then(|| ("gzip".to_string(), 0)));
-    Ok(file)
+    read_all(RowReader::new(&path.display().to_string(), &Source::open(path)?, options)?)
 }
 
 /// Checks the bytes of a file of rows called `name` in messages.
@@ -124,50 +115,100 @@ pub fn parse_source(name: &str, source: &Source, options: &RowOptions) -> Result
 /// # Errors
 /// As [`read_rows`].
 pub fn parse_rows(name: &str, bytes: &[u8], options: &RowOptions) -> Result<RowFile> {
-    ensure!(!bytes.is_empty(), "{name}: the file is empty, expected one JSON object a line, found 0 bytes");
-    let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let Items { all, array } = source::items(body);
-    ensure!(u32::try_from(all.len()).is_ok(), "{name}: {} lines, expected fewer than 2^32", all.len());
-    let last = all.len().saturating_sub(1);
-    let parsed: Vec<Option<Result<Turns, String>>> = all
-        .par_iter()
-        .enumerate()
-        .map(|(i, &raw)| {
-            if !array && raw.iter().all(u8::is_ascii_whitespace) {
-                return None;
-            }
-            // Without a line end after it, a line that breaks off is most likely a file that was cut.
-            let cut = i == last || (array && i + 1 == last && all[last].is_empty());
-            let parsed = parse_line(raw, options.max_line_bytes, cut);
-            let number = i + 1;
-            Some(if array { parsed.map_err(|e| format!("{e} (element {number} of the array)")) } else { parsed })
-        })
-        .collect();
-    let mut file = RowFile::default();
-    for (i, line) in parsed.into_iter().enumerate() {
-        let number = i as u32 + 1;
-        match line {
-            // What follows the last line end is no line.
-            None if i == last => {}
-            None => file.blank_lines += 1,
-            Some(Ok(turns)) => file.add(number, turns),
-            Some(Err(what)) if options.bad_rows == BadRows::Skip => file.bad.push(BadLine { line: number, what }),
-            Some(Err(what)) => bail!("{name}:{number}: {what}"),
-        }
+    read_all(RowReader::new(name, &Source::of(bytes), options)?)
+}
+
+fn read_all(mut reader: RowReader<'_, '_>) -> Result<RowFile> {
+    let mut rows = Vec::new();
+    while let Some((more, _)) = reader.next_rows()? {
+        rows.extend(more);
     }
-    file.forms.extend(array.then(|| ("JSON array".to_string(), 0)));
-    ensure!(
-        !file.rows.is_empty() || !file.bad.is_empty(),
-        "{name}: no rows, expected one JSON object a line, found {}",
-        if array { "an empty array".into() } else { format!("{} blank lines", file.blank_lines.max(1)) }
-    );
-    Ok(file)
+    Ok(RowFile { rows, ..reader.finish()? })
+}
+
+/// Reads the rows of a file in batches of bounded size.
+pub struct RowReader<'s, 'a> {
+    name: String,
+    batches: Batches<'s, 'a>,
+    array: bool,
+    options: RowOptions,
+    /// What was found so far, but for the rows.
+    file: RowFile,
+    rows: u64,
+}
+
+impl<'s, 'a> RowReader<'s, 'a> {
+    /// Of a source called `name` in messages.
+    ///
+    /// # Errors
+    /// If it is empty or cannot be read.
+    pub fn new(name: &str, source: &'s Source<'a>, options: &RowOptions) -> Result<Self> {
+        ensure!(!source.is_empty(), "{name}: the file is empty, expected one JSON object a line, found 0 bytes");
+        let mut file = RowFile::default();
+        file.forms.extend(source.is_array().then(|| ("JSON array".to_string(), 0)));
+        file.forms.extend(source.is_gzip().then(|| ("gzip".to_string(), 0)));
+        let batches = source.batches(options.max_line_bytes)?;
+        Ok(Self { name: name.to_string(), batches, array: source.is_array(), options: *options, file, rows: 0 })
+    }
+
+    /// The next rows in file order, perhaps none of them good, and how many bytes of text they were; `None` behind the last.
+    ///
+    /// # Errors
+    /// If the file cannot be read or changes, or has a bad line that is not skipped.
+    pub fn next_rows(&mut self) -> Result<Option<(Vec<Row>, u64)>> {
+        let Some(batch) = self.batches.next_batch()? else { return Ok(None) };
+        let items: Vec<Item> = batch.items().collect();
+        let (array, limit) = (self.array, self.options.max_line_bytes);
+        let parsed: Vec<Option<Result<Turns, String>>> =
+            items.par_iter().map(|item| parse_item(item, array, limit)).collect();
+        let bytes = items.iter().map(|item| item.bytes + 1).sum();
+        for (item, row) in items.iter().zip(parsed) {
+            let Ok(line) = u32::try_from(item.number) else {
+                bail!("{}: expected fewer than 2^32 lines, found more", self.name)
+            };
+            match row {
+                // What follows the last line end is no line.
+                None if item.last => {}
+                None => self.file.blank_lines += 1,
+                Some(Ok(turns)) => self.file.add(line, turns),
+                Some(Err(what)) if self.options.bad_rows == BadRows::Skip => self.file.bad.push(BadLine { line, what }),
+                Some(Err(what)) => bail!("{}:{line}: {what}", self.name),
+            }
+        }
+        let rows = std::mem::take(&mut self.file.rows);
+        self.rows += rows.len() as u64;
+        Ok(Some((rows, bytes)))
+    }
+
+    /// What was found, but for the rows, once all of them were read.
+    ///
+    /// # Errors
+    /// If there was none, not even a bad one.
+    pub fn finish(self) -> Result<RowFile> {
+        ensure!(
+            self.rows > 0 || !self.file.bad.is_empty(),
+            "{}: no rows, expected one JSON object a line, found {}",
+            self.name,
+            if self.array { "an empty array".into() } else { format!("{} blank lines", self.file.blank_lines.max(1)) }
+        );
+        Ok(self.file)
+    }
+}
+
+/// An item of a file; `None` for a blank line.
+fn parse_item(item: &Item<'_>, array: bool, max_line_bytes: usize) -> Option<Result<Turns, String>> {
+    if !array && item.bytes == item.text.len() as u64 && item.text.iter().all(u8::is_ascii_whitespace) {
+        return None;
+    }
+    let (number, parsed) = (item.number, parse_line(item, max_line_bytes));
+    Some(if array { parsed.map_err(|e| format!("{e} (element {number} of the array)")) } else { parsed })
 }
 
 /// One line to its turns, or what is wrong with it.
-fn parse_line(raw: &[u8], max_line_bytes: usize, cut: bool) -> Result<Turns, String> {
-    if raw.len() > max_line_bytes {
-        return Err(format!("the line is too long, expected at most {max_line_bytes} bytes, found {}", raw.len()));
+fn parse_line(item: &Item<'_>, max_line_bytes: usize) -> Result<Turns, String> {
+    let Item { text: raw, bytes, cut, .. } = *item;
+    if bytes > max_line_bytes as u64 {
+        return Err(format!("the line is too long, expected at most {max_line_bytes} bytes, found {bytes}"));
     }
     let text = std::str::from_utf8(raw).map_err(|e| {
         let at = e.valid_up_to();
@@ -219,7 +260,8 @@ mod tests {
     use crate::data::row::{Message, Role};
 
     fn parse(line: &str) -> Result<Vec<Message>, String> {
-        parse_line(line.as_bytes(), 1000, false).map(|turns| turns.messages)
+        let item = Item { number: 1, text: line.as_bytes(), bytes: line.len() as u64, last: false, cut: false };
+        parse_line(&item, 1000).map(|turns| turns.messages)
     }
 
     #[test]

@@ -89,12 +89,12 @@ impl Loader {
         let work = move || {
             let (mut plan, mut cursor) = (plan, cursor);
             loop {
-                if let Err(e) = data.sets().iter().try_for_each(|s| s.tokens.check_length()) {
+                let step = build_step(&data, &plan, cursor, shape, rank);
+                if let Err(e) = data.sets().iter().try_for_each(|s| s.tokens.check_whole()) {
                     // Nobody listens when the loader was dropped.
                     let _ = sender.send(Err(e));
                     return;
                 }
-                let step = build_step(&data, &plan, cursor, shape, rank);
                 cursor = step.cursor;
                 // The receiver is gone when the loader was dropped.
                 if sender.send(Ok(step)).is_err() {

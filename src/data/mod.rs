@@ -4,7 +4,6 @@ pub mod cache;
 pub mod encode;
 pub mod jsonl;
 pub mod loader;
-mod mapped;
 pub mod mix;
 pub mod pack;
 pub mod pretrain;

@@ -20,9 +20,9 @@ use crate::data::mix::{Mix, WeightUnit};
 use crate::data::progress::Progress;
 use crate::data::raw_tokens::{RawTokens, RawWidth};
 use crate::data::sft::{SetReport, SftData};
-use crate::data::source::{self, Source};
+use crate::data::source::{self, Item, Source};
 use crate::data::split::split_sets;
-use crate::data::token_file::{Content, Counts, DocInfo, Meta, TokenFile};
+use crate::data::token_file::{Counts, DocInfo, Meta, TokenFile};
 use crate::data::tokenizer::{Format, Newline, Tokenizer};
 use crate::data::train_set::{Piece, PieceSet, Tokens, TrainSet};
 use crate::error::{Error, Result};
@@ -178,8 +178,8 @@ pub fn tokens_of(
         return Ok(Tokens::File(Box::new(file)));
     }
     tokenizer.newline_id()?;
-    let Source { bytes, gzip } = source::read(path)?;
-    ensure!(!bytes.is_empty(), "{name}: the file is empty, expected text");
+    let source = Source::open(path)?;
+    ensure!(source.bytes() > 0, "{name}: the file is empty, expected text");
     let is_jsonl = ["jsonl", "json"].contains(&extension.as_str());
     let s = tokenizer.special();
     let settings = json!({
@@ -188,27 +188,31 @@ pub fn tokens_of(
         "added_tokens": tokenizer.added(),
         "encoding": 2,
     });
-    let data = blake3::hash(&bytes).to_hex().to_string();
+    let data = source.hash();
     let key = cache::key(&[data.as_bytes(), tokenizer.hash().as_bytes(), settings.to_string().as_bytes()]);
     let to = cache::path(&spec.cache_dir, path, &key);
-    let file = cache::open_or_make(&to, tokenizer.hash(), &key, log, || {
-        let texts = if is_jsonl { jsonl_texts(&name, &bytes)? } else { plain_texts(&name, &bytes)? };
-        let docs = encode_texts(&texts, tokenizer, progress, &name)?;
-        let n = docs.len() as u64;
-        let meta = Meta {
+    let file = cache::open_or_make(&to, tokenizer, &key, log, |to| {
+        let bar = progress.bar(source.bytes(), &format!("tokenising {name}"));
+        let encode = |texts: &[Text], bytes| {
+            let docs = encode_texts(texts, tokenizer)?;
+            bar.inc(bytes);
+            docs.iter().try_for_each(|(info, doc)| to.push(info, doc))
+        };
+        if is_jsonl {
+            jsonl_texts(&name, &source, encode)?
+        } else {
+            plain_texts(&name, &source, encode)?
+        }
+        bar.finish_and_clear();
+        let (form, gzip) =
+            (if is_jsonl { "rows of text" } else { "text" }, if source.is_gzip() { ", gzip" } else { "" });
+        Ok(Meta {
             sources: vec![name.clone()],
             settings: settings.clone(),
-            form: format!("{}{}", if is_jsonl { "rows of text" } else { "text" }, if gzip { ", gzip" } else { "" }),
-            counts: Counts { rows: n, kept: n, ..Counts::default() },
-            longest: docs.iter().map(|d| d.1.tokens.len() as u64).max().unwrap_or(0),
+            form: format!("{form}{gzip}"),
+            counts: Counts { rows: to.n_docs(), kept: to.n_docs(), ..Counts::default() },
+            longest: to.longest(),
             ..Meta::default()
-        };
-        Ok(Content {
-            vocab_size: tokenizer.vocab_size(),
-            tokenizer_hash: tokenizer.hash().to_string(),
-            settings_hash: key.clone(),
-            meta,
-            docs,
         })
     })?;
     Ok(Tokens::File(Box::new(file)))
@@ -217,78 +221,93 @@ pub fn tokens_of(
 /// A document and the line it starts on.
 type Text = (u32, String);
 
-fn utf8<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str> {
-    let body = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    std::str::from_utf8(body).map_err(|e| {
-        let line = body[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1;
-        Error::new(format!(
-            "{name}:{line}: invalid UTF-8, expected UTF-8 text, found byte 0x{:02x}",
-            body[e.valid_up_to()]
-        ))
+/// Text that is tokenised at once, or one document where that is longer.
+const AT_ONCE: usize = 4 << 20;
+/// Documents that are tokenised at once.
+const MOST_TEXTS: usize = 1 << 14;
+
+fn utf8<'a>(name: &str, line: &Item<'a>) -> Result<&'a str> {
+    std::str::from_utf8(line.text).map_err(|e| {
+        let byte = line.text[e.valid_up_to()];
+        Error::new(format!("{name}:{}: invalid UTF-8, expected UTF-8 text, found byte 0x{byte:02x}", line.number))
     })
 }
 
-/// Documents separated by two or more blank lines.
-fn plain_texts(name: &str, bytes: &[u8]) -> Result<Vec<Text>> {
-    let text = utf8(name, bytes)?;
-    let mut docs: Vec<Text> = Vec::new();
+fn number(name: &str, item: &Item<'_>) -> Result<u32> {
+    u32::try_from(item.number).map_err(|_| Error::new(format!("{name}: expected fewer than 2^32 lines, found more")))
+}
+
+/// Documents separated by two or more blank lines; `each` gets some of them, in order, and how many bytes they were cut from.
+fn plain_texts(name: &str, source: &Source<'_>, mut each: impl FnMut(&[Text], u64) -> Result<()>) -> Result<()> {
+    let (mut docs, mut bytes, mut any): (Vec<Text>, u64, bool) = (Vec::new(), 0, false);
     let (mut current, mut start, mut blank) = (String::new(), 0u32, 0);
-    for (i, line) in text.split('\n').enumerate() {
-        // Files that were put together have the byte order marks of their parts inside.
-        let line = line.strip_prefix('\u{feff}').unwrap_or(line);
-        let line = line.strip_suffix('\r').unwrap_or(line);
-        if line.trim().is_empty() {
-            blank += 1;
-            continue;
+    let mut batches = source.lines()?;
+    while let Some(batch) = batches.next_batch()? {
+        for item in batch.items() {
+            let line = utf8(name, &item)?;
+            bytes += item.bytes + 1;
+            if line.trim().is_empty() {
+                blank += 1;
+                continue;
+            }
+            if current.is_empty() {
+                start = number(name, &item)?;
+            } else if blank >= 2 {
+                docs.push((start, std::mem::take(&mut current)));
+                start = number(name, &item)?;
+                if docs.iter().map(|d| d.1.len()).sum::<usize>() >= AT_ONCE || docs.len() >= MOST_TEXTS {
+                    any = true;
+                    each(&std::mem::take(&mut docs), std::mem::take(&mut bytes))?;
+                }
+            } else {
+                current.push_str(if blank == 1 { "\n\n" } else { "\n" });
+            }
+            blank = 0;
+            current.push_str(line);
         }
-        if current.is_empty() {
-            start = i as u32 + 1;
-        } else if blank >= 2 {
-            docs.push((start, std::mem::take(&mut current)));
-            start = i as u32 + 1;
-        } else {
-            current.push_str(if blank == 1 { "\n\n" } else { "\n" });
-        }
-        blank = 0;
-        current.push_str(line);
     }
     if !current.is_empty() {
         docs.push((start, current));
     }
-    ensure!(!docs.is_empty(), "{name}: expected text, found only white space");
-    Ok(docs)
+    ensure!(any || !docs.is_empty(), "{name}: expected text, found only white space");
+    each(&docs, bytes)
 }
 
-fn jsonl_texts(name: &str, bytes: &[u8]) -> Result<Vec<Text>> {
-    utf8(name, bytes)?;
-    let mut docs = Vec::new();
-    let rows = source::items(bytes);
-    for (i, line) in rows.all.into_iter().enumerate().filter(|(_, l)| rows.array || !l.trim_ascii().is_empty()) {
-        let at = format!("{name}:{}", i + 1);
-        let value: Value = serde_json::from_slice(line)
-            .map_err(|e| Error::new(format!("{at}: invalid JSON, expected an object with \"text\", found {e}")))?;
-        match value.get("text") {
-            Some(Value::String(s)) if !s.trim().is_empty() => docs.push((i as u32 + 1, s.clone())),
-            Some(Value::String(_)) => bail!("{at}: field \"text\" is empty, expected text, found only white space"),
-            Some(other) => bail!("{at}: field \"text\" is not a string, expected a string, found {other}"),
-            None => bail!(
-                "{at}: field \"text\" is missing, expected a string, found {}",
-                if value.is_object() { "other fields" } else { "no object" }
-            ),
+/// The texts of rows; `each` as for [`plain_texts`].
+fn jsonl_texts(name: &str, source: &Source<'_>, mut each: impl FnMut(&[Text], u64) -> Result<()>) -> Result<()> {
+    let mut any = false;
+    let mut batches = source.batches(usize::MAX)?;
+    while let Some(batch) = batches.next_batch()? {
+        let (mut docs, mut bytes) = (Vec::new(), 0);
+        for item in batch.items() {
+            bytes += item.bytes + 1;
+            utf8(name, &item)?;
+            if !source.is_array() && item.text.trim_ascii().is_empty() {
+                continue;
+            }
+            let (line, at) = (number(name, &item)?, format!("{name}:{}", item.number));
+            let value: Value = serde_json::from_slice(item.text)
+                .map_err(|e| Error::new(format!("{at}: invalid JSON, expected an object with \"text\", found {e}")))?;
+            match value.get("text") {
+                Some(Value::String(s)) if !s.trim().is_empty() => docs.push((line, s.clone())),
+                Some(Value::String(_)) => bail!("{at}: field \"text\" is empty, expected text, found only white space"),
+                Some(other) => bail!("{at}: field \"text\" is not a string, expected a string, found {other}"),
+                None => bail!(
+                    "{at}: field \"text\" is missing, expected a string, found {}",
+                    if value.is_object() { "other fields" } else { "no object" }
+                ),
+            }
         }
+        any |= !docs.is_empty();
+        each(&docs, bytes)?;
     }
-    ensure!(!docs.is_empty(), "{name}: no rows, expected one JSON object a line");
-    Ok(docs)
+    ensure!(any, "{name}: no rows, expected one JSON object a line");
+    Ok(())
 }
 
 /// BOS, the ids, EOS for each text. Long texts are cut before newlines into blocks, so all cores have work: no piece of the vocabulary
 /// holds a newline when newlines are kept byte by byte, so the ids are those of the whole text.
-fn encode_texts(
-    texts: &[Text],
-    tokenizer: &Tokenizer,
-    progress: Progress,
-    name: &str,
-) -> Result<Vec<(DocInfo, Encoded)>> {
+fn encode_texts(texts: &[Text], tokenizer: &Tokenizer) -> Result<Vec<(DocInfo, Encoded)>> {
     let by_bytes = match (tokenizer.newline(), tokenizer.byte_ids()) {
         (Newline::Kept(id), Some(bytes)) => bytes[usize::from(b'\n')] == id,
         _ => false,
@@ -305,16 +324,10 @@ fn encode_texts(
             parts.into_iter().enumerate().map(move |(k, part)| (doc, part, k > 0))
         })
         .collect();
-    let bar = progress.bar(blocks.iter().map(|b| b.1.len() as u64).sum(), &format!("tokenising {name}"));
-    let encoded: Vec<Vec<u32>> = blocks
-        .par_iter()
-        .map(|&(_, part, continuing)| {
-            let ids = tokenizer.encode_cut(part, &[], continuing)?.into_iter().map(|t| t.id).collect();
-            bar.inc(part.len() as u64);
-            Ok(ids)
-        })
-        .collect::<Result<_>>()?;
-    bar.finish_and_clear();
+    let encode = |&(_, part, continuing): &(usize, &str, bool)| {
+        Ok(tokenizer.encode_cut(part, &[], continuing)?.into_iter().map(|t| t.id).collect())
+    };
+    let encoded: Vec<Vec<u32>> = blocks.par_iter().map(encode).collect::<Result<_>>()?;
     let special = tokenizer.special();
     let mut docs: Vec<(DocInfo, Encoded)> = texts
         .iter()
@@ -365,10 +378,18 @@ mod tests {
 
     #[test]
     fn two_blank_lines_separate_documents() {
-        let texts = plain_texts("t", b"\xef\xbb\xbf\n\na\r\n\r\nb\r\n\n \t\nc\n\n\n\n\nd\n").unwrap();
+        let plain_texts = |bytes: &[u8]| -> Result<Vec<Text>> {
+            let mut all = Vec::new();
+            plain_texts("t", &Source::of(bytes), |texts, _| {
+                all.extend_from_slice(texts);
+                Ok(())
+            })?;
+            Ok(all)
+        };
+        let texts = plain_texts(b"\xef\xbb\xbf\n\na\r\n\r\nb\r\n\n \t\nc\n\n\n\n\nd\n").unwrap();
         assert_eq!(texts, [(3, "a\n\nb".to_string()), (8, "c".to_string()), (13, "d".to_string())]);
-        assert!(plain_texts("t", b"\n \n").is_err());
-        assert!(plain_texts("t", b"ok\ncaf\xe9").unwrap_err().to_string().contains("t:2: invalid UTF-8"));
+        assert!(plain_texts(b"\n \n").is_err());
+        assert!(plain_texts(b"ok\ncaf\xe9").unwrap_err().to_string().contains("t:2: invalid UTF-8"));
     }
 
     #[test]
@@ -379,7 +400,7 @@ mod tests {
         let text: String =
             (0..60_000).map(|i| ["the ", "\n", "\n\n", "Word", " x", "é"][stream.u64_at(i) as usize % 6]).collect();
         assert!(blocks_of(&text).len() > 1);
-        let docs = encode_texts(&[(1, text.clone())], &t, Progress::Hide, "t").unwrap();
+        let docs = encode_texts(&[(1, text.clone())], &t).unwrap();
         let ids = &docs[0].1.tokens;
         assert_eq!(ids[1..ids.len() - 1], t.encode(&text).unwrap());
     }

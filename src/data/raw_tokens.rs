@@ -5,8 +5,8 @@
 
 use std::path::Path;
 
-use crate::data::mapped::Mapped;
 use crate::error::Result;
+use crate::mapped::Mapped;
 use crate::words::words;
 use crate::{bail, ensure};
 
@@ -107,6 +107,7 @@ impl RawTokens {
             }
         }
         ensure!(u32::try_from(this.ends.len()).is_ok(), "{} documents, expected fewer than 2^32", this.ends.len());
+        this.check_whole()?;
         Ok(this)
     }
 
@@ -145,12 +146,12 @@ impl RawTokens {
         (from..from + len as u64).for_each(|i| each(self.token(i), true));
     }
 
-    /// Whether the file is still as long as when it was opened.
+    /// Whether what was read so far came from the file as it was opened.
     ///
     /// # Errors
     /// If another program cut it.
-    pub fn check_length(&self) -> Result<()> {
-        self.map.check_length()
+    pub fn check_whole(&self) -> Result<()> {
+        self.map.check()
     }
 
     /// blake3 of the file, hex.

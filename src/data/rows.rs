@@ -1,10 +1,11 @@
 //! The rows behind tokens: an epoch's as `inspect rows` shows them, held-out ones for a generation test, read from their sources.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::data::jsonl::{BadRows, RowOptions, read_rows};
+use crate::data::jsonl::{BadRows, RowOptions, RowReader};
 use crate::data::row::Row;
-use crate::data::source;
+use crate::data::source::{self, Source};
 use crate::data::token_file::TokenFile;
 use crate::data::train_set::{EpochPlan, PieceSet, Tokens, TrainSet};
 use crate::error::Result;
@@ -31,19 +32,26 @@ pub struct RowView {
 /// # Errors
 /// If a source cannot be read.
 pub fn epoch_rows(train: &TrainSet, plan: &EpochPlan, options: &RowOptions) -> Result<Vec<RowView>> {
-    let options = RowOptions { bad_rows: BadRows::Skip, ..*options };
-    let texts: Vec<Vec<Row>> = train.sets().iter().map(|s| source_rows(s, &options)).collect::<Result<_>>()?;
-    let mut out = Vec::with_capacity(plan.samples().len());
-    for row in 0..plan.n_rows() {
-        for &sample in plan.row(row) {
+    let samples = (0..plan.n_rows()).flat_map(|row| plan.row(row).iter().map(move |&sample| (row, sample)));
+    let places: Vec<(usize, usize, usize)> = samples
+        .map(|(row, sample)| {
             let (set, piece) = train.locate(sample);
-            let (source, p) = (&train.sets()[set], train.sets()[set].pieces[piece]);
-            let line = source.line(piece);
-            let text = texts[set].binary_search_by_key(&line, |r| r.line).ok().map(|i| texts[set][i].clone());
-            out.push(RowView { row, source: source.name.clone(), text, line, tokens: p.len, n_targets: p.n_targets });
-        }
-    }
-    Ok(out)
+            (row, set, piece)
+        })
+        .collect();
+    let lines = |set: usize| {
+        let here = places.iter().filter(move |p| p.1 == set);
+        here.map(|&(.., piece)| train.sets()[set].line(piece)).collect::<BTreeSet<u32>>()
+    };
+    let texts: Vec<BTreeMap<u32, Row>> =
+        (0..train.sets().len()).map(|i| source_rows(&train.sets()[i], lines(i), options)).collect::<Result<_>>()?;
+    let view = |&(row, set, piece): &(usize, usize, usize)| {
+        let (source, p) = (&train.sets()[set], train.sets()[set].pieces[piece]);
+        let line = source.line(piece);
+        let text = texts[set].get(&line).cloned();
+        RowView { row, source: source.name.clone(), text, line, tokens: p.len, n_targets: p.n_targets }
+    };
+    Ok(places.iter().map(view).collect())
 }
 
 /// The rows of some pieces of a data set, for a generation test on held-out prompts. Pieces whose source is gone are left out.
@@ -51,22 +59,30 @@ pub fn epoch_rows(train: &TrainSet, plan: &EpochPlan, options: &RowOptions) -> R
 /// # Errors
 /// If the source cannot be read.
 pub fn piece_rows(set: &PieceSet, pieces: &[usize], options: &RowOptions) -> Result<Vec<Row>> {
-    let rows = source_rows(set, &RowOptions { bad_rows: BadRows::Skip, ..*options })?;
-    let find = |&p: &usize| rows.binary_search_by_key(&set.line(p), |r| r.line).ok().map(|i| rows[i].clone());
-    Ok(pieces.iter().filter_map(find).collect())
+    let rows = source_rows(set, pieces.iter().map(|&p| set.line(p)).collect(), options)?;
+    Ok(pieces.iter().filter_map(|&p| rows.get(&set.line(p)).cloned()).collect())
 }
 
-/// The JSON Lines behind a data set; none when it is a token file whose source no longer lies where it was.
-fn source_rows(set: &PieceSet, options: &RowOptions) -> Result<Vec<Row>> {
+/// The rows at some lines of the JSON Lines behind a data set; none when it is a token file whose source no longer lies where it
+/// was. The source is read batch by batch, and not beyond the last of the lines.
+fn source_rows(set: &PieceSet, lines: BTreeSet<u32>, options: &RowOptions) -> Result<BTreeMap<u32, Row>> {
+    let mut found = BTreeMap::new();
     let Tokens::File(file) = set.tokens.as_ref() else {
-        return Ok(Vec::new());
+        return Ok(found);
     };
     let packed_from = file.meta().sources.first().map(String::as_str).unwrap_or_default();
-    for source in [set.name.as_str(), packed_from] {
-        let path = Path::new(source);
-        if path.exists() && !TokenFile::is_token_file(&source::head(path)?) {
-            return Ok(read_rows(path, options)?.rows);
+    for path in [set.name.as_str(), packed_from].map(Path::new) {
+        if !path.exists() || TokenFile::is_token_file(&source::head(path)?) {
+            continue;
         }
+        let source = Source::open(path)?;
+        let options = RowOptions { bad_rows: BadRows::Skip, ..*options };
+        let mut reader = RowReader::new(&path.display().to_string(), &source, &options)?;
+        while found.len() < lines.len() {
+            let Some((rows, _)) = reader.next_rows()? else { break };
+            found.extend(rows.into_iter().filter(|r| lines.contains(&r.line)).map(|r| (r.line, r)));
+        }
+        return Ok(found);
     }
-    Ok(Vec::new())
+    Ok(found)
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::data::cache;
 use crate::data::encode::{Encoded, Outcome, Overflow, encode_row};
-use crate::data::jsonl::{BadRows, RowOptions, parse_source};
+use crate::data::jsonl::{BadRows, RowOptions, RowReader};
 use crate::data::mix::{Mix, WeightUnit, check_weights};
 use crate::data::progress::Progress;
 use crate::data::row::Row;
@@ -16,7 +16,7 @@ use crate::data::source::{self, Source};
 use crate::data::split::split_sets;
 use crate::data::template::Template;
 use crate::data::text_loss::{Lost, TextLoss};
-use crate::data::token_file::{Content, Counts, DocInfo, Findings, Meta, TokenFile};
+use crate::data::token_file::{Counts, DocInfo, Findings, Meta, TokenFile, Writer};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::train_set::{Piece, PieceSet, Tokens, TrainSet};
 use crate::error::{Error, Result};
@@ -327,19 +327,13 @@ pub fn token_file_of(
         );
         return Ok(file);
     }
-    let source = source::read(path)?;
-    let data = blake3::hash(&source.bytes).to_hex().to_string();
+    let source = Source::open(path)?;
+    let data = source.hash();
     let key = cache::key(&[data.as_bytes(), tokenizer.hash().as_bytes(), settings.to_string().as_bytes()]);
     let to = cache::path(&row.cache_dir, path, &key);
-    cache::open_or_make(&to, tokenizer.hash(), &key, log, || {
-        let made = encode_file(&name, &source, row, tokenizer, template, progress)?;
-        Ok(Content {
-            tokenizer_hash: tokenizer.hash().to_string(),
-            settings_hash: key.clone(),
-            vocab_size: tokenizer.vocab_size(),
-            meta: Meta { settings: settings.clone(), ..made.0 },
-            docs: made.1,
-        })
+    cache::open_or_make(&to, tokenizer, &key, log, |to| {
+        let meta = encode_file(&name, &source, row, tokenizer, template, progress, to)?;
+        Ok(Meta { settings: settings.clone(), ..meta })
     })
 }
 
@@ -361,78 +355,77 @@ fn settings(row: &RowSpec, tokenizer: &Tokenizer, template: &Template) -> serde_
     })
 }
 
-/// Rows to documents, in parallel, in file order.
+/// Rows to documents, in parallel, in file order, batch by batch: the file may be larger than the memory.
 fn encode_file(
     name: &str,
-    source: &Source,
+    source: &Source<'_>,
     spec: &RowSpec,
     tokenizer: &Tokenizer,
     template: &Template,
     progress: Progress,
-) -> Result<(Meta, Vec<(DocInfo, Encoded)>)> {
-    let file = parse_source(name, source, &spec.rows)?;
-    let bar = progress.bar(file.rows.len() as u64, &format!("tokenising {name}"));
+    to: &mut Writer,
+) -> Result<Meta> {
+    let mut reader = RowReader::new(name, source, &spec.rows)?;
+    let bar = progress.bar(source.bytes(), &format!("tokenising {name}"));
     let loss = TextLoss::of(tokenizer)?;
-    let outcomes: Vec<Result<(Outcome, Lost)>> = file
-        .rows
-        .par_iter()
-        .map(|row| {
+    let (mut counts, mut findings, mut refused) = (Counts::default(), Findings::default(), Vec::new());
+    let unk = tokenizer.unknown();
+    while let Some((rows, bytes)) = reader.next_rows()? {
+        let encode = |row: &Row| {
             let outcome = encode_row(tokenizer, template, row, spec.max_seq_len, spec.overflow);
-            bar.inc(1);
             Ok((outcome?, loss.in_row(tokenizer, row)?))
-        })
-        .collect();
+        };
+        let outcomes: Vec<Result<(Outcome, Lost)>> = rows.par_iter().map(encode).collect();
+        for (row, outcome) in rows.iter().zip(outcomes) {
+            counts.rows += 1;
+            if let Ok((outcome, lost)) = &outcome {
+                findings.add(row.line, outcome, *lost, unk);
+            }
+            let encoded = match outcome {
+                Ok((Outcome::Kept(encoded), _)) => encoded,
+                Ok((Outcome::Truncated(encoded, _), _)) => {
+                    counts.truncated += 1;
+                    encoded
+                }
+                Ok((dropped, _)) => {
+                    match dropped {
+                        Outcome::TooLong(_) => counts.too_long += 1,
+                        Outcome::ResponseCut(_) => counts.response_cut += 1,
+                        _ => counts.unsupervised += 1,
+                    }
+                    continue;
+                }
+                // A conversation that the template refuses is as bad as a line that does not parse.
+                Err(e) if spec.rows.bad_rows == BadRows::Skip => {
+                    counts.rows -= 1;
+                    refused.push((row.line, e.to_string()));
+                    continue;
+                }
+                Err(e) => bail!("{name}:{}: {e}", row.line),
+            };
+            let n_targets = encoded.n_targets() as u32;
+            to.push(&DocInfo { line: row.line, n_targets, prompt_hash: prompt_hash(row), source: 0 }, &encoded)?;
+        }
+        bar.inc(bytes);
+    }
     bar.finish_and_clear();
-    let mut meta = Meta {
+    let file = reader.finish()?;
+    let mut bad: Vec<(u32, String)> = file.bad.iter().map(|b| (b.line, b.what.clone())).chain(refused).collect();
+    bad.sort();
+    counts.blank_lines = file.blank_lines as u64;
+    counts.kept = to.n_docs();
+    counts.bad = bad.len() as u64;
+    Ok(Meta {
         sources: vec![name.to_string()],
         template: template.name().to_string(),
         form: file.form(),
         ignored: file.ignored,
+        longest: to.longest(),
+        findings: Some(findings),
+        bad,
+        counts,
         ..Meta::default()
-    };
-    let mut counts = Counts { rows: file.rows.len() as u64, blank_lines: file.blank_lines as u64, ..Counts::default() };
-    let mut docs = Vec::with_capacity(file.rows.len());
-    meta.bad = file.bad.into_iter().map(|b| (b.line, b.what)).collect();
-    let mut findings = Findings::default();
-    let unk = tokenizer.unknown();
-    for (row, outcome) in file.rows.iter().zip(outcomes) {
-        if let Ok((outcome, lost)) = &outcome {
-            findings.add(row.line, outcome, *lost, unk);
-        }
-        let encoded = match outcome {
-            Ok((Outcome::Kept(encoded), _)) => encoded,
-            Ok((Outcome::Truncated(encoded, _), _)) => {
-                counts.truncated += 1;
-                encoded
-            }
-            Ok((dropped, _)) => {
-                match dropped {
-                    Outcome::TooLong(_) => counts.too_long += 1,
-                    Outcome::ResponseCut(_) => counts.response_cut += 1,
-                    _ => counts.unsupervised += 1,
-                }
-                continue;
-            }
-            // A conversation that the template refuses is as bad as a line that does not parse.
-            Err(e) if spec.rows.bad_rows == BadRows::Skip => {
-                counts.rows -= 1;
-                meta.bad.push((row.line, e.to_string()));
-                continue;
-            }
-            Err(e) => bail!("{name}:{}: {e}", row.line),
-        };
-        meta.longest = meta.longest.max(encoded.tokens.len() as u64);
-        docs.push((
-            DocInfo { line: row.line, n_targets: encoded.n_targets() as u32, prompt_hash: prompt_hash(row), source: 0 },
-            encoded,
-        ));
-    }
-    meta.bad.sort();
-    counts.kept = docs.len() as u64;
-    counts.bad = meta.bad.len() as u64;
-    meta.counts = counts;
-    meta.findings = Some(findings);
-    Ok((meta, docs))
+    })
 }
 
 impl Findings {

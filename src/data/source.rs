@@ -1,22 +1,30 @@
 //! The bytes of a data set: a file that can be read again, unpacked where it is gzip, refused by name where it is something else.
 
-use std::io::Read;
+use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::files::open_file;
-use crate::machine::available_memory;
 use crate::{bail, ensure};
 
-/// A file's bytes as its reader takes them.
+/// A data set's file, unpacked where it is gzip, without a byte order mark. It is read from its start whenever its items are asked
+/// for, and never held whole: a file may be larger than the memory.
 #[derive(Debug)]
-pub struct Source {
-    /// Unpacked, without a byte order mark.
-    pub bytes: Vec<u8>,
-    /// Whether the file was gzip.
-    pub gzip: bool,
+pub struct Source<'a> {
+    origin: Origin<'a>,
+    gzip: bool,
+    bom: bool,
+    array: bool,
+    bytes: u64,
+    hash: blake3::Hash,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Origin<'a> {
+    File(&'a Path),
+    Memory(&'a [u8]),
 }
 
 /// What files of other kinds begin with, what they are, and what to do.
@@ -51,29 +59,158 @@ pub fn head(path: &Path) -> Result<Vec<u8>> {
     Ok(head)
 }
 
-/// Reads a file whole.
-///
-/// # Errors
-/// If it is not there, no file that can be read again, damaged gzip or larger than the memory, or of a kind that holds no text.
-pub fn read(path: &Path) -> Result<Source> {
-    let name = || path.display().to_string();
-    let mut bytes = Vec::new();
-    open_file(path)?.read_to_end(&mut bytes).context(name)?;
-    let gzip = bytes.starts_with(b"\x1f\x8b");
-    if gzip {
-        // A small file may unpack to more than any memory holds.
-        let most = available_memory().unwrap_or(u64::MAX - 1);
-        let mut unpacked = Vec::new();
-        let read = MultiGzDecoder::new(bytes.as_slice()).take(most).read_to_end(&mut unpacked);
-        read.map_err(|e| crate::error::Error::new(format!("{}: damaged gzip file, expected {e}", name())))?;
-        ensure!((unpacked.len() as u64) < most, "{}: unpacks to more than the {most} bytes of free memory", name());
-        bytes = unpacked;
+/// Bytes that are read at once.
+const CHUNK: usize = 1 << 20;
+/// Bytes of text that are worked on at once, or one item where that is longer.
+const BATCH: usize = 2 << 20;
+/// Items that are worked on at once: short ones cost more than their text.
+const MOST_ITEMS: usize = 1 << 14;
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
+impl<'a> Source<'a> {
+    /// Reads a file once, to know what it is and what hash its text has.
+    ///
+    /// # Errors
+    /// If it is not there, no file that can be read again, damaged gzip, or of a kind that holds no text.
+    pub fn open(path: &'a Path) -> Result<Self> {
+        let gzip = head(path)?.starts_with(b"\x1f\x8b");
+        let mut start = Vec::new();
+        let mut all = Self { origin: Origin::File(path), gzip, bom: false, array: false, bytes: 0, hash: NOTHING };
+        all.unread()?.take(512).read_to_end(&mut start).map_err(|e| all.explain(&e))?;
+        refuse_others(&start).context(|| path.display().to_string())?;
+        all.bom = start.starts_with(BOM);
+        all.scan()?;
+        Ok(all)
     }
-    refuse_others(&bytes).context(name)?;
-    if bytes.starts_with(b"\xef\xbb\xbf") {
-        bytes.drain(..3);
+
+    /// Text in memory, as it is.
+    pub fn of(bytes: &'a [u8]) -> Self {
+        let bom = bytes.starts_with(BOM);
+        let mut all = Self { origin: Origin::Memory(bytes), gzip: false, bom, array: false, bytes: 0, hash: NOTHING };
+        all.scan().expect("memory can be read");
+        all
     }
-    Ok(Source { bytes, gzip })
+
+    /// Whether the file is gzip.
+    pub fn is_gzip(&self) -> bool {
+        self.gzip
+    }
+
+    /// Whether its items are the elements of one JSON array, not lines.
+    pub fn is_array(&self) -> bool {
+        self.array
+    }
+
+    /// Whether there is nothing in it, not even a byte order mark.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0 && !self.bom
+    }
+
+    /// Bytes of text.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// blake3 of the text, hex.
+    pub fn hash(&self) -> String {
+        self.hash.to_hex().to_string()
+    }
+
+    /// Its items in their order, in batches of bounded size. Of an item longer than `limit` bytes only the beginning is kept.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn batches(&self, limit: usize) -> Result<Batches<'_, 'a>> {
+        self.split(if self.array { Splitter::Array(Array::default()) } else { Splitter::Lines }, limit)
+    }
+
+    /// The same of its lines, whatever they are.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn lines(&self) -> Result<Batches<'_, 'a>> {
+        self.split(Splitter::Lines, usize::MAX)
+    }
+
+    fn split(&self, splitter: Splitter, limit: usize) -> Result<Batches<'_, 'a>> {
+        Ok(Batches {
+            source: self,
+            text: self.text()?,
+            chunk: Vec::new(),
+            at: 0,
+            hasher: blake3::Hasher::new(),
+            splitter,
+            limit,
+            number: 0,
+            ended: false,
+        })
+    }
+
+    fn scan(&mut self) -> Result<()> {
+        let (mut text, mut chunk) = (self.text()?, vec![0; CHUNK]);
+        let (mut hasher, mut array, mut is_array) = (blake3::Hasher::new(), Array::default(), true);
+        loop {
+            let n = fill(&mut text, &mut chunk).map_err(|e| self.explain(&e))?;
+            if n == 0 {
+                break;
+            }
+            hasher.update(&chunk[..n]);
+            self.bytes += n as u64;
+            is_array = is_array && chunk[..n].iter().all(|&b| array.step(b) != Mark::No);
+        }
+        // One that breaks off is an array too.
+        self.array = is_array && matches!(array.phase, Phase::Inside | Phase::After);
+        self.hash = hasher.finalize();
+        Ok(())
+    }
+
+    /// The unpacked bytes from the start.
+    fn unread(&self) -> Result<Box<dyn Read + 'a>> {
+        Ok(match self.origin {
+            Origin::Memory(bytes) => Box::new(bytes),
+            Origin::File(path) if self.gzip => {
+                Box::new(MultiGzDecoder::new(BufReader::with_capacity(1 << 16, open_file(path)?)))
+            }
+            Origin::File(path) => Box::new(open_file(path)?),
+        })
+    }
+
+    /// The same behind the byte order mark.
+    fn text(&self) -> Result<Box<dyn Read + 'a>> {
+        let mut reader = self.unread()?;
+        if self.bom {
+            reader.read_exact(&mut [0; BOM.len()]).map_err(|e| self.explain(&e))?;
+        }
+        Ok(reader)
+    }
+
+    fn name(&self) -> String {
+        match self.origin {
+            Origin::File(path) => path.display().to_string(),
+            Origin::Memory(_) => "text".to_string(),
+        }
+    }
+
+    fn explain(&self, e: &std::io::Error) -> Error {
+        let what = if self.gzip { "damaged gzip file, expected " } else { "" };
+        Error::new(format!("{}: {what}{e}", self.name()))
+    }
+}
+
+const NOTHING: blake3::Hash = blake3::Hash::from_bytes([0; 32]);
+
+/// Reads until the buffer is full or the text ends.
+fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut n = 0;
+    while n < buffer.len() {
+        match from.read(&mut buffer[n..]) {
+            Ok(0) => break,
+            Ok(more) => n += more,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(n)
 }
 
 /// Says what a file is that holds no text.
@@ -87,65 +224,271 @@ fn refuse_others(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The rows of a body: its lines, or the elements of the one JSON array that it is. Each with its number, from 1.
-pub struct Items<'a> {
-    /// The texts in their order; lines without their end, a byte order mark or the carriage return before it.
-    pub all: Vec<&'a [u8]>,
-    /// Whether they are elements of an array.
-    pub array: bool,
+/// A row of a file: a line, or an element of the one array that the file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Item<'a> {
+    /// Its number, from 1.
+    pub number: u64,
+    /// Its text, without its end, a byte order mark or the carriage return before it; cut behind the limit.
+    pub text: &'a [u8],
+    /// Bytes of the whole of it.
+    pub bytes: u64,
+    /// Whether the file ends with it: behind a last line end that is an empty line.
+    pub last: bool,
+    /// Whether it is where a file that was cut would break off.
+    pub cut: bool,
 }
 
-/// Takes a body apart.
-pub fn items(body: &[u8]) -> Items<'_> {
-    if let Some(all) = elements(body) {
-        return Items { all, array: true };
-    }
-    // Files that were put together have the byte order marks of their parts inside.
-    let lines = body.split(|&b| b == b'\n').map(|l| l.strip_prefix(b"\xef\xbb\xbf").unwrap_or(l));
-    Items { all: lines.map(|l| l.strip_suffix(b"\r").unwrap_or(l)).collect(), array: false }
+/// Some items, one after the other.
+#[derive(Debug, Default)]
+pub struct Batch {
+    text: Vec<u8>,
+    spans: Vec<Span>,
 }
 
-/// The elements of an array of objects that takes up the whole body; an array that breaks off ends with an empty one, which
-/// parses as nothing. `None` where the body is anything else, lists of messages one a line among it.
-fn elements(body: &[u8]) -> Option<Vec<&[u8]>> {
-    let inner = body.trim_ascii_start().strip_prefix(b"[")?;
-    if !matches!(inner.trim_ascii_start().first(), Some(b'{' | b']')) {
-        return None;
+#[derive(Debug)]
+struct Span {
+    start: usize,
+    end: usize,
+    item: Item<'static>,
+}
+
+impl Batch {
+    /// The items.
+    pub fn items(&self) -> impl Iterator<Item = Item<'_>> {
+        self.spans.iter().map(|s| Item { text: &self.text[s.start..s.end], ..s.item })
     }
-    let mut all = Vec::new();
-    let (mut start, mut depth, mut quoted, mut escaped) = (0, 0usize, false, false);
-    for (i, &byte) in inner.iter().enumerate() {
-        if quoted {
-            match byte {
-                _ if escaped => escaped = false,
-                b'\\' => escaped = true,
-                b'"' => quoted = false,
-                // No text of JSON goes on in the next line: a line is broken, not an array.
-                b'\n' => return None,
+}
+
+/// Cuts a source into batches of items.
+pub struct Batches<'s, 'a> {
+    source: &'s Source<'a>,
+    text: Box<dyn Read + 'a>,
+    chunk: Vec<u8>,
+    /// Bytes of the chunk that were taken.
+    at: usize,
+    hasher: blake3::Hasher,
+    splitter: Splitter,
+    limit: usize,
+    number: u64,
+    ended: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Splitter {
+    Lines,
+    Array(Array),
+}
+
+impl Batches<'_, '_> {
+    /// The next batch; `None` behind the last.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is not what it was when it was opened.
+    pub fn next_batch(&mut self) -> Result<Option<Batch>> {
+        let mut batch = Batch::default();
+        while !self.ended && batch.text.len() < BATCH && batch.spans.len() < MOST_ITEMS {
+            match self.splitter {
+                Splitter::Lines => self.line(&mut batch)?,
+                Splitter::Array(mut array) => {
+                    self.element(&mut array, &mut batch)?;
+                    self.splitter = Splitter::Array(array);
+                }
+            }
+        }
+        Ok((!batch.spans.is_empty()).then_some(batch))
+    }
+
+    /// What is left of the chunk, or the next one; empty where the text ends.
+    fn more(&mut self) -> Result<&[u8]> {
+        if self.at == self.chunk.len() {
+            self.chunk.resize(CHUNK, 0);
+            let n = fill(&mut self.text, &mut self.chunk).map_err(|e| self.source.explain(&e))?;
+            self.chunk.truncate(n);
+            self.at = 0;
+            self.hasher.update(&self.chunk);
+            // Rows of one file under the hash of another would be found again in its stead.
+            ensure!(
+                n > 0 || self.hasher.finalize() == self.source.hash,
+                "{}: the file changed while it was read; start again when it is complete",
+                self.source.name()
+            );
+        }
+        Ok(&self.chunk[self.at..])
+    }
+
+    /// One line, or what stands behind the last line end.
+    fn line(&mut self, batch: &mut Batch) -> Result<()> {
+        let (start, limit) = (batch.text.len(), self.limit.saturating_add(8));
+        let (mut bytes, mut before_end) = (0u64, None);
+        let last = loop {
+            let more = self.more()?;
+            if more.is_empty() {
+                break true;
+            }
+            let end = more.iter().position(|&b| b == b'\n');
+            let part = &more[..end.unwrap_or(more.len())];
+            batch.text.extend(&part[..part.len().min(start.saturating_add(limit).saturating_sub(batch.text.len()))]);
+            before_end = part.last().copied().or(before_end);
+            let (part, taken) = (part.len(), end.map_or(more.len(), |end| end + 1));
+            bytes += part as u64;
+            self.at += taken;
+            if end.is_some() {
+                break false;
+            }
+        };
+        // Files that were put together have the byte order marks of their parts inside.
+        let bom = if batch.text[start..].starts_with(BOM) { BOM.len() } else { 0 };
+        bytes -= bom as u64;
+        if before_end == Some(b'\r') && bytes > 0 {
+            bytes -= 1;
+            let kept = (start + bom) as u64 + bytes;
+            batch.text.truncate(usize::try_from(kept).map_or(batch.text.len(), |kept| kept.min(batch.text.len())));
+        }
+        self.push(batch, start + bom, bytes, last, last);
+        self.ended = last;
+        Ok(())
+    }
+
+    /// One element, or what there is of it where the array breaks off; then an empty one follows, which parses as nothing.
+    fn element(&mut self, array: &mut Array, batch: &mut Batch) -> Result<()> {
+        let (start, limit) = (batch.text.len(), self.limit.saturating_add(8));
+        let (mut bytes, mut blanks) = (0u64, 0u64);
+        loop {
+            let more = self.more()?;
+            if more.is_empty() {
+                self.push(batch, start, bytes - blanks, false, true);
+                self.push(batch, batch.text.len(), 0, true, true);
+                self.ended = true;
+                return Ok(());
+            }
+            let mut taken = 0;
+            let mut mark = Mark::Skip;
+            for &byte in more {
+                taken += 1;
+                mark = array.step(byte);
+                if matches!(mark, Mark::Comma | Mark::Close) {
+                    break;
+                }
+                let blank = byte.is_ascii_whitespace();
+                if mark == Mark::Keep && !(blank && bytes == 0) {
+                    bytes += 1;
+                    blanks = if blank { blanks + 1 } else { 0 };
+                    if batch.text.len() - start < limit {
+                        batch.text.push(byte);
+                    }
+                }
+            }
+            self.at += taken;
+            match mark {
+                Mark::Comma => {
+                    self.push(batch, start, bytes - blanks, false, false);
+                    return Ok(());
+                }
+                Mark::Close => {
+                    // `[]` has none.
+                    if bytes > 0 || self.number > 0 {
+                        self.push(batch, start, bytes - blanks, true, true);
+                    }
+                    // To the end, for its hash.
+                    while !self.more()?.is_empty() {
+                        self.at = self.chunk.len();
+                    }
+                    self.ended = true;
+                    return Ok(());
+                }
                 _ => {}
             }
-            continue;
+        }
+    }
+
+    fn push(&mut self, batch: &mut Batch, start: usize, bytes: u64, last: bool, cut: bool) {
+        self.number += 1;
+        let end = usize::try_from(bytes).map_or(batch.text.len(), |n| batch.text.len().min(start + n));
+        let item = Item { number: self.number, text: &[], bytes, last, cut };
+        batch.spans.push(Span { start, end, item });
+    }
+}
+
+/// What a byte is to an array of objects that takes up a whole text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// Part of an element, or a blank beside it.
+    Keep,
+    /// Part of no element.
+    Skip,
+    /// An element ends, another follows.
+    Comma,
+    /// The last one ends.
+    Close,
+    /// The text is no such array.
+    No,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Before,
+    Opened,
+    Inside,
+    After,
+}
+
+/// Follows an array of objects byte by byte; lists of messages one a line are none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Array {
+    phase: Phase,
+    depth: usize,
+    quoted: bool,
+    escaped: bool,
+}
+
+impl Array {
+    fn step(&mut self, byte: u8) -> Mark {
+        match self.phase {
+            Phase::Before | Phase::Opened | Phase::After if byte.is_ascii_whitespace() => Mark::Skip,
+            Phase::Before if byte == b'[' => {
+                self.phase = Phase::Opened;
+                Mark::Skip
+            }
+            Phase::Opened if byte == b'{' => {
+                self.phase = Phase::Inside;
+                self.inside(byte)
+            }
+            Phase::Opened if byte == b']' => {
+                self.phase = Phase::After;
+                Mark::Close
+            }
+            Phase::Inside => self.inside(byte),
+            _ => Mark::No,
+        }
+    }
+
+    fn inside(&mut self, byte: u8) -> Mark {
+        if self.quoted {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = true,
+                b'"' => self.quoted = false,
+                // No text of JSON goes on in the next line: a line is broken, not an array.
+                b'\n' => return Mark::No,
+                _ => {}
+            }
+            return Mark::Keep;
         }
         match byte {
-            b'"' => quoted = true,
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' if depth > 0 => depth -= 1,
-            b',' if depth == 0 => {
-                all.push(inner[start..i].trim_ascii());
-                start = i + 1;
-            }
+            b'"' => self.quoted = true,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' if self.depth > 0 => self.depth -= 1,
+            b',' if self.depth == 0 => return Mark::Comma,
             b']' => {
-                let last = inner[start..i].trim_ascii();
-                if !(last.is_empty() && all.is_empty()) {
-                    all.push(last);
-                }
-                return inner[i + 1..].trim_ascii().is_empty().then_some(all);
+                self.phase = Phase::After;
+                return Mark::Close;
             }
             _ => {}
         }
+        Mark::Keep
     }
-    all.extend([inner[start..].trim_ascii(), b""]);
-    Some(all)
 }
 
 #[cfg(test)]
@@ -153,8 +496,16 @@ mod tests {
     use super::*;
 
     fn split(body: &str) -> (bool, Vec<String>) {
-        let items = items(body.as_bytes());
-        (items.array, items.all.iter().map(|i| String::from_utf8_lossy(i).into_owned()).collect())
+        let source = Source::of(body.as_bytes());
+        let mut batches = source.batches(usize::MAX).unwrap();
+        let mut all = Vec::new();
+        while let Some(batch) = batches.next_batch().unwrap() {
+            for item in batch.items() {
+                assert_eq!((item.bytes, item.number), (item.text.len() as u64, all.len() as u64 + 1));
+                all.push(String::from_utf8_lossy(item.text).into_owned());
+            }
+        }
+        (source.is_array(), all)
     }
 
     #[test]

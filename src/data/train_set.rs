@@ -33,14 +33,14 @@ impl Tokens {
         }
     }
 
-    /// Whether the file still holds what was opened.
+    /// Whether what was read so far came from the file as it was opened: asked after reading, before it is used.
     ///
     /// # Errors
     /// If another program cut it.
-    pub fn check_length(&self) -> Result<()> {
+    pub fn check_whole(&self) -> Result<()> {
         match self {
-            Self::File(f) => f.check_length(),
-            Self::Raw(r) => r.check_length(),
+            Self::File(f) => f.check_whole(),
+            Self::Raw(r) => r.check_whole(),
         }
     }
 

@@ -38,7 +38,7 @@ pub struct SetEval {
 /// Evaluates each data set; `done(documents)` is called after each batch.
 ///
 /// # Errors
-/// If the device fails.
+/// If the device fails, or another program cuts a file.
 pub fn evaluate_sets<B: Backend>(
     dev: &B,
     model: &Model<B>,
@@ -65,6 +65,7 @@ pub fn evaluate_sets<B: Backend>(
             tokens += batch.tokens.len() as u64;
             done(batch.samples.len());
         }
+        set.tokens.check_whole()?;
         // Packing has its own order; the sums have that of the data.
         documents.sort_by_key(|d| d.0);
         let mut sums = SetSums { name: set.name.clone(), ..Default::default() };

@@ -4,12 +4,9 @@
 //! checked arithmetic, because a hostile header may overflow them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use half::f16;
-use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
@@ -17,7 +14,8 @@ use serde_json::Value;
 use super::config::{self as hf_config, HfConfig};
 use super::{HostTensor, SaveDType, TensorSource};
 use crate::error::{Context, Error, Result};
-use crate::files::{At, read_text, refuse_pointer};
+use crate::files::{read_text, refuse_pointer};
+use crate::mapped::Mapped;
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Place, Weights};
 use crate::{bail, ensure};
@@ -30,7 +28,7 @@ const DECODER: &str = "model.";
 /// One open safetensors file.
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    map: Mapped,
     /// Where tensor data begins.
     data_start: usize,
     tensors: BTreeMap<String, TensorInfo>,
@@ -43,21 +41,13 @@ impl TensorFile {
     /// # Errors
     /// If the file cannot be opened, is cut short, or its header is not what the format asks for.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).at(path)?;
-        let meta = file.metadata().at(path)?;
-        ensure!(meta.is_file(), "{}: expected a file", path.display());
-        ensure!(meta.len() >= 8, "{}: {} bytes are too few for a safetensors file", path.display(), meta.len());
-        let mut start = [0; 64];
-        let read = (&file).read(&mut start).at(path)?;
-        refuse_pointer(path, &start[..read])?;
-        // SAFETY: the mapping is read-only. ringtune replaces files by rename and never writes into one, so its own writers
-        // cannot change a mapped file; another process that truncates it under us would end this one with SIGBUS, as with any
-        // mapped file, and no value is trusted before it was checked.
-        let map = unsafe { Mmap::map(&file) }.at(path)?;
+        let map = Mapped::open(path)?;
+        ensure!(map.len() >= 8, "{}: {} bytes are too few for a safetensors file", path.display(), map.len());
+        refuse_pointer(path, &map[..map.len().min(64)])?;
         Self::parse(path, map).context(|| path.display().to_string())
     }
 
-    fn parse(path: &Path, map: Mmap) -> Result<Self> {
+    fn parse(path: &Path, map: Mapped) -> Result<Self> {
         let (header, data_start) = header_bytes(&map)?;
         let header: Metadata = serde_json::from_slice(header)
             .map_err(|e| Error::new(format!("the header is not that of a safetensors file: {e}")))?;
@@ -97,10 +87,11 @@ impl TensorFile {
     ///
     /// # Errors
     /// If there is no such tensor, its element type is not F32, BF16 or F16, it has more than two dimensions, is empty, or
-    /// holds a NaN or infinity.
+    /// holds a NaN or infinity; or another program cut the file meanwhile.
     pub fn load(&self, name: &str) -> Result<HostTensor> {
         let what = || format!("{}: {name}", self.path.display());
         let tensor = self.decode(name).context(what)?;
+        self.map.check()?;
         tensor.check_finite(&what())?;
         Ok(tensor)
     }

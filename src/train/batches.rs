@@ -1,12 +1,12 @@
 //! What the loop asks of data: the micro-batches of one optimiser step, and those of an evaluation.
 
-use std::path::{Component, Path};
 use std::sync::Arc;
 
 use crate::batch::MicroBatch;
 use crate::data::loader::{EvalPlan, Loader, Step, StepShape};
 use crate::data::train_set::{Cursor, PieceSet, TrainSet};
 use crate::error::Result;
+use crate::text::short_names;
 
 /// Training data from a prefetching loader: steps in order, from the cursor where it was started.
 pub struct TrainBatches {
@@ -82,51 +82,10 @@ impl EvalBatches {
     /// Every micro-batch of data set `i` on this rank with its number, in order, within the capacity the model was allocated for.
     ///
     /// # Errors
-    /// The error of `each`.
+    /// The error of `each`; or if another program cut the file, so that what `each` got is not all from it.
     pub fn visit(&self, i: usize, mut each: impl FnMut(usize, &MicroBatch) -> Result<()>) -> Result<()> {
         let (_, set, plan) = &self.sets[i];
-        plan.micro_batches(set, self.micro_batch, self.rank, self.world_size).try_for_each(|(k, b)| each(k, &b))
-    }
-}
-
-/// `data/sft/dolly15k.jsonl` as `dolly15k`: a name for tables and metrics. Where several would have one name, as many folders
-/// as tell them apart come first (`a_train`), or else a number behind it.
-fn short_names(paths: &[String]) -> Vec<String> {
-    let parts: Vec<Vec<String>> = paths
-        .iter()
-        .map(|path| {
-            let path = Path::new(path.strip_suffix(".gz").unwrap_or(path)).with_extension("");
-            let names = path.components().filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir));
-            names.map(|c| c.as_os_str().to_string_lossy().into_owned()).collect()
-        })
-        .collect();
-    let name = |i: usize, n: usize| parts[i][parts[i].len().saturating_sub(n)..].join("_");
-    let deepest = parts.iter().map(Vec::len).max().unwrap_or(0);
-    let mut names: Vec<String> = Vec::with_capacity(paths.len());
-    for i in 0..paths.len() {
-        let alone = |n: &usize| (0..paths.len()).all(|k| parts[k] == parts[i] || name(k, *n) != name(i, *n));
-        let base = name(i, (1..=deepest).find(alone).unwrap_or(deepest));
-        let numbered = (2..).map(|n| format!("{base}_{n}"));
-        let free = std::iter::once(base.clone()).chain(numbered).find(|n| !names.contains(n));
-        names.push(free.expect("numbers do not end"));
-    }
-    names
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn data_sets_of_one_file_name_have_names_apart() {
-        let check = |paths: &[&str], names: &[&str]| {
-            assert_eq!(short_names(&paths.iter().map(ToString::to_string).collect::<Vec<_>>()), names);
-        };
-        check(&["data/dolly15k.jsonl", "b/x.jsonl.gz", "c.tok"], &["dolly15k", "x", "c"]);
-        check(&["a/train.jsonl", "b/train.jsonl", "dev.jsonl"], &["a_train", "b_train", "dev"]);
-        check(&["x/a/train.jsonl", "y/a/train.jsonl"], &["x_a_train", "y_a_train"]);
-        check(&["train.jsonl", "b/train.jsonl", "b/train.json"], &["train", "b_train", "b_train_2"]);
-        check(&["train.jsonl", "./train.jsonl", "/d/train.jsonl"], &["train", "train_2", "d_train"]);
-        check(&["a/train.jsonl", "b/train.jsonl", "a_train.jsonl"], &["a_train", "b_train", "a_train_2"]);
+        plan.micro_batches(set, self.micro_batch, self.rank, self.world_size).try_for_each(|(k, b)| each(k, &b))?;
+        set.tokens.check_whole()
     }
 }

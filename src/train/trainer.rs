@@ -107,15 +107,7 @@ impl<B: Backend> Trainer<'_, B> {
             let data = self.work.trace.span("data");
             let batch = self.batches.next_step();
             drop(data);
-            if batch.is_err()
-                && self.state.step > 0
-                && let Some(outputs) = &mut self.outputs
-            {
-                // What was trained is kept where the data fail under the run.
-                outputs.save(self.dev, &mut self.work, &self.state)?;
-                outputs.wait()?;
-            }
-            let batch = batch?;
+            let batch = self.kept_if_failed(batch)?;
             self.step(&batch, start, &mut window)?;
             let last = self.state.step == self.max_steps;
             let interrupted = self.comm.any(self.stop.is_requested())?;
@@ -123,7 +115,8 @@ impl<B: Backend> Trainer<'_, B> {
             let mut out_of_patience = false;
             let evaluate = settings.eval_every.due(self.state.step, batch.epoch_end)
                 || (last && settings.eval_every != Every::Never);
-            if evaluate && let Some(loss) = self.evaluate_and_log()? {
+            let evaluated = if evaluate { self.evaluate_and_log() } else { Ok(None) };
+            if let Some(loss) = self.kept_if_failed(evaluated)? {
                 let verdict = self.state.best.observe(loss, self.state.step, settings.early_stopping);
                 save |= verdict.is_best;
                 out_of_patience = verdict.stop;
@@ -155,6 +148,18 @@ impl<B: Backend> Trainer<'_, B> {
             }
         }
         Ok(Finished::Completed)
+    }
+
+    /// What was trained is kept where the data fail under the run.
+    fn kept_if_failed<T>(&mut self, result: Result<T>) -> Result<T> {
+        if result.is_err()
+            && self.state.step > 0
+            && let Some(outputs) = &mut self.outputs
+            && let Err(e) = outputs.save(self.dev, &mut self.work, &self.state).and_then(|()| outputs.wait())
+        {
+            say::warning(&format!("what was trained since the last checkpoint cannot be saved: {e}"));
+        }
+        result
     }
 
     /// One optimiser step with its bookkeeping and log line.

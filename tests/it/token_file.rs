@@ -5,7 +5,21 @@ use std::path::Path;
 use proptest::prelude::*;
 use ringtune::data::encode::Encoded;
 use ringtune::data::raw_tokens::{RawTokens, RawWidth};
-use ringtune::data::token_file::{Content, Counts, DocInfo, Meta, TokenFile, write};
+use ringtune::data::token_file::{Counts, DocInfo, Meta, TokenFile, Writer};
+use ringtune::error::Result;
+
+/// What a token file is made of.
+struct Content {
+    vocab_size: usize,
+    meta: Meta,
+    docs: Vec<(DocInfo, Encoded)>,
+}
+
+fn write(path: &Path, content: &Content) -> Result<()> {
+    let mut to = Writer::new(path, content.vocab_size)?;
+    content.docs.iter().try_for_each(|(info, doc)| to.push(info, doc))?;
+    to.finish(&content.meta, [&"ab".repeat(32), &"cd".repeat(32)])
+}
 
 fn content(vocab_size: usize, docs: &[&[u32]]) -> Content {
     let docs = docs.iter().enumerate().map(|(i, tokens)| {
@@ -23,8 +37,6 @@ fn content(vocab_size: usize, docs: &[&[u32]]) -> Content {
     });
     Content {
         vocab_size,
-        tokenizer_hash: "ab".repeat(32),
-        settings_hash: "cd".repeat(32),
         meta: Meta {
             sources: vec!["a.jsonl".into()],
             template: "chatml".into(),
