@@ -4,6 +4,7 @@ use std::path::Path;
 
 use ringtune::commands::jobs::SftJob;
 use ringtune::commands::train::run_sft;
+use ringtune::optim::Warmup;
 use ringtune::settings::{EarlyStopping, Every, Resume};
 use ringtune::tensor::DType;
 use serde_json::Value;
@@ -169,4 +170,37 @@ fn going_back_keeps_the_line_that_is_left_apart() {
     again.settings.resume = Resume::Path(job.output_dir.join("abandoned-10"));
     run_sft(&again).unwrap();
     assert_eq!(names(&other), ["checkpoint-12"]);
+}
+
+/// The weights of the best evaluation were deleted: that is said, and the next evaluation sets a new best, however much worse.
+#[test]
+fn a_best_model_that_is_gone_is_no_longer_the_best() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut job = sft(dir.path(), "out");
+    // A rate that grows without end: the first evaluation stays the best.
+    job.settings.learning_rate = Some(5.0);
+    job.settings.schedule.warmup = Warmup::Steps(8);
+    (job.settings.eval_every, job.settings.save_every) = (Every::Steps(2), Every::Steps(2));
+    job.settings.max_steps = Some(8);
+    run_sft(&job).unwrap();
+    let best = |out: &Path| trainer_state(out)["best_global_step"].as_u64();
+    let first = best(&job.output_dir).unwrap();
+    assert!(first < 6, "the best step is {first}");
+    for gone in [false, true] {
+        let out = dir.path().join(format!("gone-{gone}"));
+        for (_, path) in ringtune::checkpoint::manifest::list(&job.output_dir).unwrap() {
+            copy_dir(&path, &out.join(path.file_name().unwrap()));
+        }
+        let mut again = job.clone();
+        again.output_dir = out.clone();
+        again.settings.resume = Resume::Path(out.join("checkpoint-6"));
+        if gone {
+            std::fs::remove_dir_all(out.join(format!("checkpoint-{first}"))).unwrap();
+        }
+        run_sft(&again).unwrap();
+        let now = best(&out).unwrap();
+        assert_eq!(now, if gone { 8 } else { first });
+        let from = out.join(format!("checkpoint-{now}"));
+        same_file(&from.join("adapter_model.safetensors"), &out.join("adapter_model.safetensors"));
+    }
 }

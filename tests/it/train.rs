@@ -6,9 +6,13 @@ use ringtune::checkpoint::manifest;
 use ringtune::commands::jobs::{PretrainJob, SftJob};
 use ringtune::commands::train::{run_pretrain, run_sft};
 use ringtune::data::pretrain::PretrainDataSpec;
+use ringtune::data::tokenizer::{SpecialIds, Tokenizer};
+use ringtune::hf::SaveDType;
 use ringtune::hf::peft::Adapter;
 use ringtune::hf::safetensors::ModelFiles;
+use ringtune::hf::save::{SaveOptions, save_model};
 use ringtune::settings::{EarlyStopping, Every, TrainSettings};
+use ringtune::tensor::DType;
 
 use crate::runs::{MODEL, losses, metrics, same_file, sft, trainer_state};
 
@@ -176,6 +180,57 @@ fn what_is_not_finite_is_named_and_stops_the_run() {
     let bad: Vec<_> = metrics(&job.output_dir).into_iter().filter(|v| v.get("skipped").is_some()).collect();
     assert_eq!(bad.len(), 3);
     assert!(bad[0]["samples"].as_array().is_some_and(|s| !s.is_empty()), "{}", bad[0]);
+}
+
+/// Steps that are not finite count only in a row: sound ones between them begin anew.
+#[test]
+fn a_sound_step_ends_a_row_of_bad_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    let files = ModelFiles::open(Path::new("tests/data/model/tiny-llama-untied")).unwrap();
+    save_model(&base, &files, SaveOptions { dtype: SaveDType::F32, ..SaveOptions::default() }).unwrap();
+    // A token whose embedding is finite in f32 and infinite in bf16.
+    let spm = Path::new("tests/data/tokenizer/spm4k.model");
+    let tokenizer = Tokenizer::open(spm, SpecialIds::default()).unwrap();
+    let marks = tokenizer.pieces().iter().enumerate().filter(|(_, p)| p.text.contains('@')).map(|(id, _)| id);
+    crate::runs::change_tensor(&base.join("model.safetensors"), "model.embed_tokens.weight", |shape, bytes| {
+        let row = bytes.len() / shape[0];
+        for id in marks {
+            bytes[id * row..(id + 1) * row]
+                .chunks_exact_mut(4)
+                .for_each(|b| b.copy_from_slice(&f32::MAX.to_le_bytes()));
+        }
+    });
+    let row = |i: usize| {
+        let mark = if i.is_multiple_of(4) { "@" } else { "a" };
+        format!("{{\"prompt\": \"{mark} question {i}\", \"response\": \"an answer\"}}\n")
+    };
+    std::fs::write(dir.path().join("some.jsonl"), (0..24).map(row).collect::<String>()).unwrap();
+    let run = |name: &str, max_bad_steps: u32| {
+        let mut job = sft(dir.path(), name);
+        (job.model_path, job.tokenizer_path) = (base.clone(), Some(spm.into()));
+        job.template.name = Some("instruct".into());
+        job.data.paths = vec![dir.path().join("some.jsonl")];
+        (job.data.val_fraction, job.data.packing, job.data.seed) = (0.0, false, SEED);
+        (job.settings.micro_batch_size, job.settings.grad_accum, job.settings.max_steps) = (1, 1, Some(24));
+        (job.settings.max_bad_steps, job.settings.dtype) = (max_bad_steps, DType::Bf16);
+        let bad = |out: &Path| -> Vec<u64> {
+            metrics(out).iter().filter(|m| m.get("skipped").is_some()).map(|m| m["step"].as_u64().unwrap()).collect()
+        };
+        (run_sft(&job), bad(&job.output_dir))
+    };
+    const SEED: u64 = 3;
+    let (all, bad) = run("all", 100);
+    all.unwrap();
+    let longest = bad.chunk_by(|a, b| a + 1 == *b).map(<[u64]>::len).max().unwrap();
+    assert_eq!(bad.len(), 6);
+    assert!(longest < 4, "{bad:?}");
+    // One more than ever stood in a row, fewer than there are.
+    let (through, again) = run("through", longest as u32 + 1);
+    through.unwrap();
+    assert_eq!(again, bad);
+    let (stopped, _) = run("stopped", longest as u32);
+    assert!(stopped.unwrap_err().to_string().contains(&format!("{longest} steps in a row")));
 }
 
 #[test]
