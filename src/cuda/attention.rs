@@ -19,12 +19,15 @@ const WARPS: usize = 4;
 /// Widest head that the kernels hold in registers.
 pub const WIDEST: usize = 256;
 
-/// How heads are read: 8 elements at once (`VEC`) and 32 times so many lanes hold a row (`DIMS`).
-const LAYOUTS: [(usize, usize); 4] = [(8, 2), (8, 4), (8, 8), (1, 8)];
+/// How heads are read: so many elements at once (`VEC`), a row held by 32 lanes times so many (`DIMS`). The last takes what the others
+/// do not: widths that are no multiple of 8, or beyond those of the models in use.
+const LAYOUTS: [(usize, usize); 3] = [(8, 2), (8, 4), (1, 8)];
 
 fn layout(dim: usize) -> (usize, usize) {
-    let vector = if dim.is_multiple_of(8) { 8 } else { 1 };
-    *LAYOUTS.iter().find(|(v, dims)| *v == vector && dim <= 32 * dims).expect("the width was checked")
+    *LAYOUTS
+        .iter()
+        .find(|(vector, dims)| dim.is_multiple_of(*vector) && dim <= 32 * dims)
+        .expect("the width was checked")
 }
 
 fn entry(entry: &'static str, params: &'static [Param], x: DType, (vector, dims): (usize, usize)) -> Kernel {

@@ -192,6 +192,11 @@ fn lora_training_follows_the_cpu_and_repeats_its_bits() {
     // What it learnt is the same wherever it is asked.
     let run = cuda.to_str().unwrap();
     let rows = place.path("rows.jsonl");
+    // Merged afterwards, which compares with base + adapter, too.
+    let merged = place.path("merged");
+    ok(ringtune(&["merge", "--model-path", run, "--output-dir", merged.to_str().unwrap(), "--device", "cuda"], &[]));
+    same_file(&merged.join("model.safetensors"), &cuda.join("merged/model.safetensors"));
+
     // Prompts of several lengths side by side, so that some end before others.
     let prompts = ["What is a river?", "Hello", "Name three colours, and say of each where it is found."];
     let answers = ["cuda", "cpu"].map(|device| {
@@ -241,6 +246,33 @@ fn pretraining_follows_the_cpu_and_auto_says_what_it_takes() {
     let expected = if dev.properties().emulated { "device: cpu, " } else { "device: cuda:0, " };
     assert!(line.starts_with(expected), "{line}");
     assert_eq!(line.contains("; no GPU: cuda:0 is emulated (vgpu "), dev.properties().emulated, "{line}");
+}
+
+/// What the driver is asked for by one step: a wait, a copy to the host, a copy for each vector of a micro-batch; no memory, no module.
+#[test]
+fn a_step_waits_once_and_allocates_nothing() {
+    if !is_emulated() {
+        return;
+    }
+    let place = Place::new();
+    let calls = |steps: usize| {
+        let flags = format!("--max-steps {steps} --lora-r 4 --val-fraction 0 --save-strategy no");
+        let output = place.start(&format!("{steps}"), "cuda", &flags, &[("VGPU_CALLS", "1")]);
+        let (_, text) = ok(output);
+        let names = text.lines().filter_map(|l| l.strip_prefix("vgpu: ")).filter_map(|l| l.split(' ').next());
+        let mut count = std::collections::BTreeMap::new();
+        names.for_each(|name| *count.entry(name.to_string()).or_insert(0usize) += 1);
+        count
+    };
+    // By then a micro-batch as large as any has been seen: scratch grows with them.
+    let (few, many) = (calls(12), calls(16));
+    let each = |name: &str| (many[name] - few[name]) as f64 / 4.0;
+    assert_eq!((each("cuStreamSynchronize"), each("cuMemcpyDtoHAsync_v2")), (1.0, 1.0));
+    assert_eq!(each("cuMemcpyHtoDAsync_v2"), 6.0);
+    for name in ["cuMemAllocAsync", "cuModuleLoadData", "cuModuleGetFunction"] {
+        assert_eq!(each(name), 0.0, "{name}");
+    }
+    println!("{} launches a step of 2 layers with LoRA", each("cuLaunchKernel"));
 }
 
 /// The device makes no update by itself where figures are not finite; the run says which samples it was, and ends.
