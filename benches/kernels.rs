@@ -5,8 +5,8 @@
 //! registers reaches on the same threads, GB/s from the bytes an operation has to move at least once.
 
 use ringtune::backend::{
-    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, HeadGrads, HeadLoss, Heads, Mask, MatMul, Norm, Norms,
-    Products, Swiglu, Write,
+    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, HeadGrads, HeadLoss, Heads, Mask, MatMul, Norm, Swiglu,
+    Write,
 };
 use ringtune::batch::{Batch, BatchIndex, MicroBatch};
 use ringtune::cpu::Cpu;

@@ -1,8 +1,6 @@
 //! `trait Backend`: the closed list of operations a device offers. It is the contract of every kernel.
 //!
 //! Each operation has a file with its arguments, their shapes beside them, and one check of these shapes for all backends.
-//! [`Products`] and [`Norms`] are traits of their own so that a device whose other kernels are not written yet is already held to
-//! them by the same tests. The list is closed all the same: it is this file.
 //!
 //! Rules that hold for every operation:
 //! - destination first, then sources, then scalars; what is read together is one `Copy` value;
@@ -66,44 +64,10 @@ pub fn expect_dtype<B: Device>(what: &str, name: &str, t: &Tensor<B>, dtype: DTy
     assert!(t.dtype() == dtype, "{what}: element type of {name} is {:?}, expected {dtype:?}", t.dtype());
 }
 
-/// Products of matrices.
-pub trait Products: Device {
-    /// `C = alpha · op(A, B)` or `C += alpha · op(A, B)`, see [`MatMul`].
-    ///
-    /// Operands may be f32 or bf16 in any mix. Two f32 operands multiply in f32; with a bf16 one the f32 other is rounded to
-    /// bf16 first. Accumulates in f32; `C` f32 or bf16 is rounded once (`Write::Add` on bf16: sum in f32, then rounded).
-    fn matmul(
-        &self,
-        c: &mut Tensor<Self>,
-        a: &Tensor<Self>,
-        b: &Tensor<Self>,
-        op: MatMul,
-        alpha: f32,
-        write: Write,
-    ) -> Result<()>;
-}
-
-/// Norms of rows.
-pub trait Norms: Device {
-    /// Root-mean-square norm over each row: `out = x * rstd * w`, `rstd = 1/sqrt(mean(x²) + eps)`; see [`Norm`].
-    fn rmsnorm_forward(&self, out: &mut Tensor<Self>, rstd: &mut Tensor<Self>, x: Norm<'_, Self>) -> Result<()>;
-
-    /// Gradient of [`Norms::rmsnorm_forward`]: `dx` set or added to; `dw` (1, D) f32 `+=` where it is trained.
-    fn rmsnorm_backward(
-        &self,
-        dx: &mut Tensor<Self>,
-        dw: Option<&mut Tensor<Self>>,
-        dout: &Tensor<Self>,
-        rstd: &Tensor<Self>,
-        x: Norm<'_, Self>,
-        write: Write,
-    ) -> Result<()>;
-}
-
 /// A device that trains: every operation. See the module documentation for the rules they share.
 ///
 /// Projections have bodies made of the other operations, which a device replaces by fused ones; see [`project`].
-pub trait Backend: Products + Norms {
+pub trait Backend: Device {
     /// What a step leaves behind, where the device works: see [`stats`].
     type Stats;
 
@@ -129,6 +93,34 @@ pub trait Backend: Products + Norms {
         }
         Ok(())
     }
+
+    /// `C = alpha · op(A, B)` or `C += alpha · op(A, B)`, see [`MatMul`].
+    ///
+    /// Operands may be f32 or bf16 in any mix. Two f32 operands multiply in f32; with a bf16 one the f32 other is rounded to
+    /// bf16 first. Accumulates in f32; `C` f32 or bf16 is rounded once (`Write::Add` on bf16: sum in f32, then rounded).
+    fn matmul(
+        &self,
+        c: &mut Tensor<Self>,
+        a: &Tensor<Self>,
+        b: &Tensor<Self>,
+        op: MatMul,
+        alpha: f32,
+        write: Write,
+    ) -> Result<()>;
+
+    /// Root-mean-square norm over each row: `out = x * rstd * w`, `rstd = 1/sqrt(mean(x²) + eps)`; see [`Norm`].
+    fn rmsnorm_forward(&self, out: &mut Tensor<Self>, rstd: &mut Tensor<Self>, x: Norm<'_, Self>) -> Result<()>;
+
+    /// Gradient of [`Backend::rmsnorm_forward`]: `dx` set or added to; `dw` (1, D) f32 `+=` where it is trained.
+    fn rmsnorm_backward(
+        &self,
+        dx: &mut Tensor<Self>,
+        dw: Option<&mut Tensor<Self>>,
+        dout: &Tensor<Self>,
+        rstd: &Tensor<Self>,
+        x: Norm<'_, Self>,
+        write: Write,
+    ) -> Result<()>;
 
     /// `dst += src`, same shape; the sum is formed in f32 and rounded once.
     fn add(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()>;

@@ -303,7 +303,7 @@ unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Products;
+    use crate::backend::Backend;
     use crate::cpu::testing::{cpus, products, tensor, thread_counts, values};
 
     #[test]

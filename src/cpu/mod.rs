@@ -30,7 +30,7 @@ use std::sync::Mutex;
 
 use crate::backend::{
     AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, HeadGrads, HeadLoss, HostStats,
-    MatMul, Norm, Norms, Products, Rope, Rotate, Swiglu, Write,
+    MatMul, Norm, Rope, Rotate, Swiglu, Write,
 };
 use crate::batch::Batch;
 use crate::ensure;
@@ -131,26 +131,16 @@ impl Device for Cpu {
     }
 }
 
-impl Products for Cpu {
+impl Backend for Cpu {
+    type Stats = HostStats;
+
     operations! {
         matmul(c: &mut Tensor<Self>, a: &Tensor<Self>, b: &Tensor<Self>, op: MatMul, alpha: f32, write: Write) = matmul::matmul;
-    }
-}
-
-impl Norms for Cpu {
-    operations! {
         rmsnorm_forward(out: &mut Tensor<Self>, rstd: &mut Tensor<Self>, x: Norm<'_, Self>) = norm::forward;
         rmsnorm_backward(
             dx: &mut Tensor<Self>, dw: Option<&mut Tensor<Self>>, dout: &Tensor<Self>, rstd: &Tensor<Self>, x: Norm<'_, Self>,
             write: Write
         ) = norm::backward;
-    }
-}
-
-impl Backend for Cpu {
-    type Stats = HostStats;
-
-    operations! {
         add(dst: &mut Tensor<Self>, src: &Tensor<Self>) = elementwise::add;
         add_bias(dst: &mut Tensor<Self>, b: &Tensor<Self>) = elementwise::add_bias;
         bias_backward(db: &mut Tensor<Self>, dy: &Tensor<Self>) = elementwise::bias_backward;

@@ -106,8 +106,20 @@ impl<'a> Product<'a> {
     }
 }
 
+pub(super) fn matmul(
+    dev: &Cuda,
+    c: &mut Tensor<Cuda>,
+    a: &Tensor<Cuda>,
+    b: &Tensor<Cuda>,
+    op: MatMul,
+    alpha: f32,
+    write: Write,
+) -> Result<()> {
+    dev.matmul_with(None, c, [a, b], op, alpha, write)
+}
+
 impl Cuda {
-    /// [`crate::backend::Products::matmul`] with a given tile instead of the one that [`Tile::choose`] takes, for tests and benches.
+    /// [`crate::backend::Backend::matmul`] with a given tile instead of the one that [`Tile::choose`] takes, for tests and benches.
     /// The tile has no effect where both operands are f32.
     ///
     /// # Errors

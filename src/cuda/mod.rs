@@ -35,7 +35,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::backend::elementwise::check_same;
 use crate::backend::{
     AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, HeadGrads, HeadLoss, MatMul,
-    Norm, Norms, Products, Rope, Rotate, Swiglu, Write,
+    Norm, Rope, Rotate, Swiglu, Write,
 };
 use crate::batch::Batch;
 use crate::error::Result;
@@ -117,38 +117,6 @@ impl Device for Cuda {
     }
 }
 
-impl Products for Cuda {
-    fn matmul(
-        &self,
-        c: &mut Tensor<Self>,
-        a: &Tensor<Self>,
-        b: &Tensor<Self>,
-        op: MatMul,
-        alpha: f32,
-        write: Write,
-    ) -> Result<()> {
-        self.matmul_with(None, c, [a, b], op, alpha, write)
-    }
-}
-
-impl Norms for Cuda {
-    fn rmsnorm_forward(&self, out: &mut Tensor<Self>, rstd: &mut Tensor<Self>, x: Norm<'_, Self>) -> Result<()> {
-        norm::forward(self, out, rstd, x)
-    }
-
-    fn rmsnorm_backward(
-        &self,
-        dx: &mut Tensor<Self>,
-        dw: Option<&mut Tensor<Self>>,
-        dout: &Tensor<Self>,
-        rstd: &Tensor<Self>,
-        x: Norm<'_, Self>,
-        write: Write,
-    ) -> Result<()> {
-        norm::backward(self, dx, dw, dout, rstd, x, write)
-    }
-}
-
 /// Operations that a file of this folder does whole.
 macro_rules! operations {
     ($($op:ident($($arg:ident: $type:ty),*) = $file:ident::$name:ident;)*) => {$(
@@ -162,6 +130,12 @@ impl Backend for Cuda {
     type Stats = CudaStats;
 
     operations! {
+        matmul(c: &mut Tensor<Self>, a: &Tensor<Self>, b: &Tensor<Self>, op: MatMul, alpha: f32, write: Write) = matmul::matmul;
+        rmsnorm_forward(out: &mut Tensor<Self>, rstd: &mut Tensor<Self>, x: Norm<'_, Self>) = norm::forward;
+        rmsnorm_backward(
+            dx: &mut Tensor<Self>, dw: Option<&mut Tensor<Self>>, dout: &Tensor<Self>, rstd: &Tensor<Self>, x: Norm<'_, Self>,
+            write: Write
+        ) = norm::backward;
         add(dst: &mut Tensor<Self>, src: &Tensor<Self>) = elementwise::add;
         add_bias(dst: &mut Tensor<Self>, b: &Tensor<Self>) = elementwise::add_bias;
         bias_backward(db: &mut Tensor<Self>, dy: &Tensor<Self>) = elementwise::bias_backward;

@@ -1,6 +1,6 @@
 //! What every device's norms are held to.
 
-use ringtune::backend::{Norm, Norms, Write};
+use ringtune::backend::{Backend, Norm, Write};
 use ringtune::tensor::DType;
 
 use super::close::{assert_close, normal, rounded, stored, tensor, values};
@@ -54,7 +54,7 @@ impl Types {
 }
 
 /// out, dx, dw of rows of width `c`. With `Write::Add`, dx begins at `before`.
-pub fn run<D: Norms>(
+pub fn run<D: Backend>(
     dev: &D,
     t: Types,
     (n, c): (usize, usize),
@@ -82,7 +82,7 @@ pub fn run<D: Norms>(
 pub const SHAPES: [(usize, usize, usize); 4] = [(1, 8, 8), (7, 33, 33), (130, 48, 16), (33, 576, 576)];
 
 /// Forward and backward of one mix of types over `shapes`, set and added to.
-pub fn follow_the_formula<D: Norms>(dev: &D, name: &str, t: Types, shapes: &[(usize, usize, usize)]) {
+pub fn follow_the_formula<D: Backend>(dev: &D, name: &str, t: Types, shapes: &[(usize, usize, usize)]) {
     for &(n, c, d) in shapes {
         let inputs = [normal(1, n * c), normal(2, d), normal(3, n * c)];
         let [x, w, dout] = [stored(t.x, &inputs[0]), stored(t.w, &inputs[1]), stored(t.out, &inputs[2])];
@@ -106,7 +106,7 @@ pub fn follow_the_formula<D: Norms>(dev: &D, name: &str, t: Types, shapes: &[(us
 }
 
 /// The same bits for a row with other rows around it.
-pub fn bits_do_not_depend_on_the_rows_around<D: Norms>(dev: &D, name: &str, c: usize) -> [Vec<f32>; 3] {
+pub fn bits_do_not_depend_on_the_rows_around<D: Backend>(dev: &D, name: &str, c: usize) -> [Vec<f32>; 3] {
     let n = 200;
     let inputs = [normal(7, n * c), normal(8, c), normal(9, n * c)];
     let t = Types::all(DType::Bf16);

@@ -1,6 +1,6 @@
 //! What every device's products are held to.
 
-use ringtune::backend::{MatMul, Products, Write};
+use ringtune::backend::{Backend, MatMul, Write};
 use ringtune::tensor::{DType, Tensor};
 
 use super::close::{assert_close, assert_same, normal, rounded, stored, tensor, values};
@@ -58,7 +58,7 @@ pub const SHAPES: [(usize, usize, usize); 8] =
     [(1, 1, 1), (7, 33, 5), (33, 7, 64), (14, 32, 31), (15, 17, 8), (2, 49, 130), (61, 40, 24), (3, 16, 2100)];
 
 /// Every op, mix of types and way to write over `shapes`, computed by `matmul(C, A, B, op, alpha, write)`.
-pub fn as_close_as_plain_arithmetic<D: Products>(
+pub fn as_close_as_plain_arithmetic<D: Backend>(
     dev: &D,
     name: &str,
     shapes: &[(usize, usize, usize)],
@@ -97,7 +97,7 @@ pub const TYPES: [(DType, DType); 4] =
     [(DType::F32, DType::F32), (DType::F32, DType::Bf16), (DType::Bf16, DType::F32), (DType::Bf16, DType::Bf16)];
 
 /// NaN and infinity reach the result, and a sum over nothing is zero.
-pub fn what_is_not_finite_stays_visible_and_an_empty_sum_is_zero<D: Products>(dev: &D, name: &str) {
+pub fn what_is_not_finite_stays_visible_and_an_empty_sum_is_zero<D: Backend>(dev: &D, name: &str) {
     for dtype in [DType::F32, DType::Bf16] {
         let mut a = vec![1.0; 6];
         (a[1], a[5]) = (f32::NAN, f32::INFINITY);
@@ -116,7 +116,7 @@ pub fn what_is_not_finite_stays_visible_and_an_empty_sum_is_zero<D: Products>(de
 }
 
 /// A row of the result is the same bits wherever it stands and whatever stands beside it.
-pub fn a_row_depends_neither_on_its_place_nor_on_the_number_of_rows<D: Products>(
+pub fn a_row_depends_neither_on_its_place_nor_on_the_number_of_rows<D: Backend>(
     dev: &D,
     name: &str,
     n: usize,

@@ -7,7 +7,7 @@ use ringtune::backend::elementwise::{check_bias, check_bias_grad, check_same};
 use ringtune::backend::embedding::{check_backward, check_rows};
 use ringtune::backend::{
     AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, HeadGrads, HeadLoss, Heads,
-    HostStats, Mask, MatMul, Norm, Norms, Products, Rope, Rotate, Swiglu, Write,
+    HostStats, Mask, MatMul, Norm, Rope, Rotate, Swiglu, Write,
 };
 use ringtune::batch::{Batch, IGNORE};
 use ringtune::error::Result;
@@ -136,7 +136,9 @@ impl Device for Reference {
     }
 }
 
-impl Products for Reference {
+impl Backend for Reference {
+    type Stats = HostStats;
+
     fn matmul(&self, c: &mut T, a: &T, b: &T, op: MatMul, alpha: f32, write: Write) -> Result<()> {
         let (m, n, k) = op.check(c, a, b);
         let (ac, bc) = (a.cols(), b.cols());
@@ -153,9 +155,7 @@ impl Products for Reference {
         }
         Ok(())
     }
-}
 
-impl Norms for Reference {
     fn rmsnorm_forward(&self, out: &mut T, rstd: &mut T, norm: Norm<'_, Self>) -> Result<()> {
         let d = norm.check("rmsnorm", &[("out", out)], rstd, None);
         let Norm { x, w, eps } = norm;
@@ -194,10 +194,6 @@ impl Norms for Reference {
         }
         Ok(())
     }
-}
-
-impl Backend for Reference {
-    type Stats = HostStats;
 
     fn add(&self, dst: &mut T, src: &T) -> Result<()> {
         check_same("add", dst, src);

@@ -1,6 +1,6 @@
 //! Products on the device, held to what the CPU's are, in every tile.
 
-use ringtune::backend::{MatMul, Products, Write};
+use ringtune::backend::{Backend, MatMul, Write};
 use ringtune::cuda::tiles::Tile;
 use ringtune::tensor::{DType, Device};
 

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use ringtune::backend::{MatMul, Products, Write};
+use ringtune::backend::{Backend, MatMul, Write};
 use ringtune::cuda::Cuda;
 use ringtune::tensor::{DType, Device};
 
@@ -78,7 +78,7 @@ fn heads_wider_than_the_kernels_are_refused() {
     let Some(dev) = device() else { return };
     let t = tensor(&dev, 1, 512, DType::F32, &vec![0.0; 512]);
     let (mut out, mut lse) = (dev.alloc(1, 512, DType::F32).unwrap(), dev.alloc(1, 1, DType::F32).unwrap());
-    use ringtune::backend::{Attention, Backend, Heads, Mask};
+    use ringtune::backend::{Attention, Heads, Mask};
     let heads = Heads { n_query: 1, n_kv: 1, head_dim: 512 };
     let batch = crate::batches::documents(&dev, &[0]);
     let x = Attention { q: &t, k: &t, v: &t, batch: &batch, heads, mask: Mask { window: None } };
