@@ -73,13 +73,16 @@ pub fn estimate(d: &Demand) -> Vec<MemoryClass> {
     let rows = if d.lora.is_some() { d.new_rows.unwrap_or(0) } else { d.config.vocab_size };
     let vocabulary = if d.settings.grad_accum > 1 { (rows * d.config.hidden_size) as u64 } else { 0 };
     let class = |name, bytes| MemoryClass { name, bytes };
-    let logits = d.logits_rows.min(d.max_tokens()) * d.config.n_classes;
+    // Logits are f32, their gradient bf16 beside them where the products round it; the chunk's rows and their gradient.
+    let rows = d.logits_rows.min(d.max_tokens()) as u64;
+    let apart = if d.settings.dtype == DType::Bf16 { element } else { 0 };
+    let head = rows * (d.config.n_classes as u64 * (WORD + apart) + d.config.hidden_size as u64 * (WORD + element));
     vec![
         class("weights", (d.base_weights() + d.lora_weights()) * element),
         class("gradients", d.trained_weights() * WORD),
         class("moments and masters", (2 * d.trained_weights() + mastered) * WORD),
         class("activations", d.max_tokens() as u64 * per_token(d) + vocabulary * WORD),
-        class("logits chunk", logits as u64 * WORD),
+        class("logits chunk", head),
     ]
 }
 

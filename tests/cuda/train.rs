@@ -5,6 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use ringtune::batch::MicroBatch;
+use ringtune::comm::Solo;
+use ringtune::data::loader::Step;
+use ringtune::hf::TensorSource;
+use ringtune::hf::safetensors::ModelFiles;
+use ringtune::settings::TrainSettings;
+use ringtune::tensor::{DType, Device};
+use ringtune::train::memory::{Demand, estimate};
+use ringtune::train::setup;
 use serde_json::Value;
 
 use crate::skip::device;
@@ -241,7 +250,7 @@ fn pretraining_follows_the_cpu_and_auto_says_what_it_takes() {
     };
     let [(ours, cuda_line), (cpu, _)] = ["cuda", "cpu"].map(run);
     assert_close("pretraining", &ours, &cpu);
-    assert_eq!(cuda_line, format!("device: {}", ringtune::tensor::Device::describe(&dev)));
+    assert_eq!(cuda_line, format!("device: {}", dev.describe()));
     let (_, line) = run("auto");
     let expected = if dev.properties().emulated { "device: cpu, " } else { "device: cuda:0, " };
     assert!(line.starts_with(expected), "{line}");
@@ -273,6 +282,42 @@ fn a_step_waits_once_and_allocates_nothing() {
         assert_eq!(each(name), 0.0, "{name}");
     }
     println!("{} launches a step of 2 layers with LoRA", each("cuLaunchKernel"));
+}
+
+/// What `check` counts is what the device gives out, the loaded kernels left out, which the emulator does not count.
+#[test]
+fn the_estimate_of_memory_is_what_a_step_takes() {
+    let Some(dev) = device() else { return };
+    let base = ModelFiles::open(Path::new(MODEL)).unwrap();
+    for (dtype, lora) in [(DType::F32, true), (DType::F32, false), (DType::Bf16, true), (DType::Bf16, false)] {
+        let mut s = TrainSettings { dtype, micro_batch_size: 2, eval_batch_size: 1, ..TrainSettings::default() };
+        s.lora = s.lora.filter(|_| lora);
+        let spec = setup::lora_spec(&s).unwrap();
+        let (config, max_seq_len) = (base.config(), 256);
+        let n = 2 * max_seq_len;
+        let logits_rows = ringtune::cuda::cross_entropy::chunk_rows(config.n_classes);
+        let demand = Demand { config, settings: &s, lora: spec.as_ref(), new_rows: None, max_seq_len, logits_rows };
+        let expected: u64 = estimate(&demand).iter().map(|c| c.bytes).sum();
+
+        // A device of its own: scratch is kept.
+        let dev =
+            ringtune::cuda::Cuda::with_cache(dev.properties().ordinal, Some(env!("CARGO_TARGET_TMPDIR").as_ref()))
+                .unwrap();
+        let before = dev.free_memory().unwrap();
+        let mut work = setup::workload(&dev, &base, &s, None, n).unwrap();
+        let targets = vec![5; n];
+        let b = MicroBatch { tokens: vec![7; n], targets, doc_start: vec![0; n], n_valid: n, samples: vec![0] };
+        let step = Step { micro_batches: vec![b], ..Default::default() };
+        assert_eq!(work.step(&dev, &Solo, &step, 0, 1e-4).unwrap().problem, None);
+        let taken = before - dev.free_memory().unwrap();
+        println!("{dtype:?} LoRA {lora}: {taken} bytes, estimated {expected}");
+        if dev.properties().emulated {
+            assert!(
+                (taken as f64 / expected as f64 - 1.0).abs() < 0.05,
+                "{dtype:?} {lora}: {taken} bytes, estimated {expected}"
+            );
+        }
+    }
 }
 
 /// The device makes no update by itself where figures are not finite; the run says which samples it was, and ends.
