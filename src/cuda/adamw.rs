@@ -1,6 +1,6 @@
 //! The optimiser's pass over all trained tensors: `kernels/adamw.cu` and its launch.
 
-use super::compile::{Source, source};
+use super::compile::{Defines, Source, source};
 use super::device::{Cuda, Table};
 use super::kernels::Param::{F32, In, U32, U64};
 use super::kernels::{Configuration, Kernel, THREADS};
@@ -20,7 +20,7 @@ pub fn kernel() -> Kernel {
     Kernel {
         source: SOURCE,
         entry: "adamw",
-        defines: Vec::new(),
+        defines: Defines::new(&[]),
         params: &[In, In, U32, U64, F32, F32, F32, F32, F32, F32, F32, F32],
         threads: THREADS,
     }
@@ -36,9 +36,9 @@ pub(super) fn adamw_all(dev: &Cuda, s: &CudaStats, slots: &mut [AdamWSlot<'_, Cu
     for (i, slot) in slots.iter().enumerate() {
         slot.check("adamw");
         let AdamWSlot { p, master, m, v, g, first_row, decays, lr_scale } = slot;
-        let first = dev.address(&p.buf) + (*first_row * g.cols() * p.dtype().bytes()) as u64;
-        let master = master.as_deref().map_or(0, |t| dev.address(&t.buf));
-        words.extend([first, master, dev.address(&m.buf), dev.address(&v.buf), dev.address(&g.buf)]);
+        let first = p.buf.address() + (*first_row * g.cols() * p.dtype().bytes()) as u64;
+        let master = master.as_deref().map_or(0, |t| t.buf.address());
+        words.extend([first, master, m.buf.address(), v.buf.address(), g.buf.address()]);
         words.extend([g.len() as u64, lr_scale.to_bits(), u64::from(*decays)]);
         chunks.extend((0..g.len().div_ceil(CHUNK) as u64).map(|chunk| (i as u64) << 32 | chunk));
     }

@@ -1,6 +1,6 @@
 //! Attention: the kernels of `kernels/attention_plain.cu` and their launches.
 
-use super::compile::{Define, Source, source};
+use super::compile::{Defines, Source, Value, source};
 use super::device::{Cuda, Room};
 use super::kernels::Param::{F32, In, Out, U32};
 use super::kernels::{Configuration, Kernel, Param, TYPES, c_type};
@@ -31,7 +31,7 @@ fn layout(dim: usize) -> (usize, usize) {
 }
 
 fn entry(entry: &'static str, params: &'static [Param], x: DType, (vector, dims): (usize, usize)) -> Kernel {
-    let defines: Vec<Define> = vec![("X_T", c_type(x)), ("VEC", vector.to_string()), ("DIMS", dims.to_string())];
+    let defines = Defines::new(&[("X_T", c_type(x)), ("VEC", Value::Number(vector)), ("DIMS", Value::Number(dims))]);
     Kernel { source: SOURCE, entry, defines, params, threads: 32 * WARPS }
 }
 

@@ -1,6 +1,6 @@
 //! Conversion between element types: `kernels/cast.cu` and its launch.
 
-use super::compile::{Source, source};
+use super::compile::{Defines, Source, source};
 use super::device::Cuda;
 use super::kernels::Param::{In, Out, U64};
 use super::kernels::{Configuration, Kernel, THREADS, c_type};
@@ -16,7 +16,7 @@ pub fn kernel(dst: DType, src: DType) -> Kernel {
     Kernel {
         source: SOURCE,
         entry: "cast",
-        defines: vec![("DST_T", c_type(dst)), ("SRC_T", c_type(src))],
+        defines: Defines::new(&[("DST_T", c_type(dst)), ("SRC_T", c_type(src))]),
         params: &[Out, In, U64],
         threads: THREADS,
     }

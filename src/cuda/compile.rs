@@ -39,8 +39,68 @@ const HEADERS: &[Source] = &[
     source!("kernels/common/types.cuh"),
 ];
 
-/// A define: name and value; an empty value for a mere flag.
-pub type Define = (&'static str, String);
+/// The value of a define.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Value {
+    /// None: a mere flag.
+    Flag,
+    /// A word of C++.
+    Word(&'static str),
+    /// A number.
+    Number(usize),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag => Ok(()),
+            Self::Word(word) => f.write_str(word),
+            Self::Number(n) => write!(f, "{n}"),
+        }
+    }
+}
+
+/// A define: name and value.
+pub type Define = (&'static str, Value);
+
+/// The defines of a compilation: a list that is copied, compared and hashed without memory of its own, because every launch names
+/// its kernel by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Defines {
+    list: [Define; Self::MOST],
+    len: usize,
+}
+
+impl Defines {
+    /// As many as a kernel has.
+    const MOST: usize = 10;
+
+    /// These.
+    ///
+    /// # Panics
+    /// If there are too many.
+    pub fn new(defines: &[Define]) -> Self {
+        let mut list = [("", Value::Flag); Self::MOST];
+        list[..defines.len()].copy_from_slice(defines);
+        Self { list, len: defines.len() }
+    }
+}
+
+impl std::ops::Deref for Defines {
+    type Target = [Define];
+
+    fn deref(&self) -> &[Define] {
+        &self.list[..self.len]
+    }
+}
+
+/// `NAME=value`, or `NAME` of a flag.
+fn word((name, value): &Define) -> String {
+    match value {
+        Value::Flag => (*name).into(),
+        value => format!("{name}={value}"),
+    }
+}
 
 /// What the image is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -135,8 +195,7 @@ fn inline_into(out: &mut String, source: &Source, seen: &mut BTreeSet<&'static s
 
 /// `kernels/matmul.cu [ALIGNED=1 …]`: how messages name a compilation.
 pub fn label(source: &Source, defines: &[Define]) -> String {
-    let words: Vec<String> =
-        defines.iter().map(|(n, v)| if v.is_empty() { (*n).into() } else { format!("{n}={v}") }).collect();
+    let words: Vec<String> = defines.iter().map(word).collect();
     format!("{} [{}]", source.name, words.join(" "))
 }
 
@@ -151,11 +210,7 @@ fn options(target: Target, defines: &[Define]) -> Vec<String> {
         // Registers, spills and shared memory in the log.
         options.push("--ptxas-options=-v".into());
     }
-    options.extend(
-        defines
-            .iter()
-            .map(|(n, v)| if v.is_empty() { format!("--define-macro={n}") } else { format!("--define-macro={n}={v}") }),
-    );
+    options.extend(defines.iter().map(|d| format!("--define-macro={}", word(d))));
     options
 }
 
@@ -306,7 +361,7 @@ mod tests {
         assert_eq!(Target::Cubin(80).to_string(), "sm_80");
         assert_eq!(Target::Cubin(120).ptx().to_string(), "compute_120");
         assert_eq!(
-            label(&cast::SOURCE, &[("SRC_T", "float".into()), ("FLAG", String::new())]),
+            label(&cast::SOURCE, &[("SRC_T", Value::Word("float")), ("FLAG", Value::Flag)]),
             "kernels/cast.cu [SRC_T=float FLAG]"
         );
     }

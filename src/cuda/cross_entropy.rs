@@ -1,6 +1,6 @@
 //! The head and its loss: products in chunks of supervised rows, with `kernels/cross_entropy.cu` between them.
 
-use super::compile::{Source, source};
+use super::compile::{Defines, Source, source};
 use super::device::{Cuda, Room};
 use super::kernels::Param::{F32, In, Out, U32};
 use super::kernels::{Configuration, Kernel, THREADS};
@@ -19,7 +19,7 @@ pub fn kernel() -> Kernel {
     Kernel {
         source: SOURCE,
         entry: "cross_entropy",
-        defines: Vec::new(),
+        defines: Defines::new(&[]),
         params: &[Out, Out, Out, Out, In, In, U32, F32, U32],
         threads: THREADS,
     }

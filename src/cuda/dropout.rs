@@ -1,6 +1,6 @@
 //! Dropout: `kernels/dropout.cu` and its launch.
 
-use super::compile::{Source, source};
+use super::compile::{Defines, Source, source};
 use super::device::Cuda;
 use super::kernels::Param::{F32, In, Out, U32, U64};
 use super::kernels::{Configuration, Kernel, THREADS, TYPES, c_type};
@@ -17,7 +17,7 @@ pub fn kernel(dst: DType, src: DType) -> Kernel {
     Kernel {
         source: SOURCE,
         entry: "dropout",
-        defines: vec![("DST_T", c_type(dst)), ("SRC_T", c_type(src))],
+        defines: Defines::new(&[("DST_T", c_type(dst)), ("SRC_T", c_type(src))]),
         params: &[Out, In, U64, U32, U32, U32, U32, U32, F32],
         threads: THREADS,
     }

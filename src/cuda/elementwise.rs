@@ -1,6 +1,6 @@
 //! Sums of equal shapes, biases and their gradient: `kernels/elementwise.cu`, `kernels/column_sums.cu` and their launches.
 
-use super::compile::{Source, source};
+use super::compile::{Defines, Source, source};
 use super::device::{Cuda, Room};
 use super::kernels::Param::{In, Out, U32, U64};
 use super::kernels::{Configuration, Kernel, THREADS, TYPES, c_type, vector};
@@ -23,7 +23,7 @@ pub fn kernel(entry: &'static str, dst: DType, src: DType, cols: usize) -> Kerne
     Kernel {
         source: SOURCE,
         entry,
-        defines: vec![("DST_T", c_type(dst)), ("SRC_T", c_type(src)), vector(cols)],
+        defines: Defines::new(&[("DST_T", c_type(dst)), ("SRC_T", c_type(src)), vector(cols)]),
         params,
         threads: THREADS,
     }
@@ -31,11 +31,11 @@ pub fn kernel(entry: &'static str, dst: DType, src: DType, cols: usize) -> Kerne
 
 /// Sums of columns; then the sum of these.
 pub fn column_kernels(src: DType) -> [Kernel; 2] {
-    let defines = vec![("SRC_T", c_type(src))];
+    let defines = Defines::new(&[("SRC_T", c_type(src))]);
     [("column_sums", &[Out, In, U32, U32]), ("column_sums_add", &[Out, In, U32, U32])].map(|(entry, params)| Kernel {
         source: SOURCE_COLUMNS,
         entry,
-        defines: defines.clone(),
+        defines,
         params,
         threads: THREADS,
     })

@@ -1,6 +1,6 @@
 //! What a kernel is to those who launch it: an entry of a source with its defines and parameters. Each operation's file has its own.
 
-use super::compile::{Define, Source};
+use super::compile::{Define, Defines, Source, Value};
 use crate::tensor::DType;
 
 /// A parameter of an entry, in order. `launch::Launch` holds each launch to this list, and a test holds the list to the
@@ -20,14 +20,14 @@ pub enum Param {
 }
 
 /// An entry of a source with its defines.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Kernel {
     /// Source file.
     pub source: Source,
     /// Name of the `extern "C"` function.
     pub entry: &'static str,
     /// Defines it is compiled with.
-    pub defines: Vec<Define>,
+    pub defines: Defines,
     /// Its parameters.
     pub params: &'static [Param],
     /// Threads of a block.
@@ -35,13 +35,12 @@ pub struct Kernel {
 }
 
 /// The C++ type of elements.
-pub fn c_type(dtype: DType) -> String {
-    match dtype {
+pub fn c_type(dtype: DType) -> Value {
+    Value::Word(match dtype {
         DType::F32 => "float",
         DType::Bf16 => "bf16",
         DType::I32 => panic!("a tensor of integers where numbers are expected"),
-    }
-    .into()
+    })
 }
 
 /// The types of numbers that tensors hold.
@@ -49,7 +48,7 @@ pub const TYPES: [DType; 2] = [DType::F32, DType::Bf16];
 
 /// Elements a thread takes at once from rows of `width`: 8 where that divides it.
 pub fn vector(width: usize) -> Define {
-    ("VEC", if width.is_multiple_of(8) { "8" } else { "1" }.into())
+    ("VEC", Value::Number(if width.is_multiple_of(8) { 8 } else { 1 }))
 }
 
 /// Threads of a block of kernels that go through rows or elements.

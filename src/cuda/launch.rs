@@ -9,41 +9,46 @@ use super::memory::CudaBuf;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
+/// Parameters that a kernel has at most.
+const MOST: usize = 20;
+
 /// A launch being put together. It borrows its tensors until it is queued, so that a destination is never also a source.
 pub struct Launch<'a> {
     dev: &'a Cuda,
     kernel: &'a Kernel,
     blocks: usize,
     shared: usize,
-    /// The bits of each argument; the low bytes of narrow ones.
-    args: Vec<u64>,
-    given: Vec<Param>,
-    /// Borrowed until the launch.
-    tensors: Vec<Borrowed<'a>>,
-}
-
-/// A tensor of a launch; only its borrow matters.
-enum Borrowed<'a> {
-    Read(&'a Tensor<Cuda>),
-    Written(&'a Tensor<Cuda>),
+    /// Kind and bits of each argument; the low bytes of narrow ones.
+    args: [(Param, u64); MOST],
+    len: usize,
 }
 
 impl<'a> Launch<'a> {
     /// A launch of `blocks` blocks in one dimension, with `shared` bytes of dynamic shared memory.
     pub fn new(dev: &'a Cuda, kernel: &'a Kernel, blocks: usize, shared: usize) -> Self {
-        Self { dev, kernel, blocks, shared, args: Vec::new(), given: Vec::new(), tensors: Vec::new() }
+        Self { dev, kernel, blocks, shared, args: [(Param::U32, 0); MOST], len: 0 }
     }
 
     fn push(mut self, param: Param, bits: u64) -> Self {
-        self.given.push(param);
-        self.args.push(bits);
+        self.args[self.len] = (param, bits);
+        self.len += 1;
         self
     }
 
+    /// The address of a tensor; those of numbers are read in 16-byte pieces.
+    fn address(&self, t: &Tensor<Cuda>) -> u64 {
+        let address = t.buf.address();
+        assert!(
+            t.dtype() == DType::I32 || address.is_multiple_of(CudaBuf::ALIGNMENT),
+            "{}: alignment",
+            self.kernel.entry
+        );
+        address
+    }
+
     /// A tensor that the kernel writes, or reads and writes.
-    pub fn write(mut self, t: &'a mut Tensor<Cuda>) -> Self {
-        let address = self.dev.address(&t.buf);
-        self.tensors.push(Borrowed::Written(t));
+    pub fn write(self, t: &'a mut Tensor<Cuda>) -> Self {
+        let address = self.address(t);
         self.push(Param::Out, address)
     }
 
@@ -66,9 +71,8 @@ impl<'a> Launch<'a> {
     }
 
     /// A tensor that the kernel reads from this element on.
-    pub fn read_from(mut self, t: &'a Tensor<Cuda>, element: usize) -> Self {
-        self.tensors.push(Borrowed::Read(t));
-        let address = self.dev.address(&t.buf) + (element * t.dtype().bytes()) as u64;
+    pub fn read_from(self, t: &'a Tensor<Cuda>, element: usize) -> Self {
+        let address = self.address(t) + (element * t.dtype().bytes()) as u64;
         self.push(Param::In, address)
     }
 
@@ -113,14 +117,8 @@ impl<'a> Launch<'a> {
     /// If the arguments differ from the kernel's list.
     pub fn run(self) -> Result<()> {
         let Kernel { entry, params, threads, .. } = *self.kernel;
-        assert_eq!(self.given, params, "{entry}: parameters of the launch");
-        for t in &self.tensors {
-            let (Borrowed::Read(t) | Borrowed::Written(t)) = t;
-            assert!(
-                t.dtype() == DType::I32 || self.dev.address(&t.buf).is_multiple_of(CudaBuf::ALIGNMENT),
-                "{entry}: alignment"
-            );
-        }
+        let args = &self.args[..self.len];
+        assert!(args.iter().map(|(given, _)| given).eq(params), "{entry}: parameters of the launch: {args:?}");
         if self.blocks == 0 {
             return Ok(());
         }
@@ -128,7 +126,7 @@ impl<'a> Launch<'a> {
         let blocks = blocks.unwrap_or_else(|| panic!("{entry}: {} blocks, more than a grid holds", self.blocks));
         let function = self.dev.modules().function(self.kernel, self.shared)?;
         let mut builder = self.dev.stream().launch_builder(&function);
-        for bits in &self.args {
+        for (_, bits) in args {
             builder.arg(bits);
         }
         let config = LaunchConfig {

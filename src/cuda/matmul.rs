@@ -1,6 +1,6 @@
 //! Products of matrices: the kernels of `kernels/matmul.cu` and `kernels/matmul_f32.cu`, which of them runs, and its launch.
 
-use super::compile::{Source, source};
+use super::compile::{Defines, Source, Value, source};
 use super::device::Cuda;
 use super::kernels::Param::{F32, In, Out, U32, U64};
 use super::kernels::{Configuration, Kernel, c_type};
@@ -17,24 +17,24 @@ pub const SOURCE_F32: Source = source!("kernels/matmul_f32.cu");
 
 /// Product on tensor cores.
 pub fn kernel(tile: Tile, op: MatMul, a: DType, b: DType, aligned: bool) -> Kernel {
-    let flag = |on: bool| if on { "1" } else { "0" }.to_string();
+    let flag = |on: bool| Value::Number(usize::from(on));
     let ((block_m, block_n), (warps_m, warps_n)) = (tile.block(), tile.warps());
     let (a_k_major, b_k_major) = k_major(op);
     Kernel {
         source: SOURCE,
         entry: "matmul",
-        defines: vec![
+        defines: Defines::new(&[
             ("A_T", c_type(a)),
             ("B_T", c_type(b)),
             ("A_K_MAJOR", flag(a_k_major)),
             ("B_K_MAJOR", flag(b_k_major)),
-            ("BLOCK_M", block_m.to_string()),
-            ("BLOCK_N", block_n.to_string()),
-            ("WARPS_M", warps_m.to_string()),
-            ("WARPS_N", warps_n.to_string()),
-            ("STAGES", Tile::STAGES.to_string()),
+            ("BLOCK_M", Value::Number(block_m)),
+            ("BLOCK_N", Value::Number(block_n)),
+            ("WARPS_M", Value::Number(warps_m)),
+            ("WARPS_N", Value::Number(warps_n)),
+            ("STAGES", Value::Number(Tile::STAGES)),
             ("ALIGNED", flag(aligned)),
-        ],
+        ]),
         params: &[Out, In, In, U32, U32, U32, U32, U32, F32, U32, U32],
         threads: tile.threads(),
     }
@@ -45,7 +45,7 @@ pub fn kernel_f32() -> Kernel {
     Kernel {
         source: SOURCE_F32,
         entry: "matmul_f32",
-        defines: Vec::new(),
+        defines: Defines::new(&[]),
         params: &[Out, In, In, U32, U32, U32, U64, U64, U64, U64, F32, U32, U32],
         threads: 256,
     }

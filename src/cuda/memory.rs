@@ -14,11 +14,17 @@ use crate::tensor::{DType, Device, Tensor};
 /// Device memory behind a tensor, freed in stream order.
 pub struct CudaBuf {
     bytes: CudaSlice<u8>,
+    address: u64,
 }
 
 impl CudaBuf {
     /// What every buffer's address is a multiple of; `cuMemAllocAsync` gives 256.
     pub const ALIGNMENT: u64 = 16;
+
+    /// Where it begins.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
 }
 
 /// Values converted at once on their way to or from the device: bounds the memory of a copy.
@@ -35,11 +41,6 @@ impl RoomGuard<'_> {
 }
 
 impl Cuda {
-    /// The address of a buffer.
-    pub(super) fn address(&self, buf: &CudaBuf) -> u64 {
-        buf.bytes.device_ptr(self.stream()).0
-    }
-
     /// A scratch tensor of this shape and type, its values whatever they were.
     pub(super) fn room(&self, which: Room, rows: usize, cols: usize, dtype: DType) -> Result<RoomGuard<'_>> {
         let mut guard = locked(&self.rooms[which as usize]);
@@ -75,7 +76,8 @@ impl Cuda {
                 e,
             )
         })?;
-        Ok(Tensor::from_buf(CudaBuf { bytes }, rows, cols, dtype))
+        let address = bytes.device_ptr(self.stream()).0;
+        Ok(Tensor::from_buf(CudaBuf { bytes, address }, rows, cols, dtype))
     }
 
     /// Copies values to the device, rounded where it holds bf16.

@@ -1,13 +1,14 @@
 //! Compiled kernels as the driver holds them: each is compiled and loaded at its first use.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex};
 
 use cudarc::driver::sys::{CUfunction_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError};
 use cudarc::nvrtc::Ptx;
 
-use super::compile::{Compiler, Target, label};
+use super::compile::{Compiler, Defines, Target, label};
 use super::error::DriverResult;
 use super::kernels::Kernel;
 use super::locked;
@@ -16,8 +17,11 @@ use crate::error::Result;
 /// Shared memory that a kernel gets without asking.
 const SHARED_FREE: usize = 48 * 1024;
 
-/// Loaded entries by source with defines and name, and the dynamic shared memory each may use so far.
-type Functions = HashMap<(String, &'static str), (CudaFunction, usize)>;
+/// What names a loaded entry: source, entry, defines. No text is put together and nothing allocated where a kernel is launched.
+type Key = (&'static str, &'static str, Defines);
+
+/// Loaded entries, and the dynamic shared memory each may use so far.
+type Functions = HashMap<Key, (CudaFunction, usize)>;
 
 /// What is loaded on a device, and how more comes to be.
 pub struct Modules {
@@ -43,22 +47,25 @@ impl Modules {
 
     /// A kernel ready to be launched with `shared` bytes of dynamic shared memory; compiled and loaded at its first use.
     pub fn function(&self, kernel: &Kernel, shared: usize) -> Result<CudaFunction> {
-        let key = label(&kernel.source, &kernel.defines);
         let mut functions = locked(&self.functions);
-        let entry = (key, kernel.entry);
-        if !functions.contains_key(&entry) {
-            let module = self.module(kernel, &entry.0)?;
-            let function =
-                module.load_function(kernel.entry).doing(|| format!("{}: finding {}", entry.0, kernel.entry))?;
-            functions.insert(entry.clone(), (function, SHARED_FREE));
-        }
-        let (function, allowed) = functions.get_mut(&entry).expect("just put in");
+        let key: Key = (kernel.source.name, kernel.entry, kernel.defines);
+        let name = || label(&kernel.source, &kernel.defines);
+        let (function, allowed) = match functions.entry(key) {
+            Entry::Occupied(loaded) => loaded.into_mut(),
+            Entry::Vacant(place) => {
+                let module = self.module(kernel, &name())?;
+                let loaded = module.load_function(kernel.entry);
+                let function = loaded.doing(|| format!("{}: finding {}", name(), kernel.entry))?;
+                place.insert((function, SHARED_FREE))
+            }
+        };
         if shared > *allowed {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(attribute, shared as i32).doing(|| {
                 format!(
                     "{}: asking for {shared} bytes of shared memory of the {} a block may have",
-                    entry.0, self.shared_limit
+                    name(),
+                    self.shared_limit
                 )
             })?;
             *allowed = shared;

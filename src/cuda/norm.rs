@@ -1,6 +1,6 @@
 //! Root-mean-square norm: the kernels of `kernels/rmsnorm.cu` and their launches.
 
-use super::compile::{Source, source};
+use super::compile::{Defines, Source, Value, source};
 use super::device::{Cuda, Room};
 use super::kernels::Param::{F32, In, Out, U32};
 use super::kernels::{Configuration, Kernel, THREADS, TYPES, c_type, vector};
@@ -20,13 +20,13 @@ pub fn forward_kernel(out: DType, x: DType, w: DType, width: usize) -> Kernel {
     Kernel {
         source: SOURCE,
         entry: "rmsnorm_forward",
-        defines: vec![
-            ("DIRECTION_FORWARD", String::new()),
+        defines: Defines::new(&[
+            ("DIRECTION_FORWARD", Value::Flag),
             ("OUT_T", c_type(out)),
             ("X_T", c_type(x)),
             ("W_T", c_type(w)),
             vector(width),
-        ],
+        ]),
         params: &[Out, Out, In, In, F32, U32, U32, U32],
         threads: THREADS,
     }
@@ -37,14 +37,14 @@ pub fn backward_kernel(dx: DType, dout: DType, x: DType, w: DType, width: usize)
     Kernel {
         source: SOURCE,
         entry: "rmsnorm_backward",
-        defines: vec![
-            ("DIRECTION_BACKWARD", String::new()),
+        defines: Defines::new(&[
+            ("DIRECTION_BACKWARD", Value::Flag),
             ("DX_T", c_type(dx)),
             ("DOUT_T", c_type(dout)),
             ("X_T", c_type(x)),
             ("W_T", c_type(w)),
             vector(width),
-        ],
+        ]),
         params: &[Out, Out, In, In, In, In, U32, U32, U32, U32, U32],
         threads: THREADS,
     }
@@ -52,7 +52,7 @@ pub fn backward_kernel(dx: DType, dout: DType, x: DType, w: DType, width: usize)
 
 /// The sum of its partial sums for `dw`; in the same module.
 pub fn dw_kernel(backward: &Kernel) -> Kernel {
-    Kernel { entry: "rmsnorm_dw", params: &[Out, In, U32, U32], ..backward.clone() }
+    Kernel { entry: "rmsnorm_dw", params: &[Out, In, U32, U32], ..*backward }
 }
 
 /// Every configuration there is.

@@ -1,6 +1,6 @@
 //! Rotary embedding: `kernels/rope.cu` and its launch.
 
-use super::compile::{Source, source};
+use super::compile::{Defines, Source, source};
 use super::device::Cuda;
 use super::kernels::Param::{In, Out, U32};
 use super::kernels::{Configuration, Kernel, THREADS, TYPES, c_type};
@@ -17,7 +17,7 @@ pub fn kernel(x: DType) -> Kernel {
     Kernel {
         source: SOURCE,
         entry: "rope",
-        defines: vec![("X_T", c_type(x))],
+        defines: Defines::new(&[("X_T", c_type(x))]),
         params: &[Out, In, In, U32, U32, U32],
         threads: THREADS,
     }

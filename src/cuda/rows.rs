@@ -1,6 +1,6 @@
 //! Rows by index and the gradient of the embedding: `kernels/rows.cu`, `kernels/embedding.cu` and their launches.
 
-use super::compile::{Source, source};
+use super::compile::{Defines, Source, Value, source};
 use super::device::Cuda;
 use super::kernels::Param::{In, Out, U32};
 use super::kernels::{Configuration, Kernel, THREADS, TYPES, c_type};
@@ -21,7 +21,7 @@ const UNITS: [(&str, usize); 3] = [("uint4", 16), ("u32", 4), ("u16", 2)];
 /// `gather` or `scatter` of rows of so many bytes; and units to a row.
 pub fn kernel(entry: &'static str, bytes: usize) -> (Kernel, usize) {
     let (name, size) = *UNITS.iter().find(|(_, size)| bytes.is_multiple_of(*size)).expect("elements have even sizes");
-    let defines = vec![("UNIT_T", name.to_string())];
+    let defines = Defines::new(&[("UNIT_T", Value::Word(name))]);
     (Kernel { source: SOURCE, entry, defines, params: &[Out, In, In, U32, U32], threads: THREADS }, bytes / size)
 }
 
@@ -30,7 +30,7 @@ pub fn backward_kernel(dout: DType) -> Kernel {
     Kernel {
         source: SOURCE_EMBEDDING,
         entry: "embedding_backward",
-        defines: vec![("DOUT_T", c_type(dout))],
+        defines: Defines::new(&[("DOUT_T", c_type(dout))]),
         params: &[Out, In, In, In, U32, U32, U32, U32],
         threads: THREADS,
     }

@@ -1,6 +1,6 @@
 //! What a step leaves behind stays on the device, as f64: `kernels/stats.cu` and its launches. The host waits in `figures` alone.
 
-use super::compile::{Source, source};
+use super::compile::{Defines, Source, source};
 use super::device::{Cuda, Room, Table};
 use super::kernels::Param::{In, Out, U32, U64};
 use super::kernels::{Configuration, Kernel, Param, THREADS};
@@ -36,7 +36,7 @@ const NORM2: (&str, &[Param]) = ("stats_norm2", &[Out, In, U32]);
 const CLIP: (&str, &[Param]) = ("stats_clip", &[Out, U64, U32]);
 
 fn kernel((entry, params): (&'static str, &'static [Param])) -> Kernel {
-    Kernel { source: SOURCE, entry, defines: Vec::new(), params, threads: THREADS }
+    Kernel { source: SOURCE, entry, defines: Defines::new(&[]), params, threads: THREADS }
 }
 
 /// Every configuration there is.
@@ -89,7 +89,7 @@ pub(super) fn grad_norm2(dev: &Cuda, s: &mut CudaStats, grads: &[&Tensor<Cuda>])
         let (bytes, narrow) = (g.dtype().bytes(), g.dtype() == DType::Bf16);
         for at in (0..g.len()).step_by(CHUNK) {
             let n = CHUNK.min(g.len() - at);
-            words.push(dev.address(&g.buf) + (at * bytes) as u64);
+            words.push(g.buf.address() + (at * bytes) as u64);
             words.push(n as u64 | u64::from(narrow) << 32);
         }
     }

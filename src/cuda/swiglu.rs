@@ -1,6 +1,6 @@
 //! SwiGLU: the kernels of `kernels/swiglu.cu` and their launches.
 
-use super::compile::{Source, source};
+use super::compile::{Defines, Source, source};
 use super::device::Cuda;
 use super::kernels::Param::{In, Out, U64};
 use super::kernels::{Configuration, Kernel, THREADS, TYPES, c_type};
@@ -13,7 +13,7 @@ use crate::tensor::{DType, Tensor};
 pub const SOURCE: Source = source!("kernels/swiglu.cu");
 
 fn entry(entry: &'static str, params: &'static [super::kernels::Param], x: DType) -> Kernel {
-    Kernel { source: SOURCE, entry, defines: vec![("X_T", c_type(x))], params, threads: THREADS }
+    Kernel { source: SOURCE, entry, defines: Defines::new(&[("X_T", c_type(x))]), params, threads: THREADS }
 }
 
 /// SwiGLU.

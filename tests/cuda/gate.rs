@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use ringtune::cuda::compile::{Target, compile, label};
+use ringtune::cuda::compile::{Target, Value, compile, label};
 use ringtune::cuda::kernels::{Kernel, Param};
 use ringtune::cuda::{self, cast};
 
@@ -167,9 +167,8 @@ fn the_emulator_reads_every_configuration() {
 #[test]
 fn a_source_that_does_not_compile_is_shown_where_it_stands() {
     let Some(nvrtc) = nvrtc() else { return };
-    let mut kernel = cast::kernel(ringtune::tensor::DType::F32, ringtune::tensor::DType::Bf16);
-    kernel.defines[0].1 = "no_such_type".into();
-    let e = compile(nvrtc, &kernel.source, &kernel.defines, Target::Ptx(80)).err().unwrap().to_string();
+    let defines = [("DST_T", Value::Word("no_such_type")), ("SRC_T", Value::Word("bf16"))];
+    let e = compile(nvrtc, &cast::SOURCE, &defines, Target::Ptx(80)).err().unwrap().to_string();
     assert!(e.starts_with("kernels/cast.cu [DST_T=no_such_type SRC_T=bf16] for compute_80: NVRTC:\n"), "{e}");
     assert!(e.contains("kernels/cast.cu(13)") && e.contains("no_such_type") && !e.contains("\\n"), "{e}");
 }
