@@ -51,7 +51,7 @@ impl Place {
         self.0.path().join(name)
     }
 
-    /// Fine-tunes into the folder `name`, two packed rows of 64 tokens a step.
+    /// Fine-tunes into the folder `name`, two packed rows a micro-batch, of 64 tokens where the flags say nothing else.
     fn sft(&self, name: &str, device: &str, flags: &str, env: &[(&str, &str)]) -> PathBuf {
         ok(self.start(name, device, flags, env));
         self.path(name)
@@ -60,10 +60,13 @@ impl Place {
     /// The same, whatever comes of it.
     fn start(&self, name: &str, device: &str, flags: &str, env: &[(&str, &str)]) -> Output {
         let (rows, out) = (self.path("rows.jsonl"), self.path(name));
-        let common = "--prompt-template chatml --max-seq-len 64 --per-device-train-batch-size 2 --quiet --no-tensorboard --seed 7";
+        let common = "--prompt-template chatml --per-device-train-batch-size 2 --quiet --no-tensorboard --seed 7";
         let mut words = vec!["sft", "--model-path", MODEL, "--dataset-paths", rows.to_str().unwrap()];
         words.extend(["--output-dir", out.to_str().unwrap(), "--device", device]);
         words.extend(common.split(' ').chain(flags.split(' ')));
+        if !flags.contains("--max-seq-len") {
+            words.extend(["--max-seq-len", "64"]);
+        }
         ringtune(&words, env)
     }
 }
@@ -255,6 +258,16 @@ fn pretraining_follows_the_cpu_and_auto_says_what_it_takes() {
     let expected = if dev.properties().emulated { "device: cpu, " } else { "device: cuda:0, " };
     assert!(line.starts_with(expected), "{line}");
     assert_eq!(line.contains("; no GPU: cuda:0 is emulated (vgpu "), dev.properties().emulated, "{line}");
+}
+
+/// No block of any kernel of a step races with another, nor a warp with those beside it.
+#[test]
+fn a_step_has_no_race() {
+    if !is_emulated() {
+        return;
+    }
+    let flags = "--max-seq-len 40 --max-steps 1 --no-lora --mixed-precision bf16 --val-fraction 0 --save-strategy no";
+    ok(Place::new().start("out", "cuda", flags, &[("VGPU_CHECK", "races")]));
 }
 
 /// What the driver is asked for by one step: a wait, a copy to the host, a copy for each vector of a micro-batch; no memory, no module.
