@@ -78,7 +78,12 @@ fn losses(run: &Path) -> Vec<f64> {
     lines.filter_map(|v| v["loss"].as_f64()).collect()
 }
 
-fn assert_close(what: &str, ours: &[f64], cpu: &[f64]) {
+/// Largest relative difference of losses in f32, where both compute the same sums in other orders.
+const F32: f64 = 1e-4;
+/// And in bf16, where roundings fall to either side.
+const BF16: f64 = 5e-3;
+
+fn assert_close(what: &str, ours: &[f64], cpu: &[f64], allowed: f64) {
     assert_eq!(ours.len(), cpu.len(), "{what}");
     let worst = ours.iter().zip(cpu).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
     println!(
@@ -87,7 +92,7 @@ fn assert_close(what: &str, ours: &[f64], cpu: &[f64]) {
         cpu[0],
         cpu[cpu.len() - 1]
     );
-    assert!(worst < 5e-3, "{what}: {ours:?} and on the CPU {cpu:?}");
+    assert!(worst < allowed, "{what}: {ours:?} and on the CPU {cpu:?}");
     // Something was learnt, or curves would agree whatever the gradients are.
     assert!(cpu[cpu.len() - 1] < cpu[0] - 0.5, "{what}: {cpu:?}");
 }
@@ -156,7 +161,7 @@ fn full_training_follows_the_cpu() {
     let place = Place::new();
     let flags = "--no-lora --learning-rate 2e-3 --max-steps 20";
     let [ours, cpu] = ["cuda", "cpu"].map(|device| losses(&place.sft(device, device, flags, &[])));
-    assert_close("full f32", &ours, &cpu);
+    assert_close("full f32", &ours, &cpu, F32);
 }
 
 /// Every weight trained in bf16, with masters; two micro-batches a step, layers recomputed.
@@ -169,7 +174,7 @@ fn full_bf16_training_follows_the_cpu() {
     let flags = "--no-lora --learning-rate 2e-3 --max-steps 20 --mixed-precision bf16 --gradient-accumulation-steps 2";
     let recompute = format!("{flags} --recompute layer");
     let cuda = place.sft("cuda", "cuda", flags, &[]);
-    assert_close("full bf16", &losses(&cuda), &losses(&place.sft("cpu", "cpu", flags, &[])));
+    assert_close("full bf16", &losses(&cuda), &losses(&place.sft("cpu", "cpu", flags, &[])), BF16);
     let again = place.sft("recompute", "cuda", &recompute, &[]);
     same_file(&cuda.join("model.safetensors"), &again.join("model.safetensors"));
 }
@@ -184,7 +189,7 @@ fn lora_training_follows_the_cpu_and_repeats_its_bits() {
     let flags = "--learning-rate 5e-3 --max-steps 24 --lora-r 4 --lora-dropout 0.1 --save-strategy steps --save-steps 10 --merge-adapters";
     let cuda = place.sft("cuda", "cuda", flags, &[("VGPU_SEED", "1")]);
     let cpu = place.sft("cpu", "cpu", flags, &[]);
-    assert_close("LoRA with dropout", &losses(&cuda), &losses(&cpu));
+    assert_close("LoRA with dropout", &losses(&cuda), &losses(&cpu), F32);
     for file in ["adapter_model.safetensors", "adapter_config.json", "merged/model.safetensors"] {
         assert!(cuda.join(file).is_file(), "{file} is missing");
     }
@@ -252,7 +257,7 @@ fn pretraining_follows_the_cpu_and_auto_says_what_it_takes() {
         (losses(&out.join("mini")), line.to_string())
     };
     let [(ours, cuda_line), (cpu, _)] = ["cuda", "cpu"].map(run);
-    assert_close("pretraining", &ours, &cpu);
+    assert_close("pretraining", &ours, &cpu, F32);
     assert_eq!(cuda_line, format!("device: {}", dev.describe()));
     let (_, line) = run("auto");
     let expected = if dev.properties().emulated { "device: cpu, " } else { "device: cuda:0, " };
