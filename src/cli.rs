@@ -54,6 +54,7 @@ pub fn command() -> Clap {
         .subcommand(commands::generate::about(settings(Clap::new("generate"), Command::Generate)))
         .subcommand(commands::merge::about(settings(Clap::new("merge"), Command::Merge)))
         .subcommand(commands::doctor::command())
+        .subcommand(commands::kernels::command())
         .subcommand(commands::report::command())
 }
 
@@ -344,6 +345,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         }
         "merge" => commands::merge::run(&resolve(Command::Merge, m, None)?.settings),
         "doctor" => commands::doctor::run(m),
+        "kernels" => commands::kernels::run(m),
         "report" => commands::report::run(m),
         "parity" => commands::parity::run(m, &resolve(Command::Parity, m, before)?.settings),
         _ => unreachable!("clap knows no other command"),

@@ -287,6 +287,7 @@ mod cuda {
     use serde_json::json;
 
     use super::{Row, gib};
+    use crate::cuda::compile::Prebuilt;
     use crate::cuda::nvrtc::{self, Nvrtc};
     use crate::cuda::{self, Cuda, Properties, device_library, nccl};
     use crate::error::{Error, Result};
@@ -322,7 +323,15 @@ mod cuda {
                     json!({ "path": n.path().display().to_string(), "version": version, "origin": n.origin() }),
                 )
             }
-            Err(e) => Row::missing("nvrtc", without_hint(&e, nvrtc::HOW_TO_GET), nvrtc::HOW_TO_GET),
+            // Kernels that were compiled elsewhere do without it.
+            Err(e) => match Prebuilt::named() {
+                Ok(Some(kernels)) => Row::works(
+                    "nvrtc",
+                    format!("none; kernels for {} are taken from RINGTUNE_KERNELS", kernels.target()),
+                    json!({ "path": null, "prebuilt": kernels.target().to_string() }),
+                ),
+                _ => Row::missing("nvrtc", without_hint(&e, nvrtc::HOW_TO_GET), nvrtc::HOW_TO_GET),
+            },
         }
     }
 

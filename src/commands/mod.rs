@@ -9,6 +9,7 @@ pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod jobs;
+pub mod kernels;
 pub mod merge;
 mod model_folder;
 pub mod open;

@@ -9,9 +9,11 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use super::nvrtc::{Compiled, Nvrtc};
 use crate::error::{Context, Error, Result};
-use crate::files::{create_dir_all, parent, write_bytes};
+use crate::files::{create_dir_all, parent, write_bytes, write_json};
 
 /// A source file of `kernels/`, as it stands in the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,8 +109,10 @@ fn word((name, value): &Define) -> String {
 pub enum Target {
     /// Machine code for `sm_` of this compute capability (major · 10 + minor).
     Cubin(u32),
-    /// PTX for `compute_` of this one, which the driver compiles.
+    /// PTX for `compute_` of this one, which the driver compiles for this and any later device.
     Ptx(u32),
+    /// PTX with the instructions that this one alone has, `compute_90a` for Hopper: the emulator takes no machine code.
+    OwnPtx(u32),
 }
 
 impl Target {
@@ -141,11 +145,16 @@ impl Target {
         }
     }
 
+    /// Its compute capability, major · 10 + minor.
+    pub fn capability(self) -> u32 {
+        match self {
+            Self::Cubin(cc) | Self::Ptx(cc) | Self::OwnPtx(cc) => cc,
+        }
+    }
+
     /// PTX of the same capability.
     pub fn ptx(self) -> Self {
-        match self {
-            Self::Cubin(cc) | Self::Ptx(cc) => Self::Ptx(cc),
-        }
+        Self::Ptx(self.capability())
     }
 }
 
@@ -153,8 +162,34 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Cubin(cc) => write!(f, "sm_{cc}{}", if *cc == 90 { "a" } else { "" }),
+            Self::Cubin(cc) => write!(f, "sm_{cc}{}", own(*cc)),
             Self::Ptx(cc) => write!(f, "compute_{cc}"),
+            Self::OwnPtx(cc) => write!(f, "compute_{cc}{}", own(*cc)),
+        }
+    }
+}
+
+/// What names the architecture with instructions of its own.
+fn own(cc: u32) -> &'static str {
+    if cc == 90 { "a" } else { "" }
+}
+
+/// As NVRTC spells it: `sm_90a`, `sm_80`, `compute_80`, `compute_90a`.
+impl std::str::FromStr for Target {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (kind, number) = text.split_once('_').unwrap_or((text, ""));
+        let digits = number.trim_end_matches('a');
+        let cc = digits.parse().ok().filter(|cc| (80..=200).contains(cc) && number.len() <= digits.len() + 1);
+        match (kind, cc) {
+            // Without the letter nothing of Hopper's would be in it.
+            ("sm", Some(cc)) => Ok(Self::Cubin(cc)),
+            ("compute", Some(cc)) if number.ends_with('a') => Ok(Self::OwnPtx(cc)),
+            ("compute", Some(cc)) => Ok(Self::Ptx(cc)),
+            _ => Err(Error::usage(format!(
+                "--arch {text}: expected sm_NN or compute_NN of 80 or newer, such as sm_80, sm_90a or compute_80"
+            ))),
         }
     }
 }
@@ -224,10 +259,110 @@ pub fn compile(nvrtc: &Nvrtc, source: &Source, defines: &[Define], target: Targe
         .map_err(|log| Error::new(format!("{} for {target}: NVRTC:\n{log}", label(source, defines))))
 }
 
-/// Compiles for one target and keeps what it made.
-pub struct Compiler {
-    nvrtc: &'static Nvrtc,
+/// Kernels compiled elsewhere, by `ringtune kernels`: a folder with an image of every configuration and a manifest.
+#[derive(Clone, Debug)]
+pub struct Prebuilt {
+    dir: PathBuf,
     target: Target,
+    version: (i32, i32),
+}
+
+/// Its manifest.
+const PREBUILT: &str = "kernels.json";
+
+impl Prebuilt {
+    /// The folder that `RINGTUNE_KERNELS` names, if it names one.
+    ///
+    /// # Errors
+    /// If it is not such a folder.
+    pub fn named() -> Result<Option<Self>> {
+        let named = std::env::var_os("RINGTUNE_KERNELS").filter(|d| !d.is_empty());
+        named.map(|dir| Self::open(Path::new(&dir))).transpose()
+    }
+
+    fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(PREBUILT);
+        let place = || format!("RINGTUNE_KERNELS={}", dir.display());
+        let text = fs::read_to_string(&path).context(|| format!("{}: {PREBUILT}", place()))?;
+        let all: serde_json::Value =
+            serde_json::from_str(&text).map_err(|e| Error::new(format!("{}: {PREBUILT}: {e}", place())))?;
+        let version = |i: usize| all["nvrtc"][i].as_i64().and_then(|n| i32::try_from(n).ok());
+        let target = all["target"].as_str().and_then(|t| t.parse().ok());
+        match (target, version(0), version(1)) {
+            (Some(target), Some(major), Some(minor)) => {
+                Ok(Self { dir: dir.to_path_buf(), target, version: (major, minor) })
+            }
+            _ => Err(Error::new(format!(
+                "{}: {PREBUILT}: expected target and nvrtc as `ringtune kernels` writes them; make the folder again",
+                place()
+            ))),
+        }
+    }
+
+    /// What it was compiled for.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// Refuses a device that its kernels do not run on.
+    ///
+    /// # Errors
+    /// If the device is another, or one that is emulated, which takes no machine code.
+    pub fn expect_device(&self, cc: u32, emulated: bool) -> Result<()> {
+        let runs = match self.target {
+            Target::Cubin(for_cc) => !emulated && for_cc == cc,
+            Target::OwnPtx(for_cc) => for_cc == cc,
+            Target::Ptx(for_cc) => for_cc <= cc,
+        };
+        match runs {
+            true => Ok(()),
+            false => Err(Error::new(format!(
+                "RINGTUNE_KERNELS={}: made for {}, this device is {}sm_{cc}; make them with `ringtune kernels --arch {}`",
+                self.dir.display(),
+                self.target,
+                if emulated { "an emulated " } else { "" },
+                if emulated { Target::Ptx(80) } else { Target::Cubin(cc) },
+            ))),
+        }
+    }
+
+    /// Compiles every configuration into `dir`. Returns how many images there are.
+    ///
+    /// # Errors
+    /// If a source does not compile or a file cannot be written.
+    pub fn make(dir: &Path, nvrtc: &'static Nvrtc, target: Target, all: &[(Source, Defines)]) -> Result<usize> {
+        create_dir_all(dir)?;
+        let compiler = Compiler { nvrtc: Some(nvrtc), target, prebuilt: None, cache: None, dump: None };
+        let images: Result<BTreeSet<PathBuf>> = all
+            .par_iter()
+            .map(|(source, defines)| {
+                let file = dir.join(format!("{}.image", key(source, defines, target, nvrtc.version())?));
+                write_checked(&file, &compiler.image(source, defines)?)?;
+                Ok(file)
+            })
+            .collect();
+        let images = images?;
+        let (major, minor) = nvrtc.version();
+        let manifest = serde_json::json!({
+            "ringtune": env!("CARGO_PKG_VERSION"), "target": target.to_string(), "nvrtc": [major, minor], "images": images.len(),
+        });
+        write_json(&dir.join(PREBUILT), &manifest)?;
+        Ok(images.len())
+    }
+
+    fn image(&self, source: &Source, defines: &[Define]) -> Result<Option<Vec<u8>>> {
+        let file = self.dir.join(format!("{}.image", key(source, defines, self.target, self.version)?));
+        Ok(read_checked(&file))
+    }
+}
+
+/// Compiles for one target and keeps what it made.
+#[derive(Clone)]
+pub struct Compiler {
+    /// `None`: only what is prebuilt can be had.
+    nvrtc: Option<&'static Nvrtc>,
+    target: Target,
+    prebuilt: Option<Prebuilt>,
     /// `None`: nothing is kept.
     cache: Option<PathBuf>,
     dump: Option<PathBuf>,
@@ -237,11 +372,18 @@ impl Compiler {
     /// A compiler for `target` with its cache in `cache/kernels`. PTX is also written into the folder that `RINGTUNE_DUMP_PTX` names.
     pub fn new(nvrtc: &'static Nvrtc, target: Target, cache: Option<&Path>) -> Self {
         Self {
-            nvrtc,
+            nvrtc: Some(nvrtc),
             target,
+            prebuilt: None,
             cache: cache.map(|c| c.join("kernels")),
             dump: std::env::var_os("RINGTUNE_DUMP_PTX").filter(|d| !d.is_empty()).map(PathBuf::from),
         }
+    }
+
+    /// Takes kernels that are prebuilt; compiles what they lack where there is an NVRTC.
+    pub fn prebuilt(prebuilt: Prebuilt, nvrtc: Option<&'static Nvrtc>, cache: Option<&Path>) -> Self {
+        let cache = cache.map(|c| c.join("kernels"));
+        Self { nvrtc, target: prebuilt.target, prebuilt: Some(prebuilt), cache, dump: None }
     }
 
     /// What it compiles for.
@@ -251,7 +393,7 @@ impl Compiler {
 
     /// The same for another target.
     pub fn with_target(&self, target: Target) -> Self {
-        Self { target, cache: self.cache.clone(), dump: self.dump.clone(), ..*self }
+        Self { target, prebuilt: None, ..self.clone() }
     }
 
     /// The image of a source with its defines: machine code, or PTX text ending with a zero byte.
@@ -259,14 +401,27 @@ impl Compiler {
     /// # Errors
     /// If the source does not compile. A cache that cannot be written only costs time, and is passed over.
     pub fn image(&self, source: &Source, defines: &[Define]) -> Result<Vec<u8>> {
-        let key = self.key(source, defines)?;
+        if let Some(prebuilt) = &self.prebuilt
+            && let Some(image) = prebuilt.image(source, defines)?
+        {
+            return Ok(image);
+        }
+        let Some(nvrtc) = self.nvrtc else {
+            return Err(Error::new(format!(
+                "{}: not among the kernels of RINGTUNE_KERNELS, or damaged there, and there is no NVRTC to compile it; make them again with this \
+                 build's `ringtune kernels --arch {}`",
+                label(source, defines),
+                self.target
+            )));
+        };
+        let key = key(source, defines, self.target, nvrtc.version())?;
         let file = self.cache.as_ref().map(|dir| dir.join(format!("{key}.image")));
         // A dump needs the text, which an image of machine code does not hold.
         let cached = file.as_deref().filter(|_| self.dump.is_none()).and_then(read_checked);
         if let Some(image) = cached {
             return Ok(image);
         }
-        let compiled = compile(self.nvrtc, source, defines, self.target)?;
+        let compiled = compile(nvrtc, source, defines, self.target)?;
         if let Some(dir) = &self.dump {
             let name = source.name.rsplit('/').next().unwrap_or(source.name);
             let path = dir.join(format!("{name}.{}.{}.ptx", self.target, &key[..12]));
@@ -277,7 +432,7 @@ impl Compiler {
         }
         let image = match self.target {
             Target::Cubin(_) => compiled.cubin,
-            Target::Ptx(_) => [compiled.ptx, vec![0]].concat(),
+            Target::Ptx(_) | Target::OwnPtx(_) => [compiled.ptx, vec![0]].concat(),
         };
         if let Some(file) = file {
             // Without a cache the next start compiles again.
@@ -285,19 +440,19 @@ impl Compiler {
         }
         Ok(image)
     }
+}
 
-    fn key(&self, source: &Source, defines: &[Define]) -> Result<String> {
-        let mut h = blake3::Hasher::new();
-        let mut part = |bytes: &[u8]| {
-            h.update(&(bytes.len() as u64).to_le_bytes());
-            h.update(bytes);
-        };
-        part(inlined(source)?.as_bytes());
-        options(self.target, defines).iter().for_each(|o| part(o.as_bytes()));
-        let (major, minor) = self.nvrtc.version();
-        part(format!("{major}.{minor} {}", self.nvrtc.path().display()).as_bytes());
-        Ok(h.finalize().to_hex()[..32].to_string())
-    }
+/// The name of an image: everything that decides its bytes, and nothing of where it was compiled.
+fn key(source: &Source, defines: &[Define], target: Target, (major, minor): (i32, i32)) -> Result<String> {
+    let mut h = blake3::Hasher::new();
+    let mut part = |bytes: &[u8]| {
+        h.update(&(bytes.len() as u64).to_le_bytes());
+        h.update(bytes);
+    };
+    part(inlined(source)?.as_bytes());
+    options(target, defines).iter().for_each(|o| part(o.as_bytes()));
+    part(format!("{major}.{minor}").as_bytes());
+    Ok(h.finalize().to_hex()[..32].to_string())
 }
 
 /// First bytes of a cached image; what follows is the hash of the rest, then the rest.
@@ -335,6 +490,23 @@ mod tests {
         assert_eq!(n + before.len() - marker - 1, at + 1);
         let bad = Source { name: "kernels/x.cu", text: "\n#include \"common/none.cuh\"" };
         assert_eq!(inlined(&bad).unwrap_err().to_string(), "kernels/x.cu: line 2: there is no header common/none.cuh");
+    }
+
+    #[test]
+    fn architectures_are_read_as_nvrtc_spells_them() {
+        for (text, target) in [
+            ("sm_80", Target::Cubin(80)),
+            ("sm_90a", Target::Cubin(90)),
+            ("compute_80", Target::Ptx(80)),
+            ("compute_90a", Target::OwnPtx(90)),
+            ("sm_120", Target::Cubin(120)),
+        ] {
+            assert_eq!(text.parse::<Target>().unwrap(), target);
+            assert_eq!(target.to_string(), text);
+        }
+        for bad in ["sm_75", "sm_90aa", "80", "sm_", "compute_9x", "sm_a", ""] {
+            assert_eq!(bad.parse::<Target>().unwrap_err().exit_code(), 2, "{bad}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use cudarc::driver::sys::{CUdevice_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
-use super::compile::{Compiler, Target};
+use super::compile::{Compiler, Prebuilt, Target};
 use super::device_library;
 use super::error::{DriverResult, driver};
 use super::modules::Modules;
@@ -114,16 +114,25 @@ impl Cuda {
     /// As [`Cuda::new`].
     pub fn with_cache(ordinal: usize, cache: Option<&Path>) -> Result<Self> {
         let (context, properties) = open(ordinal)?;
-        let nvrtc = Nvrtc::get()?;
-        // The emulator knows the instructions of compute_80 best, whatever it poses as.
-        let target = match properties.emulated {
-            true => Target::Ptx(80),
-            false => Target::for_device(properties.cc, nvrtc)?,
+        let compiler = match Prebuilt::named()? {
+            Some(prebuilt) => {
+                prebuilt.expect_device(properties.cc, properties.emulated)?;
+                Compiler::prebuilt(prebuilt, Nvrtc::get().ok(), cache)
+            }
+            None => {
+                let nvrtc = Nvrtc::get()?;
+                // The emulator takes PTX alone. It knows the instructions of compute_80 best; those of Hopper are in compute_90a.
+                let target = match properties.emulated {
+                    true if properties.cc == 90 => Target::OwnPtx(90),
+                    true => Target::Ptx(80),
+                    false => Target::for_device(properties.cc, nvrtc)?,
+                };
+                Compiler::new(nvrtc, target, cache)
+            }
         };
         // SAFETY: there is one stream, which orders every use, copy and free of a buffer; no event is needed between streams.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().doing(|| "creating a stream".into())?;
-        let compiler = Compiler::new(nvrtc, target, cache);
         let modules = Modules::new(context.clone(), compiler, properties.shared_limit);
         Ok(Self { context, stream, properties, modules, rooms: Default::default(), tables: Default::default() })
     }

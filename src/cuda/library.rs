@@ -87,6 +87,49 @@ pub fn names(stem: &str, versions: &[u32]) -> Vec<String> {
     names
 }
 
+/// Folders of NVIDIA's packages from PyPI that are there, such as `nvidia/cu13/lib`: in the site-packages of the virtual environment,
+/// of conda's, and of the `python3` on the path. Each with where it comes from.
+pub fn pip_folders(parts: &[&str]) -> Vec<(String, PathBuf)> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let mut roots: Vec<(String, PathBuf)> =
+        ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(|n| Some((n.to_string(), var(n)?))).collect();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let python = std::env::split_paths(&path).map(|dir| dir.join("python3")).find(|p| p.is_file());
+    // bin/python3 of an installation, as it is called and as it really lies.
+    for python in [python.clone(), python.and_then(|p| p.canonicalize().ok())].into_iter().flatten() {
+        roots.extend(python.ancestors().nth(2).map(|root| ("python3".to_string(), root.to_path_buf())));
+    }
+    roots.extend(var("HOME").map(|home| ("python3".to_string(), home.join(".local"))));
+    let mut found: Vec<(String, PathBuf)> = Vec::new();
+    for (origin, root) in roots {
+        for site in site_packages(&root) {
+            for dir in parts.iter().map(|part| site.join("nvidia").join(part)).filter(|dir| dir.is_dir()) {
+                if !found.iter().any(|(_, other)| *other == dir) {
+                    found.push((format!("packages of {origin}"), dir));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// `lib/python3*/site-packages` and Debian's `dist-packages` of an installation, the newest first.
+fn site_packages(root: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for lib in ["lib", "lib64", "local/lib"] {
+        let Ok(entries) = std::fs::read_dir(root.join(lib)) else { continue };
+        let mut versions: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+        versions.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("python3")));
+        let number = |p: &PathBuf| {
+            let name = p.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            name.rsplit('.').next().and_then(|n| n.parse::<u32>().ok()).unwrap_or(0)
+        };
+        versions.sort_by_key(|p| std::cmp::Reverse(number(p)));
+        all.extend(versions.iter().flat_map(|v| ["site-packages", "dist-packages"].map(|d| v.join(d))));
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +145,18 @@ mod tests {
         assert!(e.contains("no_such_function"), "{e}");
         assert!(Library::open_any(&["libno_such.so", "libc.so.6"], c"malloc").is_some());
         assert_eq!(names("cuda", &[1]), ["libcuda.so", "libcuda.so.1"]);
+    }
+
+    #[test]
+    fn packages_of_an_installation_are_found_newest_first() {
+        let root = tempfile::tempdir().unwrap();
+        for dir in
+            ["lib/python3.9/site-packages", "lib/python3.11/site-packages", "lib/python3/dist-packages", "lib/other"]
+        {
+            std::fs::create_dir_all(root.path().join(dir).join("nvidia/cu13/lib")).unwrap();
+        }
+        let found: Vec<PathBuf> = site_packages(root.path()).into_iter().filter(|p| p.is_dir()).collect();
+        let expected = ["lib/python3.11/site-packages", "lib/python3.9/site-packages", "lib/python3/dist-packages"];
+        assert_eq!(found, expected.map(|p| root.path().join(p)));
     }
 }

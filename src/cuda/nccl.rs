@@ -3,11 +3,11 @@
 use std::ffi::c_int;
 use std::path::PathBuf;
 
-use super::library::{Library, names};
+use super::library::{Library, names, pip_folders};
 
 /// What to do where there is none.
-pub const HOW_TO_GET: &str = "needed for several GPUs only; install libnccl2 and libnccl-dev, or put the folder of libnccl.so (the package \
-                              nvidia-nccl-cu12 of PyPI has libnccl.so.2; link it as libnccl.so) into LD_LIBRARY_PATH";
+pub const HOW_TO_GET: &str = "needed for several GPUs only; install libnccl2 and libnccl-dev, or put the folder of libnccl.so (the packages \
+                              nvidia-nccl-cu13 and nvidia-nccl-cu12 of PyPI have libnccl.so.2; link it as libnccl.so) into LD_LIBRARY_PATH";
 
 /// What was found.
 pub enum Found {
@@ -19,12 +19,14 @@ pub enum Found {
     Missing,
 }
 
-/// Looks for NCCL under the names that cudarc tries, then under the one it does not.
+/// Looks for NCCL under the names that cudarc tries, then under the one it does not, on the loader's path and in packages of pip.
 pub fn find() -> Found {
     if let Some(library) = Library::open_any(&names("nccl", &[12, 11, 10, 9, 1]), c"ncclGetVersion") {
         return Found::Usable(library.path().into(), version(&library));
     }
-    match Library::open_any(&["libnccl.so.2"], c"ncclGetVersion") {
+    let mut runtime = vec![PathBuf::from("libnccl.so.2")];
+    runtime.extend(pip_folders(&["nccl/lib"]).into_iter().map(|(_, folder)| folder.join("libnccl.so.2")));
+    match Library::open_any(&runtime, c"ncclGetVersion") {
         Some(library) => Found::WithoutLink(library.path().into()),
         None => Found::Missing,
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use super::library::{Library, names};
+use super::library::{Library, names, pip_folders};
 use crate::dirs;
 use crate::error::{Error, Result};
 
@@ -16,8 +16,9 @@ use crate::error::{Error, Result};
 pub const CACHED: &str = "nvrtc-12.9.86";
 
 /// What to do where there is none.
-pub const HOW_TO_GET: &str = "`make bootstrap` fetches it in a checkout; or install the CUDA toolkit, or set RINGTUNE_NVRTC to \
-                              the file libnvrtc.so.12 or its folder (it is in the package nvidia-cuda-nvrtc-cu12 of PyPI)";
+pub const HOW_TO_GET: &str = "`make bootstrap` fetches it in a checkout; or install the CUDA toolkit, or with pip the package \
+                              nvidia-cuda-nvrtc (CUDA 13) or nvidia-cuda-nvrtc-cu12; or set RINGTUNE_NVRTC to the file libnvrtc.so.13 \
+                              or libnvrtc.so.12 or its folder; or give kernels compiled elsewhere by `ringtune kernels` in RINGTUNE_KERNELS";
 
 type Program = *mut c_void;
 
@@ -103,15 +104,31 @@ fn places() -> Result<Vec<(String, PathBuf)>> {
             }
         }
     }
+    for folder in ["lib64", "lib", "targets/x86_64-linux/lib"] {
+        places.extend(inside("/usr/local/cuda", &Path::new("/usr/local/cuda").join(folder)));
+    }
+    for (origin, folder) in pip_folders(&["cu13/lib", "cuda_nvrtc/lib"]) {
+        places.extend(inside(&origin, &folder));
+    }
     if let Some(cache) = dirs::user_cache() {
         places.extend(inside("the user's cache", &cache.join(CACHED).join("lib")));
     }
     Ok(places)
 }
 
+/// Whether the library of builtins, which NVRTC loads by itself, lies beside it, links resolved.
+fn has_builtins(nvrtc: &Path) -> bool {
+    let real = nvrtc.canonicalize().unwrap_or_else(|_| nvrtc.to_path_buf());
+    [nvrtc, &real]
+        .into_iter()
+        .filter_map(|p| std::fs::read_dir(p.parent()?).ok())
+        .flatten()
+        .any(|entry| entry.is_ok_and(|e| e.file_name().to_string_lossy().starts_with("libnvrtc-builtins.so")))
+}
+
 impl Nvrtc {
     /// The compiler of this process: the first that loads of `RINGTUNE_NVRTC` (a file or folder, and then nothing else), the
-    /// loader's path, `CUDA_HOME` and `CUDA_PATH`, and the user's cache.
+    /// loader's path, `CUDA_HOME` and `CUDA_PATH`, `/usr/local/cuda`, the packages of pip and conda, and the user's cache.
     ///
     /// # Errors
     /// If there is none, or the one that `RINGTUNE_NVRTC` names does not load.
@@ -126,6 +143,11 @@ impl Nvrtc {
         for (origin, path) in places()? {
             // A path that does not exist is not worth a line; a bare name is the loader's business.
             if path.components().count() > 1 && !path.exists() {
+                continue;
+            }
+            // Without its builtins beside it NVRTC loads and then compiles nothing.
+            if origin != "RINGTUNE_NVRTC" && path.components().count() > 1 && !has_builtins(&path) {
+                why.push(format!("{}: no libnvrtc-builtins beside it", path.display()));
                 continue;
             }
             match Library::open(&path, c"nvrtcVersion").and_then(|library| Self::of(library, origin)) {

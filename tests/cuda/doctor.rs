@@ -11,7 +11,7 @@ use crate::close::{tensor, values};
 use crate::skip::device;
 
 fn doctor(cache: &Path, words: &[&str], env: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringtune"));
+    let mut command = Command::new(crate::skip::program());
     command.arg("doctor").args(words).env("RINGTUNE_CACHE", cache);
     command.envs(env.iter().copied()).output().unwrap()
 }
@@ -61,7 +61,7 @@ fn ranks_may_race_for_the_cache() {
     }
     let cache = tempfile::tempdir().unwrap();
     let start = || {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ringtune"));
+        let mut command = Command::new(crate::skip::program());
         command.args(["doctor", "--require", "cuda"]).env("RINGTUNE_CACHE", cache.path());
         command.stdout(std::process::Stdio::null()).spawn().unwrap()
     };
@@ -136,9 +136,9 @@ fn nvrtc_is_looked_for_in_the_documented_order() {
     std::os::unix::fs::symlink(&lib, cached.join("lib")).unwrap();
     let (empty, lib) = (root.path().join("none"), lib.to_str().unwrap());
     let run = |env: &[(&str, &str)]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ringtune"));
+        let mut command = Command::new(crate::skip::program());
         command.args(["doctor", "--json"]).env("XDG_CACHE_HOME", &empty).env("RINGTUNE_CACHE", root.path());
-        for name in ["LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "RINGTUNE_NVRTC"] {
+        for name in ["LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "RINGTUNE_NVRTC", "VIRTUAL_ENV", "CONDA_PREFIX"] {
             command.env_remove(name);
         }
         json(&command.envs(env.iter().copied()).output().unwrap())["nvrtc"].clone()
@@ -152,6 +152,15 @@ fn nvrtc_is_looked_for_in_the_documented_order() {
         let cache = root.path().join("cache");
         let cache = ("XDG_CACHE_HOME", cache.to_str().unwrap());
         assert_eq!(run(&[cache])["origin"], "the user's cache");
+        // Packages of pip, as CUDA 12 and 13 lay them out.
+        for (layout, python) in [("cuda_nvrtc", "3.9"), ("cu13", "3.12")] {
+            let environment = root.path().join(layout);
+            let package = environment.join(format!("lib/python{python}/site-packages/nvidia/{layout}"));
+            std::fs::create_dir_all(&package).unwrap();
+            std::os::unix::fs::symlink(lib, package.join("lib")).unwrap();
+            let found = run(&[cache, ("VIRTUAL_ENV", environment.to_str().unwrap())]);
+            assert_eq!(found["origin"], "packages of VIRTUAL_ENV", "{found}");
+        }
         assert_eq!(run(&[cache, ("CUDA_HOME", toolkit.to_str().unwrap())])["origin"], "CUDA_HOME");
         let path = [cache, ("CUDA_HOME", toolkit.to_str().unwrap()), ("LD_LIBRARY_PATH", lib)];
         assert_eq!(run(&path)["origin"], "the loader's path");

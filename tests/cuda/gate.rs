@@ -124,7 +124,7 @@ fn check_arch(cc: u32, shared_limit: usize) {
     for (name, (r, shared)) in rows {
         let _ = writeln!(table, "| {target} | {name} | {} | {shared} | {} |", r.registers, r.spills);
     }
-    std::fs::write(format!("{}/kernels_{target}.md", env!("CARGO_TARGET_TMPDIR")), table).unwrap();
+    std::fs::write(crate::skip::scratch().join(format!("kernels_{target}.md")), table).unwrap();
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod norms;
 mod operations;
 #[path = "../common/optimiser.rs"]
 mod optimiser;
+mod prebuilt;
 #[path = "../common/products.rs"]
 mod products;
 #[path = "../common/rows.rs"]

@@ -1,6 +1,7 @@
 //! What a test needs of the machine, or a visible line that it was skipped and why.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use ringtune::cuda::nvrtc::Nvrtc;
 use ringtune::cuda::{Cuda, device_library};
@@ -25,6 +26,22 @@ pub fn nvrtc() -> Option<&'static Nvrtc> {
     Nvrtc::get().map_err(|e| skipped(&e.to_string())).ok()
 }
 
+/// The program under test: that of cargo, or `RINGTUNE_TEST_PROGRAM` where the tests run on a machine they were not built on.
+pub fn program() -> PathBuf {
+    std::env::var_os("RINGTUNE_TEST_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_ringtune").into(), PathBuf::from)
+}
+
+/// Where the tests keep what they compile: `RINGTUNE_TEST_DIR`, or a folder of cargo's.
+pub fn scratch() -> PathBuf {
+    std::env::var_os("RINGTUNE_TEST_DIR").map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from)
+}
+
+/// The folder that `tests/data` and `data/demo` lie in: the repository, or the current one where that is not there.
+pub fn root() -> PathBuf {
+    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    if built.join("tests/data").is_dir() { built } else { std::env::current_dir().unwrap() }
+}
+
 /// Device 0, or `None` after a line. Its compiled kernels are kept beside the test programs.
 pub fn device() -> Option<Cuda> {
     if let Err(e) = device_library::require() {
@@ -38,6 +55,6 @@ pub fn device() -> Option<Cuda> {
             None
         }
         // From here on a failure is one.
-        _ => Some(Cuda::with_cache(0, Some(env!("CARGO_TARGET_TMPDIR").as_ref())).unwrap()),
+        _ => Some(Cuda::with_cache(0, Some(&scratch())).unwrap()),
     }
 }

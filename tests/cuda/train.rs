@@ -23,8 +23,8 @@ const MODEL: &str = "tests/data/model/tiny-llama-tied";
 
 /// Runs the program from the root of the repository. Kernels that it compiles are kept beside the test programs.
 fn ringtune(words: &[&str], env: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringtune"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(words).env("RINGTUNE_CACHE", env!("CARGO_TARGET_TMPDIR"));
+    let mut command = Command::new(crate::skip::program());
+    command.current_dir(crate::skip::root()).args(words).env("RINGTUNE_CACHE", crate::skip::scratch());
     command.envs(env.iter().copied()).output().unwrap()
 }
 
@@ -41,7 +41,7 @@ struct Place(tempfile::TempDir);
 impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo/chat.jsonl")).unwrap();
+        let text = fs::read_to_string(crate::skip::root().join("data/demo/chat.jsonl")).unwrap();
         let rows: Vec<&str> = text.lines().take(60).collect();
         fs::write(dir.path().join("rows.jsonl"), rows.join("\n") + "\n").unwrap();
         Self(dir)

@@ -1,0 +1,194 @@
+#!/bin/sh
+# A quarter of an hour on a GPU: what this build does there, on a machine without Rust and without network.
+#   scripts/gpu_check.sh pack DIR                          on the build machine: programs, data, kernels, the CPU's curves
+#   DIR/gpu_check.sh run OUT [--only STEP…] [--device N]   there: each step with a limit of its own, OUT/summary.md at the end
+# Steps: doctor, tests, prebuilt, train, speed, sanitizer. On the emulated GPU (scripts/vgpu.sh) the last two say nothing real; there
+# STEPS=12, for both, makes the trainings short, and TRAIN_LIMIT and TEST_THREADS make room for slow ones.
+set -u
+
+usage() { sed -n '2,6p' "$0" | cut -c 3- >&2; exit 2; }
+
+pack() {
+    [ $# -eq 1 ] || usage
+    mkdir -p "$1" || exit 1
+    to=$(cd "$1" && pwd) && cd "$(dirname "$0")/.." || exit 1
+    built=${CARGO_TARGET_DIR:-target}
+    cargo build --release --quiet || exit 1
+    tests=$(cargo test --release --no-run --test cuda --message-format=json 2>/dev/null |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | grep '/cuda-' | tail -n 1)
+    [ -n "$tests" ] || { echo "gpu_check: the CUDA tests do not build" >&2; exit 1; }
+    rm -rf "$to/bin" "$to/tests" "$to/data" "$to/configs" "$to/kernels" "$to/curves"
+    mkdir -p "$to/bin" "$to/tests/data" "$to/data" "$to/curves"
+    cp "$built/release/ringtune" "$to/bin/ringtune" && cp "$tests" "$to/bin/cuda-tests" && strip "$to/bin/ringtune" "$to/bin/cuda-tests"
+    cp -r tests/data/golden tests/data/model tests/data/tokenizer "$to/tests/data/"
+    cp -r data/demo "$to/data/" && cp -r configs "$to/" && cp scripts/gpu_check.sh "$to/gpu_check.sh"
+    "$to/bin/ringtune" kernels --arch sm_90a --output "$to/kernels" || exit 1
+    # What the same trainings give on the CPU.
+    (cd "$to" && for run in pretrain full lora; do
+        training $run curves/$run cpu >"curves/$run.log" 2>&1 || { tail -n 3 "curves/$run.log" >&2; exit 1; }
+        mv "$(found curves/$run)" "curves/$run.jsonl" && rm -rf "curves/$run" "curves/$run.log"
+    done) || exit 1
+    glibc=$(objdump -T "$to/bin/ringtune" "$to/bin/cuda-tests" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
+    commit=$(git rev-parse HEAD)$(git diff --quiet HEAD || echo " with changes")
+    printf 'commit %s\nneeds %s\npacked %s\n' "$commit" "$glibc" "$(date -u +%FT%TZ)" >"$to/manifest"
+    tar -C "$to" -cJf "$to.tar.xz" . && du -h "$to.tar.xz" && cat "$to/manifest"
+}
+
+# training NAME OUT DEVICE FLAGS…: one of the trainings whose losses are compared.
+training() {
+    name=$1 out=$2 device=$3
+    shift 3
+    common="--device $device --seed 7 --max-seq-len 128 --per-device-train-batch-size 4 --no-tensorboard --quiet --learning-rate 2e-3"
+    case $name in
+        pretrain)
+            # shellcheck disable=SC2086
+            bin/ringtune pretrain --model-config configs/demo_model.json --tokenizer-path data/demo/spm4k.model $common \
+                --dataset-paths data/demo/pretrain_valid.txt --max-steps "${STEPS:-100}" --output-dir "$out" "$@" ;;
+        full)
+            # shellcheck disable=SC2086
+            bin/ringtune sft --model-path tests/data/model/tiny-llama-tied --no-lora $common --dataset-paths data/demo/chat.jsonl \
+                --prompt-template chatml --max-steps "${STEPS:-60}" --val-fraction 0 --output-dir "$out" "$@" ;;
+        lora)
+            # shellcheck disable=SC2086
+            bin/ringtune sft --model-path tests/data/model/tiny-llama-tied --lora-r 8 --lora-dropout 0.05 $common \
+                --dataset-paths data/demo/chat.jsonl --prompt-template chatml --max-steps "${STEPS:-60}" --val-fraction 0 \
+                --mixed-precision bf16 --output-dir "$out" "$@" ;;
+    esac
+}
+
+found() { find "$1" -name metrics.jsonl | head -n 1; }
+
+# losses FILE: the losses of a log, one a line.
+losses() { sed -n 's/.*"loss": *\([0-9.eE+-]*\).*/\1/p' "$1"; }
+
+# distance A B: the largest relative difference of the running means of eight losses, in per cent.
+distance() {
+    losses "$1" >"$work/a" && losses "$2" >"$work/b"
+    paste "$work/a" "$work/b" | awk 'NF == 2 { a[NR % 8] = $1; b[NR % 8] = $2; x = y = 0; for (i in a) { x += a[i]; y += b[i] }
+        d = 100 * (x - y) / y; if (d < 0) d = -d; if (d > worst) worst = d } END { if (NR == 0) exit 1; printf "%.3f", worst }'
+}
+
+weights() { find "$1" -name 'model.safetensors' -o -name 'adapter_model.safetensors' | grep -v checkpoint | head -n 1; }
+
+say() { printf '| %s | %s | %s |\n' "$1" "$2" "$3" | tee -a "$out/summary.md"; }
+
+step_doctor() {
+    { cat manifest; ldd --version 2>&1 | head -n 1; uname -a; nvidia-smi; nvcc --version; } >"$out/machine.txt" 2>&1
+    timeout 30 bin/ringtune doctor --json --require cuda >"$out/doctor.json" 2>"$work/error"
+    verdict=$?
+    gpu=$(bin/ringtune doctor 2>/dev/null | grep -m 1 '^. gpu' | tr '|' ' ')
+    [ $verdict = 0 ] && say doctor passed "$gpu" || say doctor FAILED "$(tail -n 1 "$work/error")"
+}
+
+# cuda_tests NAME LIMIT WORDS…: runs tests whose names hold one of the words.
+cuda_tests() {
+    name=$1 limit=$2
+    shift 2
+    RINGTUNE_TEST_PROGRAM=$here/bin/ringtune RINGTUNE_TEST_DIR=$work RINGTUNE_NO_SKIP=1 \
+        timeout "$limit" bin/cuda-tests --test-threads "${TEST_THREADS:-8}" "$@" >"$out/$name.log" 2>&1
+    code=$?
+    result=$(grep '^test result' "$out/$name.log" | tail -n 1)
+    case $code in
+        0) say "$name" passed "$result" ;;
+        124) say "$name" "CUT OFF" "after $limit s; $(grep -c ' ok$' "$out/$name.log") passed before" ;;
+        *) say "$name" FAILED "$result $(sed -n 's/^ *\([a-z_:]*\)$/\1/p' "$out/$name.log" | sort -u | head -n 3 | tr '\n' ' ')" ;;
+    esac
+}
+
+step_tests() { cuda_tests tests 150; }
+
+step_prebuilt() {
+    if grep -q '"emulated": true' "$out/doctor.json" 2>/dev/null; then
+        say prebuilt "left out" "machine code for sm_90a, and the emulator takes PTX"
+    else
+        RINGTUNE_KERNELS=$here/kernels cuda_tests prebuilt 60 operations matmul norm
+    fi
+}
+
+step_train() {
+    for run in pretrain full lora; do
+        for again in 1 2; do
+            timeout "${TRAIN_LIMIT:-60}" sh "$here/gpu_check.sh" training $run "$work/$run-$again" "$device" >"$out/train-$run.log" 2>&1
+            code=$?
+            [ $code = 0 ] && continue
+            [ $code = 124 ] && verdict="CUT OFF" || verdict=FAILED
+            say "train $run" "$verdict" "$(tail -n 1 "$out/train-$run.log" | tr '|' ',')"
+            continue 2
+        done
+        log=$(found "$work/$run-1") && cp "$log" "$out/train-$run.jsonl"
+        apart=$(distance "$log" "curves/$run.jsonl")
+        cmp -s "$(weights "$work/$run-1")" "$(weights "$work/$run-2")" && same="the same bits twice" || same="OTHER BITS the second time"
+        awk "BEGIN { exit !($apart <= 0.5) }" && [ "$same" = "the same bits twice" ] && verdict=passed || verdict=FAILED
+        say "train $run" $verdict "loss within $apart % of the CPU's; $same"
+    done
+    # Killed in the middle and taken up again.
+    training lora "$work/killed" "$device" --save-steps 5 >"$out/resume.log" 2>&1 &
+    child=$!
+    for _ in $(seq 600); do
+        [ -d "$work/killed/checkpoint-10" ] && break
+        sleep 0.1
+    done
+    pkill -9 -P $child 2>/dev/null
+    wait $child 2>/dev/null
+    if timeout 90 sh "$here/gpu_check.sh" training lora "$work/killed" "$device" --save-steps 5 --resume-from-checkpoint auto >>"$out/resume.log" 2>&1 &&
+        cmp -s "$(weights "$work/killed")" "$(weights "$work/lora-1")"; then
+        say resume passed "killed after step 10, then the bits of the undisturbed run"
+    else
+        say resume FAILED "$(tail -n 1 "$out/resume.log")"
+    fi
+}
+
+step_speed() {
+    for run in pretrain lora; do
+        timeout 60 sh "$here/gpu_check.sh" training $run "$work/speed-$run" "$device" >"$out/speed-$run.log" 2>&1
+        rate=$(sed -n 's/.*"tokens_per_second": *\([0-9.]*\).*/\1/p' "$(found "$work/speed-$run")" | tail -n 30 | sort -n | awk '{ a[NR] = $1 } END { print a[int((NR + 1) / 2)] }')
+        say "speed $run" measured "median of the last 30 steps: ${rate:-none} tokens/s (a toy model: launches, not arithmetic)"
+    done
+}
+
+step_sanitizer() {
+    tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+    if [ -z "$tool" ]; then
+        say sanitizer "left out" "no compute-sanitizer here"
+        return
+    fi
+    RINGTUNE_TEST_PROGRAM=$here/bin/ringtune RINGTUNE_TEST_DIR=$work timeout 90 "$tool" --error-exitcode 9 \
+        bin/cuda-tests --test-threads 1 operations >"$out/sanitizer.log" 2>&1
+    case $? in
+        0) say sanitizer passed "memcheck: $(grep 'ERROR SUMMARY' "$out/sanitizer.log" | tail -n 1)" ;;
+        124) say sanitizer "CUT OFF" "no error in 90 s" ;;
+        *) say sanitizer FAILED "$(grep -m 1 'Invalid\|ERROR SUMMARY\|FAILED' "$out/sanitizer.log")" ;;
+    esac
+}
+
+run() {
+    [ $# -ge 1 ] || usage
+    mkdir -p "$1" && out=$(cd "$1" && pwd) && shift || exit 1
+    here=$(cd "$(dirname "$0")" && pwd) && cd "$here" || exit 1
+    device=cuda steps="" only=""
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --only) only=yes ;;
+            --device) device=cuda:$2; shift ;;
+            *) [ "$only" = yes ] && steps="$steps $1" || usage ;;
+        esac
+        shift
+    done
+    work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
+    RINGTUNE_CACHE=$work/cache && export RINGTUNE_CACHE
+    printf '%s\n\n| step | result | what |\n| --- | --- | --- |\n' "$(date -u +%FT%TZ), $(sed -n 's/^commit //p' manifest)" >"$out/summary.md"
+    for step in ${steps:-doctor tests prebuilt train speed sanitizer}; do
+        begun=$(date +%s)
+        "step_$step"
+        echo "$step: $(($(date +%s) - begun)) s" >>"$out/times.txt"
+    done
+    ! grep -q 'FAILED\|CUT OFF\|OTHER' "$out/summary.md"
+}
+
+case ${1-} in
+    pack) shift && pack "$@" ;;
+    run) shift && run "$@" ;;
+    # A step of its own, so that a limit of time holds for it.
+    training) shift && cd "$(dirname "$0")" && training "$@" ;;
+    *) usage ;;
+esac
