@@ -125,6 +125,7 @@ pub fn cache_dir(settings: &Settings) -> PathBuf {
 /// Usage errors for settings that are missing or contradict each other.
 pub fn sft_job(resolved: &Resolved) -> Result<SftJob> {
     let s = &resolved.settings;
+    resolved.require_all(&["model_path", "dataset_paths", "output_dir"])?;
     let model_path = resolved.required(&s.model.path, "model_path")?;
     let output_dir = resolved.required(&s.output_dir, "output_dir")?;
     let skip_log = Some(output_dir.join("skipped_rows.txt"));
@@ -149,6 +150,7 @@ pub fn sft_job(resolved: &Resolved) -> Result<SftJob> {
 /// Usage errors for settings that are missing, or a model config that is not found.
 pub fn pretrain_job(resolved: &Resolved) -> Result<PretrainJob> {
     let s = &resolved.settings;
+    resolved.require_all(&["model_config", "tokenizer_path", "dataset_paths", "output_dir"])?;
     let config = resolved.required(&s.model.config, "model_config")?;
     let source = find_config(&config.to_string_lossy())?;
     Ok(PretrainJob {

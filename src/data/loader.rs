@@ -154,14 +154,19 @@ pub fn build_step(data: &TrainSet, plan: &EpochPlan, cursor: Cursor, shape: Step
     Step { micro_batches, cursor, epoch_fraction, epoch_end }
 }
 
-/// Steps from `cursor` to the end of epoch `n_epochs - 1`: what a schedule over epochs is made for. Packed epochs differ in their
-/// number of rows, so every one on the way is planned.
-pub fn steps_until(data: &TrainSet, cursor: Cursor, n_epochs: u64, shape: StepShape) -> u64 {
+/// Steps from `cursor` until `epochs` passes are over, the last one perhaps in part: what a schedule over epochs is made for. A part of
+/// a step is a step. Packed epochs differ in their number of rows, so every one on the way is planned.
+pub fn steps_until(data: &TrainSet, cursor: Cursor, epochs: f64, shape: StepShape) -> u64 {
     let unpacked = data.unpacked_rows();
-    (cursor.epoch..n_epochs)
+    (cursor.epoch..epochs.ceil() as u64)
         .map(|epoch| {
             let n_rows = unpacked.unwrap_or_else(|| data.plan(epoch).n_rows() as u64);
-            shape.steps(n_rows - if epoch == cursor.epoch { cursor.rows.min(n_rows) } else { 0 })
+            let done = if epoch == cursor.epoch { cursor.rows.min(n_rows) } else { 0 };
+            let steps = shape.steps(n_rows - done);
+            match epochs - epoch as f64 {
+                part if part < 1.0 => ((steps as f64 * part).ceil() as u64).clamp(1, steps.max(1)),
+                _ => steps,
+            }
         })
         .sum()
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-use super::{Setting, TABLE, Value, find, nearest};
+use super::{Setting, TABLE, Value, find, habits, nearest};
 use crate::error::{Error, Result};
 
 /// The settings of a config file in its order.
@@ -47,21 +47,13 @@ pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
 
 /// The message for a key that is no setting: what to write instead of another tool's key, or the nearest name.
 fn unknown(key: &str) -> String {
-    let instead = match key {
-        "bf16" => "write \"mixed_precision\": \"bf16\"",
-        "fp16" => "fp16 is not supported, its range is too small for gradients; write \"mixed_precision\": \"bf16\"",
-        "gradient_checkpointing" => "write \"recompute\": \"layer\"",
-        "no_lora" => "write \"use_lora\": false",
-        "no_packing" => "write \"packing\": false",
-        "config_path" => "a config file cannot name another",
-        _ => {
-            return match nearest(key, TABLE.iter().flat_map(|s| s.aliases.iter().copied().chain([s.key]))) {
-                Some(near) => format!("unknown key \"{key}\"; did you mean \"{near}\"?"),
-                None => format!("unknown key \"{key}\"; configs/README.md lists every key"),
-            };
-        }
-    };
-    format!("unknown key \"{key}\"; {instead}")
+    if let Some(instead) = habits::instead(key) {
+        return format!("unknown key \"{key}\"; {}", instead.in_file());
+    }
+    match nearest(key, TABLE.iter().flat_map(|s| s.aliases.iter().copied().chain([s.key]))) {
+        Some(near) => format!("unknown key \"{key}\"; did you mean \"{near}\"?"),
+        None => format!("unknown key \"{key}\"; configs/README.md lists every key"),
+    }
 }
 
 /// A word more where a value is a common wish that is refused for a reason.

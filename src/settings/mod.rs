@@ -4,6 +4,7 @@
 mod fields;
 mod file;
 mod flags;
+pub mod habits;
 mod lookup;
 mod resolve;
 mod table;
@@ -169,10 +170,10 @@ pub fn find(name: &str) -> Option<&'static Setting> {
 
 /// The nearest of `names` to `found`, when it is near enough to be what was meant (Jaro-Winkler above 0.8).
 pub fn nearest<'a>(found: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let scored = names.into_iter().map(|n| (strsim::jaro_winkler(found, n), n));
-    let best = scored.fold(None, |best: Option<(f64, &str)>, s| match best {
-        Some(b) if b.0 >= s.0 => Some(b),
-        _ => Some(s),
-    });
-    best.filter(|b| b.0 > 0.8).map(|b| b.1)
+    likest(found, names).filter(|b| b.1 > 0.8).map(|b| b.0)
+}
+
+/// The name most like `found`, and how much: 1 for the same (Jaro-Winkler).
+pub fn likest<'a>(found: &str, names: impl IntoIterator<Item = &'a str>) -> Option<(&'a str, f64)> {
+    names.into_iter().map(|n| (n, strsim::jaro_winkler(found, n))).reduce(|a, b| if b.1 > a.1 { b } else { a })
 }

@@ -219,6 +219,24 @@ impl Resolved {
         value.clone().ok_or_else(|| self.missing(key))
     }
 
+    /// Refuses a command that lacks some of these settings; all of them are named at once.
+    ///
+    /// # Errors
+    /// A usage error that names the flags.
+    pub fn require_all(&self, keys: &[&str]) -> Result<()> {
+        let missing: Vec<&str> = keys.iter().copied().filter(|key| self.entry(key).1.given().is_none()).collect();
+        match missing[..] {
+            [] => Ok(()),
+            [key] => Err(self.missing(key)),
+            _ => {
+                let flags: Vec<String> = missing.iter().map(|key| format!("--{}", self.entry(key).0.flag())).collect();
+                let keys: Vec<String> = missing.iter().map(|key| format!("\"{key}\"")).collect();
+                let (flags, keys) = (flags.join(", "), keys.join(", "));
+                Err(Error::usage(format!("{flags} are required (or {keys} in the config file)")))
+            }
+        }
+    }
+
     /// The error for a setting that has to be given.
     pub fn missing(&self, key: &str) -> Error {
         let setting = self.entry(key).0;

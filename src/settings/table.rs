@@ -15,7 +15,7 @@ use crate::words::Words;
 
 use Commands as C;
 use Kind::{Bool, Choice, Float, Int, Path, Paths, Text, Texts, Weights};
-use Range::{BelowOne, NotNegative, Positive, PositiveShare, Share};
+use Range::{BelowOne, NotNegative, Positive, PositiveShare, Share, UpTo};
 
 const MODEL: &str = "Model and tokenizer";
 const DATA: &str = "Data";
@@ -166,10 +166,10 @@ pub static TABLE: &[Setting] = &[
         .unset("$RINGTUNE_CACHE, or ringtune in the user's cache folder")
         .to(|s, v| s.data.cache_dir = v.given().map(Value::path)),
     // Training
-    set(TRAIN, C::TRAIN, "num_train_epochs", Int(1, 100_000), "Passes over the data")
+    set(TRAIN, C::TRAIN, "num_train_epochs", Float(UpTo(100_000)), "Passes over the data; 0.5 is half of one")
         .alias(&["epochs", "num_epochs"])
         .default("3")
-        .to(|s, v| s.train.epochs = v.int()),
+        .to(|s, v| s.train.epochs = v.float()),
     set(TRAIN, C::TRAIN, "max_steps", Int(1, STEPS), "Optimiser steps; overrides num_train_epochs")
         .unset("as many as the epochs have")
         .to(|s, v| s.train.max_steps = v.given().map(Value::int)),

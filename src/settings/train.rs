@@ -98,7 +98,7 @@ fields! {
         /// Peak learning rate; `None`: the default of the command, see [`TrainSettings::sft_learning_rate`].
         pub learning_rate: Option<f64>,
         /// Passes over the epoch's rows (`--num_train_epochs`).
-        pub epochs: u64,
+        pub epochs: f64,
         /// Optimiser steps; overrides `epochs` where given (`--max_steps`).
         pub max_steps: Option<u64>,
         /// Packed rows (or documents, without packing) of a micro-batch (`--per_device_train_batch_size`).

@@ -47,6 +47,8 @@ pub enum Range {
     Share,
     /// 0 < x <= 1
     PositiveShare,
+    /// 0 < x <= the number
+    UpTo(u64),
     /// Any number: where it is used, it is checked.
     Any,
 }
@@ -60,8 +62,17 @@ impl Range {
                 Range::BelowOne => (0.0..1.0).contains(&x),
                 Range::Share => (0.0..=1.0).contains(&x),
                 Range::PositiveShare => x > 0.0 && x <= 1.0,
+                Range::UpTo(most) => x > 0.0 && x <= most as f64,
                 Range::Any => true,
             }
+    }
+
+    /// What was found in place of a number of the range.
+    fn refused(self, found: String, x: Option<f64>) -> String {
+        match self {
+            Range::UpTo(most) if x.is_some_and(|x| x > most as f64) => too_large(&found, most),
+            _ => found,
+        }
     }
 }
 
@@ -77,6 +88,7 @@ impl Kind {
             Kind::Float(Range::BelowOne) => "a number from 0 to below 1".into(),
             Kind::Float(Range::Share) => "a number from 0 to 1".into(),
             Kind::Float(Range::PositiveShare) => "a number above 0 and at most 1".into(),
+            Kind::Float(Range::UpTo(_)) => "a number above 0".into(),
             Kind::Float(Range::Any) => "a number".into(),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
             Kind::Choices(words) => format!("some of {}", words.join(", ")),
@@ -115,7 +127,10 @@ impl Kind {
     pub fn parse(self, words: &[&str]) -> Result<Value, String> {
         let one = words.first().copied().unwrap_or("");
         let bad = |w: &str| format!("{w:?}");
-        let number = |w: &str, range: Range| w.parse::<f64>().ok().filter(|&x| range.contains(x)).ok_or(bad(w));
+        let number = |w: &str, range: Range| {
+            let x = w.parse::<f64>().ok();
+            x.filter(|&x| range.contains(x)).ok_or_else(|| range.refused(bad(w), x))
+        };
         match self {
             Kind::Bool => one.parse().map(Value::Bool).map_err(|_| bad(one)),
             Kind::Int(least, most) => {
@@ -182,7 +197,8 @@ impl Kind {
                 }
             }
             (Kind::Float(range), J::Number(n)) => {
-                n.as_f64().filter(|&x| range.contains(x)).map(Value::Float).ok_or_else(bad)
+                let x = n.as_f64();
+                x.filter(|&x| range.contains(x)).map(Value::Float).ok_or_else(|| range.refused(bad(), x))
             }
             (Kind::Choice(_) | Kind::Text | Kind::Path | Kind::Texts | Kind::Paths, J::String(s)) => {
                 self.parse(&[s]).map_err(|_| bad())

@@ -56,15 +56,22 @@ impl RandomModel {
     }
 }
 
-/// The products a user names, in their order: `q` and `q_proj` are the same; repeated ones count once.
+/// The products a user names, in their order: `q` and `q_proj` are the same, `all-linear` is all of them; repeated ones count once.
 ///
 /// # Errors
 /// A usage error for a name that is none of the seven products.
 pub fn resolve_targets(given: &[String]) -> Result<Vec<Product>> {
     let mut found = Vec::new();
     for name in given {
+        // PEFT's word for all of them.
+        if ["all-linear", "all_linear", "all"].contains(&name.trim()) {
+            found.extend(Product::ALL);
+            continue;
+        }
         let product = Product::from_word(name.trim()).ok_or_else(|| {
-            Error::usage(format!("lora_targets: expected some of q, k, v, o, gate, up, down, found {name:?}"))
+            Error::usage(format!(
+                "lora_targets: expected some of q, k, v, o, gate, up, down, or all-linear, found {name:?}"
+            ))
         })?;
         found.push(product);
     }
@@ -81,6 +88,8 @@ mod tests {
     fn targets_have_two_spellings() {
         let of = |names: &[&str]| resolve_targets(&names.iter().map(|s| s.to_string()).collect::<Vec<_>>());
         assert_eq!(of(&["v", "q_proj", "q"]).unwrap(), [Product::Q, Product::V]);
+        assert_eq!(of(&["all-linear"]).unwrap(), Product::ALL);
+        assert_eq!(of(&["q", "all"]).unwrap(), Product::ALL);
         let e = of(&["q", "query"]).unwrap_err();
         assert_eq!((e.exit_code(), e.to_string().contains("found \"query\"")), (2, true));
     }

@@ -86,7 +86,7 @@ impl RunState {
             "logging_steps": s.logging_steps,
             "max_steps": facts.max_steps,
             "num_input_tokens_seen": self.tokens_seen,
-            "num_train_epochs": s.epochs,
+            "num_train_epochs": if s.epochs.fract() == 0.0 { json!(s.epochs as u64) } else { json!(s.epochs) },
             "save_steps": steps(s.save_every),
             "stateful_callbacks": callbacks,
             "total_flos": self.flops,

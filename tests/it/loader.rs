@@ -312,7 +312,7 @@ fn an_epoch_trains_each_row_once_and_its_tail_is_filled_with_nothing() {
         let n_rows = data.train.plan(0).n_rows() as u64;
         assert!(packing || n_rows == data.train.sets()[0].pieces.len() as u64);
         let shape = StepShape { micro_batch: 2, grad_accum: 3, world_size: 2 };
-        let n = steps_until(&data.train, Cursor::default(), 1, shape);
+        let n = steps_until(&data.train, Cursor::default(), 1.0, shape);
         assert_eq!(n, n_rows.div_ceil(12));
         let ranks: Vec<_> = (0..2).map(|r| steps(&data.train, Cursor::default(), shape, r, n as usize)).collect();
         let mut samples: Vec<u32> =

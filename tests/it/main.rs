@@ -17,6 +17,7 @@ mod generate_cmd;
 mod golden;
 mod golden_steps;
 mod gradients;
+mod habits;
 mod hf_config;
 mod hostile;
 #[path = "../common/json_tokenizers.rs"]

@@ -1,0 +1,139 @@
+//! What people type who come from other tools: it works, or the answer is the exact thing to type.
+
+use crate::program::{Workplace, first_rows};
+use crate::runs::MODEL;
+
+fn place() -> (Workplace, String) {
+    let w = Workplace::new();
+    w.write("rows.jsonl", first_rows("data/demo/chat.jsonl", 12));
+    let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(MODEL);
+    let sft = format!(
+        "ringtune sft --model_path {} --dataset_paths rows.jsonl --output_dir out --max_seq_len 64 --quiet --no_tensorboard",
+        model.display()
+    );
+    (w, sft)
+}
+
+/// Each flag of another tool, and what the one line of the error says to type.
+#[test]
+fn flags_of_other_tools_are_answered_with_what_to_type() {
+    let (w, sft) = place();
+    for (typed, answer) in [
+        ("--bf16", "write --mixed_precision bf16"),
+        ("--bf16 true", "write --mixed_precision bf16"),
+        ("--fp16", "its range is too small for gradients; write --mixed_precision bf16"),
+        ("--torch_dtype bfloat16", "write --mixed_precision bf16"),
+        ("--tf32 true", "write --mixed_precision no"),
+        ("--gradient_checkpointing", "write --recompute layer"),
+        ("--gradient-checkpointing true", "write --recompute layer"),
+        ("--report_to wandb", "TensorBoard files are in runs/"),
+        ("--wandb_project x", "wandb sync --sync-tensorboard"),
+        ("--optim adamw_torch_fused", "AdamW with f32 moments is the one optimiser; leave it out"),
+        ("--load_in_4bit", "weights are not quantised"),
+        ("--quantization_bit 4", "weights are not quantised"),
+        ("--overwrite_output_dir", "resume_from_checkpoint auto takes a run up"),
+        ("--val-paths dev.jsonl", "sft holds rows out with val_fraction"),
+        ("--val_size 0.1", "write --val_fraction"),
+        ("--val_set_size 0.05", "write --val_fraction"),
+        ("--logging_dir logs", "TensorBoard files are in runs/"),
+        ("--cutoff_len 512", "write --max_seq_len"),
+        ("--sequence_len 512", "write --max_seq_len"),
+        ("--template llama3", "write --prompt_template"),
+        ("--finetuning_type lora", "LoRA is the default"),
+        ("--adapter lora", "LoRA is the default"),
+        ("--stage sft", "the command says it"),
+        ("--do_train", "the command says it"),
+        ("--attn_implementation flash_attention_2", "this is always so here; leave it out"),
+        ("--flash_attn fa2", "this is always so here; leave it out"),
+        ("--use_liger_kernel", "this is always so here; leave it out"),
+        ("--deepspeed z3.json", "a run uses one device so far"),
+        ("--dataloader_num_workers 4", "limit all of it with threads"),
+        ("--preprocessing_num_workers 16", "limit all of it with threads"),
+        ("--dataset alpaca_en", "write --dataset_paths"),
+        ("--dataset_name x", "write --dataset_paths"),
+        ("--sample_packing", "write --packing"),
+        ("--pad_to_sequence_len", "rows are packed and never padded"),
+        ("--group_by_length", "rows are packed and never padded"),
+        ("--train_on_inputs", "answers alone are trained"),
+        ("--device_map auto", "write --device cuda"),
+        ("--no_cuda", "write --device cpu"),
+        ("--push_to_hub", "files are written here"),
+        ("--neftune_noise_alpha 5", "not supported; leave it out"),
+        ("--lora_target_linear true", "all seven products are the default"),
+        ("--metric_for_best_model loss", "the lowest eval_loss is the best"),
+        ("--lerning_rate 1e-4", "did you mean --learning_rate?"),
+        ("--zzz", "`ringtune sft --help` lists those it has"),
+        ("--dataloader_pin", "`ringtune sft --help` lists those it has"),
+    ] {
+        let outcome = w.shell(&format!("{sft} {typed}"));
+        assert_eq!(outcome.code, Some(2), "{typed}: {}", outcome.stderr);
+        let error = outcome.error();
+        let name = typed.split(' ').next().unwrap();
+        assert!(error.starts_with(&format!("{name}: no flag of ringtune sft; ")), "{typed}: {error}");
+        assert!(error.contains(answer), "{typed}: expected {answer:?} in {error}");
+        assert!(!w.path("out").exists());
+    }
+    // A flag is offered to those commands alone that have it.
+    let outcome = w.shell("ringtune merge --gradient_checkpointing");
+    assert!(outcome.error().contains("`ringtune merge --help` lists those it has"), "{}", outcome.stderr);
+    // Keys of a config file get the same answers.
+    for (key, answer) in
+        [("gradient_checkpointing", "write \"recompute\": \"layer\""), ("cutoff_len", "write \"max_seq_len\"")]
+    {
+        w.write("c.json", format!("{{\"{key}\": 1}}"));
+        let outcome = w.shell(&format!("{sft} --config_path c.json"));
+        assert!(outcome.error().contains(&format!("unknown key \"{key}\"; {answer}")), "{}", outcome.stderr);
+    }
+}
+
+/// What works as it is typed elsewhere.
+#[test]
+fn habits_that_work_as_they_are() {
+    let (w, sft) = place();
+    // Half an epoch of 12 rows, one after the other, is 6 steps.
+    let epochs = "--num_train_epochs 0.5 --packing false --per_device_train_batch_size 1 --val_fraction 0";
+    for (i, (typed, key, value)) in [
+        ("--packing false --max_steps 1", "packing", "false"),
+        ("--packing=False --max_steps 1", "packing", "false"),
+        ("--packing true --max_steps 1", "packing", "true"),
+        ("--use_lora true --max_steps 1", "use_lora", "true"),
+        ("--use_lora=no --max_steps 1", "use_lora", "false"),
+        ("--lora_target_modules all-linear --max_steps 1", "lora_targets", "all-linear"),
+        ("--micro_batch_size 4 --max_steps 1", "per_device_train_batch_size", "4"),
+        ("--lr 1e-4 --max_steps 1", "learning_rate", "1e-4"),
+        (epochs, "num_train_epochs", "0.5"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let outcome =
+            w.shell(&format!("{} {typed}", sft.replace("--output_dir out", &format!("--output_dir out-{i}"))));
+        assert_eq!(outcome.code, Some(0), "{typed}: {}", outcome.stderr);
+        let run = std::fs::read_to_string(w.path(&format!("out-{i}/run.json"))).unwrap();
+        let run: serde_json::Value = serde_json::from_str(&run).unwrap();
+        let setting = run["settings"].as_array().unwrap().iter().find(|s| s["name"] == key).unwrap();
+        assert_eq!(setting["value"], value, "{typed}");
+        if typed == epochs {
+            assert_eq!(run["max_steps"], 6, "{run:#}");
+        }
+    }
+}
+
+#[test]
+fn all_that_is_missing_is_said_at_once() {
+    let w = Workplace::new();
+    let error = |line: &str| w.shell(line).error().to_string();
+    assert_eq!(
+        error("ringtune sft"),
+        "--model-path, --dataset-paths, --output-dir are required (or \"model_path\", \"dataset_paths\", \"output_dir\" in the \
+         config file)"
+    );
+    assert_eq!(
+        error("ringtune sft --model-path m --dataset-paths d"),
+        "--output-dir is required (or \"output_dir\" in the config file)"
+    );
+    assert!(
+        error("ringtune pretrain --output-dir o")
+            .starts_with("--model-config, --tokenizer-path, --dataset-paths are required")
+    );
+}
