@@ -1,5 +1,6 @@
-//! SIGTERM and SIGINT: the first one asks the loop to finish its step and save, the second one ends the process at once. Before the
-//! first step there is nothing to save, so the first one ends it too: tokenising or loading may take longer than a scheduler waits.
+//! Signals that ask for an end: SIGTERM and SIGINT, SIGHUP of a terminal that closes, SIGUSR1 of a scheduler that warns. The first one
+//! asks the loop to finish its step and save, and says so; the second one ends the process at once. Before the first step there is
+//! nothing to save, so the first one ends it too: tokenising or loading may take longer than a scheduler waits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,6 +16,25 @@ pub struct StopFlag {
     signal: Arc<AtomicUsize>,
     /// Whether steps have begun.
     begun: Arc<AtomicBool>,
+}
+
+const ASK_FOR_AN_END: [(i32, &str); 4] =
+    [(libc::SIGTERM, "SIGTERM"), (libc::SIGINT, "SIGINT"), (libc::SIGHUP, "SIGHUP"), (libc::SIGUSR1, "SIGUSR1")];
+
+fn name_of(signal: i32) -> &'static str {
+    ASK_FOR_AN_END.into_iter().find(|(s, _)| *s == signal).map_or("a request to stop", |(_, name)| name)
+}
+
+/// Whether whoever started the program wants it to outlive the terminal, as nohup does. (SIGINT is ignored by every program that a
+/// script starts in the background, and there a signal that somebody sends is meant.)
+fn hangup_is_ignored() -> bool {
+    let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: asked, not changed; all zeros is a valid `sigaction`, and the pointer is to a local.
+    let action = unsafe {
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), now.as_mut_ptr());
+        now.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
 }
 
 /// For commands that have nothing to save: SIGTERM and SIGINT end the process as they would, once what it was writing under
@@ -37,27 +57,32 @@ pub fn leave_nothing_behind() -> Result<()> {
 }
 
 impl StopFlag {
-    /// Listens for SIGTERM and SIGINT. After the first signal a second one ends the process with 128 + its number.
+    /// Listens for the signals that ask for an end. After the first one a second one ends the process with 128 + its number.
     ///
     /// # Errors
     /// If the handlers cannot be installed.
     pub fn on_signals() -> Result<Self> {
-        use signal_hook::consts::{SIGINT, SIGTERM};
         let flag = Self::default();
-        let mut signals =
-            signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).context(|| "cannot listen for signals".into())?;
+        let all: Vec<i32> = ASK_FOR_AN_END
+            .into_iter()
+            .map(|(signal, _)| signal)
+            .filter(|&s| s != libc::SIGHUP || !hangup_is_ignored())
+            .collect();
+        let mut signals = signal_hook::iterator::Signals::new(&all).context(|| "cannot listen for signals".into())?;
         let begun = Arc::clone(&flag.begun);
         std::thread::spawn(move || {
             for signal in &mut signals {
-                if !begun.load(Ordering::SeqCst) {
-                    let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
+                let name = name_of(signal);
+                if begun.load(Ordering::SeqCst) {
+                    say::note(&format!("{name}: finishing this step, then saving; once more ends the program at once"));
+                } else {
                     say::error(&format!("stopped by {name} before the first step; there was nothing to save"));
                     remove_pending();
                     signal_hook::low_level::exit(i32::from(Error::EXIT_REQUEUE));
                 }
             }
         });
-        for signal in [SIGTERM, SIGINT] {
+        for signal in all {
             let install = || -> std::io::Result<()> {
                 // Handlers run in the order of registration: the first signal finds the flag unset here and sets it below.
                 signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&flag.requested))?;
@@ -87,10 +112,6 @@ impl StopFlag {
 
     /// Who asked, for messages.
     pub fn reason(&self) -> &'static str {
-        match self.signal.load(Ordering::SeqCst) as i32 {
-            signal_hook::consts::SIGTERM => "SIGTERM",
-            signal_hook::consts::SIGINT => "SIGINT",
-            _ => "a request to stop",
-        }
+        name_of(self.signal.load(Ordering::SeqCst) as i32)
     }
 }

@@ -310,3 +310,32 @@ fn another_instruction_level_on_resume_is_said() {
     let both = ["portable", best.name()].iter().all(|name| stderr.contains(name));
     assert!(!said || both, "{stderr}");
 }
+
+/// A terminal that closes and a scheduler that warns ask for the same as SIGTERM, and the program says at once what it does; what was
+/// started with nohup lives on.
+#[test]
+fn hangup_and_warning_save_too() {
+    const STEPS: u64 = 2000;
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    for (name, number) in [("SIGHUP", libc::SIGHUP), ("SIGUSR1", libc::SIGUSR1)] {
+        let out = dir.path().join(name);
+        let mut child = sft(dir.path(), &out, STEPS).spawn().unwrap();
+        wait_for_steps(&mut child, &out, 3);
+        signal(&child, number);
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(75), "{stderr}");
+        assert!(stderr.contains(&format!("{name}: finishing this step, then saving")), "{stderr}");
+        assert!(stderr.contains(&format!("stopped by {name} after step")), "{stderr}");
+        assert!(!manifest::list(&out).unwrap().is_empty());
+    }
+    let out = dir.path().join("nohup");
+    let line = sft(dir.path(), &out, 30);
+    let mut nohup = Command::new("nohup");
+    nohup.arg(line.get_program()).args(line.get_args());
+    let mut child = nohup.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_steps(&mut child, &out, 3);
+    signal(&child, libc::SIGHUP);
+    assert!(child.wait().unwrap().success());
+}
