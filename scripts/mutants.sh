@@ -31,7 +31,7 @@ mutant() {
         verdict=SURVIVED
     else
         by=$(sed -n 's/^ *FAIL \[[^]]*\] ([^)]*) //p; s/^ *FAIL \[[^]]*\] //p' "$dir/log" | sort -u | head -1)
-        verdict="killed by ${by:-nothing: $dir/log}"
+        verdict="killed by ${by:-nothing, or no test has such a name: $dir/log}"
     fi
     case $verdict in "killed by ringtune"*) ;; *) survived=$((survived + 1)) ;; esac
     printf '%-44s %s\n' "$name" "$verdict"
@@ -40,19 +40,19 @@ mutant() {
 }
 
 words="$*"
-mutant "dropout: one mask for every step" src/train/step.rs 's/mix\(&\[self\.seed, step, k as u64\]\)/mix(&[self.seed, 0 * step, k as u64])/' masks
-mutant "dropout: one mask for every micro-batch" src/train/step.rs 's/mix\(&\[self\.seed, step, k as u64\]\)/mix(&[self.seed, step, 0 * k as u64])/' masks
-mutant "dropout: one mask for every layer" src/model/pass.rs 's/self\.layer as u64, product/0, product/' masks
-mutant "dropout: one mask for every target" src/model/pass.rs 's/, product as u64\]\), p/, 0 * product as u64]), p/' masks
-mutant "LoRA: one A for every layer" src/model/lora.rs 's/STREAM_LORA, i as u64/STREAM_LORA, 0 * i as u64/' lora first_values
-mutant "LoRA: one A for every target" src/model/lora.rs 's/i as u64, product as u64\]/i as u64, 0 * product as u64]/' lora first_values
+mutant "dropout: one mask for every step" src/train/step.rs 's/mix\(&\[self\.seed, step, k as u64\]\)/mix(&[self.seed, 0 * step, k as u64])/' dropout_mask
+mutant "dropout: one mask for every micro-batch" src/train/step.rs 's/mix\(&\[self\.seed, step, k as u64\]\)/mix(&[self.seed, step, 0 * k as u64])/' dropout_mask
+mutant "dropout: one mask for every layer" src/model/pass.rs 's/self\.layer as u64, product/0, product/' dropout_mask
+mutant "dropout: one mask for every target" src/model/pass.rs 's/, product as u64\]\), p/, 0 * product as u64]), p/' dropout_mask
+mutant "LoRA: one A for every layer" src/model/lora.rs 's/STREAM_LORA, i as u64/STREAM_LORA, 0 * i as u64/' first_values
+mutant "LoRA: one A for every target" src/model/lora.rs 's/i as u64, product as u64\]/i as u64, 0 * product as u64]/' first_values
 mutant "bad steps never end a row" src/train/trainer.rs 's/\n        s\.bad_in_row = 0;//' sound_step
-mutant "no evaluation after the last step" src/train/trainer.rs 's/\n *\|\| \(last && settings\.eval_every != Every::Never\)//' last_step
-mutant "train_loss of the last step alone" src/train/outputs.rs 's/state\.loss_sum \/ state\.updates\.max\(1\) as f64/state.loss_sum/' summary
-mutant "sampling: one draw for every token" src/generate/sampling.rs 's/f64_at\(seen\.len\(\) as u64\)/f64_at(0)/' sampl draw
-mutant "sampling: one draw for every sequence" src/generate/sampling.rs 's/STREAM_SAMPLE, sequence\]/STREAM_SAMPLE, 0 * sequence]/' sampl draw
+mutant "no evaluation after the last step" src/train/trainer.rs 's/\n *\|\| \(last && settings\.eval_every != Every::Never\)//' last_step_is
+mutant "train_loss of the last step alone" src/train/outputs.rs 's/state\.loss_sum \/ state\.updates\.max\(1\) as f64/state.loss_sum/' summary_has
+mutant "sampling: one draw for every token" src/generate/sampling.rs 's/f64_at\(seen\.len\(\) as u64\)/f64_at(0)/' draw
+mutant "sampling: one draw for every sequence" src/generate/sampling.rs 's/STREAM_SAMPLE, sequence\]/STREAM_SAMPLE, 0 * sequence]/' draw
 for setting in packing seed max_seq_len lr_scheduler_type mixed_precision max_grad_norm warmup_steps weight_decay; do
-    mutant "fingerprint: $setting is not compared" src/train/setup.rs "s/\\(\"$setting\", [^\\n]*\\),\\n//" decid resume changed
+    mutant "fingerprint: $setting is not compared" src/train/setup.rs "s/\\(\"$setting\", [^\\n]*\\),\\n//" decides what_changed
 done
 mutant "fsync: content of a file" src/files.rs 's/file\.sync_all\(\)\.at\(path\)/Ok(())/' durable
 mutant "fsync: folder after a rename" src/files.rs 's/\n    sync_dir\(&parent\(path\)\)\n/\n    Ok(())\n/' durable
@@ -65,15 +65,15 @@ mutant "the best is kept although it is gone" src/train/run.rs 's/\n            
 mutant "a lost best ends the run" src/train/run.rs 's/let best = load_best\(dev, &mut work, &state, &checkpoints, s\);/let best: Result<()> = Ok(load_best(dev, &mut work, &state, &checkpoints, s)?);/' best_checkpoint_that_is_gone
 mutant "trained rows of a padded model made anew" src/commands/start.rs 's/if rows == all \{ BTreeMap::new\(\) \}/if rows > 0 { BTreeMap::new() }/' padding
 mutant "another level on resume is not said" src/train/checkpoints.rs 's/filter\(\|then\| \*then != self\.arithmetic\)/filter(|_| false)/' instruction_level
-mutant "a 206 of another version is appended" src/datasets/download.rs 's/206 if new_tag == tag && /206 if /' prepare
-mutant "a cut file is not noticed" src/mapped.rs 's/found >= expected && !cut/true || cut/' cut
-mutant "evaluation data that is cut" src/train/batches.rs 's/set\.tokens\.check_whole\(\)\n/Ok(())\n/' cut_while
+mutant "a 206 of another version is appended" src/datasets/download.rs 's/206 if new_tag == tag && /206 if /' another_version
+mutant "a cut file is not noticed" src/mapped.rs 's/found >= expected && !cut/true || cut/' is_cut
+mutant "evaluation data that is cut" src/train/batches.rs 's/set\.tokens\.check_whole\(\)\n/Ok(())\n/' is_cut_while
 mutant "AdamW: no bias correction of v" src/optim/adamw.rs 's/beta2\.powi?\(/0.0f64.powi(/' golden_steps adamw
-mutant "merge: another scale" src/hf/merge.rs 's/self\.0\.adapter\.config\.lora\.scale\(\) as f32/1.5/' merg
-mutant "merge: no second reading" src/hf/merged.rs 's/\n    second_reading::check\([^\n]*//' second_reading merge_cmd
+mutant "merge: another scale" src/hf/merge.rs 's/self\.0\.adapter\.config\.lora\.scale\(\) as f32/1.5/' merg second_reading
+mutant "merge: no second reading" src/hf/merged.rs 's/\n    second_reading::check\([^\n]*//' second_reading merge
 mutant "rows: the whole file in memory" src/data/source.rs 's/const BATCH: usize = 2 << 20;\n.*?\nconst MOST_ITEMS: usize = 1 << 14;/const BATCH: usize = 1 << 40;\nconst MOST_ITEMS: usize = 1 << 40;/s' bounded_memory
-mutant "parity: tensors that nothing compares" tests/common/parity/run.rs 's/for name in self\.case\.unread\(\)/for name in Vec::<String>::new()/' golden
-mutant "parity: shorter tensors" tests/common/parity/report.rs 's/_ => return f64::INFINITY/_ => break/' golden report
+mutant "parity: tensors that nothing compares" tests/common/parity/run.rs 's/for name in self\.case\.unread\(\)/for name in Vec::<String>::new()/' recorded_tensor what_a_case
+mutant "parity: shorter tensors" tests/common/parity/report.rs 's/_ => return f64::INFINITY/_ => break/' length relative_error what_a_case
 mutant "a signal leaves its temporary files" src/train/signals.rs 's/remove_pending\(\);//g' signal
 echo "$tried mutations, $survived not killed"
 [ "$survived" = 0 ]
