@@ -1,5 +1,6 @@
-//! Attention: the kernels of `kernels/attention_plain.cu` and their launches.
+//! Attention: what the tensor cores take goes to `attention_tiles`, the rest to the kernels of `kernels/attention_plain.cu`.
 
+use super::attention_tiles;
 use super::compile::{Defines, Source, Value, source};
 use super::device::{Cuda, Room};
 use super::kernels::Param::{F32, In, Out, U32};
@@ -84,7 +85,11 @@ pub(super) fn forward(
     x.check("attention", &[("out", out)], lse);
     let Attention { q, k, v, batch, heads, mask } = x;
     let (dim, window, scale) = shape(heads, mask)?;
-    let kernel = entry(FORWARD.0, FORWARD.1, same_type("attention", &[out, q, k, v]), layout(dim));
+    let dtype = same_type("attention", &[out, q, k, v]);
+    if attention_tiles::takes(dim, dtype) {
+        return attention_tiles::forward(dev, out, lse, x, window, scale);
+    }
+    let kernel = entry(FORWARD.0, FORWARD.1, dtype, layout(dim));
     let tasks = q.rows() * heads.n_query;
     let launch = Launch::new(dev, &kernel, tasks.div_ceil(WARPS), WARPS * dim * 4).write(out).write(lse);
     let launch = launch.read(q).read(k).read(v).read(&batch.doc_start).u32(tasks);
@@ -104,10 +109,14 @@ pub(super) fn backward(
     if let Some(rope) = rope {
         rope.check("attention_backward", dx.dq);
     }
-    let AttentionGrads { dq, dk, dv } = dx;
     let Attention { q, k, v, batch, heads, mask } = x;
     let (dim, window, scale) = shape(heads, mask)?;
-    let dtype = same_type("attention_backward", &[dq, dk, dv, dout, out, q, k, v]);
+    let dtype = same_type("attention_backward", &[dx.dq, dx.dk, dx.dv, dout, out, q, k, v]);
+    if attention_tiles::takes(dim, dtype) {
+        let results = attention_tiles::Results { dout, out, lse };
+        return attention_tiles::backward(dev, dx, results, x, rope, window, scale);
+    }
+    let AttentionGrads { dq, dk, dv } = dx;
     let (n, Heads { n_query, n_kv, .. }) = (q.rows(), heads);
     let mut delta = dev.room(Room::Sums, n, n_query, DType::F32)?;
     let (tasks, shared) = (n * n_query, 2 * WARPS * dim * 4);

@@ -34,6 +34,7 @@ pub(crate) use source;
 
 /// What `#include` finds.
 const HEADERS: &[Source] = &[
+    source!("kernels/common/heads.cuh"),
     source!("kernels/common/philox.cuh"),
     source!("kernels/common/ptx.cuh"),
     source!("kernels/common/reduce.cuh"),

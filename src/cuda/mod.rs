@@ -6,6 +6,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod attention_tiles;
 pub mod cast;
 pub mod compile;
 pub mod cross_entropy;
@@ -23,6 +24,7 @@ mod modules;
 pub mod nccl;
 pub mod norm;
 pub mod nvrtc;
+mod plan;
 pub mod rope;
 pub mod rows;
 pub mod stats;
@@ -37,12 +39,13 @@ use crate::backend::{
     AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, HeadGrads, HeadLoss, MatMul,
     Norm, Rope, Rotate, Swiglu, Write,
 };
-use crate::batch::Batch;
+use crate::batch::{Batch, BatchView};
 use crate::error::Result;
 use crate::tensor::{DType, Device, Tensor};
 
 pub use device::{Cuda, Properties, properties};
 pub use memory::CudaBuf;
+pub use plan::Plan;
 pub use stats::CudaStats;
 
 /// Every configuration of every kernel that an architecture (major · 10 + minor) may be asked to run.
@@ -60,7 +63,7 @@ pub fn configurations(cc: u32) -> Vec<kernels::Configuration> {
         stats::all(),
         swiglu::all(),
     ];
-    [always.concat(), matmul::all(cc)].concat()
+    [always.concat(), attention_tiles::all(cc), matmul::all(cc)].concat()
 }
 
 fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -69,7 +72,7 @@ fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Device for Cuda {
     type Buf = CudaBuf;
-    type Plan = ();
+    type Plan = Plan;
 
     fn describe(&self) -> String {
         let p = self.properties();
@@ -129,7 +132,12 @@ macro_rules! operations {
 impl Backend for Cuda {
     type Stats = CudaStats;
 
+    fn new_batch(&self, max_tokens: usize) -> Result<Batch<Self>> {
+        plan::new_batch(self, max_tokens)
+    }
+
     operations! {
+        load_batch(to: &mut Batch<Self>, from: BatchView<'_>) = plan::load_batch;
         matmul(c: &mut Tensor<Self>, a: &Tensor<Self>, b: &Tensor<Self>, op: MatMul, alpha: f32, write: Write) = matmul::matmul;
         rmsnorm_forward(out: &mut Tensor<Self>, rstd: &mut Tensor<Self>, x: Norm<'_, Self>) = norm::forward;
         rmsnorm_backward(

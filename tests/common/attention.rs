@@ -145,18 +145,30 @@ pub const SHAPES: [Shape<'static>; 5] = [
 /// Both passes of one shape in both types. Queries are multiplied by a factor, by another in bf16.
 pub fn follows_the_formula<B: Backend>(dev: &B, name: &str, shape: Shape<'_>, rotated: bool, factors: [f32; 2]) {
     for (dtype, factor) in [DType::F32, DType::Bf16].into_iter().zip(factors) {
-        let case = Case::new(shape, dtype, rotated);
-        let mut inputs = case.inputs(11);
-        inputs[0].iter_mut().for_each(|x| *x *= factor);
-        let ours = case.run(dev, &inputs);
-        let inputs = inputs.map(|x| stored(dtype, &x));
-        let exact = case.reference(&inputs, |x| x, |x| x);
-        let plain = case.reference(&inputs, |x| rounded(dtype, x), |x| rounded(DType::F32, x));
-        for i in 0..5 {
-            let stored_as = if i == 1 { DType::F32 } else { dtype };
-            let what = format!("{name} {dtype:?} {shape:?} {}", NAMES[i]);
-            assert_close(&what, &ours[i], &exact[i], &plain[i], stored_as);
-        }
+        follows_the_formula_in(dtype, dev, name, shape, rotated, factor);
+    }
+}
+
+/// Both passes of one shape in one type, queries multiplied by a factor.
+pub fn follows_the_formula_in<B: Backend>(
+    dtype: DType,
+    dev: &B,
+    name: &str,
+    shape: Shape<'_>,
+    rotated: bool,
+    factor: f32,
+) {
+    let case = Case::new(shape, dtype, rotated);
+    let mut inputs = case.inputs(11);
+    inputs[0].iter_mut().for_each(|x| *x *= factor);
+    let ours = case.run(dev, &inputs);
+    let inputs = inputs.map(|x| stored(dtype, &x));
+    let exact = case.reference(&inputs, |x| x, |x| x);
+    let plain = case.reference(&inputs, |x| rounded(dtype, x), |x| rounded(DType::F32, x));
+    for i in 0..5 {
+        let stored_as = if i == 1 { DType::F32 } else { dtype };
+        let what = format!("{name} {dtype:?} {shape:?} {}", NAMES[i]);
+        assert_close(&what, &ours[i], &exact[i], &plain[i], stored_as);
     }
 }
 
@@ -167,27 +179,38 @@ pub fn a_document_is_the_same_bits_alone_and_packed<B: Backend>(
     lengths: &[usize; 4],
     window: Option<usize>,
 ) {
-    let heads = (4, 2, 16);
     for dtype in [DType::F32, DType::Bf16] {
-        let packed = Case::new((lengths, heads, window), dtype, true);
-        let mut inputs = packed.inputs(5);
-        let whole = packed.run(dev, &inputs);
-        let (from, to, n) = (lengths[0], lengths[0] + lengths[1], packed.starts.len());
-        let alone = Case::new((&lengths[1..2], heads, window), dtype, true);
-        let cut = |x: &[f32]| x[from * (x.len() / n)..to * (x.len() / n)].to_vec();
-        let single = alone.run(dev, &inputs.each_ref().map(|x| cut(x)));
-        for i in 0..5 {
-            assert_same(&format!("{name} {dtype:?} {}", NAMES[i]), &single[i], &cut(&whole[i]));
-        }
-        for x in &mut inputs {
-            let end = from * (x.len() / n);
-            x[..end].fill(f32::NAN);
-        }
-        let disturbed = packed.run(dev, &inputs);
-        for i in 0..5 {
-            assert_same(&format!("{name} {dtype:?} {} beside NaN", NAMES[i]), &cut(&disturbed[i]), &cut(&whole[i]));
-            assert!(disturbed[i][0].is_nan(), "{name} {} hides NaN", NAMES[i]);
-        }
+        a_document_is_the_same_bits_alone_and_packed_in(dtype, dev, name, lengths, (4, 2, 16), window);
+    }
+}
+
+/// The same of one type and these heads.
+pub fn a_document_is_the_same_bits_alone_and_packed_in<B: Backend>(
+    dtype: DType,
+    dev: &B,
+    name: &str,
+    lengths: &[usize; 4],
+    heads: (usize, usize, usize),
+    window: Option<usize>,
+) {
+    let packed = Case::new((lengths, heads, window), dtype, true);
+    let mut inputs = packed.inputs(5);
+    let whole = packed.run(dev, &inputs);
+    let (from, to, n) = (lengths[0], lengths[0] + lengths[1], packed.starts.len());
+    let alone = Case::new((&lengths[1..2], heads, window), dtype, true);
+    let cut = |x: &[f32]| x[from * (x.len() / n)..to * (x.len() / n)].to_vec();
+    let single = alone.run(dev, &inputs.each_ref().map(|x| cut(x)));
+    for i in 0..5 {
+        assert_same(&format!("{name} {dtype:?} {}", NAMES[i]), &single[i], &cut(&whole[i]));
+    }
+    for x in &mut inputs {
+        let end = from * (x.len() / n);
+        x[..end].fill(f32::NAN);
+    }
+    let disturbed = packed.run(dev, &inputs);
+    for i in 0..5 {
+        assert_same(&format!("{name} {dtype:?} {} beside NaN", NAMES[i]), &cut(&disturbed[i]), &cut(&whole[i]));
+        assert!(disturbed[i][0].is_nan(), "{name} {} hides NaN", NAMES[i]);
     }
 }
 

@@ -8,7 +8,7 @@ use ringtune::cuda::Cuda;
 use ringtune::tensor::{DType, Device};
 
 use crate::attention::{self, Case, NAMES};
-use crate::close::{normal, tensor, values};
+use crate::close::{normal, rounded, tensor, values};
 use crate::head::{self, How};
 use crate::skip::device;
 use crate::{elementwise, norms, optimiser, rows};
@@ -93,6 +93,46 @@ fn a_document_is_the_same_bits_alone_and_packed() {
     attention::a_document_is_the_same_bits_alone_and_packed(&dev, NAME, &[5, 70, 1, 2], Some(33));
 }
 
+/// Every width that tensor cores take, groups of 1, 2, 4 and 8 heads, documents of one token and of several tiles, windows narrower and
+/// wider than a tile, and scores of some hundreds.
+#[test]
+fn attention_on_tensor_cores_follows_the_formula() {
+    let Some(dev) = device() else { return };
+    let shapes: [(attention::Shape<'_>, f32); 7] = [
+        ((&[1, 7, 33, 130], (8, 1, 32), None), 1.0),
+        ((&[130, 7], (2, 2, 64), Some(5)), 1.0),
+        ((&[200, 33], (2, 1, 64), Some(100)), 1.0),
+        ((&[33, 130], (4, 1, 80), Some(70)), 1.0),
+        ((&[130, 1], (2, 1, 96), Some(2)), 1.0),
+        ((&[7, 270], (2, 2, 128), Some(129)), 1.0),
+        ((&[33, 70], (2, 1, 64), None), 100.0),
+    ];
+    for (i, (shape, factor)) in shapes.into_iter().enumerate() {
+        attention::follows_the_formula_in(DType::Bf16, &dev, NAME, shape, i % 2 == 1, factor);
+    }
+    // One token alone: the output is its value, and nothing it is scored by matters.
+    let case = Case::new((&[1], (2, 1, 64), None), DType::Bf16, false);
+    let inputs = case.inputs(7).map(|x| x.iter().map(|&x| rounded(DType::Bf16, x.into()) as f32).collect::<Vec<_>>());
+    let [out, _, dq, dk, dv] = case.run(&dev, &inputs);
+    let [_, _, v, dout] = &inputs;
+    assert_eq!(out, [&v[..], v].concat());
+    let both: Vec<f32> = (0..64).map(|d| rounded(DType::Bf16, (dout[d] + dout[64 + d]).into()) as f32).collect();
+    assert_eq!(dv, both);
+    assert!(dq.iter().chain(&dk).all(|x| x.abs() < 1e-5), "{dq:?} {dk:?}");
+}
+
+#[test]
+fn attention_on_tensor_cores_gives_a_document_the_same_bits_alone_and_packed() {
+    let Some(dev) = device() else { return };
+    for (lengths, heads, window) in [
+        ([37, 150, 1, 20], (2, 1, 64), None),
+        ([5, 70, 140, 2], (2, 2, 80), Some(33)),
+        ([1, 130, 7, 3], (2, 1, 128), None),
+    ] {
+        attention::a_document_is_the_same_bits_alone_and_packed_in(DType::Bf16, &dev, NAME, &lengths, heads, window);
+    }
+}
+
 #[test]
 fn decoding_a_token_is_the_last_row_of_forward() {
     let Some(dev) = device() else { return };
@@ -158,6 +198,11 @@ fn digest(dev: &Cuda) -> u64 {
     rows::gather_scatter_and_embedding_gradient(dev, NAME, DType::Bf16, 8);
     attention::decoding_a_token_is_the_last_row_of_forward(dev, NAME, DType::Bf16, [1, 20, 140], (2, 1, 8), Some(100));
     optimiser::adamw_updates_the_rows_it_is_given(dev, NAME, &[(5, 33, 2)]);
+    let tiles: [attention::Shape<'_>; 2] = [(&[1, 140, 7], (2, 1, 32), None), (&[70, 9], (1, 1, 80), Some(20))];
+    for shape in tiles {
+        let case = Case::new(shape, DType::Bf16, true);
+        all.extend(case.run(dev, &case.inputs(3)).concat());
+    }
     for dtype in [DType::F32, DType::Bf16] {
         let case = Case::new((&[1, 7, 33], (4, 2, 16), Some(20)), dtype, true);
         assert_eq!(NAMES.len(), 5);
@@ -182,25 +227,28 @@ fn small_shapes_of_everything() {
     println!("digest {:016x}", digest(&dev));
 }
 
-/// No block races with another, no warp with another of its block, and no order of them changes a bit. A real GPU has one order, so
-/// there is nothing to ask it.
+/// No block races with another, no warp with another of its block, and neither their order nor the architecture's tiles change a bit. A
+/// real GPU has one order, so there is nothing to ask it.
 #[test]
 fn races_and_orders() {
     let Some(dev) = device() else { return };
     if !dev.properties().emulated {
         return;
     }
-    let run = |seed: &str, checks: &str| {
+    let run = |seed: &str, checks: &str, cc: &str| {
         let mut test = Command::new(std::env::current_exe().unwrap());
         test.args(["--exact", "operations::small_shapes_of_everything", "--nocapture"]);
-        let output = test.env("VGPU_SEED", seed).env("VGPU_CHECK", checks).output().unwrap();
+        test.env("VGPU_SEED", seed).env("VGPU_CHECK", checks).env("VGPU_CC", cc);
+        let output = test.output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "seed {seed}: {text}\n{}", String::from_utf8_lossy(&output.stderr));
         let line = text.lines().find_map(|l| l.split("digest ").nth(1)).expect("a line with the digest");
         line[..16].to_string()
     };
-    let first = run("0", "races");
+    let first = run("0", "races", "8.0");
     for seed in ["1", "2", "3"] {
-        assert_eq!(run(seed, ""), first, "seed {seed}");
+        assert_eq!(run(seed, "", "8.0"), first, "seed {seed}");
     }
+    // Other tiles and warps of products and attention.
+    assert_eq!(run("0", "races", "8.9"), first, "another architecture");
 }

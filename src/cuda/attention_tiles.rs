@@ -1,0 +1,138 @@
+//! Attention on tensor cores: the kernels of `kernels/attention.cu` and `kernels/attention_backward.cu`, for bf16 and the widths of heads
+//! that models have.
+
+use super::compile::{Defines, Source, Value, source};
+use super::device::{Cuda, Room};
+use super::kernels::Param::{F32, In, Out, U32};
+use super::kernels::{Configuration, Kernel, Param};
+use super::launch::Launch;
+use super::plan::{List, ROWS, ROWS_BACKWARD};
+use crate::backend::{Attention, AttentionGrads, Heads, Rope};
+use crate::error::Result;
+use crate::tensor::{DType, Tensor};
+
+/// The source of forward.
+pub const SOURCE: Source = source!("kernels/attention.cu");
+/// The source of backward.
+pub const SOURCE_BACKWARD: Source = source!("kernels/attention_backward.cu");
+
+/// Widths of heads that have kernels.
+pub const WIDTHS: [usize; 5] = [32, 64, 80, 96, 128];
+
+/// Keys of a block of forward.
+const KEYS: usize = 64;
+
+/// Threads of a block of backward.
+const THREADS: usize = 128;
+
+/// Rows of a block of delta.
+const DELTAS: usize = THREADS / 4;
+
+/// Whether these kernels take heads of this width and elements of this type.
+pub(super) fn takes(dim: usize, dtype: DType) -> bool {
+    dtype == DType::Bf16 && WIDTHS.contains(&dim)
+}
+
+/// Bytes of a row in shared memory: see `kernels/common/heads.cuh`.
+fn row(dim: usize) -> usize {
+    if dim.is_power_of_two() { 2 * dim } else { 2 * dim + 16 }
+}
+
+/// Forward on an architecture (major · 10 + minor), and its dynamic shared memory. Warps of 32 queries halve what is read of shared memory, which
+/// is what the tensor cores of A100 and H100 wait for; elsewhere wide heads get more warps of fewer registers. The bits are the same.
+fn forward_kernel(dim: usize, cc: u32) -> Configuration {
+    let warp_rows = if dim <= 64 || matches!(cc, 80 | 90) { 32 } else { 16 };
+    let warps = ROWS / warp_rows;
+    let defines = [("HEAD_DIM", dim), ("WARPS", warps), ("WARP_ROWS", warp_rows), ("KEYS", KEYS)];
+    let kernel = Kernel {
+        source: SOURCE,
+        entry: "attention_tiles_forward",
+        defines: Defines::new(&defines.map(|(name, n)| (name, Value::Number(n)))),
+        params: &[Out, Out, In, In, In, In, U32, U32, U32, F32],
+        threads: 32 * warps,
+    };
+    (kernel, (ROWS + 4 * KEYS) * row(dim))
+}
+
+fn backward_kernel(entry: &'static str, params: &'static [Param], dim: usize) -> Kernel {
+    let defines = Defines::new(&[("HEAD_DIM", Value::Number(dim))]);
+    Kernel { source: SOURCE_BACKWARD, entry, defines, params, threads: THREADS }
+}
+
+/// delta, dq and dkdv, and their dynamic shared memory.
+fn backward_kernels(dim: usize) -> [Configuration; 3] {
+    let delta = backward_kernel("attention_tiles_delta", &[Out, In, In, U32], dim);
+    let dq = backward_kernel("attention_tiles_dq", &[Out, In, In, In, In, In, In, In, In, In, U32, U32, U32, F32], dim);
+    let dkdv = backward_kernel(
+        "attention_tiles_dkdv",
+        &[Out, Out, In, In, In, In, In, In, In, In, In, U32, U32, U32, F32],
+        dim,
+    );
+    let tiles = 6 * ROWS_BACKWARD * row(dim);
+    [(delta, 0), (dq, tiles), (dkdv, tiles + 4 * ROWS_BACKWARD * 4)]
+}
+
+/// Every configuration that an architecture (major · 10 + minor) may be asked to run.
+pub fn all(cc: u32) -> Vec<Configuration> {
+    WIDTHS
+        .into_iter()
+        .flat_map(|dim| [vec![forward_kernel(dim, cc)], backward_kernels(dim).to_vec()].concat())
+        .collect()
+}
+
+/// Forward, once shapes and types were checked; `window` 0 is none.
+pub(super) fn forward(
+    dev: &Cuda,
+    out: &mut Tensor<Cuda>,
+    lse: &mut Tensor<Cuda>,
+    x: Attention<'_, Cuda>,
+    window: usize,
+    scale: f32,
+) -> Result<()> {
+    let Attention { q, k, v, batch, heads, .. } = x;
+    let (kernel, shared) = forward_kernel(heads.head_dim, dev.properties().cc);
+    let (at, len) = batch.plan.list(List::Forward);
+    let launch = Launch::new(dev, &kernel, len * heads.n_query, shared).write(out).write(lse);
+    let launch = launch.read(q).read(k).read(v).read_from(&batch.doc_start, at);
+    launch.u32(heads.n_query).u32(heads.n_kv).u32(window).f32(scale).run()
+}
+
+/// The tensors of backward that it reads and that forward did not, all checked.
+#[derive(Clone, Copy)]
+pub(super) struct Results<'a> {
+    pub dout: &'a Tensor<Cuda>,
+    pub out: &'a Tensor<Cuda>,
+    pub lse: &'a Tensor<Cuda>,
+}
+
+/// Backward, once shapes and types were checked; `window` 0 is none.
+pub(super) fn backward(
+    dev: &Cuda,
+    dx: AttentionGrads<'_, Cuda>,
+    Results { dout, out, lse }: Results<'_>,
+    x: Attention<'_, Cuda>,
+    rope: Option<Rope<'_, Cuda>>,
+    window: usize,
+    scale: f32,
+) -> Result<()> {
+    let AttentionGrads { dq, dk, dv } = dx;
+    let Attention { q, k, v, batch, heads: Heads { n_query, n_kv, head_dim }, .. } = x;
+    let (table, positions) = (rope.map(|r| r.table), rope.map(|r| r.positions));
+    let [(delta_kernel, _), (dq_kernel, dq_shared), (dkdv_kernel, dkdv_shared)] = backward_kernels(head_dim);
+    let mut delta = dev.room(Room::Sums, q.rows(), n_query, DType::F32)?;
+    let tasks = q.rows() * n_query;
+    let launch = Launch::new(dev, &delta_kernel, tasks.div_ceil(DELTAS), 0).write(delta.tensor());
+    launch.read(dout).read(out).u32(tasks).run()?;
+    let (at, len) = batch.plan.list(List::Queries);
+    let launch = Launch::new(dev, &dq_kernel, len * n_query, dq_shared).write(dq);
+    let launch =
+        launch.read(dout).read(q).read(k).read(v).read(lse).read(delta.tensor()).read_from(&batch.doc_start, at);
+    let launch = launch.read_if(table).read_if(positions);
+    launch.u32(n_query).u32(n_kv).u32(window).f32(scale).run()?;
+    let (at, len) = batch.plan.list(List::Keys);
+    let launch = Launch::new(dev, &dkdv_kernel, len * n_kv, dkdv_shared).write(dk).write(dv);
+    let launch =
+        launch.read(dout).read(q).read(k).read(v).read(lse).read(delta.tensor()).read_from(&batch.doc_start, at);
+    let launch = launch.read_if(table).read_if(positions);
+    launch.u32(n_query).u32(n_kv).u32(window).f32(scale).run()
+}
