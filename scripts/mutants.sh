@@ -71,7 +71,7 @@ mutant "evaluation data that is cut" src/train/batches.rs 's/set\.tokens\.check_
 mutant "AdamW: no bias correction of v" src/optim/adamw.rs 's/beta2\.powi?\(/0.0f64.powi(/' golden_steps adamw
 mutant "merge: another scale" src/hf/merge.rs 's/self\.0\.adapter\.config\.lora\.scale\(\) as f32/1.5/' merg second_reading
 mutant "merge: no second reading" src/hf/merged.rs 's/\n    second_reading::check\([^\n]*//' second_reading merge
-mutant "rows: the whole file in memory" src/data/source.rs 's/const BATCH: usize = 2 << 20;\n.*?\nconst MOST_ITEMS: usize = 1 << 14;/const BATCH: usize = 1 << 40;\nconst MOST_ITEMS: usize = 1 << 40;/s' bounded_memory
+mutant "rows: the whole file in memory" src/data/source/items.rs 's/const BATCH: usize = 2 << 20;\n.*?\nconst MOST_ITEMS: usize = 1 << 14;/const BATCH: usize = 1 << 40;\nconst MOST_ITEMS: usize = 1 << 40;/s' bounded_memory
 mutant "parity: tensors that nothing compares" tests/common/parity/run.rs 's/for name in self\.case\.unread\(\)/for name in Vec::<String>::new()/' recorded_tensor what_a_case
 mutant "parity: shorter tensors" tests/common/parity/report.rs 's/_ => return f64::INFINITY/_ => break/' length relative_error what_a_case
 mutant "a signal leaves its temporary files" src/train/signals.rs 's/remove_pending\(\);//g' signal
