@@ -6,17 +6,23 @@ use std::path::{Path, PathBuf};
 
 use crate::program::repository;
 
-/// Names of other tools that ringtune reads.
-const FOREIGN: [&str; 10] = [
+/// Names without a prefix of ours that the program or a script reads.
+const FOREIGN: [&str; 16] = [
     "CARGO_TARGET_DIR",
+    "CONDA_PREFIX",
     "CUDA_HOME",
     "CUDA_PATH",
     "HF_ENDPOINT",
     "HF_TOKEN",
     "HOME",
     "LD_LIBRARY_PATH",
+    "MUTANTS_DIR",
     "NO_COLOR",
+    "STEPS",
     "TERM",
+    "TEST_THREADS",
+    "TRAIN_LIMIT",
+    "VIRTUAL_ENV",
     "XDG_CACHE_HOME",
 ];
 
