@@ -184,14 +184,20 @@ fn a_signal_leaves_no_temporary_file() {
     std::fs::create_dir(dir.path().join("base")).unwrap();
     copy_dir(Path::new(MODEL), &dir.path().join("base"));
     copy_dir(Path::new("tests/data/golden/tiny-llama-tied/adapter_all"), &dir.path().join("adapter"));
-    // Merging again and again: the signal comes somewhere in it, most often while files are written or proven.
-    let (mut ended, stream) = (0, Stream::new(&[27]));
-    for i in 0..12 {
+    let merge = || {
         let mut merge = Command::new(env!("CARGO_BIN_EXE_ringtune"));
         merge.current_dir(dir.path()).args(["merge", "--model-path", "adapter", "--base-model", "base"]);
         merge.args(["--output-dir", "out/merged", "--overwrite", "--threads", "1"]);
-        let mut child = merge.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_micros(20_000 + (stream.f64_at(i) * 80_000.0) as u64));
+        merge.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let start = Instant::now();
+    assert!(merge().wait().unwrap().success());
+    let time = start.elapsed();
+    // Merging again and again: the signal comes somewhere in it, most often while files are written or proven.
+    let (mut ended, stream) = (0, Stream::new(&[27]));
+    for i in 0..12 {
+        let mut child = merge();
+        std::thread::sleep(time.mul_f64(0.1 + 0.8 * stream.f64_at(i)));
         signal(&child, libc::SIGTERM);
         use std::os::unix::process::ExitStatusExt;
         let status = child.wait().unwrap();
