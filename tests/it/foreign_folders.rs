@@ -328,10 +328,14 @@ fn padding_without_effect_is_said_and_its_rows_never_join_a_softmax() {
     ok(w.shell("ringtune merge --model_path out --base_model base --output_dir merged"));
     assert!((loss("--model_path merged") - own).abs() < 1e-5);
     assert_eq!(read(&w, "merged/config.json")["unpadded_vocab_size"], json!(4098));
-    // The next training finds ChatML's rows trained, among the rows of padding: none of them is made anew.
-    let next = sft.replace("--model_path base --tokenizer_path spm.model", "--model_path merged");
-    ok(w.shell(&format!("{next} --output_dir next --mixed_precision no")));
-    assert!(!w.path("next/resized_base").exists());
-    let adapter = TensorFile::open(&w.path("next/adapter_model.safetensors")).unwrap();
-    assert!(adapter.names().all(|n| n.contains(".lora_")), "{:?}", adapter.names().collect::<Vec<_>>());
+    // The next training finds ChatML's rows trained, among the rows of padding: none of them is made anew, with the model's own
+    // tokenizer or with the first one, which does not name them.
+    for (out, tokenizer) in [("next", ""), ("again", "--tokenizer_path spm.model")] {
+        let next =
+            sft.replace("--model_path base --tokenizer_path spm.model", &format!("--model_path merged {tokenizer}"));
+        ok(w.shell(&format!("{next} --output_dir {out} --mixed_precision no")));
+        assert!(!w.path(&format!("{out}/resized_base")).exists(), "{out}");
+        let adapter = TensorFile::open(&w.path(&format!("{out}/adapter_model.safetensors"))).unwrap();
+        assert!(adapter.names().all(|n| n.contains(".lora_")), "{out}: {:?}", adapter.names().collect::<Vec<_>>());
+    }
 }
