@@ -11,8 +11,12 @@ from=$PWD
 # The tree is kept: only what differs from the last time is compiled again.
 [ -d "$dir/tree" ] || git clone --quiet "$from" "$dir/tree" || exit 1
 git -C "$dir/tree" fetch --quiet "$from" HEAD && git -C "$dir/tree" reset --quiet --hard FETCH_HEAD || exit 1
+words="$*"
 cd "$dir/tree" || exit 1
-export CARGO_TARGET_DIR="$dir/target" CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_DEBUG=false
+export CARGO_TARGET_DIR="$dir/target"
+# Our own code alone is compiled in another way, so that a target folder put there beforehand serves.
+set -- --config profile.release.package.ringtune.opt-level=1 --config profile.release.debug=false
+quick="$*"
 
 survived=0 tried=0
 # mutant NAME FILE PERL TESTS…: a substitution in a file, and the tests (names or parts of names) of which one has to fail.
@@ -25,9 +29,9 @@ mutant() {
     perl -0pi -e "$change" "$file"
     if cmp -s "$file" "$dir/original"; then
         verdict="NOT APPLIED"
-    elif ! cargo build --release --lib >"$dir/log" 2>&1; then
+    elif ! cargo build --release --lib $quick >"$dir/log" 2>&1; then
         verdict="DOES NOT BUILD"
-    elif cargo nextest run --release --package ringtune --lib --test it --no-fail-fast "$@" >"$dir/log" 2>&1; then
+    elif cargo nextest run --release $quick --package ringtune --lib --test it --no-fail-fast "$@" >"$dir/log" 2>&1; then
         verdict=SURVIVED
     else
         by=$(sed -n 's/^ *FAIL \[[^]]*\] ([^)]*) //p; s/^ *FAIL \[[^]]*\] //p' "$dir/log" | sort -u | head -1)
@@ -39,7 +43,6 @@ mutant() {
     touch "$file"
 }
 
-words="$*"
 mutant "dropout: one mask for every step" src/train/step.rs 's/mix\(&\[self\.seed, step, k as u64\]\)/mix(&[self.seed, 0 * step, k as u64])/' dropout_mask
 mutant "dropout: one mask for every micro-batch" src/train/step.rs 's/mix\(&\[self\.seed, step, k as u64\]\)/mix(&[self.seed, step, 0 * k as u64])/' dropout_mask
 mutant "dropout: one mask for every layer" src/model/pass.rs 's/self\.layer as u64, product/0, product/' dropout_mask

@@ -329,8 +329,12 @@ fn padding_without_effect_is_said_and_its_rows_never_join_a_softmax() {
     assert!((loss("--model_path merged") - own).abs() < 1e-5);
     assert_eq!(read(&w, "merged/config.json")["unpadded_vocab_size"], json!(4098));
     // The next training finds ChatML's rows trained, among the rows of padding: none of them is made anew, with the model's own
-    // tokenizer or with the first one, which does not name them.
-    for (out, tokenizer) in [("next", ""), ("again", "--tokenizer_path spm.model")] {
+    // tokenizer, with the first one, which does not name them, or with one of other bytes (a field that nobody reads), which is
+    // not known to be the model's.
+    let saved_again = [fs::read(w.path("spm.model")).unwrap(), vec![0xc0, 0x3e, 1]].concat();
+    fs::write(w.path("saved_again.model"), saved_again).unwrap();
+    let tokenizers = ["", "--tokenizer_path spm.model", "--tokenizer_path saved_again.model"];
+    for (out, tokenizer) in ["next", "again", "other"].into_iter().zip(tokenizers) {
         let next =
             sft.replace("--model_path base --tokenizer_path spm.model", &format!("--model_path merged {tokenizer}"));
         ok(w.shell(&format!("{next} --output_dir {out} --mixed_precision no")));
