@@ -3,6 +3,7 @@
 use crate::backend::Backend;
 use crate::cpu::{Cpu, LOGITS_ROWS};
 use crate::error::{Error, Result};
+use crate::tensor::Device;
 
 /// What a command does once it has a device.
 pub trait OnDevice {
@@ -50,13 +51,28 @@ pub fn check(name: &str) -> Result<()> {
     wanted(name).map(|_| ())
 }
 
-/// Free memory of the device of this name, where it is a GPU that answers.
-pub fn free_memory(name: &str) -> Option<u64> {
-    let mut free = None;
+/// What bounds a run's memory on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes free now, where it is a GPU that answers; the machine's own memory counts otherwise.
+    pub free: Option<u64>,
+    /// Rows of logits that exist at once.
+    pub logits_rows: usize,
+}
+
+/// The limits of the device on which [`run`] would compute under this name, with so many classes. A GPU asked for by name need not
+/// be there: what is wrong with it is said where it is used.
+pub fn limits(name: &str, classes: usize) -> Limits {
+    let cpu = Limits { free: None, logits_rows: LOGITS_ROWS };
+    let gpu = |free| Limits { free, logits_rows: cuda::logits_rows(classes) };
     match wanted(name) {
-        // What is wrong with it is said where it is used.
-        Ok(Wanted::Cuda(ordinal)) => cuda::run(ordinal, Ask(&mut free)).ok().and(free),
-        _ => None,
+        Ok(Wanted::Cuda(ordinal)) => {
+            let mut free = None;
+            let asked = cuda::run(ordinal, Ask(&mut free));
+            gpu(asked.ok().and(free))
+        }
+        Ok(Wanted::Auto) => cuda::first().map_or(cpu, |dev| gpu(dev.free_memory())),
+        _ => cpu,
     }
 }
 
@@ -67,14 +83,6 @@ impl OnDevice for Ask<'_> {
     fn run<B: Backend>(self, dev: &B) -> Result<()> {
         *self.0 = dev.free_memory();
         Ok(())
-    }
-}
-
-/// Rows of logits over so many classes that exist at once on the device of this name.
-pub fn logits_rows(name: &str, classes: usize) -> usize {
-    match wanted(name) {
-        Ok(Wanted::Cuda(_)) => cuda::logits_rows(classes),
-        _ => LOGITS_ROWS,
     }
 }
 

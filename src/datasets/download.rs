@@ -12,6 +12,7 @@ use ureq::http::{HeaderMap, Response};
 use ureq::{Agent, Body};
 
 use crate::error::{Context, Error, Result};
+use crate::files::create_dir_all;
 use crate::{bail, ensure, say};
 
 /// A file of a data set repository on the hub.
@@ -91,7 +92,7 @@ impl Downloader {
             return Ok(target);
         }
         let folder = target.parent().expect("a cached file has a folder");
-        fs::create_dir_all(folder).context(|| format!("{}: cannot create the cache folder", folder.display()))?;
+        create_dir_all(folder).context(|| "the cache of data sets".to_string())?;
         let url = format!("{}/datasets/{}/resolve/main/{}", self.endpoint, file.repo, file.path);
         let part = target.with_file_name(format!(
             "{}.part",

@@ -15,7 +15,7 @@ pub use oasst::Paths;
 use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
-use crate::files::write_atomic;
+use crate::files::{create_dir_all, write_atomic};
 use crate::words::{Words, words};
 use crate::{bail, say};
 
@@ -107,8 +107,7 @@ pub struct Prepared {
 /// # Errors
 /// If a file cannot be downloaded, read, converted or written; files finished before stay, none is left half written.
 pub fn run(spec: &PrepareSpec) -> Result<Vec<Prepared>> {
-    fs::create_dir_all(&spec.output_dir)
-        .context(|| format!("{}: cannot create the output folder", spec.output_dir.display()))?;
+    create_dir_all(&spec.output_dir)?;
     spec.datasets.iter().map(|&d| prepare(spec, d).map_err(|e| e.context(d.word()))).collect()
 }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Context, Result};
+use crate::files::create_dir_all;
 
 /// An event file of its own in a folder; TensorBoard joins the files of one folder.
 pub struct EventFile {
@@ -22,7 +23,7 @@ impl EventFile {
     /// # Errors
     /// If the folder or the file cannot be written.
     pub fn create(dir: &Path, first_step: u64) -> Result<Self> {
-        std::fs::create_dir_all(dir).context(|| format!("{}: cannot create the folder", dir.display()))?;
+        create_dir_all(dir)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Nanoseconds keep the name unique and sort files of one folder by time.
         let name = format!("events.out.tfevents.{}.{:09}.{}", now.as_secs(), now.subsec_nanos(), std::process::id());

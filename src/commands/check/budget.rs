@@ -97,17 +97,18 @@ pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64
     let (Some(config), Some(max_seq_len)) = (&start.config, start.max_seq_len) else {
         return;
     };
+    let limits = device::limits(device, config.n_classes);
     let demand = Demand {
         config,
         settings: &start.settings,
         lora: start.lora.as_ref(),
         new_rows: start.new_rows.map(|(_, n)| n),
         max_seq_len,
-        logits_rows: device::logits_rows(device, config.n_classes),
+        logits_rows: limits.logits_rows,
     };
     let classes = memory::estimate(&demand);
     let total: u64 = classes.iter().map(|c| c.bytes).sum();
-    let (available, whose) = match (memory, device::free_memory(device)) {
+    let (available, whose) = match (memory, limits.free) {
         (Some(n), _) => (Some(n), "--device-memory"),
         (None, Some(n)) => (Some(n), "free on the device"),
         (None, None) => (available_memory(), "free on this machine"),
