@@ -208,7 +208,8 @@ pub fn oasst_seeds() -> Vec<Vec<u8>> {
 /// Inputs of `alpaca`.
 pub fn alpaca_seeds() -> Vec<Vec<u8>> {
     let array = file("tests/data/prepare/raw_alpaca_edge.json");
-    vec![parquet(Compression::UNCOMPRESSED), parquet(Compression::SNAPPY), gzip(&array), array]
+    let found = file("tests/data/found/parquet-dictionary-of-more-values-than-bytes/rows.parquet");
+    vec![parquet(Compression::UNCOMPRESSED), parquet(Compression::SNAPPY), gzip(&array), array, found]
 }
 
 /// Inputs of `metrics`.

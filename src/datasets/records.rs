@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use parquet::basic::Type;
+use parquet::column::page::Page;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{Map, Value};
@@ -109,6 +111,7 @@ fn read_parquet(path: &Path) -> Result<Vec<Value>> {
     // The reader indexes into pages as their headers say; a damaged file must end in an error, not in a panic.
     let rows = std::panic::catch_unwind(|| -> Result<Vec<Value>, parquet::errors::ParquetError> {
         let reader = SerializedFileReader::new(file)?;
+        expect_dictionaries_within_their_pages(&reader)?;
         let mut out = Vec::new();
         for row in reader.get_row_iter(None)? {
             out.push(group(&row?));
@@ -119,6 +122,38 @@ fn read_parquet(path: &Path) -> Result<Vec<Value>> {
         Ok(rows) => rows.map_err(fail),
         Err(_) => bail!("{}: damaged Parquet file; download it again", path.display()),
     }
+}
+
+/// Refuses a dictionary of more values than its page has room for: memory is taken for as many as the header says, and where there is
+/// not enough the process ends, which no caller can catch.
+fn expect_dictionaries_within_their_pages(
+    reader: &SerializedFileReader<File>,
+) -> Result<(), parquet::errors::ParquetError> {
+    for group in 0..reader.num_row_groups() {
+        let group = reader.get_row_group(group)?;
+        for column in 0..group.num_columns() {
+            // A value takes four bytes at least, its length's; one of a fixed length may take one.
+            let least = match group.metadata().column(column).column_type() {
+                Type::FIXED_LEN_BYTE_ARRAY => 1,
+                _ => 4,
+            };
+            let mut pages = group.get_column_page_reader(column)?;
+            while let Some(page) = pages.peek_next_page()? {
+                if !page.is_dict {
+                    pages.skip_next_page()?;
+                    continue;
+                }
+                if let Some(Page::DictionaryPage { buf, num_values, .. }) = pages.get_next_page()?
+                    && num_values as usize > buf.len() / least
+                {
+                    let name = group.metadata().column(column).column_path().string();
+                    let text = format!("column {name}: {num_values} values in a dictionary of {} bytes", buf.len());
+                    return Err(parquet::errors::ParquetError::General(text));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn group(row: &parquet::record::Row) -> Value {
@@ -143,5 +178,18 @@ fn json(field: &Field) -> Value {
         Field::Group(row) => group(row),
         Field::ListInternal(list) => Value::Array(list.elements().iter().map(json).collect()),
         _ => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The reader takes memory for as many values as a header says: here for two thousand million, and the process ended.
+    #[test]
+    fn a_dictionary_that_claims_too_much_is_an_error() {
+        let path = Path::new("tests/data/found/parquet-dictionary-of-more-values-than-bytes/rows.parquet");
+        let e = read(path).unwrap_err().to_string();
+        assert!(e.contains("not a readable Parquet file") && e.contains("values in a dictionary of"), "{e}");
     }
 }
