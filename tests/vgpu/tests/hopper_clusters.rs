@@ -147,6 +147,7 @@ fn mistakes_between_blocks_are_found() {
     assert_eq!(two.words(&body, &[], 2).unwrap(), [1, 0]);
     // Unwritten bytes of another block.
     let body =
-        "CLUSTER mov.u32 %r1, 1; mapa.shared::cluster.u32 %r2, %s, %r1; ld.shared::cluster.u32 %r3, [%r2]; CLUSTER";
+        "CLUSTER mov.u32 %r1, 1; mapa.shared::cluster.u32 %r2, %s, %r1; ld.shared::cluster.u32 %r3, [%r2]; CLUSTER
+        st.global.u32 [%out], %r3;";
     two.finds(body, FaultKind::Uninitialised, "never written");
 }

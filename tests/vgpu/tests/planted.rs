@@ -103,8 +103,14 @@ fn use_after_free() {
     let mut b = Bench::new();
     let (x, y) = (b.ones(64), b.fresh(64));
     b.memory.free(x).unwrap();
-    let f = b.fault("unwritten", threads(64), &[p(x), p(y)]);
-    assert_eq!((f.kind, f.thread), (FaultKind::UseAfterFree, 0));
+    // At the load, which stands before the line that is marked for values that nobody wrote.
+    match b.run("unwritten", threads(64), &[p(x), p(y)]) {
+        Err(Error::Fault(f)) => {
+            let line = Some(marked("unwritten") - 1);
+            assert_eq!((f.kind, f.thread, f.source_line), (FaultKind::UseAfterFree, 0, line));
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -117,6 +123,8 @@ fn reads_of_what_was_never_written() {
     }
     let f = b.fault("unwritten", threads(64), &[p(x), p(y)]);
     assert_eq!((f.kind, f.thread), (FaultKind::Uninitialised, 37));
+    let load = format!("(CUDA line {})", marked("unwritten") - 1);
+    assert!(f.text.starts_with("st.global") && f.message.ends_with(&load), "{f:?}");
     let f = b.fault("unwritten_shared", threads(32), &[p(y)]);
     assert_eq!((f.kind, f.thread), (FaultKind::Uninitialised, 31));
     let f = b.fault("unwritten_local", threads(32), &[p(y), i(3)]);

@@ -7,6 +7,8 @@ mod attention;
 mod device;
 #[path = "programs/gemm.rs"]
 mod gemm;
+#[path = "programs/pipelines.rs"]
+mod pipelines;
 #[path = "programs/rows.rs"]
 mod rows;
 #[path = "programs/small.rs"]

@@ -84,10 +84,11 @@ fn a_copy_read_by_other_warps_needs_a_barrier_after_its_wait() {
     let x: Vec<u32> = (0..64).collect();
     let f = (1..200).find_map(|seed| {
         let f = run("racy_copy", (1, 64), &[Some(&x), None], true, Some(seed)).unwrap_err();
-        (f.kind == FaultKind::Race).then_some(f)
+        assert!(matches!(f.kind, FaultKind::Race | FaultKind::Uninitialised), "{f:?}");
+        // In other orders the data comes after the read, or the read value is used before.
+        (f.kind == FaultKind::Race && f.message.contains("cp.async")).then_some(f)
     });
-    let f = f.expect("an order in which the data is there");
-    assert!(f.message.contains("cp.async"), "{}", f.message);
+    f.expect("an order in which the data is there");
     let out = run("clean_copy", (1, 64), &[Some(&x), None], true, None).unwrap();
     assert_eq!(out[1][..64], (0..64).map(|t| t ^ 32).collect::<Vec<_>>());
 }

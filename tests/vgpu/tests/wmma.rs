@@ -335,7 +335,20 @@ fn mistakes_are_named() {
     run(&format!("{LOAD} [%p];"), 32, false).unwrap();
     faults(&format!("{LOAD} [%p+8];"), Misaligned, "16 bytes of a fragment");
     faults(&format!("{LOAD} [%p], 20;"), Misaligned, "stride of 20 elements");
-    faults(&format!("{LOAD} [%p+32];"), Uninitialised, "never written");
+    // What nobody wrote may be loaded, but not multiplied or stored to global memory.
+    let zero = "mov.f32 %x0, 0f00000000;";
+    let unwritten = format!("{zero} {LOAD} [%p+32];");
+    run(&unwritten, 32, false).unwrap();
+    let sums = "{%x0, %x0, %x0, %x0, %x0, %x0, %x0, %x0}";
+    let product = format!(
+        "wmma.mma.sync.aligned.row.row.m16n16k16.f32.bf16.bf16.f32 {{%x1, %x2, %x3, %x4, %x5, %x6, %x7, %x8}}, {HALVES}, {HALVES}, {sums};"
+    );
+    faults(&format!("{unwritten} {product}"), Uninitialised, "a factor or sum of a product was never written");
+    faults(
+        &format!("{unwritten} {STORE}.global.f16 [%p], {HALVES};"),
+        Uninitialised,
+        "the value of a store to global memory",
+    );
     faults(&format!("{LOAD} [%p], 1024;"), OutOfBounds, "");
     faults(&format!("{LOAD} [%p], -16;"), OutOfBounds, "");
     faults(&format!("mad.wide.u32 %q, %t, 16, %p; {LOAD} [%q];"), BadMask, "have to be the same");
@@ -358,7 +371,17 @@ fn mistakes_are_named() {
         "constant memory",
     );
     // By columns each element is an access of its own, with the same checks.
-    faults(&format!("wmma.load.c.sync.aligned.col.m16n16k16.f16 {HALVES}, [%p+32];"), Uninitialised, "2 bytes");
+    let columns = format!("wmma.load.c.sync.aligned.col.m16n16k16.f16 {HALVES}, [%p+32];");
+    run(&columns, 32, false).unwrap();
+    faults(&format!("{columns} {STORE}.global.f16 [%p], {HALVES};"), Uninitialised, "2 bytes");
+    // Through shared memory and back, by rows and by columns.
+    for order in ["row", "col"] {
+        let there = format!("wmma.store.d.sync.aligned.{order}.m16n16k16.shared.f16 [sh], {HALVES};");
+        let back = format!("wmma.load.c.sync.aligned.{order}.m16n16k16.shared.f16 {HALVES}, [sh];");
+        run(&format!("{columns} {there} {back}"), 32, false).unwrap();
+        let used = format!("{columns} {there} {back} {STORE}.global.f16 [%p], {HALVES};");
+        faults(&used, Uninitialised, "of Global memory");
+    }
     faults(&format!("wmma.store.d.sync.aligned.col.m16n16k16.f16 [%p+544], {HALVES};"), OutOfBounds, "");
 }
 

@@ -4,6 +4,7 @@
 //! state spaces, race detection) the careful path does the whole access again from the start and names the lane.
 
 use super::launch::Cta;
+use super::marks::Origin;
 use super::mem::{Access, LOCAL, LaneFault, PARAM, SHARED, Space, lanes};
 use super::races::Kind;
 use super::region::{Region, ones};
@@ -129,6 +130,15 @@ impl Cta<'_> {
     /// Executes a store for the lanes of `mask`.
     #[inline(always)]
     pub fn run_store(&mut self, r: &Regs, warp: usize, i: &Inst, op: &Access, mask: u32) -> Result<(), LaneFault> {
+        if r.marks.any() {
+            return self.store_marked(r, warp, i, op, mask);
+        }
+        self.store(r, warp, i, op, mask)
+    }
+
+    /// [`Cta::run_store`] of values that somebody wrote.
+    #[inline(always)]
+    pub(super) fn store(&mut self, r: &Regs, warp: usize, i: &Inst, op: &Access, mask: u32) -> Result<(), LaneFault> {
         self.changes += 1;
         let mut at = op.at.lanes(r);
         let bytes = (op.ty.size() * op.regs.len()) as u64;
@@ -220,7 +230,28 @@ impl Cta<'_> {
         }
     }
 
-    /// The fault of a read of bytes that nobody has written.
+    /// A load of bytes that nobody has written: where its value comes from, or the fault when the bytes are ones that no ordinary
+    /// instruction may read now.
+    pub(super) fn brought(
+        &self,
+        (warp, lane): (usize, usize),
+        (space, region): (Space, &Region),
+        (a, offset): (u64, u64),
+        bytes: u64,
+    ) -> Result<Origin, LaneFault> {
+        if space == Space::Shared
+            && let Some((kind, m)) = self.explain(a & 0xff_ffff, bytes)
+        {
+            return Err((lane, kind, m));
+        }
+        let copies = space == Space::Shared && self.resident[self.at].copies_in_flight > 0;
+        let here = Origin { pc: self.pc, thread: warp * LANES + lane, space, address: a, bytes, copies };
+        let missing = (offset..offset + bytes).find(|b| !region.is_written(*b, 1)).unwrap_or(offset);
+        let before = if copies { None } else { self.carried.get(&(region.id(), missing)) };
+        Ok(before.copied().unwrap_or(here))
+    }
+
+    /// The fault of an instruction that reads and uses bytes which nobody has written.
     pub(super) fn unwritten(&self, lane: usize, space: Space, a: u64, bytes: u64) -> LaneFault {
         if space == Space::Shared
             && let Some((kind, m)) = self.explain(a & 0xff_ffff, bytes)
@@ -242,16 +273,19 @@ impl Cta<'_> {
         let n = op.ty.size();
         let bytes = (n * op.regs.len()) as u64;
         let mut values = vec![[0u64; LANES]; op.regs.len()];
+        let mut marked = Vec::new();
         for lane in lanes(mask) {
             let (space, region, offset) = self.lane_region(warp, lane, op.at.space, at[lane], bytes)?;
-            if !region.all_written(offset, bytes) {
-                // Parameters and globals are written as a whole; for vectors the first missing element is named.
-                let missing = (0..bytes).find(|b| !region.is_written(offset + b, 1)).unwrap_or(0);
-                let a = at[lane] + missing / n as u64 * n as u64;
-                return Err(self.unwritten(lane, space, a, n as u64));
-            }
             for (e, row) in values.iter_mut().enumerate() {
-                let x = load_sized(region, offset + (e * n) as u64, n);
+                let from = offset + (e * n) as u64;
+                let mut x = load_sized(region, from, n);
+                if !region.all_written(from, n as u64) {
+                    let a = at[lane] + (e * n) as u64;
+                    let origin = self.brought((warp, lane), (space, region), (a, from), n as u64)?;
+                    marked.push((e, lane, origin));
+                    // What is left there from before must not make a difference.
+                    x = ones(8 * n as u32);
+                }
                 row[lane] = if op.ty.signed() { super::convert::extend(x, op.ty) as u64 } else { x };
             }
             let place = self.place_of(space, region, offset);
@@ -262,6 +296,11 @@ impl Cta<'_> {
         for ((file, row), v) in op.regs.iter().zip(values) {
             if *row != NONE {
                 put_raw(r, *file, *row, v, mask);
+            }
+        }
+        for (e, lane, origin) in marked {
+            if op.regs[e].1 != NONE {
+                r.marks.set(op.regs[e], lane, origin);
             }
         }
         Ok(())

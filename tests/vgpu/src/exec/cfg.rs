@@ -109,8 +109,8 @@ fn meet(mut a: usize, mut b: usize, dom: &[usize], order: &[usize]) -> usize {
     a
 }
 
-/// First and last position at which each register is live; `None` for registers that never appear.
-pub fn intervals(flow: &[Flow], regs: usize) -> Vec<Option<(usize, usize)>> {
+/// For each position (and the end) the registers whose value may be read from there on, one bit each.
+pub fn liveness(flow: &[Flow], regs: usize) -> Vec<Vec<u64>> {
     let (n, words) = (flow.len(), regs.div_ceil(64).max(1));
     let mut live = vec![vec![0u64; words]; n + 1];
     let mut changed = true;
@@ -135,12 +135,17 @@ pub fn intervals(flow: &[Flow], regs: usize) -> Vec<Option<(usize, usize)>> {
             }
         }
     }
+    live
+}
+
+/// First and last position at which each register is live; `None` for registers that never appear.
+pub fn intervals(flow: &[Flow], regs: usize, live: &[Vec<u64>]) -> Vec<Option<(usize, usize)>> {
     let mut out: Vec<Option<(usize, usize)>> = vec![None; regs];
     let mut touch = |r: usize, at: usize| {
         let e = out[r].get_or_insert((at, at));
         *e = (e.0.min(at), e.1.max(at));
     };
-    for i in 0..n {
+    for i in 0..flow.len() {
         for (w, bits) in live[i].iter().enumerate() {
             let mut bits = *bits;
             while bits != 0 {

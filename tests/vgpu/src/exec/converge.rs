@@ -176,9 +176,14 @@ impl Warp {
         let leader = at(self, here[0].0);
         let Act::Warp(f) = leader.act else { return Ok(()) };
         let everyone = here.iter().fold(0, |m, (_, active)| m | active);
-        if here.iter().all(|(k, _)| self.frames[*k].pc == self.frames[here[0].0].pc) {
+        let pc = self.frames[here[0].0].pc;
+        if here.iter().all(|(k, _)| self.frames[*k].pc == pc) {
             // SAFETY: as in `Warp::run`: the program's build is supported here.
-            return unsafe { f(&mut self.regs, leader, everyone) };
+            return unsafe { self.exchange(p, pc as usize, f, leader, everyone) };
+        }
+        if self.regs.marks.any() {
+            let places: Vec<(usize, u32)> = here.iter().map(|(k, m)| (self.frames[*k].pc as usize, *m)).collect();
+            self.carry_to_all(p, &places);
         }
         // Operands are gathered into scratch rows, each lane's from the rows its own instruction names.
         let base = name.split('.').next().unwrap_or("");

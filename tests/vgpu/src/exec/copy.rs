@@ -8,7 +8,7 @@ use super::races::Kind;
 use super::region::ones;
 use super::site::place;
 use super::tensor::Matrix;
-use super::{Inst, LANES, Regs};
+use super::{File, Inst, LANES, Regs};
 use crate::error::FaultKind;
 
 /// One instruction's copies: up to 16 bytes of each lane on their way to shared memory.
@@ -255,6 +255,7 @@ impl Cta<'_> {
         let first = self.sites[site].see(Space::Shared, &at, mask, 16);
         self.count(Space::Shared, site, 16, mask, false);
         let mut rows = [[0u64; 2]; LANES];
+        let mut marked = Vec::new();
         let plain = self.races.is_none() && op.at.space == Space::Shared && self.sites[site].misaligned.is_none();
         let fast = plain
             && self.span(Space::Shared, site, first).is_some_and(|own| {
@@ -272,10 +273,14 @@ impl Cta<'_> {
         if !fast {
             for (lane, row) in rows.iter_mut().enumerate().take(8 * n) {
                 let (space, region, offset) = self.lane_region(warp, lane, op.at.space, at[lane], 16)?;
-                if !region.is_written(offset, 16) {
-                    return Err(self.unwritten(lane, space, at[lane], 16));
-                }
                 region.read(offset, row);
+                for e in (0..8).filter(|e| !region.is_written(offset + 2 * e, 2)) {
+                    let to = if op.trans { 4 * e as usize + lane % 8 / 2 } else { 4 * (lane % 8) + e as usize / 2 };
+                    let place = (at[lane] + 2 * e, offset + 2 * e);
+                    let origin = self.brought((warp, to), (space, region), place, 2)?;
+                    marked.push((op.d[lane / 8], to, origin));
+                    row[e as usize / 4] |= 0xffff << (16 * (e % 4));
+                }
                 let spot = self.place_of(space, region, offset);
                 self.record((warp, lane), space, spot.0, (spot.1, 16), Kind::Read, 0)?;
             }
@@ -287,6 +292,9 @@ impl Cta<'_> {
             let out = &mut r.w[*d as usize];
             // SAFETY: eight rows of two long words are the 32 words of a register, in the byte order asserted in `access`.
             *out = unsafe { std::mem::transmute::<[[u64; 2]; 8], [u32; LANES]>(words) };
+        }
+        for (row, to, origin) in marked {
+            r.marks.set((File::W, row), to, origin);
         }
         Ok(())
     }

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use super::alu::Op;
-use super::cfg::{Flow, allocate, intervals, reconvergence};
+use super::cfg::{Flow, allocate, intervals, liveness, reconvergence};
 use super::code::Build;
 use super::schedule::Pooled;
+use super::uses::Registers;
 use super::{Act, Alu, Class, File, Inst, NONE, finish, forms, mem};
 use crate::error::{Error, Result};
 use crate::ptx::{Function, Instr, Limits, Operand, Space, Ty, Var};
@@ -87,6 +88,8 @@ pub struct Program {
     pub asynchronous: bool,
     /// Registers of warpgroup products.
     pub tracked: usize,
+    /// Rows that each instruction reads and writes.
+    pub registers: Registers,
     /// What launches hand on to each other.
     pub pool: Mutex<Vec<Pooled>>,
 }
@@ -181,7 +184,8 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
 
     let flow: Vec<Flow> = f.body.iter().map(flow_of).collect();
     let meet = if flow.is_empty() { Vec::new() } else { reconvergence(&flow) };
-    let spans = intervals(&flow, f.regs.len());
+    let live = liveness(&flow, f.regs.len());
+    let spans = intervals(&flow, f.regs.len(), &live);
     let mut d = Decoder {
         f,
         build,
@@ -230,6 +234,7 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
     finish::polls(&mut code, f.body.iter().map(|i| i.opcode.as_str()));
     let asynchronous = code.iter().any(|i| matches!(i.act, Act::Hopper(_)));
     let tracked = super::hopper::track::wrap(&mut code, f);
+    let registers = Registers::new(f, &d.row_of, d.rows, d.carry, &live, &ends);
     let source =
         f.body.iter().map(|i| Source { line: i.line, source_line: i.source_line, text: i.text.clone() }).collect();
     Ok(Program {
@@ -248,6 +253,7 @@ pub fn decode(f: &Function, module_vars: &[Var], globals: &Symbols, build: Build
         sites,
         asynchronous,
         tracked,
+        registers,
         code,
         pool: Mutex::default(),
     })
@@ -281,21 +287,7 @@ pub(super) fn flow_of(i: &Instr) -> Flow {
         "ret" | "exit" | "trap" => flow.falls = i.guard.is_some(),
         _ => {}
     }
-    // The first operand is the destination, but for these; an address is never one.
-    let writes = match base {
-        "st" | "red" | "bra" | "cp" | "membar" | "fence" | "prefetch" | "nanosleep" | "pmevent" | "setmaxnreg" => false,
-        "bar" | "barrier" => i.opcode.contains(".red"),
-        _ => true,
-    };
-    for (n, o) in i.operands.iter().enumerate() {
-        let defs = n == 0 && writes && !matches!(o, Operand::Address(..));
-        registers(o, if defs { &mut flow.defs } else { &mut flow.uses });
-    }
-    // A product adds to its accumulators.
-    if i.opcode.starts_with("wgmma.mma_async") {
-        let sums = flow.defs.clone();
-        flow.uses.extend(sums);
-    }
+    (flow.defs, flow.uses) = operands_of(i);
     if let Some((r, _)) = i.guard {
         // Lanes that the guard leaves out keep the old value.
         let kept = flow.defs.clone();
@@ -303,6 +295,27 @@ pub(super) fn flow_of(i: &Instr) -> Flow {
         flow.uses.push(r);
     }
     flow
+}
+
+/// Registers that an instruction writes and reads, its guard aside.
+pub(super) fn operands_of(i: &Instr) -> (Vec<u32>, Vec<u32>) {
+    let base = i.opcode.split('.').next().unwrap_or("");
+    let (mut defs, mut uses) = (Vec::new(), Vec::new());
+    // The first operand is the destination, but for these; an address is never one.
+    let writes = match base {
+        "st" | "red" | "bra" | "cp" | "membar" | "fence" | "prefetch" | "nanosleep" | "pmevent" | "setmaxnreg" => false,
+        "bar" | "barrier" => i.opcode.contains(".red"),
+        _ => true,
+    };
+    for (n, o) in i.operands.iter().enumerate() {
+        let written = n == 0 && writes && !matches!(o, Operand::Address(..));
+        registers(o, if written { &mut defs } else { &mut uses });
+    }
+    // A product adds to its accumulators.
+    if i.opcode.starts_with("wgmma.mma_async") {
+        uses.extend(defs.iter().copied());
+    }
+    (defs, uses)
 }
 
 pub(super) type Decoded<T> = std::result::Result<T, String>;

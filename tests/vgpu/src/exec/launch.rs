@@ -112,6 +112,8 @@ pub struct Cta<'a> {
     /// Stretches of instructions that ran: `runs[pc]` grows by one and the active lanes where a stretch begins and
     /// shrinks by as much where it ends, so that the sum up to an instruction is how often it ran and in how many lanes.
     pub runs: Vec<[u64; 2]>,
+    /// Bytes of the CTAs' memories that hold a value which nobody wrote, by region and offset: the load that brought it.
+    pub carried: std::collections::HashMap<(usize, u64), super::marks::Origin>,
     /// Lanes that a guard left out.
     pub guarded: u64,
     /// Warp instructions so far.

@@ -7,6 +7,7 @@ mod atomic;
 pub mod barrier;
 mod bits;
 pub mod cfg;
+mod checked;
 pub mod code;
 mod compare;
 mod converge;
@@ -20,6 +21,7 @@ pub mod float;
 pub mod forms;
 pub mod hopper;
 pub mod launch;
+pub mod marks;
 pub mod mem;
 #[cfg(target_arch = "x86_64")]
 mod mma_v3;
@@ -34,6 +36,7 @@ pub mod region;
 pub mod schedule;
 pub mod site;
 pub mod tensor;
+pub mod uses;
 pub mod warp;
 pub mod warp_ops;
 pub mod wmma;
@@ -52,6 +55,8 @@ pub struct Regs {
     pub q: Vec<[u64; LANES]>,
     /// Predicates, one bit per lane.
     pub p: Vec<u32>,
+    /// Which of them hold a value that nobody wrote.
+    pub marks: marks::Marks,
 }
 
 /// An arithmetic instruction over the lanes in the mask.

@@ -111,10 +111,26 @@ impl Rare {
                         for (k, x) in line.iter().enumerate() {
                             region.store::<2>(offset + 2 * k as u64, u64::from(*x));
                         }
+                        for k in 0..8 {
+                            let from = if *trans { 4 * k + i / 2 } else { 4 * i + k / 2 };
+                            if let Some(o) = r.marks.origin((File::W, *row), from) {
+                                cta.leave(warp, lane, at.space, (at_lanes[lane] + 2 * k as u64, 2), o)?;
+                            }
+                        }
                     }
                 }
             }
-            Rare::Transpose { d, a } => r.w[*d as usize] = fragment(&tile(&r.w[*a as usize], true)),
+            Rare::Transpose { d, a } => {
+                r.w[*d as usize] = fragment(&tile(&r.w[*a as usize], true));
+                if r.marks.any() {
+                    let from: [_; LANES] = std::array::from_fn(|l| {
+                        let (row, col) = (l / 4, 2 * (l % 4));
+                        (0..2).find_map(|e| r.marks.origin((File::W, *a), 4 * (col + e) + row / 2))
+                    });
+                    let marked = (0..LANES).fold(0, |m, l| m | u32::from(from[l].is_some()) << l);
+                    r.marks.put((File::W, *d), u32::MAX, marked, &from);
+                }
+            }
             Rare::Bytes { shape, signed, saturate, rows } => {
                 bytes(r, *shape, *signed, *saturate, rows);
                 cta.counters.tensor_flops += 2 * (shape.0 * 8 * shape.1) as u64;

@@ -79,6 +79,7 @@ impl<'a> Host<'a> {
             sites,
             counters: Counters::default(),
             runs: vec![[0; 2]; p.code.len() + 1],
+            carried: Default::default(),
             guarded: 0,
             issued: 0,
             changes: 0,
@@ -106,6 +107,7 @@ impl<'a> Host<'a> {
     }
 
     fn clear(&mut self) {
+        self.cta.carried.clear();
         self.spare.extend(self.cta.resident.drain(..).zip(self.warps.drain(..)));
     }
 

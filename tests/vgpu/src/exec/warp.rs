@@ -74,6 +74,7 @@ impl Warp {
         self.waiting = None;
         self.done = false;
         self.copies.clear();
+        self.regs.marks.reset();
     }
 
     /// Runs about `slice` instructions; this processor supports the program's build.
@@ -132,6 +133,13 @@ impl Warp {
             };
             // A turn may end anywhere.
             let end = end.min(from + (limit - cta.issued) as usize);
+            // While a register holds a value that nobody wrote, every instruction is looked at.
+            let end = if self.regs.marks.any() {
+                self.look(p, cta, from, mask)?;
+                from + 1
+            } else {
+                end
+            };
             // A stretch without labels and jumps: its lanes stay the same, so that it is counted as a whole.
             let mut pc = from;
             let stop = loop {
@@ -159,7 +167,14 @@ impl Warp {
                 match &i.act {
                     // SAFETY: a module is only loaded for a build that this processor supports (`Module::load_for`).
                     Act::Alu(f) => unsafe { f(&mut self.regs, i, active) },
-                    Act::Load(op) => cta.run_load(&mut self.regs, index, i, op, active).map_err(fault)?,
+                    Act::Load(op) => {
+                        cta.run_load(&mut self.regs, index, i, op, active).map_err(fault)?;
+                        if self.regs.marks.any() {
+                            pc += 1;
+                            self.set_pc(pc);
+                            break None;
+                        }
+                    }
                     Act::Store(op) => cta.run_store(&self.regs, index, i, op, active).map_err(fault)?,
                     Act::Mma(_) | Act::LoadMatrix(_) | Act::Wmma(_) if active != u32::MAX => {
                         let text = format!("a matrix instruction with lanes {active:#010x} only");
@@ -174,7 +189,14 @@ impl Warp {
                         *last = if kept { here } else { [usize::MAX; 3] };
                         cta.counters.tensor_flops += 2 * 16 * 8 * op.k as u64;
                     }
-                    Act::LoadMatrix(op) => cta.load_matrix(&mut self.regs, index, i, op).map_err(fault)?,
+                    Act::LoadMatrix(op) => {
+                        cta.load_matrix(&mut self.regs, index, i, op).map_err(fault)?;
+                        if self.regs.marks.any() {
+                            pc += 1;
+                            self.set_pc(pc);
+                            break None;
+                        }
+                    }
                     Act::Branch => {
                         let both = active != mask;
                         cta.counters.divergent_branches += u64::from(both);
@@ -191,12 +213,12 @@ impl Warp {
                             }
                             for group in self.groups(i.y as u16, active).map_err(fault)? {
                                 // SAFETY: as for `Act::Alu`.
-                                unsafe { f(&mut self.regs, i, group) }
+                                unsafe { self.exchange(p, pc, *f, i, group) }
                                     .map_err(|m| fault((lane, FaultKind::BadMask, m)))?;
                             }
                         } else {
                             // SAFETY: as for `Act::Alu`.
-                            unsafe { f(&mut self.regs, i, active) }
+                            unsafe { self.exchange(p, pc, *f, i, active) }
                                 .map_err(|m| fault((lane, FaultKind::BadMask, m)))?;
                         }
                     }
@@ -252,7 +274,14 @@ impl Warp {
                             break Some(Stop::Poll);
                         }
                     }
-                    Act::Wmma(op) => op.run(&mut self.regs, cta, index, i).map_err(fault)?,
+                    Act::Wmma(op) => {
+                        op.run(&mut self.regs, cta, index, i).map_err(fault)?;
+                        if self.regs.marks.any() {
+                            pc += 1;
+                            self.set_pc(pc);
+                            break None;
+                        }
+                    }
                     Act::Rare(op) => op.run(&mut self.regs, cta, index, active).map_err(fault)?,
                     Act::Clock => {
                         let now = cta.issued + (pc - from) as u64;

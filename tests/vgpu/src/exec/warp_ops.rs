@@ -35,8 +35,27 @@ fn members(r: &Regs, row: u16, active: u32) -> Result<u32, String> {
 #[inline(always)]
 pub fn shuffle(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
     members(r, i.y as u16, m)?;
+    let (from, ok) = sources(r, i);
+    let a = u32::row(r, i.a);
+    let (mut out, mut missing) = ([0; LANES], 0);
+    for l in 0..LANES {
+        let source = from[l] as usize & 31;
+        out[l] = a[source];
+        missing |= (!m >> source & 1) << l;
+    }
+    if missing & m != 0 {
+        let lane = (missing & m).trailing_zeros() as usize;
+        return Err(format!("lane {lane} reads lane {}, which does not execute the shuffle", from[lane]));
+    }
+    u32::put(r, i.d, out, m);
+    write_pred(r, i.x as u16, ok, m);
+    Ok(())
+}
+
+/// Where each lane of a shuffle reads, and the lanes whose source is in range: plain arithmetic on all lanes, without branches.
+#[inline(always)]
+pub(super) fn sources(r: &Regs, i: &Inst) -> ([u32; LANES], u32) {
     let (b, c) = (u32::row(r, i.b), u32::row(r, i.c));
-    // Where each lane reads, and the lanes whose source is in range: plain arithmetic on all lanes, without branches.
     let (mut from, mut ok) = ([0u32; LANES], 0u32);
     for l in 0..LANES {
         let lane = l as u32;
@@ -52,20 +71,7 @@ pub fn shuffle(r: &mut Regs, i: &Inst, m: u32) -> Result<(), String> {
         from[l] = if inside { j & 31 } else { lane };
         ok |= u32::from(inside) << l;
     }
-    let a = u32::row(r, i.a);
-    let (mut out, mut missing) = ([0; LANES], 0);
-    for l in 0..LANES {
-        let source = from[l] as usize & 31;
-        out[l] = a[source];
-        missing |= (!m >> source & 1) << l;
-    }
-    if missing & m != 0 {
-        let lane = (missing & m).trailing_zeros() as usize;
-        return Err(format!("lane {lane} reads lane {}, which does not execute the shuffle", from[lane]));
-    }
-    u32::put(r, i.d, out, m);
-    write_pred(r, i.x as u16, ok, m);
-    Ok(())
+    (from, ok)
 }
 
 /// Vote: `k` 0 all, 1 any, 2 uni, 3 ballot; bit 2 negates the source; mask in row `y`.

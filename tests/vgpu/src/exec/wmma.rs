@@ -199,6 +199,7 @@ impl Move {
         if !self.store {
             for (k, to) in self.regs.iter().enumerate().skip(words) {
                 r.w[*to as usize] = r.w[self.regs[k % words] as usize];
+                r.marks.join((File::W, *to), (File::W, self.regs[k % words]));
             }
         }
         Ok(())
@@ -226,15 +227,18 @@ impl Move {
             let (word, shift) = (self.regs[e / 2] as usize, 16 * (e % 2));
             if self.store {
                 r.w[half as usize] = r.w[word].map(|x| x >> shift & 0xffff);
+                r.marks.join((File::W, half), (File::W, self.regs[e / 2]));
             }
             self.access(r, cta, warp, i, at, (Ty::B16, &[half]))?;
             if !self.store {
+                r.marks.join((File::W, self.regs[e / 2]), (File::W, half));
                 for l in 0..LANES {
                     let x = r.w[half as usize][l] << shift;
                     let kept = if shift == 0 { 0 } else { r.w[word][l] };
                     r.w[word][l] = kept | x;
                 }
             }
+            r.marks.clear((File::W, half), u32::MAX);
         }
         Ok(())
     }

@@ -26,21 +26,21 @@ extern "C" __global__ void misaligned(const float* x, float4* y) {
     y[threadIdx.x] = *(const float4*)(x + threadIdx.x * 4 + 1);  // <- misaligned
 }
 extern "C" __global__ void unwritten(const float* x, float* y) {
-    float v = x[threadIdx.x];  // <- unwritten
-    y[threadIdx.x] = v;
+    float v = x[threadIdx.x];
+    y[threadIdx.x] = v;  // <- unwritten
 }
 extern "C" __global__ void unwritten_shared(float* y) {
     __shared__ float s[64];
     s[threadIdx.x] = 1.f;
     __syncthreads();
-    float v = s[threadIdx.x + 1];  // <- unwritten_shared
-    y[threadIdx.x] = v;
+    float v = s[threadIdx.x + 1];
+    y[threadIdx.x] = v;  // <- unwritten_shared
 }
 extern "C" __global__ void unwritten_local(float* y, int n) {
     float a[16];
     for (int i = 0; i < n; i++) a[i & 15] = i;
-    float v = a[(threadIdx.x + n) & 15];  // <- unwritten_local
-    y[threadIdx.x] = v;
+    float v = a[(threadIdx.x + n) & 15];
+    y[threadIdx.x] = v;  // <- unwritten_local
 }
 // Every thread sums what its neighbours of another warp left; the second barrier is missing.
 extern "C" __global__ void missing_sync(const float* x, float* y) {
@@ -81,8 +81,8 @@ extern "C" __global__ void no_wait(const float* x, float* y) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(x + threadIdx.x));
     asm volatile("cp.async.commit_group;");
     __syncthreads();
-    float v = s[threadIdx.x];  // <- no_wait
-    y[threadIdx.x] = v;
+    float v = s[threadIdx.x];
+    y[threadIdx.x] = v;  // <- no_wait
 }
 // Two stages; the wait leaves the newest group open, and the newest group is the one that is read.
 extern "C" __global__ void wait_for_the_wrong_group(const float* x, float* y) {
@@ -94,8 +94,8 @@ extern "C" __global__ void wait_for_the_wrong_group(const float* x, float* y) {
     }
     asm volatile("cp.async.wait_group 1;");
     __syncthreads();
-    float v = s[32 + threadIdx.x];  // <- wait_for_the_wrong_group
-    y[threadIdx.x] = v;
+    float v = s[32 + threadIdx.x];
+    y[threadIdx.x] = v;  // <- wait_for_the_wrong_group
 }
 extern "C" __global__ void wrong_mask(float* y) {
     float v = threadIdx.x;

@@ -67,6 +67,21 @@ fn registers_in_flight_are_found() {
 }
 
 #[test]
+fn factors_and_sums_that_nobody_wrote_are_found() {
+    let fresh = |register: &str, product: &str| {
+        format!("{{ .local .align 4 .b8 own[4]; ld.local.u32 {register}, [own]; FENCE {product} COMMIT WAIT }}")
+    };
+    let part = "a factor or sum of a product was never written";
+    finds(&fresh("%d2", "MMA"), FaultKind::Uninitialised, part);
+    finds(&fresh("%a3", "RS"), FaultKind::Uninitialised, part);
+    // Without scale-d the sums are only written.
+    let alone = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%d0, %d1, %d2, %d3}, %da, %db, 0, 1, 1, 0, 0;";
+    if let Err(f) = small(&fresh("%d2", alone)) {
+        panic!("{f:?}");
+    }
+}
+
+#[test]
 fn shared_operands_in_flight_are_found() {
     use FaultKind::{InFlight, ProxyFence};
     finds("FENCE MMA COMMIT st.shared.u32 [%s], %t; WAIT", InFlight, "wgmma.wait_group has not waited");

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use super::{Op, Source};
-use crate::exec::decode::{flow_of, registers};
+use crate::exec::decode::{operands_of, registers};
 use crate::exec::{Act, Inst, NONE};
-use crate::ptx::{Function, Instr, Operand};
+use crate::ptx::{Function, Operand};
 
 /// What a warp knows of one register that products use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -194,9 +194,9 @@ pub(in crate::exec) fn wrap(code: &mut [Inst], f: &Function) -> usize {
             continue;
         }
         // What the guard keeps is not read.
-        let flow = flow_of(&Instr { guard: None, ..i.clone() });
+        let (defs, uses) = operands_of(i);
         let known = |list: &[u32]| list.iter().filter_map(|r| numbers.get(r).copied()).collect::<Vec<_>>();
-        let (reads, writes) = (known(&flow.uses), known(&flow.defs));
+        let (reads, writes) = (known(&uses), known(&defs));
         if reads.is_empty() && writes.is_empty() {
             continue;
         }
