@@ -213,3 +213,87 @@ fn invalid_forms_are_refused_when_loaded() {
         ONE.words(line, &[], 1).unwrap();
     }
 }
+
+/// Four warps; thread 0 makes the object, `between` is what all execute then, `user` what the other warps do.
+fn used_after(between: &str, user: &str, seed: Option<u64>) -> Result<Vec<u32>, Error> {
+    // The others wait until the object is there, without anything that orders them after it.
+    let body = format!(
+        "setp.lt.u32 %q2, %t, 32; @!%q2 bra OTHER;
+        @%q0 mbarrier.init.shared::cta.b64 [%b], 97; {between} @%q0 mbarrier.arrive.shared::cta.b64 _, [%b]; bra.uni END;
+        OTHER: mov.u32 %r9, 0; SPIN: add.u32 %r9, %r9, 1; nanosleep.u32 20; setp.lt.u32 %q3, %r9, 40; @%q3 bra SPIN;
+        {between} {user} END:"
+    );
+    Run { block: 128, seed, ..ONE }.words(&body, &[7; 64], 8)
+}
+
+#[test]
+fn a_barrier_object_must_be_made_before_others_use_it_in_every_order() {
+    let wait = "mbarrier.arrive.shared::cta.b64 _, [%b]; W: mbarrier.try_wait.parity.shared::cta.b64 %q1, [%b], 0; @!%q1 bra W;";
+    let only_wait = wait.split_once(';').unwrap().1;
+    let expect = "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%b], 16;";
+    let copy = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%s], [%in], 16, [%b];";
+    for seed in [None, Some(1), Some(2), Some(3), Some(4)] {
+        // Whoever runs first: either the object is not there yet, or nothing orders its use after it.
+        for between in [
+            "",
+            "fence.mbarrier_init.release.cluster;",
+            "fence.proxy.async;",
+            "fence.acq_rel.cta;",
+            "bar.warp.sync -1;",
+        ] {
+            for user in [wait, only_wait, expect, copy] {
+                match used_after(between, user, seed) {
+                    Err(Error::Fault(f)) => {
+                        let found =
+                            ["nothing orders that after its mbarrier.init by thread 0 (PTX line 11)", "there is none"];
+                        assert_eq!(f.kind, FaultKind::Mbarrier, "{between} {user} {seed:?}: {f:?}");
+                        assert!(found.iter().any(|m| f.message.contains(m)), "{between} {user} {seed:?}: {f:?}");
+                    }
+                    other => panic!("{between} {user} {seed:?}: {other:?}"),
+                }
+            }
+        }
+        for between in ["bar.sync 0;", "fence.mbarrier_init.release.cluster; CLUSTER", "bar.sync 3, 128;"] {
+            used_after(between, wait, seed).unwrap_or_else(|e| panic!("{between} {seed:?}: {e}"));
+        }
+    }
+    // In the order first to last the object is there when it is used.
+    match used_after("", wait, None) {
+        Err(Error::Fault(f)) => assert!(f.message.contains("used by thread 32, but nothing orders"), "{f:?}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn orders_that_come_through_others_count() {
+    // Warp 0 and 1 meet, then 1 and 2: 2 comes after what 0 did. Warp 3 met nobody.
+    let body = |last: u32| {
+        format!(
+            "shr.u32 %r0, %t, 5; setp.eq.u32 %q2, %r0, 0; setp.eq.u32 %q3, %r0, 1; setp.eq.u32 %q4, %r0, {last};
+            @%q0 mbarrier.init.shared::cta.b64 [%b], 1; @%q2 bar.sync 1, 64; @%q3 bar.sync 1, 64; @%q3 bar.sync 2, 64;
+            setp.eq.u32 %q5, %r0, 2; @%q5 bar.sync 2, 64;
+            mov.u32 %r9, 0; SPIN: add.u32 %r9, %r9, 1; nanosleep.u32 20; setp.lt.u32 %q1, %r9, 40; @%q1 bra SPIN;
+            @!%q4 bra END; and.b32 %r1, %t, 31; setp.eq.u32 %q1, %r1, 0; @%q1 mbarrier.arrive.shared::cta.b64 _, [%b]; END:"
+        )
+    };
+    for seed in [None, Some(1), Some(2)] {
+        let run = Run { block: 128, seed, ..ONE };
+        run.words(&body(2), &[7; 64], 8).unwrap_or_else(|e| panic!("{seed:?}: {e}"));
+        run.finds(&body(3), FaultKind::Mbarrier, "nothing orders that after");
+    }
+    // A flag behind a fence; and the same without the fence.
+    let flag = |fence: &str| {
+        format!(
+            "mov.u32 %r5, 0; @%q0 st.shared.u32 [%s], %r5; bar.sync 0; setp.lt.u32 %q2, %t, 32; @!%q2 bra OTHER;
+            @%q0 mbarrier.init.shared::cta.b64 [%b], 2; {fence} @%q0 st.volatile.shared.u32 [%s], 1;
+            @%q0 mbarrier.arrive.shared::cta.b64 _, [%b]; bra.uni END;
+            OTHER: ld.volatile.shared.u32 %r6, [%s]; setp.eq.u32 %q3, %r6, 0; @%q3 bra OTHER; fence.acq_rel.cta;
+            setp.eq.u32 %q4, %t, 32; @%q4 mbarrier.arrive.shared::cta.b64 _, [%b]; END:"
+        )
+    };
+    for seed in [None, Some(1), Some(2)] {
+        let run = Run { block: 64, seed, ..ONE };
+        run.words(&flag("fence.acq_rel.cta;"), &[7; 64], 8).unwrap_or_else(|e| panic!("{seed:?}: {e}"));
+        run.finds(&flag(""), FaultKind::Mbarrier, "nothing orders that after");
+    }
+}

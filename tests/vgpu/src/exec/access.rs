@@ -111,6 +111,9 @@ impl Cta<'_> {
     pub fn run_load(&mut self, r: &mut Regs, warp: usize, i: &Inst, op: &Access, mask: u32) -> Result<(), LaneFault> {
         let mut at = op.at.lanes(r);
         let bytes = (op.ty.size() * op.regs.len()) as u64;
+        if self.program.asynchronous {
+            self.watched(i, warp, (op.at.space, &at, mask), Kind::Read);
+        }
         if let Some(space) = self.locate(warp, op.at.space, &mut at, bytes, mask) {
             let site = place(i.site, warp);
             let first = self.sites[site].see(space, &at, mask, bytes);
@@ -144,6 +147,7 @@ impl Cta<'_> {
         let bytes = (op.ty.size() * op.regs.len()) as u64;
         if self.program.asynchronous {
             self.watch(warp, op.at.space, &at, bytes, mask)?;
+            self.watched(i, warp, (op.at.space, &at, mask), Kind::Write);
         }
         if let Some(space) = self.locate(warp, op.at.space, &mut at, bytes, mask) {
             let site = place(i.site, warp);

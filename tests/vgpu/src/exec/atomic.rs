@@ -17,6 +17,7 @@ impl Cta<'_> {
         let (mut old, mut global, mut changed) = ([0; LANES], 0, false);
         if self.program.asynchronous {
             self.watch(warp, op.at.space, &at, bytes, mask)?;
+            self.watched(i, warp, (op.at.space, &at, mask), Kind::Atomic);
         }
         for lane in lanes(mask) {
             let (space, region, offset) = self.lane_region(warp, lane, op.at.space, at[lane], bytes)?;

@@ -178,8 +178,9 @@ impl Cta<'_> {
         x + gx * (y + gy * z)
     }
 
-    /// A fence, for race detection.
-    pub(super) fn fence(&mut self) {
+    /// A fence, for race detection and for barrier objects.
+    pub(super) fn fence(&mut self, warp: usize) {
+        self.fence_objects(warp);
         let block = self.block_number();
         if let Some(r) = &mut self.races {
             r.fenced.insert(block, true);

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::barrier::{Barriers, Reduce};
 use super::counters::Counters;
 use super::decode::{Program, RowInit};
+use super::hopper::visible::Meeting;
 use super::launch::{Cta, Queue, Random, Resident, Shape};
 use super::mem::LaneFault;
 use super::races::Races;
@@ -108,6 +109,7 @@ impl<'a> Host<'a> {
 
     fn clear(&mut self) {
         self.cta.carried.clear();
+        self.cta.hopper.fresh.clear();
         self.spare.extend(self.cta.resident.drain(..).zip(self.warps.drain(..)));
     }
 
@@ -328,6 +330,7 @@ impl<'a> Host<'a> {
         if let Some(races) = &mut self.cta.races {
             races.arrive(slot, arrival.id, w);
         }
+        self.cta.hopper.release(slot, w, Meeting::Barrier(slot, arrival.id));
         self.release(slot, arrival.id);
         Ok(())
     }
@@ -340,6 +343,10 @@ impl<'a> Host<'a> {
         };
         if let Some(races) = &mut self.cta.races {
             races.depart(slot, id, done.warps);
+        }
+        if !self.cta.hopper.fresh.is_empty() {
+            self.cta.hopper.depart(slot, done.warps, id);
+            self.cta.settle();
         }
         for (w, warp) in self.warps[slot].iter_mut().enumerate() {
             if done.warps >> w & 1 == 0 {

@@ -248,7 +248,7 @@ impl Warp {
                     Act::Trap => return Err(fault((lane, FaultKind::Trap, "the kernel trapped".into()))),
                     Act::Nop | Act::Touching(_) => {
                         if i.order & FENCE != 0 {
-                            cta.fence();
+                            cta.fence(index);
                         }
                     }
                     Act::Atomic(op) => cta.run_atomic(&mut self.regs, index, i, op, active).map_err(fault)?,

@@ -2,6 +2,7 @@
 
 use super::act::Here;
 use super::state::Blocked;
+use super::visible::Meeting;
 use crate::error::FaultKind;
 use crate::exec::launch::Cta;
 use crate::exec::mem::LaneFault;
@@ -28,6 +29,8 @@ impl Cta<'_> {
         }
         warp.hopper.cluster = Some(phase);
         self.own().hopper.cluster_arrived[h.warp] = true;
+        let own = self.at;
+        self.hopper.release(own, h.warp, Meeting::Cluster(first));
         self.counters.barriers += 1;
         self.hopper.events += 1;
         self.cluster_turn(first);
@@ -65,6 +68,9 @@ impl Cta<'_> {
             return Ok(Step::Again);
         }
         warp.hopper.cluster = None;
+        let (own, first) = (self.at, self.first_of_cluster());
+        self.hopper.acquire(own, 1 << h.warp, Meeting::Cluster(first));
+        self.settle();
         Ok(Step::Next)
     }
 }

@@ -207,6 +207,7 @@ impl Cta<'_> {
                 return Err((lane, FaultKind::UseAfterFree, m));
             }
             self.live(slot, at, lane)?;
+            self.reach(h, slot, at, lane)?;
             let load = Load {
                 to,
                 span,
@@ -254,6 +255,7 @@ impl Cta<'_> {
             return Err((lane, FaultKind::Mbarrier, m));
         }
         self.live(slot, at, lane)?;
+        self.reach(h, slot, at, lane)?;
         self.source(h, source, source + n, lane)?;
         let data = read(&self.resident[self.at].shared, source, n);
         let origin = h.origin(lane);

@@ -20,6 +20,7 @@ mod registers;
 pub mod state;
 pub mod tile;
 pub mod track;
+pub mod visible;
 mod wait;
 mod warpgroup;
 mod watch;

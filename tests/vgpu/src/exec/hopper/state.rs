@@ -167,6 +167,8 @@ pub struct Shared {
     pub round: u64,
     /// Completed phases of the cluster barrier, by the place of the CTA of rank 0.
     pub cluster_phase: HashMap<usize, u64>,
+    /// Barrier objects whose `init` not all warps come after.
+    pub fresh: Vec<super::visible::Fresh>,
 }
 
 /// What a warp waits for.

@@ -5,6 +5,7 @@ use super::bulk::Reduction;
 use super::bytes::Bytes;
 use super::mbarrier::{self, Barrier};
 use super::state::{Blocked, Cargo, Live, Load, Origin};
+use super::visible::Meeting;
 use super::{BarrierOp, Turn};
 use crate::error::FaultKind;
 use crate::exec::launch::Cta;
@@ -13,7 +14,7 @@ use crate::exec::warp::{Step, Warp};
 use crate::exec::{File, LANES, Lane, NONE, put_raw, raw};
 
 /// A fault of a lane that names the barrier.
-fn misuse(lane: usize, at: u64, m: impl std::fmt::Display) -> LaneFault {
+pub(super) fn misuse(lane: usize, at: u64, m: impl std::fmt::Display) -> LaneFault {
     (lane, FaultKind::Mbarrier, format!("mbarrier at shared offset {at:#x}: {m}"))
 }
 
@@ -36,6 +37,9 @@ impl Cta<'_> {
         for lane in lanes(h.active) {
             let (slot, offset) = self.shared_place(x.at.space, at[lane], mbarrier::BYTES, mbarrier::BYTES, lane)?;
             let wrong = |m: String| misuse(lane, offset, m);
+            if !matches!(x.turn, Turn::Init { .. }) {
+                self.reach(h, slot, offset, lane)?;
+            }
             match x.turn {
                 Turn::Init { count } => self.init(h, lane, slot, offset, row(warp, Some(count), 0)[lane])?,
                 Turn::Invalidate => {
@@ -45,6 +49,7 @@ impl Cta<'_> {
                         return Err(wrong("invalidated while a bulk copy will still count its bytes there".into()));
                     }
                     to.hopper.barriers.remove(&offset);
+                    self.unmade(slot, offset);
                 }
                 Turn::ExpectTx { bytes } => {
                     let n = row(warp, Some(bytes), 0)[lane];
@@ -60,8 +65,14 @@ impl Cta<'_> {
                     b.expect_tx(tx).map_err(wrong)?;
                     tokens[lane] = b.arrive(n, how).map_err(wrong)?.0;
                     keep = token;
+                    let own = self.at;
+                    self.hopper.release(own, h.warp, Meeting::Object(slot, offset));
                 }
-                Turn::CopiesArrive { extra } => self.copies_arrive(warp, lane, slot, offset, extra)?,
+                Turn::CopiesArrive { extra } => {
+                    let own = self.at;
+                    self.hopper.release(own, h.warp, Meeting::Object(slot, offset));
+                    self.copies_arrive(warp, lane, slot, offset, extra)?;
+                }
                 Turn::Wait { .. } => {}
             }
             self.hopper.events += 1;
@@ -87,6 +98,7 @@ impl Cta<'_> {
         to.shared.unmark(offset, mbarrier::BYTES);
         let live = Live { barrier, origin: h.origin(lane) };
         to.hopper.barriers.insert(offset, live);
+        self.made(slot, offset, h.origin(lane));
         Ok(())
     }
 
@@ -117,6 +129,7 @@ impl Cta<'_> {
         let states = if parity { u32::get(&warp.regs, state).map(u64::from) } else { u64::get(&warp.regs, state) };
         for lane in lanes(h.active) {
             let (slot, offset) = self.shared_place(x.at.space, at[lane], mbarrier::BYTES, mbarrier::BYTES, lane)?;
+            self.reach(h, slot, offset, lane)?;
             if parity && states[lane] > 1 {
                 return Err(misuse(lane, offset, format!("phase parity {} is neither 0 nor 1", states[lane])));
             }
@@ -133,6 +146,8 @@ impl Cta<'_> {
             }
             if yes {
                 over |= 1 << lane;
+                let own = self.at;
+                self.hopper.acquire(own, 1 << h.warp, Meeting::Object(slot, offset));
             } else {
                 first.get_or_insert(offset);
             }
@@ -202,6 +217,7 @@ impl Cta<'_> {
             if bar_slot != slot {
                 return Err(misuse(lane, at, "it is in another block than the destination"));
             }
+            self.reach(h, slot, at, lane)?;
             self.live(slot, at, lane)?;
             let data = value.iter().flat_map(|(file, row)| {
                 let x = raw(&warp.regs, *file, *row)[lane];
