@@ -17,7 +17,7 @@ bootstrap: tools ## install what the build and the tests need, only where it is 
 tools:
 	@scripts/bootstrap.sh
 
-build: tools ## build the program: target/release/ringtune
+build: tools ## build the programs: target/release/ringtune and ringrun
 	$(CARGO) build --release
 
 test: bootstrap ## format, lints, every test, documentation: what CI runs
@@ -45,5 +45,6 @@ vgpu: build ## run a command on the emulated GPU of tests/vgpu (CMD="target/rele
 clean-demo: ## forget what the demo wrote, so that it starts from nothing
 	rm -rf "$(OUT)"
 
-install: tools ## install the program into ~/.cargo/bin
+install: tools ## install ringtune and ringrun into ~/.cargo/bin
 	$(CARGO) install --path . --locked
+	$(CARGO) install --path launcher --locked

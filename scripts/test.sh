@@ -1,6 +1,6 @@
 #!/bin/sh
 # Format, lints, every test and the documentation, in the order that finds mistakes soonest.
-# `product`: of the package ringtune alone; `vgpu`: of the emulator alone; `lint`: format and lints of everything.
+# `product`: of the packages ringtune and launcher alone; `vgpu`: of the emulator alone; `lint`: format and lints of everything.
 # One profile throughout, so that a dependency is compiled once for lints and docs and once for tests and the program.
 set -eu
 cd "$(dirname "$0")/.."
@@ -9,7 +9,7 @@ part=${1-all}
 emulator="--package vgpu --package vgpu-driver --package vgpu-nccl"
 case $part in
     all | lint) packages=--workspace ;;
-    product) packages="--package ringtune" ;;
+    product) packages="--package ringtune --package launcher" ;;
     vgpu) packages=$emulator ;;
     *) echo "usage: scripts/test.sh [all|product|vgpu|lint]" >&2; exit 2 ;;
 esac
@@ -31,6 +31,8 @@ step "documentation"
 # shellcheck disable=SC2086
 RUSTDOCFLAGS="-D warnings" cargo doc --release $packages --no-deps --quiet
 step "tests"
+# Tests start it; cargo builds a program for the tests of its own package alone.
+cargo build --release --package ringtune --package launcher --bin ringrun --quiet
 # On the emulated GPU of tests/vgpu. A test that lacks something of the machine says so in this file and passes; with
 # RINGTUNE_NO_SKIP=1 it fails.
 skips=$(mktemp) log=$(mktemp)

@@ -331,6 +331,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     if !["sft", "pretrain"].contains(&name) {
         leave_nothing_behind()?;
     }
+    if ["sft", "pretrain"].contains(&name) {
+        crate::comm::start::announce()?;
+    }
     match name {
         "sft" => {
             let job = commands::data::sft_job(&resolve(Command::Sft, m, before)?)?;
@@ -373,6 +376,9 @@ fn takes_precision(clap: &Clap, matches: &ArgMatches) -> bool {
 
 /// The run is done and its files are written: a picture that fails is said and changes nothing.
 fn draw_curve(dir: &Path, command: &str) {
+    if !say::is_main() {
+        return;
+    }
     match commands::curve::write(dir, &format!("{command}: {}", dir.display())) {
         Ok(true) => say::note(&format!("loss curve: {0}/loss.svg, {0}/loss.png", dir.display())),
         Ok(false) => {}

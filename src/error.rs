@@ -16,6 +16,8 @@ pub enum Kind {
     Usage,
     /// A signal asked the run to stop and its state was saved: exit code [`Error::EXIT_REQUEUE`].
     Interrupted,
+    /// Another rank failed, and says why: exit code [`Error::EXIT_BYSTANDER`].
+    Bystander,
 }
 
 /// An error a user can act on, with its context from the outside in.
@@ -29,6 +31,9 @@ pub struct Error {
 impl Error {
     /// Exit code after SIGTERM or SIGINT once the state is saved (`EX_TEMPFAIL` of sysexits.h: run it again).
     pub const EXIT_REQUEUE: u8 = 75;
+
+    /// Exit code of a rank that ends because of another one.
+    pub const EXIT_BYSTANDER: u8 = 76;
 
     /// An error in data, a file, the device or a peer (exit code 1).
     pub fn new(message: impl Into<String>) -> Self {
@@ -45,6 +50,11 @@ impl Error {
         Self { kind: Kind::Interrupted, chain: vec![message.into()] }
     }
 
+    /// Another rank failed; there is nothing to say about it here.
+    pub fn bystander() -> Self {
+        Self { kind: Kind::Bystander, chain: vec!["another rank failed".into()] }
+    }
+
     /// Adds an outer context, printed before what is there: `context: cause`.
     #[must_use]
     pub fn context(mut self, message: impl Into<String>) -> Self {
@@ -57,12 +67,13 @@ impl Error {
         self.kind
     }
 
-    /// The process exit code: 1 run, 2 usage, 75 interrupted and saved.
+    /// The process exit code: 1 run, 2 usage, 75 interrupted and saved, 76 another rank failed.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::Run => 1,
             Kind::Usage => 2,
             Kind::Interrupted => Self::EXIT_REQUEUE,
+            Kind::Bystander => Self::EXIT_BYSTANDER,
         }
     }
 }

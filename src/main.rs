@@ -2,11 +2,17 @@
 
 use std::process::ExitCode;
 
+use ringtune::error::Kind;
+
 fn main() -> ExitCode {
     match ringtune::cli::run(std::env::args_os()).and_then(|()| ringtune::say::all_written()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            ringtune::say::error(&e.to_string());
+            // What concerns all ranks one of them says.
+            let common = matches!(e.kind(), Kind::Interrupted | Kind::Bystander);
+            if ringtune::say::is_main() || !common {
+                ringtune::say::error(&e.to_string());
+            }
             ExitCode::from(e.exit_code())
         }
     }

@@ -49,7 +49,8 @@ pub fn set_quiet(quiet: bool) {
     QUIET.store(quiet, Relaxed);
 }
 
-fn is_main() -> bool {
+/// Whether this is the rank that speaks for all.
+pub fn is_main() -> bool {
     RANK.load(Relaxed) == 0
 }
 

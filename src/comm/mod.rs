@@ -1,62 +1,226 @@
-//! Ranks and collectives: `trait Communicator`, and [`Solo`], a run of one rank.
+//! Ranks and collectives: `trait Communicator`, [`Solo`], a run of one rank, and [`Ranks`], one of several.
 //!
-//! **Invariant:** every rank calls the same collectives in the same order. A transport (MPI, NCCL) is one file here that
-//! implements the trait; nothing above this module knows which one runs.
+//! ```text
+//! start ─► control ── small values, heartbeats, causes ──► the hub of ringrun, or of rank 0
+//!      └─► sockets ── gradients ──► every other rank
+//! ```
+//! Two things, apart: gradients travel between ranks over a [`transport`]; everything else, and above all why a run ends, over the
+//! [`control`] channel.
+//!
+//! **Invariant:** every rank calls the same collectives in the same order. Nothing above this module knows what carries them.
+
+pub mod bucket;
+pub mod control;
+pub mod fault;
+pub mod ranks;
+pub mod start;
+pub mod transport;
+
+pub use launcher::beacon::{Phase, Position};
 
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::tensor::Tensor;
+
+pub use ranks::Ranks;
+pub use start::{Comm, start};
+
+/// Which rank this is, and of how many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct World {
+    /// This process, in `0..size`.
+    pub rank: usize,
+    /// Number of processes.
+    pub size: usize,
+    /// Its number among the ranks of this machine.
+    pub local_rank: usize,
+    /// Ranks of this machine.
+    pub local_size: usize,
+}
+
+impl World {
+    /// One rank.
+    pub const SOLO: Self = Self { rank: 0, size: 1, local_rank: 0, local_size: 1 };
+
+    /// Whether this rank decides and writes for all.
+    pub fn is_main(&self) -> bool {
+        self.rank == 0
+    }
+}
+
+/// When gradients are summed over ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fold {
+    /// After every micro-batch, in the order of their numbers: any number of ranks gives the bits of one. The caller sets the gradients
+    /// to zero once a reduction has read them.
+    MicroBatch,
+    /// Once a step.
+    Step,
+}
 
 /// What the ranks of a run do together. Object-safe: the trainer holds a `&dyn Communicator<B>`.
 pub trait Communicator<B: Backend> {
+    /// Which rank this is.
+    fn world(&self) -> &World;
+
+    /// When the caller starts reductions.
+    fn fold(&self) -> Fold;
+
+    /// Starts adding f32 tensors to the sum over all ranks of this bucket. They are read before this returns, or in the order of the
+    /// device's stream, so that nothing is borrowed while the sum is under way; several may be, so that the reduction of one layer's
+    /// gradients overlaps the backward pass of the layers below. Every rank starts or skips the same buckets in the same order.
+    ///
+    /// # Errors
+    /// If a peer is gone or the transport fails.
+    fn reduce_start(&self, dev: &B, bucket: usize, tensors: &[&Tensor<B>]) -> Result<()>;
+
+    /// Takes this rank's place in a reduction to which it has nothing to add, not even zeros.
+    ///
+    /// # Errors
+    /// If a peer is gone or the transport fails.
+    fn reduce_skip(&self, bucket: usize, tensors: &[&Tensor<B>]) -> Result<()>;
+
+    /// Waits for the sums of a bucket over all reductions since it was finished last, and writes them.
+    ///
+    /// # Errors
+    /// If a peer is gone or the transport fails.
+    fn reduce_finish(&self, dev: &B, bucket: usize, tensors: &mut [&mut Tensor<B>]) -> Result<()>;
+
+    /// Everyone's bytes, by rank. `what` names the exchange: ranks that name it differently have lost each other.
+    ///
+    /// # Errors
+    /// If a peer is gone.
+    fn gather(&self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// Where this rank is now, for whoever has to say where it died. `step` counts from 1.
+    fn at(&self, _position: Position) {}
+
+    /// A factor of the loss: 1, or NaN where a test asks for that.
+    fn gain(&self) -> f32 {
+        1.0
+    }
+
+    /// A checkpoint of this step is complete.
+    fn saved(&self, _step: u64) {}
+
     /// This process, in `0..world_size`.
-    fn rank(&self) -> usize;
+    fn rank(&self) -> usize {
+        self.world().rank
+    }
 
     /// Number of processes.
-    fn world_size(&self) -> usize;
-
-    /// Starts summing f32 tensors over all ranks. They are read before this returns, or in the order of the device's stream, so
-    /// that nothing is borrowed while the sum is under way; several may be, so that the reduction of one layer's gradients
-    /// overlaps the backward pass of the layers below. Every rank starts the same ones in the same order, a rank without a
-    /// target in its micro-batches too.
-    ///
-    /// # Errors
-    /// If a peer is gone or the transport fails.
-    fn reduce_start(&self, dev: &B, tensors: &[&Tensor<B>]) -> Result<()>;
-
-    /// Waits for the oldest reduction under way and writes its sums, in rank order where the transport allows it, to the tensors
-    /// it was started with.
-    ///
-    /// # Errors
-    /// If a peer is gone or the transport fails.
-    fn reduce_finish(&self, dev: &B, tensors: &mut [&mut Tensor<B>]) -> Result<()>;
-
-    /// Sums host values over all ranks, in rank order: every rank gets the same bits.
-    ///
-    /// # Errors
-    /// If a peer is gone or the transport fails.
-    fn sum_host(&self, values: &mut [f64]) -> Result<()>;
-
-    /// Returns when every rank has called it.
-    ///
-    /// # Errors
-    /// If a peer is gone or the transport fails.
-    fn barrier(&self) -> Result<()>;
-
-    /// Whether any rank says so: what ends a loop has to end it on all of them after the same step.
-    ///
-    /// # Errors
-    /// If a peer is gone or the transport fails.
-    fn any(&self, flag: bool) -> Result<bool> {
-        let mut ranks = [f64::from(flag)];
-        self.sum_host(&mut ranks)?;
-        Ok(ranks[0] > 0.0)
+    fn world_size(&self) -> usize {
+        self.world().size
     }
 
     /// Whether this rank writes files and prints.
     fn is_main(&self) -> bool {
-        self.rank() == 0
+        self.world().is_main()
     }
+
+    /// Sums host values over all ranks, in rank order: every rank gets the same bits.
+    ///
+    /// # Errors
+    /// If a peer is gone, or the ranks sum other numbers of values.
+    fn sum_host(&self, values: &mut [f64]) -> Result<()> {
+        let n = values.len();
+        let all = self.gather(&format!("sum of {n}"), bytemuck::cast_slice(values))?;
+        values.fill(0.0);
+        for rank in all {
+            crate::ensure!(rank.len() == n * 8, "the ranks sum {} and {n} values", rank.len() / 8);
+            let of = |bytes: &[u8]| f64::from_ne_bytes(bytes.try_into().expect("eight of them"));
+            values.iter_mut().zip(rank.chunks_exact(8)).for_each(|(sum, x)| *sum += of(x));
+        }
+        Ok(())
+    }
+
+    /// Returns when every rank has called it.
+    ///
+    /// # Errors
+    /// If a peer is gone.
+    fn barrier(&self) -> Result<()> {
+        self.gather("barrier", &[]).map(drop)
+    }
+
+    /// Whether any rank says so: what ends a loop has to end it on all of them after the same step.
+    ///
+    /// # Errors
+    /// If a peer is gone.
+    fn any(&self, flag: bool) -> Result<bool> {
+        Ok(self.gather("any", &[u8::from(flag)])?.iter().any(|rank| rank == &[1]))
+    }
+
+    /// The main rank's bytes on every rank, or its error.
+    ///
+    /// # Errors
+    /// The main rank's: there as it is, elsewhere as one of a bystander, who has nothing to say about it.
+    fn from_main(&self, what: &str, own: Result<Vec<u8>>) -> Result<Vec<u8>> {
+        let said = match (&own, self.is_main()) {
+            (Ok(bytes), true) => [&[1], &bytes[..]].concat(),
+            (Err(_), true) => vec![0],
+            _ => Vec::new(),
+        };
+        let mut all = self.gather(what, &said)?;
+        if self.is_main() {
+            return own;
+        }
+        let mut main = std::mem::take(&mut all[0]);
+        match main.first() {
+            Some(1) => Ok(main.split_off(1)),
+            _ => Err(Error::bystander()),
+        }
+    }
+
+    /// Whether all ranks say the same of `what`.
+    ///
+    /// # Errors
+    /// If they do not: the message has both.
+    fn agree(&self, what: &str, own: &str) -> Result<()> {
+        let all = self.gather(what, own.as_bytes())?;
+        let Some(other) = all.iter().position(|said| *said != all[0]) else { return Ok(()) };
+        let text = |rank: usize| String::from_utf8_lossy(&all[rank]).into_owned();
+        crate::bail!("{what} differs between ranks: rank 0 has {}, rank {other} has {}", text(0), text(other))
+    }
+}
+
+/// What an error of the main rank is worth on the others.
+pub fn is_bystander(e: &Error) -> bool {
+    e.kind() == Kind::Bystander
+}
+
+/// Does something on the main rank, then on the first rank of every other machine, then on the rest: what the first ones leave in a
+/// cache the later ones find there.
+///
+/// # Errors
+/// The first error, on every rank.
+pub fn in_turn<B: Backend, T>(comm: &dyn Communicator<B>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let world = comm.world();
+    let turn = match world {
+        World { rank: 0, .. } => 0,
+        World { local_rank: 0, .. } => 1,
+        _ => 2,
+    };
+    let (mut work, mut done) = (Some(work), None);
+    for now in 0..if world.size > 1 { 3 } else { 1 } {
+        if let Some(work) = work.take_if(|_| now == turn) {
+            done = Some(work());
+        }
+        if now == 0 {
+            // The others learn of the main rank's error here; an error of theirs ends the run by itself.
+            let outcome = match &mut done {
+                Some(result) if result.is_err() => result.as_ref().map(|_| Vec::new()).map_err(|_| Error::bystander()),
+                _ => Ok(Vec::new()),
+            };
+            let _ =
+                comm.from_main("turn", outcome).or_else(|e| if world.is_main() { Ok(Vec::new()) } else { Err(e) })?;
+        } else {
+            comm.barrier()?;
+        }
+        if done.as_ref().is_some_and(Result::is_err) {
+            break;
+        }
+    }
+    done.expect("every rank has its turn")
 }
 
 /// Sums figures of `n` micro-batches over all ranks. Each rank gives those of its own with their numbers; places of the others are
@@ -81,32 +245,59 @@ pub fn fold<B: Backend, const N: usize>(
     Ok(sums)
 }
 
+/// What every rank knows of its micro-batches, joined in the order of their numbers.
+///
+/// # Errors
+/// If a peer is gone.
+pub fn joined<B: Backend>(
+    comm: &dyn Communicator<B>,
+    own: impl IntoIterator<Item = (usize, Vec<u32>)>,
+) -> Result<Vec<u32>> {
+    let mut said = Vec::new();
+    for (k, values) in own {
+        said.extend([k as u32, values.len() as u32]);
+        said.extend(values);
+    }
+    let mut all = Vec::new();
+    for rank in comm.gather("samples", bytemuck::cast_slice(&said))? {
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&rank);
+        let mut rest = &words[..];
+        while let [k, n, more @ ..] = rest {
+            let (values, more) = more.split_at((*n as usize).min(more.len()));
+            all.push((*k, values.to_vec()));
+            rest = more;
+        }
+    }
+    all.sort_by_key(|(k, _)| *k);
+    Ok(all.into_iter().flat_map(|(_, values)| values).collect())
+}
+
 /// One rank: every sum is its own term.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Solo;
 
 impl<B: Backend> Communicator<B> for Solo {
-    fn rank(&self) -> usize {
-        0
+    fn world(&self) -> &World {
+        &World::SOLO
     }
 
-    fn world_size(&self) -> usize {
-        1
+    fn fold(&self) -> Fold {
+        Fold::Step
     }
 
-    fn reduce_start(&self, _dev: &B, _tensors: &[&Tensor<B>]) -> Result<()> {
+    fn reduce_start(&self, _dev: &B, _bucket: usize, _tensors: &[&Tensor<B>]) -> Result<()> {
         Ok(())
     }
 
-    fn reduce_finish(&self, _dev: &B, _tensors: &mut [&mut Tensor<B>]) -> Result<()> {
+    fn reduce_skip(&self, _bucket: usize, _tensors: &[&Tensor<B>]) -> Result<()> {
         Ok(())
     }
 
-    fn sum_host(&self, _values: &mut [f64]) -> Result<()> {
+    fn reduce_finish(&self, _dev: &B, _bucket: usize, _tensors: &mut [&mut Tensor<B>]) -> Result<()> {
         Ok(())
     }
 
-    fn barrier(&self) -> Result<()> {
-        Ok(())
+    fn gather(&self, _what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![own.to_vec()])
     }
 }

@@ -13,7 +13,8 @@ use super::preview::preview;
 use super::start::{self, Start, StopAtFirst, fingerprints, hash_model, model_artifact};
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
-use crate::comm::Solo;
+use crate::checkpoint::state::Fingerprints;
+use crate::comm::{self, Comm, Communicator, Phase, Position};
 use crate::error::Result;
 use crate::eval::gen_test::{GenRun, SAMPLES, generation_test, held_out_rows};
 use crate::files::write_json;
@@ -42,12 +43,15 @@ const WHOLE: &str = "the start went through all steps";
 /// # Errors
 /// Whatever stops the run; see [`run::run`].
 pub fn run_sft(job: &SftJob) -> Result<()> {
+    let comm = comm::start()?;
     let stop = StopFlag::on_signals()?;
-    device::run(&job.device, job.settings.threads, Sft { job, stop, no_gpu: None })
+    let threads = job.settings.threads.or(comm.threads());
+    comm.finish(device::run(&job.device, threads, Sft { job, comm: &comm, stop, no_gpu: None }))
 }
 
 struct Sft<'a> {
     job: &'a SftJob,
+    comm: &'a Comm,
     stop: StopFlag,
     no_gpu: Option<String>,
 }
@@ -58,14 +62,16 @@ impl OnDevice for Sft<'_> {
     }
 
     fn run<B: Backend>(self, dev: &B) -> Result<()> {
-        let Self { job, stop, no_gpu } = self;
+        let Self { job, comm, stop, no_gpu } = self;
+        let comm = comm.of::<B>();
         let settings = &job.settings;
-        let mut guide = StopAtFirst::new(settings.quiet);
+        let mut guide = StopAtFirst::new(settings.quiet || !comm.is_main());
         let lora = start::settings(&mut guide, settings)?;
         let rows = job.data.paths.iter().map(|path| ("the data set", path.as_path()));
         let inputs: Vec<_> = rows.chain([("the model", job.model_path.as_path())]).collect();
-        let _folder = run::take_output_dir(&job.output_dir, settings, &inputs)?;
-        let start = start::of_sft(&mut guide, job, lora)?;
+        let _folder = run::take_output_dir(comm, &job.output_dir, settings, &inputs)?;
+        comm.at(Position { phase: Phase::Tokenise, ..Position::default() });
+        let start = comm::in_turn(comm, || start::of_sft(&mut guide, job, lora))?;
         let Start { base, config, resize, tokenizer, template, data, lora, new_rows, .. } = start;
         let (base, config, resize) = (base.expect(WHOLE), config.expect(WHOLE), resize.expect(WHOLE));
         let (tokenizer, template, prepared) = (tokenizer.expect(WHOLE), template.expect(WHOLE), data.expect(WHOLE));
@@ -91,6 +97,7 @@ impl OnDevice for Sft<'_> {
         };
         let mut fingerprints = fingerprints(&prepared, &tokenizer);
         fingerprints.0.insert("base_model".into(), hash_model(&job.model_path)?);
+        agree(comm, &fingerprints)?;
         let (val, held_out) = (prepared.val.clone(), prepared.val);
         let spec = RunSpec {
             settings,
@@ -110,7 +117,10 @@ impl OnDevice for Sft<'_> {
             warnings: guide.warnings,
             no_gpu,
         };
-        let ended = run::run(dev, &Solo, &spec, stop)?;
+        let ended = run::run(dev, comm, &spec, stop)?;
+        if !comm.is_main() {
+            return Ok(());
+        }
         let mut written = vec![match settings.lora {
             Some(_) => ("adapter", job.output_dir.clone()),
             None => ("model", job.output_dir.clone()),
@@ -154,12 +164,21 @@ impl OnDevice for Sft<'_> {
 /// # Errors
 /// Whatever stops the run; see [`run::run`].
 pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
+    let comm = comm::start()?;
     let stop = StopFlag::on_signals()?;
-    device::run(&job.device, job.settings.threads, Pretrain { job, stop, no_gpu: None })
+    let threads = job.settings.threads.or(comm.threads());
+    comm.finish(device::run(&job.device, threads, Pretrain { job, comm: &comm, stop, no_gpu: None }))
+}
+
+/// Whether all ranks train the same: the same program on the same kind of processor, from the same data, tokenizer and model.
+fn agree<B: Backend>(comm: &dyn Communicator<B>, fingerprints: &Fingerprints) -> Result<()> {
+    comm.agree("the version of the program", env!("CARGO_PKG_VERSION"))?;
+    fingerprints.0.iter().try_for_each(|(name, value)| comm.agree(name, value))
 }
 
 struct Pretrain<'a> {
     job: &'a PretrainJob,
+    comm: &'a Comm,
     stop: StopFlag,
     no_gpu: Option<String>,
 }
@@ -170,15 +189,17 @@ impl OnDevice for Pretrain<'_> {
     }
 
     fn run<B: Backend>(self, dev: &B) -> Result<()> {
-        let Self { job, stop, no_gpu } = self;
+        let Self { job, comm, stop, no_gpu } = self;
+        let comm = comm.of::<B>();
         let settings = &job.settings;
-        let mut guide = StopAtFirst::new(settings.quiet);
+        let mut guide = StopAtFirst::new(settings.quiet || !comm.is_main());
         start::settings(&mut guide, settings)?;
         ensure!(settings.lora.is_none(), "pretraining has no LoRA");
         let texts = job.data.paths.iter().chain(&job.data.val_paths).map(|path| ("the data set", path.as_path()));
         let run_dir = job.output_dir.join(&job.config_name);
-        let _folder = run::take_output_dir(&run_dir, settings, &texts.collect::<Vec<_>>())?;
-        let start = start::of_pretrain(&mut guide, job)?;
+        let _folder = run::take_output_dir(comm, &run_dir, settings, &texts.collect::<Vec<_>>())?;
+        comm.at(Position { phase: Phase::Tokenise, ..Position::default() });
+        let start = comm::in_turn(comm, || start::of_pretrain(&mut guide, job))?;
         let Start { config, tokenizer, data, run_dir, .. } = start;
         let (config, tokenizer, prepared) = (config.expect(WHOLE), tokenizer.expect(WHOLE), data.expect(WHOLE));
         let preview = preview(&prepared, &tokenizer);
@@ -203,7 +224,11 @@ impl OnDevice for Pretrain<'_> {
             warnings: guide.warnings,
             no_gpu,
         };
-        run::run(dev, &Solo, &spec, stop)?;
+        agree(comm, &spec.fingerprints)?;
+        run::run(dev, comm, &spec, stop)?;
+        if !comm.is_main() {
+            return Ok(());
+        }
         report_written(&[("model", final_dir)]);
         Ok(())
     }

@@ -96,6 +96,15 @@ impl Ready {
         }
     }
 
+    /// Its number in [`Ready::all`].
+    pub fn number(self, n_layers: usize) -> usize {
+        match self {
+            Ready::Head => 0,
+            Ready::Layer(i) => n_layers - i,
+            Ready::Embed => n_layers + 1,
+        }
+    }
+
     /// All parts of a model of `n_layers` layers, in the order in which backward announces them.
     pub fn all(n_layers: usize) -> impl Iterator<Item = Ready> {
         [Ready::Head].into_iter().chain((0..n_layers).rev().map(Ready::Layer)).chain([Ready::Embed])

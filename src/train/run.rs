@@ -1,6 +1,8 @@
 //! One run from prepared data to final files: the tables at its start, the loop, the best model, the outputs.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::batches::{EvalBatches, TrainBatches};
@@ -15,7 +17,7 @@ use super::step::Workload;
 use super::trainer::{Finished, Trainer};
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
-use crate::comm::Communicator;
+use crate::comm::{Communicator, Phase, Position};
 use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
 use crate::error::{Context, Error, Result};
@@ -37,17 +39,25 @@ pub struct Ended<B: Backend> {
     pub state: RunState,
 }
 
-/// Takes the output folder and proves that it can be written, and that of the trace, before anything expensive. `inputs` are what
+/// The main rank takes the output folder for all, and proves that it can be written, and that of the trace, before anything expensive. `inputs` are what
 /// the run reads, with a name each.
 ///
 /// # Errors
 /// Those of [`refuse_overwriting`] and [`RunFolder::take`]; or if the trace cannot be written.
-pub fn take_output_dir(dir: &Path, settings: &TrainSettings, inputs: &[(&str, &Path)]) -> Result<RunFolder> {
-    refuse_overwriting(dir, inputs)?;
-    if let Some(path) = &settings.trace {
-        check_writable(&parent(path)).context(|| "the trace cannot be written".into())?;
-    }
-    RunFolder::take(dir)
+pub fn take_output_dir<B: Backend>(
+    comm: &dyn Communicator<B>,
+    dir: &Path,
+    settings: &TrainSettings,
+    inputs: &[(&str, &Path)],
+) -> Result<Option<RunFolder>> {
+    let take = || {
+        refuse_overwriting(dir, inputs)?;
+        if let Some(path) = &settings.trace {
+            check_writable(&parent(path)).context(|| "the trace cannot be written".into())?;
+        }
+        RunFolder::take(dir)
+    };
+    of_main(comm, "output folder", comm.is_main().then(take))
 }
 
 /// Refuses a folder in which another run left checkpoints: starting at step 0 there would mix two runs.
@@ -74,25 +84,27 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     let s = spec.settings;
     let start = std::time::Instant::now();
     let shape = StepShape { micro_batch: s.micro_batch_size, grad_accum: s.grad_accum, world_size: comm.world_size() };
+    let at = |phase| comm.at(Position { step: 0, phase, layer: None });
+    at(Phase::Load);
     let max_steps = s.max_steps.unwrap_or_else(|| steps_until(&spec.train, Cursor::default(), s.epochs, shape));
     ensure!(max_steps > 0, "the data give no optimiser step");
-    say::set_rank(comm.rank());
     say::set_quiet(s.quiet);
     say::detail(&settings_table(&spec.resolved_settings()));
     let available = dev.free_memory().or_else(available_memory);
     let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * spec.train.max_seq_len();
-    let trace = s.trace.as_ref().map_or(Ok(Trace::default()), |path| Trace::create(path, comm.rank()))?;
+    let trace = match &s.trace {
+        Some(path) => Trace::create(&trace_of(path, comm.rank()), comm.rank())?,
+        None => Trace::default(),
+    };
     let mut work = Workload { trace, ..setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)? };
     let mut fingerprints = spec.fingerprints.clone();
-    fingerprints.0.insert("config".into(), setup::fingerprint(s, spec.peak_lr, max_steps));
-    fingerprints.add_settings(setup::deciding(s, spec.peak_lr, max_steps, spec.packing));
+    let accumulated = s.grad_accum * comm.world_size();
+    let deciding = TrainSettings { grad_accum: accumulated, ..s.clone() };
+    fingerprints.0.insert("config".into(), setup::fingerprint(&deciding, spec.peak_lr, max_steps));
+    fingerprints.add_settings(setup::deciding(&deciding, spec.peak_lr, max_steps, spec.packing));
     let (artifact, arithmetic) = (Arc::clone(&spec.artifact), dev.arithmetic());
     let checkpoints = Checkpoints::new(&spec.run_dir, s, max_steps, artifact, fingerprints, arithmetic);
-    if comm.is_main() {
-        outputs::clean_up(spec)?;
-    }
-    comm.barrier()?;
-    let state = resume(dev, &mut work, &checkpoints, s, &spec.run_dir, comm.is_main())?;
+    let state = resume(dev, comm, &mut work, &checkpoints, spec)?;
     let no_gpu = spec.no_gpu.as_ref().map_or(String::new(), |why| format!("; no GPU: {why}"));
     say::detail(&format!("device: {}{no_gpu}", dev.describe()));
     say::detail(&setup::parameters_line(&work));
@@ -106,10 +118,8 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     ));
     spec.preview.iter().for_each(|line| say::detail(line));
     let first_step = state.step;
-    let outputs = match comm.is_main() {
-        true => Some(Outputs::open(dev, spec, &checkpoints, &work, first_step, shape)?),
-        false => None,
-    };
+    let outputs = comm.is_main().then(|| Outputs::open(dev, spec, &checkpoints, &work, first_step, shape));
+    let outputs = of_main(comm, "outputs", outputs)?;
     let cursor = Cursor { epoch: state.epoch, rows: state.rows };
     let eval_batches = EvalBatches::new(
         spec.val.clone(),
@@ -127,7 +137,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         eval_batches,
         schedule: Schedule::new(s.schedule, spec.peak_lr, max_steps),
         max_steps,
-        peak_flops: dev.peak_flops(s.dtype),
+        peak_flops: dev.peak_flops(s.dtype).map(|peak| peak * comm.world_size() as f64),
         state,
         outputs,
         stop,
@@ -143,8 +153,11 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
             at.display()
         )));
     }
+    at(Phase::Finish);
+    // Final weights are the main rank's to write.
+    let Some(outputs) = outputs else { return Ok(Ended { finished, work, state }) };
     let best = load_best(dev, &mut work, &state, &checkpoints, s);
-    if let Some(outputs) = outputs {
+    {
         outputs.finish(dev, &mut work, &state, first_step, start)?;
     }
     if let Err(e) = best {
@@ -153,47 +166,78 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     Ok(Ended { finished, work, state })
 }
 
-/// Restores what the settings ask for, and says what was passed over.
-fn resume<B: Backend>(
-    dev: &B,
-    work: &mut Workload<B>,
-    checkpoints: &Checkpoints,
-    s: &TrainSettings,
-    run_dir: &Path,
-    is_main: bool,
-) -> Result<RunState> {
-    let path = match &s.resume {
-        Resume::No => {
-            check_no_earlier_run(run_dir)?;
-            return Ok(RunState::default());
-        }
-        Resume::Path(path) => {
-            manifest::verify(path)?;
-            path.clone()
-        }
+/// The file of a rank's trace: the main one's is the one that was asked for, `FILE.1` that of rank 1.
+fn trace_of(path: &Path, rank: usize) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    if rank > 0 {
+        name.push(format!(".{rank}"));
+    }
+    name.into()
+}
+
+/// What only the main rank makes, `own`; its error ends all ranks.
+fn of_main<B: Backend, T>(comm: &dyn Communicator<B>, what: &str, own: Option<Result<T>>) -> Result<Option<T>> {
+    let own = own.transpose();
+    let outcome = own.as_ref().map(|_| Vec::new()).map_err(|_| Error::bystander());
+    let outcome = comm.from_main(what, outcome);
+    // The main rank's own error has its words.
+    own.and_then(|own| outcome.map(|_| own))
+}
+
+/// Cleans up, and decides where the run goes on: the main rank alone, so that all go on from the same place.
+fn choose_checkpoint(spec: &RunSpec) -> Result<Option<PathBuf>> {
+    outputs::clean_up(spec)?;
+    match &spec.settings.resume {
+        Resume::No => check_no_earlier_run(&spec.run_dir).map(|()| None),
+        Resume::Path(path) => manifest::verify(path).map(|_| Some(path.clone())),
         Resume::Auto => {
-            let found = manifest::find_newest(run_dir)?;
+            let found = manifest::find_newest(&spec.run_dir)?;
             for (path, why) in &found.passed_over {
                 say::warning(&format!("{}: passed over: {why}", path.display()));
             }
-            let Some(path) = found.chosen else {
-                say::result(&format!("no checkpoint in {} yet; starting at step 0", run_dir.display()));
-                return Ok(RunState::default());
-            };
-            path
+            if found.chosen.is_none() {
+                say::result(&format!("no checkpoint in {} yet; starting at step 0", spec.run_dir.display()));
+            }
+            Ok(found.chosen)
         }
+    }
+}
+
+/// Restores what the settings ask for, and says what was passed over.
+fn resume<B: Backend>(
+    dev: &B,
+    comm: &dyn Communicator<B>,
+    work: &mut Workload<B>,
+    checkpoints: &Checkpoints,
+    spec: &RunSpec,
+) -> Result<RunState> {
+    let run_dir = &spec.run_dir;
+    let chosen = match comm.is_main() {
+        true => {
+            choose_checkpoint(spec).map(|path| path.map_or(Vec::new(), |p| p.into_os_string().into_encoded_bytes()))
+        }
+        false => Ok(Vec::new()),
     };
+    let chosen = comm.from_main("checkpoint", chosen)?;
+    if chosen.is_empty() {
+        return Ok(RunState::default());
+    }
+    let path = PathBuf::from(OsString::from_vec(chosen));
     let (mut state, changed) = checkpoints.resume(dev, work, &path)?;
     for name in changed {
         say::warning(&format!("{name} differs from the checkpoint's, as --allow-changed permits"));
     }
     say::result(&format!("resuming from {} after step {}", path.display(), state.step));
-    if is_main {
+    let had_best = state.best.best.is_some();
+    if comm.is_main() {
         for (from, to) in manifest::set_aside(run_dir, &path, state.step)? {
             let (from, to) = (from.display(), to.display());
             say::warning(&format!("{from} is of the line of steps that this run leaves; kept as {to}"));
         }
         bring_best(&mut state, run_dir, &path);
+    }
+    if comm.any(had_best && state.best.best.is_none())? {
+        state.best.best = None;
     }
     Ok(state)
 }

@@ -2,6 +2,7 @@
 
 use std::thread::JoinHandle;
 
+use crate::comm::control::finish_writing;
 use crate::error::{Error, Result};
 
 /// At most one write is under way; its error surfaces at the next call.
@@ -17,6 +18,10 @@ impl Saver {
     /// The error of the write before, or that no thread could be started.
     pub fn start(&mut self, write: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
         self.wait()?;
+        let write = move || {
+            let _finished = finish_writing();
+            write()
+        };
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(write);
         self.thread = Some(thread.map_err(|e| Error::new(format!("cannot start the checkpoint thread: {e}")))?);
         Ok(())

@@ -8,7 +8,7 @@
 
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
-use crate::comm::{Communicator, fold};
+use crate::comm::{Communicator, Fold, Phase, Position, fold, joined};
 use crate::data::loader::{Step, dealt};
 use crate::ensure;
 use crate::error::{Error, Result};
@@ -128,20 +128,34 @@ impl<B: Backend> Workload<B> {
             return Ok(stepped);
         }
         let Self { model, grads, acts, optimizer, trace, .. } = self;
+        let at = |phase, layer| comm.at(Position { step: step + 1, phase, layer });
         model::zero_grads(dev, grads)?;
-        let scale = (1.0 / supervised) as f32;
+        let n_layers = model.params.layers.len();
         let last = batch.micro_batches.len() - 1;
         for (i, (k, b)) in numbered().enumerate() {
-            // What is final after the last micro-batch is reduced while the layers below are still computed.
-            let mut reduce = |ready, grads: &mut Grads<B>| match i == last {
-                true => comm.reduce_start(dev, &part(grads, ready).iter().map(|grad| &**grad).collect::<Vec<_>>()),
-                false => Ok(()),
+            // What is final is reduced while the layers below are still computed.
+            let reduces = comm.fold() == Fold::MicroBatch || i == last;
+            let mut reduce = |ready: Ready, grads: &mut Grads<B>| {
+                let below = ready.number(n_layers);
+                at(Phase::Backward, n_layers.checked_sub(below + 1).map(|layer| layer as u16));
+                match reduces {
+                    true => start(dev, comm, part(grads, ready), below),
+                    false => Ok(()),
+                }
             };
-            // A micro-batch without targets has no gradient, but every rank starts every reduction, in the same order.
+            // A micro-batch without targets has no gradient, but every rank takes part in every reduction, in the same order.
             if b.n_valid == 0 {
-                Ready::all(model.params.layers.len()).try_for_each(|ready| reduce(ready, grads))?;
+                for ready in Ready::all(n_layers).filter(|_| reduces) {
+                    let (part, bucket) = (part(grads, ready), ready.number(n_layers));
+                    match comm.fold() {
+                        Fold::MicroBatch => comm.reduce_skip(bucket, &shared(&part))?,
+                        Fold::Step => comm.reduce_start(dev, bucket, &shared(&part))?,
+                    }
+                }
                 continue;
             }
+            at(Phase::Forward, None);
+            let scale = (1.0 / supervised) as f32 * comm.gain();
             acts.load_at(dev, i, b)?;
             // The number of a micro-batch names the same rows whatever the number of ranks.
             acts.set_dropout_key(rng::mix(&[self.seed, step, k as u64]));
@@ -149,16 +163,19 @@ impl<B: Backend> Workload<B> {
                 let _span = trace.span("forward");
                 model::forward(dev, model, acts)?;
             }
+            at(Phase::Backward, None);
             let _span = trace.span("backward");
             model::backward(dev, model, grads, acts, scale, &mut reduce)?;
             optimizer.add_loss(dev, acts.loss_tensor())?;
         }
         {
             let _span = trace.span("reduce");
-            for ready in Ready::all(model.params.layers.len()) {
-                comm.reduce_finish(dev, &mut part(grads, ready))?;
+            at(Phase::Reduce, None);
+            for ready in Ready::all(n_layers) {
+                comm.reduce_finish(dev, ready.number(n_layers), &mut part(grads, ready))?;
             }
         }
+        at(Phase::Update, None);
         let update = trace.span("update");
         // The one wait of the step. A loss that is not finite on one rank is in the gradients of all of them.
         let verdict = optimizer.step(dev, &mut model.params, grads, lr)?;
@@ -168,24 +185,28 @@ impl<B: Backend> Workload<B> {
         let [sum] = fold(comm, n, with_targets.zip(nll).map(|((k, _), nll)| (k, [*nll])))?;
         stepped.loss = sum / supervised;
         if !stepped.loss.is_finite() {
-            stepped.problem = Some(Problem::Loss { samples: self.suspects(dev, batch)? });
+            let own = self.suspects(dev, batch)?;
+            let samples =
+                joined(comm, own.into_iter().map(|(i, samples)| (i * comm.world_size() + comm.rank(), samples)))?;
+            stepped.problem = Some(Problem::Loss { samples });
             return Ok(stepped);
         }
         stepped.grad_norm = *grad_norm;
         if let Verdict::NonFinite { tensors, .. } = verdict {
-            let samples = batch.micro_batches.iter().flat_map(|b| b.samples.iter().copied()).collect();
+            let samples = joined(comm, numbered().map(|(k, b)| (k, b.samples.clone())))?;
             stepped.problem = Some(Problem::Gradient { tensors, samples });
         }
         Ok(stepped)
     }
 
-    /// The samples whose loss is not finite, from the losses of each token that the step left on the device.
-    fn suspects(&self, dev: &B, batch: &Step) -> Result<Vec<u32>> {
+    /// The samples of this rank whose loss is not finite, by its micro-batches, from the losses of each token that the step left on the
+    /// device.
+    fn suspects(&self, dev: &B, batch: &Step) -> Result<Vec<(usize, Vec<u32>)>> {
         let mut samples = Vec::new();
         for (i, b) in batch.micro_batches.iter().enumerate().filter(|(_, b)| b.n_valid > 0) {
             let losses = self.acts.losses_at(dev, i)?;
             if !losses.iter().map(|&l| f64::from(l)).sum::<f64>().is_finite() {
-                samples.extend(samples_not_finite(b, &losses));
+                samples.push((i, samples_not_finite(b, &losses)));
             }
         }
         Ok(samples)
@@ -259,6 +280,20 @@ impl<B: Backend> Workload<B> {
         }
         Ok(())
     }
+}
+
+/// Starts the reduction of a part. Where it is added after every micro-batch, the next one begins at zero.
+fn start<B: Backend>(dev: &B, comm: &dyn Communicator<B>, mut part: Vec<&mut Tensor<B>>, bucket: usize) -> Result<()> {
+    comm.reduce_start(dev, bucket, &shared(&part))?;
+    match comm.fold() {
+        Fold::MicroBatch => dev.fill_zeros(&mut part),
+        Fold::Step => Ok(()),
+    }
+}
+
+/// To be read.
+fn shared<'a, B: Backend>(part: &'a [&mut Tensor<B>]) -> Vec<&'a Tensor<B>> {
+    part.iter().map(|grad| &**grad).collect()
 }
 
 /// The gradients that are final together, so that ranks sum them together.

@@ -14,7 +14,7 @@ use super::state::RunState;
 use super::step::{Problem, Stepped, Workload};
 use crate::backend::Backend;
 use crate::bail;
-use crate::comm::{Communicator, fold};
+use crate::comm::{Communicator, Phase, Position, fold};
 use crate::data::loader::Step;
 use crate::error::Result;
 use crate::eval::{Evaluation, SetSums};
@@ -53,7 +53,7 @@ pub struct Trainer<'a, B: Backend> {
     pub schedule: Schedule,
     /// Steps planned.
     pub max_steps: u64,
-    /// Peak of the device in FLOP/s, where it is known.
+    /// Peak of the devices of all ranks together in FLOP/s, where it is known.
     pub peak_flops: Option<f64>,
     /// Where the run stands.
     pub state: RunState,
@@ -129,6 +129,7 @@ impl<B: Backend> Trainer<'_, B> {
             {
                 let trace = self.work.trace.clone();
                 let _span = trace.span("save");
+                self.comm.at(Position { step: self.state.step, phase: Phase::Save, layer: None });
                 outputs.save(self.dev, &mut self.work, &self.state)?;
             }
             if out_of_patience {
@@ -262,6 +263,7 @@ impl<B: Backend> Trainer<'_, B> {
     fn evaluate_and_log(&mut self) -> Result<Option<f64>> {
         let trace = self.work.trace.clone();
         let _span = trace.span("evaluate");
+        self.comm.at(Position { step: self.state.step, phase: Phase::Evaluate, layer: None });
         let Some(evaluation) = self.evaluate()? else {
             return Ok(None);
         };

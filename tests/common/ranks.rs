@@ -1,96 +1,67 @@
-//! Ranks as threads of this process: collectives through memory, sums in rank order.
+//! Ranks as threads of this process: the collectives of the program over pairs of sockets, small values through memory.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
 use std::sync::{Barrier, Mutex};
 
-use ringtune::comm::Communicator;
+use ringtune::comm::control::Control;
+use ringtune::comm::transport::{Sockets, Stream, Transport};
+use ringtune::comm::{Communicator, Ranks, World};
 use ringtune::cpu::Cpu;
 use ringtune::error::Result;
-use ringtune::tensor::{Device, Tensor};
 
 /// What the ranks meet at.
 struct Meeting {
     barrier: Barrier,
-    values: Mutex<Vec<Vec<f64>>>,
+    values: Mutex<Vec<(String, Vec<u8>)>>,
 }
 
 /// One of them.
-pub struct Rank<'a> {
-    meeting: &'a Meeting,
+struct Rank {
+    meeting: &'static Meeting,
     rank: usize,
-    size: usize,
-    /// What was read at the start of each reduction under way.
-    under_way: RefCell<VecDeque<Vec<f64>>>,
 }
 
-/// Runs `f` on `size` ranks and returns what each gave.
-pub fn on_ranks<T: Send>(size: usize, f: impl Fn(&Rank) -> T + Sync) -> Vec<T> {
-    let meeting = Meeting { barrier: Barrier::new(size), values: Mutex::new(vec![Vec::new(); size]) };
-    std::thread::scope(|scope| {
-        let (meeting, f) = (&meeting, &f);
-        let start = |rank| scope.spawn(move || f(&Rank { meeting, rank, size, under_way: RefCell::default() }));
-        let threads: Vec<_> = (0..size).map(start).collect();
-        threads.into_iter().map(|t| t.join().unwrap()).collect()
-    })
-}
-
-impl Rank<'_> {
-    /// Everyone's values, by rank.
-    fn gather(&self, own: Vec<f64>) -> Vec<Vec<f64>> {
-        self.meeting.values.lock().unwrap()[self.rank] = own;
+impl Control for Rank {
+    fn gather(&self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.meeting.values.lock().unwrap()[self.rank] = (what.into(), own.to_vec());
         self.meeting.barrier.wait();
         let all = self.meeting.values.lock().unwrap().clone();
         self.meeting.barrier.wait();
-        all
+        assert!(all.iter().all(|(name, _)| name == what), "the ranks have lost each other: {all:?}");
+        Ok(all.into_iter().map(|(_, bytes)| bytes).collect())
     }
 }
 
-impl Communicator<Cpu> for Rank<'_> {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
-    fn world_size(&self) -> usize {
-        self.size
-    }
-
-    fn reduce_start(&self, dev: &Cpu, tensors: &[&Tensor<Cpu>]) -> Result<()> {
-        let mut read = Vec::new();
-        for t in tensors {
-            let mut host = vec![0.0; t.len()];
-            dev.download(&mut host, t)?;
-            read.extend(host.into_iter().map(f64::from));
+/// For each rank its sockets to the others.
+fn mesh(size: usize) -> Vec<Vec<Option<Box<dyn Stream>>>> {
+    let mut all: Vec<Vec<Option<Box<dyn Stream>>>> = (0..size).map(|_| (0..size).map(|_| None).collect()).collect();
+    for a in 0..size {
+        for b in 0..a {
+            let (x, y) = UnixStream::pair().unwrap();
+            [&x, &y].iter().for_each(|s| s.set_nonblocking(true).unwrap());
+            all[a][b] = Some(Box::new(x));
+            all[b][a] = Some(Box::new(y));
         }
-        self.under_way.borrow_mut().push_back(read);
-        Ok(())
     }
+    all
+}
 
-    fn reduce_finish(&self, dev: &Cpu, tensors: &mut [&mut Tensor<Cpu>]) -> Result<()> {
-        let own = self.under_way.borrow_mut().pop_front().expect("a reduction is under way");
-        let all = self.gather(own);
-        let mut first = 0;
-        for t in tensors {
-            let sum = |i: usize| all.iter().fold(0.0f32, |sum, rank| sum + rank[i] as f32);
-            let host: Vec<f32> = (first..first + t.len()).map(sum).collect();
-            dev.upload(t, &host)?;
-            first += t.len();
-        }
-        assert!(all.iter().all(|rank| rank.len() == first), "the ranks reduce other tensors");
-        Ok(())
-    }
-
-    fn sum_host(&self, values: &mut [f64]) -> Result<()> {
-        let all = self.gather(values.to_vec());
-        assert!(all.iter().all(|rank| rank.len() == values.len()), "the ranks sum other values");
-        for (i, v) in values.iter_mut().enumerate() {
-            *v = all.iter().fold(0.0, |sum, rank| sum + rank[i]);
-        }
-        Ok(())
-    }
-
-    fn barrier(&self) -> Result<()> {
-        self.meeting.barrier.wait();
-        Ok(())
-    }
+/// Runs `f` on `size` ranks and returns what each gave.
+pub fn on_ranks<T: Send>(size: usize, f: impl Fn(&dyn Communicator<Cpu>) -> T + Sync) -> Vec<T> {
+    // It lives as long as the process, for the collectives own what they meet at.
+    let meeting: &Meeting = Box::leak(Box::new(Meeting {
+        barrier: Barrier::new(size),
+        values: Mutex::new(vec![Default::default(); size]),
+    }));
+    let start = |(rank, peers): (usize, Vec<Option<Box<dyn Stream>>>)| {
+        let world = World { rank, size, local_rank: rank, local_size: size };
+        let transport = (size > 1).then(|| Box::new(Sockets::new(peers)) as Box<dyn Transport>);
+        f(&Ranks::new(world, Box::new(Rank { meeting, rank }), transport).unwrap())
+    };
+    std::thread::scope(|scope| {
+        let start = &start;
+        let spawn = |own| scope.spawn(move || start(own));
+        let threads: Vec<_> = mesh(size).into_iter().enumerate().map(spawn).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    })
 }

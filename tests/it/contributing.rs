@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::program::repository;
 
 /// Names without a prefix of ours that the program or a script reads.
-const FOREIGN: [&str; 16] = [
+const FOREIGN: [&str; 21] = [
     "CARGO_TARGET_DIR",
     "CONDA_PREFIX",
     "CUDA_HOME",
@@ -16,13 +16,18 @@ const FOREIGN: [&str; 16] = [
     "HF_TOKEN",
     "HOME",
     "LD_LIBRARY_PATH",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
     "MUTANTS_DIR",
     "NO_COLOR",
+    "RANK",
     "STEPS",
     "TERM",
     "TEST_THREADS",
     "TRAIN_LIMIT",
     "VIRTUAL_ENV",
+    "WORLD_SIZE",
     "XDG_CACHE_HOME",
 ];
 
@@ -62,7 +67,7 @@ fn named(path: &Path) -> BTreeSet<String> {
 fn every_environment_variable_stands_in_the_table() {
     let root = repository();
     let mut sources = vec![root.join(".ci/run")];
-    for dir in ["src", "tests", "benches", "fuzz", "scripts"] {
+    for dir in ["src", "launcher", "tests", "benches", "fuzz", "scripts"] {
         files(&root.join(dir), &["rs", "sh"], &mut sources);
     }
     // This file names the foreign ones itself.

@@ -255,6 +255,18 @@ fn nothing_prints_but_say() {
     assert!(wrong.is_empty(), "only src/say.rs prints:\n{}", wrong.join("\n"));
 }
 
+/// ringrun is small and needs neither model nor device to build; of the program only what joins ranks knows it.
+#[test]
+fn the_launcher_stands_apart() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("launcher/Cargo.toml")).unwrap();
+    let needs = text.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let needs: Vec<&str> = needs.lines().filter_map(|l| Some(l.split_once(" = ")?.0)).collect();
+    assert_eq!(needs, ["clap", "libc", "serde_json", "signal-hook"]);
+    let knows = |(_, code): &&(Vec<String>, String)| code.contains("launcher::");
+    let who: BTreeSet<String> = sources().iter().filter(knows).map(|(file, _)| file[0].clone()).collect();
+    assert_eq!(who, BTreeSet::from(["comm".to_string()]));
+}
+
 #[test]
 fn edges_are_found_in_every_spelling() {
     let text = "use crate::error::Result;\nuse crate::{data, model::{a as x, b::{self, C}}};\n// crate::cli\n\

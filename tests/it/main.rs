@@ -44,6 +44,9 @@ mod reference;
 mod report;
 mod resize;
 mod resume;
+mod ringrun;
+#[path = "../common/ringrun.rs"]
+mod ringrun_program;
 mod rows;
 #[path = "../common/runs.rs"]
 mod runs;

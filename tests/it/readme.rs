@@ -4,6 +4,7 @@
 use std::fs;
 
 use crate::program::{Workplace, code_blocks, first_rows, repository};
+use crate::ringrun_program::ringrun;
 
 /// A model small enough for 500 steps in seconds.
 const SHAPE: &str = r#"{"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -152,6 +153,7 @@ fn other_commands_of_the_readme_exist() {
     w.copy("data/demo/spm4k.model", "data/demo/spm4k.model");
     w.copy("data/demo/pretrain_valid.txt", "data/demo/pretrain_train.txt");
     w.copy("tests/data/templates.json", "conversations.json");
+    ringrun();
     let mut ran = 0;
     for block in code_blocks(&readme, "bash").iter().filter(|b| !b.contains("checkpoints/")) {
         let commands = block.replace("\\\n", " ");
@@ -159,7 +161,7 @@ fn other_commands_of_the_readme_exist() {
             if let Some(target) = line.strip_prefix("make ") {
                 let target = target.split_whitespace().next().unwrap();
                 assert!(makefile.contains(&format!("\n{target}:")), "make {target}");
-            } else if line.starts_with("ringtune") {
+            } else if line.starts_with("ringtune") || line.starts_with("ringrun ") {
                 // One step instead of a minute of them.
                 let trains = line.contains("ringtune pretrain") || line.contains("ringtune sft");
                 let (before, after) = line.split_once("--max-steps ").unwrap_or((line, ""));

@@ -1,0 +1,354 @@
+//! The hub of the control channel: ranks meet here, exchange small values, show that they live, and learn why a run ends.
+//!
+//! It stands in ringrun, or in rank 0 where another launcher started the ranks. It judges nothing: what happens is told to its owner
+//! as an [`Event`], who says what becomes of it ([`Hub::fail`], [`Hub::stop`]).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::beacon::{Phase, Position};
+use crate::cause::{Cause, HANG};
+use crate::protocol::{Hello, LIMIT, Message, STRANGER};
+
+/// Without a sign of life for so long, a rank counts as dead.
+pub const SILENCE: Duration = Duration::from_secs(5);
+/// How long a stranger may take to prove the secret.
+const PROOF: Duration = Duration::from_secs(5);
+/// How long ranks may take to come.
+const MEETING: Duration = Duration::from_secs(300);
+const TICK: Duration = Duration::from_millis(250);
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A rank came.
+    Joined(usize),
+    /// These have not come yet.
+    Missing(Vec<usize>),
+    /// A rank's connection ended; with the exit code that it announced, if it said goodbye.
+    Closed(usize, Option<u8>),
+    /// Something went wrong, as a rank says or as the hub sees.
+    Failed(Cause),
+    /// A rank gave no sign of life for [`SILENCE`].
+    Silent(usize),
+    /// A checkpoint of this step is complete.
+    Saved(u64),
+}
+
+struct Member {
+    out: TcpStream,
+    hello: Hello,
+    beat: Instant,
+    position: Position,
+    moves: u64,
+    goodbye: Option<u8>,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Round {
+    parts: BTreeMap<usize, (String, Vec<u8>)>,
+}
+
+struct State {
+    members: Vec<Option<Member>>,
+    rounds: BTreeMap<u64, Round>,
+    met: Option<Instant>,
+    /// When a beacon of any rank moved last.
+    moved: Instant,
+    failed: Option<Cause>,
+}
+
+type Notify = Box<dyn Fn(Event) + Send + Sync>;
+
+struct Shared {
+    size: usize,
+    secret: String,
+    hang: Duration,
+    state: Mutex<State>,
+    /// A connection was closed.
+    changed: Condvar,
+    notify: Notify,
+}
+
+/// The hub; its threads live as long as the process.
+#[derive(Clone)]
+pub struct Hub {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+}
+
+impl Hub {
+    /// Listens for `size` ranks that know the secret. `hang`: how long no rank may move before that is a failure.
+    ///
+    /// # Errors
+    /// If the listener has no address, or no thread can be started.
+    pub fn start(
+        listener: TcpListener,
+        size: usize,
+        secret: String,
+        hang: Duration,
+        notify: impl Fn(Event) + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let state = State {
+            members: (0..size).map(|_| None).collect(),
+            rounds: BTreeMap::new(),
+            met: None,
+            moved: Instant::now(),
+            failed: None,
+        };
+        let shared = Arc::new(Shared {
+            size,
+            secret,
+            hang,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            notify: Box::new(notify),
+        });
+        let address = listener.local_addr()?;
+        let accept = Arc::clone(&shared);
+        std::thread::Builder::new().name("hub".into()).spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let shared = Arc::clone(&accept);
+                // Without a thread the stranger is turned away; a rank tries again or is missed.
+                let _ = std::thread::Builder::new().name("hub-rank".into()).spawn(move || serve(&shared, stream));
+            }
+        })?;
+        let watch = Arc::clone(&shared);
+        std::thread::Builder::new().name("hub-watch".into()).spawn(move || watch_over(&watch))?;
+        Ok(Self { shared, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Tells every rank why the run ends, those that come later too.
+    pub fn fail(&self, cause: &Cause) {
+        let mut state = self.shared.lock();
+        if state.failed.is_none() {
+            state.failed = Some(cause.clone());
+            state.tell_all(&Message::Failed(cause.clone()));
+        }
+    }
+
+    /// Asks every rank to end as after a signal. Whether any could be asked.
+    pub fn stop(&self, signal: i32) -> bool {
+        self.shared.lock().tell_all(&Message::Stop(signal)) > 0
+    }
+
+    /// Where a rank was when it last said so.
+    pub fn position(&self, rank: usize) -> Option<Position> {
+        self.shared.lock().members.get(rank)?.as_ref().map(|m| m.position)
+    }
+
+    /// The machine of a rank, once it has come.
+    pub fn host(&self, rank: usize) -> Option<String> {
+        self.shared.lock().members.get(rank)?.as_ref().map(|m| m.hello.host.clone())
+    }
+
+    /// Waits until the connections of all other ranks are closed, at most so long: who holds the hub leaves last.
+    pub fn leave_after(&self, own: usize, limit: Duration) {
+        let until = Instant::now() + limit;
+        let open = |state: &State| {
+            state.members.iter().enumerate().any(|(r, m)| r != own && m.as_ref().is_some_and(|m| !m.closed))
+        };
+        let mut state = self.shared.lock();
+        while open(&state) && Instant::now() < until {
+            let wait = until.saturating_duration_since(Instant::now());
+            state = self.shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// All clocks start anew: the ranks, or the whole machine, were suspended.
+    pub fn wake(&self) {
+        self.shared.lock().wake();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The number of ranks that were told.
+    fn tell_all(&mut self, message: &Message) -> usize {
+        let open = self.members.iter_mut().flatten().filter(|m| !m.closed);
+        open.filter_map(|m| message.write(&mut m.out).ok()).count()
+    }
+
+    fn wake(&mut self) {
+        let now = Instant::now();
+        self.moved = now;
+        self.members.iter_mut().flatten().for_each(|m| m.beat = now);
+    }
+
+    fn cause(&self, rank: usize, text: String, code: u8) -> Event {
+        let member = self.members[rank].as_ref();
+        let host = member.map_or_else(|| "unknown".into(), |m| m.hello.host.clone());
+        Event::Failed(Cause { rank, host, position: member.map(|m| m.position), text, code })
+    }
+}
+
+/// One connection, from its hello to its end.
+fn serve(shared: &Shared, mut stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = stream.set_read_timeout(Some(PROOF));
+    // A rank that reads nothing must not hold up the others.
+    let _ = stream.set_write_timeout(Some(PROOF));
+    let Ok(Some(Message::Hello(hello))) = Message::read(&mut stream, STRANGER) else { return };
+    let Some(rank) = admit(shared, &stream, &hello) else { return };
+    (shared.notify)(Event::Joined(rank));
+    let _ = stream.set_read_timeout(None);
+    while let Ok(Some(message)) = Message::read(&mut stream, LIMIT) {
+        if let Some(event) = receive(shared, rank, message) {
+            (shared.notify)(event);
+        }
+    }
+    let goodbye = shared.lock().members[rank].as_mut().and_then(|m| {
+        m.closed = true;
+        m.goodbye
+    });
+    shared.changed.notify_all();
+    (shared.notify)(Event::Closed(rank, goodbye));
+}
+
+/// Takes a rank in if it knows the secret and nobody has its number.
+fn admit(shared: &Shared, stream: &TcpStream, hello: &Value) -> Option<usize> {
+    if hello["secret"].as_str() != Some(&shared.secret) || hello["size"].as_u64() != Some(shared.size as u64) {
+        return None;
+    }
+    let mut hello = Hello::from_json(hello)?;
+    let (rank, mut out) = (hello.rank, stream.try_clone().ok()?);
+    // A rank does not know by which address others see it.
+    let seen = SocketAddr::new(stream.peer_addr().ok()?.ip(), 0).to_string();
+    let seen = seen.strip_suffix(":0").unwrap_or(&seen);
+    hello.listens.iter_mut().for_each(|door| {
+        if let Some(port) = door.strip_prefix('*') {
+            *door = format!("{seen}{port}");
+        }
+    });
+    let mut state = shared.lock();
+    if rank >= shared.size || state.members[rank].is_some() || Message::Known.write(&mut out).is_err() {
+        return None;
+    }
+    if let Some(cause) = &state.failed {
+        let _ = Message::Failed(cause.clone()).write(&mut out);
+    }
+    let position = Position::default();
+    let member = Member { out, hello, beat: Instant::now(), position, moves: 0, goodbye: None, closed: false };
+    state.members[rank] = Some(member);
+    if state.members.iter().all(Option::is_some) {
+        let all: Vec<Value> = state.members.iter().flatten().map(|m| m.hello.to_json()).collect();
+        state.met = Some(Instant::now());
+        state.wake();
+        state.tell_all(&Message::Welcome(Value::Array(all)));
+    }
+    Some(rank)
+}
+
+fn receive(shared: &Shared, rank: usize, message: Message) -> Option<Event> {
+    let mut state = shared.lock();
+    let member = state.members[rank].as_mut()?;
+    member.beat = Instant::now();
+    match message {
+        Message::Beat { position, moves } => {
+            member.position = Position::unpack(position);
+            if member.moves != moves {
+                member.moves = moves;
+                state.moved = Instant::now();
+            }
+            None
+        }
+        Message::Saved(step) => Some(Event::Saved(step)),
+        Message::Failed(cause) => Some(Event::Failed(Cause { rank, ..cause })),
+        Message::Goodbye(code) => {
+            member.goodbye = Some(code);
+            None
+        }
+        Message::Gather { seq, what, own } => gather(&mut state, rank, seq, what, own),
+        _ => None,
+    }
+}
+
+/// Adds a rank's part of an exchange; all get all of them once they are there.
+fn gather(state: &mut State, rank: usize, seq: u64, what: String, own: Vec<u8>) -> Option<Event> {
+    let round = state.rounds.entry(seq).or_default();
+    let other =
+        round.parts.iter().find(|(_, (name, _))| *name != what).map(|(other, (name, _))| (*other, name.clone()));
+    round.parts.insert(rank, (what.clone(), own));
+    if let Some((other, name)) = other {
+        let text =
+            format!("calls \"{what}\" as exchange {seq}, rank {other} calls \"{name}\": they have lost each other");
+        return Some(state.cause(rank, text, 1));
+    }
+    if round.parts.len() == state.members.len() {
+        let parts = state.rounds.remove(&seq).map(|r| r.parts).unwrap_or_default();
+        state.tell_all(&Message::Gathered { seq, all: parts.into_values().map(|(_, part)| part).collect() });
+        return None;
+    }
+    let gone = (0..state.members.len()).find(|&r| state.members[r].as_ref().is_some_and(|m| m.goodbye.is_some()))?;
+    Some(state.cause(gone, format!("has ended, and rank {rank} waits for it in \"{what}\""), 1))
+}
+
+/// Looks for ranks that do not come, do not live or do not move.
+fn watch_over(shared: &Shared) {
+    let (start, mut said, mut last) = (Instant::now(), Instant::now(), Instant::now());
+    let mut silent = vec![false; shared.size];
+    let mut hung = false;
+    loop {
+        std::thread::sleep(TICK);
+        let mut events = Vec::new();
+        let mut state = shared.lock();
+        // We were suspended ourselves: nobody else's clock went on.
+        if last.elapsed() > Duration::from_secs(2) {
+            state.wake();
+        }
+        last = Instant::now();
+        let missing: Vec<usize> = (0..shared.size).filter(|&r| state.members[r].is_none()).collect();
+        if state.met.is_none() && missing.len() < shared.size {
+            if start.elapsed() > MEETING {
+                let text = format!("did not come within {} s", MEETING.as_secs());
+                events.push(state.cause(missing[0], text, 1));
+            } else if said.elapsed() > Duration::from_secs(10) {
+                said = Instant::now();
+                events.push(Event::Missing(missing));
+            }
+        }
+        if state.met.is_some() && state.failed.is_none() {
+            for (rank, said) in silent.iter_mut().enumerate() {
+                let Some(m) = &state.members[rank] else { continue };
+                if !*said && !m.closed && m.goodbye.is_none() && m.beat.elapsed() > SILENCE {
+                    *said = true;
+                    events.push(Event::Silent(rank));
+                }
+            }
+            let alive = |m: &&Member| !m.closed && m.goodbye.is_none();
+            if !hung && state.moved.elapsed() > shared.hang && state.members.iter().flatten().any(|m| alive(&m)) {
+                hung = true;
+                events.push(hang(&state, shared.hang));
+            }
+        }
+        drop(state);
+        events.into_iter().for_each(|event| (shared.notify)(event));
+    }
+}
+
+/// Nobody moves: the culprit is who does not wait for others.
+fn hang(state: &State, limit: Duration) -> Event {
+    let alive: Vec<(usize, &Member)> =
+        state.members.iter().enumerate().filter_map(|(r, m)| Some((r, m.as_ref().filter(|m| !m.closed)?))).collect();
+    let waits = alive.iter().filter(|(_, m)| m.position.phase == Phase::Reduce).count();
+    let culprit = alive.iter().find(|(_, m)| m.position.phase != Phase::Reduce).or(alive.first());
+    let rank = culprit.map_or(0, |(r, _)| *r);
+    let others = if waits > 0 { format!("; {waits} others wait in the reduction") } else { String::new() };
+    state.cause(rank, format!("hangs since {} s{others}", limit.as_secs()), HANG)
+}

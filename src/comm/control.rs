@@ -1,0 +1,256 @@
+//! The control channel of a rank: small values, heartbeats, the first cause; its thread ends the process when the run has failed.
+//!
+//! A rank ends by this thread calling `_exit`, whatever the others are blocked in.
+
+use std::cell::Cell;
+use std::net::TcpStream;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use launcher::beacon::{Beacon, Position};
+use launcher::cause::{BYSTANDER, Cause};
+use launcher::hub::Hub;
+use launcher::protocol::{LIMIT, Message};
+
+use super::fault::Fault;
+use crate::error::{Error, Kind, Result};
+use crate::files::remove_pending;
+use crate::{machine, say};
+
+/// What the collectives ask of whatever joins the ranks.
+pub trait Control {
+    /// Everyone's bytes, by rank.
+    ///
+    /// # Errors
+    /// If a peer is gone.
+    fn gather(&self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// A connection to a peer is lost: waits for the one who knows why, and gives the error back where nobody does.
+    fn lost(&self, e: Error) -> Error {
+        e
+    }
+
+    /// See [`super::Communicator::at`].
+    fn at(&self, _position: Position) {}
+
+    /// See [`super::Communicator::gain`].
+    fn gain(&self) -> f32 {
+        1.0
+    }
+
+    /// See [`super::Communicator::saved`].
+    fn saved(&self, _step: u64) {}
+}
+
+/// How often a rank shows that it lives.
+const BEAT: Duration = Duration::from_secs(1);
+/// How long whoever lost a peer waits to hear why.
+const EXPLANATION: Duration = Duration::from_secs(10);
+/// How long a failed run lets a checkpoint be finished.
+const LAST_WRITE: Duration = Duration::from_secs(60);
+
+/// Held, shared, by who writes a checkpoint.
+static WRITING: RwLock<()> = RwLock::new(());
+
+/// While it is held, a run that fails elsewhere waits with this rank's end: a checkpoint that is being written is finished.
+pub fn finish_writing() -> RwLockReadGuard<'static, ()> {
+    WRITING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the threads of a rank share.
+struct Shared {
+    rank: usize,
+    out: Mutex<TcpStream>,
+    beacon: Beacon,
+    /// It has said goodbye or why it ends: what the hub says does not matter any more.
+    ended: AtomicBool,
+    /// The hub, where this rank holds it.
+    hub: Option<Hub>,
+    /// Whether the launcher says causes itself.
+    launcher_speaks: bool,
+}
+
+/// A rank's end of the channel.
+pub struct Channel {
+    shared: Arc<Shared>,
+    gathered: Receiver<(u64, Vec<Vec<u8>>)>,
+    sequence: Cell<u64>,
+    fault: Option<Fault>,
+}
+
+/// Of the process, for its panic hook.
+static OWN: OnceLock<Arc<Shared>> = OnceLock::new();
+
+impl Channel {
+    /// Takes over a connection on which all ranks were welcomed.
+    ///
+    /// # Errors
+    /// If no thread can be started, or the fault that is asked for makes no sense.
+    pub fn start(
+        rank: usize,
+        stream: TcpStream,
+        beacon: Beacon,
+        hub: Option<Hub>,
+        launcher_speaks: bool,
+    ) -> Result<Self> {
+        let fault = Fault::of(rank)?;
+        let (from, out) = (stream.try_clone()?, Mutex::new(stream));
+        let shared = Arc::new(Shared { rank, out, beacon, ended: AtomicBool::new(false), hub, launcher_speaks });
+        let (to, gathered) = unbounded();
+        let named = |name: &str| std::thread::Builder::new().name(name.into());
+        let listener = Arc::clone(&shared);
+        named("control").spawn(move || listen(&listener, from, &to))?;
+        let beating = Arc::clone(&shared);
+        named("heartbeat").spawn(move || {
+            while beating.send(&beating.beat()).is_ok() {
+                std::thread::sleep(BEAT);
+            }
+        })?;
+        if OWN.set(Arc::clone(&shared)).is_ok() {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |info| {
+                if let Some(own) = OWN.get() {
+                    let what = info.payload_as_str().unwrap_or("a panic");
+                    let place = info.location().map_or(String::new(), |l| format!(" at {}:{}", l.file(), l.line()));
+                    own.fail(format!("panicked{place}: {what}"), 1);
+                }
+                before(info);
+            }));
+        }
+        Ok(Self { shared, gathered, sequence: Cell::new(0), fault })
+    }
+
+    /// The run has ended here; the others are told why, or that all is well.
+    pub fn finish<T>(&self, result: &Result<T>) {
+        match result {
+            Ok(_) => self.shared.goodbye(0),
+            Err(e) if e.kind() == Kind::Interrupted => self.shared.goodbye(e.exit_code()),
+            // Who knows the cause ends this process soon.
+            Err(e) if e.kind() == Kind::Bystander => std::thread::sleep(EXPLANATION),
+            Err(e) => self.shared.fail(e.to_string(), e.exit_code()),
+        }
+        self.shared.leave_last();
+    }
+}
+
+impl Control for Rc<Channel> {
+    fn gather(&self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let seq = self.sequence.get();
+        self.sequence.set(seq + 1);
+        let message = Message::Gather { seq, what: what.into(), own: own.to_vec() };
+        let gone = || self.lost(Error::new(format!("the control channel is lost in \"{what}\"")));
+        self.shared.send(&message).map_err(|_| gone())?;
+        let (found, all) = self.gathered.recv().map_err(|_| gone())?;
+        assert_eq!(found, seq, "exchanges come in their order");
+        Ok(all)
+    }
+
+    fn lost(&self, e: Error) -> Error {
+        std::thread::sleep(EXPLANATION);
+        e
+    }
+
+    fn at(&self, position: Position) {
+        self.shared.beacon.set(position);
+        if let Some(fault) = &self.fault {
+            fault.act(position);
+        }
+    }
+
+    fn gain(&self) -> f32 {
+        self.fault.map_or(1.0, |fault| fault.gain(self.shared.beacon.position().step))
+    }
+
+    fn saved(&self, step: u64) {
+        // It only counts failures without progress.
+        let _ = self.shared.send(&Message::Saved(step));
+    }
+}
+
+impl Shared {
+    fn send(&self, message: &Message) -> std::io::Result<()> {
+        message.write(&mut *self.out.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn beat(&self) -> Message {
+        Message::Beat { position: self.beacon.position().pack(), moves: self.beacon.moves() }
+    }
+
+    /// Says what went wrong here, once.
+    fn fail(&self, text: String, code: u8) {
+        if self.ended.swap(true, SeqCst) {
+            return;
+        }
+        let position = Some(self.beacon.position());
+        let cause = Cause { rank: self.rank, host: machine::host(), position, text, code };
+        let _ = self.send(&Message::Failed(cause)); // Without a hub nobody is left to be told.
+    }
+
+    fn goodbye(&self, code: u8) {
+        self.ended.store(true, SeqCst);
+        // Where it was last is said too; a hub that is gone needs no goodbye.
+        let _ = self.send(&self.beat()).and_then(|()| self.send(&Message::Goodbye(code)));
+    }
+
+    /// Who holds the hub lets the others read what it said.
+    fn leave_last(&self) {
+        if let Some(hub) = &self.hub {
+            hub.leave_after(self.rank, EXPLANATION);
+        }
+    }
+}
+
+/// Reads what the hub says, to the end.
+fn listen(shared: &Shared, mut from: TcpStream, to: &Sender<(u64, Vec<Vec<u8>>)>) {
+    loop {
+        match Message::read(&mut from, LIMIT) {
+            // Nobody waits for it once the main thread has ended.
+            Ok(Some(Message::Gathered { seq, all })) => drop(to.send((seq, all))),
+            Ok(Some(Message::Failed(cause))) => end(shared, &cause.line(), !shared.launcher_speaks),
+            // SAFETY: a signal to this very process, whose handlers it meets as if somebody had sent it.
+            Ok(Some(Message::Stop(signal))) => drop(unsafe { libc::kill(libc::getpid(), signal) }),
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => {
+                let gone =
+                    if shared.launcher_speaks { "the launcher is gone" } else { "rank 0 is gone: connection closed" };
+                return end(shared, gone, true);
+            }
+        }
+    }
+}
+
+/// Ends this process because of another one.
+fn end(shared: &Shared, why: &str, show: bool) {
+    if shared.ended.swap(true, SeqCst) {
+        return;
+    }
+    if show {
+        say::error(why);
+    }
+    if let Some(hub) = &shared.hub {
+        hub.leave_after(shared.rank, Duration::from_secs(1));
+    } else if !shared.launcher_speaks {
+        // Leaving at once, other launchers blame whoever left first.
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    wait_for_writer();
+    remove_pending();
+    // SAFETY: ends the process without running anything else of it, which is the point.
+    unsafe { libc::_exit(BYSTANDER.into()) }
+}
+
+/// Lets a checkpoint be finished that is being written.
+fn wait_for_writer() {
+    let until = Instant::now() + LAST_WRITE;
+    let mut said = false;
+    while Instant::now() < until && WRITING.try_write().is_err() {
+        if !said {
+            say::note("a checkpoint is being written: it is finished first");
+            said = true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

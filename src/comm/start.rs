@@ -1,0 +1,385 @@
+//! The start of a rank: who it is, where the others are, and a connection to each of them.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use launcher::beacon::Beacon;
+use launcher::cause::{BYSTANDER, Cause, HANG};
+use launcher::environment::{Identity, Launcher, Meeting, identify};
+use launcher::hub::{Event, Hub, SILENCE};
+use launcher::protocol::{Hello, LIMIT, Message};
+use launcher::spawn::{own_cores, parse_ranges, ranges};
+
+use super::control::Channel;
+use super::ranks::Ranks;
+use super::transport::{Sockets, Stream, Transport};
+use super::{Communicator, Solo, World};
+use crate::backend::Backend;
+use crate::error::{Context, Error, Result};
+use crate::{bail, ensure, machine, say};
+
+/// How long ranks wait for each other.
+const MEETING: Duration = Duration::from_secs(300);
+/// Ports that are tried where the first one is taken.
+const PORTS: u16 = 16;
+
+/// The ranks of this run.
+pub enum Comm {
+    /// One.
+    Solo,
+    /// Several, or one that ringrun watches.
+    Ranks(Box<Joined>),
+}
+
+/// A rank that has met the others.
+pub struct Joined {
+    ranks: Ranks,
+    channel: Rc<Channel>,
+    /// Cores that are this rank's share.
+    threads: usize,
+}
+
+/// Which rank this is, before it has met the others: who is not the main one is silent from the beginning.
+///
+/// # Errors
+/// A usage error where the environment makes no sense.
+pub fn announce() -> Result<()> {
+    let identity = identify(&|name| std::env::var(name).ok()).map_err(Error::usage)?;
+    say::set_rank(identity.map_or(0, |i| i.rank));
+    Ok(())
+}
+
+/// Meets the other ranks: first of all, before any file is touched. Without a launcher there are none.
+///
+/// # Errors
+/// If the environment makes no sense, or the ranks do not find each other.
+pub fn start() -> Result<Comm> {
+    let Some(identity) = identify(&|name| std::env::var(name).ok()).map_err(Error::usage)? else {
+        return Ok(Comm::Solo);
+    };
+    say::set_rank(identity.rank);
+    // A shell may stand between the launcher and this program: it dies with whoever started it all the same.
+    if identity.launcher == Launcher::Ringrun {
+        // SAFETY: a call without pointers.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    }
+    let join = || join(&identity).map(|joined| Comm::Ranks(Box::new(joined)));
+    join().context(|| format!("rank {} of {}, started by {}", identity.rank, identity.size, identity.launcher.name()))
+}
+
+impl Comm {
+    /// As the trainer holds it.
+    pub fn of<B: Backend>(&self) -> &dyn Communicator<B> {
+        match self {
+            Comm::Solo => &Solo,
+            Comm::Ranks(joined) => &joined.ranks,
+        }
+    }
+
+    /// Which rank this is.
+    pub fn world(&self) -> &World {
+        match self {
+            Comm::Solo => &World::SOLO,
+            Comm::Ranks(joined) => joined.ranks.own_world(),
+        }
+    }
+
+    /// Threads of this rank: its share of the cores; `None`: what there is.
+    pub fn threads(&self) -> Option<usize> {
+        match self {
+            Comm::Solo => None,
+            Comm::Ranks(joined) => Some(joined.threads),
+        }
+    }
+
+    /// The run has ended on this rank: the others are told why, or that all is well.
+    ///
+    /// # Errors
+    /// The result's own.
+    pub fn finish<T>(&self, result: Result<T>) -> Result<T> {
+        if let Comm::Ranks(joined) = self {
+            joined.channel.finish(&result);
+        }
+        result
+    }
+}
+
+/// What tells machines, and containers on one of them, apart.
+fn place() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let network = std::fs::read_link("/proc/self/ns/net").map(|p| p.display().to_string()).unwrap_or_default();
+    format!("{} {} {network}", machine::host(), boot.trim())
+}
+
+fn join(identity: &Identity) -> Result<Joined> {
+    let &Identity { rank, size, launcher, .. } = identity;
+    let inherited = std::env::var("RINGTUNE_BEACON_FD").ok().and_then(|fd| Beacon::inherited(fd.parse().ok()?).ok());
+    let beacon = inherited.unwrap_or_else(Beacon::private);
+    let own_hub = if rank == 0 { open_hub(identity)? } else { None };
+    let (secret, addresses) = where_to(identity, own_hub.as_ref())?;
+    // Rank 0 reaches its own hub by another address than the others.
+    let seen = match &identity.meeting {
+        Meeting::Master { host, .. } => Some(if own_hub.is_some() { host.as_str() } else { "*" }),
+        _ => None,
+    };
+    let doors = Doors::open(rank, &secret, seen)?;
+    let hello = Hello {
+        rank,
+        host: machine::host(),
+        place: place(),
+        pid: std::process::id(),
+        cores: ranges(&own_cores()),
+        listens: doors.names.clone(),
+    };
+    let mut control = meet(&hello, size, &secret, &addresses)?;
+    let members = welcome(&mut control, launcher)?;
+    ensure!(members.len() == size, "expected {size} ranks, met {}", members.len());
+    let here: Vec<usize> = (0..size).filter(|&r| members[r].place == hello.place).collect();
+    let world = World {
+        rank,
+        size,
+        local_rank: identity.local_rank.unwrap_or_else(|| here.iter().position(|&r| r == rank).unwrap_or(0)),
+        local_size: here.len(),
+    };
+    let sharing = here.iter().filter(|&&r| members[r].cores == hello.cores).count();
+    let cores = parse_ranges(&hello.cores).map_or(1, |cores| cores.len());
+    let peers = doors.connect(rank, &members, &secret)?;
+    let speaks = launcher == Launcher::Ringrun;
+    let channel = Rc::new(Channel::start(rank, control, beacon, own_hub, speaks)?);
+    let transport = (size > 1).then(|| Box::new(Sockets::new(peers)) as Box<dyn Transport>);
+    let ranks = Ranks::new(world, Box::new(Rc::clone(&channel)), transport)?;
+    Ok(Joined { ranks, channel, threads: (cores / sharing.max(1)).max(1) })
+}
+
+/// Rank 0 holds the hub where the launcher has none.
+fn open_hub(identity: &Identity) -> Result<Option<Hub>> {
+    let Meeting::Master { port, secret, .. } = &identity.meeting else { return Ok(None) };
+    let bound = (0..PORTS).find_map(|i| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port.checked_add(i)?)).ok());
+    let Some(listener) = bound else { bail!("ports {port} to {} are all taken", port.saturating_add(PORTS - 1)) };
+    let own: Arc<OnceLock<Hub>> = Arc::default();
+    let judge = Arc::clone(&own);
+    let notify = move |event| {
+        let Some(hub) = judge.get() else { return };
+        let cause = |rank, text: String, code| {
+            let host = hub.host(rank).unwrap_or_default();
+            Cause { rank, host, position: hub.position(rank), text, code }
+        };
+        match event {
+            Event::Failed(cause) => hub.fail(&cause),
+            Event::Closed(rank, None) => {
+                let text = "connection closed: killed or crashed; see the launcher's own message".into();
+                hub.fail(&cause(rank, text, 1));
+            }
+            Event::Silent(rank) => {
+                hub.fail(&cause(rank, format!("no sign of life for {} s", SILENCE.as_secs()), HANG));
+            }
+            Event::Missing(ranks) => {
+                let list: Vec<String> = ranks.iter().take(8).map(usize::to_string).collect();
+                say::note(&format!("waiting for rank {}", list.join(", ")));
+            }
+            _ => {}
+        }
+    };
+    let hang = Duration::from_secs(600);
+    let hub = Hub::start(listener, identity.size, secret.clone(), hang, notify)?;
+    let _ = own.set(hub.clone());
+    Ok(Some(hub))
+}
+
+/// The secret, and where the hub may be.
+fn where_to(identity: &Identity, own: Option<&Hub>) -> Result<(String, Vec<SocketAddr>)> {
+    let resolve = |host: &str, port: u16| -> Result<Vec<SocketAddr>> {
+        let found = (host, port).to_socket_addrs().context(|| format!("{host}: cannot be found"))?;
+        Ok(found.collect())
+    };
+    match &identity.meeting {
+        Meeting::Control { address, secret } => {
+            let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+            let port = port
+                .parse()
+                .map_err(|_| Error::usage(format!("RINGTUNE_CONTROL: expected ADDRESS:PORT, found {address:?}")))?;
+            Ok((secret.clone(), resolve(host.trim_matches(['[', ']']), port)?))
+        }
+        Meeting::Master { secret, .. } if own.is_some() => {
+            let port = own.map_or(0, |hub| hub.address().port());
+            Ok((secret.clone(), vec![(Ipv4Addr::LOCALHOST, port).into()]))
+        }
+        Meeting::Master { host, port, secret } => {
+            let hosts = resolve(host, *port)?;
+            let all =
+                (0..PORTS).flat_map(|i| hosts.iter().map(move |a| SocketAddr::new(a.ip(), a.port().saturating_add(i))));
+            Ok((secret.clone(), all.collect()))
+        }
+        Meeting::Unknown => Err(Error::usage(
+            "nothing says where the ranks meet: set MASTER_ADDR and MASTER_PORT to an address and a free port of rank 0's machine, or \
+             start the program with ringrun",
+        )),
+    }
+}
+
+/// Connects to the hub and is known there.
+fn meet(hello: &Hello, size: usize, secret: &str, addresses: &[SocketAddr]) -> Result<TcpStream> {
+    let mut value = hello.to_json();
+    (value["secret"], value["size"]) = (secret.into(), size.into());
+    let hello = Message::Hello(value);
+    let until = Instant::now() + MEETING;
+    loop {
+        for address in addresses {
+            let Ok(mut stream) = TcpStream::connect_timeout(address, Duration::from_secs(2)) else { continue };
+            let known = || -> std::io::Result<bool> {
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+                hello.write(&mut stream)?;
+                Ok(matches!(Message::read(&mut stream, LIMIT)?, Some(Message::Known)))
+            };
+            // Another program may listen there.
+            if { known }().unwrap_or(false) {
+                return Ok(stream);
+            }
+        }
+        let places: Vec<String> = addresses.iter().take(3).map(SocketAddr::to_string).collect();
+        ensure!(Instant::now() < until, "no hub answers at {}", places.join(", "));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Waits until all ranks are there.
+fn welcome(control: &mut TcpStream, launcher: Launcher) -> Result<Vec<Hello>> {
+    control.set_read_timeout(Some(MEETING + Duration::from_secs(30)))?;
+    let message = Message::read(control, LIMIT).context(|| "waiting for the other ranks".into())?;
+    control.set_read_timeout(None)?;
+    match message {
+        Some(Message::Welcome(all)) => {
+            let members = all.as_array().into_iter().flatten().map(Hello::from_json).collect();
+            let members: Option<Vec<Hello>> = members;
+            members.ok_or_else(|| Error::new("the hub's welcome cannot be read: is ringrun of the same version?"))
+        }
+        Some(Message::Failed(cause)) => {
+            if launcher != Launcher::Ringrun {
+                say::error(&cause.line());
+            }
+            std::process::exit(BYSTANDER.into())
+        }
+        _ => bail!("the hub is gone"),
+    }
+}
+
+/// Where other ranks connect to this one.
+struct Doors {
+    unix: UnixListener,
+    tcp: Option<TcpListener>,
+    names: Vec<String>,
+}
+
+impl Doors {
+    fn open(rank: usize, secret: &str, seen: Option<&str>) -> Result<Self> {
+        let name = format!("ringtune-{}-{}-{rank}", std::process::id(), blake3::hash(secret.as_bytes()).to_hex());
+        let address = UnixAddr::from_abstract_name(&name)?;
+        let unix = UnixListener::bind_addr(&address).context(|| "cannot listen for other ranks".into())?;
+        let mut names = vec![format!("@{name}")];
+        let mut tcp = None;
+        if let Some(seen) = seen {
+            let listener =
+                TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).context(|| "cannot listen for other ranks".into())?;
+            names.push(format!("{seen}:{}", listener.local_addr()?.port()));
+            tcp = Some(listener);
+        }
+        Ok(Self { unix, tcp, names })
+    }
+
+    /// A connection to every other rank: this one calls those below it, those above it call.
+    fn connect(self, rank: usize, members: &[Hello], secret: &str) -> Result<Vec<Option<Box<dyn Stream>>>> {
+        let mut peers: Vec<Option<Box<dyn Stream>>> = members.iter().map(|_| None).collect();
+        let proof = *blake3::hash(secret.as_bytes()).as_bytes();
+        for (r, peer) in members.iter().enumerate().take(rank) {
+            let mut greeting = proof.to_vec();
+            greeting.extend((rank as u32).to_le_bytes());
+            let lost = || format!("cannot reach rank {r} on host {}", peer.host);
+            let near = peer.place == members[rank].place;
+            let stream: Box<dyn Stream> = if near {
+                Box::new(near_to(peer, &greeting).context(lost)?)
+            } else {
+                Box::new(far_to(peer, &greeting).context(lost)?)
+            };
+            peers[r] = Some(stream);
+        }
+        let until = Instant::now() + MEETING;
+        self.unix.set_nonblocking(true)?;
+        self.tcp.iter().try_for_each(|tcp| tcp.set_nonblocking(true))?;
+        while peers.iter().skip(rank + 1).any(Option::is_none) {
+            ensure!(Instant::now() < until, "other ranks did not connect within {} s", MEETING.as_secs());
+            let near = self.unix.accept().ok().map(|(stream, _)| stream);
+            let far = self.tcp.as_ref().and_then(|tcp| tcp.accept().ok()).map(|(stream, _)| stream);
+            if near.is_none() && far.is_none() {
+                self.wait()?;
+                continue;
+            }
+            let mut admit = |r: Option<usize>, stream: Box<dyn Stream>| {
+                // Whoever does not know the secret, or comes twice, is turned away.
+                if let Some(place) = r.filter(|&r| r > rank).and_then(|r| peers.get_mut(r)).filter(|p| p.is_none()) {
+                    *place = Some(stream);
+                }
+            };
+            if let Some(mut s) = near {
+                s.set_nonblocking(false)?;
+                s.set_read_timeout(Some(Duration::from_secs(5)))?;
+                let r = greeted(&mut s, &proof);
+                s.set_nonblocking(true)?;
+                admit(r, Box::new(s));
+            }
+            if let Some(mut s) = far {
+                s.set_nonblocking(false)?;
+                s.set_nodelay(true)?;
+                s.set_read_timeout(Some(Duration::from_secs(5)))?;
+                let r = greeted(&mut s, &proof);
+                s.set_nonblocking(true)?;
+                admit(r, Box::new(s));
+            }
+        }
+        Ok(peers)
+    }
+
+    /// Waits until somebody knocks, or for a second.
+    fn wait(&self) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        let fds = [Some(self.unix.as_raw_fd()), self.tcp.as_ref().map(AsRawFd::as_raw_fd)];
+        let mut fds: Vec<libc::pollfd> =
+            fds.into_iter().flatten().map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
+        // SAFETY: the pointer and the length are those of a vector that lives during the call.
+        unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, 1000) };
+        Ok(())
+    }
+}
+
+/// The rank that a caller says it is, if it knows the secret.
+fn greeted(from: &mut impl std::io::Read, proof: &[u8; 32]) -> Option<usize> {
+    let mut greeting = [0; 36];
+    from.read_exact(&mut greeting).ok()?;
+    let (said, rank) = greeting.split_at(32);
+    (said == proof).then(|| u32::from_le_bytes(rank.try_into().expect("four bytes")) as usize)
+}
+
+fn near_to(peer: &Hello, greeting: &[u8]) -> Result<UnixStream> {
+    let name = peer.listens.iter().find_map(|l| l.strip_prefix('@'));
+    let name = name.ok_or_else(|| Error::new("it has no door for ranks of its machine"))?;
+    let mut stream = UnixStream::connect_addr(&UnixAddr::from_abstract_name(name)?)?;
+    std::io::Write::write_all(&mut stream, greeting)?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+fn far_to(peer: &Hello, greeting: &[u8]) -> Result<TcpStream> {
+    let door = peer.listens.iter().find(|l| !l.starts_with('@'));
+    let door = door.ok_or_else(|| Error::new("it has no door for ranks of other machines"))?;
+    let found = door.to_socket_addrs()?.find_map(|a| TcpStream::connect_timeout(&a, Duration::from_secs(10)).ok());
+    let mut stream =
+        found.ok_or_else(|| Error::new(format!("{door} does not answer: is there a firewall between them?")))?;
+    stream.set_nodelay(true)?;
+    std::io::Write::write_all(&mut stream, greeting)?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}

@@ -1,0 +1,185 @@
+//! Several ranks as processes: the bits of one, and what becomes of a run when one of them fails.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ringtune::checkpoint::manifest;
+
+use crate::ringrun_program::{Training, processes, run, succeed, wait_for_lines, wait_until};
+use crate::runs::{metrics, rows, same_file};
+
+const ADAPTER: &str = "adapter_model.safetensors";
+
+/// Two runs ended in the same place: weights, moments, log lines.
+fn same(a: &Path, b: &Path, weights: &str, steps: u64) {
+    same_file(&a.join(weights), &b.join(weights));
+    let last = format!("checkpoint-{steps}/optimizer.safetensors");
+    same_file(&a.join(&last), &b.join(&last));
+    assert_eq!(metrics(a), metrics(b), "{}", b.display());
+}
+
+#[test]
+fn two_and_four_ranks_give_the_bits_of_one() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let t = Training { flags: vec!["--lora_dropout", "0.1", "--lora_r", "4"], ..Training::new(dir.path(), 8) };
+    succeed(t.alone("one"));
+    for n in [1, 2, 4] {
+        let out = format!("ranks-{n}");
+        succeed(t.ranks(&out, n, &[]));
+        same(&dir.path().join("one"), &dir.path().join(&out), ADAPTER, 8);
+    }
+    assert_eq!(processes(&dir.path().display().to_string()), []);
+}
+
+/// Rows that are not packed, all weights, the tied embedding among them; six micro-batches, and four of the last step are empty.
+#[test]
+fn three_ranks_train_all_weights_to_the_bits_of_one() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 34);
+    let flags = vec!["--no_lora", "--no_packing"];
+    let t = Training { flags, micro_batches: 6, ..Training::new(dir.path(), 6) };
+    succeed(t.alone("one"));
+    succeed(t.ranks("three", 3, &[]));
+    same(&dir.path().join("one"), &dir.path().join("three"), "model.safetensors", 6);
+}
+
+/// What a fault does to a run of two ranks: its exit code and words of its last line. The next run ends where an undisturbed one does.
+fn fault(fault: &str, flags: &[&str], code: i32, words: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let t = Training { flags: vec!["--resume_from_checkpoint", "auto"], ..Training::new(dir.path(), 9) };
+    let mut first = t.ranks("out", 2, &[]);
+    let begun = Instant::now();
+    let (ended, stderr) = run({
+        first.args(flags).env("RINGTUNE_FAULT", fault);
+        first
+    });
+    let took = begun.elapsed();
+    let last = stderr.lines().last().unwrap_or_default().to_string();
+    assert_eq!(ended, Some(code), "{fault}:\n{stderr}");
+    for word in words {
+        assert!(
+            last.starts_with("ringrun: ") && last.contains(word),
+            "{fault}: no {word:?} in the last line of\n{stderr}"
+        );
+    }
+    // The whole run with its start, not only what came after the fault.
+    assert!(took < Duration::from_secs(20), "{fault}: {took:?}");
+    assert_eq!(processes(&dir.path().display().to_string()), [], "{fault}");
+    succeed(t.ranks("out", 2, &[]));
+    succeed(t.alone("one"));
+    same(&dir.path().join("one"), &dir.path().join("out"), ADAPTER, 9);
+    let left =
+        std::fs::read_dir(dir.path().join("out")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let left: Vec<String> = left.filter(|name| name.ends_with(".tmp")).collect();
+    assert!(left.is_empty(), "{fault}: left behind: {left:?}");
+}
+
+#[test]
+fn a_killed_rank_is_named_with_step_phase_and_layer() {
+    fault(
+        "rank=1 step=4 at=backward:1 do=kill",
+        &[],
+        137,
+        &["rank 1 on host ", ": step 4, backward, layer 1: killed by SIGKILL"],
+    );
+}
+
+#[test]
+fn a_stopped_rank_is_found_by_its_silence() {
+    fault(
+        "rank=1 step=4 at=forward do=stop",
+        &[],
+        124,
+        &["rank 1 ", "step 4, forward: no sign of life for 5 s (stopped by a signal)"],
+    );
+}
+
+#[test]
+fn a_panic_says_where_and_why() {
+    fault(
+        "rank=0 step=5 at=reduce do=panic",
+        &[],
+        1,
+        &["rank 0 ", "step 5, reduce: panicked at src/comm/fault.rs:", "asked for"],
+    );
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_ends_all_ranks() {
+    let words = ["step 4, ", "not finite"];
+    fault("rank=1 step=4 do=nan", &["--max_bad_steps", "1"], 1, &words);
+}
+
+#[test]
+fn a_full_disk_under_rank_0_is_said() {
+    fault("rank=0 step=6 at=save do=enospc", &[], 1, &["rank 0 ", "disk or quota is full"]);
+}
+
+#[test]
+fn a_rank_that_leaves_without_a_word_is_named() {
+    fault("rank=1 step=4 at=update do=exit:3", &[], 3, &["rank 1 ", "step 4, update: ended with exit code 3"]);
+}
+
+/// SIGTERM reaches the ranks at different moments; all save and stop after the same step.
+#[test]
+fn a_signal_saves_on_all_ranks_after_the_same_step() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    for signal in [libc::SIGTERM, libc::SIGUSR1] {
+        let out = format!("out-{signal}");
+        let t = Training { flags: vec!["--resume_from_checkpoint", "auto"], ..Training::new(dir.path(), 200) };
+        let mut child = t.ranks(&out, 2, &[]).spawn().unwrap();
+        wait_for_lines(&mut child, &dir.path().join(&out), 4);
+        // SAFETY: the child is ours and not yet waited for, so its id is not reused.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(75), "{stderr}");
+        assert!(stderr.lines().last().unwrap().contains("all ranks stopped with their state saved"), "{stderr}");
+        let (step, path) = manifest::list(&dir.path().join(&out)).unwrap().pop().unwrap();
+        manifest::verify(&path).unwrap();
+        assert!(step < 200 && stderr.contains(&format!("after step {step}, state saved")), "{stderr}");
+        assert_eq!(processes(&dir.path().display().to_string()), []);
+    }
+}
+
+#[test]
+fn no_rank_outlives_a_killed_launcher() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let mut child = Training::new(dir.path(), 100_000).ranks("out", 2, &[]).spawn().unwrap();
+    wait_for_lines(&mut child, &dir.path().join("out"), 2);
+    assert_eq!(processes(&dir.path().display().to_string()).len(), 3);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_until("the ranks go with their launcher", || processes(&dir.path().display().to_string()).is_empty());
+}
+
+/// Mistakes that every rank would find are said once, with the exit code of one rank.
+#[test]
+fn an_error_of_the_main_rank_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let t = Training::new(dir.path(), 4);
+    succeed(t.ranks("out", 2, &[]));
+    let (code, stderr) = run(t.ranks("out", 2, &[]));
+    assert_eq!(code, Some(2), "{stderr}");
+    assert_eq!(stderr.matches("error: ").count(), 1, "{stderr}");
+    assert!(
+        stderr.lines().last().unwrap().contains("rank 0 ") && stderr.contains("an earlier run left checkpoints"),
+        "{stderr}"
+    );
+}
+
+/// A batch script's variables make no ranks.
+#[test]
+fn a_program_in_a_batch_script_is_one_rank() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let mut command: Command = Training::new(dir.path(), 1).alone("out");
+    command.envs([("SLURM_NTASKS", "8"), ("SLURM_PROCID", "0"), ("SLURM_JOB_ID", "5"), ("SLURM_LOCALID", "0")]);
+    succeed(command);
+}
