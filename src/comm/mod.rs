@@ -154,7 +154,7 @@ pub trait Communicator<B: Backend> {
     ///
     /// # Errors
     /// The main rank's: there as it is, elsewhere as one of a bystander, who has nothing to say about it.
-    fn from_main(&self, what: &str, own: Result<Vec<u8>>) -> Result<Vec<u8>> {
+    fn main_says(&self, what: &str, own: Result<Vec<u8>>) -> Result<Vec<u8>> {
         let said = match (&own, self.is_main()) {
             (Ok(bytes), true) => [&[1], &bytes[..]].concat(),
             (Err(_), true) => vec![0],
@@ -212,7 +212,7 @@ pub fn in_turn<B: Backend, T>(comm: &dyn Communicator<B>, work: impl FnOnce() ->
                 _ => Ok(Vec::new()),
             };
             let _ =
-                comm.from_main("turn", outcome).or_else(|e| if world.is_main() { Ok(Vec::new()) } else { Err(e) })?;
+                comm.main_says("turn", outcome).or_else(|e| if world.is_main() { Ok(Vec::new()) } else { Err(e) })?;
         } else {
             comm.barrier()?;
         }

@@ -179,7 +179,7 @@ fn trace_of(path: &Path, rank: usize) -> PathBuf {
 fn of_main<B: Backend, T>(comm: &dyn Communicator<B>, what: &str, own: Option<Result<T>>) -> Result<Option<T>> {
     let own = own.transpose();
     let outcome = own.as_ref().map(|_| Vec::new()).map_err(|_| Error::bystander());
-    let outcome = comm.from_main(what, outcome);
+    let outcome = comm.main_says(what, outcome);
     // The main rank's own error has its words.
     own.and_then(|own| outcome.map(|_| own))
 }
@@ -218,7 +218,7 @@ fn resume<B: Backend>(
         }
         false => Ok(Vec::new()),
     };
-    let chosen = comm.from_main("checkpoint", chosen)?;
+    let chosen = comm.main_says("checkpoint", chosen)?;
     if chosen.is_empty() {
         return Ok(RunState::default());
     }

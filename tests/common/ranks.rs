@@ -34,14 +34,17 @@ impl Control for Rank {
 
 /// For each rank its sockets to the others.
 fn mesh(size: usize) -> Vec<Vec<Option<Box<dyn Stream>>>> {
-    let mut all: Vec<Vec<Option<Box<dyn Stream>>>> = (0..size).map(|_| (0..size).map(|_| None).collect()).collect();
-    for a in 0..size {
-        for b in 0..a {
+    let mut all: Vec<Vec<Option<Box<dyn Stream>>>> = Vec::new();
+    for _ in 0..size {
+        let mut own: Vec<Option<Box<dyn Stream>>> = Vec::new();
+        for below in &mut all {
             let (x, y) = UnixStream::pair().unwrap();
             [&x, &y].iter().for_each(|s| s.set_nonblocking(true).unwrap());
-            all[a][b] = Some(Box::new(x));
-            all[b][a] = Some(Box::new(y));
+            own.push(Some(Box::new(x)));
+            below.push(Some(Box::new(y)));
         }
+        own.push(None);
+        all.push(own);
     }
     all
 }
