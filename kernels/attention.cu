@@ -81,22 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const bool some = warp_first < end && key <= warp_last && (window == 0 || key + KEYS - 1 + window > warp_first);
         if (some) {
             float s[MT][NT][4] = {};
-#pragma unroll
-            for (int step = 0; step < HEAD_DIM / 16; step++) {
-                u32 a[MT][4];
-#pragma unroll
-                for (int i = 0; i < MT; i++) ldmatrix_x4(a[i], of_q.at(q_rows, i, step));
-#pragma unroll
-                for (int j = 0; j < NT / 2; j++) {
-                    u32 b[4];
-                    ldmatrix_x4(b, of_k.at(k_tile, j, step));
-#pragma unroll
-                    for (int i = 0; i < MT; i++) {
-                        mma_16816(s[i][2 * j], a[i], b[0], b[1]);
-                        mma_16816(s[i][2 * j + 1], a[i], b[2], b[3]);
-                    }
-                }
-            }
+            multiply(s, of_q, q_rows, of_k, k_tile);
             if (key + KEYS - 1 > warp_first || (window > 0 && key + window <= warp_last)) {
 #pragma unroll
                 for (int i = 0; i < MT; i++) {
@@ -145,28 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     }
                 }
             }
-#pragma unroll
-            for (int step = 0; step < KEYS / 16; step++) {
-                u32 a[MT][4];
-#pragma unroll
-                for (int i = 0; i < MT; i++) {
-#pragma unroll
-                    for (int half = 0; half < 2; half++) {
-                        const float(&p)[4] = s[i][2 * step + half];
-                        a[i][2 * half] = cvt_bf16x2(p[0], p[1]), a[i][2 * half + 1] = cvt_bf16x2(p[2], p[3]);
-                    }
-                }
-#pragma unroll
-                for (int j = 0; j < DT / 2; j++) {
-                    u32 b[4];
-                    ldmatrix_x4_trans(b, of_v.at(v_tile, step, j));
-#pragma unroll
-                    for (int i = 0; i < MT; i++) {
-                        mma_16816(acc[i][2 * j], a[i], b[0], b[1]);
-                        mma_16816(acc[i][2 * j + 1], a[i], b[2], b[3]);
-                    }
-                }
-            }
+            accumulate(acc, s, of_v, v_tile);
         }
         if (block == oldest) break;
     }

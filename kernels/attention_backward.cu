@@ -31,40 +31,6 @@ constexpr float LOG2_E = 1.4426950408889634f;
 
 extern __shared__ __align__(128) unsigned char shared[];
 
-// x (16 by TILE) = rows of the warp times rows of a tile, transposed.
-__device__ __forceinline__ void multiply(float (&x)[NT][4], const Fragments &of_a, u32 rows, const Fragments &of_b, u32 tile) {
-#pragma unroll
-    for (int j = 0; j < NT; j++) x[j][0] = x[j][1] = x[j][2] = x[j][3] = 0.0f;
-#pragma unroll
-    for (int step = 0; step < HEAD_DIM / 16; step++) {
-        u32 a[4];
-        ldmatrix_x4(a, of_a.at(rows, 0, step));
-#pragma unroll
-        for (int j = 0; j < NT / 2; j++) {
-            u32 b[4];
-            ldmatrix_x4(b, of_b.at(tile, j, step));
-            mma_16816(x[2 * j], a, b[0], b[1]);
-            mma_16816(x[2 * j + 1], a, b[2], b[3]);
-        }
-    }
-}
-
-// acc += x, rounded to bf16, times the rows of a tile.
-__device__ __forceinline__ void accumulate(Accumulator &acc, const float (&x)[NT][4], const Fragments &of_b, u32 tile) {
-#pragma unroll
-    for (int step = 0; step < NT / 2; step++) {
-        const float(&l)[4] = x[2 * step], (&r)[4] = x[2 * step + 1];
-        const u32 a[4] = {cvt_bf16x2(l[0], l[1]), cvt_bf16x2(l[2], l[3]), cvt_bf16x2(r[0], r[1]), cvt_bf16x2(r[2], r[3])};
-#pragma unroll
-        for (int j = 0; j < DT / 2; j++) {
-            u32 b[4];
-            ldmatrix_x4_trans(b, of_b.at(tile, step, j));
-            mma_16816(acc[2 * j], a, b[0], b[1]);
-            mma_16816(acc[2 * j + 1], a, b[2], b[3]);
-        }
-    }
-}
-
 // Turns 16 rows back by the angles of their positions; rows from `end` on are left alone. Both halves of a pair are in one thread.
 __device__ __forceinline__ void turn_back(Accumulator &x, const float *table, const int *positions, u32 first, u32 end) {
     const u32 lane = threadIdx.x % 32;
@@ -184,9 +150,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         buffer ^= 2 * BLOCK;
         const u32 key = document + block * TILE;
         if (warp_first < end && key <= warp_last && (window == 0 || key + TILE - 1 + window > warp_first)) {
-            float p[NT][4], ds[NT][4];
-            multiply(p, of_rows, q_rows, of_columns, k_tile);
-            multiply(ds, of_rows, dout_rows, of_columns, v_tile);
+            float p[NT][4] = {}, ds[NT][4] = {};
+            multiply(one_row(p), of_rows, q_rows, of_columns, k_tile);
+            multiply(one_row(ds), of_rows, dout_rows, of_columns, v_tile);
             if (key + TILE - 1 > warp_first || (window > 0 && key + window <= warp_last)) mask<true>(p, warp_first, key, window);
 #pragma unroll
             for (int j = 0; j < NT; j++) {
@@ -195,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     ds[j][e] = exp2_approx(fmaf(p[j][e], exponent, -log_sum[e / 2])) * (ds[j][e] - del[e / 2]);
                 }
             }
-            accumulate(acc, ds, turned, k_tile);
+            accumulate(one_row(acc), one_row(ds), turned, k_tile);
         }
         if (block == oldest) break;
     }
@@ -264,8 +230,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const float *of = stats + buffer * (2 * TILE) + lane % 4 * 2;
         buffer ^= 1;
         if (warp_first < end && warp_first <= query + TILE - 1 && (window == 0 || warp_last + window > query)) {
-            float p[NT][4], ds[NT][4];
-            multiply(p, of_rows, k_rows, of_columns, q_part);
+            float p[NT][4] = {}, ds[NT][4] = {};
+            multiply(one_row(p), of_rows, k_rows, of_columns, q_part);
             if (warp_last > query || (window > 0 && warp_first + window <= query + TILE - 1)) {
                 mask<false>(p, warp_first, query, window);
             }
@@ -277,15 +243,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     p[j][e] = exp2_approx(fmaf(p[j][e], exponent, -(e % 2 ? log_sum.y : log_sum.x)));
                 }
             }
-            accumulate(acc_v, p, turned, dout_part);
-            multiply(ds, of_rows, v_rows, of_columns, dout_part);
+            accumulate(one_row(acc_v), one_row(p), turned, dout_part);
+            multiply(one_row(ds), of_rows, v_rows, of_columns, dout_part);
 #pragma unroll
             for (int j = 0; j < NT; j++) {
                 const float2 del = *reinterpret_cast<const float2 *>(of + TILE + j * 8);
 #pragma unroll
                 for (int e = 0; e < 4; e++) ds[j][e] = p[j][e] * (ds[j][e] - (e % 2 ? del.y : del.x));
             }
-            accumulate(acc_k, ds, turned, q_part);
+            accumulate(one_row(acc_k), one_row(ds), turned, q_part);
         }
         if (!more) break;
     }

@@ -1,4 +1,4 @@
-// Sums of columns, for the gradient of a bias: db[j] += sum over rows i of dy[i][j].
+// Sums of columns, for the gradient of a bias: db[j] += sum over rows i of dy[i][j]. The last pass also ends the gradient of a norm.
 //
 // Shapes: dy (rows, cols), db (1, cols) f32, partial (strips, cols) f32. Defines: SRC_T in {float, bf16}.
 // Numerics: f32; strips of STRIP rows from the first row to the last, the strips in order, the whole added to db once.

@@ -9,7 +9,7 @@
 // else 1; DIRECTION_FORWARD or DIRECTION_BACKWARD.
 // Numerics: everything in f32, one rounding of each stored value. Sums in a fixed order that does not depend on the number of rows:
 // a group belongs to `team` threads (8, 32 or all THREADS; the launch chooses by D), each sums its elements, then a butterfly.
-// dw: each team sums its groups in shared memory, the teams of a block are added in order, then rmsnorm_dw adds the blocks in order.
+// dw: each team sums its groups in shared memory, the teams of a block are added in order, then column_sums_add adds the blocks in order.
 // Launch: blocks of THREADS threads. Forward: THREADS / team groups a block. Backward: ROUNDS times as many; dynamic shared memory
 // of THREADS / team * D floats where dw is asked for, else none; `partial` holds one row of D floats per block.
 // Cost in bytes a row of C bf16: forward 4 C, backward 6 C (dx set) or 8 C (dx added to); 4 C and 11 C flops. Memory-bound.
@@ -122,15 +122,5 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (u32 t = 0; t < teams; t++) sum += sums[t * width + j];
         partial[u64(blockIdx.x) * width + j] = sum;
     }
-}
-
-// dw += the sum of the blocks' partial sums, block by block. A thread per column.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    rmsnorm_dw(float *__restrict__ dw, const float *__restrict__ partial, u32 blocks, u32 width) {
-    const u32 j = blockIdx.x * THREADS + threadIdx.x;
-    if (j >= width) return;
-    float sum = 0.0f;
-    for (u32 b = 0; b < blocks; b++) sum += partial[u64(b) * width + j];
-    dw[j] += sum;
 }
 #endif

@@ -11,7 +11,9 @@ template <int Dim> struct HeadTile {
     static constexpr bool PERMUTED = (CHUNKS & (CHUNKS - 1)) == 0;
     static constexpr int ROW = (PERMUTED ? CHUNKS : CHUNKS + 1) * 16; // bytes
 
-    static __device__ __forceinline__ u32 permutation(u32 row) { return !PERMUTED ? 0 : CHUNKS == 4 ? row / 2 % 4 : row % 8; }
+    static __device__ __forceinline__ u32 permutation(u32 row) {
+        return !PERMUTED ? 0 : CHUNKS == 2 ? row / 4 % 2 : CHUNKS == 4 ? row / 2 % 4 : row % 8;
+    }
 
     // Where chunk `chunk` of a row lies.
     static __device__ __forceinline__ u32 offset(u32 row, u32 chunk) { return row * ROW + (chunk ^ permutation(row)) * 16; }
@@ -88,3 +90,58 @@ template <int Dim> struct HeadFragments {
         return tile + row + i * (16 * Tile::ROW) + (Tile::PERMUTED ? chunk ^ (j * 32) : chunk + j * 32);
     }
 };
+
+// Fragments of 16 rows alone, as what follows takes them.
+template <int Columns> __device__ __forceinline__ auto one_row(float (&x)[Columns][4]) -> float (&)[1][Columns][4] {
+    return reinterpret_cast<float(&)[1][Columns][4]>(x);
+}
+
+// x += rows of A times rows of B, transposed: a warp's 16 Rows rows from `rows` on, and 8 Columns rows of a tile.
+template <int Rows, int Columns, int Dim>
+__device__ __forceinline__ void multiply(float (&x)[Rows][Columns][4], const HeadFragments<Dim> &of_a, u32 rows,
+                                         const HeadFragments<Dim> &of_b, u32 tile) {
+#pragma unroll
+    for (int step = 0; step < Dim / 16; step++) {
+        u32 a[Rows][4];
+#pragma unroll
+        for (int i = 0; i < Rows; i++) ldmatrix_x4(a[i], of_a.at(rows, i, step));
+#pragma unroll
+        for (int j = 0; j < Columns / 2; j++) {
+            u32 b[4];
+            ldmatrix_x4(b, of_b.at(tile, j, step));
+#pragma unroll
+            for (int i = 0; i < Rows; i++) {
+                mma_16816(x[i][2 * j], a[i], b[0], b[1]);
+                mma_16816(x[i][2 * j + 1], a[i], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// acc += x, rounded to bf16, times the rows of a tile: accumulators of one product are the operand of the next.
+template <int Rows, int Steps, int Columns, int Dim>
+__device__ __forceinline__ void accumulate(float (&acc)[Rows][Columns][4], const float (&x)[Rows][Steps][4],
+                                           const HeadFragments<Dim> &of_b, u32 tile) {
+#pragma unroll
+    for (int step = 0; step < Steps / 2; step++) {
+        u32 a[Rows][4];
+#pragma unroll
+        for (int i = 0; i < Rows; i++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float(&p)[4] = x[i][2 * step + half];
+                a[i][2 * half] = cvt_bf16x2(p[0], p[1]), a[i][2 * half + 1] = cvt_bf16x2(p[2], p[3]);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < Columns / 2; j++) {
+            u32 b[4];
+            ldmatrix_x4_trans(b, of_b.at(tile, step, j));
+#pragma unroll
+            for (int i = 0; i < Rows; i++) {
+                mma_16816(acc[i][2 * j], a[i], b[0], b[1]);
+                mma_16816(acc[i][2 * j + 1], a[i], b[2], b[3]);
+            }
+        }
+    }
+}

@@ -29,23 +29,17 @@ pub fn kernel(entry: &'static str, dst: DType, src: DType, cols: usize) -> Kerne
     }
 }
 
-/// Sums of columns; then the sum of these.
-pub fn column_kernels(src: DType) -> [Kernel; 2] {
+/// Sums of columns, or the sum of these, which is compiled for f32 alone.
+pub fn column_kernel(entry: &'static str, src: DType) -> Kernel {
     let defines = Defines::new(&[("SRC_T", c_type(src))]);
-    [("column_sums", &[Out, In, U32, U32]), ("column_sums_add", &[Out, In, U32, U32])].map(|(entry, params)| Kernel {
-        source: SOURCE_COLUMNS,
-        entry,
-        defines,
-        params,
-        threads: THREADS,
-    })
+    Kernel { source: SOURCE_COLUMNS, entry, defines, params: &[Out, In, U32, U32], threads: THREADS }
 }
 
 /// Every configuration there is.
 pub fn all() -> Vec<Configuration> {
-    let mut all = Vec::new();
+    let mut all = vec![(column_kernel("column_sums_add", DType::F32), 0)];
     for src in TYPES {
-        all.extend(column_kernels(src).map(|k| (k, 0)));
+        all.push((column_kernel("column_sums", src), 0));
         for dst in TYPES {
             all.push((kernel("add", dst, src, 8), 0));
             all.extend([8, 1].map(|cols| (kernel("add_bias", dst, src, cols), 0)));
@@ -71,10 +65,16 @@ pub(super) fn add_bias(dev: &Cuda, dst: &mut Tensor<Cuda>, b: &Tensor<Cuda>) -> 
 pub(super) fn bias_backward(dev: &Cuda, db: &mut Tensor<Cuda>, dy: &Tensor<Cuda>) -> Result<()> {
     check_bias_grad("bias_backward", db, dy);
     let (rows, cols) = dy.shape();
-    let [sums, add] = column_kernels(dy.dtype());
-    let (strips, blocks) = (rows.div_ceil(STRIP), cols.div_ceil(THREADS));
+    let kernel = column_kernel("column_sums", dy.dtype());
+    let strips = rows.div_ceil(STRIP);
     let mut partial = dev.room(Room::Sums, strips, cols, DType::F32)?;
-    let launch = Launch::new(dev, &sums, strips * blocks, 0).write(partial.tensor()).read(dy);
+    let launch = Launch::new(dev, &kernel, strips * cols.div_ceil(THREADS), 0).write(partial.tensor()).read(dy);
     launch.u32(rows).u32(cols).run()?;
-    Launch::new(dev, &add, blocks, 0).write(db).read(partial.tensor()).u32(strips).u32(cols).run()
+    add_sums(dev, db, partial.tensor())
+}
+
+/// `dst += the sum over rows of partial`, row by row: `dst` (1, C), `partial` (rows, C), both f32.
+pub(super) fn add_sums(dev: &Cuda, dst: &mut Tensor<Cuda>, partial: &Tensor<Cuda>) -> Result<()> {
+    let ((rows, cols), kernel) = (partial.shape(), column_kernel("column_sums_add", DType::F32));
+    Launch::new(dev, &kernel, cols.div_ceil(THREADS), 0).write(dst).read(partial).u32(rows).u32(cols).run()
 }

@@ -2,6 +2,7 @@
 
 use super::compile::{Defines, Source, Value, source};
 use super::device::{Cuda, Room};
+use super::elementwise;
 use super::kernels::Param::{F32, In, Out, U32};
 use super::kernels::{Configuration, Kernel, THREADS, TYPES, c_type, vector};
 use super::launch::Launch;
@@ -50,11 +51,6 @@ pub fn backward_kernel(dx: DType, dout: DType, x: DType, w: DType, width: usize)
     }
 }
 
-/// The sum of its partial sums for `dw`; in the same module.
-pub fn dw_kernel(backward: &Kernel) -> Kernel {
-    Kernel { entry: "rmsnorm_dw", params: &[Out, In, U32, U32], ..*backward }
-}
-
 /// Every configuration there is.
 pub fn all() -> Vec<Configuration> {
     let mut all = Vec::new();
@@ -64,10 +60,8 @@ pub fn all() -> Vec<Configuration> {
                 for width in [8, 1] {
                     all.push((forward_kernel(out, x, w, width), 0));
                     for dx in TYPES {
-                        let backward = backward_kernel(dx, out, x, w, width);
-                        all.push((dw_kernel(&backward), 0));
                         // One row of f32 sums of the widest model in use: 16,384.
-                        all.push((backward, 16_384 * 4));
+                        all.push((backward_kernel(dx, out, x, w, width), 16_384 * 4));
                     }
                 }
             }
@@ -134,9 +128,7 @@ pub(super) fn backward(
     let launch = Launch::new(dev, &kernel, blocks, shared).write(dx).write(scratch.tensor());
     let launch = launch.read(dout).read(x).read(w).read(rstd);
     launch.u32(n_groups).u32(width).u32(team(width)).flag(add).flag(true).run()?;
-    let sum = dw_kernel(&kernel);
-    let launch = Launch::new(dev, &sum, width.div_ceil(THREADS), 0).write(dw).read(scratch.tensor());
-    launch.u32(blocks).u32(width).run()
+    elementwise::add_sums(dev, dw, scratch.tensor())
 }
 
 #[cfg(test)]
