@@ -16,6 +16,9 @@ __device__ __forceinline__ u32 cvt_bf16x2(float lo, float hi) {
     return r;
 }
 
+// Hides where a value comes from: the compiler then keeps it in a register over a loop instead of working it out again in every round.
+__device__ __forceinline__ void keep(u32 &x) { asm volatile("" : "+r"(x)); }
+
 // The address of a pointer into shared memory in the shared window.
 __device__ __forceinline__ u32 shared_address(const void *p) { return u32(__cvta_generic_to_shared(p)); }
 

@@ -11,7 +11,7 @@
 constexpr int BLOCK_K = 64;
 
 template <typename T, int Width, bool KMajor, bool Aligned, int Threads> struct Loader {
-    static_assert(Width % 64 == 0, "panels of 64");
+    static_assert(KMajor || Width % 64 == 0, "panels of 64");
     static constexpr bool ASYNC = Aligned && sizeof(T) == 2;
     static constexpr int ROW_CHUNKS = 8; // 128 bytes
     static constexpr int ROWS = KMajor ? Width : BLOCK_K;             // of a panel
@@ -38,6 +38,7 @@ template <typename T, int Width, bool KMajor, bool Aligned, int Threads> struct 
             const u32 end = KMajor ? last : last / 8 * 8, mine = min(KMajor ? row : column, end);
             limit = KMajor ? (end - mine) * stride : end - mine;
             from += KMajor ? mine * stride + column : row * stride + mine;
+            keep(limit);
         }
     }
 
@@ -104,6 +105,8 @@ template <int Part, bool KMajor, bool IsA> struct Fragments {
             base = first / 64 * (BLOCK_K * 128) + row * 128;
             permuted = ((first % 64 / 8 + half) ^ row % 8) * 16;
         }
+        keep(base);
+        keep(permuted);
     }
 
     // The i-th 16 rows or columns at step k of 16. The permutation is an exclusive or, so each address is one operation away.
@@ -112,6 +115,37 @@ template <int Part, bool KMajor, bool IsA> struct Fragments {
             ldmatrix_x4(r, tile + base + i * (16 * 128) + (permuted ^ (k * 32)));
         } else {
             ldmatrix_x4_trans(r, tile + base + k * (16 * 128) + (permuted ^ (i * 32)));
+        }
+    }
+};
+
+// The same reads over tiles that follow each other in memory.
+template <int Part, bool KMajor, bool IsA> struct Reads {
+    using Of = Fragments<Part, KMajor, IsA>;
+
+    __device__ __forceinline__ Reads(const Of &, u32) {}
+    __device__ __forceinline__ void read(const Of &of, u32 (&r)[4], u32 tile, int i, int k) const { of.read(r, tile, i, k); }
+    // On to a tile that lies so many bytes behind.
+    __device__ __forceinline__ void move(u32) {}
+};
+
+// Where k is not in a row, one address serves all steps of a tile: it is kept from tile to tile instead of being worked out twice for each.
+template <int Part, bool IsA> struct Reads<Part, false, IsA> {
+    using Of = Fragments<Part, false, IsA>;
+    u32 at[Part / 16];
+
+    __device__ __forceinline__ Reads(const Of &of, u32 tile) {
+#pragma unroll
+        for (int i = 0; i < Part / 16; i++) at[i] = tile + of.base + (of.permuted ^ (i * 32));
+    }
+    __device__ __forceinline__ void read(const Of &, u32 (&r)[4], u32, int i, int k) const {
+        ldmatrix_x4_trans(r, at[i] + k * (16 * 128));
+    }
+    __device__ __forceinline__ void move(u32 by) {
+#pragma unroll
+        for (int i = 0; i < Part / 16; i++) {
+            at[i] += by;
+            keep(at[i]);
         }
     }
 };

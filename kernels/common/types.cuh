@@ -22,6 +22,9 @@ __device__ __forceinline__ float to_f32(bf16 x) { return __uint_as_float(u32(x.b
 __device__ __forceinline__ void put(float &to, float x) { to = x; }
 __device__ __forceinline__ void put(bf16 &to, float x) { to.bits = cvt_bf16(x); }
 
+// One of a group of three.
+template <typename T> __device__ __forceinline__ T pick(u32 which, T a, T b, T c) { return which == 0 ? a : which == 1 ? b : c; }
+
 // Eight neighbouring elements in f32, by 16-byte accesses: `p` is aligned to 16 bytes.
 __device__ __forceinline__ void load8(float (&to)[8], const float *p) {
     float4 a = reinterpret_cast<const float4 *>(p)[0], b = reinterpret_cast<const float4 *>(p)[1];

@@ -38,6 +38,7 @@ pub(crate) use source;
 const HEADERS: &[Source] = &[
     source!("kernels/common/heads.cuh"),
     source!("kernels/common/philox.cuh"),
+    source!("kernels/common/product.cuh"),
     source!("kernels/common/ptx.cuh"),
     source!("kernels/common/reduce.cuh"),
     source!("kernels/common/tile.cuh"),
