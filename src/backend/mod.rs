@@ -232,9 +232,7 @@ pub trait Backend: Device {
         by: &[Projection<'_, Self>; 2],
         s: &mut ProjectScratch<Self>,
     ) -> Result<()> {
-        self.project(to, x, by, None, s)?;
-        let [gate, up] = to;
-        self.swiglu_forward(act, Swiglu { gate: gate.y, up: up.y })
+        project::project_gate_up(self, act, to, x, by, s)
     }
 
     /// The `t` of a projection alone, as [`Backend::project`] leaves it: for a layer computed again, whose output nobody reads.

@@ -4,7 +4,7 @@
 //!
 //! Low-rank updates: Hu et al. 2021, arXiv:2106.09685, eq. 3.
 
-use super::{Backend, Dropout, MatMul, Write, expect_dtype, expect_shape};
+use super::{Backend, Dropout, MatMul, Swiglu, Write, expect_dtype, expect_shape};
 use crate::error::Result;
 use crate::tensor::{DType, Device, Tensor};
 
@@ -104,7 +104,7 @@ impl<B: Device> ProjectionGrads<'_, B> {
 }
 
 /// `t = drop(x)·Aᵀ`.
-pub(super) fn low_rank_t<B: Backend>(
+pub(crate) fn low_rank_t<B: Backend>(
     dev: &B,
     t: &mut Tensor<B>,
     x: &Tensor<B>,
@@ -129,7 +129,7 @@ fn dropped<'a, B: Backend>(
 }
 
 /// [`Backend::project`] from products.
-pub(super) fn project<B: Backend>(
+pub(crate) fn project<B: Backend>(
     dev: &B,
     to: &mut [Projected<'_, B>],
     x: &Tensor<B>,
@@ -157,8 +157,22 @@ pub(super) fn project<B: Backend>(
     Ok(())
 }
 
+/// [`Backend::project_gate_up`] from products.
+pub(crate) fn project_gate_up<B: Backend>(
+    dev: &B,
+    act: &mut Tensor<B>,
+    to: &mut [Projected<'_, B>; 2],
+    x: &Tensor<B>,
+    by: &[Projection<'_, B>; 2],
+    s: &mut ProjectScratch<B>,
+) -> Result<()> {
+    dev.project(to, x, by, None, s)?;
+    let [gate, up] = to;
+    dev.swiglu_forward(act, Swiglu { gate: gate.y, up: up.y })
+}
+
 /// [`Backend::project_dx`] from products.
-pub(super) fn project_dx<B: Backend>(
+pub(crate) fn project_dx<B: Backend>(
     dev: &B,
     mut dx: Option<&mut Tensor<B>>,
     grads: &mut [ProjectionGrads<'_, B>],
@@ -197,7 +211,7 @@ pub(super) fn project_dx<B: Backend>(
 }
 
 /// [`Backend::project_dw`] from products.
-pub(super) fn project_dw<B: Backend>(
+pub(crate) fn project_dw<B: Backend>(
     dev: &B,
     grads: &mut [ProjectionGrads<'_, B>],
     dys: &[&Tensor<B>],

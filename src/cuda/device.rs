@@ -47,11 +47,15 @@ pub(super) enum Room {
     Gradient,
     /// Gradient of the supervised rows.
     RowGradient,
+    /// Partial sums of low-rank updates.
+    UpdateSums,
+    /// Counters of blocks that wait for the last of them: zero between launches.
+    Counters,
 }
 
 impl Room {
     /// How many there are.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 7;
 }
 
 /// Which table: each is kept from step to step, and copied anew only where it changed.

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
 /// Parameters that a kernel has at most.
-const MOST: usize = 20;
+const MOST: usize = 40;
 
 /// A launch being put together. It borrows its tensors until it is queued, so that a destination is never also a source.
 pub struct Launch<'a> {

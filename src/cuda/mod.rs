@@ -1,8 +1,7 @@
 //! The CUDA backend: kernels of `kernels/`, compiled at run time by NVRTC for the device that is there, behind the traits of
 //! [`crate::backend`].
 //!
-//! A file an operation has its source, entries and launches. Projections have the bodies of [`crate::backend::project`], made of these
-//! operations. Everything runs in one stream, in the order of the calls; what a call reports may be the failure of an earlier one.
+//! A file an operation has its source, entries and launches. Everything runs in one stream, in the order of the calls; what a call reports may be the failure of an earlier one.
 
 pub mod adamw;
 pub mod attention;
@@ -18,6 +17,7 @@ mod error;
 pub mod kernels;
 mod launch;
 pub mod library;
+pub mod lora;
 pub mod matmul;
 mod memory;
 mod modules;
@@ -25,6 +25,7 @@ pub mod nccl;
 pub mod norm;
 pub mod nvrtc;
 mod plan;
+pub mod project;
 pub mod rope;
 pub mod rows;
 pub mod stats;
@@ -36,8 +37,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::backend::elementwise::check_same;
 use crate::backend::{
-    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, HeadGrads, HeadLoss, MatMul,
-    Norm, Rope, Rotate, Swiglu, Write,
+    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, HeadGrads, HeadLoss, LowRank,
+    MatMul, Norm, ProjectScratch, Projected, Projection, ProjectionGrads, Rope, Rotate, Swiglu, Write,
 };
 use crate::batch::{Batch, BatchView};
 use crate::error::Result;
@@ -57,13 +58,14 @@ pub fn configurations(cc: u32) -> Vec<kernels::Configuration> {
         cross_entropy::all(),
         dropout::all(),
         elementwise::all(),
+        lora::all(),
         norm::all(),
         rope::all(),
         rows::all(),
         stats::all(),
         swiglu::all(),
     ];
-    [always.concat(), attention_tiles::all(cc), matmul::all(cc)].concat()
+    [always.concat(), attention_tiles::all(cc), matmul::all(cc), project::all(cc)].concat()
 }
 
 fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -163,6 +165,29 @@ impl Backend for Cuda {
             loss: &mut Tensor<Self>, correct: Option<&mut Tensor<Self>>, grads: HeadGrads<'_, Self>, x: HeadLoss<'_, Self>
         ) = cross_entropy::linear_cross_entropy;
         dropout(dst: &mut Tensor<Self>, src: &Tensor<Self>, dropout: Dropout) = dropout::dropout;
+        project(
+            to: &mut [Projected<'_, Self>], x: &Tensor<Self>, by: &[Projection<'_, Self>], residual: Option<&Tensor<Self>>,
+            s: &mut ProjectScratch<Self>
+        ) = project::project;
+        project_qkv(
+            to: &mut [Projected<'_, Self>; 3], x: &Tensor<Self>, by: &[Projection<'_, Self>; 3], rope: Option<Rope<'_, Self>>,
+            s: &mut ProjectScratch<Self>
+        ) = project::project_qkv;
+        project_gate_up(
+            act: &mut Tensor<Self>, to: &mut [Projected<'_, Self>; 2], x: &Tensor<Self>, by: &[Projection<'_, Self>; 2],
+            s: &mut ProjectScratch<Self>
+        ) = project::project_gate_up;
+        low_rank_t(
+            t: &mut Tensor<Self>, x: &Tensor<Self>, by: LowRank<'_, Self>, s: &mut ProjectScratch<Self>
+        ) = project::low_rank_t;
+        project_dx(
+            dx: Option<&mut Tensor<Self>>, grads: &mut [ProjectionGrads<'_, Self>], dys: &[&Tensor<Self>],
+            ts: &[Option<&Tensor<Self>>], by: &[Projection<'_, Self>], s: &mut ProjectScratch<Self>
+        ) = project::project_dx;
+        project_dw(
+            grads: &mut [ProjectionGrads<'_, Self>], dys: &[&Tensor<Self>], x: &Tensor<Self>, by: &[Projection<'_, Self>],
+            s: &mut ProjectScratch<Self>
+        ) = project::project_dw;
         begin_step(s: &mut CudaStats) = stats::begin;
         add_loss(s: &mut CudaStats, loss: &Tensor<Self>, correct: Option<&Tensor<Self>>) = stats::add_loss;
         grad_norm2(s: &mut CudaStats, grads: &[&Tensor<Self>]) = stats::grad_norm2;

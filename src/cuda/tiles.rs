@@ -63,9 +63,9 @@ impl Tile {
 
     /// Time of a product with this tile, in units that only compare: rounds of blocks over the multiprocessors, times the work of a
     /// block, over how well the tile uses the tensor cores (from the shared memory traffic of its warps, not measured).
-    fn cost(self, m: usize, n: usize, sm_count: usize) -> f64 {
+    fn cost(self, blocks: usize, sm_count: usize) -> f64 {
         let (bm, bn) = self.block();
-        let rounds = (m.div_ceil(bm) * n.div_ceil(bn)).div_ceil(sm_count.max(1));
+        let rounds = blocks.div_ceil(sm_count.max(1));
         let efficiency = match self {
             Tile::Wide => 1.0,
             Tile::Square | Tile::Square8 => 0.95,
@@ -74,15 +74,25 @@ impl Tile {
         (rounds * bm * bn) as f64 / efficiency
     }
 
+    /// The tile of the least cost on a device; `blocks` is how many a product needs of each, `None` where it cannot be used.
+    pub fn cheapest(
+        cc: u32,
+        sm_count: usize,
+        shared_limit: usize,
+        blocks: impl Fn(Tile) -> Option<usize>,
+    ) -> Option<Tile> {
+        let fitting = Self::of_arch(cc).iter().copied().filter(|t| t.shared() <= shared_limit);
+        let costs = fitting.filter_map(|t| Some((t, t.cost(blocks(t)?, sm_count))));
+        costs.min_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(t, _)| t)
+    }
+
     /// The tile for C (m, n) on a device. `plain`: both operands are bf16 and aligned.
     pub fn choose(m: usize, n: usize, plain: bool, cc: u32, sm_count: usize, shared_limit: usize) -> Tile {
-        let fits = |t: &Tile| (plain || *t == Tile::Small) && t.shared() <= shared_limit;
-        let best = Self::of_arch(cc)
-            .iter()
-            .copied()
-            .filter(fits)
-            .min_by(|a, b| a.cost(m, n, sm_count).total_cmp(&b.cost(m, n, sm_count)));
-        best.unwrap_or(Tile::Small)
+        let blocks = |t: Tile| {
+            let (bm, bn) = t.block();
+            (plain || t == Tile::Small).then(|| m.div_ceil(bm) * n.div_ceil(bn))
+        };
+        Self::cheapest(cc, sm_count, shared_limit, blocks).unwrap_or(Tile::Small)
     }
 }
 

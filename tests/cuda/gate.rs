@@ -6,8 +6,11 @@ use std::fmt::Write as _;
 
 use ringtune::cuda::compile::{Target, Value, compile, label};
 use ringtune::cuda::kernels::{Kernel, Param};
-use ringtune::cuda::{self, cast};
+use ringtune::cuda::tiles::Tile;
+use ringtune::cuda::{self, cast, matmul, project};
+use ringtune::tensor::DType;
 
+use crate::products::OPS;
 use crate::skip::nvrtc;
 
 /// What ptxas reports of one entry.
@@ -140,6 +143,30 @@ fn no_configuration_spills_on_sm_90a() {
 #[test]
 fn no_configuration_spills_on_sm_120() {
     check_arch(120, 99 * 1024);
+}
+
+/// Instructions beside those of the tensor cores are addresses and waits: a loop that has more of them than it needs was compiled badly.
+/// Bounds of the tiles with the least to spare, 64 x 64 a warp; smaller warps have more loads for each product.
+#[test]
+fn the_loop_of_a_product_is_tight() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let plain = |op| matmul::kernel(Tile::Wide, op, DType::Bf16, DType::Bf16, true);
+    let mut kernels: Vec<Kernel> = OPS.into_iter().map(plain).collect();
+    for tile in [Tile::Wide, Tile::Square] {
+        kernels.extend([project::kernel(tile, false), project::kernel(tile, true), project::dx_kernel(tile)]);
+        kernels.push(project::dw_kernel(tile));
+    }
+    for kernel in kernels {
+        let name = label(&kernel.source, &kernel.defines);
+        let compiled = compile(nvrtc, &kernel.source, &kernel.defines, Target::Cubin(80)).unwrap();
+        let (all, tensor) = crate::sass::product_loop(&compiled.cubin, kernel.entry);
+        println!("{name}: {all} instructions, {tensor} of the tensor cores, {:.2}", all as f64 / tensor as f64);
+        // Other compilers than this one place registers otherwise.
+        if nvrtc.version() == (12, 9) {
+            let most = if name.contains("BLOCK_N=256") { 1.85 } else { 1.90 };
+            assert!(tensor == 128 && all as f64 <= most * tensor as f64, "{name}: {all} instructions for {tensor}");
+        }
+    }
 }
 
 /// What the emulator runs: PTX for compute_80. It refuses at loading what it does not know.

@@ -15,6 +15,7 @@ mod elementwise;
 mod gate;
 #[path = "../common/head.rs"]
 mod head;
+mod launches;
 mod matmul;
 mod norm;
 #[path = "../common/norms.rs"]
@@ -25,8 +26,14 @@ mod optimiser;
 mod prebuilt;
 #[path = "../common/products.rs"]
 mod products;
+mod project;
+#[path = "../common/projections.rs"]
+mod projections;
+#[path = "../common/reference.rs"]
+mod reference;
 #[path = "../common/rows.rs"]
 mod rows;
+mod sass;
 mod skip;
 mod traffic;
 mod train;

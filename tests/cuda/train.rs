@@ -22,14 +22,14 @@ use crate::skip::device;
 const MODEL: &str = "tests/data/model/tiny-llama-tied";
 
 /// Runs the program from the root of the repository. Kernels that it compiles are kept beside the test programs.
-fn ringtune(words: &[&str], env: &[(&str, &str)]) -> Output {
+pub fn ringtune(words: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(crate::skip::program());
     command.current_dir(crate::skip::root()).args(words).env("RINGTUNE_CACHE", crate::skip::scratch());
     command.envs(env.iter().copied()).output().unwrap()
 }
 
 /// Its standard output and error, after success.
-fn ok(output: Output) -> (String, String) {
+pub fn ok(output: Output) -> (String, String) {
     let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     assert!(output.status.success(), "{out}\n{err}");
     (out, err)
@@ -232,6 +232,20 @@ fn lora_training_follows_the_cpu_and_repeats_its_bits() {
     assert!((loss(&ours) / loss(&cpu) - 1.0).abs() < 1e-5, "{ours} and on the CPU {cpu}");
     assert_eq!(ours["token_accuracy"], cpu["token_accuracy"]);
     assert!(ours["token_accuracy"].as_f64().unwrap() > 0.0, "{ours}");
+}
+
+/// The same in bf16, where updates are part of fused products: other orders of work and layers computed again give the same bits.
+#[test]
+fn lora_bf16_training_follows_the_cpu_and_repeats_its_bits() {
+    if device().is_none() {
+        return;
+    }
+    let place = Place::new();
+    let flags = "--learning-rate 5e-3 --max-steps 20 --lora-r 16 --lora-dropout 0.1 --mixed-precision bf16";
+    let cuda = place.sft("cuda", "cuda", flags, &[("VGPU_SEED", "1")]);
+    assert_close("LoRA bf16", &losses(&cuda), &losses(&place.sft("cpu", "cpu", flags, &[])), BF16);
+    let again = place.sft("again", "cuda", &format!("{flags} --recompute layer"), &[("VGPU_SEED", "5")]);
+    same_file(&cuda.join("adapter_model.safetensors"), &again.join("adapter_model.safetensors"));
 }
 
 /// Pretraining from random weights, then `auto`, which leaves an emulated GPU alone and says so.

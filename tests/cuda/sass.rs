@@ -1,0 +1,41 @@
+//! The loop of a product in machine code of sm_80: how many instructions it has for each of the tensor cores. No tool of the toolkit is
+//! needed: an instruction is 16 bytes, its kind the lowest 12 bits, where a branch goes the upper half of the first word.
+
+const TENSOR: u64 = 0x23c;
+const COPY: u64 = 0xfae;
+const BRANCH: u64 = 0x947;
+const NOTHING: u64 = 0x918;
+
+fn number(bytes: &[u8], at: usize, width: usize) -> usize {
+    bytes[at..at + width].iter().rev().fold(0, |n, &b| n << 8 | usize::from(b))
+}
+
+/// The code of an entry: ELF, section `.text.ENTRY`.
+fn code<'a>(cubin: &'a [u8], entry: &str) -> &'a [u8] {
+    let (headers, size) = (number(cubin, 0x28, 8), number(cubin, 0x3a, 2));
+    let header = |i: usize| &cubin[headers + i * size..][..size];
+    let section = |h: &[u8]| &cubin[number(h, 0x18, 8)..][..number(h, 0x20, 8)];
+    let names = section(header(number(cubin, 0x3e, 2)));
+    let name = |h: &[u8]| names[number(h, 0, 4)..].split(|&b| b == 0).next().unwrap_or_default();
+    let wanted = format!(".text.{entry}");
+    let found = (0..number(cubin, 0x3c, 2)).map(header).find(|h| name(h) == wanted.as_bytes());
+    section(found.unwrap_or_else(|| panic!("no section {wanted}")))
+}
+
+/// (instructions, those of the tensor cores) of the innermost loop that copies tiles and multiplies them.
+pub fn product_loop(cubin: &[u8], entry: &str) -> (usize, usize) {
+    let words: Vec<u64> = code(cubin, entry).chunks_exact(16).map(|i| number(i, 0, 8) as u64).collect();
+    let count = |body: &[u64], kind: u64| body.iter().filter(|&w| w & 0xfff == kind).count();
+    // Where a branch goes back to.
+    let back = |i: usize| {
+        let by = ((words[i] >> 32) as u32).cast_signed() / 16;
+        (words[i] & 0xfff == BRANCH && by < 0).then(|| (i + 1).saturating_add_signed(by as isize))
+    };
+    let loops = (0..words.len()).filter_map(|i| Some((back(i)?, i)));
+    let inner =
+        loops.clone().filter(|&(from, to)| !loops.clone().any(|(f, t)| (f, t) != (from, to) && from <= f && t <= to));
+    let bodies = inner.map(|(from, to)| &words[from..=to]).filter(|b| count(b, TENSOR) > 0 && count(b, COPY) > 0);
+    let found: Vec<_> = bodies.map(|b| (b.len() - count(b, NOTHING), count(b, TENSOR))).collect();
+    assert_eq!(found.len(), 1, "{entry}: loops that copy and multiply: {found:?}");
+    found[0]
+}
