@@ -51,6 +51,9 @@ pub struct Config {
     pub cluster: [u32; 3],
     /// Whether all blocks run at the same time, as grids that wait for each other need.
     pub cooperative: bool,
+    /// Most blocks that are resident at the same time, as on a device that holds no more; a launch whose blocks wait for one that
+    /// therefore cannot start is a deadlock. `None`: more blocks join as long as all that run only wait.
+    pub resident: Option<usize>,
     /// Seed of the order in which blocks and warps run; without one they run first to last.
     pub seed: Option<u64>,
     /// Checks beside those that are always on.
@@ -102,6 +105,7 @@ impl Default for Config {
             budget: 1 << 34,
             cluster: [1; 3],
             cooperative: false,
+            resident: None,
             seed: number("VGPU_SEED"),
             checks: Checks::default(),
             output: Output::default(),
@@ -292,6 +296,7 @@ impl Kernel<'_> {
             threads: config.threads,
             budget: config.budget,
             cooperative: config.cooperative,
+            resident: config.resident,
             races: config.checks.races || Checks::from_env()?.races,
             seed: config.seed,
         };

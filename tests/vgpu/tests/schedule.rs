@@ -217,3 +217,42 @@ fn lanes_that_leave_a_counting_loop_early_still_meet_at_its_end() {
     let want: u32 = (0..64).map(|t| (t * 30).max(1)).sum();
     assert_eq!(run(body, &shape(1, 64)).unwrap(), vec![want; 64]);
 }
+
+/// Every block counts itself and waits until all have: `flag` is the count.
+const MEET: &str = "setp.ne.u32 %q0, %t, 0; @%q0 bra JOIN; atom.global.add.u32 %r0, [%flag], 1;
+    mov.u32 %r1, %nctaid.x; SPIN: ld.acquire.gpu.global.u32 %r2, [%flag]; setp.lt.u32 %q1, %r2, %r1; @%q1 bra SPIN;
+    JOIN: bar.sync 0; mov.u32 %o, 1;";
+
+#[test]
+fn blocks_that_wait_for_what_finds_no_room_are_a_deadlock() {
+    for seed in [None, Some(1), Some(2)] {
+        let held = |n| Config { resident: Some(n), seed, threads: 2, ..shape(5, 64) };
+        assert_eq!(run(MEET, &held(5)).unwrap(), [1; 320]);
+        let f = run(MEET, &held(4)).unwrap_err();
+        assert_eq!(f.kind, FaultKind::Deadlock, "{f:?}");
+        assert!(
+            f.message
+                .starts_with("no block can go on: 4 are resident, as many as the device holds, 1 have not started"),
+            "{f:?}"
+        );
+        // Four blocks of two warps: one polls, one waits for it.
+        let says = |what: &str| f.message.lines().filter(|l| l.contains(what)).count();
+        assert_eq!((says("warp 0 polls, PTX line"), says("warp 1 waits at barrier")), (4, 4), "{}", f.message);
+        // Without the limit all come to an end.
+        assert_eq!(run(MEET, &Config { seed, ..shape(5, 64) }).unwrap(), [1; 320]);
+    }
+    // A lock within a warp, while nothing has room: the lane that holds it goes on alone in the end, and no block waits for another.
+    let lock = "SPIN: atom.global.cas.b32 %r0, [%flag], 0, 1; setp.ne.u32 %q0, %r0, 0; @%q0 bra SPIN;
+        atom.global.exch.b32 %r0, [%flag], 0; mov.u32 %o, 1;";
+    assert_eq!(run(lock, &Config { resident: Some(1), ..shape(2, 4) }).unwrap(), [1; 8]);
+    // A block that returns makes room: each waits for the one before it only.
+    let chain = "setp.eq.u32 %q0, %c, 0; @%q0 bra GO; SPIN: ld.volatile.global.u32 %r2, [%flag]; setp.lt.u32 %q1, %r2, %c; @%q1 bra SPIN;
+        GO: bar.sync 0; setp.eq.u32 %q0, %t, 0; @%q0 red.global.add.u32 [%flag], 1; mov.u32 %o, 1;";
+    assert_eq!(run(chain, &Config { resident: Some(1), ..shape(6, 32) }).unwrap(), [1; 192]);
+    // Each waits for the one after it: two at a time are not enough for a chain of three.
+    let back = "add.u32 %r0, %c, 1; mov.u32 %r1, %nctaid.x; sub.u32 %r1, %r1, %r0;
+        SPIN: ld.volatile.global.u32 %r2, [%flag]; setp.lt.u32 %q1, %r2, %r1; @%q1 bra SPIN;
+        bar.sync 0; setp.eq.u32 %q0, %t, 0; @%q0 red.global.add.u32 [%flag], 1; mov.u32 %o, 1;";
+    assert_eq!(run(back, &Config { resident: Some(3), ..shape(3, 32) }).unwrap(), [1; 96]);
+    assert_eq!(run(back, &Config { resident: Some(2), ..shape(3, 32) }).unwrap_err().kind, FaultKind::Deadlock);
+}

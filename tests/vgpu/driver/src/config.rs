@@ -28,6 +28,8 @@ pub struct Config {
     pub threads: usize,
     /// Warp instructions of a launch before the watchdog stops it (`VGPU_BUDGET`).
     pub budget: u64,
+    /// Whether only as many blocks run at once as the device holds (`VGPU_RESIDENT`, `strict`; default `growing`).
+    pub strict: bool,
     /// Version of the driver as `cuDriverGetVersion` gives it (`VGPU_DRIVER`, 12.0 to 13.9, default 12.9).
     pub version: i32,
 }
@@ -73,6 +75,11 @@ impl Config {
             seed: setting("VGPU_SEED", 0, "a number", number),
             threads: setting("VGPU_THREADS", cores, "1 to 256", |t| t.parse().ok().filter(|n| (1..=256).contains(n))),
             budget: setting("VGPU_BUDGET", 1 << 34, "a number of warp instructions", number),
+            strict: setting("VGPU_RESIDENT", false, "strict or growing", |t| match t {
+                "strict" => Some(true),
+                "growing" => Some(false),
+                _ => None,
+            }),
             version: setting("VGPU_DRIVER", 12090, "12.0 to 13.9", |t| {
                 let (major, minor) = t.trim().split_once('.')?;
                 let (major, minor) = (major.parse::<i32>().ok()?, minor.parse::<i32>().ok()?);

@@ -32,6 +32,8 @@ pub struct Shape {
     pub budget: u64,
     /// Whether all blocks run at the same time.
     pub cooperative: bool,
+    /// Most blocks that are resident at the same time.
+    pub resident: Option<usize>,
     /// Whether races are looked for.
     pub races: bool,
     /// Order of blocks and warps; `None` is first to last.
@@ -192,6 +194,11 @@ impl Queue {
         (n < self.total).then(|| (n, self.order.as_ref().map_or(n, |o| o[n] as usize)))
     }
 
+    /// Clusters that nobody has taken.
+    pub fn left(&self) -> usize {
+        self.total.saturating_sub(self.next.load(Relaxed))
+    }
+
     /// Clusters of the launch.
     pub fn total(&self) -> usize {
         self.total
@@ -219,8 +226,12 @@ impl Random {
 /// Runs a kernel; `params` is the parameter block.
 pub fn launch(p: &Program, memory: &Memory, params: &Region, shape: &Shape, output: &Output) -> Result<Counters> {
     let (queue, spent) = (Queue::new(shape), AtomicU64::new(0));
-    // Race detection sees every access in one order: it needs one host thread.
-    let threads = if shape.races { 1 } else { shape.threads.clamp(1, queue.total.max(1)) };
+    // Race detection sees every access in one order: it needs one host thread. So does counting the resident blocks.
+    let threads = if shape.races || shape.resident.is_some() && !shape.cooperative {
+        1
+    } else {
+        shape.threads.clamp(1, queue.total.max(1))
+    };
     let result: Mutex<(Counters, Option<(usize, Fault)>)> = Mutex::default();
     let work = |index: usize| {
         let mut host = Host::new(p, memory, params, shape, output);

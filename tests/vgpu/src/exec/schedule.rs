@@ -29,6 +29,11 @@ const SLICE: u64 = 100_000;
 const PATIENCE: u32 = 64;
 /// What a poll counts for the watchdog beside its instructions: its time goes to the scheduler.
 const POLL_COST: u64 = 64;
+/// Instructions after which a warp that has polled is no longer taken for one that only polls.
+const POLLING: u64 = 10_000;
+/// Times [`PATIENCE`] after which a launch whose next block finds no room is called a deadlock; lanes that wait for others of their warp
+/// go on alone before that.
+const FULL: u32 = 16;
 
 /// Registers, regions and memories of addresses that a kernel's launches hand on to each other.
 pub struct Pooled {
@@ -48,6 +53,8 @@ pub struct Host<'a> {
     /// The warps in the order of the present round.
     turns: Vec<(usize, usize)>,
     random: Option<Random>,
+    /// The deadlock that it is if nothing moves any more, while the next CTA finds no room.
+    full: Option<Fault>,
 }
 
 type Stopped = Result<(), (usize, Fault)>;
@@ -90,8 +97,16 @@ impl<'a> Host<'a> {
             program: p,
             hopper: Default::default(),
         };
-        let mut host =
-            Host { p, shape, cta, warps: Vec::new(), spare, turns: Vec::new(), random: shape.seed.map(Random) };
+        let mut host = Host {
+            p,
+            shape,
+            cta,
+            warps: Vec::new(),
+            spare,
+            turns: Vec::new(),
+            random: shape.seed.map(Random),
+            full: None,
+        };
         for (_, warps) in &mut host.spare {
             // Another launch may have had another shape.
             warps.clear();
@@ -255,11 +270,19 @@ impl<'a> Host<'a> {
                     None => SLICE,
                 };
                 let before = self.cta.issued;
-                let stop = warp.run(self.p, &mut self.cta, w, slice).map_err(|e| self.fault(slot, w, e))?;
+                let stop = warp.run(self.p, &mut self.cta, w, slice).map_err(|e| self.failed(slot, w, e))?;
                 let polled = matches!(stop, Stop::Poll);
-                moved |= !polled;
+                // In a drawn order turns may end between two looks at memory: that is polling still.
+                let count = self.cta.issued - before;
+                let warp = &mut self.warps[slot][w];
+                warp.since_poll = match stop {
+                    Stop::Poll => 0,
+                    Stop::Slice => warp.since_poll.saturating_add(count),
+                    _ => u64::MAX,
+                };
+                moved |= warp.since_poll > POLLING;
                 self.stopped(slot, w, stop)?;
-                let cost = self.cta.issued - before + if polled { POLL_COST } else { 0 };
+                let cost = count + if polled { POLL_COST } else { 0 };
                 if spent.fetch_add(cost, Relaxed) > self.shape.budget {
                     let m = format!("more than {} warp instructions{}", self.shape.budget, self.report());
                     return Err(self.stuck(slot, w, FaultKind::Watchdog, m));
@@ -276,9 +299,16 @@ impl<'a> Host<'a> {
             moved |= self.cta.hopper.events != events || self.cta.changes != changes;
             self.idle(moved)?;
             polls = if moved { 0 } else { polls + 1 };
+            if moved {
+                self.full = None;
+            }
             if polls > 0 && polls % PATIENCE == 0 {
                 // Someone else has to act: another host thread, or a CTA that is not resident yet.
-                match queue.and_then(Queue::take) {
+                let room = self.room();
+                if let Some(queue) = queue.filter(|q| !room && q.left() > 0) {
+                    self.wait_for_room(queue, polls / PATIENCE)?;
+                }
+                match queue.filter(|_| room).and_then(Queue::take) {
                     Some((_, n)) => self.admit(n),
                     None => std::thread::yield_now(),
                 }
@@ -287,6 +317,48 @@ impl<'a> Host<'a> {
                     self.warps.iter_mut().flatten().for_each(Warp::run_ahead);
                 }
             }
+        }
+    }
+
+    /// CTAs that have not returned.
+    fn running(&self) -> usize {
+        self.cta.resident.iter().filter(|r| r.live > 0).count()
+    }
+
+    /// Whether the device holds another cluster beside what is resident.
+    fn room(&self) -> bool {
+        self.shape.resident.is_none_or(|n| self.running() + self.shape.cluster_size() <= n)
+    }
+
+    /// All that is resident only polls, and the next CTA finds no room: after a while that is a deadlock. Before that, lanes that wait for
+    /// others of their warp go on alone; where they must not, it is the deadlock too.
+    fn wait_for_room(&mut self, queue: &Queue, rounds: u32) -> Result<(), Fault> {
+        if rounds >= FULL {
+            return self.full.take().map_or(Ok(()), Err);
+        }
+        let Some((slot, w)) = self.first_waiting() else {
+            return Ok(());
+        };
+        if rounds == FULL / 2 {
+            let m = format!(
+                "no block can go on: {} are resident, as many as the device holds, {} have not started, and all warps wait for memory \
+                 that nobody changes{}",
+                self.running(),
+                queue.left() * self.shape.cluster_size(),
+                self.report_as("polls")
+            );
+            let warp = &self.warps[slot][w];
+            self.full = Some(self.fault(slot, w, (warp.pc(), (warp.first_lane(), FaultKind::Deadlock, m))));
+            self.warps.iter_mut().flatten().for_each(Warp::run_ahead);
+        }
+        Ok(())
+    }
+
+    /// The fault of a warp that ran.
+    fn failed(&mut self, slot: usize, w: usize, e: At) -> Fault {
+        match self.full.take() {
+            Some(full) if e.1.1 == FaultKind::DivergentBarrier => full,
+            _ => self.fault(slot, w, e),
         }
     }
 
@@ -371,6 +443,11 @@ impl<'a> Host<'a> {
 
     /// Where every warp stands that has not returned, one line each, up to 64.
     pub(super) fn report(&self) -> String {
+        self.report_as("runs")
+    }
+
+    /// [`Host::report`] with a word for what warps do that wait at no barrier.
+    fn report_as(&self, running: &str) -> String {
         let mut out = String::new();
         let mut left = 64;
         for (slot, warps) in self.warps.iter().enumerate() {
@@ -385,7 +462,7 @@ impl<'a> Host<'a> {
                     Some(a) => format!("waits at {}", resident.barriers.describe(a.id, resident.live)),
                     None => match warp.hopper.blocked {
                         Some(b) => self.cta.describe_wait(slot, w, b),
-                        None => "runs".to_string(),
+                        None => running.to_string(),
                     },
                 };
                 let at = self.p.source.get(pc).or(self.p.source.last());

@@ -57,6 +57,8 @@ pub struct Warp {
     pub waiting: Option<Arrival>,
     /// Whether all lanes have returned.
     pub done: bool,
+    /// Instructions since it last stopped at a poll.
+    pub since_poll: u64,
     pub(super) copies: Copies,
     /// What the sm_90a set keeps.
     pub(super) hopper: super::hopper::state::WarpState,
@@ -73,6 +75,7 @@ impl Warp {
         self.live = live;
         self.waiting = None;
         self.done = false;
+        self.since_poll = u64::MAX;
         self.copies.clear();
         self.regs.marks.reset();
     }

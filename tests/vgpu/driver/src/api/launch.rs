@@ -120,7 +120,7 @@ fn check(f: &Function, r: &Request) -> Result {
         return refuse(Code::INVALID_VALUE, format!("grid {:?} is no multiple of the cluster {cluster:?}", r.grid));
     }
     if r.extras.cooperative {
-        let resident = u64::from(blocks_per_sm(chip, &f.needs(), threads, r.shared)) * chip.sms as u64;
+        let resident = resident(f, r) as u64;
         let blocks = r.grid.iter().map(|g| u64::from(*g)).product::<u64>();
         if blocks > resident {
             let why = format!("a cooperative launch of {blocks} blocks; {resident} are resident at once");
@@ -128,6 +128,13 @@ fn check(f: &Function, r: &Request) -> Result {
         }
     }
     Ok(())
+}
+
+/// Blocks of a launch that the device holds at the same time.
+fn resident(f: &Function, r: &Request) -> usize {
+    let chip = driver().config.chip;
+    let threads = r.block.iter().fold(1, |a: u32, b| a.saturating_mul(*b));
+    blocks_per_sm(chip, &f.needs(), threads, r.shared) as usize * chip.sms as usize
 }
 
 impl Request {
@@ -163,6 +170,7 @@ pub fn launch(function: Handle, r: &Request, stream: Handle, params: In<usize>, 
         budget: driver().config.budget,
         cluster: r.cluster(&f)?,
         cooperative: r.extras.cooperative,
+        resident: driver().config.strict.then(|| resident(&f, r)),
         output: vgpu::Output::new(print),
         ..vgpu::Config::default()
     };

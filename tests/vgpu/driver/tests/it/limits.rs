@@ -340,3 +340,45 @@ fn the_best_block_size() {
         fails!(CUDA_ERROR_INVALID_VALUE, cuOccupancyAvailableDynamicSMemPerBlock(&mut bytes, f, 9, 256));
     });
 }
+
+/// Each block counts itself and waits for all others.
+const MEET: &str = ".version 8.0\n.target sm_80\n.address_size 64
+.visible .entry meet(.param .u64 p) {
+    .reg .b64 %rd<3>; .reg .b32 %r<4>; .reg .pred %p<2>;
+    ld.param.u64 %rd1, [p]; mov.u32 %r1, %nctaid.x; atom.global.add.u32 %r2, [%rd1], 1;
+    L: ld.acquire.gpu.global.u32 %r3, [%rd1]; setp.lt.u32 %p1, %r3, %r1; @%p1 bra L; ret; }";
+
+#[test]
+fn strict_residency_holds_launches_to_what_the_device_holds() {
+    let ran = inside(&[("VGPU_RESIDENT", "strict"), ("VGPU_DEVICES", "1")], || {
+        start(0);
+        let f = kernel(load(MEET), "meet");
+        ok!(cuFuncSetAttribute(f, DYNAMIC, 160 << 10));
+        let p = alloc(4);
+        // With 160 KiB a multiprocessor of an A100 holds one block: 108 in all.
+        for blocks in [108, 109] {
+            put(p, &[0]);
+            assert_eq!(launch(f, blocks, 1, 160 << 10, null_mut(), &[p]), CUresult::CUDA_SUCCESS);
+            if blocks == 108 {
+                ok!(cuCtxSynchronize());
+            } else {
+                fails!(CUDA_ERROR_LAUNCH_TIMEOUT, cuCtxSynchronize());
+            }
+        }
+    });
+    let Some(ran) = ran else { return };
+    assert!(ran.err.contains("108 are resident, as many as the device holds, 1 have not started"), "{}", ran.err);
+    assert!(ran.err.contains("warp 0 polls, PTX line"), "{}", ran.err);
+}
+
+#[test]
+fn by_default_blocks_join_that_others_wait_for() {
+    inside(&[("VGPU_DEVICES", "1")], || {
+        start(0);
+        let (f, p) = (kernel(load(MEET), "meet"), alloc(4));
+        ok!(cuFuncSetAttribute(f, DYNAMIC, 160 << 10));
+        put(p, &[0]);
+        assert_eq!(launch(f, 109, 1, 160 << 10, null_mut(), &[p]), CUresult::CUDA_SUCCESS);
+        ok!(cuCtxSynchronize());
+    });
+}
