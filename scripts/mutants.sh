@@ -60,7 +60,6 @@ done
 mutant "fsync: content of a file" src/files.rs 's/file\.sync_all\(\)\.at\(path\)/Ok(())/' durable
 mutant "fsync: folder after a rename" src/files.rs 's/\n    sync_dir\(&parent\(path\)\)\n/\n    Ok(())\n/' durable
 mutant "fsync: folder that was published" src/files.rs 's/\n    sync_dir\(&parent\(to\)\)\?;//' durable
-mutant "fsync: folder before it is published" src/files.rs 's/\n        sync_dir\(dir\)\?;//' durable
 mutant "fsync: new parents" src/files.rs 's/missing\.iter\(\)\.rev\(\)\.try_for_each\(\|new\| sync_dir\(&parent\(new\)\)\)/Ok(())/' durable
 mutant "fsync: files of a checkpoint" src/checkpoint/manifest.rs 's/\.sync_all\(\)/.metadata().map(drop)/' durable
 mutant "fsync: checkpoints set aside" src/checkpoint/manifest.rs 's/\n        sync_dir\(output_dir\)\?;//' durable

@@ -267,7 +267,8 @@ impl StagedDir {
         Ok(Self { dir, to: to.to_path_buf() })
     }
 
-    /// Fills it, then renames it; what lies at the name is moved aside first and removed last.
+    /// Fills it, then renames it; what lies at the name is moved aside first and removed last. `fill` writes by the functions of this
+    /// file, each of which syncs the entry of what it wrote: the folder is whole on the disk when it gets its name.
     ///
     /// # Errors
     /// Those of `fill`, with the name that the user knows in place of the temporary one; if a folder cannot be synced or renamed.
@@ -275,7 +276,6 @@ impl StagedDir {
         let dir = &self.dir.0;
         let known = |e: Error| Error::new(e.to_string().replace(&*dir.to_string_lossy(), &self.to.to_string_lossy()));
         let filled = fill(dir).map_err(known)?;
-        sync_dir(dir)?;
         publish_dir(dir, &self.to, &Temporary::beside(&self.to)?.0)?;
         Ok(filled)
     }
