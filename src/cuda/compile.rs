@@ -390,8 +390,8 @@ mod tests {
         assert_eq!(text.matches("#line 1 \"kernels/common/ptx.cuh\"").count(), 1);
         assert!(!text.contains("#include") && !text.contains("#pragma once"));
         // The line after an include has the number it has in the file.
-        let at = MATMUL.text.lines().position(|l| l.contains("constexpr int THREADS")).unwrap();
-        let before: Vec<&str> = text.lines().take_while(|l| !l.contains("constexpr int THREADS")).collect();
+        let at = MATMUL.text.lines().position(|l| l.starts_with("using LoaderA")).unwrap();
+        let before: Vec<&str> = text.lines().take_while(|l| !l.starts_with("using LoaderA")).collect();
         let marker = before.iter().rposition(|l| l.starts_with("#line")).unwrap();
         let n: usize = before[marker].split(' ').nth(1).unwrap().parse().unwrap();
         assert_eq!(n + before.len() - marker - 1, at + 1);
