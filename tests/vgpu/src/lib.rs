@@ -28,6 +28,7 @@ use std::collections::BTreeMap;
 pub use error::{Error, Fault, FaultKind, Result};
 pub use exec::code::Build;
 pub use exec::counters::Counters;
+pub use exec::rounding::Products;
 pub use memory::Memory;
 pub use output::Output;
 
@@ -54,6 +55,8 @@ pub struct Config {
     /// Most blocks that are resident at the same time, as on a device that holds no more; a launch whose blocks wait for one that
     /// therefore cannot start is a deadlock. `None`: more blocks join as long as all that run only wait.
     pub resident: Option<usize>,
+    /// How `mma`, `wmma` and `wgmma` with f32 results round; `None` asks `VGPU_MMA`.
+    pub products: Option<Products>,
     /// Seed of the order in which blocks and warps run; without one they run first to last.
     pub seed: Option<u64>,
     /// Checks beside those that are always on.
@@ -106,6 +109,7 @@ impl Default for Config {
             cluster: [1; 3],
             cooperative: false,
             resident: None,
+            products: None,
             seed: number("VGPU_SEED"),
             checks: Checks::default(),
             output: Output::default(),
@@ -297,6 +301,7 @@ impl Kernel<'_> {
             budget: config.budget,
             cooperative: config.cooperative,
             resident: config.resident,
+            products: config.products.map_or_else(Products::from_env, Ok)?,
             races: config.checks.races || Checks::from_env()?.races,
             seed: config.seed,
         };

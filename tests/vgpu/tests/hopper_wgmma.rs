@@ -5,7 +5,9 @@ mod checks;
 #[path = "support/wgmma.rs"]
 mod wgmma;
 
-use wgmma::{B_START, Layout, SPACE, k_major, kernel, launch};
+#[path = "support/tensor_core.rs"]
+mod tensor_core;
+use wgmma::{B_START, Layout, SPACE, k_major, kernel, launch, launch_as};
 
 /// Numbers from a linear congruential generator.
 struct Noise(u64);
@@ -295,6 +297,45 @@ fn a_start_inside_the_pattern_moves_along_k() {
                 let (row, col) = (t / 32 * 16 + t % 32 / 4 + i / 2 * 8, t % 4 * 2 + i % 2);
                 let want: f64 = a[row].iter().zip(&b[col]).map(|(x, y)| x * y).sum();
                 assert_eq!(f64::from(f32::from_bits(ran.out[t * 4 + i])), want, "step {step} ({row}, {col})");
+            }
+        }
+    }
+}
+
+#[test]
+fn rounded_products_have_the_bits_of_the_model() {
+    use tensor_core::{BF16, F16, sample, sum};
+    let layout = k_major(0, 2, B_START);
+    for (products, size, extra) in [(vgpu::Products::Ampere, 8, 1), (vgpu::Products::Hopper, 16, 2)] {
+        for (name, f) in [("bf16", BF16), ("f16", F16)] {
+            let mut r = Noise(5);
+            let mut draw = |n: usize| -> Vec<u32> { (0..n).map(|_| sample(f, |n| r.below(n))).collect() };
+            let (a, b) = (draw(64 * 16), draw(8 * 16));
+            let mut image = vec![0; SPACE];
+            for (i, bits) in b.iter().enumerate() {
+                let at = layout.place(i / 16, i % 16);
+                image[at..at + 2].copy_from_slice(&bits.to_le_bytes()[..2]);
+            }
+            let of = |t: usize, i: usize| t / 32 * 16 + t % 32 / 4 + 8 * i;
+            let regs: Vec<u32> = (0..512)
+                .map(|n| {
+                    let (t, i) = (n / 4, n % 4);
+                    let at = 16 * of(t, i % 2) + i / 2 * 8 + t % 4 * 2;
+                    a[at] | a[at + 1] << 16
+                })
+                .collect();
+            let sums: Vec<u32> = (0..512).map(|i| ((i as f32 - 250.0) / 7.0).to_bits()).collect();
+            let body = format!(
+                "wgmma.fence.sync.aligned;
+                wgmma.mma_async.sync.aligned.m64n8k16.f32.{name}.{name} {{%d0, %d1, %d2, %d3}}, {{%a0, %a1, %a2, %a3}}, %db, 1, 1, 1, 0;
+                wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"
+            );
+            let ran = launch_as(products, &kernel(4, &body), &image, [&regs, &sums], [0, layout.descriptor()], true);
+            for (n, got) in ran.unwrap().out.iter().enumerate() {
+                let (t, i) = (n / 4, n % 4);
+                let (row, column) = (of(t, i / 2), t % 4 * 2 + i % 2);
+                let want = sum(size, extra, f, sums[n], &a[16 * row..][..16], &b[16 * column..][..16]);
+                assert_eq!(*got, want, "{products:?} {name} ({row}, {column})");
             }
         }
     }

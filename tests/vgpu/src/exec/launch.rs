@@ -34,6 +34,8 @@ pub struct Shape {
     pub cooperative: bool,
     /// Most blocks that are resident at the same time.
     pub resident: Option<usize>,
+    /// How matrix products round.
+    pub products: super::rounding::Products,
     /// Whether races are looked for.
     pub races: bool,
     /// Order of blocks and warps; `None` is first to last.

@@ -33,6 +33,7 @@ pub mod printf;
 pub mod races;
 pub mod rare;
 pub mod region;
+pub mod rounding;
 pub mod schedule;
 pub mod site;
 pub mod tensor;

@@ -2,6 +2,7 @@
 
 use super::code::Build;
 use super::float::{BF16, F16, Format, Mode, canon};
+use super::rounding::{self, Products, Unit};
 use super::{LANES, Lane, Regs};
 
 /// Element type of A and B.
@@ -103,8 +104,36 @@ impl Mma {
         false
     }
 
+    /// What the tensor cores of a launch add at once, when they round.
+    #[inline(always)]
+    pub fn unit(&self, products: Products) -> Option<Unit> {
+        if products == Products::Exact || self.half {
+            return None;
+        }
+        let (bytes, lowest) = match self.element {
+            Element::F16 => (2, -14),
+            Element::Bf16 => (2, -126),
+            Element::Tf32 => (4, -126),
+        };
+        products.unit(bytes, lowest)
+    }
+
+    /// [`Mma::run`] as tensor cores round.
+    #[inline(never)]
+    pub fn run_rounded(&self, r: &mut Regs, build: Build, unit: Unit) -> bool {
+        self.run_with(r, |acc, a, b| {
+            rounding::multiply(acc, a.as_flattened(), 16, &b[..self.k], unit, build);
+        });
+        false
+    }
+
     #[inline(never)]
     fn run_body(&self, r: &mut Regs) {
+        self.run_with(r, |acc, a, b| multiply_body(acc, a, b, self.k));
+    }
+
+    #[inline(always)]
+    fn run_with(&self, r: &mut Regs, multiply: impl Fn(&mut [[f32; 8]; 16], &[[f32; 16]; 16], &[[f32; 8]; 16])) {
         let (a, b) = self.gather(r);
         let mut acc = [[0f32; 8]; 16];
         for (i, row) in self.c.iter().enumerate() {
@@ -118,7 +147,7 @@ impl Mma {
                 }
             }
         }
-        multiply_body(&mut acc, &a, &b, self.k);
+        multiply(&mut acc, &a, &b);
         for (i, row) in self.d.iter().enumerate() {
             let v: [u32; LANES] = std::array::from_fn(|lane| {
                 let (g, t) = (lane >> 2, lane & 3);

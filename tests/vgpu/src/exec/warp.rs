@@ -188,7 +188,10 @@ impl Warp {
                         let here = [cta.at, index, pc];
                         let (widened, last) = &mut *cta.widened;
                         let reuse = i.k != 0 && *last == [cta.at, index, pc - 1];
-                        let kept = op.run(&mut self.regs, p.build, widened, reuse);
+                        let kept = match op.unit(cta.shape.products) {
+                            None => op.run(&mut self.regs, p.build, widened, reuse),
+                            Some(unit) => op.run_rounded(&mut self.regs, p.build, unit),
+                        };
                         *last = if kept { here } else { [usize::MAX; 3] };
                         cta.counters.tensor_flops += 2 * 16 * 8 * op.k as u64;
                     }

@@ -19,6 +19,7 @@ use super::code::Build;
 use super::float::{BF16, F16, Format, Mode, canon};
 use super::launch::Cta;
 use super::mem::{Access, Address, LOCAL, LaneFault, Space};
+use super::rounding::{self, Products, Unit};
 use super::{File, Inst, LANES, Regs};
 use crate::error::FaultKind;
 use crate::ptx::Ty;
@@ -122,7 +123,7 @@ impl Wmma {
         match self {
             Wmma::Move(m) => m.run(r, cta, warp, i),
             Wmma::Product(p) => {
-                p.run(r, cta.program.build);
+                p.run(r, cta.program.build, cta.shape.products);
                 let (m, n, k) = p.shape;
                 cta.counters.tensor_flops += 2 * (m * n * k) as u64;
                 Ok(())
@@ -286,7 +287,10 @@ fn gather<T>(
 }
 
 impl Product {
-    fn run(&self, r: &mut Regs, build: Build) {
+    fn run(&self, r: &mut Regs, build: Build, products: Products) {
+        if let Some(unit) = self.unit(products) {
+            return self.rounded(r, build, unit);
+        }
         #[cfg(target_arch = "x86_64")]
         if build == Build::V3 {
             // SAFETY: a module is only loaded for a build that this processor supports (`Module::load_for`).
@@ -312,8 +316,52 @@ impl Product {
         }
     }
 
+    /// What the tensor cores of a launch add at once, when they round.
+    fn unit(&self, products: Products) -> Option<Unit> {
+        match self.element {
+            _ if self.halves.0 => None,
+            Element::F16 => products.unit(2, -14),
+            Element::Bf16 => products.unit(2, -126),
+            Element::Tf32 => products.unit(4, -126),
+            Element::S8 | Element::U8 => None,
+        }
+    }
+
+    #[inline(never)]
+    fn rounded(&self, r: &mut Regs, build: Build, unit: Unit) {
+        let (_, n, k) = self.shape;
+        self.floats_with(r, |acc, a, b| {
+            let mut panel = [[0.0; 8]; 16];
+            for first in (0..n).step_by(8) {
+                for (line, b) in panel.iter_mut().zip(b.chunks_exact(n)) {
+                    line.copy_from_slice(&b[first..first + 8]);
+                }
+                let mut sums: Vec<[f32; 8]> =
+                    acc.chunks_exact(n).map(|row| std::array::from_fn(|c| row[first + c])).collect();
+                rounding::multiply(&mut sums, a, k, &panel[..k], unit, build);
+                for (row, sums) in acc.chunks_exact_mut(n).zip(&sums) {
+                    row[first..first + 8].copy_from_slice(sums);
+                }
+            }
+        });
+    }
+
     #[inline(always)]
     fn floats(&self, r: &mut Regs) {
+        let (_, n, k) = self.shape;
+        self.floats_with(r, |acc, a, b| {
+            for (row, sums) in acc.chunks_exact_mut(n).enumerate() {
+                for (x, b) in a[row * k..][..k].iter().zip(b.chunks_exact(n)) {
+                    for (y, b) in sums.iter_mut().zip(b) {
+                        *y = x.mul_add(*b, *y);
+                    }
+                }
+            }
+        });
+    }
+
+    #[inline(always)]
+    fn floats_with(&self, r: &mut Regs, multiply: impl Fn(&mut [f32; SUMS * LANES], &[f32], &[f32])) {
         let ((m, n, k), size) = (self.shape, self.element.size());
         let [d, ra, rb, rc] = &self.regs;
         let (mut a, mut b, mut acc) = ([0f32; 512], [0f32; 512], [0f32; SUMS * LANES]);
@@ -325,13 +373,7 @@ impl Product {
         } else {
             gather(r, rc, (m, n), 4, true, &mut acc, f32::from_bits);
         }
-        for (row, sums) in acc.chunks_exact_mut(n).enumerate() {
-            for (x, b) in a[row * k..][..k].iter().zip(b.chunks_exact(n)) {
-                for (y, b) in sums.iter_mut().zip(b) {
-                    *y = x.mul_add(*b, *y);
-                }
-            }
-        }
+        multiply(&mut acc, &a[..m * k], &b[..k * n]);
         for (e, row) in d.iter().enumerate() {
             r.w[*row as usize] = std::array::from_fn(|l| {
                 if self.halves.0 {

@@ -1,6 +1,6 @@
 //! Warpgroup products in a kernel of their own: layouts of operands, the kernel's text, its launch.
 
-use vgpu::{Config, Counters, Error, Memory, Module};
+use vgpu::{Config, Counters, Error, Memory, Module, Products};
 
 /// Bytes of shared memory.
 pub const SPACE: usize = 98304;
@@ -102,6 +102,18 @@ pub struct Ran {
 }
 
 pub fn launch(text: &str, image: &[u8], regs: &[u32], sums: &[u32], da: u64, db: u64, add: bool) -> Result<Ran, Error> {
+    launch_as(Products::Exact, text, image, [regs, sums], [da, db], add)
+}
+
+/// [`launch`] with products that round.
+pub fn launch_as(
+    products: Products,
+    text: &str,
+    image: &[u8],
+    [regs, sums]: [&[u32]; 2],
+    [da, db]: [u64; 2],
+    add: bool,
+) -> Result<Ran, Error> {
     let mut m = Memory::new();
     let module = Module::load(text, &mut m).unwrap_or_else(|e| panic!("{e}\n{text}"));
     let words = |v: &[u32]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
@@ -112,7 +124,7 @@ pub fn launch(text: &str, image: &[u8], regs: &[u32], sums: &[u32], da: u64, db:
     };
     let (image, regs, sums_at) = (put(image), put(&words(regs)), put(&words(sums)));
     let out = put(&words(sums));
-    let shape = Config { block: [128, 1, 1], ..Config::default() };
+    let shape = Config { block: [128, 1, 1], products: Some(products), ..Config::default() };
     let args = [image, regs, sums_at, out, da, db].map(u64::to_le_bytes);
     let mut args: Vec<&[u8]> = args.iter().map(|a| &a[..]).collect();
     let add = u32::from(add).to_le_bytes();

@@ -7,6 +7,7 @@ use super::descriptor::Major;
 use super::fp8;
 use crate::exec::code::Build;
 use crate::exec::float::{BF16, F16, Mode};
+use crate::exec::rounding::{self, Products, Unit};
 use crate::exec::{LANES, Regs};
 
 /// Columns of a block in the order they are kept.
@@ -218,15 +219,34 @@ pub struct Form {
     pub add: bool,
     /// Whether the product changes sign.
     pub negate: bool,
+    /// What tensor cores add at once, when they round.
+    pub unit: Option<Unit>,
+}
+
+impl Form {
+    /// The unit of a launch for factors and sums of these types.
+    pub fn unit_of(products: Products, a: Element, sum: Sum) -> Option<Unit> {
+        match a {
+            _ if sum != Sum::F32 => None,
+            Element::F16 => products.unit(2, -14),
+            Element::Bf16 => products.unit(2, -126),
+            Element::Tf32 => products.unit(4, -126),
+            _ => None,
+        }
+    }
 }
 
 /// `d += a * panel` for one block of eight columns; `rows` are the registers of the block.
 #[inline(always)]
-fn block_body(r: &mut Regs, rows: &[u16], a: &TileA, panel: &PanelB, k: usize, form: &Form) {
+fn block_body(r: &mut Regs, rows: &[u16], a: &TileA, panel: &PanelB, k: usize, form: &Form, build: Build) {
     let mut acc = [[0f32; 8]; 16];
     let integer = matches!(form.sum, Sum::S32 { .. });
     if form.add && !integer {
         load(r, rows, &mut acc, form.sum);
+    }
+    if let Some(unit) = form.unit {
+        rounding::multiply(&mut acc, a.as_flattened(), 32, &panel[..k], unit, build);
+        return store(r, rows, &acc, form.sum);
     }
     for half in 0..2 {
         let (first, last) = (8 * half, 8 * half + 8);
@@ -341,9 +361,8 @@ fn block(
         // SAFETY: a program is only decoded for V3 when the processor supports it (`Module::load_for`).
         return unsafe { block_fast(r, rows, a, panel, bytes, form, major) };
     }
-    let _ = build;
     panel_body(panel, bytes, major, form.b);
-    block_body(r, rows, a, panel, form.b.k(), form);
+    block_body(r, rows, a, panel, form.b.k(), form, build);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -362,7 +381,7 @@ fn block_fast(
     } else {
         panel_body(panel, bytes, major, form.b);
     }
-    block_body(r, rows, a, panel, form.b.k(), form);
+    block_body(r, rows, a, panel, form.b.k(), form, Build::V3);
 }
 
 #[cfg(test)]
@@ -415,7 +434,7 @@ mod tests {
                     let mut tile = [[0.0; 32]; 16];
                     tile_of_registers(&r, &[0, 1, 2, 3], element, &mut tile);
                     let d: Vec<u16> = (4..16).collect();
-                    let form = Form { a: element, b: element, sum: Sum::F32, add: true, negate: true };
+                    let form = Form { a: element, b: element, sum: Sum::F32, add: true, negate: true, unit: None };
                     let fetch = |j: usize, out: &mut [u128; 16]| {
                         for p in 0..16 {
                             out[p] = (0..8).fold(0u128, |v, e| {

@@ -81,7 +81,14 @@ impl Cta<'_> {
             }
         }
         let range = self.readable(h, &b, "B")?;
-        let form = Form { a: x.a, b: x.b, sum: x.sum, add, negate: x.negate };
+        let form = Form {
+            a: x.a,
+            b: x.b,
+            sum: x.sum,
+            add,
+            negate: x.negate,
+            unit: Form::unit_of(self.shape.products, x.a, x.sum),
+        };
         let shared = &self.resident[self.at].shared;
         let pieces = |j: usize, out: &mut [u128; 16]| {
             *out = b.block(j).map(|at| fetch(shared, at));
