@@ -2,11 +2,12 @@
 # A quarter of an hour on a GPU: what this build does there, on a machine without Rust and without network.
 #   scripts/gpu_check.sh pack DIR                          on the build machine: programs, data, kernels, the CPU's curves
 #   DIR/gpu_check.sh run OUT [--only STEP…] [--device N]   there: each step with a limit of its own, OUT/summary.md at the end
-# Steps: doctor, tests, prebuilt, train, speed, sanitizer. On the emulated GPU (scripts/vgpu.sh) the last two say nothing real; there
-# STEPS=12, for both, makes the trainings short, and TRAIN_LIMIT and TEST_THREADS make room for slow ones.
+# Steps: doctor, tests, prebuilt, kernels, train, step, speed, sanitizer. On the emulated GPU (scripts/vgpu.sh) kernels and step count and
+# time nothing, and the last two say nothing real; there STEPS=12, for both, makes the trainings short, and TRAIN_LIMIT and TEST_THREADS
+# make room for slow ones.
 set -u
 
-usage() { sed -n '2,6p' "$0" | cut -c 3- >&2; exit 2; }
+usage() { sed -n '2,7p' "$0" | cut -c 3- >&2; exit 2; }
 
 pack() {
     [ $# -eq 1 ] || usage
@@ -97,8 +98,65 @@ cuda_tests() {
 
 step_tests() { cuda_tests tests 150; }
 
+emulated() { grep -q '"emulated": true' "$out/doctor.json" 2>/dev/null; }
+
+# measured KIND MODEL FLAGS…: `ringtune bench` of a model's shapes; its document joins OUT/KIND.json, its mistakes OUT/KIND.log.
+measured() {
+    kind=$1 model=$2
+    shift 2
+    label="commit $(sed -n 's/^commit //p' manifest)"
+    timeout "${TRAIN_LIMIT:-60}" bin/ringtune bench "$kind" --device "$device" --model "$model" --label "$label" --json "$@" \
+        >"$work/bench.json" 2>>"$out/$kind.log"
+    code=$?
+    what="$kind $model${*:+ $*}"
+    case $code in
+        0) ;;
+        124) say "$what" "CUT OFF" "after ${TRAIN_LIMIT:-60} s"; return ;;
+        *) say "$what" FAILED "$(tail -n 1 "$out/$kind.log" | tr '|' ',')"; return ;;
+    esac
+    # A list of documents: what was there without its end, the new one, the end.
+    { [ -s "$out/$kind.json" ] && sed '$d' "$out/$kind.json" && echo ',' || echo '['; cat "$work/bench.json"; echo ']'; } >"$work/all.json"
+    mv "$work/all.json" "$out/$kind.json"
+    # The first of a field, in units of 10^power.
+    field() { sed -n "s/^ *\"$1\": \([0-9.e+-]*\),*$/\1/p" "$work/bench.json" | awk -v by="$2" 'NR == 1 { printf "%.4g", $1 / 10 ^ by }'; }
+    cases=$(grep -c '^      "name"' "$work/bench.json")
+    if emulated; then
+        say "$what" passed "$cases cases right or learning; counters alone, no time"
+    elif [ "$kind" = kernels ]; then
+        say "$what" measured "$cases cases right; best product $(field flops_per_second 12) TFLOP/s, copy $(field bytes_per_second 9) GB/s"
+    else
+        say "$what" measured "$(sed -n 's/^ *"tokens_per_second": \([0-9]*\).*/\1/p; s/^ *"mfu": \([0-9.]*\).*/(MFU \1)/p' "$work/bench.json" | tr '\n' ' ')tokens/s, full then LoRA"
+    fi
+}
+
+step_kernels() {
+    rm -f "$out/kernels.json" "$out/kernels.log"
+    if emulated; then
+        measured kernels tiny
+    else
+        measured kernels 8b
+        measured kernels 135m
+    fi
+}
+
+step_step() {
+    rm -f "$out/step.json" "$out/step.log"
+    if emulated; then
+        measured step tiny --layers 2
+        return
+    fi
+    # Clocks and power beside the figures.
+    nvidia-smi dmon -s puc -d 1 >"$out/clocks.txt" 2>&1 &
+    clocks=$!
+    for tokens in 2048 8192; do
+        measured step 8b --layers 8 --tokens $tokens
+    done
+    measured step 135m
+    kill $clocks 2>/dev/null
+}
+
 step_prebuilt() {
-    if grep -q '"emulated": true' "$out/doctor.json" 2>/dev/null; then
+    if emulated; then
         say prebuilt "left out" "machine code for sm_90a, and the emulator takes PTX"
     else
         RINGTUNE_KERNELS=$here/kernels cuda_tests prebuilt 60 operations matmul norm
@@ -177,7 +235,7 @@ run() {
     work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
     RINGTUNE_CACHE=$work/cache && export RINGTUNE_CACHE
     printf '%s\n\n| step | result | what |\n| --- | --- | --- |\n' "$(date -u +%FT%TZ), $(sed -n 's/^commit //p' manifest)" >"$out/summary.md"
-    for step in ${steps:-doctor tests prebuilt train speed sanitizer}; do
+    for step in ${steps:-doctor tests prebuilt kernels train step speed sanitizer}; do
         begun=$(date +%s)
         "step_$step"
         echo "$step: $(($(date +%s) - begun)) s" >>"$out/times.txt"

@@ -60,6 +60,7 @@ pub fn command() -> Clap {
         .subcommand(commands::doctor::command())
         .subcommand(commands::kernels::command())
         .subcommand(commands::report::command())
+        .subcommand(commands::bench::command())
 }
 
 /// The flags of both trainings, and those of looking.
@@ -361,6 +362,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         "doctor" => commands::doctor::run(m),
         "kernels" => commands::kernels::run(m),
         "report" => commands::report::run(m),
+        "bench" => commands::bench::run(m),
         "parity" => commands::parity::run(m, &resolve(Command::Parity, m, before)?.settings),
         _ => unreachable!("clap knows no other command"),
     }

@@ -22,6 +22,7 @@ pub mod hf;
 pub mod log;
 pub mod machine;
 pub mod mapped;
+pub mod measure;
 pub mod model;
 pub mod optim;
 pub mod rng;

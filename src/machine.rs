@@ -49,6 +49,32 @@ pub fn available_memory() -> Option<u64> {
     Some(machine.min(group))
 }
 
+/// Bytes of the largest cache that the first core has, where the system says it.
+pub fn last_cache() -> Option<u64> {
+    let caches = std::fs::read_dir("/sys/devices/system/cpu/cpu0/cache").ok()?;
+    let size = |dir: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(dir.path().join("size")).ok()?;
+        let kib = text.trim().strip_suffix('K')?;
+        Some(kib.parse::<u64>().ok()? * 1024)
+    };
+    caches.flatten().filter_map(size).max()
+}
+
+/// Bytes of memory that this process holds, and held at most since the peak was last forgotten.
+pub fn resident_memory() -> Option<(u64, u64)> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let field = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+    };
+    Some((field("VmRSS:")?, field("VmHWM:")?))
+}
+
+/// Forgets the peak of [`resident_memory`], where the system allows it (Linux 4.0, proc(5): `clear_refs`).
+pub fn forget_peak_memory() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// The machine's name in the network.
 pub fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -85,6 +111,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(free_bytes(dir.path()).is_some_and(|n| n > 0));
         assert_eq!(free_bytes(&dir.path().join("none")), None);
+    }
+
+    #[test]
+    fn the_peak_of_memory_is_remembered_and_forgotten() {
+        let (now, _) = resident_memory().unwrap();
+        let big = vec![1u8; 64 << 20];
+        let held = std::hint::black_box(&big).len() as u64;
+        let (_, peak) = resident_memory().unwrap();
+        assert!(peak >= now + held / 2, "{now}, then {peak}");
+        drop(big);
+        // Other tests of this process hold memory too; a system that keeps the peak says so.
+        assert!(!forget_peak_memory() || resident_memory().is_some_and(|(now, peak)| peak >= now));
     }
 
     #[test]

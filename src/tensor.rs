@@ -2,7 +2,9 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::measure::{MemoryUse, Nature, Tally};
 use crate::words::words;
+use std::time::Instant;
 
 /// Element type of a tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -68,6 +70,43 @@ pub trait Device: Sized {
     /// Largest number of floating-point operations per second for operands of this type, where it is known.
     fn peak_flops(&self, _dtype: DType) -> Option<f64> {
         None
+    }
+
+    /// The same, reached by a loop of this device in registers now: measured, where it has one.
+    fn measured_peak(&self, _dtype: DType) -> Option<f64> {
+        None
+    }
+
+    /// What it is, as far as a measurement depends on it.
+    fn nature(&self) -> Nature {
+        Nature::default()
+    }
+
+    /// What it was asked to do since it was opened; `None` where nobody counts.
+    fn tally(&self) -> Option<Tally> {
+        None
+    }
+
+    /// Memory in use, where it is known: of the process for a device that works in that of the machine.
+    fn memory_use(&self) -> Option<MemoryUse> {
+        None
+    }
+
+    /// From now on [`Device::memory_use`] gives the peak from here. False where the peak cannot be forgotten.
+    fn forget_peak(&self) -> bool {
+        false
+    }
+
+    /// Seconds that the device takes for what `work` queues, from an idle start, by its own clock where it has one.
+    ///
+    /// # Errors
+    /// That of `work`, or if the device fails.
+    fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.synchronize()?;
+        let start = Instant::now();
+        work()?;
+        self.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
     }
 
     /// Copies host values into an f32 or bf16 tensor (rounded to nearest even for bf16). `src.len() == dst.len()`.

@@ -14,7 +14,7 @@ pub trait OnDevice {
     ///
     /// # Errors
     /// Whatever stops the command.
-    fn run<B: Backend>(self, dev: &B) -> Result<()>;
+    fn run<B: Backend + 'static>(self, dev: &B) -> Result<()>;
 }
 
 /// What a name stands for.
@@ -64,7 +64,7 @@ pub struct Limits {
 /// be there: what is wrong with it is said where it is used.
 pub fn limits(name: &str, classes: usize) -> Limits {
     let cpu = Limits { free: None, logits_rows: LOGITS_ROWS };
-    let gpu = |free| Limits { free, logits_rows: cuda::logits_rows(classes) };
+    let gpu = |free| Limits { free, logits_rows: logits_rows(true, classes) };
     match wanted(name) {
         Ok(Wanted::Cuda(ordinal)) => {
             let mut free = None;
@@ -100,6 +100,11 @@ fn wanted(name: &str) -> Result<Wanted> {
         (_, Some(ordinal)) => Ok(Wanted::Cuda(ordinal.into())),
         _ => Err(Error::usage(format!("--device: expected auto, cpu or cuda[:N], found \"{name}\""))),
     }
+}
+
+/// Rows of logits over so many classes that exist at once, on a GPU or on the CPU.
+pub fn logits_rows(on_gpu: bool, classes: usize) -> usize {
+    if on_gpu { cuda::logits_rows(classes) } else { LOGITS_ROWS }
 }
 
 #[cfg(not(feature = "cuda"))]

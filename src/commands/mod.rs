@@ -1,5 +1,6 @@
 //! What each subcommand does.
 
+pub mod bench;
 pub mod check;
 pub mod curve;
 pub mod data;

@@ -20,6 +20,7 @@ mod optim;
 mod pack;
 #[cfg(target_arch = "x86_64")]
 mod pack_avx512;
+mod peak;
 mod threads;
 mod vector;
 
@@ -35,6 +36,8 @@ use crate::backend::{
 use crate::batch::Batch;
 use crate::ensure;
 use crate::error::{Context, Result};
+use crate::machine;
+use crate::measure::{MemoryUse, Nature};
 use crate::tensor::{DType, Device, Tensor};
 
 pub use buffer::CpuBuf;
@@ -121,6 +124,23 @@ impl Device for Cpu {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn measured_peak(&self, dtype: DType) -> Option<f64> {
+        let (f32_peak, bf16_peak) = peak::measure(self.threads());
+        Some(if dtype == DType::Bf16 { bf16_peak } else { f32_peak })
+    }
+
+    fn nature(&self) -> Nature {
+        Nature { cache: machine::last_cache().unwrap_or(0), ..Nature::default() }
+    }
+
+    fn memory_use(&self) -> Option<MemoryUse> {
+        machine::resident_memory().map(|(now, peak)| MemoryUse { now, peak })
+    }
+
+    fn forget_peak(&self) -> bool {
+        machine::forget_peak_memory()
     }
 
     operations! {

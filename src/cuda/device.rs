@@ -1,6 +1,7 @@
 //! A GPU as a device: its context, one stream, what it is.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use cudarc::driver::sys::{CUdevice_attribute, CUresult};
@@ -30,6 +31,10 @@ pub struct Properties {
     pub sm_count: usize,
     /// Largest shared memory of a block that asks for it, in bytes.
     pub shared_limit: usize,
+    /// Last cache before the memory, in bytes.
+    pub cache: usize,
+    /// Bytes per second of the memory, from its clock and width; 0 where the driver does not say.
+    pub bandwidth: f64,
     /// Whether it is the emulator of `tests/vgpu`, which takes PTX alone.
     pub emulated: bool,
 }
@@ -78,12 +83,28 @@ pub(super) struct Kept {
     pub tensor: Tensor<Cuda>,
 }
 
+/// What a device was asked to do, counted.
+#[derive(Default)]
+pub(super) struct Counts {
+    pub launches: AtomicU64,
+    pub waits: AtomicU64,
+}
+
+impl Counts {
+    /// One more.
+    pub fn add(count: &AtomicU64) {
+        count.fetch_add(1, Relaxed);
+    }
+}
+
 /// A GPU and one stream of it.
 pub struct Cuda {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     properties: Properties,
     modules: Modules,
+    /// Launches and waits so far.
+    pub(super) counts: Counts,
     /// Scratch by [`Room`].
     pub(super) rooms: [Mutex<Option<Tensor<Cuda>>>; Room::COUNT],
     /// What is kept by [`Table`].
@@ -138,7 +159,8 @@ impl Cuda {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().doing(|| "creating a stream".into())?;
         let modules = Modules::new(context.clone(), compiler, properties.shared_limit);
-        Ok(Self { context, stream, properties, modules, rooms: Default::default(), tables: Default::default() })
+        let (counts, rooms, tables) = Default::default();
+        Ok(Self { context, stream, properties, modules, counts, rooms, tables })
     }
 
     /// What the device is.
@@ -198,6 +220,13 @@ pub fn properties(ordinal: usize) -> Result<Properties> {
         memory: unsafe { result::device::total_mem(device) }.doing(what)?,
         sm_count: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
         shared_limit: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+        cache: attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
+        // Kilohertz and bits, two transfers a clock.
+        bandwidth: f64::from(attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?)
+            * 1e3
+            * 2.0
+            * f64::from(attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?)
+            / 8.0,
         emulated: name.starts_with("vgpu "),
         name,
     })

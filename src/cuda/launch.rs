@@ -2,7 +2,7 @@
 
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 
-use super::device::Cuda;
+use super::device::{Counts, Cuda};
 use super::error::DriverResult;
 use super::kernels::{Kernel, Param};
 use super::memory::CudaBuf;
@@ -124,6 +124,7 @@ impl<'a> Launch<'a> {
         }
         let blocks = u32::try_from(self.blocks).ok().filter(|&b| b <= i32::MAX as u32);
         let blocks = blocks.unwrap_or_else(|| panic!("{entry}: {} blocks, more than a grid holds", self.blocks));
+        Counts::add(&self.dev.counts.launches);
         let function = self.dev.modules().function(self.kernel, self.shared)?;
         let mut builder = self.dev.stream().launch_builder(&function);
         for (_, bits) in args {

@@ -5,7 +5,7 @@ use std::sync::MutexGuard;
 use cudarc::driver::{CudaSlice, DevicePtr};
 use half::bf16;
 
-use super::device::{Cuda, Room};
+use super::device::{Counts, Cuda, Room};
 use super::error::{DriverResult, driver};
 use super::locked;
 use crate::error::{Error, Result};
@@ -148,6 +148,7 @@ impl Cuda {
 
     /// Waits until everything queued has run.
     pub(super) fn wait(&self) -> Result<()> {
+        Counts::add(&self.counts.waits);
         self.stream().synchronize().doing(|| "waiting for the device".into())
     }
 

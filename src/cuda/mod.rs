@@ -19,11 +19,13 @@ mod launch;
 pub mod library;
 pub mod lora;
 pub mod matmul;
+mod measure;
 mod memory;
 mod modules;
 pub mod nccl;
 pub mod norm;
 pub mod nvrtc;
+mod peaks;
 mod plan;
 pub mod project;
 pub mod rope;
@@ -42,6 +44,7 @@ use crate::backend::{
 };
 use crate::batch::{Batch, BatchView};
 use crate::error::Result;
+use crate::measure::{MemoryUse, Nature, Tally};
 use crate::tensor::{DType, Device, Tensor};
 
 pub use device::{Cuda, Properties, properties};
@@ -91,6 +94,31 @@ impl Device for Cuda {
 
     fn free_memory(&self) -> Option<u64> {
         self.memory().ok().map(|(free, _)| free as u64)
+    }
+
+    fn peak_flops(&self, dtype: DType) -> Option<f64> {
+        let p = self.properties();
+        (dtype == DType::Bf16 && !p.emulated).then(|| peaks::dense_bf16(&p.name)).flatten()
+    }
+
+    fn nature(&self) -> Nature {
+        measure::nature(self)
+    }
+
+    fn tally(&self) -> Option<Tally> {
+        Some(measure::tally(self))
+    }
+
+    fn memory_use(&self) -> Option<MemoryUse> {
+        measure::memory_use(self)
+    }
+
+    fn forget_peak(&self) -> bool {
+        measure::forget_peak(self)
+    }
+
+    fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        measure::timed(self, work)
     }
 
     fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {

@@ -6,6 +6,7 @@
 mod attention;
 #[path = "../common/batches.rs"]
 mod batches;
+mod bench;
 #[path = "../common/close.rs"]
 mod close;
 mod device;

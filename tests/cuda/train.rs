@@ -7,9 +7,11 @@ use std::process::{Command, Output};
 
 use ringtune::batch::MicroBatch;
 use ringtune::comm::Solo;
+use ringtune::cuda::{Cuda, Properties};
 use ringtune::data::loader::Step;
 use ringtune::hf::TensorSource;
 use ringtune::hf::safetensors::ModelFiles;
+use ringtune::model::Recompute;
 use ringtune::settings::TrainSettings;
 use ringtune::tensor::{DType, Device};
 use ringtune::train::memory::{Demand, estimate};
@@ -321,33 +323,42 @@ fn a_step_waits_once_and_allocates_nothing() {
 fn the_estimate_of_memory_is_what_a_step_takes() {
     let Some(dev) = device() else { return };
     let base = ModelFiles::open(Path::new(MODEL)).unwrap();
-    for (dtype, lora) in [(DType::F32, true), (DType::F32, false), (DType::Bf16, true), (DType::Bf16, false)] {
-        let mut s = TrainSettings { dtype, micro_batch_size: 2, eval_batch_size: 1, ..TrainSettings::default() };
-        s.lora = s.lora.filter(|_| lora);
-        let spec = setup::lora_spec(&s).unwrap();
-        let (config, max_seq_len) = (base.config(), 256);
-        let n = 2 * max_seq_len;
-        let logits_rows = ringtune::cuda::cross_entropy::chunk_rows(config.n_classes);
-        let demand = Demand { config, settings: &s, lora: spec.as_ref(), new_rows: None, max_seq_len, logits_rows };
-        let expected: u64 = estimate(&demand).iter().map(|c| c.bytes).sum();
+    for recompute in [Recompute::None, Recompute::Attention, Recompute::Layer] {
+        for (dtype, lora) in [(DType::F32, true), (DType::F32, false), (DType::Bf16, true), (DType::Bf16, false)] {
+            estimated_and_taken(dev.properties(), &base, dtype, lora, recompute);
+        }
+    }
+}
 
-        // A device of its own: scratch is kept.
-        let dev =
-            ringtune::cuda::Cuda::with_cache(dev.properties().ordinal, Some(env!("CARGO_TARGET_TMPDIR").as_ref()))
-                .unwrap();
-        let before = dev.free_memory().unwrap();
-        let mut work = setup::workload(&dev, &base, &s, None, n).unwrap();
-        let targets = vec![5; n];
-        let b = MicroBatch { tokens: vec![7; n], targets, doc_start: vec![0; n], n_valid: n, samples: vec![0] };
-        let step = Step { micro_batches: vec![b], ..Default::default() };
-        assert_eq!(work.step(&dev, &Solo, &step, 0, 1e-4).unwrap().problem, None);
-        let taken = before - dev.free_memory().unwrap();
-        println!("{dtype:?} LoRA {lora}: {taken} bytes, estimated {expected}");
-        if dev.properties().emulated {
-            assert!(
-                (taken as f64 / expected as f64 - 1.0).abs() < 0.05,
-                "{dtype:?} {lora}: {taken} bytes, estimated {expected}"
-            );
+/// One step of low-rank updates or of every weight, in a mode of recomputation: bytes taken against bytes estimated.
+fn estimated_and_taken(of: &Properties, base: &ModelFiles, dtype: DType, lora: bool, recompute: Recompute) {
+    let mut s = TrainSettings { dtype, recompute, micro_batch_size: 2, eval_batch_size: 1, ..TrainSettings::default() };
+    s.lora = s.lora.filter(|_| lora);
+    let spec = setup::lora_spec(&s).unwrap();
+    let (config, max_seq_len) = (base.config(), 64);
+    let n = 2 * max_seq_len;
+    let logits_rows = ringtune::cuda::cross_entropy::chunk_rows(config.n_classes);
+    let demand = Demand { config, settings: &s, lora: spec.as_ref(), new_rows: None, max_seq_len, logits_rows };
+    let expected: u64 = estimate(&demand).iter().map(|c| c.bytes).sum();
+
+    // A device of its own: scratch is kept.
+    let dev = Cuda::with_cache(of.ordinal, Some(&crate::skip::scratch())).unwrap();
+    let before = dev.free_memory().unwrap();
+    assert!(dev.forget_peak());
+    let held = dev.memory_use().unwrap().now;
+    let mut work = setup::workload(&dev, base, &s, None, n).unwrap();
+    let targets = vec![5; n];
+    let b = MicroBatch { tokens: vec![7; n], targets, doc_start: vec![0; n], n_valid: n, samples: vec![0] };
+    let step = Step { micro_batches: vec![b], ..Default::default() };
+    assert_eq!(work.step(&dev, &Solo, &step, 0, 1e-4).unwrap().problem, None);
+    let taken = before - dev.free_memory().unwrap();
+    // The driver's own count of the most there was, which is what `bench step` prints.
+    let peak = dev.memory_use().unwrap().peak - held;
+    let what = format!("{dtype:?} LoRA {lora} {recompute:?}: {taken} bytes, {peak} at most, estimated {expected}");
+    println!("{what}");
+    if of.emulated {
+        for bytes in [taken, peak] {
+            assert!((bytes as f64 / expected as f64 - 1.0).abs() < 0.05, "{what}");
         }
     }
 }

@@ -19,3 +19,4 @@ pub mod op;
 pub mod queue;
 pub mod report;
 pub mod table;
+pub mod totals;

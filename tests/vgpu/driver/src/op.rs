@@ -220,7 +220,10 @@ fn launch(driver: &Driver, l: &Launch) -> Ran {
     let memory = driver.devices[l.device].memory();
     let args: Vec<&[u8]> = l.args.iter().map(Vec::as_slice).collect();
     match l.function.module.image.launch(&l.function.name, &l.config, &args, &memory) {
-        Ok(_) => Ran::Done,
+        Ok(counters) => {
+            crate::totals::add(&counters);
+            Ran::Done
+        }
         Err(Error::Invalid(m)) => Ran::Failed(Code::LAUNCH_FAILED, format!("kernel {}: {m}", l.function.name), None),
         Err(e) => failed(e, &l.function.name),
     }

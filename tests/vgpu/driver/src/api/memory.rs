@@ -65,7 +65,7 @@ pub fn allocate_async(out: Out<u64>, bytes: usize, stream: Handle, pool: Option<
             device = st.pools.get(p).map_err(|_| Code::INVALID_VALUE)?.device;
             Some(p)
         }
-        None => st.pools.iter().find(|(_, p)| p.current && p.device == device).map(|(h, _)| h),
+        None => Some(driver().current_pool(&mut st, device)),
     };
     claim(&mut st, device, bytes, pool)?;
     drop(st);

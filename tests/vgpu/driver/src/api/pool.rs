@@ -21,6 +21,12 @@ fn device(st: &State, ordinal: c_int) -> Result<usize> {
 }
 
 impl Driver {
+    /// The pool that allocations on a device come from where none is named.
+    pub fn current_pool(&self, st: &mut State, device: usize) -> Handle {
+        let own = self.default_pool(st, device);
+        st.pools.iter().find(|(_, p)| p.current && p.device == device).map_or(own, |(h, _)| h)
+    }
+
     /// The pool that a device has from the start.
     fn default_pool(&self, st: &mut State, device: usize) -> Handle {
         let known = st.pools.iter().find(|(_, p)| p.default && p.device == device).map(|(h, _)| h);
@@ -41,9 +47,8 @@ api! {
     fn cuDeviceGetMemPool(out: Out<Handle>, ordinal: c_int) {
         let mut st = driver().state();
         let d = device(&st, ordinal)?;
-        let own = driver().default_pool(&mut st, d);
-        let current = st.pools.iter().find(|(_, p)| p.current && p.device == d).map(|(h, _)| h);
-        out.set(current.unwrap_or(own))
+        let current = driver().current_pool(&mut st, d);
+        out.set(current)
     }
 
     /// Sets the pool that allocations on a device come from.

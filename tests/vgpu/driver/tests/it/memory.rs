@@ -127,6 +127,12 @@ fn pools_limit_and_count() {
         ok!(cuDeviceGetDefaultMemPool(&mut own, 0));
         ok!(cuDeviceGetMemPool(&mut current, 0));
         assert_eq!(own, current);
+        // It is the one that allocations come from where no other was set.
+        let mut used = 0_u64;
+        ok!(cuMemAllocAsync(&mut p, 300, null_mut()));
+        ok!(cuMemPoolGetAttribute(own, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT, (&raw mut used).cast()));
+        assert_eq!(used, 300);
+        ok!(cuMemFreeAsync(p, null_mut()));
         fails!(CUDA_ERROR_INVALID_VALUE, cuMemPoolDestroy(own));
         // SAFETY: plain data that is filled below.
         let mut props: CUmemPoolProps = unsafe { std::mem::zeroed() };

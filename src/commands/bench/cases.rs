@@ -1,0 +1,18 @@
+//! The one list of cases, of `ringtune bench kernels`, `cargo bench` and gpu_check.
+
+use super::case::{Case, Setup};
+use super::{attention, decode, head, optimiser, products, rows};
+use crate::backend::Backend;
+
+/// Every case of a setup.
+pub fn all<B: Backend + 'static>(s: &Setup) -> Vec<Case<B>> {
+    let parts = [
+        products::cases(s),
+        attention::cases(s),
+        decode::cases(s),
+        rows::cases(s),
+        head::cases(s),
+        optimiser::cases(s),
+    ];
+    parts.into_iter().flatten().collect()
+}

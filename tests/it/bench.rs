@@ -1,0 +1,157 @@
+//! `ringtune bench` on the CPU: what it prints and writes as JSON, and what it refuses.
+
+use serde_json::Value;
+
+use crate::program::{Outcome, Workplace};
+
+fn bench(words: &str) -> Outcome {
+    let words: Vec<&str> = ["bench"].into_iter().chain(words.split_whitespace()).collect();
+    Workplace::new().run(&words)
+}
+
+fn json(words: &str) -> Value {
+    let outcome = bench(&format!("{words} --json"));
+    assert_eq!(outcome.code, Some(0), "{words}: {}", outcome.stderr);
+    serde_json::from_str(&outcome.stdout).unwrap_or_else(|e| panic!("{e}:\n{}", outcome.stdout))
+}
+
+/// A field that has to be a number above 0.
+fn positive(v: &Value, path: &str) -> f64 {
+    let found = path.split('.').fold(v, |v, key| &v[key]);
+    let x = found.as_f64().unwrap_or_else(|| panic!("{path} is {found} in {v:#}"));
+    assert!(x.is_finite() && x > 0.0, "{path} is {x} in {v:#}");
+    x
+}
+
+const TINY: &str = "--device cpu --model tiny --tokens 24 --document 10 --seconds 0 --threads 1";
+
+#[test]
+fn kernels_are_verified_timed_and_held_to_ceilings() {
+    for dtype in ["bf16", "f32"] {
+        let v = json(&format!("kernels {TINY} --dtype {dtype} --only nt,attention,rmsnorm,rope,adamw --label here"));
+        assert_eq!(
+            (&v["command"], &v["measured"], &v["label"]),
+            (&"bench kernels".into(), &true.into(), &"here".into())
+        );
+        assert_eq!((&v["device"]["emulated"], &v["version"]), (&false.into(), &env!("CARGO_PKG_VERSION").into()));
+        assert!(v["device"]["description"].as_str().unwrap().starts_with("cpu, 1 thread"), "{v:#}");
+        let flags = v["flags"].as_str().unwrap();
+        assert!(flags.contains("--model tiny --tokens 24 --document 10") && flags.contains(dtype), "{flags}");
+        assert_eq!(v["ceilings"]["source"], "measured");
+        let (flops, copy) = (positive(&v, "ceilings.flops_per_second"), positive(&v, "ceilings.bytes_per_second"));
+        let cases = v["cases"].as_array().unwrap();
+        let names: Vec<&str> = cases.iter().map(|c| c["name"].as_str().unwrap()).collect();
+        for name in [
+            "matmul nt q, o",
+            "matmul nt down",
+            "attention backward",
+            "attention decode",
+            "rmsnorm backward",
+            "rope",
+            "adamw",
+        ] {
+            assert!(names.contains(&name), "{name} in {names:?}");
+        }
+        for case in cases {
+            assert_eq!(case["dtype"], dtype);
+            let error = case["error"].as_f64().unwrap();
+            assert!((0.0..if dtype == "bf16" { 6e-3 } else { 1e-5 }).contains(&error), "{case:#}");
+            let median = positive(case, "seconds.median");
+            assert!(positive(case, "seconds.min") <= median && median <= positive(case, "seconds.max"), "{case:#}");
+            assert!(positive(case, "seconds.quartile1") <= positive(case, "seconds.quartile3"), "{case:#}");
+            assert!(positive(case, "seconds.rounds") >= 3.0 && positive(case, "sets") >= 1.0, "{case:#}");
+            // The rates and the share are those of the median.
+            let (flop, bytes) = (case["flop"].as_f64().unwrap(), positive(case, "bytes"));
+            let close = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-9;
+            assert!(close(positive(case, "bytes_per_second"), bytes / median), "{case:#}");
+            assert!(close(positive(case, "share"), (flop / flops).max(bytes / copy) / median), "{case:#}");
+            assert_eq!(case["bound"] == "product", flop / flops >= bytes / copy, "{case:#}");
+            // Nobody counts launches on a CPU, and nothing is projected.
+            assert!(case["launches"].is_null() && case.get("counted").is_none() && case.get("projection").is_none());
+        }
+        // No product is above the ceiling that the best of them is.
+        assert!(cases.iter().all(|c| c["kernel"] != "matmul" || c["flops_per_second"].as_f64().unwrap() <= flops));
+    }
+}
+
+#[test]
+fn the_table_has_units_and_the_machine() {
+    let outcome = bench(&format!("kernels {TINY} --only swiglu,embedding,norm,dropout"));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    assert!(
+        lines[0].starts_with("device: cpu, 1 thread") && lines[1].starts_with("build: ringtune "),
+        "{}",
+        outcome.stdout
+    );
+    assert!(lines[2].starts_with("flags: --model tiny ") && lines[3].contains("copy ") && lines[3].contains(" GB/s"));
+    let header = lines.iter().position(|l| l.starts_with("kernel ")).unwrap();
+    assert!(lines[header].contains("us median") && lines[header].contains("GFLOP/s") && lines[header].contains("GB/s"));
+    // Aligned: rows are as wide as the header or narrower only by their last column.
+    let ends: Vec<usize> = lines[header..].iter().map(|l| l.chars().count()).collect();
+    assert!(ends.iter().all(|&n| n == ends[0]), "{}", outcome.stdout);
+    for name in ["matmul nt square", "swiglu backward", "embedding backward", "norm of the gradient", "dropout"] {
+        assert!(outcome.stdout.contains(&format!("\n{name} ")), "{name}:\n{}", outcome.stdout);
+    }
+}
+
+#[test]
+fn steps_have_speed_memory_and_losses_that_fall() {
+    let v = json(&format!("step {TINY} --layers 2"));
+    assert_eq!((&v["command"], &v["measured"]), (&"bench step".into(), &true.into()));
+    positive(&v, "peak_flops_per_second");
+    let cases = v["cases"].as_array().unwrap();
+    assert_eq!(
+        cases.iter().map(|c| c["name"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["full", "LoRA r 16, dropout 0.05"]
+    );
+    for case in cases {
+        let median = positive(case, "seconds.median");
+        assert!((positive(case, "tokens_per_second") * median - 24.0).abs() < 1e-6, "{case:#}");
+        assert!((positive(case, "flops_per_second") * median / positive(case, "flop") - 1.0).abs() < 1e-9, "{case:#}");
+        assert!(positive(case, "loss.first") > positive(case, "loss.last"), "{case:#}");
+        assert!(positive(case, "mfu") < 1.0, "{case:#}");
+        positive(case, "estimated_bytes");
+    }
+    // Every weight trained takes more memory than a few.
+    assert!(positive(&cases[0], "estimated_bytes") > 2.0 * positive(&cases[1], "estimated_bytes"));
+}
+
+#[test]
+fn what_makes_no_sense_is_a_usage_error() {
+    for (words, part) in [
+        (
+            "kernels --only matmul,nosuch",
+            "--only: no case has \"nosuch\" in its name; expected some of matmul, attention",
+        ),
+        ("step --device cpu --only matmul", "--only: no case has \"matmul\""),
+        ("kernels --seconds -1", "--seconds: expected 0 to 3600, found -1"),
+        ("kernels --seconds 1e9", "--seconds: expected 0 to 3600"),
+        ("kernels --device gpu", "--device: expected auto, cpu or cuda[:N]"),
+        ("kernels --model 70b", "70b"),
+        ("kernels --tokens 0", "0"),
+        ("kernels --layers 2", "--layers"),
+        ("kernels --dtype f16", "f16"),
+        ("step --recompute all", "all"),
+        ("", "bench"),
+    ] {
+        let outcome = bench(words);
+        assert_eq!(outcome.code, Some(2), "{words}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(part) && outcome.stdout.is_empty(), "{words}: {}", outcome.stderr);
+    }
+}
+
+/// Nothing is allocated that will not fit, and the message says what does.
+#[test]
+fn too_little_memory_names_flags_that_fit() {
+    let outcome = bench("kernels --device cpu --model 8b --tokens 1048576 --only swiglu");
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    let error = outcome.error();
+    assert!(error.starts_with("bench: the largest case needs ") && error.contains(" are free; --tokens "), "{error}");
+    assert!(error.ends_with(" fits"), "{error}");
+    let outcome = bench("step --device cpu --model 1b --tokens 1048576 --only full");
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    let error = outcome.error();
+    assert!(error.starts_with("bench: full needs ") && error.contains(" are free; "), "{error}");
+    assert!(error.contains("--tokens ") && error.contains(" takes "), "{error}");
+}
