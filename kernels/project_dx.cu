@@ -88,25 +88,6 @@ __device__ __forceinline__ void run(Sums &sums, unsigned char *shared, u32 tiles
     for (; t < tiles; t++) rounds.round(sums, part, t + 1 < tiles, [](unsigned char *) {}, [](unsigned char *) {});
 }
 
-// Four lanes hold four words each: afterwards lane q of them holds word q of lane 0 .. 3.
-__device__ __forceinline__ void turn(u32 (&w)[4]) {
-    const u32 lane = threadIdx.x % 4;
-#pragma unroll
-    for (int bit = 1; bit <= 2; bit *= 2) {
-        const bool upper = lane & bit;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (i & bit) continue;
-            const u32 other = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + bit], bit);
-            if (upper) {
-                w[i] = other;
-            } else {
-                w[i + bit] = other;
-            }
-        }
-    }
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     project_dx(bf16 *__restrict__ dx, const bf16 *__restrict__ dy0, const bf16 *__restrict__ dy1, const bf16 *__restrict__ dy2,
                const bf16 *__restrict__ w0, const bf16 *__restrict__ w1, const bf16 *__restrict__ w2, const bf16 *__restrict__ u0,
@@ -174,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                         const u32 row = first_row + part.m + r * 16 + lane / 4 + h * 8;
                         const u32 column = first_column + part.n + (c + lane % 4) * 8;
                         philox(words, (u64(row) * n + column) / 8, stream);
-                        turn(words);
+                        turn_words(words);
                     }
 #pragma unroll
                     for (int j = 0; j < 4; j++) {

@@ -19,3 +19,22 @@ __device__ __forceinline__ void philox(u32 (&c)[4], u64 index, const Stream &s) 
         k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
     }
 }
+
+// Four lanes hold four words each: afterwards lane q of them holds word q of lane 0 .. 3.
+__device__ __forceinline__ void turn_words(u32 (&w)[4]) {
+    const u32 lane = threadIdx.x % 4;
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2) {
+        const bool upper = lane & bit;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i & bit) continue;
+            const u32 other = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + bit], bit);
+            if (upper) {
+                w[i] = other;
+            } else {
+                w[i + bit] = other;
+            }
+        }
+    }
+}

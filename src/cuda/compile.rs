@@ -37,12 +37,14 @@ pub(crate) use source;
 /// What `#include` finds.
 const HEADERS: &[Source] = &[
     source!("kernels/common/heads.cuh"),
+    source!("kernels/common/hopper.cuh"),
     source!("kernels/common/philox.cuh"),
     source!("kernels/common/product.cuh"),
     source!("kernels/common/ptx.cuh"),
     source!("kernels/common/reduce.cuh"),
     source!("kernels/common/tile.cuh"),
     source!("kernels/common/types.cuh"),
+    source!("kernels/common/warpgroup.cuh"),
 ];
 
 /// The value of a define.

@@ -17,6 +17,8 @@ pub enum Param {
     U64,
     /// An f32.
     F32,
+    /// A matrix described for tensor copies, by value.
+    Map,
 }
 
 /// An entry of a source with its defines.

@@ -6,6 +6,7 @@ use super::device::{Counts, Cuda};
 use super::error::DriverResult;
 use super::kernels::{Kernel, Param};
 use super::memory::CudaBuf;
+use super::tensor_map::TensorMap;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
@@ -18,15 +19,16 @@ pub struct Launch<'a> {
     kernel: &'a Kernel,
     blocks: usize,
     shared: usize,
-    /// Kind and bits of each argument; the low bytes of narrow ones.
+    /// Kind and bits of each argument; the low bytes of narrow ones, the number of a map.
     args: [(Param, u64); MOST],
     len: usize,
+    maps: &'a [TensorMap],
 }
 
 impl<'a> Launch<'a> {
     /// A launch of `blocks` blocks in one dimension, with `shared` bytes of dynamic shared memory.
     pub fn new(dev: &'a Cuda, kernel: &'a Kernel, blocks: usize, shared: usize) -> Self {
-        Self { dev, kernel, blocks, shared, args: [(Param::U32, 0); MOST], len: 0 }
+        Self { dev, kernel, blocks, shared, args: [(Param::U32, 0); MOST], len: 0, maps: &[] }
     }
 
     fn push(mut self, param: Param, bits: u64) -> Self {
@@ -108,6 +110,12 @@ impl<'a> Launch<'a> {
         self.push(Param::F32, u64::from(x.to_bits()))
     }
 
+    /// The matrices that tensor copies take boxes of.
+    pub fn maps(self, maps: &'a [TensorMap]) -> Self {
+        let this = Self { maps, ..self };
+        (0..maps.len()).fold(this, |this, at| this.push(Param::Map, at as u64))
+    }
+
     /// Queues it on the device's stream. Without blocks there is nothing to do.
     ///
     /// # Errors
@@ -127,8 +135,11 @@ impl<'a> Launch<'a> {
         Counts::add(&self.dev.counts.launches);
         let function = self.dev.modules().function(self.kernel, self.shared)?;
         let mut builder = self.dev.stream().launch_builder(&function);
-        for (_, bits) in args {
-            builder.arg(bits);
+        for (param, bits) in args {
+            match param {
+                Param::Map => builder.arg(&self.maps[*bits as usize]),
+                _ => builder.arg(bits),
+            };
         }
         let config = LaunchConfig {
             grid_dim: (blocks, 1, 1),

@@ -5,6 +5,7 @@ use super::device::Cuda;
 use super::kernels::Param::{F32, In, Out, U32, U64};
 use super::kernels::{Configuration, Kernel, c_type};
 use super::launch::Launch;
+use super::matmul_sm90::{self, Columns};
 use super::tiles::{Tile, k_major};
 use crate::backend::{MatMul, Write};
 use crate::error::Result;
@@ -166,6 +167,9 @@ impl Cuda {
         let aligned = a.aligned() && b.aligned();
         let plain = aligned && a_type == DType::Bf16 && b_type == DType::Bf16;
         let device = self.properties();
+        if tile.is_none() && plain && device.cc == matmul_sm90::CC {
+            return matmul_sm90::product(self, Columns::choose(m, n, device.sm_count), c, of);
+        }
         let tile = tile.unwrap_or_else(|| Tile::choose(m, n, plain, device.cc, device.sm_count, device.shared_limit));
         assert!(plain || tile == Tile::Small, "matmul: {tile:?} takes aligned bf16 alone");
         let (block_m, block_n) = tile.block();

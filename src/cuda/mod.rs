@@ -19,6 +19,7 @@ mod launch;
 pub mod library;
 pub mod lora;
 pub mod matmul;
+pub mod matmul_sm90;
 mod measure;
 mod memory;
 mod modules;
@@ -28,11 +29,13 @@ pub mod nvrtc;
 mod peaks;
 mod plan;
 pub mod project;
+pub mod project_sm90;
 pub mod rope;
 pub mod rows;
 pub mod stats;
 pub mod swiglu;
 mod tables;
+mod tensor_map;
 pub mod tiles;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -68,7 +71,15 @@ pub fn configurations(cc: u32) -> Vec<kernels::Configuration> {
         stats::all(),
         swiglu::all(),
     ];
-    [always.concat(), attention_tiles::all(cc), matmul::all(cc), project::all(cc)].concat()
+    [
+        always.concat(),
+        attention_tiles::all(cc),
+        matmul::all(cc),
+        matmul_sm90::all(cc),
+        project::all(cc),
+        project_sm90::all(cc),
+    ]
+    .concat()
 }
 
 fn locked<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -8,6 +8,7 @@ use super::kernels::{Configuration, Kernel, Param};
 use super::launch::Launch;
 use super::lora::{self, Updates};
 use super::tiles::Tile;
+use super::{matmul_sm90, project_sm90};
 use crate::backend::project as composed;
 use crate::backend::{
     Backend, LowRank, ProjectScratch, Projected, Projection, ProjectionGrads, Rope, Rotate, expect_shape,
@@ -94,13 +95,37 @@ fn taken_back(dys: &[&Tensor<Cuda>], by: &[Projection<'_, Cuda>]) -> Option<Upda
 }
 
 /// What follows the products of a launch.
-enum Then<'a, 'b> {
+pub(super) enum Then<'a, 'b> {
     /// The residual is added, where there is one.
     Residual(Option<&'a Tensor<Cuda>>),
     /// The first two are rotated.
     Rope(Rope<'a, Cuda>),
     /// SwiGLU of a pair.
     Swiglu(&'b mut Tensor<Cuda>),
+}
+
+/// The tensors of [`Then`]: act, residual, rope.
+type Parts<'a, 'b> = (Option<&'b mut Tensor<Cuda>>, Option<&'a Tensor<Cuda>>, Option<Rope<'a, Cuda>>);
+
+impl<'a, 'b> Then<'a, 'b> {
+    /// Width of the heads that are rotated, or 0.
+    pub fn dim(&self) -> usize {
+        if let Then::Rope(rope) = self { rope.table.cols() } else { 0 }
+    }
+
+    /// Those of them that there are.
+    pub fn parts(self) -> Parts<'a, 'b> {
+        match self {
+            Then::Swiglu(act) => (Some(act), None, None),
+            Then::Residual(residual) => (None, residual, None),
+            Then::Rope(rope) => (None, None, Some(rope)),
+        }
+    }
+}
+
+/// Whether the device has kernels of its own for what this file does.
+fn hopper(dev: &Cuda) -> bool {
+    dev.properties().cc == matmul_sm90::CC
 }
 
 /// A group in one launch. `false`: no tile holds whole heads, nothing was done.
@@ -117,12 +142,21 @@ fn launch(
         by.check("project", to.y, x.shape(), to.t.as_deref());
         assert!(to.y.dtype() == DType::Bf16, "project: a result of {:?} of bf16 operands", to.y.dtype());
     }
+    let like_y = |t: &Tensor<Cuda>| t.shape() == to[0].y.shape() && t.dtype() == DType::Bf16;
+    match &then {
+        Then::Swiglu(act) => assert!(like_y(act), "project: act of {:?}", act.shape()),
+        Then::Residual(Some(r)) => assert!(like_y(r), "project: a residual of {:?}", r.shape()),
+        Then::Residual(None) => {}
+        Then::Rope(rope) => to[..2].iter().for_each(|to| _ = rope.check("project", to.y)),
+    }
+    let (pair, dim) = (matches!(then, Then::Swiglu(_)), then.dim());
+    if !dim.is_multiple_of(16) {
+        return Ok(false);
+    }
+    if hopper(dev) {
+        return project_sm90::forward(dev, to, x, by, updates, then);
+    }
     let (m, k) = x.shape();
-    let (pair, dim) = match &then {
-        Then::Swiglu(_) => (true, 0),
-        Then::Rope(rope) => (false, to[..2].iter().fold(0, |_, to| rope.check("project", to.y))),
-        Then::Residual(_) => (false, 0),
-    };
     // Columns of C in a tile.
     let width = |tile: Tile| match tile.block().1 {
         block if pair => block / 2,
@@ -132,22 +166,8 @@ fn launch(
     let n: [usize; GROUP] = std::array::from_fn(|i| by.get(i).map_or(0, |p| p.w.rows()));
     let in_row = |tile: Tile| n[..if pair { 1 } else { GROUP }].iter().map(|n| n.div_ceil(width(tile))).sum::<usize>();
     let blocks = |tile: Tile| (width(tile) > 0).then(|| m.div_ceil(tile.block().0) * in_row(tile));
-    let Some(tile) = cheapest(dev, blocks).filter(|_| dim.is_multiple_of(16)) else { return Ok(false) };
-    let (act, residual, rope) = match then {
-        Then::Swiglu(act) => (Some(act), None, None),
-        Then::Residual(residual) => (None, residual, None),
-        Then::Rope(rope) => (None, None, Some(rope)),
-    };
-    if let Some(act) = act.as_deref() {
-        assert!(act.shape() == to[0].y.shape() && act.dtype() == DType::Bf16, "project: act of {:?}", act.shape());
-    }
-    if let Some(residual) = residual {
-        assert!(
-            residual.shape() == to[0].y.shape() && residual.dtype() == DType::Bf16,
-            "project: a residual of {:?}",
-            residual.shape()
-        );
-    }
+    let Some(tile) = cheapest(dev, blocks) else { return Ok(false) };
+    let (act, residual, rope) = then.parts();
     if updates.rank > 0 {
         lora::t(dev, to.iter_mut().map(|to| to.t.as_deref_mut()), x, by.iter().map(|p| p.lora), updates)?;
     }
@@ -258,6 +278,9 @@ pub(super) fn project_dx(
     let Some(dx) = dx else { return Ok(()) };
     expect_shape("project_dx", "dx", dx, (m, n));
     assert!(dx.dtype() == DType::Bf16, "project_dx: a result of {:?} of bf16 operands", dx.dtype());
+    if hopper(dev) && project_sm90::dx(dev, dx, &s.u, dys, by, &updates)? {
+        return Ok(());
+    }
     let blocks = |tile: Tile| {
         let (block_m, block_n) = tile.block();
         Some(m.div_ceil(block_m) * n.div_ceil(block_n))
@@ -304,27 +327,25 @@ pub(super) fn project_dw(
 /// `dW_i += dy_iᵀ x` of those that are trained.
 fn weights(dev: &Cuda, grads: &mut [ProjectionGrads<'_, Cuda>], dys: &[&Tensor<Cuda>], x: &Tensor<Cuda>) -> Result<()> {
     let (k, n) = x.shape();
-    let mut ms = [0; GROUP];
-    let trained = grads.iter().zip(dys).filter(|(g, _)| g.w.is_some()).map(|(_, dy)| dy.cols());
-    trained.zip(&mut ms).for_each(|(m, to)| *to = m);
-    if ms[0] == 0 || k == 0 {
+    let mut to: [Option<&mut Tensor<Cuda>>; GROUP] = [const { None }; GROUP];
+    let mut of: [Option<&Tensor<Cuda>>; GROUP] = [None; GROUP];
+    let trained = grads.iter_mut().zip(dys).filter_map(|(g, dy)| Some((g.w.as_deref_mut()?, *dy)));
+    trained.zip(to.iter_mut().zip(&mut of)).for_each(|((w, dy), (to, of))| (*to, *of) = (Some(w), Some(dy)));
+    if of[0].is_none() || k == 0 {
         return Ok(());
     }
+    if hopper(dev) {
+        return project_sm90::dw(dev, to, of, x);
+    }
+    let ms = of.map(|dy| dy.map_or(0, Tensor::cols));
     let blocks = |tile: Tile| {
         let (block_m, block_n) = tile.block();
         Some(ms.iter().map(|m| m.div_ceil(block_m)).sum::<usize>() * n.div_ceil(block_n))
     };
     let tile = cheapest(dev, blocks).expect("a tile for every shape");
     let kernel = dw_kernel(tile);
-    let mut launch = Launch::new(dev, &kernel, blocks(tile).unwrap_or(0), tile.shared());
-    let mut of: [Option<&Tensor<Cuda>>; GROUP] = [None; GROUP];
-    let mut trained = grads.iter_mut().zip(dys).filter_map(|(g, dy)| Some((g.w.as_deref_mut()?, *dy)));
-    for of in &mut of {
-        launch = launch.write_if(trained.next().map(|(w, dy)| {
-            *of = Some(dy);
-            w
-        }));
-    }
-    launch = of.into_iter().fold(launch, Launch::read_if).read(x);
+    let launch = Launch::new(dev, &kernel, blocks(tile).unwrap_or(0), tile.shared());
+    let launch = to.into_iter().fold(launch, Launch::write_if);
+    let launch = of.into_iter().fold(launch, Launch::read_if).read(x);
     ms.into_iter().fold(launch, Launch::u32).u32(n).u32(k).run()
 }

@@ -16,6 +16,7 @@ mod elementwise;
 mod gate;
 #[path = "../common/head.rs"]
 mod head;
+mod hopper;
 mod launches;
 mod matmul;
 mod norm;

@@ -1,7 +1,8 @@
-//! The loop of a product in machine code of sm_80: how many instructions it has for each of the tensor cores. No tool of the toolkit is
+//! The loop of a product in machine code of sm_80 and sm_90: how many instructions it has for each of the tensor cores. No tool of the toolkit is
 //! needed: an instruction is 16 bytes, its kind the lowest 12 bits, where a branch goes the upper half of the first word.
 
 const TENSOR: u64 = 0x23c;
+const WARPGROUP: u64 = 0x9f0;
 const COPY: u64 = 0xfae;
 const BRANCH: u64 = 0x947;
 const NOTHING: u64 = 0x918;
@@ -22,10 +23,9 @@ fn code<'a>(cubin: &'a [u8], entry: &str) -> &'a [u8] {
     section(found.unwrap_or_else(|| panic!("no section {wanted}")))
 }
 
-/// (instructions, those of the tensor cores) of the innermost loop that copies tiles and multiplies them.
-pub fn product_loop(cubin: &[u8], entry: &str) -> (usize, usize) {
+/// The kinds of the instructions of each innermost loop.
+fn loops(cubin: &[u8], entry: &str) -> Vec<Vec<u64>> {
     let words: Vec<u64> = code(cubin, entry).chunks_exact(16).map(|i| number(i, 0, 8) as u64).collect();
-    let count = |body: &[u64], kind: u64| body.iter().filter(|&w| w & 0xfff == kind).count();
     // Where a branch goes back to.
     let back = |i: usize| {
         let by = ((words[i] >> 32) as u32).cast_signed() / 16;
@@ -34,8 +34,23 @@ pub fn product_loop(cubin: &[u8], entry: &str) -> (usize, usize) {
     let loops = (0..words.len()).filter_map(|i| Some((back(i)?, i)));
     let inner =
         loops.clone().filter(|&(from, to)| !loops.clone().any(|(f, t)| (f, t) != (from, to) && from <= f && t <= to));
-    let bodies = inner.map(|(from, to)| &words[from..=to]).filter(|b| count(b, TENSOR) > 0 && count(b, COPY) > 0);
-    let found: Vec<_> = bodies.map(|b| (b.len() - count(b, NOTHING), count(b, TENSOR))).collect();
-    assert_eq!(found.len(), 1, "{entry}: loops that copy and multiply: {found:?}");
-    found[0]
+    inner.map(|(from, to)| words[from..=to].iter().map(|w| w & 0xfff).collect()).collect()
+}
+
+fn count(body: &[u64], kind: u64) -> usize {
+    body.iter().filter(|&&k| k == kind).count()
+}
+
+/// (instructions, those of the tensor cores) of the innermost loop that copies tiles and multiplies them.
+pub fn product_loop(cubin: &[u8], entry: &str) -> (usize, usize) {
+    let mut found = loops(cubin, entry);
+    found.retain(|b| count(b, TENSOR) > 0 && count(b, COPY) > 0);
+    assert_eq!(found.len(), 1, "{entry}: loops that copy and multiply: {}", found.len());
+    (found[0].len() - count(&found[0], NOTHING), count(&found[0], TENSOR))
+}
+
+/// Instructions of the innermost loop of sm_90 that starts the four products of a warpgroup for 64 steps of k.
+pub fn warpgroup_loop(cubin: &[u8], entry: &str) -> usize {
+    let found = loops(cubin, entry).into_iter().filter(|b| count(b, WARPGROUP) == 4);
+    found.map(|b| b.len() - count(&b, NOTHING)).min().unwrap_or_else(|| panic!("{entry}: no loop of four products"))
 }

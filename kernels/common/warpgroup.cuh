@@ -1,0 +1,165 @@
+// The loop of a product on Hopper: tiles of both operands pass through buffers in shared memory. The first warpgroup of a block copies: one
+// thread of it starts the copies of a tile as soon as nobody reads its buffer. The two others multiply 64 rows of A each and give a
+// buffer back when the products of the next are under way. A block goes from tile to tile of the result; while the sums of one are
+// written, 64 columns at a time through shared memory of their own, the buffers fill for the next. What lies beyond a matrix is zero.
+//
+// A tile holds BLOCK_M rows of A and BLOCK_N of B for BLOCK_K steps of k, swizzled by 128 bytes: rows of 64 elements where k runs along
+// the rows in memory, else panels of 64 columns.
+// Defines: BLOCK_N in {64, 128, 256}; STAGES; A_K_MAJOR, B_K_MAJOR in {0, 1}.
+#pragma once
+#include "types.cuh"
+#include "tile.cuh"
+#include "hopper.cuh"
+
+constexpr int BLOCK_M = 128, WARPGROUP = 128, THREADS = 3 * WARPGROUP;
+constexpr int TILE_A = BLOCK_M * BLOCK_K * 2, TILE = TILE_A + BLOCK_N * BLOCK_K * 2;
+constexpr int PANEL = BLOCK_K * 128; // bytes of 64 columns; 64 rows take as many
+// A warp stages 16 rows by 64 columns; the eight columns c of row r at c ^ (r & 7).
+constexpr int STAGED_COLUMNS = 64, STAGED = 16 * STAGED_COLUMNS * 4;
+static_assert(BLOCK_N == 64 || BLOCK_N == 128 || BLOCK_N == 256, "widths of wgmma");
+static_assert(STAGES >= 2, "a buffer is given back while the next one is multiplied");
+
+// Steps of k in whole tiles.
+__device__ __forceinline__ u32 tiles_of(u32 k) { return (k + BLOCK_K - 1) / BLOCK_K; }
+
+// Whether this warpgroup copies; the same in a whole warp, which the compiler sees.
+__device__ __forceinline__ bool copies() { return __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0) == 0; }
+
+// Whether this is the one thread of it that does.
+__device__ __forceinline__ bool copies_alone() { return threadIdx.x < 32 && elected(); }
+
+// The buffers and whose turn they are. Both sides go through them in the same order.
+struct Buffers {
+    u32 first, results, full, empty; // addresses in shared memory: tiles, staged results, barriers
+    u32 buffer, parity;
+
+    // Dynamic shared memory: STAGES (TILE + 16) + 8 STAGED bytes, and 1024 so that tiles start at multiples of it.
+    __device__ __forceinline__ Buffers(unsigned char *space) : buffer(0), parity(0) {
+        first = (shared_address(space) + 1023) / 1024 * 1024;
+        results = first + STAGES * TILE;
+        full = results + 8 * STAGED;
+        empty = full + STAGES * 8;
+        if (threadIdx.x == 0) {
+            for (int i = 0; i < STAGES; i++) {
+                barrier_init(full + i * 8, 1);
+                barrier_init(empty + i * 8, 2 * WARPGROUP / 32); // a lane of each warp that multiplies
+            }
+            barriers_ready();
+        }
+        __syncthreads();
+    }
+
+    __device__ __forceinline__ void next() {
+        buffer++;
+        if (buffer == STAGES) buffer = 0, parity ^= 1;
+    }
+
+    // The one that copies: waits until nobody reads the buffer, and announces what comes.
+    __device__ __forceinline__ void fill(u32 bytes) const {
+        barrier_wait(empty + buffer * 8, parity ^ 1);
+        barrier_arrive_expect(full + buffer * 8, bytes);
+    }
+    // Copies rows of A from `row` on, 64 steps of k from `k` on.
+    __device__ __forceinline__ void copy_a(const TensorMap &a, u32 row, u32 k) const {
+        copy<A_K_MAJOR, BLOCK_M>(first + buffer * TILE, a, row, k);
+    }
+    // Copies N rows of B, behind those of A and `at` bytes.
+    template <int N> __device__ __forceinline__ void copy_b(const TensorMap &b, u32 row, u32 k, u32 at = 0) const {
+        copy<B_K_MAJOR, N>(first + buffer * TILE + TILE_A + at, b, row, k);
+    }
+    template <bool KMajor, int N> __device__ __forceinline__ void copy(u32 to, const TensorMap &map, u32 row, u32 k) const {
+        if constexpr (KMajor) {
+            copy_box(to, map, full + buffer * 8, k, row);
+        } else {
+#pragma unroll
+            for (int p = 0; p < N / 64; p++) copy_box(to + p * PANEL, map, full + buffer * 8, row + p * 64, k);
+        }
+    }
+};
+
+// What a warp that multiplies knows of itself.
+struct Multiplier {
+    u32 warp, lane; // warp of eight
+    u32 first_a, first_b; // operands in the first buffer
+    float *staged;
+
+    __device__ __forceinline__ Multiplier(const Buffers &of, unsigned char *space)
+        : warp(threadIdx.x / 32 - 4), lane(threadIdx.x % 32),
+          first_a(operand_at<A_K_MAJOR>(of.first + __shfl_sync(~0u, warp / 4, 0) * PANEL)),
+          first_b(operand_at<B_K_MAJOR>(of.first + TILE_A)),
+          staged(reinterpret_cast<float *>(space + (of.results - shared_address(space))) + warp * (STAGED / 4)) {}
+
+    // sums = or += the products of `tiles` buffers; set by the first where `add` is 0.
+    __device__ __forceinline__ void run(WarpgroupSums<BLOCK_N> &sums, Buffers &of, u32 tiles, u32 add) const {
+        u32 before = 0; // the barrier by which the buffer of the tile before is given back
+#pragma unroll 1
+        for (u32 t = 0; t < tiles; t++) {
+            const u32 barrier = of.full + of.buffer * 8, at = of.buffer * (TILE / 16);
+            barrier_wait(barrier, of.parity);
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < BLOCK_K / 16; i++) {
+                const u32 a = first_a + at + i * STEP_OF_16<A_K_MAJOR>, b = first_b + at + i * STEP_OF_16<B_K_MAJOR>;
+                wgmma<A_K_MAJOR, B_K_MAJOR>(sums, operand(a), operand(b), i > 0 || (t | add) > 0);
+            }
+            wgmma_commit();
+            wgmma_wait<1>();
+            if (t > 0 && lane == 0) barrier_arrive(before);
+            before = barrier + STAGES * 8;
+            of.next();
+        }
+        wgmma_wait<0>();
+        if (lane == 0) barrier_arrive(before);
+    }
+
+    // part = or += the product of the first `steps` of k, at most 64, in the buffer whose turn it is, with the N rows of B that lie `at`
+    // bytes behind its first. Steps beyond are zeros, so more may be taken.
+    template <bool Add, int N>
+    __device__ __forceinline__ void some(float (&part)[N], const Buffers &of, u32 steps, u32 at = 0) const {
+        const u32 a = first_a + of.buffer * (TILE / 16), b = first_b + of.buffer * (TILE / 16) + at / 16;
+        if (steps <= 16) {
+            first<Add, 1>(part, a, b);
+        } else if (steps <= 32) {
+            first<Add, 2>(part, a, b);
+        } else {
+            first<Add, 4>(part, a, b);
+        }
+    }
+    template <bool Add, int Times, int N> static __device__ __forceinline__ void first(float (&part)[N], u32 a, u32 b) {
+        keep_sums(part);
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < Times; i++) {
+            wgmma<A_K_MAJOR, B_K_MAJOR>(part, operand(a + i * STEP_OF_16<A_K_MAJOR>), operand(b + i * STEP_OF_16<B_K_MAJOR>),
+                                        Add || i > 0);
+        }
+        wgmma_commit();
+        wgmma_wait<0>();
+        keep_sums(part);
+    }
+    __device__ __forceinline__ void wait(const Buffers &of) const { barrier_wait(of.full + of.buffer * 8, of.parity); }
+    __device__ __forceinline__ void give_back(Buffers &of) const {
+        if (lane == 0) barrier_arrive(of.empty + of.buffer * 8);
+        of.next();
+    }
+
+    // 64 columns of the warp's 16 rows through shared memory: value(i) is sum i of this thread among them, store(row, column, eight) takes
+    // eight neighbours.
+    template <class Value, class Store> __device__ __forceinline__ void write(Value value, Store store) const {
+#pragma unroll
+        for (int j = 0; j < STAGED_COLUMNS / 8; j++) {
+            float *to = staged + lane / 4 * STAGED_COLUMNS + (j ^ lane / 4) * 8 + lane % 4 * 2;
+            *reinterpret_cast<float2 *>(to) = make_float2(value(4 * j), value(4 * j + 1));
+            *reinterpret_cast<float2 *>(to + 8 * STAGED_COLUMNS) = make_float2(value(4 * j + 2), value(4 * j + 3));
+        }
+        __syncwarp();
+#pragma unroll 1
+        for (u32 pass = 0; pass < 4; pass++) {
+            const u32 r = pass * 4 + lane / 8;
+            float eight[8];
+            load8(eight, staged + r * STAGED_COLUMNS + (lane % 8 ^ r % 8) * 8);
+            store(r, lane % 8 * 8, eight);
+        }
+        __syncwarp();
+    }
+};

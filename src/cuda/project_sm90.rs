@@ -1,0 +1,219 @@
+//! Projections of a group on Hopper: the kernels `kernels/project_sm90.cu`, `project_dx_sm90.cu` and `project_dw_sm90.cu` and their
+//! launches. They take what [`super::project`] takes, and leave the rest to its own kernels.
+
+use super::compile::{Define, Defines, Source, Value, source};
+use super::device::Cuda;
+use super::kernels::Param::{In, Map, Out, U32};
+use super::kernels::{Configuration, Kernel, Param};
+use super::launch::Launch;
+use super::lora::{self, Updates};
+use super::matmul_sm90::{BLOCK_M, CC, Columns};
+use super::project::{GROUP, Then};
+use super::tensor_map::TensorMap;
+use crate::backend::{Projected, Projection};
+use crate::error::Result;
+use crate::tensor::Tensor;
+
+/// The source of projections.
+pub const SOURCE: Source = source!("kernels/project_sm90.cu");
+/// The source of the gradient of their input.
+pub const SOURCE_DX: Source = source!("kernels/project_dx_sm90.cu");
+/// The source of the gradients of their weights.
+pub const SOURCE_DW: Source = source!("kernels/project_dw_sm90.cu");
+
+/// Largest rank of updates whose gradient is masked.
+const MOST_MASKED: usize = 64;
+
+fn of_columns(
+    source: Source,
+    entry: &'static str,
+    columns: Columns,
+    more: &[Define],
+    params: &'static [Param],
+) -> Kernel {
+    let of_columns = [("BLOCK_N", Value::Number(columns.count())), ("STAGES", Value::Number(columns.stages()))];
+    Kernel { source, entry, defines: Defines::new(&[more, &of_columns].concat()), params, threads: 384 }
+}
+
+/// Projections of a group, of gate and up as a pair; heads of `dim` elements are rotated, or none where it is 0.
+pub fn kernel(columns: Columns, pair: bool, dim: usize) -> Kernel {
+    const PARAMS: &[Param] = &[
+        Out, Out, Out, Out, Map, Map, Map, Map, Map, Map, Map, Map, Map, Map, In, In, In, In, In, In, U32, U32, U32,
+        U32, U32, U32, U32, U32,
+    ];
+    let more = [("PAIR", Value::Number(usize::from(pair))), ("DIM", Value::Number(dim))];
+    of_columns(SOURCE, "project_sm90", columns, &more, PARAMS)
+}
+
+/// Gradient of their input, with so many masked updates.
+pub fn dx_kernel(columns: Columns, masks: usize) -> Kernel {
+    const PARAMS: &[Param] = &[
+        Out, Map, Map, Map, Map, Map, Map, Map, Map, Map, Map, Map, Map, U32, U32, U32, U32, U32, U32, U32, U32, U32,
+        U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32,
+    ];
+    of_columns(SOURCE_DX, "project_dx_sm90", columns, &[("MASKS", Value::Number(masks))], PARAMS)
+}
+
+/// Gradients of their weights.
+pub fn dw_kernel(columns: Columns) -> Kernel {
+    const PARAMS: &[Param] = &[Out, Out, Out, Map, Map, Map, Map, U32, U32, U32, U32, U32];
+    of_columns(SOURCE_DW, "project_dw_sm90", columns, &[], PARAMS)
+}
+
+/// Columns of C in a tile of projections; `None` where it cannot be had.
+fn step(columns: Columns, pair: bool, dim: usize) -> Option<usize> {
+    match (columns, pair, columns.count()) {
+        (Columns::N64, true, _) => None,
+        (_, true, count) => Some(count / 2),
+        (_, _, count) if dim == 0 => Some(count),
+        (_, _, count) => Some(count / dim * dim).filter(|&step| step > 0),
+    }
+}
+
+/// Widths of a masked tile: a masked sum takes registers of its own.
+fn masked(columns: Columns) -> bool {
+    columns != Columns::N256
+}
+
+/// Every configuration that an architecture (major · 10 + minor) may be asked to run, with heads of the usual widths.
+pub fn all(cc: u32) -> Vec<Configuration> {
+    let mut all = Vec::new();
+    for columns in Columns::ALL.into_iter().filter(|_| cc == CC) {
+        let mut push = |kernel| all.push((kernel, columns.shared()));
+        for dim in [0, 32, 64, 80, 96, 128].into_iter().filter(|&dim| step(columns, false, dim).is_some()) {
+            push(kernel(columns, false, dim));
+        }
+        if step(columns, true, 0).is_some() {
+            push(kernel(columns, true, 0));
+        }
+        (0..=GROUP).filter(|&masks| masks == 0 || masked(columns)).for_each(|masks| push(dx_kernel(columns, masks)));
+        push(dw_kernel(columns));
+    }
+    all
+}
+
+/// Rows of a tensor in which k runs along the rows.
+fn along(t: &Tensor<Cuda>, wide: usize) -> Result<TensorMap> {
+    TensorMap::new(t.buf.address(), t.shape(), t.cols(), wide)
+}
+
+/// A tensor with a row for each step of k.
+fn across(t: &Tensor<Cuda>) -> Result<TensorMap> {
+    along(t, 64)
+}
+
+/// The map of what a group has, or one that nobody reads.
+fn map_if(t: Option<&Tensor<Cuda>>, map: impl Fn(&Tensor<Cuda>) -> Result<TensorMap>) -> Result<TensorMap> {
+    t.map_or(Ok(TensorMap::absent()), map)
+}
+
+/// A group in one launch, after one for its `t`. `false`: no tile holds whole heads, nothing was done.
+pub(super) fn forward(
+    dev: &Cuda,
+    to: &mut [Projected<'_, Cuda>],
+    x: &Tensor<Cuda>,
+    by: &[Projection<'_, Cuda>],
+    updates: &Updates,
+    then: Then<'_, '_>,
+) -> Result<bool> {
+    let (m, k) = x.shape();
+    let (pair, dim) = (matches!(then, Then::Swiglu(_)), then.dim());
+    let n: [usize; GROUP] = std::array::from_fn(|i| by.get(i).map_or(0, |p| p.w.rows()));
+    let in_row = |step: usize| n[..if pair { 1 } else { GROUP }].iter().map(|n| n.div_ceil(step)).sum::<usize>();
+    let tiles = |columns| Some(m.div_ceil(BLOCK_M) * in_row(step(columns, pair, dim)?));
+    let Some((columns, tiles)) = Columns::cheapest(dev.properties().sm_count, tiles) else { return Ok(false) };
+    if tiles == 0 {
+        return Ok(true);
+    }
+    if updates.rank > 0 {
+        lora::t(dev, to.iter_mut().map(|to| to.t.as_deref_mut()), x, by.iter().map(|p| p.lora), updates)?;
+    }
+    let wide = if pair { columns.count() / 2 } else { columns.count() };
+    let (act, residual, rope) = then.parts();
+
+    let has = |i: usize| by.get(i).and_then(|p| p.lora);
+    let mut maps = [TensorMap::absent(); 10];
+    maps[0] = along(x, BLOCK_M)?;
+    let mut updated = 0;
+    for (i, (to, by)) in to.iter().zip(by).enumerate() {
+        maps[1 + i] = along(by.w, wide)?;
+        if let (Some(t), Some(lora)) = (to.t.as_deref(), has(i)) {
+            (maps[4 + i], maps[7 + i]) = (along(t, BLOCK_M)?, along(lora.b, wide)?);
+            updated |= 1 << i;
+        }
+    }
+    let kernel = kernel(columns, pair, dim);
+    let blocks = tiles.min(dev.properties().sm_count);
+    let mut launch = Launch::new(dev, &kernel, blocks, columns.shared());
+    let mut results = to.iter_mut();
+    for _ in 0..GROUP {
+        launch = launch.write_if(results.next().map(|to| &mut *to.y));
+    }
+    launch = launch.write_if(act).maps(&maps);
+    launch = (0..GROUP).fold(launch, |l, i| l.read_if(by.get(i).and_then(|p| p.bias)));
+    launch = launch.read_if(residual).read_if(rope.map(|r| r.table)).read_if(rope.map(|r| r.positions));
+    launch = n.into_iter().fold(launch.u32(m), Launch::u32).u32(k).u32(updates.rank);
+    launch.u32(updated).u32(if dim > 0 { 2 } else { 0 }).run()?;
+    Ok(true)
+}
+
+/// The gradient of a group's input, its `u` being there. `false`: updates that the kernel does not mask, nothing was done.
+pub(super) fn dx(
+    dev: &Cuda,
+    dx: &mut Tensor<Cuda>,
+    us: &[Tensor<Cuda>; GROUP],
+    dys: &[&Tensor<Cuda>],
+    by: &[Projection<'_, Cuda>],
+    updates: &Updates,
+) -> Result<bool> {
+    let (m, n) = dx.shape();
+    let present: Vec<usize> = (0..by.len()).filter(|&i| by[i].lora.is_some()).collect();
+    let masks = if updates.threshold > 0 { present.len() } else { 0 };
+    if masks > 0 && updates.rank > MOST_MASKED {
+        return Ok(false);
+    }
+    let tiles =
+        |columns: Columns| (masks == 0 || masked(columns)).then(|| m.div_ceil(BLOCK_M) * n.div_ceil(columns.count()));
+    let Some((columns, tiles)) = Columns::cheapest(dev.properties().sm_count, tiles) else { return Ok(false) };
+    if tiles == 0 {
+        return Ok(true);
+    }
+    let mut maps = [TensorMap::absent(); 12];
+    for i in 0..by.len() {
+        (maps[i], maps[3 + i]) = (along(dys[i], BLOCK_M)?, across(by[i].w)?);
+    }
+    for (place, &i) in present.iter().enumerate() {
+        (maps[6 + place], maps[9 + place]) = (along(&us[i], BLOCK_M)?, map_if(by[i].lora.map(|l| l.a), across)?);
+    }
+    let kernel = dx_kernel(columns, masks);
+    let blocks = tiles.min(dev.properties().sm_count);
+    let mut launch = Launch::new(dev, &kernel, blocks, columns.shared()).write(dx).maps(&maps).u32(m).u32(n);
+    launch = (0..GROUP).fold(launch, |l, i| l.u32(by.get(i).map_or(0, |p| p.w.rows())));
+    launch = launch.u32(updates.rank).u32(present.len()).u32(updates.threshold);
+    let streams = (0..GROUP).flat_map(|place| present.get(place).map_or([0; 4], |&i| updates.streams[i]));
+    streams.fold(launch, |l, word| l.u32(word as usize)).run()?;
+    Ok(true)
+}
+
+/// `dW_i += dy_iᵀ x` of as many as there are of `dw`, all f32, from the `dy` in the same places.
+pub(super) fn dw(
+    dev: &Cuda,
+    dw: [Option<&mut Tensor<Cuda>>; GROUP],
+    dys: [Option<&Tensor<Cuda>>; GROUP],
+    x: &Tensor<Cuda>,
+) -> Result<()> {
+    let (k, n) = x.shape();
+    let m = dys.map(|dy| dy.map_or(0, Tensor::cols));
+    let tiles =
+        |columns: Columns| Some(m.iter().map(|m| m.div_ceil(BLOCK_M)).sum::<usize>() * n.div_ceil(columns.count()));
+    let (columns, tiles) = Columns::cheapest(dev.properties().sm_count, tiles).expect("a tile for every shape");
+    let mut maps = [TensorMap::absent(); 4];
+    for (map, dy) in maps.iter_mut().zip(dys) {
+        *map = map_if(dy, across)?;
+    }
+    maps[3] = across(x)?;
+    let kernel = dw_kernel(columns);
+    let launch = Launch::new(dev, &kernel, tiles.min(dev.properties().sm_count), columns.shared());
+    let launch = dw.into_iter().fold(launch, Launch::write_if).maps(&maps);
+    m.into_iter().fold(launch, Launch::u32).u32(n).u32(k).run()
+}
