@@ -61,7 +61,6 @@ mutant "fsync: content of a file" src/files.rs 's/file\.sync_all\(\)\.at\(path\)
 mutant "fsync: folder after a rename" src/files.rs 's/\n    sync_dir\(&parent\(path\)\)\n/\n    Ok(())\n/' durable
 mutant "fsync: folder that was published" src/files.rs 's/\n    sync_dir\(&parent\(to\)\)\?;//' durable
 mutant "fsync: new parents" src/files.rs 's/missing\.iter\(\)\.rev\(\)\.try_for_each\(\|new\| sync_dir\(&parent\(new\)\)\)/Ok(())/' durable
-mutant "fsync: files of a checkpoint" src/checkpoint/manifest.rs 's/\.sync_all\(\)/.metadata().map(drop)/' durable
 mutant "fsync: checkpoints set aside" src/checkpoint/manifest.rs 's/\n        sync_dir\(output_dir\)\?;//' durable
 mutant "the best is kept although it is gone" src/train/run.rs 's/\n            state\.best\.best = None;//' best_model_that_is_gone
 mutant "a lost best ends the run" src/train/run.rs 's/let best = load_best\(dev, &mut work, &state, &checkpoints, s\);/let best: Result<()> = Ok(load_best(dev, &mut work, &state, &checkpoints, s)?);/' best_checkpoint_that_is_gone

@@ -1,6 +1,6 @@
 //! Training checkpoints: folders `checkpoint-N` that appear only when every byte of them is on disk.
 //!
-//! A folder is written under a temporary name, each file and the folder are fsynced, `manifest.json` with sizes and hashes comes
+//! A folder is written under a temporary name, each file is fsynced by who writes it and the folder here, `manifest.json` with sizes and hashes comes
 //! last, then the folder is renamed and its parent fsynced. A crash at any instant leaves either the finished folder or a
 //! temporary one, which is never chosen and is cleaned up by the next run.
 
@@ -93,10 +93,11 @@ impl CheckpointWriter {
         write_synced(&self.temp.join(name), |out| Ok(out.write_all(bytes)?))
     }
 
-    /// Hashes and fsyncs every file, then writes the manifest: the folder is complete, but still under its temporary name.
+    /// Hashes every file, each fsynced by who wrote it, then writes the manifest: the folder is complete, but still under its temporary
+    /// name.
     ///
     /// # Errors
-    /// If a file cannot be read back or synced, or the manifest cannot be written.
+    /// If a file cannot be read back, or the manifest cannot be written.
     pub fn seal(&self) -> Result<Manifest> {
         let mut files = BTreeMap::new();
         list_files(&self.temp, "", &mut files)?;
@@ -135,7 +136,8 @@ impl Drop for CheckpointWriter {
     }
 }
 
-/// Fsyncs and hashes everything under `dir`; names of nested files have slashes.
+/// Hashes every file under `dir` and fsyncs the folders, which have the entries; the files were when they were written. Names of nested
+/// files have slashes.
 fn list_files(dir: &Path, prefix: &str, files: &mut BTreeMap<String, FileRecord>) -> Result<()> {
     for entry in fs::read_dir(dir).at(dir)? {
         let entry = entry.at(dir)?;
@@ -149,9 +151,7 @@ fn list_files(dir: &Path, prefix: &str, files: &mut BTreeMap<String, FileRecord>
             continue;
         }
         ensure!(kind.is_file(), "{}: neither a file nor a folder", path.display());
-        let file = File::open(&path).at(&path)?;
-        file.sync_all().at(&path)?;
-        let bytes = file.metadata().at(&path)?.len();
+        let bytes = entry.metadata().at(&path)?.len();
         files.insert(name, FileRecord { bytes, blake3: hash_file(&path)? });
     }
     sync_dir(dir)
