@@ -69,9 +69,9 @@ mutant "another level on resume is not said" src/train/checkpoints.rs 's/filter\
 mutant "a 206 of another version is appended" src/datasets/download.rs 's/206 if new_tag == tag && /206 if /' another_version
 mutant "a cut file is not noticed" src/mapped.rs 's/found >= expected && !cut/true || cut/' is_cut
 mutant "evaluation data that is cut" src/train/batches.rs 's/set\.tokens\.check_whole\(\)\n/Ok(())\n/' is_cut_while
-mutant "AdamW: no bias correction of v" src/optim/adamw.rs 's/beta2\.powi?\(/0.0f64.powi(/' golden_steps adamw
+mutant "AdamW: no bias correction of v" src/optim/adamw.rs 's/s\.beta2\.powf\(/0.0f64.powf(/' golden_steps adamw
 mutant "merge: another scale" src/hf/merge.rs 's/self\.0\.adapter\.config\.lora\.scale\(\) as f32/1.5/' merg second_reading
-mutant "merge: no second reading" src/hf/merged.rs 's/\n    second_reading::check\([^\n]*//' second_reading merge
+mutant "merge: no second reading" src/hf/merged.rs 's/second_reading::check\(base, adapter\.dir\(\), &written\)/Ok::<usize, crate::error::Error>(0)/' second_reading merge
 mutant "rows: the whole file in memory" src/data/source/items.rs 's/const BATCH: usize = 2 << 20;\n.*?\nconst MOST_ITEMS: usize = 1 << 14;/const BATCH: usize = 1 << 40;\nconst MOST_ITEMS: usize = 1 << 40;/s' bounded_memory
 mutant "parity: tensors that nothing compares" tests/common/parity/run.rs 's/for name in self\.case\.unread\(\)/for name in Vec::<String>::new()/' recorded_tensor what_a_case
 mutant "parity: shorter tensors" tests/common/parity/report.rs 's/_ => return f64::INFINITY/_ => break/' length relative_error what_a_case

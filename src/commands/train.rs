@@ -20,7 +20,6 @@ use crate::eval::gen_test::{GenRun, SAMPLES, generation_test, held_out_rows};
 use crate::files::write_json;
 use crate::hf::artifact::Artifact;
 use crate::hf::companions::Companions;
-use crate::hf::merged::MergeCheck;
 use crate::hf::peft::AdapterConfig;
 use crate::hf::resize::Resized;
 use crate::hf::safetensors::ModelFiles;
@@ -134,11 +133,8 @@ impl OnDevice for Sft<'_> {
             spec.train.append_row(&spec.train.plan(0), 0, &mut batch);
             let options = SaveOptions { dtype: base.dtype(), ..Default::default() };
             let companions = |dir: &Path| spec.companions.write(dir);
-            let MergeCheck { exact, rounded } =
-                merged::merge(dev, &source, &job.output_dir, &to, options, &batch, companions)?;
-            say::result(&format!(
-                "merged model: logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}"
-            ));
+            let check = merged::merge(dev, &source, &job.output_dir, &to, options, &batch, companions)?;
+            say::result(&format!("merged model: {check}"));
             written.push(("merged model", to));
         }
         if let Some(test) = &settings.gen_test {

@@ -1,5 +1,6 @@
 //! The merged model, proven against base + adapter.
 
+use std::fmt;
 use std::path::Path;
 
 use crate::backend::Backend;
@@ -27,6 +28,16 @@ pub struct MergeCheck {
     pub exact: f64,
     /// The same of the file as it was written.
     pub rounded: f64,
+    /// Low-rank updates that a second reading of the adapter's files found in the written weights.
+    pub updates: usize,
+}
+
+impl fmt::Display for MergeCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { exact, rounded, updates } = self;
+        write!(f, "logits differ from base + adapter by {exact:.1e} relative, as written by {rounded:.1e}")?;
+        write!(f, "; {updates} updates found again in the weights")
+    }
 }
 
 /// Writes the merged model of `adapter_dir` and `base` to `output`, through a folder beside it that gets the name once everything
@@ -83,15 +94,14 @@ fn write_checked<B: Backend>(
     // Both sides sum the same products in another order. A term carries an error of 2^-24 a rounding; a chain of layers with
     // some thousand terms each stays well below 2^-24 · 2^12, while a wrong scale or a missing update is larger by far.
     let tolerance = 2f64.powi(-12);
-    let check = MergeCheck { exact, rounded };
     ensure!(
         exact <= tolerance,
         "{}: the merged model's logits differ from base + adapter by {exact:.2e}, expected at most {tolerance:.2e}; do not use it",
         dir.display()
     );
     check_rounding(&merged, &written).context(|| dir.display().to_string())?;
-    second_reading::check(base, adapter.dir(), &written).context(|| dir.display().to_string())?;
-    Ok(check)
+    let updates = second_reading::check(base, adapter.dir(), &written).context(|| dir.display().to_string())?;
+    Ok(MergeCheck { exact, rounded, updates })
 }
 
 /// The low-rank updates of an adapter, without dropout.

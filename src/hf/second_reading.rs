@@ -16,20 +16,22 @@ use crate::{bail, ensure};
 /// Rows of a matrix that are compared, evenly spread: a wrong scale, tensor or layer shows in each of them.
 const ROWS: usize = 64;
 
-/// Compares every weight of `written` with `W + scale · B A`, W of `base`, or with the copy of it that the adapter holds whole.
+/// Compares every weight of `written` with `W + scale · B A`, W of `base`, or with the copy of it that the adapter holds whole. Returns
+/// how many have an update.
 ///
 /// Source: Hu et al. 2021, arXiv:2106.09685, section 4.1; scale `alpha / sqrt(r)` with use_rslora: Kalajdzievski 2023,
 /// arXiv:2312.03732. Names as PEFT saves them: `base_model.model.MODULE.lora_A.weight`, `….MODULE.modules_to_save.weight`.
 ///
 /// # Errors
 /// If a weight is another than the adapter's files make of it, or they hold a tensor that no weight of the model shows.
-pub fn check(base: &dyn TensorSource, adapter: &Path, written: &ModelFiles) -> Result<()> {
+pub fn check(base: &dyn TensorSource, adapter: &Path, written: &ModelFiles) -> Result<usize> {
     let path = adapter.join("adapter_config.json");
     let config = read_json(&path)?;
     let scale = scale(&config).ok_or_else(|| Error::new(format!("{}: no scale in it", path.display())))?;
     let file = TensorFile::open(&adapter.join("adapter_model.safetensors"))?;
     let mut unread: BTreeSet<String> =
         file.names().filter(|n| !n.contains(".original_module.")).map(String::from).collect();
+    let mut updates = 0;
     for (at, _) in Weights::of(written.config()).places() {
         let name = at.to_string();
         let module = format!("base_model.model.{}", name.strip_suffix(".weight").unwrap_or(&name));
@@ -47,6 +49,7 @@ pub fn check(base: &dyn TensorSource, adapter: &Path, written: &ModelFiles) -> R
             (None, None) => None,
             _ => bail!("{}: {module}: one of lora_A and lora_B is missing", file.path().display()),
         };
+        updates += usize::from(update.is_some());
         let w = match saved {
             Some(w) => w,
             None => base.load(if at == Place::Head && base.config().tied { Place::Embed } else { at })?,
@@ -59,7 +62,7 @@ pub fn check(base: &dyn TensorSource, adapter: &Path, written: &ModelFiles) -> R
     if let Some(key) = unread.iter().find(|key| !tied(key)) {
         bail!("{}: {key}: no weight of the merged model shows it", file.path().display());
     }
-    Ok(())
+    Ok(updates)
 }
 
 /// What the update is multiplied with.

@@ -137,7 +137,12 @@ fn a_run_syncs_what_it_reports() {
     all.extend(traced(&w, &format!("{sft} --max_steps 8 --resume_from_checkpoint new/deep/out/checkpoint-3")));
     assert_eq!(unsafe_calls(&all, &w.path("new")), Vec::<String>::new());
     let aside = w.path("new/deep/out/abandoned-6");
-    assert!(all.iter().any(|c| matches!(c, Call::Rename(_, to) if *to == aside)), "{all:?}");
+    let moved = all.iter().position(|c| matches!(c, Call::Rename(_, to) if *to == aside));
+    // Before anything is written that the next start would look at beside them.
+    let next = all[moved.unwrap() + 1..]
+        .iter()
+        .find(|c| !matches!(c, Call::Rename(_, to) if to.starts_with(aside.parent().unwrap())));
+    assert_eq!(next, Some(&Call::Sync(w.path("new/deep/out"))), "{all:?}");
 
     let line = format!("merge --model-path new/deep/out --base-model {model} --output-dir other/merged");
     let calls = traced(&w, &line);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use ringtune::hf::safetensors::ModelFiles;
+use ringtune::hf::safetensors::{ModelFiles, TensorFile};
 use ringtune::hf::{SaveDType, TensorSource};
 use ringtune::model::weights::Weights;
 
@@ -31,6 +31,11 @@ fn it_gives_what_training_gives() {
     let w = tuned(&["--merge_adapters"]);
     let outcome = ok(w.shell("ringtune merge --model-path out --output-dir merged"));
     assert!(outcome.stdout.contains("logits differ from base + adapter by"), "{}", outcome.stdout);
+    // Every update of the adapter's file was found in the merged weights by a second reading.
+    let adapter = TensorFile::open(&w.path("out/adapter_model.safetensors")).unwrap();
+    let updates = adapter.names().filter(|name| name.contains(".lora_A.")).count();
+    let found = format!("; {updates} updates found again in the weights");
+    assert!(updates > 0 && outcome.stdout.contains(&found), "{updates}: {}", outcome.stdout);
     let (ours, theirs) = (w.path("merged"), w.path("out/merged"));
     assert_eq!(listing(&ours), listing(&theirs));
     for name in listing(&theirs) {
