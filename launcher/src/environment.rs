@@ -117,7 +117,7 @@ pub fn identify(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Identity>
         let local_size = if launcher == Launcher::Slurm { None } else { number(local_size)? };
         let local_rank = number(local_rank)?;
         let meeting = meeting(launcher, get, local_size == Some(n))?;
-        if n == 1 && launcher != Launcher::Ringrun {
+        if n == 1 && !ringrun {
             return Ok(None);
         }
         return Ok(Some(Identity { launcher, rank: r, size: n, local_rank, local_size, meeting }));

@@ -205,6 +205,9 @@ fn serve(shared: &Shared, mut stream: TcpStream) {
     // A rank that reads nothing must not hold up the others.
     let _ = stream.set_write_timeout(Some(PROOF));
     let Ok(Some(Message::Hello(hello))) = Message::read(&mut stream, STRANGER) else { return };
+    if let Some(rank) = hello["observes"].as_u64() {
+        return observe(shared, &mut stream, &hello, rank as usize);
+    }
     let Some(rank) = admit(shared, &stream, &hello) else { return };
     (shared.notify)(Event::Joined(rank));
     let _ = stream.set_read_timeout(None);
@@ -221,9 +224,23 @@ fn serve(shared: &Shared, mut stream: TcpStream) {
     (shared.notify)(Event::Closed(rank, goodbye));
 }
 
+/// The parent of a rank that stands elsewhere says what became of it.
+fn observe(shared: &Shared, stream: &mut TcpStream, hello: &Value, rank: usize) {
+    if knows(shared, hello)
+        && rank < shared.size
+        && let Ok(Some(Message::Failed(cause))) = Message::read(stream, LIMIT)
+    {
+        (shared.notify)(Event::Failed(Cause { rank, ..cause }));
+    }
+}
+
+fn knows(shared: &Shared, hello: &Value) -> bool {
+    hello["secret"].as_str() == Some(&shared.secret) && hello["size"].as_u64() == Some(shared.size as u64)
+}
+
 /// Takes a rank in if it knows the secret and nobody has its number.
 fn admit(shared: &Shared, stream: &TcpStream, hello: &Value) -> Option<usize> {
-    if hello["secret"].as_str() != Some(&shared.secret) || hello["size"].as_u64() != Some(shared.size as u64) {
+    if !knows(shared, hello) {
         return None;
     }
     let mut hello = Hello::from_json(hello)?;

@@ -10,12 +10,16 @@
 
 pub mod beacon;
 pub mod cause;
+pub mod engine;
 pub mod environment;
+pub mod hosts;
 pub mod hub;
 pub mod local;
 pub mod options;
 pub mod output;
+pub mod process;
 pub mod protocol;
 pub mod run;
 pub mod spawn;
 pub mod supervise;
+pub mod wrap;

@@ -39,13 +39,15 @@ pub fn commands(options: &Options, meeting: &Meeting) -> Vec<RankCommand> {
 fn environment(options: &Options, meeting: &Meeting, rank: usize) -> Vec<(String, String)> {
     let n = options.ranks;
     let Meeting { control, secret, master_port, attempt } = meeting;
+    let (group, groups) = options.node.as_ref().map_or((0, 1), |node| (node.rank, node.count));
+    let master = options.node.as_ref().map_or_else(|| Ipv4Addr::LOCALHOST.to_string(), |node| node.master.0.clone());
     let own = [
-        ("RANK", rank.to_string()),
-        ("WORLD_SIZE", n.to_string()),
+        ("RANK", (group * n + rank).to_string()),
+        ("WORLD_SIZE", (groups * n).to_string()),
         ("LOCAL_RANK", rank.to_string()),
         ("LOCAL_WORLD_SIZE", n.to_string()),
-        ("GROUP_RANK", "0".into()),
-        ("MASTER_ADDR", Ipv4Addr::LOCALHOST.to_string()),
+        ("GROUP_RANK", group.to_string()),
+        ("MASTER_ADDR", master),
         ("MASTER_PORT", master_port.to_string()),
         ("RINGTUNE_CONTROL", control.clone()),
         ("RINGTUNE_SECRET", secret.clone()),

@@ -6,10 +6,15 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use crate::hosts::{self, Host, parse_file, parse_list};
+
 const AFTER: &str = "\
 Examples:
   ringrun -n 4 ringtune sft …                 four ranks on this machine
   ringrun -n 2 --max-restarts 3 ringtune sft …  start again from the newest checkpoint when a rank fails
+  ringrun -H a:4,b:4 ringtune sft …           eight ranks on two machines, started by mpirun
+  ringrun --engine srun -n 16 ringtune sft …  in a Slurm job
+  ringrun --nnodes 2 --node-rank 1 --master-addr a --nproc-per-node 4 ringtune sft …   on machine b; --node-rank 0 on a
 
 Exit codes: that of the first rank that failed (128 + n when signal n ended it), 75 when a signal stopped the run and its state is
 saved, 124 when a rank hung or gave no sign of life, 2 for a wrong option. The last line names the first cause.";
@@ -26,19 +31,42 @@ pub enum Bind {
 /// Which program starts the ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// Chosen by what there is.
-    Auto,
-    /// This one, on this machine.
+    /// ringrun, on this machine.
     Local,
+    /// mpirun of Open MPI, MPICH or Intel.
+    Mpirun,
+    /// Slurm's srun.
+    Srun,
+    /// One ringrun on each machine, started by hand or by Kubernetes.
+    Node,
+}
+
+/// Which of the machines this is, where each has a ringrun of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Machines.
+    pub count: usize,
+    /// This one.
+    pub rank: usize,
+    /// Where the first one's ringrun listens.
+    pub master: (String, u16),
 }
 
 /// What ringrun is asked to do.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Ranks; all of them.
+    /// Ranks: all of them, or with [`Engine::Node`] those of this machine.
     pub ranks: usize,
     /// Who starts them.
     pub engine: Engine,
+    /// Machines, where they are named.
+    pub hosts: Vec<Host>,
+    /// With [`Engine::Node`]: which machine this is.
+    pub node: Option<Node>,
+    /// Be the parent of one rank that another launcher started.
+    pub wrap: bool,
+    /// mpirun may run as root.
+    pub root: bool,
     /// Variables for the ranks.
     pub env: Vec<(String, String)>,
     /// Their working folder.
@@ -86,13 +114,45 @@ pub fn command() -> Command {
             text("n", "N")
                 .short('n')
                 .visible_short_alias('c')
-                .visible_aliases(["np", "nproc-per-node", "nprocs"])
-                .value_parser(value_parser!(u64).range(1..=4096))
-                .help("Ranks on this machine [default: 1]"),
+                .visible_aliases(["np", "nprocs"])
+                .value_parser(value_parser!(u64).range(1..=65536))
+                .help("Ranks over all machines [default: every slot of the named machines, else 1]"),
         )
         .arg(
-            text("engine", "ENGINE").value_parser(["auto", "local"]).default_value("auto").help("Who starts the ranks"),
+            text("nproc-per-node", "N")
+                .value_parser(value_parser!(u64).range(1..=4096))
+                .conflicts_with("n")
+                .help("Ranks on each machine"),
         )
+        .arg(
+            text("host", "a:4,b:4")
+                .short('H')
+                .visible_alias("hosts")
+                .conflicts_with("hostfile")
+                .help("Machines, each with the ranks that it takes"),
+        )
+        .arg(
+            text("hostfile", "FILE")
+                .visible_alias("machinefile")
+                .value_parser(value_parser!(PathBuf))
+                .help("Machines, one a line: `a slots=4`, `a:4` or `a`"),
+        )
+        .arg(
+            text("engine", "ENGINE")
+                .value_parser(["auto", "local", "mpirun", "srun", "node"])
+                .default_value("auto")
+                .help("Who starts the ranks. auto: srun in a Slurm job of several machines, mpirun where machines are named, node with --nnodes"),
+        )
+        .arg(
+            text("nnodes", "N")
+                .value_parser(|n: &str| n.split(':').next_back().unwrap_or(n).parse::<u64>().map_err(|e| e.to_string()))
+                .help("Engine node: machines, each with a ringrun of its own (N:N as with torchrun)"),
+        )
+        .arg(text("node-rank", "R").value_parser(value_parser!(u64)).help("Engine node: which of them this is, from 0"))
+        .arg(text("master-addr", "ADDRESS").help("Engine node: the first machine"))
+        .arg(text("master-port", "PORT").value_parser(value_parser!(u16)).help("Engine node: a port there [default: 29500]"))
+        .arg(text("rdzv-endpoint", "ADDRESS:PORT").help("Engine node: both in one word, as with torchrun"))
+        .arg(switch("wrap").hide(true))
         .arg(
             text("env", "VAR[=VALUE]")
                 .short('x')
@@ -137,13 +197,7 @@ pub fn command() -> Command {
         .arg(seconds("timeout").help("End the run after so long, as with mpirun"))
         .arg(switch("dry-run").help("Print the commands with what they get of the environment, one a line"))
         .arg(switch("standalone").help("Accepted as with torchrun: ranks on this machine need no address"))
-        .arg(
-            text("nnodes", "N")
-                .default_value("1")
-                .value_parser(["1", "1:1"])
-                .help("Accepted as with torchrun: one machine"),
-        )
-        .arg(switch("allow-run-as-root").help("Accepted as with mpirun: nothing stands in root's way here"))
+        .arg(switch("allow-run-as-root").help("Let Open MPI's mpirun run as root"))
         .arg(
             Arg::new("program")
                 .value_name("PROGRAM")
@@ -177,6 +231,8 @@ fn with_two_dashes(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
         let option = match text {
             "-np" => "-n",
             "-wdir" => "--wdir",
+            "-host" | "-hosts" => "--host",
+            "-hostfile" | "-machinefile" => "--hostfile",
             "-env" => "--env",
             other => other,
         };
@@ -229,15 +285,40 @@ fn read(m: &ArgMatches) -> Result<Options, String> {
         Duration::try_from_secs_f64(s).ok().filter(|d| d.as_secs() < 1 << 32).ok_or_else(expected).map(Some)
     };
     let needed = |id: &str| seconds(id).map(|s| s.unwrap_or_default());
+    let program: Vec<OsString> = m.get_many::<OsString>("program").into_iter().flatten().cloned().collect();
+    if let Some(option) = program.first().filter(|p| p.as_encoded_bytes().starts_with(b"-")) {
+        return Err(format!(
+            "{}: no option of ringrun; options of the program stand behind its name",
+            option.display()
+        ));
+    }
     let env = m.get_many::<String>("env").into_iter().flatten().map(|word| variable(word)).collect::<Result<_, _>>()?;
-    let ranks = m.get_one::<u64>("n").map_or(1, |&n| n as usize);
+    let hosts = match (text("host"), path("hostfile")) {
+        (Some(list), _) => parse_list(list)?,
+        (None, Some(file)) => {
+            let name = file.display().to_string();
+            parse_file(&name, &std::fs::read_to_string(&file).map_err(|e| format!("{name}: {e}"))?)?
+        }
+        (None, None) => Vec::new(),
+    };
+    let oversubscribe = m.get_flag("oversubscribe");
+    let node = node(m)?;
+    let engine = engine(text("engine"), &hosts, node.is_some());
+    if engine == Engine::Node && node.is_none() {
+        return Err("--engine node: expected --nnodes, --node-rank and --master-addr".into());
+    }
+    let (hosts, ranks) = ranks(m, engine, hosts, oversubscribe)?;
     Ok(Options {
         ranks,
-        engine: if text("engine") == Some("local") { Engine::Local } else { Engine::Auto },
+        engine,
+        hosts,
+        node: node.filter(|_| engine == Engine::Node),
+        wrap: m.get_flag("wrap"),
+        root: m.get_flag("allow-run-as-root"),
         env,
         dir: path("wdir"),
         bind: if text("bind-to") == Some("core") { Bind::Core } else { Bind::None },
-        oversubscribe: m.get_flag("oversubscribe"),
+        oversubscribe,
         tag_output: m.get_flag("tag-output"),
         timestamp: m.get_flag("timestamp-output"),
         log_dir: path("log-dir"),
@@ -248,8 +329,68 @@ fn read(m: &ArgMatches) -> Result<Options, String> {
         grace: needed("grace")?,
         timeout: seconds("timeout")?,
         dry_run: m.get_flag("dry-run"),
-        program: m.get_many::<OsString>("program").into_iter().flatten().cloned().collect(),
+        program,
     })
+}
+
+/// The engine that was asked for, or the one that fits.
+fn engine(word: Option<&str>, hosts: &[Host], node: bool) -> Engine {
+    let slurm = std::env::var("SLURM_JOB_NUM_NODES").ok().and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > 1);
+    let here =
+        |h: &Host| ["localhost", "127.0.0.1"].contains(&h.name.as_str()) || h.name == crate::supervise::host_name();
+    match word {
+        Some("local") => Engine::Local,
+        Some("mpirun") => Engine::Mpirun,
+        Some("srun") => Engine::Srun,
+        Some("node") => Engine::Node,
+        _ if node => Engine::Node,
+        _ if slurm => Engine::Srun,
+        _ if hosts.iter().all(here) => Engine::Local,
+        _ => Engine::Mpirun,
+    }
+}
+
+/// Which machine this is, where torchrun's words say that there are several.
+fn node(m: &ArgMatches) -> Result<Option<Node>, String> {
+    let number = |id: &str| m.get_one::<u64>(id).map(|&n| n as usize);
+    let (count, rank) = (number("nnodes").unwrap_or(1), number("node-rank"));
+    if count <= 1 && rank.unwrap_or(0) == 0 {
+        return Ok(None);
+    }
+    let rank = rank.ok_or("--nnodes: expected --node-rank too: which of the machines this is")?;
+    if rank >= count {
+        return Err(format!("--node-rank: expected a number below --nnodes {count}, found {rank}"));
+    }
+    let text = |id: &str| m.get_one::<String>(id).cloned();
+    let port = m.get_one::<u16>("master-port").copied();
+    let master = match (text("master-addr"), text("rdzv-endpoint")) {
+        (Some(address), _) => (address, port.unwrap_or(29_500)),
+        (None, Some(both)) => match both.rsplit_once(':').map(|(a, p)| (a, p.parse())) {
+            Some((address, Ok(port))) => (address.into(), port),
+            _ => return Err(format!("--rdzv-endpoint: expected ADDRESS:PORT, found {both:?}")),
+        },
+        (None, None) => return Err("--nnodes: expected --master-addr too: the first machine".into()),
+    };
+    Ok(Some(Node { count, rank, master }))
+}
+
+/// The machines with the ranks of each, and their number.
+fn ranks(m: &ArgMatches, engine: Engine, hosts: Vec<Host>, oversubscribe: bool) -> Result<(Vec<Host>, usize), String> {
+    let number = |id: &str| m.get_one::<u64>(id).map(|&n| n as usize);
+    let each = number("nproc-per-node");
+    if hosts.is_empty() || engine == Engine::Local || engine == Engine::Node {
+        let slots = hosts.iter().map(|h| h.slots).sum::<usize>().max(1);
+        let of_slurm =
+            std::env::var("SLURM_NTASKS").ok().filter(|_| engine == Engine::Srun).and_then(|n| n.parse().ok());
+        return Ok((hosts, number("n").or(each).or(of_slurm).unwrap_or(slots)));
+    }
+    let hosts: Vec<Host> = match each {
+        Some(slots) => hosts.into_iter().map(|h| Host { slots, ..h }).collect(),
+        None => hosts,
+    };
+    let placed = hosts::place(&hosts, number("n"), oversubscribe)?;
+    let total = placed.iter().map(|(_, n)| n).sum();
+    Ok((placed.into_iter().map(|(name, slots)| Host { name, slots }).collect(), total))
 }
 
 /// `VAR=VALUE`, or `VAR` with the value that it has here.
@@ -299,15 +440,35 @@ mod tests {
     }
 
     #[test]
+    fn machines_and_engines() {
+        let o = of("ringrun -H a:4,b:4 -n 6 prog").unwrap();
+        assert_eq!((o.engine, o.ranks, o.hosts[1].slots), (Engine::Mpirun, 6, 2));
+        assert_eq!(of("ringrun -H a,b --nproc-per-node 3 prog").unwrap().ranks, 6);
+        assert_eq!(of("ringrun -H localhost:3 prog").unwrap().engine, Engine::Local);
+        let o = of("ringrun --nnodes=2 --node_rank=1 --rdzv_endpoint=a:77 --nproc_per_node=4 prog").unwrap();
+        assert_eq!((o.engine, o.ranks), (Engine::Node, 4));
+        assert_eq!(o.node, Some(Node { count: 2, rank: 1, master: ("a".into(), 77) }));
+        assert_eq!(of("ringrun --nnodes 1:1 --standalone prog").unwrap().engine, Engine::Local);
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (line, expected) in [
-            ("ringrun -n 0 prog", "0 is not in 1..=4096"),
+            ("ringrun -n 0 prog", "0 is not in 1..=65536"),
             ("ringrun -n 2", "required"),
+            ("ringrun --surely-wrong prog", "--surely-wrong: no option of ringrun"),
             ("ringrun --grace -1 prog", "--grace"),
             ("ringrun --timeout nan prog", "--timeout: expected seconds"),
             ("ringrun -x =3 prog", "-x =3: expected VAR"),
             ("ringrun -x RINGRUN_SURELY_UNSET prog", "not set here"),
-            ("ringrun --nnodes 2 prog", "nnodes"),
+            ("ringrun --nnodes 2 prog", "expected --node-rank too"),
+            ("ringrun --nnodes 2 --node-rank 2 --master-addr a prog", "below --nnodes 2, found 2"),
+            ("ringrun --nnodes 2 --node-rank 1 prog", "expected --master-addr too"),
+            ("ringrun --engine node prog", "--engine node: expected --nnodes"),
+            ("ringrun -H a:2,b:2 -n 5 prog", "5 ranks on 4 slots"),
+            ("ringrun -H a:2 --hostfile f prog", "cannot be used with"),
+            ("ringrun --hostfile /surely/missing prog", "/surely/missing: "),
+            ("ringrun -n 2 --nproc-per-node 2 prog", "cannot be used with"),
         ] {
             let e = of(line).unwrap_err();
             assert!(e.contains(expected), "{line}: {e}");

@@ -2,35 +2,38 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::cause::{REQUEUE, signal_name};
+use crate::cause::{BYSTANDER, REQUEUE, signal_name};
+use crate::engine::{self, Mpi};
 use crate::hub::Hub;
 use crate::local::{self, Meeting};
-use crate::options::Options;
+use crate::options::{Engine, Options};
+use crate::process::Start;
 use crate::spawn::adopt_orphans;
-use crate::supervise::{Event, Outcome, note_memory, supervise};
+use crate::supervise::{Attempt, Event, Outcome, host_name, out_of_memory, supervise};
+use crate::wrap::{self, Report};
 
 /// Runs what was typed; the exit code.
 pub fn run(options: &Options) -> u8 {
-    if options.dry_run {
-        return dry_run(options);
-    }
-    match attempts(options) {
-        Ok(code) => code,
-        Err(e) => {
-            say(&e.to_string());
-            match e.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => 127,
-                _ => 1,
-            }
+    let outcome = match options {
+        Options { wrap: true, .. } => wrapped(options),
+        Options { dry_run: true, .. } => dry_run(options),
+        _ => attempts(options),
+    };
+    outcome.unwrap_or_else(|e| {
+        say(&e.to_string());
+        match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => 127,
+            io::ErrorKind::InvalidInput => 2,
+            _ => 1,
         }
-    }
+    })
 }
 
 fn say(text: &str) {
@@ -38,19 +41,56 @@ fn say(text: &str) {
     let _ = writeln!(io::stderr(), "ringrun: {text}");
 }
 
-fn dry_run(options: &Options) -> u8 {
-    let meeting = Meeting { control: "127.0.0.1:0".into(), secret: "…".into(), master_port: 0, attempt: 0 };
-    let mut text = String::new();
-    local::commands(options, &meeting).iter().for_each(|c| text += &format!("{}\n", c.shell()));
-    match io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => 0,
-        Err(_) => 1,
-    }
+fn usage(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, text)
+}
+
+/// What is started here, for an attempt.
+fn starts(options: &Options, meeting: &Meeting) -> io::Result<Vec<Start>> {
+    let of_engine = |command| vec![Start { rank: None, command, plain: true }];
+    let own = std::env::current_exe().map_or_else(|_| "ringrun".into(), |path| path.display().to_string());
+    Ok(match options.engine {
+        Engine::Local | Engine::Node => {
+            let first = options.node.as_ref().map_or(0, |node| node.rank * options.ranks);
+            let commands = local::commands(options, meeting).into_iter().enumerate();
+            commands.map(|(i, command)| Start { rank: Some(first + i), command, plain: false }).collect()
+        }
+        Engine::Mpirun => {
+            let mpi = Mpi::found().map_err(usage)?;
+            of_engine(engine::mpirun(mpi, options, meeting, &own))
+        }
+        Engine::Srun => of_engine(engine::srun(options, meeting, &own)),
+    })
+}
+
+fn dry_run(options: &Options) -> io::Result<u8> {
+    let control = match &options.node {
+        Some(node) => format!("{}:{}", node.master.0, node.master.1),
+        None => "127.0.0.1:0".into(),
+    };
+    let meeting = Meeting { control, secret: "…".into(), master_port: 0, attempt: 0 };
+    let lines = starts(options, &meeting)?.iter().map(|s| format!("{}\n", s.command.shell())).collect::<String>();
+    io::stdout().write_all(lines.as_bytes()).map(|()| 0)
+}
+
+/// The parent of one rank.
+fn wrapped(options: &Options) -> io::Result<u8> {
+    adopt_orphans();
+    out_of_memory();
+    let (sender, events) = channel();
+    listen_for_signals(sender.clone())?;
+    let (command, rank, report) = wrap::command(options).map_err(usage)?;
+    let size = report.size;
+    let starts = [Start { rank: Some(rank), command, plain: true }];
+    let say = &|_: &str| {};
+    let attempt = Attempt { options, number: 0, size, starts: &starts, hub: None, report: Some(report), say };
+    supervise(attempt, (&sender, &events), |_| Ok(None)).map(|outcome| outcome.code)
 }
 
 fn attempts(options: &Options) -> io::Result<u8> {
     adopt_orphans();
-    note_memory();
+    // What the kernel killed before is none of ours.
+    out_of_memory();
     let (sender, events) = channel();
     listen_for_signals(sender.clone())?;
     let (mut failures, mut backoff) = (0, options.backoff);
@@ -83,7 +123,8 @@ fn attempts(options: &Options) -> io::Result<u8> {
 
 /// Whether another try may help: not after a wrong option, not after a stop that was asked for.
 fn restarts(outcome: &Outcome) -> bool {
-    !outcome.asked && outcome.cause.is_some() && ![0, 2, REQUEUE].contains(&outcome.code)
+    let failed = outcome.cause.is_some() || outcome.code == BYSTANDER;
+    !outcome.asked && failed && ![0, 2, REQUEUE].contains(&outcome.code)
 }
 
 fn report(options: &Options, attempt: u32, outcome: &Outcome) {
@@ -95,39 +136,76 @@ fn report(options: &Options, attempt: u32, outcome: &Outcome) {
     }
 }
 
-fn one(options: &Options, attempt: u32, sender: &Sender<Event>, events: &Receiver<Event>) -> io::Result<Outcome> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let control = listener.local_addr()?.to_string();
-    let secret = secret()?;
-    // Of an earlier attempt nothing may arrive late: each hub has a channel's end that knows its number.
+/// The hub of an attempt, where the ranks meet, and how many they are.
+fn meet(options: &Options, attempt: u32, sender: &Sender<Event>) -> io::Result<(Option<Hub>, Meeting, usize)> {
+    let mut meeting = Meeting { secret: secret()?, master_port: local::free_port(), attempt, ..Meeting::default() };
+    let (at, size) = match (&options.node, options.engine) {
+        (Some(node), _) => {
+            meeting.control = format!("{}:{}", node.master.0, node.master.1);
+            // All machines have to know it, and have nothing in common but what they were told.
+            meeting.secret = std::env::var("RINGTUNE_SECRET").unwrap_or_default();
+            meeting.master_port = node.master.1.wrapping_add(1);
+            (SocketAddr::from((Ipv4Addr::UNSPECIFIED, node.master.1)), node.count * options.ranks)
+        }
+        (None, Engine::Local) => (SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), options.ranks),
+        _ => (SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), options.ranks),
+    };
+    if options.node.as_ref().is_some_and(|node| node.rank > 0) {
+        return Ok((None, meeting, size));
+    }
+    let listener =
+        TcpListener::bind(at).map_err(|e| io::Error::new(e.kind(), format!("cannot listen at {at}: {e}")))?;
+    if meeting.control.is_empty() {
+        let port = listener.local_addr()?.port();
+        let host = if at.ip().is_loopback() { at.ip().to_string() } else { own_address(options) };
+        meeting.control = format!("{host}:{port}");
+    }
     let to = sender.clone();
     let notify = move |event| drop(to.send(Event::Hub(attempt, event)));
-    let hub = Hub::start(listener, options.ranks, secret.clone(), options.hang_timeout, notify)?;
-    let meeting = Meeting { control, secret, master_port: local::free_port(), attempt };
-    let commands = local::commands(options, &meeting);
-    let too_many = options.ranks > std::thread::available_parallelism().map_or(1, usize::from);
-    if too_many && !options.oversubscribe && !options.quiet && attempt == 0 {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let hub = Hub::start(listener, size, meeting.secret.clone(), options.hang_timeout, notify)?;
+    Ok((Some(hub), meeting, size))
+}
+
+/// The address by which the other machines see this one: that of the way to the first of them.
+fn own_address(options: &Options) -> String {
+    let here = host_name();
+    let way = |name: &str| -> Option<String> {
+        let to = (name, 9).to_socket_addrs().ok()?.next()?;
+        let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).ok()?;
+        // Nothing is sent: the system only chooses the way.
+        socket.connect(to).ok()?;
+        let ip = socket.local_addr().ok()?.ip();
+        Some(if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() })
+    };
+    options.hosts.iter().filter(|h| h.name != here).find_map(|h| way(&h.name)).unwrap_or(here)
+}
+
+fn one(options: &Options, number: u32, sender: &Sender<Event>, events: &Receiver<Event>) -> io::Result<Outcome> {
+    let (hub, meeting, size) = meet(options, number, sender)?;
+    let starts = starts(options, &meeting)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let here = starts.iter().filter(|s| s.rank.is_some()).count();
+    if here > cores && !options.oversubscribe && !options.quiet && number == 0 {
         say(&format!(
-            "{} ranks share {cores} cores: none is faster for it (--oversubscribe says that this is meant)",
-            options.ranks
+            "{here} ranks share {cores} cores: none is faster for it (--oversubscribe says that this is meant)"
         ));
     }
-    let logs = |rank: usize| match &options.log_dir {
+    let log = |rank: usize| match &options.log_dir {
         None => Ok(None),
         Some(dir) => {
-            let dir = folder(dir, attempt);
+            let dir = folder(dir, number);
             std::fs::create_dir_all(&dir)?;
             let path = dir.join(format!("rank-{rank:04}.log"));
             OpenOptions::new().create(true).write(true).truncate(true).open(path).map(Some)
         }
     };
-    let quiet = options.quiet;
-    supervise(options, &commands, &hub, attempt, (sender, events), logs, &|text| {
-        if !quiet {
-            say(text);
-        }
-    })
+    let say: &dyn Fn(&str) = if options.quiet { &|_| {} } else { &say };
+    let report = match &hub {
+        None => Some(Report { address: meeting.control.clone(), secret: meeting.secret.clone(), size }),
+        Some(_) => None,
+    };
+    let attempt = Attempt { options, number, size, starts: &starts, hub: hub.as_ref(), report, say };
+    supervise(attempt, (sender, events), log)
 }
 
 fn folder(dir: &Path, attempt: u32) -> PathBuf {

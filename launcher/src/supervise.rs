@@ -1,26 +1,26 @@
 //! One attempt: starts the ranks, waits for the first thing that goes wrong, says it, and leaves nothing running.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use crate::beacon::Beacon;
 use crate::cause::{BYSTANDER, Cause, HANG, REQUEUE, signal_name};
 use crate::hub::{self, Hub};
 use crate::options::Options;
-use crate::output::{Lines, Stream, Style, drain};
-use crate::spawn::{RankCommand, Streams, end_orphans, signal_group, spawn, state};
+use crate::output::{Lines, drain};
+use crate::process::{Process, Start};
+use crate::spawn::{end_orphans, signal_group, state};
+use crate::wrap::Report;
 
 /// What wakes the supervisor.
 #[derive(Debug)]
 pub enum Event {
     /// From the hub of an attempt.
     Hub(u32, hub::Event),
-    /// A rank's process ended in an attempt; it was not reaped yet.
+    /// A process that was started ended in an attempt; it was not reaped yet.
     Ended(u32, usize),
     /// ringrun got a signal.
     Signal(i32),
@@ -39,65 +39,77 @@ pub struct Outcome {
     pub asked: bool,
 }
 
-struct Rank {
-    child: Child,
-    beacon: Beacon,
-    lines: Option<Lines>,
+/// What an attempt is made of.
+pub struct Attempt<'a> {
+    /// What was typed.
+    pub options: &'a Options,
+    /// Its number, from 0.
+    pub number: u32,
+    /// Ranks over all machines.
+    pub size: usize,
+    /// What is started here.
+    pub starts: &'a [Start],
+    /// The hub, where it is here.
+    pub hub: Option<&'a Hub>,
+    /// Where ends of ranks are told, where the hub is elsewhere.
+    pub report: Option<Report>,
+    /// A line for the terminal.
+    pub say: &'a dyn Fn(&str),
+}
+
+/// What the hub says of a rank, wherever it runs.
+#[derive(Clone, Copy, Default)]
+struct Member {
     joined: bool,
-    /// Its connection to the hub is closed; with the exit code that it announced.
+    /// Its connection is closed; with the exit code that it announced.
     closed: Option<Option<u8>>,
-    /// How its process ended.
-    status: Option<ExitStatus>,
-    settled: bool,
 }
 
 struct Watch<'a> {
-    options: &'a Options,
-    attempt: u32,
-    hub: &'a Hub,
+    attempt: Attempt<'a>,
     host: String,
-    ranks: Vec<Rank>,
+    processes: Vec<Process>,
+    members: Vec<Member>,
     outcome: Outcome,
     /// The first exit code that is not 0, where nothing counts as a failure.
     first_code: u8,
     kill_at: Option<Instant>,
-    /// A line for the terminal.
-    say: &'a dyn Fn(&str),
+    /// A rank elsewhere is gone; who started it may say more until then.
+    lost: Option<(Instant, usize)>,
 }
+
+/// How long who started a rank elsewhere has to say what became of it.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Runs the ranks to their end.
 ///
 /// # Errors
 /// If a rank cannot be started; then none is left.
 pub fn supervise(
-    options: &Options,
-    commands: &[RankCommand],
-    hub: &Hub,
-    attempt: u32,
+    attempt: Attempt,
     (sender, events): (&Sender<Event>, &Receiver<Event>),
-    logs: impl Fn(usize) -> io::Result<Option<File>>,
-    say: &dyn Fn(&str),
+    log: impl Fn(usize) -> io::Result<Option<File>>,
 ) -> io::Result<Outcome> {
-    let mut ends = Vec::new();
-    let host = host_name();
+    let (mut ends, options) = (Vec::new(), attempt.options);
+    let members = vec![Member::default(); attempt.size];
     let mut watch = Watch {
-        options,
-        attempt,
-        hub,
-        host,
-        ranks: Vec::new(),
+        host: host_name(),
+        processes: Vec::new(),
+        members,
         outcome: Outcome::default(),
         first_code: 0,
         kill_at: None,
-        say,
+        lost: None,
+        attempt,
     };
-    for (rank, command) in commands.iter().enumerate() {
-        let started = start(options, rank, command, logs(rank), &mut ends);
-        match started.and_then(|rank_| wait_for((attempt, rank), rank_.child.id(), sender).map(|()| rank_)) {
-            Ok(started) => watch.ranks.push(started),
+    for (index, what) in watch.attempt.starts.iter().enumerate() {
+        let log = what.rank.map_or(Ok(None), &log);
+        let started = log.and_then(|log| Process::start(options, what, log, &mut ends));
+        match started.and_then(|p| p.watch(watch.attempt.number, index, sender).map(|()| p)) {
+            Ok(started) => watch.processes.push(started),
             Err(e) => {
                 watch.end_all();
-                return Err(io::Error::new(e.kind(), format!("{}: {e}", command.program.display())));
+                return Err(io::Error::new(e.kind(), format!("{}: {e}", what.command.program.display())));
             }
         }
     }
@@ -108,64 +120,38 @@ pub fn supervise(
     Ok(watch.finish())
 }
 
-fn start(
-    options: &Options,
-    rank: usize,
-    command: &RankCommand,
-    log: io::Result<Option<File>>,
-    ends: &mut Vec<Receiver<()>>,
-) -> io::Result<Rank> {
-    let log = log?;
-    let piped = rank > 0 || log.is_some() || options.tag_output || options.timestamp;
-    let (beacon, file) = Beacon::create()?;
-    let mut child = spawn(command, if piped { Streams::Piped } else { Streams::Inherited }, &file)?;
-    let mut lines = None;
-    if piped {
-        let style = Style { tag: rank > 0 || options.tag_output, timestamp: options.timestamp };
-        let own = Lines::new(rank, style, log);
-        ends.extend(child.stdout.take().map(|out| own.follow(out, Stream::Out)).transpose()?);
-        ends.extend(child.stderr.take().map(|err| own.follow(err, Stream::Err)).transpose()?);
-        lines = Some(own);
-    }
-    Ok(Rank { child, beacon, lines, joined: false, closed: None, status: None, settled: false })
-}
-
-/// Waits in a thread of its own until a process has ended, and leaves it to be reaped: its number stays its own until then.
-fn wait_for((attempt, rank): (u32, usize), pid: u32, to: &Sender<Event>) -> io::Result<()> {
-    let to = to.clone();
-    let wait = move || {
-        loop {
-            // SAFETY: the struct is filled by the call and not read; the child is ours and is reaped by nobody else.
-            let result = unsafe {
-                let mut info = std::mem::zeroed::<libc::siginfo_t>();
-                libc::waitid(libc::P_PID, pid, &mut info, libc::WEXITED | libc::WNOWAIT)
-            };
-            if result == 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-                break;
-            }
-        }
-        let _ = to.send(Event::Ended(attempt, rank));
-    };
-    std::thread::Builder::new().name("wait".into()).spawn(wait).map(drop)
-}
-
 impl Watch<'_> {
+    fn under_way(&self) -> bool {
+        let elsewhere = self.members.iter().any(|m| m.joined && m.closed.is_none());
+        self.processes.iter().any(|p| !p.settled) || elsewhere
+    }
+
     fn run(&mut self, events: &Receiver<Event>) {
-        let timeout = self.options.timeout.map(|t| Instant::now() + t);
-        while self.ranks.iter().any(|r| !r.settled) {
-            let until = [self.kill_at, timeout.filter(|_| self.outcome.cause.is_none())].into_iter().flatten().min();
+        let timeout = self.attempt.options.timeout.map(|t| Instant::now() + t);
+        while self.under_way() {
+            let timeout = timeout.filter(|_| self.outcome.cause.is_none());
+            let until = [self.kill_at, timeout, self.lost.map(|l| l.0)].into_iter().flatten().min();
             let wait = until.map_or(Duration::from_secs(3600), |t| t.saturating_duration_since(Instant::now()));
             match events.recv_timeout(wait) {
                 Ok(event) => self.take(event),
-                Err(RecvTimeoutError::Timeout) if self.kill_at.is_some_and(|t| t <= Instant::now()) => {
-                    self.kill_at = Some(Instant::now() + Duration::from_secs(1));
-                    self.signal(libc::SIGKILL);
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let now = Instant::now();
+            if let Some((_, rank)) = self.lost.take_if(|(t, _)| *t <= now) {
+                let text = "connection closed: killed or crashed; see its machine's own messages".into();
+                self.fail(Cause { text, ..self.cause(rank, 1) });
+            }
+            if timeout.is_some_and(|t| t <= now) {
+                let text = format!("ended by --timeout after {:?}", self.attempt.options.timeout.unwrap_or_default());
+                self.fail(Cause { text, ..self.cause(0, HANG) });
+            }
+            if self.kill_at.is_some_and(|t| t <= now) {
+                if self.processes.iter().all(|p| p.settled) {
+                    return; // What is left elsewhere cannot be reached.
                 }
-                Err(RecvTimeoutError::Timeout) if timeout.is_some_and(|t| t <= Instant::now()) => {
-                    let text = format!("ended by --timeout after {:?}", self.options.timeout.unwrap_or_default());
-                    self.fail(Cause { text, ..self.cause(0, HANG) });
-                }
-                Err(_) => {}
+                self.kill_at = Some(now + Duration::from_secs(1));
+                self.signal(libc::SIGKILL);
             }
         }
     }
@@ -174,69 +160,92 @@ impl Watch<'_> {
         match event {
             Event::Signal(signal) => self.got_signal(signal),
             // Nothing of an earlier attempt counts.
-            Event::Ended(attempt, _) | Event::Hub(attempt, _) if attempt != self.attempt => {}
-            Event::Ended(_, rank) => {
-                // It has ended: this does not wait. A second end is impossible.
-                self.ranks[rank].status = self.ranks[rank].child.wait().ok();
-                self.settle(rank);
+            Event::Ended(attempt, _) | Event::Hub(attempt, _) if attempt != self.attempt.number => {}
+            Event::Ended(_, index) => {
+                // It has ended: this does not wait.
+                self.processes[index].status = self.processes[index].child.wait().ok();
+                self.settle(index);
             }
-            Event::Hub(_, event) => match event {
-                hub::Event::Joined(rank) => self.ranks[rank].joined = true,
-                hub::Event::Closed(rank, goodbye) => {
-                    self.ranks[rank].closed = Some(goodbye);
-                    self.settle(rank);
-                }
-                hub::Event::Failed(cause) => self.fail(cause),
-                hub::Event::Silent(rank) => self.silent(rank),
-                hub::Event::Saved(_) => self.outcome.saved = true,
-                hub::Event::Missing(ranks) => {
-                    let list: Vec<String> = ranks.iter().take(8).map(usize::to_string).collect();
-                    let more = if ranks.len() > 8 { ", …" } else { "" };
-                    (self.say)(&format!("waiting for rank {}{more}", list.join(", ")));
-                }
-            },
+            Event::Hub(_, event) => self.heard(event),
         }
     }
 
-    /// A rank's process has ended and, where it had one, its connection too: now all that it said is known.
-    fn settle(&mut self, rank: usize) {
-        let r = &mut self.ranks[rank];
-        let Some(status) = r.status else { return };
-        if r.settled || (r.joined && r.closed.is_none()) {
+    fn heard(&mut self, event: hub::Event) {
+        let local = |rank: usize| self.processes.iter().position(|p| p.rank == Some(rank));
+        match event {
+            hub::Event::Joined(rank) => self.members[rank].joined = true,
+            hub::Event::Closed(rank, goodbye) => {
+                self.members[rank].closed = Some(goodbye);
+                match (local(rank), goodbye) {
+                    (Some(index), _) => self.settle(index),
+                    (None, Some(code)) => self.first_code = self.first_code.max(code),
+                    (None, None) if self.lost.is_none() => self.lost = Some((Instant::now() + LAST_WORD, rank)),
+                    (None, None) => {}
+                }
+            }
+            hub::Event::Failed(cause) => self.fail(cause),
+            hub::Event::Silent(rank) => self.silent(rank),
+            hub::Event::Saved(_) => self.outcome.saved = true,
+            hub::Event::Missing(ranks) => {
+                let list: Vec<String> = ranks.iter().take(8).map(usize::to_string).collect();
+                let more = if ranks.len() > 8 { ", …" } else { "" };
+                (self.attempt.say)(&format!("waiting for rank {}{more}", list.join(", ")));
+            }
+        }
+    }
+
+    /// A process has ended and, where it had one, its connection too: now all that it said is known.
+    fn settle(&mut self, index: usize) {
+        let p = &mut self.processes[index];
+        let Some(status) = p.status else { return };
+        let member = p.rank.map_or(Member::default(), |r| self.members[r]);
+        if p.settled || (member.joined && member.closed.is_none()) {
             return;
         }
-        r.settled = true;
-        let goodbye = r.closed.flatten();
+        p.settled = true;
+        let goodbye = member.closed.flatten();
         let code = goodbye.unwrap_or_else(|| code_of(status));
-        let deliberate = goodbye.is_some() || (!r.joined && code == 0);
-        // What was asked to end may end in any way.
-        let asked = self.outcome.asked && (status.signal().is_some() || code == REQUEUE) && !r.joined;
         if self.first_code == 0 && code != BYSTANDER {
             self.first_code = code;
         }
-        if deliberate && (code == 0 || code == REQUEUE) || asked {
+        let Some(rank) = p.rank else {
+            // It started the ranks; they have said what there was to say.
+            self.kill_at = Some(Instant::now() + LAST_WORD);
             return;
-        }
-        if code != BYSTANDER {
-            let text = self.ended(rank, status, code);
+        };
+        // Who is watched from elsewhere says goodbye there.
+        let fine = match goodbye {
+            Some(_) => [0, REQUEUE].contains(&code),
+            None => !member.joined && (code == 0 || (code == REQUEUE && self.attempt.hub.is_none())),
+        };
+        // What was asked to end may end in any way.
+        let asked = self.outcome.asked && (status.signal().is_some() || code == REQUEUE) && !member.joined;
+        if !fine && !asked && code != BYSTANDER {
+            let text = self.ended(index, rank, status, code);
             self.fail(Cause { text, ..self.cause(rank, code.max(1)) });
         }
     }
 
-    fn ended(&self, rank: usize, status: ExitStatus, code: u8) -> String {
+    fn ended(&self, index: usize, rank: usize, status: ExitStatus, code: u8) -> String {
         match status.signal() {
             Some(libc::SIGKILL) if out_of_memory() => "killed by SIGKILL: the kernel was out of memory".into(),
             Some(signal) => format!("killed by {}", signal_name(signal)),
             None if code == REQUEUE => "stopped by a signal before the first step; there was nothing to save".into(),
             None if code == 0 => "ended with exit code 0 before the others were done".into(),
-            None if self.ranks[rank].joined => format!("ended with exit code {code} and did not say why"),
+            None if self.members[rank].joined || self.processes[index].beacon.moves() > 0 => {
+                format!("ended with exit code {code} and did not say why")
+            }
             None => format!("ended with exit code {code}"),
         }
     }
 
     fn cause(&self, rank: usize, code: u8) -> Cause {
-        let position = self.ranks[rank].joined.then(|| self.ranks[rank].beacon.position());
-        Cause { rank, host: self.host.clone(), position, text: String::new(), code }
+        let local = self.processes.iter().find(|p| p.rank == Some(rank));
+        let host = match (local, self.attempt.hub) {
+            (None, Some(hub)) => hub.host(rank).unwrap_or_default(),
+            _ => self.host.clone(),
+        };
+        Cause { rank, host, position: None, text: String::new(), code }
     }
 
     /// The first cause counts. Ranks that know the hub learn it there and end; the others are asked by a signal.
@@ -244,28 +253,39 @@ impl Watch<'_> {
         if self.outcome.cause.is_some() {
             return;
         }
-        if let Some(rank) = self.ranks.get(cause.rank).filter(|r| r.joined) {
-            cause.position = Some(rank.beacon.position());
+        // The page is newer than what the rank said last.
+        match self.processes.iter().find(|p| p.rank == Some(cause.rank)) {
+            Some(p) if p.beacon.moves() > 0 => cause.position = Some(p.beacon.position()),
+            None if cause.position.is_none() => cause.position = self.attempt.hub.and_then(|h| h.position(cause.rank)),
+            _ => {}
         }
-        self.hub.fail(&cause);
-        for r in self.ranks.iter().filter(|r| !r.joined && r.status.is_none()) {
-            signal_group(r.child.id(), libc::SIGTERM);
+        if let Some(hub) = self.attempt.hub {
+            hub.fail(&cause);
+        }
+        if let Some(report) = &self.attempt.report {
+            report.tell(&cause);
+        }
+        for p in self.processes.iter().filter(|p| p.status.is_none()) {
+            if p.rank.is_some_and(|r| !self.members[r].joined && self.attempt.report.is_none()) {
+                signal_group(p.child.id(), libc::SIGTERM);
+            }
         }
         self.outcome.cause = Some(cause);
-        self.kill_at = Some(Instant::now() + self.options.grace);
+        self.kill_at = Some(Instant::now() + self.attempt.options.grace);
     }
 
     /// No heartbeat: it is stopped, or its machine is.
     fn silent(&mut self, rank: usize) {
-        let r = &self.ranks[rank];
-        if r.status.is_some() || self.outcome.cause.is_some() {
+        if self.outcome.cause.is_some() {
             return;
         }
-        let pid = r.child.id();
-        let stopped = if state(pid) == Some('T') { " (stopped by a signal)" } else { "" };
+        let pid = self.processes.iter().find(|p| p.rank == Some(rank) && p.status.is_none()).map(|p| p.child.id());
+        let stopped = if pid.and_then(state) == Some('T') { " (stopped by a signal)" } else { "" };
         let text = format!("no sign of life for {} s{stopped}", hub::SILENCE.as_secs());
         self.fail(Cause { text, ..self.cause(rank, HANG) });
-        signal_group(pid, libc::SIGKILL);
+        if let Some(pid) = pid {
+            signal_group(pid, libc::SIGKILL);
+        }
     }
 
     fn got_signal(&mut self, signal: i32) {
@@ -275,34 +295,53 @@ impl Watch<'_> {
                 // SAFETY: stops this process until somebody continues it.
                 unsafe { libc::raise(libc::SIGSTOP) };
                 self.signal(libc::SIGCONT);
-                self.hub.wake();
+                self.wake();
             }
             libc::SIGCONT => {
                 self.signal(libc::SIGCONT);
-                self.hub.wake();
+                self.wake();
             }
-            libc::SIGUSR1 | libc::SIGUSR2 => self.signal(signal),
+            libc::SIGUSR2 => self.signal(signal),
+            libc::SIGUSR1 => {
+                self.outcome.asked = true;
+                self.ask(signal);
+            }
             _ if self.outcome.asked => self.kill_at = Some(Instant::now()),
             _ => {
                 self.outcome.asked = true;
-                self.signal(libc::SIGTERM);
-                (self.say)(&format!("{}: the ranks were asked to end; once more kills them", signal_name(signal)));
-                self.kill_at = Some(Instant::now() + self.options.grace);
+                self.ask(libc::SIGTERM);
+                (self.attempt.say)(&format!(
+                    "{}: the ranks were asked to end; once more kills them",
+                    signal_name(signal)
+                ));
+                self.kill_at = Some(Instant::now() + self.attempt.options.grace);
             }
         }
-        self.outcome.asked |= signal == libc::SIGUSR1;
+    }
+
+    fn wake(&self) {
+        self.attempt.hub.iter().for_each(|hub| hub.wake());
+    }
+
+    /// Ranks elsewhere are asked over the control channel: mpirun turns SIGTERM into SIGKILL a second later, too early to save.
+    fn ask(&self, signal: i32) {
+        let local = self.processes.iter().all(|p| p.rank.is_some()) && self.processes.len() == self.attempt.size;
+        let asked = !local && self.attempt.hub.is_some_and(|hub| hub.stop(signal));
+        if !asked {
+            self.signal(signal);
+        }
     }
 
     fn signal(&self, signal: i32) {
-        self.ranks.iter().filter(|r| r.status.is_none()).for_each(|r| signal_group(r.child.id(), signal));
+        self.processes.iter().filter(|p| p.status.is_none()).for_each(|p| signal_group(p.child.id(), signal));
     }
 
     /// Nothing is left: groups first, then what left its group.
     fn end_all(&mut self) {
-        for r in &mut self.ranks {
-            if r.status.is_none() {
-                signal_group(r.child.id(), libc::SIGKILL);
-                r.status = r.child.wait().ok();
+        for p in &mut self.processes {
+            if p.status.is_none() {
+                signal_group(p.child.id(), libc::SIGKILL);
+                p.status = p.child.wait().ok();
             }
         }
         end_orphans();
@@ -311,14 +350,20 @@ impl Watch<'_> {
     /// The lines of the guilty rank may have scrolled away, or stand between those of others.
     fn repeat_last_lines(&self) {
         let Some(cause) = &self.outcome.cause else { return };
-        let lines = self.ranks.get(cause.rank).and_then(|r| r.lines.as_ref()).map(Lines::last).unwrap_or_default();
-        if self.ranks.len() > 1 && !lines.is_empty() {
-            (self.say)(&format!("last lines of rank {}:\n{}", cause.rank, lines.join("\n")));
+        let guilty = self.processes.iter().find(|p| p.rank == Some(cause.rank));
+        let lines = guilty.and_then(|p| p.lines.as_ref()).map(Lines::last).unwrap_or_default();
+        if self.processes.len() > 1 && !lines.is_empty() {
+            (self.attempt.say)(&format!("last lines of rank {}:\n{}", cause.rank, lines.join("\n")));
         }
     }
 
     fn finish(self) -> Outcome {
-        let code = self.outcome.cause.as_ref().map_or(self.first_code, |c| c.code);
+        let bystander = self.processes.iter().any(|p| p.status.map(code_of) == Some(BYSTANDER));
+        let code = match (&self.outcome.cause, self.first_code) {
+            (Some(cause), _) => cause.code,
+            (None, 0) if bystander => BYSTANDER,
+            (None, code) => code,
+        };
         Outcome { code, ..self.outcome }
     }
 }
@@ -329,20 +374,13 @@ fn code_of(status: ExitStatus) -> u8 {
     code.and_then(|c| u8::try_from(c).ok()).unwrap_or(1)
 }
 
-/// Whether the kernel killed something of this control group since ringrun was asked last.
-fn out_of_memory() -> bool {
+/// Whether the kernel killed something of this control group since it was asked last.
+pub fn out_of_memory() -> bool {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     static KNOWN: AtomicU64 = AtomicU64::new(u64::MAX);
     let text = std::fs::read_to_string("/sys/fs/cgroup/memory.events").unwrap_or_default();
-    let fields: BTreeMap<&str, u64> =
-        text.lines().filter_map(|l| l.split_once(' ')).filter_map(|(k, n)| Some((k, n.parse().ok()?))).collect();
-    let now = fields.get("oom_kill").copied().unwrap_or(0);
-    KNOWN.swap(now, Relaxed) < now
-}
-
-/// Takes note of what the kernel killed before the ranks were started.
-pub fn note_memory() {
-    out_of_memory();
+    let killed = text.lines().find_map(|l| l.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0);
+    KNOWN.swap(killed, Relaxed) < killed
 }
 
 /// The machine's name.

@@ -40,9 +40,6 @@ pub trait Control {
     fn gain(&self) -> f32 {
         1.0
     }
-
-    /// See [`super::Communicator::saved`].
-    fn saved(&self, _step: u64) {}
 }
 
 /// How often a rank shows that it lives.
@@ -58,6 +55,13 @@ static WRITING: RwLock<()> = RwLock::new(());
 /// While it is held, a run that fails elsewhere waits with this rank's end: a checkpoint that is being written is finished.
 pub fn finish_writing() -> RwLockReadGuard<'static, ()> {
     WRITING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells the hub that the checkpoint of a step is complete: a run that makes progress may be started again as often as it fails.
+pub fn saved(step: u64) {
+    if let Some(own) = OWN.get() {
+        let _ = own.send(&Message::Saved(step)); // Without a hub nobody counts.
+    }
 }
 
 /// What the threads of a rank share.
@@ -162,11 +166,6 @@ impl Control for Rc<Channel> {
 
     fn gain(&self) -> f32 {
         self.fault.map_or(1.0, |fault| fault.gain(self.shared.beacon.position().step))
-    }
-
-    fn saved(&self, step: u64) {
-        // It only counts failures without progress.
-        let _ = self.shared.send(&Message::Saved(step));
     }
 }
 

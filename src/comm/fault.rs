@@ -5,6 +5,7 @@
 
 use launcher::beacon::{Phase, Position};
 
+use super::is_restarted;
 use crate::error::{Error, Result};
 
 /// What happens.
@@ -33,9 +34,8 @@ impl Fault {
     /// # Errors
     /// A usage error if it cannot be read.
     pub fn of(rank: usize) -> Result<Option<Self>> {
-        let again = std::env::var("RINGTUNE_RESTART").is_ok_and(|n| n != "0");
         match std::env::var("RINGTUNE_FAULT") {
-            Ok(text) if !again => Self::parse(&text, rank),
+            Ok(text) if !is_restarted() => Self::parse(&text, rank),
             _ => Ok(None),
         }
     }

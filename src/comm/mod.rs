@@ -19,7 +19,7 @@ pub mod transport;
 pub use launcher::beacon::{Phase, Position};
 
 use crate::backend::Backend;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 pub use ranks::Ranks;
@@ -99,9 +99,6 @@ pub trait Communicator<B: Backend> {
     fn gain(&self) -> f32 {
         1.0
     }
-
-    /// A checkpoint of this step is complete.
-    fn saved(&self, _step: u64) {}
 
     /// This process, in `0..world_size`.
     fn rank(&self) -> usize {
@@ -183,9 +180,9 @@ pub trait Communicator<B: Backend> {
     }
 }
 
-/// What an error of the main rank is worth on the others.
-pub fn is_bystander(e: &Error) -> bool {
-    e.kind() == Kind::Bystander
+/// Whether ringrun started the run again after a failure: then it goes on from its newest checkpoint.
+pub fn is_restarted() -> bool {
+    std::env::var("RINGTUNE_RESTART").is_ok_and(|attempt| attempt != "0")
 }
 
 /// Does something on the main rank, then on the first rank of every other machine, then on the rest: what the first ones leave in a

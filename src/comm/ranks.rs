@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
-use super::bucket::owned;
+use super::bucket::cuts;
 use super::control::Control;
 use super::transport::{Incoming, Outgoing, Transport};
 use super::{Communicator, Fold, Position, World};
@@ -30,10 +30,10 @@ pub struct Ranks {
 
 /// What the thread of the collectives is asked to do.
 enum Job {
-    /// Adds this rank's values of a bucket of so many, or nothing, and what the others send.
-    Add { bucket: usize, len: usize, values: Option<Vec<f32>> },
+    /// Adds this rank's values of a bucket, or nothing, and what the others send.
+    Add { bucket: usize, lengths: Vec<usize>, values: Option<Vec<f32>> },
     /// Gives the sums of a bucket to everyone.
-    Collect { bucket: usize, len: usize },
+    Collect { bucket: usize, lengths: Vec<usize> },
 }
 
 struct Worker {
@@ -89,27 +89,27 @@ impl<B: Backend> Communicator<B> for Ranks {
 
     fn reduce_start(&self, dev: &B, bucket: usize, tensors: &[&Tensor<B>]) -> Result<()> {
         let Some(worker) = &self.worker else { return Ok(()) };
-        let len = tensors.iter().map(|t| t.len()).sum();
+        let lengths: Vec<usize> = tensors.iter().map(|t| t.len()).collect();
         let mut values = worker.free.1.try_recv().unwrap_or_default();
-        values.resize(len, 0.0);
+        values.resize(lengths.iter().sum(), 0.0);
         let mut rest = &mut values[..];
         for t in tensors {
             let (own, more) = rest.split_at_mut(t.len());
             dev.download(own, t)?;
             rest = more;
         }
-        self.job(Job::Add { bucket, len, values: Some(values) })
+        self.job(Job::Add { bucket, lengths, values: Some(values) })
     }
 
     fn reduce_skip(&self, bucket: usize, tensors: &[&Tensor<B>]) -> Result<()> {
-        let len = tensors.iter().map(|t| t.len()).sum();
-        self.job(Job::Add { bucket, len, values: None })
+        let lengths = tensors.iter().map(|t| t.len()).collect();
+        self.job(Job::Add { bucket, lengths, values: None })
     }
 
     fn reduce_finish(&self, dev: &B, bucket: usize, tensors: &mut [&mut Tensor<B>]) -> Result<()> {
         let Some(worker) = &self.worker else { return Ok(()) };
-        let len = tensors.iter().map(|t| t.len()).sum();
-        self.job(Job::Collect { bucket, len })?;
+        let lengths = tensors.iter().map(|t| t.len()).collect();
+        self.job(Job::Collect { bucket, lengths })?;
         let sums = worker.sums.recv().map_err(|_| self.why(worker))?;
         let mut rest = &sums[..];
         for t in tensors {
@@ -133,10 +133,6 @@ impl<B: Backend> Communicator<B> for Ranks {
     fn gain(&self) -> f32 {
         self.control.gain()
     }
-
-    fn saved(&self, step: u64) {
-        self.control.saved(step);
-    }
 }
 
 impl Worker {
@@ -149,13 +145,15 @@ impl Worker {
         let work = move || {
             for job in todo {
                 let result = match job {
-                    Job::Add { bucket, len, values } => {
-                        let result = owner.add(bucket, len, values.as_deref());
+                    Job::Add { bucket, lengths, values } => {
+                        let result = owner.add(bucket, &lengths, values.as_deref());
                         // A full channel holds enough of them.
                         let _ = values.map(|v| back.try_send(v));
                         result
                     }
-                    Job::Collect { bucket, len } => owner.collect(bucket, len).map(|sums| drop(done.send(sums))),
+                    Job::Collect { bucket, lengths } => {
+                        owner.collect(bucket, &lengths).map(|sums| drop(done.send(sums)))
+                    }
                 };
                 if let Err(e) = result {
                     *why.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
@@ -189,30 +187,30 @@ struct Owner {
 }
 
 impl Owner {
-    fn sum(&mut self, bucket: usize, len: usize) -> &mut (bool, Vec<f32>) {
+    /// The sum of a bucket of which this rank owns `own` elements.
+    fn sum(&mut self, bucket: usize, own: usize) -> &mut (bool, Vec<f32>) {
         if self.sums.len() <= bucket {
             self.sums.resize_with(bucket + 1, Default::default);
         }
-        let own = owned(len, self.rank, self.size).len();
         let sum = &mut self.sums[bucket];
         sum.1.resize(own, 0.0);
         sum
     }
 
-    fn add(&mut self, bucket: usize, len: usize, values: Option<&[f32]>) -> Result<()> {
-        let (rank, size) = (self.rank, self.size);
-        let own = owned(len, rank, size);
+    fn add(&mut self, bucket: usize, lengths: &[usize], values: Option<&[f32]>) -> Result<()> {
+        let (rank, size, cuts) = (self.rank, self.size, cuts(lengths, self.size));
+        let own = cuts[rank]..cuts[rank + 1];
         let to: Vec<Outgoing> = (0..size)
-            .map(|r| match (owned(len, r, size), values) {
-                (theirs, _) if r == rank || theirs.is_empty() => Outgoing::Nothing,
-                (_, None) => Outgoing::Skip,
-                (theirs, Some(values)) => Outgoing::Data(&values[theirs]),
+            .map(|r| match values {
+                _ if r == rank || cuts[r] == cuts[r + 1] => Outgoing::Nothing,
+                None => Outgoing::Skip,
+                Some(values) => Outgoing::Data(&values[cuts[r]..cuts[r + 1]]),
             })
             .collect();
-        let mut from: Vec<Incoming> =
-            (0..size).map(|r| Incoming { len: if r == rank { 0 } else { own.len() }, data: Vec::new() }).collect();
+        let expected = |r: usize| if r == rank { 0 } else { own.len() };
+        let mut from: Vec<Incoming> = (0..size).map(|r| Incoming { len: expected(r), data: Vec::new() }).collect();
         self.transport.exchange(bucket as u32, &to, &mut from)?;
-        let (collected, sum) = self.sum(bucket, len);
+        let (collected, sum) = self.sum(bucket, own.len());
         if std::mem::take(collected) {
             sum.fill(0.0);
         }
@@ -223,23 +221,22 @@ impl Owner {
         Ok(())
     }
 
-    fn collect(&mut self, bucket: usize, len: usize) -> Result<Vec<f32>> {
-        let (rank, size) = (self.rank, self.size);
-        let (collected, own) = std::mem::take(self.sum(bucket, len));
+    fn collect(&mut self, bucket: usize, lengths: &[usize]) -> Result<Vec<f32>> {
+        let (rank, size, cuts) = (self.rank, self.size, cuts(lengths, self.size));
+        let share = |r: usize| cuts[r + 1] - cuts[r];
+        let (collected, own) = std::mem::take(self.sum(bucket, share(rank)));
         // Without a term since it was collected last it is zero.
         let own = if collected { vec![0.0; own.len()] } else { own };
-        let to: Vec<Outgoing> = (0..size)
-            .map(|r| if r == rank || own.is_empty() { Outgoing::Nothing } else { Outgoing::Data(&own) })
-            .collect();
-        let mut from: Vec<Incoming> = (0..size)
-            .map(|r| Incoming { len: if r == rank { 0 } else { owned(len, r, size).len() }, data: Vec::new() })
-            .collect();
+        let data = |r: usize| if r == rank || own.is_empty() { Outgoing::Nothing } else { Outgoing::Data(&own) };
+        let to: Vec<Outgoing> = (0..size).map(data).collect();
+        let expected = |r: usize| if r == rank { 0 } else { share(r) };
+        let mut from: Vec<Incoming> = (0..size).map(|r| Incoming { len: expected(r), data: Vec::new() }).collect();
         self.transport.exchange(u32::MAX - bucket as u32, &to, &mut from)?;
-        let mut all = Vec::with_capacity(len);
+        let mut all = Vec::with_capacity(cuts[size]);
         for (r, theirs) in from.iter().enumerate() {
             all.extend_from_slice(if r == rank { &own } else { &theirs.data });
         }
-        *self.sum(bucket, len) = (true, own);
+        *self.sum(bucket, own.len()) = (true, own);
         Ok(all)
     }
 }

@@ -121,12 +121,12 @@ fn join(identity: &Identity) -> Result<Joined> {
     let beacon = inherited.unwrap_or_else(Beacon::private);
     let own_hub = if rank == 0 { open_hub(identity)? } else { None };
     let (secret, addresses) = where_to(identity, own_hub.as_ref())?;
-    // Rank 0 reaches its own hub by another address than the others.
-    let seen = match &identity.meeting {
-        Meeting::Master { host, .. } => Some(if own_hub.is_some() { host.as_str() } else { "*" }),
-        _ => None,
-    };
-    let doors = Doors::open(rank, &secret, seen)?;
+    // On the machine of the hub a rank may reach it by an address that the others cannot.
+    let beside_hub = own_hub.is_some() || std::env::var("GROUP_RANK").is_ok_and(|group| group == "0");
+    let master = std::env::var("MASTER_ADDR").ok().filter(|_| beside_hub);
+    let elsewhere = identity.local_size != Some(size);
+    let seen = master.unwrap_or_else(|| "*".into());
+    let doors = Doors::open(rank, &secret, elsewhere.then_some(seen.as_str()))?;
     let hello = Hello {
         rank,
         host: machine::host(),
@@ -192,9 +192,16 @@ fn open_hub(identity: &Identity) -> Result<Option<Hub>> {
 
 /// The secret, and where the hub may be.
 fn where_to(identity: &Identity, own: Option<&Hub>) -> Result<(String, Vec<SocketAddr>)> {
+    // Where machines are started together, names appear one after the other.
+    let until = Instant::now() + MEETING;
     let resolve = |host: &str, port: u16| -> Result<Vec<SocketAddr>> {
-        let found = (host, port).to_socket_addrs().context(|| format!("{host}: cannot be found"))?;
-        Ok(found.collect())
+        loop {
+            match (host, port).to_socket_addrs() {
+                Ok(found) => return Ok(found.collect()),
+                Err(e) if Instant::now() > until => bail!("{host}: cannot be found: {e}"),
+                Err(_) => std::thread::sleep(Duration::from_secs(1)),
+            }
+        }
     };
     match &identity.meeting {
         Meeting::Control { address, secret } => {

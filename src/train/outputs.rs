@@ -15,6 +15,7 @@ use super::step::Workload;
 use crate::backend::Backend;
 use crate::checkpoint::manifest::{self, CheckpointWriter};
 use crate::checkpoint::state::{OPTIMIZER, write_state_tensors};
+use crate::comm::control::saved;
 use crate::data::loader::StepShape;
 use crate::error::Result;
 use crate::files::{create_dir_all, remove_torn, write_json};
@@ -94,6 +95,7 @@ impl<'a> Outputs<'a> {
             write_state_tensors(&writer.dir().join(OPTIMIZER), &optimizer.tensors)?;
             writer.write(TRAINER_STATE, format!("{trainer_state:#}\n").as_bytes())?;
             let written = writer.finish()?;
+            saved(step);
             if let Some(keep) = keep.filter(|_| healthy) {
                 let best = best.map(|(_, step)| manifest::path_of(&output_dir, step));
                 manifest::rotate(&output_dir, keep, best.as_deref(), Some(&written))?;

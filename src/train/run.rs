@@ -17,7 +17,7 @@ use super::step::Workload;
 use super::trainer::{Finished, Trainer};
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
-use crate::comm::{Communicator, Phase, Position};
+use crate::comm::{Communicator, Phase, Position, is_restarted};
 use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
 use crate::error::{Context, Error, Result};
@@ -187,7 +187,9 @@ fn of_main<B: Backend, T>(comm: &dyn Communicator<B>, what: &str, own: Option<Re
 /// Cleans up, and decides where the run goes on: the main rank alone, so that all go on from the same place.
 fn choose_checkpoint(spec: &RunSpec) -> Result<Option<PathBuf>> {
     outputs::clean_up(spec)?;
-    match &spec.settings.resume {
+    // Started again after a failure it goes on from what it wrote itself, if it came so far.
+    let wrote = is_restarted() && !manifest::list(&spec.run_dir)?.is_empty();
+    match if wrote { &Resume::Auto } else { &spec.settings.resume } {
         Resume::No => check_no_earlier_run(&spec.run_dir).map(|()| None),
         Resume::Path(path) => manifest::verify(path).map(|_| Some(path.clone())),
         Resume::Auto => {

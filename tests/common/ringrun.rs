@@ -77,6 +77,13 @@ impl<'a> Training<'a> {
         piped(c)
     }
 
+    /// The program alone, as one of two ranks.
+    pub fn two(&self, out: &str) -> Command {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_ringtune"));
+        c.args(self.words(out, 2));
+        piped(c)
+    }
+
     /// On several ranks, with more words for ringrun.
     pub fn ranks(&self, out: &str, ranks: usize, words: &[&str]) -> Command {
         let mut c = Command::new(ringrun());

@@ -158,6 +158,55 @@ fn no_rank_outlives_a_killed_launcher() {
     wait_until("the ranks go with their launcher", || processes(&dir.path().display().to_string()).is_empty());
 }
 
+#[test]
+fn a_run_that_is_started_again_goes_on_to_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let t = Training::new(dir.path(), 9);
+    let mut command = t.ranks("out", 2, &["--max-restarts", "1", "--restart-backoff", "0.01"]);
+    command.env("RINGTUNE_FAULT", "rank=1 step=8 at=forward do=kill");
+    let (code, stderr) = run(command);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("step 8, forward: killed by SIGKILL") && stderr.contains("starting again"), "{stderr}");
+    succeed(t.alone("one"));
+    same(&dir.path().join("one"), &dir.path().join("out"), ADAPTER, 9);
+}
+
+/// Two ranks as torchrun starts them, and a port for rank 0's hub.
+fn as_of_torchrun(t: &Training, out: &str) -> [Command; 2] {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    ["0", "1"].map(|rank| {
+        let mut c = t.two(out);
+        c.envs([("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", "2")]);
+        c.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port), ("TORCHELASTIC_RUN_ID", "none")]);
+        c
+    })
+}
+
+/// Without ringrun rank 0 holds the hub; there is no page for its parent, and no parent that says what became of a rank.
+#[test]
+fn other_launchers_start_ranks_too() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let t = Training::new(dir.path(), 6);
+    succeed(t.alone("one"));
+    let children = as_of_torchrun(&t, "two").map(|mut c| c.spawn().unwrap());
+    for output in children.map(|c| c.wait_with_output().unwrap()) {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    same(&dir.path().join("one"), &dir.path().join("two"), ADAPTER, 6);
+    let begun = Instant::now();
+    let children = as_of_torchrun(&t, "killed").map(|mut c| {
+        c.env("RINGTUNE_FAULT", "rank=1 step=4 at=backward do=kill");
+        c.spawn().unwrap()
+    });
+    let [main, other] = children.map(|c| c.wait_with_output().unwrap());
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    let stderr = String::from_utf8_lossy(&main.stderr).into_owned();
+    assert_eq!((main.status.code(), other.status.code()), (Some(76), None), "{stderr}");
+    assert!(stderr.contains("rank 1 on host ") && stderr.contains("connection closed: killed or crashed"), "{stderr}");
+}
+
 /// Mistakes that every rank would find are said once, with the exit code of one rank.
 #[test]
 fn an_error_of_the_main_rank_is_said_once() {

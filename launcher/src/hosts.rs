@@ -1,0 +1,130 @@
+//! Machines and how many ranks each takes: `--host a:4,b:4`, and hostfiles of Open MPI, MPICH and DeepSpeed.
+
+/// A machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Its name or address.
+    pub name: String,
+    /// Ranks it takes.
+    pub slots: usize,
+}
+
+fn host(text: &str, at: &str) -> Result<Host, String> {
+    let (name, slots) = text.split_once(':').unwrap_or((text, "1"));
+    let slots: usize = slots.parse().map_err(|_| format!("{at}: expected NAME or NAME:SLOTS, found {text:?}"))?;
+    if name.is_empty() || slots == 0 {
+        return Err(format!("{at}: expected NAME or NAME:SLOTS with at least one slot, found {text:?}"));
+    }
+    Ok(Host { name: name.into(), slots })
+}
+
+/// `a:4,b:4`.
+///
+/// # Errors
+/// If it is something else.
+pub fn parse_list(text: &str) -> Result<Vec<Host>, String> {
+    joined(text.split(',').map(|part| host(part.trim(), "--host")).collect::<Result<_, _>>()?)
+}
+
+/// Lines `a slots=4 [max_slots=8]`, `a:4` or `a`; what follows `#` is a comment.
+///
+/// # Errors
+/// If a line is something else, or there is none: the message has the line's number.
+pub fn parse_file(name: &str, text: &str) -> Result<Vec<Host>, String> {
+    let mut hosts = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        let at = format!("{name}: line {}", i + 1);
+        let mut words = line.split_whitespace();
+        let Some(first) = words.next() else { continue };
+        let mut found = host(first, &at)?;
+        for word in words {
+            let number = |n: &str| n.parse::<usize>().ok().filter(|&n| n > 0);
+            match word.split_once('=').map(|(key, n)| (key, number(n))) {
+                Some(("slots", Some(n))) => found.slots = n,
+                Some(("max_slots" | "max-slots", Some(_))) => {}
+                _ => return Err(format!("{at}: expected slots=N or max_slots=N after the name, found {word:?}")),
+            }
+        }
+        hosts.push(found);
+    }
+    match hosts.is_empty() {
+        true => Err(format!("{name}: no machine in it")),
+        false => joined(hosts),
+    }
+}
+
+/// A machine that is named twice has the slots of both lines, as with mpirun.
+fn joined(hosts: Vec<Host>) -> Result<Vec<Host>, String> {
+    let mut all: Vec<Host> = Vec::new();
+    for host in hosts {
+        match all.iter_mut().find(|h| h.name == host.name) {
+            Some(known) => known.slots += host.slots,
+            None => all.push(host),
+        }
+    }
+    Ok(all)
+}
+
+/// Ranks of each machine, filled one after the other; all slots without a number.
+///
+/// # Errors
+/// If there are more ranks than slots and that is not allowed.
+pub fn place(hosts: &[Host], ranks: Option<usize>, oversubscribe: bool) -> Result<Vec<(String, usize)>, String> {
+    let slots: usize = hosts.iter().map(|h| h.slots).sum();
+    let ranks = ranks.unwrap_or(slots);
+    if ranks > slots && !oversubscribe {
+        return Err(format!(
+            "{ranks} ranks on {slots} slots; name more machines, raise their slots, or pass --oversubscribe"
+        ));
+    }
+    let mut placed: Vec<(String, usize)> = hosts.iter().map(|h| (h.name.clone(), 0)).collect();
+    let mut left = ranks;
+    while left > 0 {
+        for (host, (_, n)) in hosts.iter().zip(&mut placed) {
+            let take = left.min(host.slots);
+            *n += take;
+            left -= take;
+        }
+    }
+    placed.retain(|(_, n)| *n > 0);
+    Ok(placed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn h(name: &str, slots: usize) -> Host {
+        Host { name: name.into(), slots }
+    }
+
+    #[test]
+    fn lists_and_files() {
+        assert_eq!(parse_list("a:4, b,a:2").unwrap(), [h("a", 6), h("b", 1)]);
+        let file = "# two of them\na slots=4 max_slots=8\n\nb:2  # MPICH\nc\n";
+        assert_eq!(parse_file("hosts", file).unwrap(), [h("a", 4), h("b", 2), h("c", 1)]);
+        for (text, expected) in [
+            ("", "hosts: no machine in it"),
+            ("a\nb slot=2", "hosts: line 2: expected slots=N or max_slots=N after the name, found \"slot=2\""),
+            ("a slots=0", "hosts: line 1: expected slots=N or max_slots=N after the name, found \"slots=0\""),
+            ("a:x", "hosts: line 1: expected NAME or NAME:SLOTS, found \"a:x\""),
+        ] {
+            assert_eq!(parse_file("hosts", text), Err(expected.into()), "{text:?}");
+        }
+        assert!(parse_list("a:0").unwrap_err().contains("at least one slot"));
+        assert!(parse_list("a,,b").is_err());
+    }
+
+    #[test]
+    fn machines_are_filled_in_order() {
+        let hosts = [h("a", 4), h("b", 2)];
+        let placed =
+            |ranks, over| place(&hosts, ranks, over).map(|p| p.into_iter().map(|(_, n)| n).collect::<Vec<_>>());
+        assert_eq!(placed(None, false).unwrap(), [4, 2]);
+        assert_eq!(placed(Some(3), false).unwrap(), [3]);
+        assert_eq!(placed(Some(5), false).unwrap(), [4, 1]);
+        assert_eq!(placed(Some(9), true).unwrap(), [7, 2]);
+        assert!(placed(Some(7), false).unwrap_err().starts_with("7 ranks on 6 slots"));
+    }
+}

@@ -1,0 +1,65 @@
+//! `ringrun --wrap`: the parent of one rank that mpirun or srun started. It knows what became of its child, where the child was, and tells
+//! the hub in the first ringrun.
+
+use std::io;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::cause::Cause;
+use crate::environment::{Identity, identify};
+use crate::options::Options;
+use crate::protocol::Message;
+use crate::spawn::{RankCommand, resolve};
+
+/// Where a parent of ranks says what became of them, if the hub is elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The hub.
+    pub address: String,
+    /// What is shown there.
+    pub secret: String,
+    /// Ranks of the run.
+    pub size: usize,
+}
+
+impl Report {
+    /// Tells the hub; where that cannot be reached, its owner sees a closed connection.
+    pub fn tell(&self, cause: &Cause) {
+        let tell = || -> io::Result<()> {
+            let mut hub = TcpStream::connect(&self.address)?;
+            hub.set_write_timeout(Some(Duration::from_secs(2)))?;
+            Message::Hello(json!({"secret": self.secret, "size": self.size, "observes": cause.rank}))
+                .write(&mut hub)?;
+            Message::Failed(cause.clone()).write(&mut hub)
+        };
+        let _ = tell();
+    }
+}
+
+/// The command of the one rank, its number, and where its end is told.
+///
+/// # Errors
+/// If nothing says which rank this is.
+pub fn command(options: &Options) -> Result<(RankCommand, usize, Report), String> {
+    let get = |name: &str| std::env::var(name).ok();
+    let Some(Identity { rank, size, local_rank, local_size, .. }) = identify(&get)? else {
+        return Err("--wrap: no launcher says which rank this is".into());
+    };
+    let own = [
+        ("RANK", Some(rank)),
+        ("WORLD_SIZE", Some(size)),
+        ("LOCAL_RANK", local_rank),
+        ("LOCAL_WORLD_SIZE", local_size),
+    ];
+    let env = own.into_iter().filter_map(|(name, n)| Some((name.to_string(), n?.to_string()))).collect();
+    let report = Report {
+        address: get("RINGTUNE_CONTROL").unwrap_or_default(),
+        secret: get("RINGTUNE_SECRET").unwrap_or_default(),
+        size,
+    };
+    let program = resolve(&options.program[0]);
+    let args = options.program[1..].to_vec();
+    Ok((RankCommand { program, args, env, dir: options.dir.clone(), cores: Vec::new() }, rank, report))
+}

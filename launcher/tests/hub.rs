@@ -1,0 +1,146 @@
+//! The hub as ranks see it.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use launcher::beacon::{Phase, Position};
+use launcher::cause::Cause;
+use launcher::hub::{Event, Hub};
+use launcher::protocol::{Hello, LIMIT, Message};
+
+fn hub(size: usize, hang: Duration) -> (Hub, Receiver<Event>) {
+    let (to, events) = channel();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let hub = Hub::start(listener, size, "s".into(), hang, move |e| drop(to.send(e))).unwrap();
+    (hub, events)
+}
+
+/// A rank that has said hello; whether the hub took it in.
+fn rank(hub: &Hub, rank: usize, secret: &str, size: usize) -> (TcpStream, bool) {
+    let mut stream = TcpStream::connect(hub.address()).unwrap();
+    let hello = Hello {
+        rank,
+        host: format!("h{rank}"),
+        place: "p".into(),
+        pid: 1,
+        cores: "0".into(),
+        listens: vec!["*:7".into()],
+    };
+    let mut value = hello.to_json();
+    (value["secret"], value["size"]) = (secret.into(), size.into());
+    Message::Hello(value).write(&mut stream).unwrap();
+    let known = matches!(Message::read(&mut stream, LIMIT), Ok(Some(Message::Known)));
+    (stream, known)
+}
+
+fn next(events: &Receiver<Event>) -> Event {
+    events.recv_timeout(Duration::from_secs(20)).unwrap()
+}
+
+/// Two ranks that have met.
+fn two(hub: &Hub, events: &Receiver<Event>) -> [TcpStream; 2] {
+    let mut both = [0, 1].map(|r| rank(hub, r, "s", 2).0);
+    let mut joined = [next(events), next(events)].map(|e| format!("{e:?}"));
+    joined.sort_unstable();
+    assert_eq!(joined, ["Joined(0)", "Joined(1)"]);
+    for stream in &mut both {
+        let Some(Message::Welcome(all)) = Message::read(stream, LIMIT).unwrap() else { panic!("no welcome") };
+        let members: Vec<Hello> = all.as_array().unwrap().iter().map(|m| Hello::from_json(m).unwrap()).collect();
+        assert_eq!((members.len(), members[1].host.as_str(), members[1].listens[0].as_str()), (2, "h1", "127.0.0.1:7"));
+        assert!(all[0]["secret"].is_null(), "the secret is not handed on");
+    }
+    both
+}
+
+fn gather(to: &mut TcpStream, seq: u64, what: &str, own: &[u8]) {
+    Message::Gather { seq, what: what.into(), own: own.into() }.write(to).unwrap();
+}
+
+#[test]
+fn strangers_are_turned_away_and_ranks_exchange() {
+    let (hub, events) = hub(2, Duration::from_secs(600));
+    assert!(!rank(&hub, 0, "wrong", 2).1 && !rank(&hub, 0, "s", 3).1 && !rank(&hub, 2, "s", 2).1);
+    let mut stray = TcpStream::connect(hub.address()).unwrap();
+    std::io::Write::write_all(&mut stray, b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let mut both = two(&hub, &events);
+    assert!(!rank(&hub, 1, "s", 2).1, "nobody takes a rank's place");
+    gather(&mut both[1], 0, "sum", &[3, 4]);
+    gather(&mut both[0], 0, "sum", &[]);
+    for stream in &mut both {
+        let all = vec![vec![], vec![3, 4]];
+        assert_eq!(Message::read(stream, LIMIT).unwrap(), Some(Message::Gathered { seq: 0, all }));
+    }
+    let [mut a, b] = both;
+    Message::Beat { position: Position { step: 4, phase: Phase::Save, layer: None }.pack(), moves: 9 }
+        .write(&mut a)
+        .unwrap();
+    Message::Saved(4).write(&mut a).unwrap();
+    assert_eq!(next(&events), Event::Saved(4));
+    assert_eq!(hub.position(0).unwrap().to_string(), "step 4, save");
+    Message::Goodbye(75).write(&mut a).unwrap();
+    drop(a);
+    assert_eq!(next(&events), Event::Closed(0, Some(75)));
+    drop(b);
+    assert_eq!(next(&events), Event::Closed(1, None));
+}
+
+#[test]
+fn ranks_that_lose_each_other_are_both_named() {
+    let (hub, events) = hub(2, Duration::from_secs(600));
+    let mut both = two(&hub, &events);
+    gather(&mut both[0], 5, "barrier", &[]);
+    gather(&mut both[1], 5, "sum of 3", &[]);
+    let Event::Failed(cause) = next(&events) else { panic!("no failure") };
+    // Whichever came second is the one to say it.
+    let text =
+        |second: &str, first: &str| format!("calls {second} as exchange 5, rank {first}: they have lost each other");
+    let (barrier, sum) = ("\"barrier\"", "\"sum of 3\"");
+    let expected = [text(sum, &format!("0 calls {barrier}")), text(barrier, &format!("1 calls {sum}"))];
+    assert_eq!(cause.text, expected[1 - cause.rank]);
+    hub.fail(&cause);
+    hub.fail(&Cause { text: "later".into(), ..cause.clone() });
+    for stream in &mut both {
+        assert_eq!(
+            Message::read(stream, LIMIT).unwrap(),
+            Some(Message::Failed(cause.clone())),
+            "the first cause alone"
+        );
+    }
+}
+
+#[test]
+fn a_rank_that_has_left_is_not_waited_for() {
+    let (hub, events) = hub(2, Duration::from_secs(600));
+    let [mut a, mut b] = two(&hub, &events);
+    Message::Goodbye(0).write(&mut a).unwrap();
+    drop(a);
+    assert_eq!(next(&events), Event::Closed(0, Some(0)));
+    gather(&mut b, 9, "any", &[]);
+    let Event::Failed(cause) = next(&events) else { panic!("no failure") };
+    assert_eq!((cause.rank, cause.text.as_str()), (0, "has ended, and rank 1 waits for it in \"any\""));
+}
+
+#[test]
+fn who_does_not_wait_is_to_blame_for_a_hang() {
+    let (hub, events) = hub(2, Duration::from_millis(400));
+    let mut both = two(&hub, &events);
+    let at = |phase| Message::Beat { position: Position { step: 3, phase, layer: None }.pack(), moves: 1 };
+    at(Phase::Reduce).write(&mut both[0]).unwrap();
+    at(Phase::Save).write(&mut both[1]).unwrap();
+    let Event::Failed(cause) = next(&events) else { panic!("no failure") };
+    assert_eq!((cause.rank, cause.code), (1, 124));
+    assert_eq!(cause.line(), "rank 1 on host h1: step 3, save: hangs since 0 s; 1 others wait in the reduction");
+    // A machine that was suspended, or a rank that is stopped, is another matter.
+    assert!(matches!(next(&events), Event::Silent(_)));
+}
+
+#[test]
+fn a_parent_says_what_became_of_its_rank() {
+    let (hub, events) = hub(2, Duration::from_secs(600));
+    let cause = Cause { rank: 1, host: "b".into(), position: None, text: "killed by SIGKILL".into(), code: 137 };
+    let report = launcher::wrap::Report { address: hub.address().to_string(), secret: "s".into(), size: 2 };
+    launcher::wrap::Report { secret: "wrong".into(), ..report.clone() }.tell(&cause);
+    report.tell(&cause);
+    assert_eq!(next(&events), Event::Failed(cause));
+}

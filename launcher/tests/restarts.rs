@@ -1,0 +1,31 @@
+//! Runs that are started again.
+
+use crate::program::{outcome, ringrun, shell, signal, wait_until};
+
+const AGAIN: [&str; 7] = ["-n", "2", "--oversubscribe", "--max-restarts", "2", "--restart-backoff", "0.01"];
+
+#[test]
+fn a_failed_run_is_started_again_and_told_so() {
+    let o =
+        shell(&AGAIN, "[ $RINGTUNE_RESTART = 2 ] || [ $RANK = 0 ] || exit 1; [ $RINGTUNE_RESTART = 2 ] || sleep 100");
+    assert_eq!(o.code, Some(0), "{}", o.stderr);
+    assert!(o.stderr.contains("ringrun: attempt 1: rank 1 on host"), "{}", o.stderr);
+    assert!(o.stderr.contains("(failure 2 of 2 without a new checkpoint)"), "{}", o.stderr);
+    let o = shell(&AGAIN, "[ $RANK = 0 ] || exit 1; sleep 100");
+    assert_eq!(o.code, Some(1));
+    assert!(o.last().starts_with("ringrun: attempt 2: rank 1 "), "{}", o.stderr);
+}
+
+#[test]
+fn nothing_helps_a_wrong_option_and_a_stop_was_meant() {
+    let o = shell(&AGAIN, "[ $RANK = 0 ] || exit 2; sleep 100");
+    assert_eq!((o.code, o.stderr.matches("starting again").count()), (Some(2), 0), "{}", o.stderr);
+    let dir = tempfile::tempdir().unwrap();
+    let up = dir.path().join("up");
+    let script = format!("[ $RANK = 1 ] && touch {}; sleep 100", up.display());
+    let child = ringrun(&[&AGAIN[..], &["sh", "-c", &script]].concat()).spawn().unwrap();
+    wait_until("a rank is up", || up.exists());
+    signal(child.id(), libc::SIGTERM);
+    let o = outcome(child);
+    assert_eq!((o.code, o.stderr.matches("starting again").count()), (Some(143), 0), "{}", o.stderr);
+}
