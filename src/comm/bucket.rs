@@ -157,7 +157,7 @@ mod tests {
         };
         assert_eq!(error(&[0..4, 5..10]), "tensor 2: elements from 4 on are held by nobody");
         assert_eq!(error(&[0..6, 5..10]), "tensor 2: elements from 5 on are held twice");
-        assert_eq!(error(&[0..9]), "tensor 2: elements from 9 on are held by nobody");
+        assert_eq!(error(&[0..4, 4..9]), "tensor 2: elements from 9 on are held by nobody");
         assert_eq!(error(&[]), "tensor 2: elements from 0 on are held by nobody");
     }
 }

@@ -236,7 +236,8 @@ impl Owner {
         for (r, theirs) in from.iter().enumerate() {
             all.extend_from_slice(if r == rank { &own } else { &theirs.data });
         }
-        *self.sum(bucket, own.len()) = (true, own);
+        let (sum, share) = ((true, own), share(rank));
+        *self.sum(bucket, share) = sum;
         Ok(all)
     }
 }
