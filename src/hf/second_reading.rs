@@ -141,7 +141,7 @@ mod tests {
         };
         let entries: Vec<Entry> = tensors.iter().map(entry).collect();
         write_tensors(&dir.path().join("adapter_model.safetensors"), &entries, |i, _| Ok(&tensors[i].1)).unwrap();
-        check(&base, dir.path(), &ModelFiles::open(&merged).unwrap())
+        check(&base, dir.path(), &ModelFiles::open(&merged).unwrap()).map(drop)
     }
 
     #[test]
