@@ -40,7 +40,7 @@ pub enum FaultKind {
     OutOfBounds,
     /// An address that is not a multiple of the access size.
     Misaligned,
-    /// A read of bytes that nothing has written.
+    /// A use of bytes that nothing has written.
     Uninitialised,
     /// An access to memory that was freed.
     UseAfterFree,

@@ -5,6 +5,15 @@ use super::decode::{file_of, operands_of};
 use super::marks::Place;
 use crate::ptx::{Function, Ty};
 
+/// Places of the ones of a word.
+fn ones_of(mut bits: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let at = (bits != 0).then(|| bits.trailing_zeros());
+        bits &= bits.wrapping_sub(1);
+        at
+    })
+}
+
 /// The rows of one instruction, without its guard.
 pub struct Rows {
     /// Rows read.
@@ -66,8 +75,8 @@ impl Registers {
             registers.starts.push(n as u32);
             let first = registers.live.len();
             registers.live.resize(first + words, 0);
-            let alive = |r: &u32| live[n][*r as usize / 64] >> (r % 64) & 1 == 1;
-            for p in (0..f.regs.len() as u32).filter(alive).filter_map(|r| place(&r)).chain(carried) {
+            let alive = live[n].iter().enumerate().flat_map(|(w, bits)| ones_of(*bits).map(move |b| w as u32 * 64 + b));
+            for p in alive.filter_map(|r| place(&r)).chain(carried) {
                 let bit = registers.bit(p);
                 registers.live[first + bit / 64] |= 1 << (bit % 64);
             }
