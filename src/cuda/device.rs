@@ -12,6 +12,7 @@ use super::device_library;
 use super::error::{DriverResult, driver};
 use super::modules::Modules;
 use super::nvrtc::Nvrtc;
+use super::tiles::Tile;
 use crate::dirs;
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -107,6 +108,8 @@ pub struct Cuda {
     pub(super) counts: Counts,
     /// Scratch by [`Room`].
     pub(super) rooms: [Mutex<Option<Tensor<Cuda>>>; Room::COUNT],
+    /// The only tile of projections, for tests and benches; else each gets the one of the least cost.
+    pub(super) tile: Option<Tile>,
     /// What is kept by [`Table`].
     pub(super) tables: [Mutex<Option<Kept>>; Table::COUNT],
 }
@@ -160,7 +163,13 @@ impl Cuda {
         let stream = context.new_stream().doing(|| "creating a stream".into())?;
         let modules = Modules::new(context.clone(), compiler, properties.shared_limit);
         let (counts, rooms, tables) = Default::default();
-        Ok(Self { context, stream, properties, modules, counts, rooms, tables })
+        Ok(Self { context, stream, properties, modules, counts, rooms, tile: None, tables })
+    }
+
+    /// The same device with one tile of the portable kernels for all projections, where it holds whole heads, instead of the one of the
+    /// least cost or of an architecture's own kernels: for tests and benches.
+    pub fn with_tile(self, tile: Tile) -> Self {
+        Self { tile: Some(tile), ..self }
     }
 
     /// What the device is.

@@ -71,7 +71,8 @@ pub fn all(cc: u32) -> Vec<Configuration> {
 /// The tile of the least cost, where `blocks` says how many each needs, and `None` where it cannot be used.
 fn cheapest(dev: &Cuda, blocks: impl Fn(Tile) -> Option<usize>) -> Option<Tile> {
     let device = dev.properties();
-    Tile::cheapest(device.cc, device.sm_count, device.shared_limit, blocks)
+    let given = dev.tile.filter(|&tile| blocks(tile).is_some());
+    given.or_else(|| Tile::cheapest(device.cc, device.sm_count, device.shared_limit, blocks))
 }
 
 /// Whether rows of a tensor are bf16 in whole pieces of 16 bytes, which kernels ask for.
@@ -125,7 +126,7 @@ impl<'a, 'b> Then<'a, 'b> {
 
 /// Whether the device has kernels of its own for what this file does.
 fn hopper(dev: &Cuda) -> bool {
-    dev.properties().cc == matmul_sm90::CC
+    dev.tile.is_none() && dev.properties().cc == matmul_sm90::CC
 }
 
 /// A group in one launch. `false`: no tile holds whole heads, nothing was done.

@@ -1,8 +1,10 @@
 //! Projections of groups on the device, fused where its kernels take them, against f64 and the CPU's, which are composed.
 
 use ringtune::cpu::Cpu;
+use ringtune::cuda::tiles::Tile;
 use ringtune::tensor::DType;
 
+use crate::close::assert_same;
 use crate::projections::{Case, Group, Updates};
 use crate::reference::Reference;
 use crate::skip::device;
@@ -157,4 +159,31 @@ fn rows_of_a_group_stand_alone() {
     Case { outs: [136, 136, 0], group: Group::GateUp, ..qkv }.rows_stand_alone(&dev, NAME);
     Case { updates: DROPPED, ..qkv }.rows_stand_alone(&dev, NAME);
     Case { updates: DROPPED, tokens: 1100, width: 16, outs: [520, 0, 0], ..BASE }.rows_stand_alone(&dev, NAME);
+}
+
+/// The tile is chosen by the shape, so a row would change with the rows beside it if the tile changed its bits.
+#[test]
+fn every_tile_gives_the_same_bits() {
+    let Some(dev) = device() else { return };
+    let limit = dev.properties().shared_limit;
+    let qkv = Case { tokens: 140, width: 136, outs: [256, 128, 128], group: Group::Qkv { dim: Some(64) }, ..BASE };
+    let cases = [
+        Case { bias: true, ..qkv },
+        Case { updates: DROPPED, ..qkv },
+        Case { outs: [96, 96, 96], group: Group::Qkv { dim: Some(32) }, updates: DROPPED, ..qkv },
+        Case { outs: [264, 264, 0], group: Group::GateUp, updates: DROPPED, ..qkv },
+        Case { width: 264, outs: [72, 0, 0], group: Group::One { residual: true }, bias: true, ..qkv },
+    ];
+    let run = |tile| {
+        let dev = device().unwrap().with_tile(tile);
+        cases.map(|case| case.run(&dev))
+    };
+    let small = run(Tile::Small);
+    for tile in Tile::ALL.into_iter().filter(|t| *t != Tile::Small && t.shared() <= limit) {
+        for ((case, ours), small) in cases.iter().zip(run(tile)).zip(&small) {
+            for ((what, _, ours), (_, _, small)) in ours.iter().zip(small) {
+                assert_same(&format!("{tile:?} {case:?} {what}"), ours, small);
+            }
+        }
+    }
 }
