@@ -121,7 +121,7 @@ measured() {
     field() { sed -n "s/^ *\"$1\": \([0-9.e+-]*\),*$/\1/p" "$work/bench.json" | awk -v by="$2" 'NR == 1 { printf "%.4g", $1 / 10 ^ by }'; }
     cases=$(grep -c '^      "name"' "$work/bench.json")
     if emulated; then
-        say "$what" passed "$cases cases right or learning; counters alone, no time"
+        say "$what" passed "$cases cases: results right, or losses that fall; counters alone, no time"
     elif [ "$kind" = kernels ]; then
         say "$what" measured "$cases cases right; best product $(field flops_per_second 12) TFLOP/s, copy $(field bytes_per_second 9) GB/s"
     else

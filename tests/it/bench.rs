@@ -28,7 +28,9 @@ const TINY: &str = "--device cpu --model tiny --tokens 24 --document 10 --second
 #[test]
 fn kernels_are_verified_timed_and_held_to_ceilings() {
     for dtype in ["bf16", "f32"] {
-        let v = json(&format!("kernels {TINY} --dtype {dtype} --only nt,attention,rmsnorm,rope,adamw --label here"));
+        let v = json(&format!(
+            "kernels {TINY} --dtype {dtype} --only nt,project,attention,rmsnorm,rope,adamw --label here"
+        ));
         assert_eq!(
             (&v["command"], &v["measured"], &v["label"]),
             (&"bench kernels".into(), &true.into(), &"here".into())
@@ -44,6 +46,8 @@ fn kernels_are_verified_timed_and_held_to_ceilings() {
         for name in [
             "matmul nt q, o",
             "matmul nt down",
+            "project q, k, v LoRA",
+            "project dx gate, up",
             "attention backward",
             "attention decode",
             "rmsnorm backward",
@@ -122,7 +126,7 @@ fn what_makes_no_sense_is_a_usage_error() {
     for (words, part) in [
         (
             "kernels --only matmul,nosuch",
-            "--only: no case has \"nosuch\" in its name; expected some of matmul, attention",
+            "--only: no case has \"nosuch\" in its name; expected some of matmul, project, attention",
         ),
         ("step --device cpu --only matmul", "--only: no case has \"matmul\""),
         ("kernels --seconds -1", "--seconds: expected 0 to 3600, found -1"),

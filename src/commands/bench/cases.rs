@@ -1,13 +1,14 @@
 //! The one list of cases, of `ringtune bench kernels`, `cargo bench` and gpu_check.
 
 use super::case::{Case, Setup};
-use super::{attention, decode, head, optimiser, products, rows};
+use super::{attention, decode, head, optimiser, products, project, rows};
 use crate::backend::Backend;
 
 /// Every case of a setup.
 pub fn all<B: Backend + 'static>(s: &Setup) -> Vec<Case<B>> {
     let parts = [
         products::cases(s),
+        project::cases(s),
         attention::cases(s),
         decode::cases(s),
         rows::cases(s),

@@ -11,6 +11,7 @@ mod optimiser;
 mod options;
 mod print;
 mod products;
+mod project;
 mod remedy;
 mod roofline;
 mod rows;
