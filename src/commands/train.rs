@@ -45,7 +45,7 @@ pub fn run_sft(job: &SftJob) -> Result<()> {
     let comm = comm::start()?;
     let stop = StopFlag::on_signals()?;
     let threads = job.settings.threads.or(comm.threads());
-    comm.finish(device::run(&job.device, threads, Sft { job, comm: &comm, stop, no_gpu: None }))
+    comm.finish(device::run(&device_of(&job.device, &comm), threads, Sft { job, comm: &comm, stop, no_gpu: None }))
 }
 
 struct Sft<'a> {
@@ -163,7 +163,15 @@ pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
     let comm = comm::start()?;
     let stop = StopFlag::on_signals()?;
     let threads = job.settings.threads.or(comm.threads());
-    comm.finish(device::run(&job.device, threads, Pretrain { job, comm: &comm, stop, no_gpu: None }))
+    comm.finish(device::run(&device_of(&job.device, &comm), threads, Pretrain { job, comm: &comm, stop, no_gpu: None }))
+}
+
+/// The device of this rank: with `cuda` alone the ranks of a machine take its GPUs in their order.
+fn device_of(name: &str, comm: &Comm) -> String {
+    match comm.world() {
+        world if name == "cuda" && world.local_size > 1 => format!("cuda:{}", world.local_rank),
+        _ => name.into(),
+    }
 }
 
 /// Whether all ranks train the same: the same program on the same kind of processor, from the same data, tokenizer and model.

@@ -86,6 +86,8 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     let shape = StepShape { micro_batch: s.micro_batch_size, grad_accum: s.grad_accum, world_size: comm.world_size() };
     let at = |phase| comm.at(Position { step: 0, phase, layer: None });
     at(Phase::Load);
+    // Every rank makes the whole update itself: other last bits would take their weights apart in silence.
+    comm.agree("what computes", &dev.arithmetic())?;
     let max_steps = s.max_steps.unwrap_or_else(|| steps_until(&spec.train, Cursor::default(), s.epochs, shape));
     ensure!(max_steps > 0, "the data give no optimiser step");
     say::set_quiet(s.quiet);

@@ -207,6 +207,23 @@ fn other_launchers_start_ranks_too() {
     assert!(stderr.contains("rank 1 on host ") && stderr.contains("connection closed: killed or crashed"), "{stderr}");
 }
 
+/// Weights of ranks that round differently would drift apart in silence.
+#[test]
+fn ranks_with_other_arithmetic_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let [main, mut other] = as_of_torchrun(&Training::new(dir.path(), 2), "out");
+    other.env("RINGTUNE_CPU", "portable");
+    let outputs = [main, other].map(|mut c| c.spawn().unwrap()).map(|c| c.wait_with_output().unwrap());
+    let stderr: String = outputs.iter().map(|o| String::from_utf8_lossy(&o.stderr).into_owned()).collect();
+    if ringtune::cpu::Level::detect().unwrap().name() == "portable" {
+        return;
+    }
+    assert!(outputs.iter().all(|o| !o.status.success()), "{stderr}");
+    assert!(stderr.contains("what computes differs between ranks: rank 0 has cpu, "), "{stderr}");
+    assert!(stderr.contains(", rank 1 has cpu, portable"), "{stderr}");
+}
+
 /// Mistakes that every rank would find are said once, with the exit code of one rank.
 #[test]
 fn an_error_of_the_main_rank_is_said_once() {
