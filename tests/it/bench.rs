@@ -94,7 +94,7 @@ fn the_table_has_units_and_the_machine() {
     // Aligned: rows are as wide as the header or narrower only by their last column.
     let ends: Vec<usize> = lines[header..].iter().map(|l| l.chars().count()).collect();
     assert!(ends.iter().all(|&n| n == ends[0]), "{}", outcome.stdout);
-    for name in ["matmul nt square", "swiglu backward", "embedding backward", "norm of the gradient", "dropout"] {
+    for name in ["matmul nt square", "swiglu backward", "embedding backward", "norm2 of the gradient", "dropout"] {
         assert!(outcome.stdout.contains(&format!("\n{name} ")), "{name}:\n{}", outcome.stdout);
     }
 }

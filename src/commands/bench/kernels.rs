@@ -403,6 +403,13 @@ mod tests {
     }
 
     #[test]
+    fn every_kernel_is_a_word_that_finds_its_cases() {
+        for case in cases::all::<Cpu>(&setup(DType::Bf16)) {
+            assert!(case.name.contains(case.kernel), "{}: {}", case.kernel, case.name);
+        }
+    }
+
+    #[test]
     fn work_is_what_the_shapes_say() {
         let of = |name: &str| {
             let all = cases::all::<Cpu>(&setup(DType::Bf16));

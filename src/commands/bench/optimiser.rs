@@ -1,4 +1,4 @@
-//! AdamW and the norm of the gradient over the weights of a layer.
+//! AdamW and the squared norm of the gradient over the weights of a layer.
 
 use super::case::{Case, Kernel, Setup};
 use super::roofline::Work;
@@ -122,7 +122,7 @@ pub fn cases<B: Backend + 'static>(s: &Setup) -> Vec<Case<B>> {
         },
         Case {
             kernel: "norm2",
-            name: "norm of the gradient".into(),
+            name: "norm2 of the gradient".into(),
             shape,
             work: Work { flop: 2.0 * elements, bytes: 4.0 * elements },
             memory: (4.0 * elements) as u64,
