@@ -5,7 +5,7 @@ use super::device::{Cuda, Room};
 use super::kernels::Param::{F32, In, Out, U32};
 use super::kernels::{Configuration, Kernel, THREADS};
 use super::launch::Launch;
-use super::matmul::{Operand, Product};
+use super::operands::{Operand, Product};
 use super::rows;
 use crate::backend::{HeadGrads, HeadLoss, MatMul, Write};
 use crate::error::Result;

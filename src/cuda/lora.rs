@@ -5,10 +5,10 @@
 
 use super::compile::{Defines, Source, Value, source};
 use super::device::{Cuda, Room};
+use super::group::GROUP;
 use super::kernels::Param::{F32, In, Out, U32};
 use super::kernels::{Configuration, Kernel, Param};
 use super::launch::Launch;
-use super::project::GROUP;
 use crate::backend::{LowRank, Projection, ProjectionGrads};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};

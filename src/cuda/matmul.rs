@@ -6,6 +6,7 @@ use super::kernels::Param::{F32, In, Out, U32, U64};
 use super::kernels::{Configuration, Kernel, c_type};
 use super::launch::Launch;
 use super::matmul_sm90::{self, Columns};
+use super::operands::{Operand, Product};
 use super::tiles::{Tile, k_major};
 use crate::backend::{MatMul, Write};
 use crate::error::Result;
@@ -68,43 +69,6 @@ pub fn all(cc: u32) -> Vec<Configuration> {
         }
     }
     all
-}
-
-/// An operand of a product: rows `stride` elements apart, from element `at` of a tensor on.
-#[derive(Clone, Copy)]
-pub(super) struct Operand<'a> {
-    /// The tensor it lies in.
-    pub t: &'a Tensor<Cuda>,
-    /// Its first element.
-    pub at: usize,
-    /// Elements from row to row.
-    pub stride: usize,
-}
-
-impl Operand<'_> {
-    /// Whether its rows start at multiples of 16 bytes; buffers always do.
-    fn aligned(&self) -> bool {
-        self.at.is_multiple_of(8) && self.stride.is_multiple_of(8)
-    }
-}
-
-/// A product of parts of tensors; its result, (m, n), takes the first elements of another.
-#[derive(Clone, Copy)]
-pub(super) struct Product<'a> {
-    pub a: Operand<'a>,
-    pub b: Operand<'a>,
-    /// (m, n, k).
-    pub shape: (usize, usize, usize),
-    pub op: MatMul,
-    pub alpha: f32,
-    pub write: Write,
-}
-
-impl<'a> Product<'a> {
-    /// Without a factor.
-    pub fn new(a: Operand<'a>, b: Operand<'a>, shape: (usize, usize, usize), op: MatMul, write: Write) -> Self {
-        Self { a, b, shape, op, alpha: 1.0, write }
-    }
 }
 
 pub(super) fn matmul(

@@ -7,7 +7,7 @@ use super::device::Cuda;
 use super::kernels::Param::{F32, Map, Out, U32};
 use super::kernels::{Configuration, Kernel};
 use super::launch::Launch;
-use super::matmul::{Operand, Product};
+use super::operands::{Operand, Product};
 use super::tensor_map::TensorMap;
 use super::tiles::k_major;
 use crate::backend::{MatMul, Write};

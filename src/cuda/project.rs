@@ -3,6 +3,7 @@
 
 use super::compile::{Define, Defines, Source, Value, source};
 use super::device::Cuda;
+use super::group::{GROUP, Then};
 use super::kernels::Param::{In, Out, U32};
 use super::kernels::{Configuration, Kernel, Param};
 use super::launch::Launch;
@@ -22,9 +23,6 @@ pub const SOURCE: Source = source!("kernels/project.cu");
 pub const SOURCE_DX: Source = source!("kernels/project_dx.cu");
 /// The source of the gradients of their weights.
 pub const SOURCE_DW: Source = source!("kernels/project_dw.cu");
-
-/// Projections of a group at most.
-pub(super) const GROUP: usize = 3;
 
 fn tiled(source: Source, entry: &'static str, tile: Tile, more: &[Define], params: &'static [Param]) -> Kernel {
     let ((block_m, block_n), (warps_m, warps_n)) = (tile.block(), tile.warps());
@@ -93,35 +91,6 @@ fn taken(x: &Tensor<Cuda>, by: &[Projection<'_, Cuda>]) -> Option<Updates> {
 /// The updates of a group whose gradients the kernels take: those that [`taken`] says of the same group.
 fn taken_back(dys: &[&Tensor<Cuda>], by: &[Projection<'_, Cuda>]) -> Option<Updates> {
     if dys.iter().all(|dy| aligned(dy)) { taken(by.first()?.w, by) } else { None }
-}
-
-/// What follows the products of a launch.
-pub(super) enum Then<'a, 'b> {
-    /// The residual is added, where there is one.
-    Residual(Option<&'a Tensor<Cuda>>),
-    /// The first two are rotated.
-    Rope(Rope<'a, Cuda>),
-    /// SwiGLU of a pair.
-    Swiglu(&'b mut Tensor<Cuda>),
-}
-
-/// The tensors of [`Then`]: act, residual, rope.
-type Parts<'a, 'b> = (Option<&'b mut Tensor<Cuda>>, Option<&'a Tensor<Cuda>>, Option<Rope<'a, Cuda>>);
-
-impl<'a, 'b> Then<'a, 'b> {
-    /// Width of the heads that are rotated, or 0.
-    pub fn dim(&self) -> usize {
-        if let Then::Rope(rope) = self { rope.table.cols() } else { 0 }
-    }
-
-    /// Those of them that there are.
-    pub fn parts(self) -> Parts<'a, 'b> {
-        match self {
-            Then::Swiglu(act) => (Some(act), None, None),
-            Then::Residual(residual) => (None, residual, None),
-            Then::Rope(rope) => (None, None, Some(rope)),
-        }
-    }
 }
 
 /// Whether the device has kernels of its own for what this file does.

@@ -3,12 +3,12 @@
 
 use super::compile::{Define, Defines, Source, Value, source};
 use super::device::Cuda;
+use super::group::{GROUP, Then};
 use super::kernels::Param::{In, Map, Out, U32};
 use super::kernels::{Configuration, Kernel, Param};
 use super::launch::Launch;
 use super::lora::{self, Updates};
 use super::matmul_sm90::{BLOCK_M, CC, Columns};
-use super::project::{GROUP, Then};
 use super::tensor_map::TensorMap;
 use crate::backend::{Projected, Projection};
 use crate::error::Result;

@@ -218,6 +218,14 @@ mod tests {
         assert_eq!(changed(|s| s.max_seq_len = Some(64)), ["max_seq_len"]);
         assert_eq!(changed(|s| s.lora_targets = vec!["q".into()]), ["lora_targets"]);
         assert_eq!(changed(|s| s.lora = None), ["use_lora"]);
+        assert_eq!(changed(|s| s.schedule.warmup = Warmup::Steps(4)), ["warmup_steps"]);
+        // Nothing else was taken out of the list.
+        let names: Vec<&str> = of(&base).into_iter().map(|v| v.0).collect();
+        let all = "learning_rate lr_scheduler_type min_lr_ratio wsd_decay_ratio warmup_steps warmup_from_zero max_steps \
+                   per_device_train_batch_size gradient_accumulation_steps max_seq_len packing seed mixed_precision weight_decay \
+                   max_grad_norm adam_beta1 adam_beta2 adam_epsilon use_lora lora_r lora_alpha lora_dropout use_rslora lora_targets \
+                   loraplus_lr_ratio";
+        assert_eq!(names, all.split_whitespace().collect::<Vec<_>>());
         // Three of a hundred steps, and the targets in other words.
         assert!(changed(|s| s.schedule.warmup = Warmup::Steps(3)).is_empty());
         assert!(

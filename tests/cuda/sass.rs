@@ -1,5 +1,5 @@
-//! The loop of a product in machine code of sm_80 and sm_90: how many instructions it has for each of the tensor cores. No tool of the toolkit is
-//! needed: an instruction is 16 bytes, its kind the lowest 12 bits, where a branch goes the upper half of the first word.
+//! The loop of a product in machine code of sm_80 and sm_90: how many instructions it has for each of the tensor cores. No tool of the
+//! toolkit is needed: an instruction is 16 bytes, its kind the lowest 12 bits, where a branch goes stands in the first word.
 
 const TENSOR: u64 = 0x23c;
 const WARPGROUP: u64 = 0x9f0;
@@ -23,13 +23,19 @@ fn code<'a>(cubin: &'a [u8], entry: &str) -> &'a [u8] {
     section(found.unwrap_or_else(|| panic!("no section {wanted}")))
 }
 
+/// Bytes that a branch goes on from the next instruction: on sm_90 the lowest 8 bits of a quarter of them lie apart.
+fn distance(word: u64, sm_90: bool) -> isize {
+    let upper = ((word >> 32) as u32).cast_signed() as isize;
+    if sm_90 { ((upper >> 2) * 256 + (word >> 16 & 0xff) as isize) * 4 } else { upper }
+}
+
 /// The kinds of the instructions of each innermost loop.
-fn loops(cubin: &[u8], entry: &str) -> Vec<Vec<u64>> {
+fn loops(cubin: &[u8], entry: &str, sm_90: bool) -> Vec<Vec<u64>> {
     let words: Vec<u64> = code(cubin, entry).chunks_exact(16).map(|i| number(i, 0, 8) as u64).collect();
     // Where a branch goes back to.
     let back = |i: usize| {
-        let by = ((words[i] >> 32) as u32).cast_signed() / 16;
-        (words[i] & 0xfff == BRANCH && by < 0).then(|| (i + 1).saturating_add_signed(by as isize))
+        let by = distance(words[i], sm_90) / 16;
+        (words[i] & 0xfff == BRANCH && by < 0).then(|| (i + 1).saturating_add_signed(by))
     };
     let loops = (0..words.len()).filter_map(|i| Some((back(i)?, i)));
     let inner =
@@ -43,7 +49,7 @@ fn count(body: &[u64], kind: u64) -> usize {
 
 /// (instructions, those of the tensor cores) of the innermost loop that copies tiles and multiplies them.
 pub fn product_loop(cubin: &[u8], entry: &str) -> (usize, usize) {
-    let mut found = loops(cubin, entry);
+    let mut found = loops(cubin, entry, false);
     found.retain(|b| count(b, TENSOR) > 0 && count(b, COPY) > 0);
     assert_eq!(found.len(), 1, "{entry}: loops that copy and multiply: {}", found.len());
     (found[0].len() - count(&found[0], NOTHING), count(&found[0], TENSOR))
@@ -51,6 +57,6 @@ pub fn product_loop(cubin: &[u8], entry: &str) -> (usize, usize) {
 
 /// Instructions of the innermost loop of sm_90 that starts the four products of a warpgroup for 64 steps of k.
 pub fn warpgroup_loop(cubin: &[u8], entry: &str) -> usize {
-    let found = loops(cubin, entry).into_iter().filter(|b| count(b, WARPGROUP) == 4);
+    let found = loops(cubin, entry, true).into_iter().filter(|b| count(b, WARPGROUP) == 4);
     found.map(|b| b.len() - count(&b, NOTHING)).min().unwrap_or_else(|| panic!("{entry}: no loop of four products"))
 }
