@@ -471,7 +471,8 @@ fn a_token_file_that_is_cut_while_it_is_read_is_named() {
     let tokens: Vec<u8> = (0..2_000_000u64).flat_map(|i| (4 + (i * 7919 % 4000) as u16).to_le_bytes()).collect();
     w.write("text.bin", tokens);
     w.copy("configs/demo_model.json", "tiny.json");
-    let line = "ringtune pretrain --model_config tiny.json --tokenizer_path spm.model --dataset_paths text.bin --output_dir out \
+    // A run that does not notice would go on for long.
+    let line = "timeout 120 ringtune pretrain --model_config tiny.json --tokenizer_path spm.model --dataset_paths text.bin --output_dir out \
         --max_seq_len 32 --per_device_train_batch_size 1 --max_steps 100000 --val_fraction 0 --save_strategy no --quiet & \
         while ! grep -qs '\"step\"' out/*/metrics.jsonl; do sleep 0.05; kill -0 $! || exit 9; done; truncate -s 100 text.bin; wait $!";
     let outcome = w.shell(line);
