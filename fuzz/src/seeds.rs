@@ -209,7 +209,8 @@ pub fn oasst_seeds() -> Vec<Vec<u8>> {
 pub fn alpaca_seeds() -> Vec<Vec<u8>> {
     let array = file("tests/data/prepare/raw_alpaca_edge.json");
     let found = file("tests/data/found/parquet-dictionary-of-more-values-than-bytes/rows.parquet");
-    vec![parquet(Compression::UNCOMPRESSED), parquet(Compression::SNAPPY), gzip(&array), array, found]
+    let endless = file("tests/data/found/parquet-list-longer-than-the-file/rows.parquet");
+    vec![parquet(Compression::UNCOMPRESSED), parquet(Compression::SNAPPY), gzip(&array), array, found, endless]
 }
 
 /// Inputs of `metrics`.

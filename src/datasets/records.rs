@@ -1,12 +1,14 @@
 //! Reads the records of an upstream file: JSONL, a JSON array, Parquet, any of the first two gzipped.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use bytes::Bytes;
 use parquet::basic::Type;
 use parquet::column::page::Page;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::errors::ParquetError;
+use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{Map, Value};
 
@@ -105,12 +107,11 @@ fn read_lines(path: &Path, mut r: Box<dyn BufRead>) -> Result<Vec<Value>> {
 }
 
 fn read_parquet(path: &Path) -> Result<Vec<Value>> {
-    let fail =
-        |e: parquet::errors::ParquetError| Error::new(format!("{}: not a readable Parquet file: {e}", path.display()));
+    let fail = |e: ParquetError| Error::new(format!("{}: not a readable Parquet file: {e}", path.display()));
     let file = File::open(path).context(|| path.display().to_string())?;
     // The reader indexes into pages as their headers say; a damaged file must end in an error, not in a panic.
-    let rows = std::panic::catch_unwind(|| -> Result<Vec<Value>, parquet::errors::ParquetError> {
-        let reader = SerializedFileReader::new(file)?;
+    let rows = std::panic::catch_unwind(|| -> Result<Vec<Value>, ParquetError> {
+        let reader = SerializedFileReader::new(ToTheEnd(file))?;
         expect_dictionaries_within_their_pages(&reader)?;
         let mut out = Vec::new();
         for row in reader.get_row_iter(None)? {
@@ -124,11 +125,47 @@ fn read_parquet(path: &Path) -> Result<Vec<Value>> {
     }
 }
 
+/// A file in which reading beyond the end is an error: the Parquet reader goes on for as many elements as a damaged header says, each
+/// read as nothing, and takes memory for as many bytes as it says.
+struct ToTheEnd(File);
+
+impl Read for ToTheEnd {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        match self.0.read(buf)? {
+            0 if !buf.is_empty() => Err(ErrorKind::UnexpectedEof.into()),
+            n => Ok(n),
+        }
+    }
+}
+
+impl Length for ToTheEnd {
+    fn len(&self) -> u64 {
+        self.0.metadata().map_or(0, |m| m.len())
+    }
+}
+
+impl ChunkReader for ToTheEnd {
+    type T = BufReader<ToTheEnd>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
+        let mut file = self.0.try_clone()?;
+        file.seek(SeekFrom::Start(start))?;
+        Ok(BufReader::new(ToTheEnd(file)))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        if start.checked_add(length as u64).is_none_or(|end| end > self.len()) {
+            return Err(ParquetError::EOF(format!("{length} bytes at {start}, in a file of {}", self.len())));
+        }
+        let mut bytes = vec![0; length];
+        self.get_read(start)?.read_exact(&mut bytes)?;
+        Ok(bytes.into())
+    }
+}
+
 /// Refuses a dictionary of more values than its page has room for: memory is taken for as many as the header says, and where there is
 /// not enough the process ends, which no caller can catch.
-fn expect_dictionaries_within_their_pages(
-    reader: &SerializedFileReader<File>,
-) -> Result<(), parquet::errors::ParquetError> {
+fn expect_dictionaries_within_their_pages(reader: &SerializedFileReader<ToTheEnd>) -> Result<(), ParquetError> {
     for group in 0..reader.num_row_groups() {
         let group = reader.get_row_group(group)?;
         for column in 0..group.num_columns() {
@@ -148,7 +185,7 @@ fn expect_dictionaries_within_their_pages(
                 {
                     let name = group.metadata().column(column).column_path().string();
                     let text = format!("column {name}: {num_values} values in a dictionary of {} bytes", buf.len());
-                    return Err(parquet::errors::ParquetError::General(text));
+                    return Err(ParquetError::General(text));
                 }
             }
         }
@@ -191,5 +228,13 @@ mod tests {
         let path = Path::new("tests/data/found/parquet-dictionary-of-more-values-than-bytes/rows.parquet");
         let e = read(path).unwrap_err().to_string();
         assert!(e.contains("not a readable Parquet file") && e.contains("values in a dictionary of"), "{e}");
+    }
+
+    /// A page's header names a list of 2^60 elements: the reader went through all of them behind the end of the file.
+    #[test]
+    fn a_list_that_goes_on_behind_the_end_is_an_error() {
+        let path = Path::new("tests/data/found/parquet-list-longer-than-the-file/rows.parquet");
+        let e = read(path).unwrap_err().to_string();
+        assert!(e.contains("Parquet file"), "{e}");
     }
 }
