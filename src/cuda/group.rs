@@ -1,11 +1,16 @@
 //! A group of projections that read one x: how many there are, and what follows their products.
 
 use super::device::Cuda;
-use crate::backend::Rope;
+use crate::backend::{Projection, Rope};
 use crate::tensor::Tensor;
 
 /// Projections of a group at most.
 pub(super) const GROUP: usize = 3;
+
+/// Widths of the results of a group, 0 where there is none.
+pub(super) fn widths(by: &[Projection<'_, Cuda>]) -> [usize; GROUP] {
+    std::array::from_fn(|i| by.get(i).map_or(0, |p| p.w.rows()))
+}
 
 /// What follows the products of a launch.
 pub(super) enum Then<'a, 'b> {

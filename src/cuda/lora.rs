@@ -115,17 +115,22 @@ fn present<'a>(by: &'a [Projection<'_, Cuda>]) -> impl Iterator<Item = (usize, L
     by.iter().enumerate().filter_map(|(i, p)| Some((i, p.lora?)))
 }
 
+/// Those of a group that have an update, without gaps.
+pub(super) fn places(by: &[Projection<'_, Cuda>]) -> [Option<usize>; GROUP] {
+    let mut all = present(by).map(|(i, _)| i);
+    std::array::from_fn(|_| all.next())
+}
+
 /// What `pick` gives of those of a group that have an update, without gaps.
-fn list<'t>(
+pub(super) fn list<'t>(
     by: &[Projection<'_, Cuda>],
     pick: impl Fn(usize) -> Option<&'t Tensor<Cuda>>,
 ) -> [Option<&'t Tensor<Cuda>>; GROUP] {
-    let mut all = present(by).map(|(i, _)| i);
-    std::array::from_fn(|_| all.next().and_then(&pick))
+    places(by).map(|i| i.and_then(&pick))
 }
 
 /// The threshold, then the streams of those that have an update.
-fn masks<'a>(launch: Launch<'a>, of: &Updates, which: &[Option<usize>; GROUP]) -> Launch<'a> {
+pub(super) fn masks<'a>(launch: Launch<'a>, of: &Updates, which: &[Option<usize>; GROUP]) -> Launch<'a> {
     let words = which.iter().flat_map(|i| i.map_or([0; 4], |i| of.streams[i]));
     words.fold(launch.u32(of.threshold), |l, word| l.u32(word as usize))
 }

@@ -3,7 +3,7 @@
 
 use super::compile::{Define, Defines, Source, Value, source};
 use super::device::Cuda;
-use super::group::{GROUP, Then};
+use super::group::{GROUP, Then, widths};
 use super::kernels::Param::{In, Out, U32};
 use super::kernels::{Configuration, Kernel, Param};
 use super::launch::Launch;
@@ -133,7 +133,7 @@ fn launch(
         block if dim > 0 => block / dim * dim,
         block => block,
     };
-    let n: [usize; GROUP] = std::array::from_fn(|i| by.get(i).map_or(0, |p| p.w.rows()));
+    let n = widths(by);
     let in_row = |tile: Tile| n[..if pair { 1 } else { GROUP }].iter().map(|n| n.div_ceil(width(tile))).sum::<usize>();
     let blocks = |tile: Tile| (width(tile) > 0).then(|| m.div_ceil(tile.block().0) * in_row(tile));
     let Some(tile) = cheapest(dev, blocks) else { return Ok(false) };
@@ -263,8 +263,7 @@ pub(super) fn project_dx(
     let has = |i: usize| by.get(i).and_then(|p| p.lora);
     launch = (0..GROUP).fold(launch, |l, i| l.read_if(has(i).map(|_| &s.u[i])));
     launch = (0..GROUP).fold(launch, |l, i| l.read_if(has(i).map(|lora| lora.a)));
-    launch = launch.u32(m).u32(n);
-    launch = (0..GROUP).fold(launch, |l, i| l.u32(by.get(i).map_or(0, |p| p.w.rows())));
+    launch = widths(by).into_iter().fold(launch.u32(m).u32(n), Launch::u32);
     launch = launch.u32(updates.rank).u32(updates.threshold);
     updates.streams.iter().flatten().fold(launch, |l, &word| l.u32(word as usize)).run()
 }

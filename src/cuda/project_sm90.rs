@@ -3,7 +3,7 @@
 
 use super::compile::{Define, Defines, Source, Value, source};
 use super::device::Cuda;
-use super::group::{GROUP, Then};
+use super::group::{GROUP, Then, widths};
 use super::kernels::Param::{In, Map, Out, U32};
 use super::kernels::{Configuration, Kernel, Param};
 use super::launch::Launch;
@@ -102,11 +102,6 @@ fn across(t: &Tensor<Cuda>) -> Result<TensorMap> {
     along(t, 64)
 }
 
-/// The map of what a group has, or one that nobody reads.
-fn map_if(t: Option<&Tensor<Cuda>>, map: impl Fn(&Tensor<Cuda>) -> Result<TensorMap>) -> Result<TensorMap> {
-    t.map_or(Ok(TensorMap::absent()), map)
-}
-
 /// A group in one launch, after one for its `t`. `false`: no tile holds whole heads, nothing was done.
 pub(super) fn forward(
     dev: &Cuda,
@@ -118,7 +113,7 @@ pub(super) fn forward(
 ) -> Result<bool> {
     let (m, k) = x.shape();
     let (pair, dim) = (matches!(then, Then::Swiglu(_)), then.dim());
-    let n: [usize; GROUP] = std::array::from_fn(|i| by.get(i).map_or(0, |p| p.w.rows()));
+    let n = widths(by);
     let in_row = |step: usize| n[..if pair { 1 } else { GROUP }].iter().map(|n| n.div_ceil(step)).sum::<usize>();
     let tiles = |columns| Some(m.div_ceil(BLOCK_M) * in_row(step(columns, pair, dim)?));
     let Some((columns, tiles)) = Columns::cheapest(dev.properties().sm_count, tiles) else { return Ok(false) };
@@ -167,8 +162,9 @@ pub(super) fn dx(
     updates: &Updates,
 ) -> Result<bool> {
     let (m, n) = dx.shape();
-    let present: Vec<usize> = (0..by.len()).filter(|&i| by[i].lora.is_some()).collect();
-    let masks = if updates.threshold > 0 { present.len() } else { 0 };
+    let places = lora::places(by);
+    let count = places.iter().flatten().count();
+    let masks = if updates.threshold > 0 { count } else { 0 };
     if masks > 0 && updates.rank > MOST_MASKED {
         return Ok(false);
     }
@@ -182,20 +178,20 @@ pub(super) fn dx(
     for i in 0..by.len() {
         (maps[i], maps[3 + i]) = (along(dys[i], BLOCK_M)?, across(by[i].w)?);
     }
-    for (place, &i) in present.iter().enumerate() {
-        (maps[6 + place], maps[9 + place]) = (along(&us[i], BLOCK_M)?, map_if(by[i].lora.map(|l| l.a), across)?);
+    let pairs = lora::list(by, |i| Some(&us[i])).into_iter().zip(lora::list(by, |i| Some(by[i].lora?.a)));
+    for (place, (u, a)) in pairs.enumerate() {
+        let (Some(u), Some(a)) = (u, a) else { break };
+        (maps[6 + place], maps[9 + place]) = (along(u, BLOCK_M)?, across(a)?);
     }
     let kernel = dx_kernel(columns, masks);
     let blocks = tiles.min(dev.properties().sm_count);
-    let mut launch = Launch::new(dev, &kernel, blocks, columns.shared()).write(dx).maps(&maps).u32(m).u32(n);
-    launch = (0..GROUP).fold(launch, |l, i| l.u32(by.get(i).map_or(0, |p| p.w.rows())));
-    launch = launch.u32(updates.rank).u32(present.len()).u32(updates.threshold);
-    let streams = (0..GROUP).flat_map(|place| present.get(place).map_or([0; 4], |&i| updates.streams[i]));
-    streams.fold(launch, |l, word| l.u32(word as usize)).run()?;
+    let launch = Launch::new(dev, &kernel, blocks, columns.shared()).write(dx).maps(&maps).u32(m).u32(n);
+    let launch = widths(by).into_iter().fold(launch, Launch::u32).u32(updates.rank).u32(count);
+    lora::masks(launch, updates, &places).run()?;
     Ok(true)
 }
 
-/// `dW_i += dy_iᵀ x` of as many as there are of `dw`, all f32, from the `dy` in the same places.
+/// `dW_i += dy_iᵀ x` of as many as there are of `dw`, all f32 and without gaps, from the `dy` in the same places.
 pub(super) fn dw(
     dev: &Cuda,
     dw: [Option<&mut Tensor<Cuda>>; GROUP],
@@ -208,8 +204,8 @@ pub(super) fn dw(
         |columns: Columns| Some(m.iter().map(|m| m.div_ceil(BLOCK_M)).sum::<usize>() * n.div_ceil(columns.count()));
     let (columns, tiles) = Columns::cheapest(dev.properties().sm_count, tiles).expect("a tile for every shape");
     let mut maps = [TensorMap::absent(); 4];
-    for (map, dy) in maps.iter_mut().zip(dys) {
-        *map = map_if(dy, across)?;
+    for (map, dy) in maps.iter_mut().zip(dys.into_iter().flatten()) {
+        *map = across(dy)?;
     }
     maps[3] = across(x)?;
     let kernel = dw_kernel(columns);
