@@ -6,7 +6,7 @@ use super::kernels::Param::{F32, In, Out, U32, U64};
 use super::kernels::{Configuration, Kernel, c_type};
 use super::launch::Launch;
 use super::matmul_sm90::{self, Columns};
-use super::operands::{Operand, Product};
+use super::operands::Product;
 use super::tiles::{Tile, k_major};
 use crate::backend::{MatMul, Write};
 use crate::error::Result;
@@ -96,17 +96,16 @@ impl Cuda {
         &self,
         tile: Option<Tile>,
         c: &mut Tensor<Self>,
-        [a, b]: [&Tensor<Self>; 2],
+        operands: [&Tensor<Self>; 2],
         op: MatMul,
         alpha: f32,
         write: Write,
     ) -> Result<()> {
-        let shape = op.check(c, a, b);
-        let whole = |t| Operand { t, at: 0, stride: t.cols() };
-        if shape.2 == 0 && write == Write::Set {
+        let of = Product::whole(c, operands, op, alpha, write);
+        if of.shape.2 == 0 && write == Write::Set {
             return self.fill_zero(c);
         }
-        self.product(tile, c, Product { a: whole(a), b: whole(b), shape, op, alpha, write })
+        self.product(tile, c, of)
     }
 
     /// A product of parts of tensors, of at least one step of k where `c` is set.

@@ -132,16 +132,14 @@ impl Cuda {
         &self,
         columns: Columns,
         c: &mut Tensor<Self>,
-        [a, b]: [&Tensor<Self>; 2],
+        operands: [&Tensor<Self>; 2],
         op: MatMul,
         alpha: f32,
         write: Write,
     ) -> Result<()> {
-        let shape = op.check(c, a, b);
-        let whole = |t| Operand { t, at: 0, stride: t.cols() };
-        let of = Product { a: whole(a), b: whole(b), shape, op, alpha, write };
+        let of = Product::whole(c, operands, op, alpha, write);
         assert!(
-            [a, b].iter().all(|t| t.dtype() == DType::Bf16 && t.cols().is_multiple_of(8)),
+            operands.iter().all(|t| t.dtype() == DType::Bf16 && t.cols().is_multiple_of(8)),
             "matmul_sm90: aligned bf16 alone"
         );
         product(self, columns, c, of)

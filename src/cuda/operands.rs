@@ -35,6 +35,16 @@ pub(super) struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
+    /// Of whole tensors; `c` takes the result, or the sum with it.
+    ///
+    /// # Panics
+    /// If their shapes do not fit.
+    #[track_caller]
+    pub fn whole(c: &Tensor<Cuda>, [a, b]: [&'a Tensor<Cuda>; 2], op: MatMul, alpha: f32, write: Write) -> Self {
+        let of = |t: &'a Tensor<Cuda>| Operand { t, at: 0, stride: t.cols() };
+        Self { a: of(a), b: of(b), shape: op.check(c, a, b), op, alpha, write }
+    }
+
     /// Without a factor.
     pub fn new(a: Operand<'a>, b: Operand<'a>, shape: (usize, usize, usize), op: MatMul, write: Write) -> Self {
         Self { a, b, shape, op, alpha: 1.0, write }
