@@ -18,7 +18,7 @@
 // shared memory of 6 TILE rows, dkdv also 4 TILE floats.
 // Cost: 6 D flops a pair of query and key for dq, 8 D for dkdv.
 // Test: tests/common/attention.rs, on every device.
-#include "common/types.cuh"
+#include "common/elements.cuh"
 #include "common/heads.cuh"
 
 constexpr int TILE = 64, THREADS = 128, NT = TILE / 8, DT = HEAD_DIM / 8;
@@ -46,10 +46,7 @@ __device__ __forceinline__ void turn_back(Accumulator &x, const float *table, co
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     const float c = e ? cosine.y : cosine.x, s = e ? sine.y : sine.x;
-                    float &low = x[j][2 * h + e], &high = x[j + DT / 2][2 * h + e];
-                    const float turned = fmaf(low, c, __fmul_rn(high, s));
-                    high = fmaf(high, c, -__fmul_rn(low, s));
-                    low = turned;
+                    rotate(x[j][2 * h + e], x[j + DT / 2][2 * h + e], c, -s);
                 }
             }
         }

@@ -16,7 +16,7 @@
 // and are merged in order; (WARPS + 1) D + 2 WARPS floats.
 // Cost: no tensor cores; keys are read once per query. The path of f32, and the second opinion for whatever is faster.
 // Test: tests/common/attention.rs, on every device.
-#include "common/types.cuh"
+#include "common/elements.cuh"
 #include "common/reduce.cuh"
 
 // With one block asked for a multiprocessor, ptxas does not spill a register or two to fit more of them.
@@ -72,8 +72,9 @@ __device__ __forceinline__ void write_row(X_T *to, const float (&acc)[DIMS], flo
         float x = row[d];
         if (angle) {
             const u32 j = d < half ? d : d - half;
-            const float cosine = angle[j], sine = angle[j + half];
-            x = d < half ? fmaf(x, cosine, __fmul_rn(row[j + half], sine)) : fmaf(x, cosine, -__fmul_rn(row[j], sine));
+            float lo = row[j], hi = row[j + half];
+            rotate(lo, hi, angle[j], -angle[j + half]);
+            x = d < half ? lo : hi;
         }
         put(to[d], x);
     }

@@ -15,27 +15,10 @@
 // Cost: 2 m n k flops; at least 2 (m k + k n) bytes read and m n elements of C written (and read, where added to).
 // Test: tests/common/products.rs, on every device.
 #include "common/product.cuh"
+#include "common/elements.cuh"
 
 using LoaderA = Loader<A_T, BLOCK_M, A_K_MAJOR, ALIGNED, THREADS>;
 using LoaderB = Loader<B_T, BLOCK_N, B_K_MAJOR, ALIGNED, THREADS>;
-
-// Eight elements of a row of C from column j on.
-template <typename T>
-__device__ __forceinline__ void write8(T *c, const float *sum, float alpha, u32 add, u32 j, u32 n) {
-    if (n % 8 == 0) {
-        float x[8], y[8] = {};
-        load8(x, sum);
-        if (add) load8(y, c + j);
-#pragma unroll
-        for (int e = 0; e < 8; e++) x[e] = __fadd_rn(__fmul_rn(alpha, x[e]), y[e]);
-        store8(c + j, x);
-    } else {
-#pragma unroll
-        for (int e = 0; e < 8; e++) {
-            if (j + e < n) put(c[j + e], __fadd_rn(__fmul_rn(alpha, sum[e]), add ? to_f32(c[j + e]) : 0.0f));
-        }
-    }
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     matmul(void *__restrict__ c, const A_T *__restrict__ a, const B_T *__restrict__ b, u32 m, u32 n, u32 k, u32 stride_a,
@@ -55,7 +38,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const u32 r = i / (BLOCK_N / 8), column = i % (BLOCK_N / 8) * 8;
         const u32 row = first_row + r, j = first_column + column;
         if (row >= m || j >= n) continue;
-        const float *sum = staged(shared, r, column);
+        float sum[8];
+        load8(sum, staged(shared, r, column));
         if (c_is_bf16) {
             write8(static_cast<bf16 *>(c) + u64(row) * n, sum, alpha, add, j, n);
         } else {

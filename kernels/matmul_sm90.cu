@@ -12,23 +12,7 @@
 // Cost: 2 m n k flops; at least 2 (m k + k n) bytes read and m n elements of C written (and read, where added to).
 // Test: tests/cuda/hopper.rs.
 #include "common/warpgroup.cuh"
-
-// Eight elements of a row of C from column j on.
-template <typename T>
-__device__ __forceinline__ void write8(T *c, const float (&sum)[8], float alpha, u32 add, u32 j, u32 n) {
-    if (n % 8 == 0) {
-        float x[8] = {};
-        if (add) load8(x, c + j);
-#pragma unroll
-        for (int e = 0; e < 8; e++) x[e] = __fadd_rn(__fmul_rn(alpha, sum[e]), x[e]);
-        store8(c + j, x);
-    } else {
-#pragma unroll
-        for (int e = 0; e < 8; e++) {
-            if (j + e < n) put(c[j + e], __fadd_rn(__fmul_rn(alpha, sum[e]), add ? to_f32(c[j + e]) : 0.0f));
-        }
-    }
-}
+#include "common/elements.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     matmul_sm90(void *__restrict__ c, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, u32 m, u32 n, u32 k,
@@ -41,12 +25,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (!copies_alone()) return;
         for (u32 tile = blockIdx.x; tile < tiles_m * tiles_n; tile += gridDim.x) {
             const TilePlace place(tile, tiles_m, tiles_n);
-#pragma unroll 1
-            for (u32 s = 0; s < steps; s++, buffers.next()) {
-                buffers.fill(TILE);
-                buffers.copy_a(a, place.m * BLOCK_M, s * BLOCK_K);
-                buffers.copy_b<BLOCK_N>(b, place.n * BLOCK_N, s * BLOCK_K);
-            }
+            buffers.copy_term(a, place.m * BLOCK_M, b, place.n * BLOCK_N, steps);
         }
         return;
     }

@@ -19,6 +19,7 @@
 #define A_K_MAJOR 1
 #define B_K_MAJOR 1
 #include "common/product.cuh"
+#include "common/elements.cuh"
 
 constexpr int HALF = BLOCK_N / 2;
 using LoaderA = Loader<bf16, BLOCK_M, true, true, THREADS>;
@@ -137,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             store8(y0 + at, lo);
             store8(y1 + at, hi);
 #pragma unroll
-            for (int e = 0; e < 8; e++) lo[e] = lo[e] * (1.0f / (1.0f + expf(-lo[e]))) * hi[e];
+            for (int e = 0; e < 8; e++) lo[e] = swiglu(lo[e], hi[e]);
             store8(act + at, lo);
         } else if (turn) {
             const float *angle = table + u64(u32(positions[row])) * dim + piece % apart;
@@ -145,11 +146,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             load8(cosine, angle);
             load8(sine, angle + apart);
 #pragma unroll
-            for (int e = 0; e < 8; e++) {
-                const float turned_lo = fmaf(lo[e], cosine[e], -__fmul_rn(hi[e], sine[e]));
-                hi[e] = fmaf(hi[e], cosine[e], __fmul_rn(lo[e], sine[e]));
-                lo[e] = turned_lo;
-            }
+            for (int e = 0; e < 8; e++) rotate(lo[e], hi[e], cosine[e], sine[e]);
             store8(y + at, lo);
             store8(y + at + apart, hi);
         } else {

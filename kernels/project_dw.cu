@@ -12,34 +12,26 @@
 #define A_K_MAJOR 0
 #define B_K_MAJOR 0
 #include "common/product.cuh"
+#include "common/elements.cuh"
+#include "common/group.cuh"
 
 using LoaderA = Loader<bf16, BLOCK_M, false, true, THREADS>;
 using LoaderB = Loader<bf16, BLOCK_N, false, true, THREADS>;
-
-// A block's part of a group: which projection, its height, and the tile's first row and column.
-struct Part {
-    u32 group, m, row, column;
-
-    __device__ __forceinline__ Part(u32 m0, u32 m1, u32 m2, u32 n) {
-        // Worked out once more behind the loop: kept over it, it would cost registers that the loop wants.
-        u32 block = blockIdx.x;
-        keep(block);
-        const u32 tiles0 = (m0 + BLOCK_M - 1) / BLOCK_M, tiles1 = (m1 + BLOCK_M - 1) / BLOCK_M, tiles2 = (m2 + BLOCK_M - 1) / BLOCK_M;
-        const TilePlace place(block, tiles0 + tiles1 + tiles2, (n + BLOCK_N - 1) / BLOCK_N);
-        group = place.m < tiles0 ? 0 : place.m < tiles0 + tiles1 ? 1 : 2;
-        m = pick(group, m0, m1, m2);
-        row = (place.m - pick(group, 0u, tiles0, tiles0 + tiles1)) * BLOCK_M, column = place.n * BLOCK_N;
-    }
-};
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     project_dw(float *__restrict__ dw0, float *__restrict__ dw1, float *__restrict__ dw2, const bf16 *__restrict__ dy0,
                const bf16 *__restrict__ dy1, const bf16 *__restrict__ dy2, const bf16 *__restrict__ x, u32 m0, u32 m1, u32 m2, u32 n,
                u32 k) {
     extern __shared__ __align__(128) unsigned char shared[];
+    // Worked out once more behind the loop: kept over it, it would cost registers that the loop wants.
+    auto part_of_group = [&] {
+        u32 block = blockIdx.x;
+        keep(block);
+        return WeightPart(block, m0, m1, m2, n);
+    };
     {
         const u32 tiles = (k + BLOCK_K - 1) / BLOCK_K;
-        const Part of(m0, m1, m2, n);
+        const WeightPart of = part_of_group();
         Operands<LoaderA, LoaderB> from{LoaderA(pick(of.group, dy0, dy1, dy2), of.m, of.row, of.m), LoaderB(x, n, of.column, n),
                                         k - (tiles - 1) * BLOCK_K};
         const WarpPart part;
@@ -48,17 +40,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         run(sums, shared, tiles, from, part);
         stage(shared, sums, part);
     }
-    const Part of(m0, m1, m2, n);
+    const WeightPart of = part_of_group();
     float *dw = pick(of.group, dw0, dw1, dw2);
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < BLOCK_M * BLOCK_N / 8; i += THREADS) {
         const u32 r = i / (BLOCK_N / 8), column = i % (BLOCK_N / 8) * 8, row = of.row + r, j = of.column + column;
         if (row >= of.m || j >= n) continue;
-        float sum[8], x8[8];
+        float sum[8];
         load8(sum, staged(shared, r, column));
-        load8(x8, dw + u64(row) * n + j);
-#pragma unroll
-        for (int e = 0; e < 8; e++) x8[e] += sum[e];
-        store8(dw + u64(row) * n + j, x8);
+        accumulate8(dw + u64(row) * n + j, sum);
     }
 }

@@ -13,40 +13,23 @@
 #define A_K_MAJOR 0
 #define B_K_MAJOR 0
 #include "common/warpgroup.cuh"
-
-// A tile of the group: of which projection, its height, and its first row and column.
-struct Part {
-    u32 group, m, row, column;
-
-    __device__ __forceinline__ Part(u32 tile, u32 m0, u32 m1, u32 m2, u32 n) {
-        const u32 tiles0 = (m0 + BLOCK_M - 1) / BLOCK_M, tiles1 = (m1 + BLOCK_M - 1) / BLOCK_M, tiles2 = (m2 + BLOCK_M - 1) / BLOCK_M;
-        const TilePlace place(tile, tiles0 + tiles1 + tiles2, (n + BLOCK_N - 1) / BLOCK_N);
-        group = place.m < tiles0 ? 0 : place.m < tiles0 + tiles1 ? 1 : 2;
-        m = pick(group, m0, m1, m2);
-        row = (place.m - pick(group, 0u, tiles0, tiles0 + tiles1)) * BLOCK_M, column = place.n * BLOCK_N;
-    }
-};
+#include "common/elements.cuh"
+#include "common/group.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     project_dw_sm90(float *__restrict__ dw0, float *__restrict__ dw1, float *__restrict__ dw2, const __grid_constant__ TensorMap dy0,
                     const __grid_constant__ TensorMap dy1, const __grid_constant__ TensorMap dy2, const __grid_constant__ TensorMap x,
                     u32 m0, u32 m1, u32 m2, u32 n, u32 k) {
     extern __shared__ unsigned char space[];
-    const u32 in_column = (m0 + BLOCK_M - 1) / BLOCK_M + (m1 + BLOCK_M - 1) / BLOCK_M + (m2 + BLOCK_M - 1) / BLOCK_M;
-    const u32 tiles = in_column * ((n + BLOCK_N - 1) / BLOCK_N), steps = tiles_of(k);
+    const u32 tiles = tiles_below(m0, m1, m2) * ((n + BLOCK_N - 1) / BLOCK_N), steps = tiles_of(k);
     Buffers buffers(space);
     if (copies()) {
         give_registers<40>();
         if (!copies_alone()) return;
         for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-            const Part part(tile, m0, m1, m2, n);
+            const WeightPart part(tile, m0, m1, m2, n);
             const TensorMap &dy = part.group == 0 ? dy0 : part.group == 1 ? dy1 : dy2;
-#pragma unroll 1
-            for (u32 s = 0; s < steps; s++, buffers.next()) {
-                buffers.fill(TILE);
-                buffers.copy_a(dy, part.row, s * BLOCK_K);
-                buffers.copy_b<BLOCK_N>(x, part.column, s * BLOCK_K);
-            }
+            buffers.copy_term(dy, part.row, x, part.column, steps);
         }
         return;
     }
@@ -55,19 +38,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         WarpgroupSums<BLOCK_N> sums;
         mine.run(sums, buffers, steps, 0);
-        const Part part(tile, m0, m1, m2, n);
+        const WeightPart part(tile, m0, m1, m2, n);
         float *dw = pick(part.group, dw0, dw1, dw2);
 #pragma unroll
         for (int p = 0; p < BLOCK_N / STAGED_COLUMNS; p++) {
             mine.write([&](int i) { return sums[p * (STAGED_COLUMNS / 2) + i]; },
                        [&](u32 r, u32 column, const float(&eight)[8]) {
                            const u32 row = part.row + mine.warp * 16 + r, j = part.column + p * STAGED_COLUMNS + column;
-                           if (row >= part.m || j >= n) return;
-                           float *to = dw + u64(row) * n + j, sum[8];
-                           load8(sum, to);
-#pragma unroll
-                           for (int e = 0; e < 8; e++) sum[e] += eight[e];
-                           store8(to, sum);
+                           if (row < part.m && j < n) accumulate8(dw + u64(row) * n + j, eight);
                        });
         }
     }

@@ -6,7 +6,8 @@
 // would, by stream (si0 .. si3) and threshold; threshold 0: nothing is. Maps of dy and u in boxes of BLOCK_M rows, of W and A of 64.
 // Defines: MASKS in {0, 1, 2, 3}, all of the updates with dropout, or 0 without; BLOCK_N in {64, 128, 256}, not 256 with dropout: the
 // registers of a masked sum come on top; STAGES.
-// Numerics: with dropout each u_i A_i is summed in f32, masked, and the masked sums are added in order, else they begin the chain; it goes on with the products, dy_0 W_0 first, along k; one rounding. Neither shape nor tile changes the order.
+// Numerics: with dropout each u_i A_i is summed in f32, masked, and the masked sums are added in order, else they begin the chain; it
+// goes on with the products, dy_0 W_0 first, along k; one rounding. Neither shape nor tile changes the order.
 // Method: common/warpgroup.cuh. An update is formed 64 columns at a time; the lanes of a row draw each Philox block once.
 // Needs: m > 0, k_0 > 0; n, k_i, rank multiples of 8; rank at most 64 with dropout.
 // Launch: at most a block of 384 threads per tile, in one dimension; dynamic shared memory as common/warpgroup.cuh says.
@@ -33,18 +34,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         for (u32 tile = blockIdx.x; tile < tiles_m * tiles_n; tile += gridDim.x) {
             const TilePlace place(tile, tiles_m, tiles_n);
             const u32 row = place.m * BLOCK_M, column = place.n * BLOCK_N;
-            auto term = [&](const TensorMap &a, const TensorMap &b, u32 steps) {
 #pragma unroll 1
-                for (u32 s = 0; s < steps; s++, buffers.next()) {
-                    buffers.fill(TILE);
-                    buffers.copy_a(a, row, s * BLOCK_K);
-                    buffers.copy_b<BLOCK_N>(b, column, s * BLOCK_K);
-                }
-            };
+            for (u32 i = 0; i < updates; i++) {
+                buffers.copy_term(i == 0 ? u0 : i == 1 ? u1 : u2, row, i == 0 ? a0 : i == 1 ? a1 : a2, column, parts);
+            }
 #pragma unroll 1
-            for (u32 i = 0; i < updates; i++) term(i == 0 ? u0 : i == 1 ? u1 : u2, i == 0 ? a0 : i == 1 ? a1 : a2, parts);
-#pragma unroll 1
-            for (u32 i = 0; i < 3; i++) term(i == 0 ? dy0 : i == 1 ? dy1 : dy2, i == 0 ? w0 : i == 1 ? w1 : w2, tiles_of(pick(i, k0, k1, k2)));
+            for (u32 i = 0; i < 3; i++) {
+                buffers.copy_term(i == 0 ? dy0 : i == 1 ? dy1 : dy2, row, i == 0 ? w0 : i == 1 ? w1 : w2, column,
+                                  tiles_of(pick(i, k0, k1, k2)));
+            }
         }
         return;
     }

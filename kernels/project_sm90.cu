@@ -18,6 +18,7 @@
 #define A_K_MAJOR 1
 #define B_K_MAJOR 1
 #include "common/warpgroup.cuh"
+#include "common/elements.cuh"
 
 constexpr int HALF = BLOCK_N / 2;
 constexpr u32 STEP = PAIR ? HALF : DIM ? BLOCK_N / (DIM ? DIM : 1) * DIM : BLOCK_N; // columns of C in a tile
@@ -57,13 +58,6 @@ template <int COUNT> __device__ __forceinline__ void add_bias(float *sums, const
     }
 }
 
-// A pair of elements turns by an angle.
-__device__ __forceinline__ void rotate(float &lo, float &hi, float cosine, float sine) {
-    const float turned = fmaf(lo, cosine, -__fmul_rn(hi, sine));
-    hi = fmaf(hi, cosine, __fmul_rn(lo, sine));
-    lo = turned;
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     project_sm90(bf16 *__restrict__ y0, bf16 *__restrict__ y1, bf16 *__restrict__ y2, bf16 *__restrict__ act,
                  const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w0, const __grid_constant__ TensorMap w1,
@@ -81,33 +75,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (!copies_alone()) return;
         for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
             const Part part(tile, tiles_m, n0, n1, n2);
+#if !PAIR
             const TensorMap &w = part.group == 0 ? w0 : part.group == 1 ? w1 : w2;
+#endif
             for (u32 which = part.group; which < part.group + BOTH; which++) {
                 if (!(updated >> which & 1)) continue;
                 const TensorMap &t = which == 0 ? t0 : which == 1 ? t1 : t2, &b = which == 0 ? b0 : which == 1 ? b1 : b2;
-                for (u32 i = 0; i < parts; i++, buffers.next()) {
-                    buffers.fill(TILE);
-                    buffers.copy_a(t, part.row, i * BLOCK_K);
-                    if (PAIR) {
-                        // Rows beyond b, which are zeros, for the columns that are not this one's.
-                        buffers.copy_b<HALF>(b, which == 0 ? part.column : BEYOND, i * BLOCK_K);
-                        buffers.copy_b<HALF>(b, which == 1 ? part.column : BEYOND, i * BLOCK_K, HALF * BLOCK_K * 2);
-                    } else {
-                        buffers.copy_b<BLOCK_N>(b, part.column, i * BLOCK_K);
-                    }
-                }
+#if PAIR
+                buffers.copy_term(t, part.row, parts, [&](u32 k) {
+                    // Rows beyond b, which are zeros, for the columns that are not this one's.
+                    buffers.copy_b<HALF>(b, which == 0 ? part.column : BEYOND, k);
+                    buffers.copy_b<HALF>(b, which == 1 ? part.column : BEYOND, k, HALF * BLOCK_K * 2);
+                });
+#else
+                buffers.copy_term(t, part.row, b, part.column, parts);
+#endif
             }
-#pragma unroll 1
-            for (u32 s = 0; s < steps; s++, buffers.next()) {
-                buffers.fill(TILE);
-                buffers.copy_a(x, part.row, s * BLOCK_K);
-                if (PAIR) {
-                    buffers.copy_b<HALF>(w0, part.column, s * BLOCK_K);
-                    buffers.copy_b<HALF>(w1, part.column, s * BLOCK_K, HALF * BLOCK_K * 2);
-                } else {
-                    buffers.copy_b<BLOCK_N>(w, part.column, s * BLOCK_K);
-                }
-            }
+#if PAIR
+            buffers.copy_term(x, part.row, steps, [&](u32 k) {
+                buffers.copy_b<HALF>(w0, part.column, k);
+                buffers.copy_b<HALF>(w1, part.column, k, HALF * BLOCK_K * 2);
+            });
+#else
+            buffers.copy_term(x, part.row, w, part.column, steps);
+#endif
         }
         return;
     }
@@ -148,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             const float *gate = sums + p * (STAGED_COLUMNS / 2), *up = gate + HALF / 2;
             mine.write([&](int i) { return gate[i]; }, store_to(y0, p));
             mine.write([&](int i) { return up[i]; }, store_to(y1, p));
-            mine.write([&](int i) { return gate[i] * (1.0f / (1.0f + expf(-gate[i]))) * up[i]; }, store_to(act, p));
+            mine.write([&](int i) { return swiglu(gate[i], up[i]); }, store_to(act, p));
         }
 #else
         add_bias<BLOCK_N>(sums, pick(part.group, bias0, bias1, bias2), part.column, n, lane);

@@ -8,7 +8,7 @@
 // Launch: blocks of THREADS threads, a thread per pair, ceil(cols / 2 / THREADS) blocks a row.
 // Cost: 2 rows cols (size of X_T) bytes.
 // Test: tests/common/rope.rs, on every device.
-#include "common/types.cuh"
+#include "common/elements.cuh"
 
 constexpr int THREADS = 256;
 
@@ -21,7 +21,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const float *angle = table + u64(u32(positions[row])) * dim + j;
     const float cosine = angle[0], sine = back ? -angle[half] : angle[half];
     X_T *lo = x + u64(row) * cols + pair / half * dim + j, *hi = lo + half;
-    const float a = to_f32(*lo), b = to_f32(*hi);
-    put(*lo, fmaf(a, cosine, -__fmul_rn(b, sine)));
-    put(*hi, fmaf(b, cosine, __fmul_rn(a, sine)));
+    float a = to_f32(*lo), b = to_f32(*hi);
+    rotate(a, b, cosine, sine);
+    put(*lo, a);
+    put(*hi, b);
 }

@@ -9,12 +9,10 @@
 // Launch: blocks of THREADS threads, 8 elements a thread; the grid covers n.
 // Cost: forward 3 n, backward 6 n (size of X_T) bytes.
 // Test: tests/common/swiglu.rs, on every device.
-#include "common/types.cuh"
+#include "common/elements.cuh"
 
 // With one block asked for a multiprocessor, ptxas does not spill a register or two to fit more of them.
 constexpr int THREADS = 256;
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     swiglu_forward(X_T *__restrict__ out, const X_T *__restrict__ gate, const X_T *__restrict__ up, u64 n) {
@@ -24,13 +22,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         load8(g, gate + at);
         load8(u, up + at);
 #pragma unroll
-        for (int i = 0; i < 8; i++) g[i] = g[i] * sigmoid(g[i]) * u[i];
+        for (int i = 0; i < 8; i++) g[i] = swiglu(g[i], u[i]);
         store8(out + at, g);
     } else {
-        for (u64 i = at; i < n; i++) {
-            const float g = to_f32(gate[i]);
-            put(out[i], g * sigmoid(g) * to_f32(up[i]));
-        }
+        for (u64 i = at; i < n; i++) put(out[i], swiglu(to_f32(gate[i]), to_f32(up[i])));
     }
 }
 

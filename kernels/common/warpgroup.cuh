@@ -67,6 +67,19 @@ struct Buffers {
     template <int N> __device__ __forceinline__ void copy_b(const TensorMap &b, u32 row, u32 k, u32 at = 0) const {
         copy<B_K_MAJOR, N>(first + buffer * TILE + TILE_A + at, b, row, k);
     }
+    // Copies `steps` tiles of one product, rows of A and of B from these on.
+    __device__ __forceinline__ void copy_term(const TensorMap &a, u32 row, const TensorMap &b, u32 column, u32 steps) {
+        copy_term(a, row, steps, [&](u32 k) { copy_b<BLOCK_N>(b, column, k); });
+    }
+    // The same, B's part of a tile copied by `rows_of_b(k)`.
+    template <class RowsOfB> __device__ __forceinline__ void copy_term(const TensorMap &a, u32 row, u32 steps, RowsOfB rows_of_b) {
+#pragma unroll 1
+        for (u32 s = 0; s < steps; s++, next()) {
+            fill(TILE);
+            copy_a(a, row, s * BLOCK_K);
+            rows_of_b(s * BLOCK_K);
+        }
+    }
     template <bool KMajor, int N> __device__ __forceinline__ void copy(u32 to, const TensorMap &map, u32 row, u32 k) const {
         if constexpr (KMajor) {
             copy_box(to, map, full + buffer * 8, k, row);

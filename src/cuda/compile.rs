@@ -36,6 +36,8 @@ pub(crate) use source;
 
 /// What `#include` finds.
 const HEADERS: &[Source] = &[
+    source!("kernels/common/elements.cuh"),
+    source!("kernels/common/group.cuh"),
     source!("kernels/common/heads.cuh"),
     source!("kernels/common/hopper.cuh"),
     source!("kernels/common/philox.cuh"),

@@ -1,0 +1,21 @@
+// A tile of the gradients of a group's weights, which lie below each other as in one matrix: of which projection it is, the height of that
+// one, and its own first row and column. Widths and heights as the including loop defines them: BLOCK_M, BLOCK_N.
+#pragma once
+#include "tile.cuh"
+
+// Rows of tiles of the whole group.
+__device__ __forceinline__ u32 tiles_below(u32 m0, u32 m1, u32 m2) {
+    return (m0 + BLOCK_M - 1) / BLOCK_M + (m1 + BLOCK_M - 1) / BLOCK_M + (m2 + BLOCK_M - 1) / BLOCK_M;
+}
+
+struct WeightPart {
+    u32 group, m, row, column;
+
+    __device__ __forceinline__ WeightPart(u32 tile, u32 m0, u32 m1, u32 m2, u32 n) {
+        const u32 tiles0 = (m0 + BLOCK_M - 1) / BLOCK_M, tiles1 = (m1 + BLOCK_M - 1) / BLOCK_M;
+        const TilePlace place(tile, tiles_below(m0, m1, m2), (n + BLOCK_N - 1) / BLOCK_N);
+        group = place.m < tiles0 ? 0 : place.m < tiles0 + tiles1 ? 1 : 2;
+        m = pick(group, m0, m1, m2);
+        row = (place.m - pick(group, 0u, tiles0, tiles0 + tiles1)) * BLOCK_M, column = place.n * BLOCK_N;
+    }
+};
