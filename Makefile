@@ -4,6 +4,9 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 CARGO ?= cargo
 OUT ?= demo_out
 CMD ?= target/release/ringtune doctor
+# MPI=no builds without MPI where there is one.
+MPI ?=
+export MPI
 
 .DEFAULT_GOAL := help
 .PHONY: help bootstrap tools build test test-product test-vgpu lint bench demo install vgpu clean-demo
@@ -12,13 +15,14 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 bootstrap: tools ## install what the build and the tests need, only where it is missing
+	@scripts/bootstrap.sh tests
 	@scripts/nvrtc.sh
 
 tools:
 	@scripts/bootstrap.sh
 
-build: tools ## build the programs: target/release/ringtune and ringrun
-	$(CARGO) build --release
+build: tools ## build the programs: target/release/ringtune and ringrun; with MPI where it is found (MPI=no: without)
+	$(CARGO) build --release $$(scripts/features.sh)
 
 test: bootstrap ## format, lints, every test, documentation: what CI runs
 	@scripts/test.sh
@@ -33,8 +37,7 @@ lint: tools ## format and lints alone
 	@scripts/test.sh lint
 
 bench: tools ## time the kernels and whole training steps on this machine; results are checked first
-	$(CARGO) bench --bench kernels
-	$(CARGO) bench --bench step
+	$(CARGO) bench $$(scripts/features.sh) --bench kernels --bench step
 
 demo: build ## the whole job on real text: pretrain, fine-tune, evaluate, generate, merge (OUT=folder)
 	@scripts/demo.sh "$(OUT)"
@@ -46,5 +49,5 @@ clean-demo: ## forget what the demo wrote, so that it starts from nothing
 	rm -rf "$(OUT)"
 
 install: tools ## install ringtune and ringrun into ~/.cargo/bin
-	$(CARGO) install --path . --locked
+	$(CARGO) install --path . --locked $$(scripts/features.sh | sed s,ringtune/,,)
 	$(CARGO) install --path launcher --locked

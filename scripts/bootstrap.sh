@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the build needs, only where it is missing, and says what it does. Quick when nothing is missing.
 # What for: cmake and g++ build the SentencePiece library, pkg-config is asked by build scripts.
+# `bootstrap.sh tests` adds what tests alone need, and goes on without it where it cannot be had: Open MPI and libclang (scripts/features.sh).
 set -eu
 
 say() { echo "bootstrap: $*" >&2; }
@@ -18,32 +19,42 @@ packages=
 need() { # need COMMAND PACKAGE
     command -v "$1" >/dev/null 2>&1 || packages="$packages $2"
 }
+as_root=
+[ "$(id -u)" = 0 ] || as_root=sudo
+# The package lists of a fresh machine are empty or old: they are refreshed only when the first try fails.
+# shellcheck disable=SC2086
+install() {
+    say "installing with apt-get:$packages"
+    install="env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends"
+    $as_root $install $packages >/dev/null 2>&1 || { $as_root apt-get update -q >&2 && $as_root $install $packages >&2; }
+}
+
 need cc gcc
 need c++ g++
 need cmake cmake
 need make make
 need pkg-config pkg-config
-
 if [ -n "$packages" ]; then
     if ! command -v apt-get >/dev/null 2>&1; then
         say "missing:$packages; this system has no apt-get, install them with its own tool, then run this again"
         exit 1
     fi
-    as_root=
-    if [ "$(id -u)" != 0 ]; then
-        as_root=sudo
-        if ! command -v sudo >/dev/null 2>&1; then
-            say "missing:$packages; run as root: apt-get install$packages"
-            exit 1
-        fi
+    if [ -n "$as_root" ] && ! command -v sudo >/dev/null 2>&1; then
+        say "missing:$packages; run as root: apt-get install$packages"
+        exit 1
     fi
-    say "installing with apt-get:$packages"
-    install="env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends"
-    # The package lists of a fresh machine are empty or old: refresh them only when the first try fails.
-    # shellcheck disable=SC2086
-    if ! $as_root $install $packages >/dev/null 2>&1; then
-        $as_root apt-get update -q >&2
-        $as_root $install $packages >&2
+    install
+fi
+
+# Only where it costs nobody a question: as root or with a sudo that asks for no password.
+if [ "${1-}" = tests ] && [ "${MPI-}" != no ] && command -v apt-get >/dev/null 2>&1; then
+    packages=
+    need mpirun openmpi-bin
+    need mpicc libopenmpi-dev
+    scripts/features.sh 2>&1 | grep -q 'libclang is not' && packages="$packages libclang-dev"
+    case $packages in *libopenmpi-dev*) packages="$packages libclang-dev" ;; esac
+    if [ -n "$packages" ] && { [ -z "$as_root" ] || sudo -n true 2>/dev/null; }; then
+        install || say "without$packages: the tests of MPI are skipped"
     fi
 fi
 

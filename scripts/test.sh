@@ -14,13 +14,17 @@ case $part in
     *) echo "usage: scripts/test.sh [all|product|vgpu|lint]" >&2; exit 2 ;;
 esac
 
+# With MPI where there is one: programs, lints and tests share one build, and `make build` has the same.
+features=
+[ "$part" = vgpu ] || features=$(scripts/features.sh)
+
 step() { echo "== $*" >&2; }
 
 step "cargo fmt"
 cargo fmt --all --check
 step "cargo clippy"
 # shellcheck disable=SC2086
-cargo clippy --release $packages --all-targets -- -D warnings
+cargo clippy --release $packages $features --all-targets -- -D warnings
 if [ "$part" != vgpu ] && [ -f deny.toml ] && cargo deny --version >/dev/null 2>&1; then
     step "cargo deny"
     cargo deny --offline check licenses bans sources 2>&1
@@ -29,10 +33,11 @@ fi
 
 step "documentation"
 # shellcheck disable=SC2086
-RUSTDOCFLAGS="-D warnings" cargo doc --release $packages --no-deps --quiet
+RUSTDOCFLAGS="-D warnings" cargo doc --release $packages $features --no-deps --quiet
 step "tests"
 # Tests start it; cargo builds a program for the tests of its own package alone.
-cargo build --release --package ringtune --package launcher --bin ringrun --quiet
+# shellcheck disable=SC2086
+cargo build --release --package ringtune --package launcher $features --bin ringrun --quiet
 # On the emulated GPU of tests/vgpu. A test that lacks something of the machine says so in this file and passes; with
 # RINGTUNE_NO_SKIP=1 it fails.
 skips=$(mktemp) log=$(mktemp)
@@ -42,11 +47,11 @@ status=0
 # shellcheck disable=SC2086
 if cargo nextest --version >/dev/null 2>&1; then
     # Examples in the documentation first: nextest does not run them, and its summary should stand last.
-    cargo test --release $packages --doc --quiet
-    scripts/vgpu.sh cargo nextest run --release $packages || status=$?
+    cargo test --release $packages $features --doc --quiet
+    scripts/vgpu.sh cargo nextest run --release $packages $features || status=$?
 else
     # A pipe hides the status of cargo from sh, so it goes through the file.
-    { scripts/vgpu.sh cargo test --release $packages --no-fail-fast 2>&1 || echo "cargo test failed with status $?"; } | tee "$log"
+    { scripts/vgpu.sh cargo test --release $packages $features --no-fail-fast 2>&1 || echo "cargo test failed with status $?"; } | tee "$log"
     grep -q '^cargo test failed with status' "$log" && status=1
     awk '/^test result:/ { passed += $4; failed += $6; skipped += $8 }
         END { printf "Summary: %d tests run: %d passed, %d failed, %d skipped\n", passed + failed, passed, failed, skipped }' "$log"
@@ -55,13 +60,15 @@ fi
 # there (tests/vgpu/README.md, Execution).
 if [ "$part" != vgpu ]; then
     step "products that round as on tensor cores"
-    VGPU_MMA=hopper scripts/vgpu.sh cargo test --release --package ringtune --test cuda --quiet -- \
+    # shellcheck disable=SC2086
+    VGPU_MMA=hopper scripts/vgpu.sh cargo test --release --package ringtune $features --test cuda --quiet -- \
         every_tile_is_as_close attention_on_tensor_cores || status=$?
 fi
 # The same tests on the real thing, where there is one.
 if [ "$part" != vgpu ] && [ -e /dev/nvidiactl ]; then
     step "tests on this machine's GPU"
-    cargo test --release --test cuda || status=$?
+    # shellcheck disable=SC2086
+    cargo test --release $features --test cuda || status=$?
 fi
 count=$(wc -l <"$skips")
 if [ "$count" -gt 0 ]; then

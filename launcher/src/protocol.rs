@@ -180,13 +180,17 @@ pub struct Hello {
     /// Where its peers connect: `@NAME` for a Unix socket without a file, and `ADDRESS:PORT`, or `*:PORT` for the
     /// address that the hub sees, where ranks are on several machines.
     pub listens: Vec<String>,
+    /// Whether it can exchange gradients over MPI: where all can, they do.
+    pub mpi: bool,
 }
 
 impl Hello {
     /// As JSON.
     pub fn to_json(&self) -> Value {
-        let Self { rank, host, place, pid, cores, listens } = self;
-        serde_json::json!({"rank": rank, "host": host, "place": place, "pid": pid, "cores": cores, "listens": listens})
+        let Self { rank, host, place, pid, cores, listens, mpi } = self;
+        serde_json::json!({
+            "rank": rank, "host": host, "place": place, "pid": pid, "cores": cores, "listens": listens, "mpi": mpi
+        })
     }
 
     /// What [`Hello::to_json`] gave.
@@ -199,6 +203,7 @@ impl Hello {
             pid: u32::try_from(v["pid"].as_u64()?).ok()?,
             cores: text("cores")?,
             listens: v["listens"].as_array()?.iter().map(|l| l.as_str().map(String::from)).collect::<Option<_>>()?,
+            mpi: v["mpi"].as_bool()?,
         })
     }
 }
@@ -253,6 +258,7 @@ mod tests {
             pid: 4,
             cores: "0-3".into(),
             listens: vec!["@x".into()],
+            mpi: true,
         };
         assert_eq!(Hello::from_json(&hello.to_json()), Some(hello));
     }

@@ -26,6 +26,7 @@ fn rank(hub: &Hub, rank: usize, secret: &str, size: usize) -> (TcpStream, bool) 
         pid: 1,
         cores: "0".into(),
         listens: vec!["*:7".into()],
+        mpi: false,
     };
     let mut value = hello.to_json();
     (value["secret"], value["size"]) = (secret.into(), size.into());

@@ -64,6 +64,27 @@ pub fn saved(step: u64) {
     }
 }
 
+/// Whether this rank has said goodbye or why it ends, or is being ended: another thread sees to the rest.
+pub fn is_ending() -> bool {
+    OWN.get().is_some_and(|own| own.ended.load(SeqCst))
+}
+
+/// Ends the run from a thread that cannot give its error back: says what went wrong here and ends this process.
+pub fn end_here(text: &str) -> ! {
+    while is_ending() {
+        std::thread::park(); // The control thread is about to end this process.
+    }
+    say::error(text);
+    if let Some(own) = OWN.get() {
+        own.fail(text.into(), 1);
+        own.leave_last();
+    }
+    wait_for_writer();
+    remove_pending();
+    // SAFETY: ends the process without running anything else of it, which is the point.
+    unsafe { libc::_exit(1) }
+}
+
 /// What the threads of a rank share.
 struct Shared {
     rank: usize,

@@ -5,13 +5,16 @@
 //!      └─► sockets ── gradients ──► every other rank
 //! ```
 //! Two things, apart: gradients travel between ranks over a [`transport`]; everything else, and above all why a run ends, over the
-//! [`control`] channel.
+//! [`control`] channel. Where mpirun or srun started the ranks and the program was built for it, gradients travel over [`mpi`].
 //!
 //! **Invariant:** every rank calls the same collectives in the same order. Nothing above this module knows what carries them.
 
 pub mod bucket;
 pub mod control;
 pub mod fault;
+pub mod mpi;
+#[cfg(feature = "mpi")]
+pub mod mpi_transport;
 pub mod ranks;
 pub mod start;
 pub mod transport;
@@ -91,6 +94,14 @@ pub trait Communicator<B: Backend> {
     /// # Errors
     /// If a peer is gone.
     fn gather(&self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// No reductions follow: what carried them ends, on all ranks at the same place. The main rank may go on for long.
+    ///
+    /// # Errors
+    /// If a peer is gone or the transport fails.
+    fn end_reductions(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Where this rank is now, for whoever has to say where it died. `step` counts from 1.
     fn at(&self, _position: Position) {}

@@ -34,6 +34,8 @@ enum Job {
     Add { bucket: usize, lengths: Vec<usize>, values: Option<Vec<f32>> },
     /// Gives the sums of a bucket to everyone.
     Collect { bucket: usize, lengths: Vec<usize> },
+    /// Ends the transport, and the thread with it.
+    End,
 }
 
 struct Worker {
@@ -53,7 +55,7 @@ impl Ranks {
     /// Ranks that move gradients over a transport; a single one has none.
     ///
     /// # Errors
-    /// If no thread can be started.
+    /// If no thread can be started, or the transport cannot be opened.
     pub fn new(world: World, control: Box<dyn Control>, transport: Option<Box<dyn Transport>>) -> Result<Self> {
         let (rank, size) = (world.rank, world.size);
         let worker =
@@ -126,6 +128,17 @@ impl<B: Backend> Communicator<B> for Ranks {
         self.control.gather(what, own)
     }
 
+    fn end_reductions(&self) -> Result<()> {
+        let Some(worker) = &self.worker else { return Ok(()) };
+        self.job(Job::End)?;
+        // The thread hangs up when it has ended; it sends nothing any more.
+        let _ = worker.sums.recv();
+        match worker.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(e) => Err(self.control.lost(e)),
+            None => Ok(()),
+        }
+    }
+
     fn at(&self, position: Position) {
         self.control.at(position);
     }
@@ -142,7 +155,13 @@ impl Worker {
         let free = bounded(AHEAD);
         let failed = Arc::new(Mutex::new(None));
         let (back, why) = (free.0.clone(), Arc::clone(&failed));
+        let (opened, is_open) = bounded(1);
         let work = move || {
+            let open = owner.transport.open();
+            let failed = open.is_err();
+            if opened.send(open).is_err() || failed {
+                return;
+            }
             for job in todo {
                 let result = match job {
                     Job::Add { bucket, lengths, values } => {
@@ -154,6 +173,11 @@ impl Worker {
                     Job::Collect { bucket, lengths } => {
                         owner.collect(bucket, &lengths).map(|sums| drop(done.send(sums)))
                     }
+                    Job::End => {
+                        let ended = owner.transport.close();
+                        *why.lock().unwrap_or_else(PoisonError::into_inner) = ended.err();
+                        return;
+                    }
                 };
                 if let Err(e) = result {
                     *why.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
@@ -163,6 +187,7 @@ impl Worker {
         };
         let thread = std::thread::Builder::new().name("collectives".into()).spawn(work);
         let thread = Some(thread.map_err(|e| Error::new(format!("cannot start the thread of the collectives: {e}")))?);
+        is_open.recv().map_err(|_| Error::new("the thread of the collectives ended early"))??;
         Ok(Self { jobs, sums, free, failed, thread })
     }
 }

@@ -17,7 +17,7 @@ use launcher::spawn::{own_cores, parse_ranges, ranges};
 use super::control::Channel;
 use super::ranks::Ranks;
 use super::transport::{Sockets, Stream, Transport};
-use super::{Communicator, Solo, World};
+use super::{Communicator, Solo, World, mpi};
 use crate::backend::Backend;
 use crate::error::{Context, Error, Result};
 use crate::{bail, ensure, machine, say};
@@ -117,6 +117,7 @@ fn place() -> String {
 
 fn join(identity: &Identity) -> Result<Joined> {
     let &Identity { rank, size, launcher, .. } = identity;
+    let mpi = size > 1 && mpi::is_ready(identity, &|name| std::env::var(name).ok())?;
     let inherited = std::env::var("RINGTUNE_BEACON_FD").ok().and_then(|fd| Beacon::inherited(fd.parse().ok()?).ok());
     let beacon = inherited.unwrap_or_else(Beacon::private);
     let own_hub = if rank == 0 { open_hub(identity)? } else { None };
@@ -134,6 +135,7 @@ fn join(identity: &Identity) -> Result<Joined> {
         pid: std::process::id(),
         cores: ranges(&own_cores()),
         listens: doors.names.clone(),
+        mpi,
     };
     let mut control = meet(&hello, size, &secret, &addresses)?;
     let members = welcome(&mut control, launcher)?;
@@ -147,11 +149,18 @@ fn join(identity: &Identity) -> Result<Joined> {
     };
     let sharing = here.iter().filter(|&&r| members[r].cores == hello.cores).count();
     let cores = parse_ranges(&hello.cores).map_or(1, |cores| cores.len());
-    let peers = doors.connect(rank, &members, &secret)?;
+    let transport: Option<Box<dyn Transport>> = match size {
+        1 => None,
+        _ if members.iter().all(|m| m.mpi) => Some(mpi::transport(&world)?),
+        _ => Some(Box::new(Sockets::new(doors.connect(rank, &members, &secret)?))),
+    };
     let speaks = launcher == Launcher::Ringrun;
     let channel = Rc::new(Channel::start(rank, control, beacon, own_hub, speaks)?);
-    let transport = (size > 1).then(|| Box::new(Sockets::new(peers)) as Box<dyn Transport>);
-    let ranks = Ranks::new(world, Box::new(Rc::clone(&channel)), transport)?;
+    let ranks = Ranks::new(world, Box::new(Rc::clone(&channel)), transport);
+    if ranks.is_err() {
+        channel.finish(&ranks);
+    }
+    let ranks = ranks?;
     Ok(Joined { ranks, channel, threads: (cores / sharing.max(1)).max(1) })
 }
 

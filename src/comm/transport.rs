@@ -28,12 +28,28 @@ pub struct Incoming {
 
 /// Moves values between ranks. It lives in the thread of the collectives.
 pub trait Transport: Send {
+    /// Called once in that thread, before the first exchange, on all ranks.
+    ///
+    /// # Errors
+    /// If the ranks cannot exchange anything this way.
+    fn open(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// One exchange: `to[r]` goes to rank r, `from[r]` comes from it; the places of this rank are left alone. `call` is what this rank
     /// thinks is exchanged.
     ///
     /// # Errors
     /// If a peer is gone, or exchanges something else.
     fn exchange(&mut self, call: u32, to: &[Outgoing], from: &mut [Incoming]) -> Result<()>;
+
+    /// Called once in that thread, after the last exchange, on all ranks of a run that did not fail.
+    ///
+    /// # Errors
+    /// If what carried the exchanges does not end as it should.
+    fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A connection between two ranks that does not block.
@@ -48,9 +64,57 @@ pub struct Sockets {
     sequence: u32,
 }
 
-/// In front of the values: sequence number, call, number of values; `SKIP` for none.
-const HEADER: usize = 16;
+/// Bytes of a [`Header`].
+pub const HEADER: usize = 16;
 const SKIP: u64 = u64::MAX;
+
+/// What stands in front of the values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Number of the exchange, from 1.
+    pub sequence: u32,
+    /// What is exchanged.
+    pub call: u32,
+    /// Number of values; none: the rank has nothing to add.
+    pub len: Option<usize>,
+}
+
+impl Header {
+    /// As bytes: three little-endian numbers.
+    pub fn encode(self) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        bytes[..4].copy_from_slice(&self.sequence.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.call.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.len.map_or(SKIP, |len| len as u64).to_le_bytes());
+        bytes
+    }
+
+    /// What [`Header::encode`] gave.
+    pub fn decode(bytes: &[u8; HEADER]) -> Self {
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let len = u64::from_le_bytes(bytes[8..].try_into().expect("eight bytes"));
+        Self { sequence: word(0), call: word(4), len: (len != SKIP).then_some(len as usize) }
+    }
+
+    /// The number of values that follow this header, which came from a rank where another one was expected.
+    ///
+    /// # Errors
+    /// If it is that of another exchange.
+    pub fn answer(self, expected: Header, rank: usize) -> Result<usize> {
+        let Header { sequence, call, len } = expected;
+        let expected = len.unwrap_or(0);
+        if (self.sequence, self.call) == (sequence, call) && self.len.is_none_or(|len| len == expected) {
+            return Ok(self.len.unwrap_or(0));
+        }
+        bail!(
+            "exchange {sequence} is bucket {call} of {expected} values here, exchange {} is bucket {} of {} values on rank {rank}: the \
+             ranks have lost each other",
+            self.sequence,
+            self.call,
+            self.len.map_or("no".into(), |len| len.to_string())
+        )
+    }
+}
 
 #[derive(Default)]
 struct Sending<'a> {
@@ -86,14 +150,11 @@ impl Transport for Sockets {
         for r in 0..n {
             let peer = self.peers[r].is_some();
             let (active, body, len) = match to[r] {
-                Outgoing::Nothing => (false, &[][..], 0),
-                Outgoing::Skip => (peer, &[][..], SKIP),
-                Outgoing::Data(values) => (peer, bytemuck::cast_slice(values), values.len() as u64),
+                Outgoing::Nothing => (false, &[][..], None),
+                Outgoing::Skip => (peer, &[][..], None),
+                Outgoing::Data(values) => (peer, bytemuck::cast_slice(values), Some(values.len())),
             };
-            let mut header = [0; HEADER];
-            header[..4].copy_from_slice(&self.sequence.to_le_bytes());
-            header[4..8].copy_from_slice(&call.to_le_bytes());
-            header[8..].copy_from_slice(&len.to_le_bytes());
+            let header = Header { sequence: self.sequence, call, len }.encode();
             sends.push(Sending { header, body, done: 0, active });
             receives.push(Receiving { active: peer && from[r].len > 0, ..Receiving::default() });
         }
@@ -174,18 +235,7 @@ fn receive(
             Err(e) => return Err(lost(rank, &e)),
         }
         if s.done == HEADER && s.len.is_none() {
-            let word = |at: usize| u32::from_le_bytes(s.header[at..at + 4].try_into().expect("four bytes"));
-            let len = u64::from_le_bytes(s.header[8..].try_into().expect("eight bytes"));
-            if (word(0), word(4)) != (sequence, call) || (len != SKIP && len != to.len as u64) {
-                bail!(
-                    "exchange {sequence} is bucket {call} of {} values here, exchange {} is bucket {} of {len} values on rank {rank}: the \
-                     ranks have lost each other",
-                    to.len,
-                    word(0),
-                    word(4)
-                );
-            }
-            let len = if len == SKIP { 0 } else { to.len };
+            let len = Header::decode(&s.header).answer(Header { sequence, call, len: Some(to.len) }, rank)?;
             to.data.resize(len, 0.0);
             s.len = Some(len * 4);
         }

@@ -205,18 +205,24 @@ fn in_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|d| d.join(program)).find(|p| p.is_file())
 }
 
+/// The mpirun of this machine, and the MPI that was built in.
 fn mpi() -> Row {
     const HINT: &str = "needed for several machines only; apt-get install openmpi-bin";
+    let built = crate::comm::mpi::library();
+    let said = built.as_ref().map_or_else(
+        || "this program was built without MPI: ranks of mpirun use sockets".into(),
+        |name| format!("this program was built with {name}"),
+    );
     let Some(path) = in_path("mpirun") else {
-        return Row::missing("mpi", "mpirun was not found in PATH", HINT);
+        return Row::missing("mpi", format!("mpirun was not found in PATH; {said}"), HINT);
     };
     let version = Process::new(&path).arg("--version").output();
     let first = version.ok().and_then(|o| Some(String::from_utf8_lossy(&o.stdout).lines().next()?.trim().to_string()));
     match first.filter(|l| !l.is_empty()) {
         Some(line) => Row::works(
             "mpi",
-            format!("{}, {line}", path.display()),
-            json!({ "path": path.display().to_string(), "version": line }),
+            format!("{}, {line}; {said}", path.display()),
+            json!({ "path": path.display().to_string(), "version": line, "built_in": built }),
         ),
         None => Row::missing("mpi", format!("{}: it gives no version", path.display()), HINT),
     }

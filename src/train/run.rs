@@ -145,6 +145,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         stop,
     };
     let finished = trainer.run()?;
+    comm.end_reductions()?;
     let Trainer { mut work, state, outputs, stop, .. } = trainer;
     if finished == Finished::Interrupted {
         let at = manifest::path_of(&spec.run_dir, state.step);

@@ -21,6 +21,10 @@ pub fn ringrun() -> PathBuf {
     if built < newest {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--release", "--package", "ringtune", "--package", "launcher", "--bin", "ringrun"]);
+        if cfg!(feature = "mpi") {
+            // As the tests were built: other features would build every dependency again.
+            cargo.args(["--features", "ringtune/mpi"]);
+        }
         let status = cargo.arg("--target-dir").arg(beside.parent().unwrap()).status().unwrap();
         assert!(status.success(), "cargo cannot build ringrun");
         std::fs::write(asked, "").unwrap();

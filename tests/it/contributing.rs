@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::program::repository;
 
 /// Names without a prefix of ours that the program or a script reads.
-const FOREIGN: [&str; 21] = [
+const FOREIGN: [&str; 22] = [
     "CARGO_TARGET_DIR",
     "CONDA_PREFIX",
     "CUDA_HOME",
@@ -19,6 +19,7 @@ const FOREIGN: [&str; 21] = [
     "LOCAL_RANK",
     "MASTER_ADDR",
     "MASTER_PORT",
+    "MPI",
     "MUTANTS_DIR",
     "NO_COLOR",
     "RANK",

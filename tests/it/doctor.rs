@@ -33,6 +33,12 @@ fn says_what_the_machine_has_and_how_to_get_the_rest() {
     let gpu = first["works"] == true && first["emulated"] == false;
     assert_eq!(json["used"]["device"], if gpu { "cuda" } else { "cpu" }, "{json:#}");
     assert_eq!(json["used"]["no_gpu"].is_string(), !gpu, "{json:#}");
+    // Which MPI carries gradients under mpirun is decided when the program is built.
+    if json["mpi"]["works"] == true {
+        assert_eq!(json["mpi"]["built_in"].as_str().is_some_and(|v| !v.is_empty()), cfg!(feature = "mpi"), "{json:#}");
+    }
+    let line = text.stdout.lines().find(|l| l[2..].starts_with("mpi")).unwrap();
+    assert!(line.contains(if cfg!(feature = "mpi") { "was built with " } else { "was built without MPI" }), "{line}");
     // What does not work is said with a way to get it, and nothing else is.
     let missing: Vec<&str> = json["missing"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
     for name in ["driver", "nvrtc", "nccl", "mpi"] {

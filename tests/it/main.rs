@@ -27,6 +27,7 @@ mod loader;
 mod merge;
 mod merge_cmd;
 mod mix;
+mod mpirun;
 mod pack;
 #[path = "../common/parity/mod.rs"]
 mod parity;

@@ -1,0 +1,130 @@
+//! Ranks that mpirun starts, with gradients over MPI: the bits of one rank, and what becomes of a run when one of them fails.
+//!
+//! Where the program was built without MPI each says `skipped: …`. That is a failure with `RINGTUNE_NO_SKIP=1` where it could have been
+//! built with one: a machine without MPI lacks nothing that it needs.
+
+use std::io::Write;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::ringrun_program::{Training, processes, ringrun, run, succeed, wait_until};
+use crate::runs::{metrics, rows, same_file};
+
+const ADAPTER: &str = "adapter_model.safetensors";
+
+/// Whether MPI is there, or a line that it is not.
+fn is_there() -> bool {
+    let there = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success());
+    let built = ringtune::comm::mpi::library().is_some();
+    if built && there("mpirun") {
+        return true;
+    }
+    let name = std::thread::current().name().unwrap_or("a test").to_string();
+    let why = if built { "there is no mpirun" } else { "the program was built without MPI" };
+    let line = format!("skipped: {name}: {why}");
+    let features = Command::new("scripts/features.sh").env_remove("MPI").output().unwrap();
+    let could = !built && !features.stdout.is_empty();
+    assert!(!could || !std::env::var("RINGTUNE_NO_SKIP").is_ok_and(|v| v == "1"), "RINGTUNE_NO_SKIP=1 and {line}");
+    eprintln!("{line}");
+    if let Some(path) = std::env::var_os("RINGTUNE_SKIP_LOG") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        file.unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+    false
+}
+
+/// As root, with more ranks than cores, without the copies between processes that containers forbid.
+fn prepared(c: &mut Command) {
+    c.env("RINGTUNE_TRANSPORT", "mpi");
+    c.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+    c.env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
+    c.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+}
+
+fn mpirun(t: &Training, out: &str, ranks: usize) -> Command {
+    let mut c = Command::new("mpirun");
+    c.args(["--oversubscribe", "-np", &ranks.to_string(), env!("CARGO_BIN_EXE_ringtune")]).args(t.words(out, ranks));
+    prepared(&mut c);
+    c
+}
+
+#[test]
+fn four_ranks_give_the_bits_of_one() {
+    if !is_there() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let t = Training { flags: vec!["--lora_dropout", "0.1", "--lora_r", "4"], ..Training::new(dir.path(), 8) };
+    succeed(t.alone("one"));
+    succeed(mpirun(&t, "four", 4));
+    let (one, four) = (dir.path().join("one"), dir.path().join("four"));
+    same_file(&one.join(ADAPTER), &four.join(ADAPTER));
+    let moments = "checkpoint-8/optimizer.safetensors";
+    same_file(&one.join(moments), &four.join(moments));
+    assert_eq!(metrics(&one), metrics(&four));
+    // ringrun composes the command and watches over each rank; all weights, and steps with empty micro-batches.
+    let t = Training { flags: vec!["--no_lora", "--no_packing"], micro_batches: 6, ..Training::new(dir.path(), 6) };
+    succeed(t.alone("one-full"));
+    let mut c = Command::new(ringrun());
+    c.args(["--engine", "mpirun", "-n", "3", "--oversubscribe", "--allow-run-as-root", "ringtune"])
+        .args(t.words("three", 3));
+    prepared(&mut c);
+    succeed(c);
+    same_file(&dir.path().join("one-full/model.safetensors"), &dir.path().join("three/model.safetensors"));
+    wait_until("no process is left", || processes(&dir.path().display().to_string()).is_empty());
+}
+
+#[test]
+fn a_killed_rank_is_named() {
+    if !is_there() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let t = Training::new(dir.path(), 9);
+    let begun = Instant::now();
+    let mut c = mpirun(&t, "out", 4);
+    c.env("RINGTUNE_FAULT", "rank=2 step=4 at=backward:1 do=kill");
+    let (code, stderr) = run(c);
+    assert!(code.is_some_and(|c| c != 0), "{stderr}");
+    assert!(stderr.contains("rank 2 on host ") && stderr.contains("connection closed: killed or crashed"), "{stderr}");
+    // With a parent of its own for each rank it is known where it was, and how it ended.
+    let mut c = Command::new(ringrun());
+    c.args(["--engine", "mpirun", "-n", "2", "--oversubscribe", "--allow-run-as-root", "ringtune"])
+        .args(t.words("out", 2));
+    c.args(["--resume_from_checkpoint", "auto"]).env("RINGTUNE_FAULT", "rank=1 step=4 at=backward:1 do=kill");
+    prepared(&mut c);
+    let (code, stderr) = run(c);
+    let last = stderr.lines().last().unwrap_or_default();
+    assert_eq!(code, Some(137), "{stderr}");
+    assert!(
+        last.contains("rank 1 on host ") && last.ends_with("step 4, backward, layer 1: killed by SIGKILL"),
+        "{stderr}"
+    );
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    wait_until("no process is left", || processes(&dir.path().display().to_string()).is_empty());
+}
+
+/// As srun starts them without a plug-in for MPI: each finds itself alone.
+#[test]
+fn ranks_that_mpi_does_not_know_are_refused() {
+    if !is_there() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let t = Training::new(dir.path(), 2);
+    let children = ["0", "1"].map(|rank| {
+        let mut c = t.two("out");
+        prepared(&mut c);
+        c.envs([("SLURM_PROCID", rank), ("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_LOCALID", rank), ("PMIX_RANK", rank)]);
+        c.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);
+        c.spawn().unwrap()
+    });
+    let outputs = children.map(|c| c.wait_with_output().unwrap());
+    let stderr: String = outputs.iter().map(|o| String::from_utf8_lossy(&o.stderr).into_owned()).collect();
+    assert!(outputs.iter().all(|o| !o.status.success()), "{stderr}");
+    assert!(stderr.contains("MPI sees 1 rank where 2 were started") && stderr.contains("srun --mpi=pmix"), "{stderr}");
+}
