@@ -20,6 +20,13 @@ pub struct MicroBatch {
     pub samples: Vec<u32>,
 }
 
+impl MicroBatch {
+    /// One document of `n` tokens that all have a target, to ask a device what so many take.
+    pub fn of_size(n: usize) -> Self {
+        Self { tokens: vec![0; n], targets: vec![0; n], doc_start: vec![0; n], n_valid: n, samples: Vec::new() }
+    }
+}
+
 /// What follows from the vectors of a micro-batch; kept, so that its memory is used again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BatchIndex {
@@ -104,11 +111,6 @@ impl<B: Device> Batch<B> {
             (&mut self.rows, from.rows),
             (&mut self.by_token, from.by_token),
         ]
-    }
-
-    /// The vectors, for a count of memory.
-    pub fn tensors(&self) -> [&Tensor<B>; 6] {
-        [&self.tokens, &self.targets, &self.positions, &self.doc_start, &self.rows, &self.by_token]
     }
 }
 

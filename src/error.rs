@@ -12,6 +12,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Kind {
     /// Data, files, device or peers: exit code 1.
     Run,
+    /// A device's memory is full: exit code 1, as for any other reason to end a run. Who knows what was to fit can say what would.
+    Memory,
     /// Flags and configuration: exit code 2.
     Usage,
     /// A signal asked the run to stop and its state was saved: exit code [`Error::EXIT_REQUEUE`].
@@ -38,6 +40,11 @@ impl Error {
     /// An error in data, a file, the device or a peer (exit code 1).
     pub fn new(message: impl Into<String>) -> Self {
         Self { kind: Kind::Run, chain: vec![message.into()] }
+    }
+
+    /// A device's memory is full (exit code 1).
+    pub fn memory(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Memory, chain: vec![message.into()] }
     }
 
     /// An error in flags or configuration (exit code 2).
@@ -70,7 +77,7 @@ impl Error {
     /// The process exit code: 1 run, 2 usage, 75 interrupted and saved, 76 another rank failed.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
-            Kind::Run => 1,
+            Kind::Run | Kind::Memory => 1,
             Kind::Usage => 2,
             Kind::Interrupted => Self::EXIT_REQUEUE,
             Kind::Bystander => Self::EXIT_BYSTANDER,

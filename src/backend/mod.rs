@@ -16,6 +16,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
+pub mod footprint;
 pub mod matmul;
 pub mod norm;
 pub mod project;
@@ -31,6 +32,7 @@ pub use adamw::{AdamWSlot, AdamWStep};
 pub use attention::{Attention, AttentionGrads, Decode, Heads, Mask};
 pub use cross_entropy::{HeadGrads, HeadLoss};
 pub use dropout::Dropout;
+pub use footprint::Footprint;
 pub use matmul::{MatMul, Write};
 pub use norm::Norm;
 pub use project::{LowRank, ProjectScratch, Projected, Projection, ProjectionGrads};
@@ -70,6 +72,19 @@ pub fn expect_dtype<B: Device>(what: &str, name: &str, t: &Tensor<B>, dtype: DTy
 pub trait Backend: Device {
     /// What a step leaves behind, where the device works: see [`stats`].
     type Stats;
+
+    /// What a device of this kind keeps in memory for a model with so many classes.
+    fn footprint(classes: usize) -> Footprint;
+
+    /// Before a run starts: `work` queues once everything that the run will, with its largest shapes and all that decide differently. A
+    /// device that compiles kernels or takes memory for itself does both now, for all of it, and computes nothing: no result is there to
+    /// be read, and tensors keep what they held. Here nothing is done, and `work` not called.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, a kernel does not compile, or `work` fails.
+    fn prepare(&self, _work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        Ok(())
+    }
 
     /// Memory of a micro-batch of up to `max_tokens` tokens.
     fn new_batch(&self, max_tokens: usize) -> Result<Batch<Self>> {

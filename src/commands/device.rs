@@ -1,7 +1,7 @@
 //! `--device`: what a command computes on, and the one place that chooses a backend.
 
-use crate::backend::Backend;
-use crate::cpu::{Cpu, LOGITS_ROWS};
+use crate::backend::{Backend, Footprint};
+use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::tensor::Device;
 
@@ -56,15 +56,15 @@ pub fn check(name: &str) -> Result<()> {
 pub struct Limits {
     /// Bytes free now, where it is a GPU that answers; the machine's own memory counts otherwise.
     pub free: Option<u64>,
-    /// Rows of logits that exist at once.
-    pub logits_rows: usize,
+    /// What it keeps.
+    pub footprint: Footprint,
 }
 
 /// The limits of the device on which [`run`] would compute under this name, with so many classes. A GPU asked for by name need not
 /// be there: what is wrong with it is said where it is used.
 pub fn limits(name: &str, classes: usize) -> Limits {
-    let cpu = Limits { free: None, logits_rows: LOGITS_ROWS };
-    let gpu = |free| Limits { free, logits_rows: logits_rows(true, classes) };
+    let cpu = Limits { free: None, footprint: footprint(false, classes) };
+    let gpu = |free| Limits { free, footprint: footprint(true, classes) };
     match wanted(name) {
         Ok(Wanted::Cuda(ordinal)) => {
             let mut free = None;
@@ -102,17 +102,17 @@ fn wanted(name: &str) -> Result<Wanted> {
     }
 }
 
-/// Rows of logits over so many classes that exist at once, on a GPU or on the CPU.
-pub fn logits_rows(on_gpu: bool, classes: usize) -> usize {
-    if on_gpu { cuda::logits_rows(classes) } else { LOGITS_ROWS }
+/// What a GPU or the CPU keeps for a model with so many classes.
+pub fn footprint(on_gpu: bool, classes: usize) -> Footprint {
+    if on_gpu { cuda::footprint(classes) } else { Cpu::footprint(classes) }
 }
 
 #[cfg(not(feature = "cuda"))]
 mod cuda {
-    use super::{Cpu, OnDevice, Result};
+    use super::{Backend, Cpu, Footprint, OnDevice, Result};
 
-    pub fn logits_rows(_classes: usize) -> usize {
-        super::LOGITS_ROWS
+    pub fn footprint(classes: usize) -> Footprint {
+        Cpu::footprint(classes)
     }
 
     pub fn run(_ordinal: usize, _job: impl OnDevice) -> Result<()> {
@@ -126,10 +126,13 @@ mod cuda {
 
 #[cfg(feature = "cuda")]
 mod cuda {
-    use super::{OnDevice, Result};
-    pub use crate::cuda::cross_entropy::chunk_rows as logits_rows;
+    use super::{Backend, Footprint, OnDevice, Result};
     use crate::cuda::{self, Cuda, device_library};
     use crate::error::Error;
+
+    pub fn footprint(classes: usize) -> Footprint {
+        Cuda::footprint(classes)
+    }
 
     pub fn run(ordinal: usize, job: impl OnDevice) -> Result<()> {
         job.run(&Cuda::new(ordinal)?)

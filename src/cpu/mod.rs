@@ -30,8 +30,8 @@ mod testing;
 use std::sync::Mutex;
 
 use crate::backend::{
-    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, HeadGrads, HeadLoss, HostStats,
-    MatMul, Norm, Rope, Rotate, Swiglu, Write,
+    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, Footprint, HeadGrads, HeadLoss,
+    HostStats, MatMul, Norm, Rope, Rotate, Swiglu, Write,
 };
 use crate::batch::Batch;
 use crate::ensure;
@@ -153,6 +153,10 @@ impl Device for Cpu {
 
 impl Backend for Cpu {
     type Stats = HostStats;
+
+    fn footprint(_classes: usize) -> Footprint {
+        Footprint { logits_rows: LOGITS_ROWS, batch_words: 6, fused_multiple: None }
+    }
 
     operations! {
         matmul(c: &mut Tensor<Self>, a: &Tensor<Self>, b: &Tensor<Self>, op: MatMul, alpha: f32, write: Write) = matmul::matmul;

@@ -312,9 +312,7 @@ impl Compiler {
     /// # Errors
     /// If the source does not compile. A cache that cannot be written only costs time, and is passed over.
     pub fn image(&self, source: &Source, defines: &[Define]) -> Result<Vec<u8>> {
-        if let Some(prebuilt) = &self.prebuilt
-            && let Some(image) = prebuilt.image(source, defines)?
-        {
+        if let Some(image) = self.cached(source, defines)? {
             return Ok(image);
         }
         let Some(nvrtc) = self.nvrtc else {
@@ -326,12 +324,6 @@ impl Compiler {
             )));
         };
         let key = key(source, defines, self.target, nvrtc.version())?;
-        let file = self.cache.as_ref().map(|dir| dir.join(format!("{key}.image")));
-        // A dump needs the text, which an image of machine code does not hold.
-        let cached = file.as_deref().filter(|_| self.dump.is_none()).and_then(read_checked);
-        if let Some(image) = cached {
-            return Ok(image);
-        }
         let compiled = compile(nvrtc, source, defines, self.target)?;
         if let Some(dir) = &self.dump {
             let name = source.name.rsplit('/').next().unwrap_or(source.name);
@@ -345,11 +337,32 @@ impl Compiler {
             Target::Cubin(_) => compiled.cubin,
             Target::Ptx(_) | Target::OwnPtx(_) => [compiled.ptx, vec![0]].concat(),
         };
-        if let Some(file) = file {
+        if let Some(dir) = &self.cache {
             // Without a cache the next start compiles again.
-            let _ = write_checked(&file, &image);
+            let _ = write_checked(&dir.join(format!("{key}.image")), &image);
         }
         Ok(image)
+    }
+
+    /// The same image where it need not be compiled: among what is prebuilt, or in the cache.
+    ///
+    /// # Errors
+    /// If a header is not among those of the program.
+    pub fn cached(&self, source: &Source, defines: &[Define]) -> Result<Option<Vec<u8>>> {
+        if let Some(prebuilt) = &self.prebuilt
+            && let Some(image) = prebuilt.image(source, defines)?
+        {
+            return Ok(Some(image));
+        }
+        // A dump needs the text, which an image of machine code does not hold.
+        let (Some(nvrtc), Some(dir), None) = (self.nvrtc, &self.cache, &self.dump) else { return Ok(None) };
+        let key = key(source, defines, self.target, nvrtc.version())?;
+        Ok(read_checked(&dir.join(format!("{key}.image"))))
+    }
+
+    /// Whether what it compiles is kept for the next start.
+    pub fn keeps(&self) -> bool {
+        self.cache.is_some()
     }
 }
 

@@ -12,6 +12,7 @@ use super::device_library;
 use super::error::{DriverResult, driver};
 use super::modules::Modules;
 use super::nvrtc::Nvrtc;
+use super::rehearsal::Rehearsal;
 use super::tiles::Tile;
 use crate::dirs;
 use crate::error::Result;
@@ -104,6 +105,8 @@ pub struct Cuda {
     stream: Arc<CudaStream>,
     properties: Properties,
     modules: Modules,
+    /// What a run is known to need before it starts.
+    pub(super) rehearsal: Rehearsal,
     /// Launches and waits so far.
     pub(super) counts: Counts,
     /// Scratch by [`Room`].
@@ -162,8 +165,8 @@ impl Cuda {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().doing(|| "creating a stream".into())?;
         let modules = Modules::new(context.clone(), compiler, properties.shared_limit);
-        let (counts, rooms, tables) = Default::default();
-        Ok(Self { context, stream, properties, modules, counts, rooms, tile: None, tables })
+        let (rehearsal, counts, rooms, tables) = Default::default();
+        Ok(Self { context, stream, properties, modules, rehearsal, counts, rooms, tile: None, tables })
     }
 
     /// The same device with one tile of the portable kernels for all projections, where it holds whole heads, instead of the one of the

@@ -37,10 +37,11 @@ pub fn driver(what: &str, e: DriverError) -> Error {
     };
     // Not the driver's own name function of cudarc's `Debug`: an old driver may lack it, and then cudarc panics.
     let name = device_library::describe(e.0 as u32).unwrap_or_else(|| format!("{:?}", e.0));
-    match hint {
-        "" => Error::new(format!("cuda: {what}: {name}")),
-        hint => Error::new(format!("cuda: {what}: {name}; {hint}")),
-    }
+    let message = match hint {
+        "" => format!("cuda: {what}: {name}"),
+        hint => format!("cuda: {what}: {name}; {hint}"),
+    };
+    if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY { Error::memory(message) } else { Error::new(message) }
 }
 
 /// Adds what was tried to the result of a driver call.

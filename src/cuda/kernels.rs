@@ -36,6 +36,16 @@ pub struct Kernel {
     pub threads: usize,
 }
 
+/// What names a loaded entry: source, entry, defines. No text is put together and nothing allocated where a kernel is launched.
+pub type Key = (&'static str, &'static str, Defines);
+
+impl Kernel {
+    /// What it is known by.
+    pub fn key(&self) -> Key {
+        (self.source.name, self.entry, self.defines)
+    }
+}
+
 /// The C++ type of elements.
 pub fn c_type(dtype: DType) -> Value {
     Value::Word(match dtype {

@@ -116,7 +116,7 @@ impl<'a> Launch<'a> {
         (0..maps.len()).fold(this, |this, at| this.push(Param::Map, at as u64))
     }
 
-    /// Queues it on the device's stream. Without blocks there is nothing to do.
+    /// Queues it on the device's stream; in a rehearsal it is written down instead. Without blocks there is nothing to do.
     ///
     /// # Errors
     /// If the kernel does not compile or load, or the driver refuses the launch.
@@ -132,6 +132,9 @@ impl<'a> Launch<'a> {
         }
         let blocks = u32::try_from(self.blocks).ok().filter(|&b| b <= i32::MAX as u32);
         let blocks = blocks.unwrap_or_else(|| panic!("{entry}: {} blocks, more than a grid holds", self.blocks));
+        if self.dev.rehearsal.note(self.kernel, self.shared) {
+            return Ok(());
+        }
         Counts::add(&self.dev.counts.launches);
         let function = self.dev.modules().function(self.kernel, self.shared)?;
         let mut builder = self.dev.stream().launch_builder(&function);

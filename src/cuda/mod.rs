@@ -30,8 +30,10 @@ pub mod nvrtc;
 mod operands;
 mod peaks;
 mod plan;
+mod prepare;
 pub mod project;
 pub mod project_sm90;
+mod rehearsal;
 pub mod rope;
 pub mod rows;
 pub mod stats;
@@ -44,8 +46,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::backend::elementwise::check_same;
 use crate::backend::{
-    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, HeadGrads, HeadLoss, LowRank,
-    MatMul, Norm, ProjectScratch, Projected, Projection, ProjectionGrads, Rope, Rotate, Swiglu, Write,
+    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, Footprint, HeadGrads, HeadLoss,
+    LowRank, MatMul, Norm, ProjectScratch, Projected, Projection, ProjectionGrads, Rope, Rotate, Swiglu, Write,
 };
 use crate::batch::{Batch, BatchView};
 use crate::error::Result;
@@ -56,6 +58,9 @@ pub use device::{Cuda, Properties, properties};
 pub use memory::CudaBuf;
 pub use plan::Plan;
 pub use stats::CudaStats;
+
+/// What widths and ranks of projections are multiples of where kernels take a group whole.
+const FUSED_MULTIPLE: usize = 8;
 
 /// Every configuration of every kernel that an architecture (major · 10 + minor) may be asked to run.
 pub fn configurations(cc: u32) -> Vec<kernels::Configuration> {
@@ -174,6 +179,18 @@ macro_rules! operations {
 
 impl Backend for Cuda {
     type Stats = CudaStats;
+
+    fn footprint(classes: usize) -> Footprint {
+        Footprint {
+            logits_rows: cross_entropy::chunk_rows(classes),
+            batch_words: plan::TOKEN_WORDS,
+            fused_multiple: Some(FUSED_MULTIPLE),
+        }
+    }
+
+    fn prepare(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        prepare::prepare(self, work)
+    }
 
     fn new_batch(&self, max_tokens: usize) -> Result<Batch<Self>> {
         plan::new_batch(self, max_tokens)

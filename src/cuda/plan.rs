@@ -25,6 +25,9 @@ pub struct Plan {
     lens: [usize; LISTS],
 }
 
+/// Words that the vectors of a micro-batch and its lists take for each token at most: six vectors, and a tile per token in each list.
+pub(super) const TOKEN_WORDS: usize = 6 + LISTS * WORDS;
+
 /// How many lists there are.
 const LISTS: usize = 3;
 

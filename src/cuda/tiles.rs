@@ -107,7 +107,9 @@ pub fn k_major(op: MatMul) -> (bool, bool) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::matmul_sm90::Columns;
     use super::*;
+    use crate::backend::footprint::{ROW_STEP, row_counts};
 
     #[test]
     fn shared_memory_is_within_what_each_architecture_has() {
@@ -117,6 +119,26 @@ mod tests {
                 assert!(tile.shared() <= kib * 1024, "{tile:?} on {cc}");
             }
         }
+    }
+
+    /// What [`crate::backend::Backend::prepare`] goes by.
+    #[test]
+    fn numbers_of_rows_of_a_step_choose_alike() {
+        for (cc, sms, kib) in [(80, 108, 163), (89, 128, 99), (90, 132, 227)] {
+            for n in [64, 576, 4096, 28_672] {
+                for m in 1..2000 {
+                    let choose = |m: usize| Tile::choose(m, n, true, cc, sms, kib * 1024);
+                    assert_eq!(choose(m), choose(m.next_multiple_of(ROW_STEP)), "{m} rows of {n} on {cc}");
+                    let choose = |m: usize| Columns::choose(m, n, sms);
+                    assert_eq!(choose(m), choose(m.next_multiple_of(ROW_STEP)), "{m} rows of {n}");
+                }
+            }
+        }
+        // The choice of a larger step is no guide to that of a smaller one.
+        let chosen = |m| Tile::choose(m, 4096, true, 80, 108, 163 * 1024);
+        assert!(
+            row_counts(8192).any(|m| chosen(m) == Tile::Wide) && row_counts(8192).any(|m| chosen(m) == Tile::Small)
+        );
     }
 
     #[test]

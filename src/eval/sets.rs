@@ -1,8 +1,11 @@
 //! Evaluation of whole data sets outside training. Figures are summed document by document in the order of the data, so they
 //! are the same bits whatever the batch size and packing.
 
+use std::collections::BTreeSet;
+
 use super::SetSums;
 use crate::backend::Backend;
+use crate::backend::footprint::ROW_STEP;
 use crate::batch::MicroBatch;
 use crate::data::loader::EvalPlan;
 use crate::data::train_set::PieceSet;
@@ -51,8 +54,16 @@ pub fn evaluate_sets<B: Backend>(
         .map(|s| EvalPlan::new(s, options.max_seq_len, options.packing, options.max_samples, options.seed))
         .collect();
     let batches = |i: usize| plans[i].micro_batches(&sets[i], options.batch, 0, 1);
-    let largest = (0..sets.len()).flat_map(|i| batches(i).map(|(_, b)| b.tokens.len())).max().unwrap_or(0);
-    let mut acts = Acts::new(dev, model, largest.max(1), ActsOptions::FORWARD)?;
+    let tokens: BTreeSet<usize> = (0..sets.len()).flat_map(|i| batches(i).map(|(_, b)| b.tokens.len())).collect();
+    let largest = tokens.last().copied().unwrap_or(1);
+    let steps: BTreeSet<usize> = tokens.into_iter().map(|n| n.next_multiple_of(ROW_STEP).min(largest)).collect();
+    let mut acts = Acts::new(dev, model, largest, ActsOptions::FORWARD)?;
+    dev.prepare(&mut || {
+        steps.iter().rev().try_for_each(|&n| {
+            acts.load(dev, &MicroBatch::of_size(n))?;
+            model::loss(dev, model, &mut acts)
+        })
+    })?;
     let mut out = Vec::with_capacity(sets.len());
     for (i, set) in sets.iter().enumerate() {
         let mut documents: Vec<(u32, [f64; 3])> = Vec::new();

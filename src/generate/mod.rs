@@ -76,6 +76,7 @@ pub fn generate<B: Backend>(
     }
     let sequences = options.batch.clamp(1, prompts.len());
     let mut decoder = Decoder::new(dev, model, sequences, longest + options.max_new_tokens)?;
+    decoder.prepare(dev, model, prompts.iter().map(Vec::len))?;
     // A finished sequence hands its place in the batch to the next prompt.
     let mut seats: Vec<Option<usize>> = vec![None; sequences];
     let mut next = 0;

@@ -104,9 +104,9 @@ impl<B: Backend> Acts<B> {
         let size = |t: &Tensor<B>| t.capacity() * t.dtype().bytes();
         let ProjectScratch { u, x, dx } = &acts.scratch.project;
         let vocabulary = acts.scratch.back.iter().flat_map(|b| &b.vocabulary);
-        let apart =
-            u.iter().chain([x, dx, &acts.table]).chain(acts.batch.tensors()).chain(&acts.losses).chain(vocabulary);
-        let mut bytes = apart.map(size).sum();
+        let apart = u.iter().chain([x, dx, &acts.table]).chain(&acts.losses).chain(vocabulary);
+        let mut bytes = apart.map(size).sum::<usize>();
+        bytes += max_tokens * B::footprint(c.n_classes).batch_words * size_of::<i32>();
         acts.for_each_per_token(&mut |t| bytes += size(t));
         acts.bytes = bytes;
         Ok(acts)
@@ -146,6 +146,11 @@ impl<B: Backend> Acts<B> {
         self.for_each_per_token(&mut |t| t.set_rows(n));
         self.losses[self.slot].set_rows(n);
         dev.load_batch(&mut self.batch, view)
+    }
+
+    /// Tokens of the largest micro-batch.
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// Tokens of the loaded micro-batch.

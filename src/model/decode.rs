@@ -3,6 +3,7 @@
 use super::llama::evaluate;
 use super::pass::Pass;
 use super::{Acts, ActsOptions, Model, attention, mlp, rope};
+use crate::backend::footprint::{ROW_STEP, row_counts};
 use crate::backend::{Backend, Decode, MatMul, Write};
 use crate::batch::{BatchView, IGNORE, MicroBatch};
 use crate::error::Result;
@@ -51,6 +52,29 @@ impl<B: Backend> Decoder<B> {
             last: dev.alloc(sequences, c.hidden_size, model.dtype)?,
             logits: dev.alloc(sequences, c.vocab_size, DType::F32)?,
         })
+    }
+
+    /// Has the device compile and allocate what prompts of these lengths and the tokens after them will take: [`Backend::prepare`].
+    /// Before the first prompt.
+    ///
+    /// # Errors
+    /// If the device has not enough memory, or a kernel does not compile.
+    pub fn prepare(&mut self, dev: &B, model: &Model<B>, prompts: impl Iterator<Item = usize>) -> Result<()> {
+        let mut lengths: Vec<usize> = prompts.map(|n| n.next_multiple_of(ROW_STEP).min(self.capacity)).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.dedup();
+        dev.prepare(&mut || {
+            for &n in &lengths {
+                self.prefill(dev, model, 0, &vec![0; n])?;
+            }
+            row_counts(self.lens.len()).try_for_each(|n| {
+                self.lens.fill(1);
+                let which: Vec<(usize, u32)> = (0..n).map(|s| (s, 0)).collect();
+                self.step(dev, model, &which).map(|_| ())
+            })
+        })?;
+        self.lens.fill(0);
+        Ok(())
     }
 
     /// Tokens of sequence `s` in the cache.

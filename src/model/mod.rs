@@ -29,6 +29,7 @@ use weights::{Kind, Place, Weights};
 pub use acts::{Acts, ActsOptions};
 pub use llama::{Ready, backward, forward, logits, loss};
 pub use lora::LoraSpec;
+pub use scratch::dropped_width;
 
 /// The weights of a model on a device.
 pub type Params<B> = Weights<Tensor<B>>;

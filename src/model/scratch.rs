@@ -3,7 +3,7 @@
 use super::config::ModelConfig;
 use super::weights::Product;
 use super::{LoraSpec, Model};
-use crate::backend::{Backend, ProjectScratch};
+use crate::backend::{Backend, Footprint, ProjectScratch};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
@@ -36,6 +36,14 @@ impl<'a, B: Backend> Alloc<'a, B> {
     pub fn low_rank(&self, product: Product) -> Result<Option<Tensor<B>>> {
         self.lora.filter(|l| l.has(product)).map(|l| self.act(l.r)).transpose()
     }
+}
+
+/// Elements of a token in each of the two buffers of what dropout leaves; 0 without dropout, and where the device needs none.
+pub fn dropped_width(device: &Footprint, c: &ModelConfig, dtype: DType, lora: Option<&LoraSpec>) -> usize {
+    let widths = [c.hidden_size, c.intermediate_size, c.q_dim(), c.kv_dim()];
+    let Some(l) = lora.filter(|l| l.dropout > 0.0) else { return 0 };
+    let all = widths.into_iter().chain([l.r]).collect::<Vec<_>>();
+    if device.writes_dropped(dtype, &all) { widths[..3].iter().copied().max().unwrap_or(0) } else { 0 }
 }
 
 /// Scratch of a pass.
@@ -71,8 +79,7 @@ impl<B: Backend> Scratch<B> {
     /// `training`: the rows of [`BackScratch::vocabulary`], 0 where there is none; `None` where backward will not run.
     pub fn new(a: &Alloc<'_, B>, training: Option<usize>) -> Result<Self> {
         let c = a.c;
-        let widest = c.hidden_size.max(c.intermediate_size).max(c.q_dim());
-        let dropped = if a.lora.is_some_and(|l| l.dropout > 0.0) { widest } else { 0 };
+        let dropped = dropped_width(&B::footprint(c.n_classes), c, a.dtype, a.lora);
         let u = || a.act(a.lora.map_or(0, |l| l.r));
         Ok(Self {
             h: a.act(c.hidden_size)?,

@@ -170,6 +170,47 @@ impl<B: Backend> Optimizer<B> {
     /// # Panics
     /// If the parameters or gradients are not those the state was made for.
     pub fn step(&mut self, dev: &B, params: &mut Params<B>, grads: &Grads<B>, lr: f64) -> Result<Verdict> {
+        self.queue(dev, params, grads, lr)?;
+        let figures = dev.figures(&self.stats)?;
+        dev.begin_step(&mut self.stats)?;
+        let (finite, grad_norm) = (figures.finite(), figures.grad_norm2.sqrt());
+        let nll = figures.nll;
+        if finite {
+            self.updates += 1;
+            return Ok(Verdict::Updated { nll, grad_norm });
+        }
+        let loss_is_finite = nll.iter().all(|nll| nll.is_finite());
+        let tensors = if loss_is_finite { self.not_finite(dev, grads)? } else { Vec::new() };
+        Ok(Verdict::NonFinite { nll, grad_norm, tensors })
+    }
+
+    /// What a step of so many micro-batches asks of the device, in [`Backend::prepare`]; `loss` is that of one of them.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    pub fn rehearse(
+        &mut self,
+        dev: &B,
+        params: &mut Params<B>,
+        grads: &Grads<B>,
+        loss: &Tensor<B>,
+        micro_batches: usize,
+    ) -> Result<()> {
+        (0..micro_batches).try_for_each(|_| self.add_loss(dev, loss))?;
+        self.queue(dev, params, grads, 0.0)?;
+        self.forget_step(dev)
+    }
+
+    /// Begins a step anew.
+    ///
+    /// # Errors
+    /// If the device refuses an operation.
+    pub fn forget_step(&mut self, dev: &B) -> Result<()> {
+        dev.begin_step(&mut self.stats)
+    }
+
+    /// Queues norm, clip factor and update.
+    fn queue(&mut self, dev: &B, params: &mut Params<B>, grads: &Grads<B>, lr: f64) -> Result<()> {
         let trained = trained(params, grads);
         assert_eq!(trained.len(), self.entries.len(), "trained weights");
         let all: Vec<&Tensor<B>> = trained.iter().map(|(_, _, grad)| *grad).collect();
@@ -195,18 +236,7 @@ impl<B: Backend> Optimizer<B> {
             let (first_row, decays, lr_scale) = (s.groups.first_row(at), s.groups.decays(at), s.groups.lr_scale(at));
             slots.push(AdamWSlot { p, master: master.as_mut(), m, v, g, first_row, decays, lr_scale });
         }
-        dev.adamw_all(&self.stats, &mut slots, step)?;
-        let figures = dev.figures(&self.stats)?;
-        dev.begin_step(&mut self.stats)?;
-        let (finite, grad_norm) = (figures.finite(), figures.grad_norm2.sqrt());
-        let nll = figures.nll;
-        if finite {
-            self.updates += 1;
-            return Ok(Verdict::Updated { nll, grad_norm });
-        }
-        let loss_is_finite = nll.iter().all(|nll| nll.is_finite());
-        let tensors = if loss_is_finite { self.not_finite(dev, grads)? } else { Vec::new() };
-        Ok(Verdict::NonFinite { nll, grad_norm, tensors })
+        dev.adamw_all(&self.stats, &mut slots, step)
     }
 
     /// The weights whose gradient is not finite.

@@ -2,12 +2,14 @@
 //!
 //! [`estimate`] follows what [`super::setup::workload`] allocates tensor by tensor; a test holds the two equal to the byte.
 
+use crate::backend::Footprint;
 use crate::log::tables::MemoryClass;
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Product, Weights};
-use crate::model::{LoraSpec, Recompute};
+use crate::model::{LoraSpec, Recompute, dropped_width};
 use crate::settings::TrainSettings;
 use crate::tensor::DType;
+use crate::text::bytes;
 use crate::words::Words;
 
 /// Bytes of f32 and of i32.
@@ -26,8 +28,8 @@ pub struct Demand<'a> {
     pub new_rows: Option<usize>,
     /// Tokens of a full row.
     pub max_seq_len: usize,
-    /// Rows of logits that exist at once.
-    pub logits_rows: usize,
+    /// What a device of its kind keeps.
+    pub device: Footprint,
 }
 
 impl Demand<'_> {
@@ -74,7 +76,7 @@ pub fn estimate(d: &Demand) -> Vec<MemoryClass> {
     let vocabulary = if d.settings.grad_accum > 1 { (rows * d.config.hidden_size) as u64 } else { 0 };
     let class = |name, bytes| MemoryClass { name, bytes };
     // Logits are f32, their gradient bf16 beside them where the products round it; the chunk's rows and their gradient.
-    let rows = d.logits_rows.min(d.max_tokens()) as u64;
+    let rows = d.device.logits_rows.min(d.max_tokens()) as u64;
     let apart = if d.settings.dtype == DType::Bf16 { element } else { 0 };
     let head = rows * (d.config.n_classes as u64 * (WORD + apart) + d.config.hidden_size as u64 * (WORD + element));
     vec![
@@ -108,15 +110,15 @@ fn per_token(d: &Demand) -> u64 {
     let streams = c.n_layers as u64 + 1;
     // Final norm, a norm's output, SwiGLU's output; dres and dh; dact; dq, dk, dv and dout.
     let scratch = 2 * hidden + ffn + 2 * hidden + ffn + (2 + norm) * q + (2 + norm) * kv;
-    let dropped = match d.lora {
-        Some(l) if l.dropout > 0.0 => 2 * hidden.max(ffn).max(q) + 3 * l.r as u64,
-        Some(l) => 3 * l.r as u64,
-        None => 0,
-    };
+    let dropped =
+        2 * dropped_width(&d.device, c, d.settings.dtype, d.lora) as u64 + 3 * d.lora.map_or(0, |l| l.r as u64);
     let elements = streams * hidden + keeps_mlp * (hidden + mlp) + keeps_attention * attention + scratch + dropped;
-    // Tokens, targets, positions, document starts, rows with a target, rows by token; two rstd, correct, the losses of a step's
-    // micro-batches; a row of the rotary table.
-    let words = 6 + 3 + d.settings.grad_accum as u64 + c.heads.head_dim as u64 + keeps_attention * lse_and_rstd;
+    // The vectors of a micro-batch; two rstd, correct, the losses of a step's micro-batches; a row of the rotary table.
+    let words = d.device.batch_words as u64
+        + 3
+        + d.settings.grad_accum as u64
+        + c.heads.head_dim as u64
+        + keeps_attention * lse_and_rstd;
     elements * element + words * WORD
 }
 
@@ -198,4 +200,20 @@ pub fn remedy(d: &Demand, lora: &LoraSpec, available: u64) -> Option<Remedy> {
         }
     }
     None
+}
+
+/// What stands before a device's own words where its memory of `free` bytes did not take a run: what that needs, and with which flags it
+/// would fit, low-rank updates being those of `lora`.
+pub fn does_not_fit(d: &Demand, lora: &LoraSpec, free: u64) -> String {
+    let total = estimate(d).iter().map(|c| c.bytes).sum::<u64>();
+    // What is estimated to fit and did not has to become smaller too.
+    let advice = match remedy(d, lora, free.min(total.saturating_sub(1))) {
+        Some(r) => format!("{} takes {}", r.flags, bytes(r.bytes)),
+        None => "use a smaller model or a device with more memory".into(),
+    };
+    format!(
+        "the run does not fit into the device's memory: it takes {}, {} were free; {advice}",
+        bytes(total),
+        bytes(free)
+    )
 }

@@ -7,6 +7,7 @@ pub mod folder;
 pub mod init;
 pub mod memory;
 pub mod outputs;
+mod prepare;
 pub mod record;
 pub mod run;
 pub mod saver;

@@ -1,14 +1,16 @@
 //! Everything a run holds on its device, allocated once: weights, gradients, activations, moments.
 
 use super::init::resolve_targets;
+use super::memory::{self, Demand};
 use super::step::Workload;
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{self, Result};
 use crate::hf::TensorSource;
 use crate::hf::device::load_params;
 use crate::log::tables::MemoryClass;
 use crate::log::trace::Trace;
 use crate::model;
+use crate::model::config::ModelConfig;
 use crate::model::flops::FlopCount;
 use crate::model::lora::{add_lora, first_values};
 use crate::model::weights::{Kind, Place};
@@ -103,12 +105,48 @@ pub fn fingerprint(s: &TrainSettings, peak: f64, max_steps: u64) -> String {
     blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
-/// Loads and allocates everything. `new_rows` are the rows of embedding and head that LoRA trains, `max_tokens` the largest
+/// Loads and allocates everything, and has the device prepare for it. `new_rows` are the rows of embedding and head that LoRA trains, `max_tokens` the largest
 /// micro-batch.
 ///
 /// # Errors
-/// If a weight is damaged or the device has not enough memory.
+/// If a weight is damaged, or the device has not enough memory: then also which flags would help.
 pub fn workload<B: Backend>(
+    dev: &B,
+    source: &dyn TensorSource,
+    s: &TrainSettings,
+    new_rows: Option<(usize, usize)>,
+    max_tokens: usize,
+) -> Result<Workload<B>> {
+    let free = dev.free_memory();
+    built(dev, source, s, new_rows, max_tokens).map_err(|e| match (e.kind(), free) {
+        (error::Kind::Memory, Some(free)) => e.context(what_fits::<B>(source.config(), s, new_rows, max_tokens, free)),
+        _ => e,
+    })
+}
+
+/// What a device with so much free memory, that was full, would take.
+fn what_fits<B: Backend>(
+    config: &ModelConfig,
+    s: &TrainSettings,
+    new_rows: Option<(usize, usize)>,
+    max_tokens: usize,
+    free: u64,
+) -> String {
+    let named = |s: &TrainSettings| lora_spec(s).ok().flatten();
+    let lora = named(s);
+    let demand = Demand {
+        config,
+        settings: s,
+        lora: lora.as_ref(),
+        new_rows: new_rows.map(|(_, n)| n).filter(|_| lora.is_some()),
+        max_seq_len: max_tokens / s.micro_batch_size.max(s.eval_batch_size).max(1),
+        device: B::footprint(config.n_classes),
+    };
+    let usual = named(&TrainSettings::default()).expect("the table's defaults are valid");
+    memory::does_not_fit(&demand, &usual, free)
+}
+
+fn built<B: Backend>(
     dev: &B,
     source: &dyn TensorSource,
     s: &TrainSettings,
@@ -135,16 +173,10 @@ pub fn workload<B: Backend>(
     }
     let trained = trained_weights(&grads);
     let flops = FlopCount::new(&model.config, model.lora.is_some().then_some(trained));
-    Ok(Workload {
-        model,
-        grads,
-        acts,
-        optimizer,
-        stats: dev.new_stats()?,
-        flops,
-        seed: s.seed,
-        trace: Trace::default(),
-    })
+    let (stats, seed, trace) = (dev.new_stats()?, s.seed, Trace::default());
+    let mut work = Workload { model, grads, acts, optimizer, stats, flops, seed, trace };
+    work.prepare(dev, s.grad_accum)?;
+    Ok(work)
 }
 
 /// Number of weights that have a gradient.

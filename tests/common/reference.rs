@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use ringtune::backend::elementwise::{check_bias, check_bias_grad, check_same};
 use ringtune::backend::embedding::{check_backward, check_rows};
 use ringtune::backend::{
-    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, HeadGrads, HeadLoss, Heads,
-    HostStats, Mask, MatMul, Norm, Rope, Rotate, Swiglu, Write,
+    AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, Footprint, HeadGrads, HeadLoss,
+    Heads, HostStats, Mask, MatMul, Norm, Rope, Rotate, Swiglu, Write,
 };
 use ringtune::batch::{Batch, IGNORE};
 use ringtune::error::Result;
@@ -138,6 +138,10 @@ impl Device for Reference {
 
 impl Backend for Reference {
     type Stats = HostStats;
+
+    fn footprint(_classes: usize) -> Footprint {
+        Footprint { logits_rows: 1, batch_words: 6, fused_multiple: None }
+    }
 
     fn matmul(&self, c: &mut T, a: &T, b: &T, op: MatMul, alpha: f32, write: Write) -> Result<()> {
         let (m, n, k) = op.check(c, a, b);

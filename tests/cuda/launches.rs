@@ -78,7 +78,7 @@ impl Runs {
 
 /// Holds what a layer launches in a step to a bound. `run(layers, steps)` trains.
 fn bounded(what: &str, most: f64, run: impl Fn(usize, usize) -> [Counts; 2]) {
-    let (few, many) = (4, 6);
+    let (few, many) = (1, 3);
     let [two, three] = [2, 3].map(|layers| {
         let ([launches_few, calls_few], [launches, calls]) = (run(layers, few), run(layers, many));
         let steps = (many - few) as f64;

@@ -26,6 +26,7 @@ mod operations;
 #[path = "../common/optimiser.rs"]
 mod optimiser;
 mod prebuilt;
+mod prepared;
 #[path = "../common/products.rs"]
 mod products;
 mod project;

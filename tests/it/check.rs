@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use ringtune::backend::{Backend, Footprint};
 use ringtune::commands::check::CODES;
-use ringtune::cpu::{Cpu, LOGITS_ROWS};
+use ringtune::cpu::Cpu;
 use ringtune::hf::TensorSource;
 use ringtune::hf::resize::{NewToken, Resize, Resized};
 use ringtune::hf::safetensors::ModelFiles;
@@ -364,7 +365,7 @@ fn memory_is_estimated_to_the_byte() {
                             lora: spec.as_ref(),
                             new_rows: new_rows.map(|(_, n)| n),
                             max_seq_len: 24,
-                            logits_rows: LOGITS_ROWS,
+                            device: Cpu::footprint(grown.config().n_classes),
                         };
                         let found = estimate(&demand);
                         assert_eq!(found[..4], setup::memory(&work), "{name} {case} {dtype:?} {recompute:?} {lora}");
@@ -382,8 +383,8 @@ fn a_remedy_is_the_mildest_change() {
     let base = ModelFiles::open(Path::new(MODEL)).unwrap();
     let s = TrainSettings { lora: None, ..TrainSettings::default() };
     let lora = setup::lora_spec(&TrainSettings::default()).unwrap().unwrap();
-    let demand =
-        Demand { config: base.config(), settings: &s, lora: None, new_rows: None, max_seq_len: 256, logits_rows: 1 };
+    let device = Footprint { logits_rows: 1, ..Cpu::footprint(base.config().n_classes) };
+    let demand = Demand { config: base.config(), settings: &s, lora: None, new_rows: None, max_seq_len: 256, device };
     let total: u64 = estimate(&demand).iter().map(|c| c.bytes).sum();
     let flags = |n: u64| remedy(&demand, &lora, n).unwrap().flags;
     assert_eq!(flags(total - 1), "--recompute attention");

@@ -49,14 +49,14 @@ impl What {
 pub fn estimated(what: What, o: &Options, setup: &Setup, own_memory: bool) -> Result<u64> {
     let settings = what.settings(o);
     let lora = lora_spec(&settings)?;
-    let logits_rows = device::logits_rows(own_memory, setup.config.n_classes);
+    let footprint = device::footprint(own_memory, setup.config.n_classes);
     let demand = Demand {
         config: &setup.config,
         settings: &settings,
         lora: lora.as_ref(),
         new_rows: None,
         max_seq_len: setup.tokens,
-        logits_rows,
+        device: footprint,
     };
     Ok(estimate(&demand).iter().map(|c| c.bytes).sum())
 }

@@ -104,7 +104,7 @@ pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64
         lora: start.lora.as_ref(),
         new_rows: start.new_rows.map(|(_, n)| n),
         max_seq_len,
-        logits_rows: limits.logits_rows,
+        device: limits.footprint,
     };
     let classes = memory::estimate(&demand);
     let total: u64 = classes.iter().map(|c| c.bytes).sum();
@@ -215,7 +215,7 @@ fn lora_weights(start: &Start, lora: &LoraSpec) -> u64 {
         lora: Some(lora),
         new_rows: start.new_rows.map(|(_, n)| n),
         max_seq_len: 1,
-        logits_rows: 1,
+        device: device::footprint(false, config.n_classes),
     };
     demand.trained_weights()
 }

@@ -8,6 +8,7 @@ use super::budget::Steps;
 use super::{Check, Finding};
 use crate::checkpoint::manifest;
 use crate::checkpoint::state::Fingerprints;
+use crate::commands::device;
 use crate::commands::start::{Start, fingerprints, hash_model};
 use crate::error::Result;
 use crate::files::check_writable;
@@ -197,7 +198,7 @@ fn room(start: &Start, steps: Steps) -> Option<Room> {
         lora: start.lora.as_ref(),
         new_rows: start.new_rows.map(|(_, n)| n),
         max_seq_len: data.train.max_seq_len(),
-        logits_rows: 1,
+        device: device::footprint(false, config.n_classes),
     };
     let element = s.dtype.bytes() as u64;
     let in_files = start.base.as_ref().map_or(element, |b| b.dtype().bytes() as u64);

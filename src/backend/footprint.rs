@@ -1,0 +1,53 @@
+//! What a device keeps in memory for a run, where devices differ: for a count before anything is loaded.
+
+use crate::tensor::DType;
+
+/// Devices choose among their kernels by numbers of rows in steps of so many, or not at all: those of a step choose alike.
+pub const ROW_STEP: usize = 64;
+
+/// A number of rows of each step up to `most`, the largest first.
+pub fn row_counts(most: usize) -> impl Iterator<Item = usize> {
+    (1..=most.div_ceil(ROW_STEP)).rev().map(move |step| (step * ROW_STEP).min(most))
+}
+
+/// Plain numbers of a kind of device; none of it needs the device to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    /// Rows of logits that exist at once.
+    pub logits_rows: usize,
+    /// Words of 32 bits that the vectors of a micro-batch take for each token.
+    pub batch_words: usize,
+    /// Where projections in bf16 make masks of dropout in registers if all widths and ranks are multiples of this, and so need no scratch
+    /// for what was dropped. `None`: they never do.
+    pub fused_multiple: Option<usize>,
+}
+
+impl Footprint {
+    /// Whether projections of these widths and ranks write down what dropout left: [`super::ProjectScratch::x`] and
+    /// [`super::ProjectScratch::dx`].
+    pub fn writes_dropped(&self, dtype: DType, widths: &[usize]) -> bool {
+        let fused = |multiple: usize| dtype == DType::Bf16 && widths.iter().all(|w| w.is_multiple_of(multiple));
+        !self.fused_multiple.is_some_and(fused)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_of_rows_has_one() {
+        assert_eq!(row_counts(130).collect::<Vec<_>>(), [130, 128, 64]);
+        assert_eq!(row_counts(64).collect::<Vec<_>>(), [64]);
+        assert_eq!(row_counts(1).collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
+    fn what_is_fused_needs_no_scratch() {
+        let fuses = Footprint { logits_rows: 1, batch_words: 6, fused_multiple: Some(8) };
+        assert!(!fuses.writes_dropped(DType::Bf16, &[64, 16]));
+        assert!(fuses.writes_dropped(DType::F32, &[64, 16]));
+        assert!(fuses.writes_dropped(DType::Bf16, &[64, 4]));
+        assert!(Footprint { fused_multiple: None, ..fuses }.writes_dropped(DType::Bf16, &[64, 16]));
+    }
+}
