@@ -115,6 +115,28 @@ pub trait Device: Sized {
     /// If the device refuses the copy.
     fn upload(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()>;
 
+    /// Copies host values over the elements from `first` on; the others stay.
+    ///
+    /// # Errors
+    /// If the device refuses the copy.
+    fn upload_at(&self, dst: &mut Tensor<Self>, first: usize, src: &[f32]) -> Result<()> {
+        let mut all = vec![0.0; dst.len()];
+        self.download(&mut all, dst)?;
+        all[first..first + src.len()].copy_from_slice(src);
+        self.upload(dst, &all)
+    }
+
+    /// Copies the elements from `first` on, as many as `dst` has, to the host, as [`Device::download`].
+    ///
+    /// # Errors
+    /// If the device refuses the copy.
+    fn download_at(&self, dst: &mut [f32], src: &Tensor<Self>, first: usize) -> Result<()> {
+        let mut all = vec![0.0; src.len()];
+        self.download(&mut all, src)?;
+        dst.copy_from_slice(&all[first..first + dst.len()]);
+        Ok(())
+    }
+
     /// Copies host integers into an i32 tensor.
     ///
     /// # Errors

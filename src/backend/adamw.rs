@@ -1,6 +1,8 @@
 //! AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2; eps outside the corrected root, as torch).
 
-use super::{expect_dtype, expect_shape};
+use std::ops::Range;
+
+use super::expect_dtype;
 use crate::tensor::{DType, Device, Tensor};
 
 /// Scalars of one AdamW step.
@@ -28,18 +30,20 @@ pub struct AdamWStep {
 
 /// A tensor to update with its gradient and its state, all f32 but `p`.
 pub struct AdamWSlot<'a, B: Device> {
-    /// The parameter; rows `first_row ..` of it are updated, as many as `g` has. The rest stay.
+    /// The parameter; rows `first_row ..` of it are those that `g` covers. The rest stay.
     pub p: &'a mut Tensor<B>,
-    /// (rows, C), where `p` is bf16: then `p = round(master)`. An f32 `p` is its own master.
+    /// As `m`, where `p` is bf16: then `p = round(master)`. An f32 `p` is its own master.
     pub master: Option<&'a mut Tensor<B>>,
-    /// (rows, C), first moment.
+    /// First moment of the elements in `range`, in whatever shape.
     pub m: &'a mut Tensor<B>,
-    /// (rows, C), second moment.
+    /// Second moment, as `m`.
     pub v: &'a mut Tensor<B>,
     /// (rows, C), gradient.
     pub g: &'a Tensor<B>,
     /// First row of `p` that `g` covers.
     pub first_row: usize,
+    /// Elements of `g`, and of `p` from `first_row` on, that are updated: all of them, or those that a rank owns.
+    pub range: Range<usize>,
     /// Whether weight decay applies.
     pub decays: bool,
     /// Multiple of the learning rate.
@@ -63,9 +67,20 @@ impl<B: Device> AdamWSlot<'_, B> {
             self.first_row
         );
         let state = [("m", Some(&*self.m)), ("v", Some(&*self.v)), ("master", self.master.as_deref())];
+        let range = &self.range;
+        assert!(
+            range.start <= range.end && range.end <= self.g.len(),
+            "{what}: range {range:?} of g {:?}",
+            self.g.shape()
+        );
         for (name, t) in state {
             let Some(t) = t else { continue };
-            expect_shape(what, name, t, (rows, cols));
+            assert!(
+                t.len() == range.len(),
+                "{what}: shape of {name} is {:?}, expected {} elements",
+                t.shape(),
+                range.len()
+            );
             expect_dtype(what, name, t, DType::F32);
         }
         let p = if self.master.is_some() { DType::Bf16 } else { DType::F32 };

@@ -24,6 +24,8 @@ pub mod rope;
 pub mod stats;
 pub mod swiglu;
 
+use std::ops::Range;
+
 use crate::batch::{Batch, BatchView};
 use crate::error::Result;
 use crate::tensor::{DType, Device, Tensor};
@@ -298,6 +300,13 @@ pub trait Backend: Device {
 
     /// Adds the sum of the squares of all elements of all tensors, in f64 or a fixed f32 tree.
     fn grad_norm2(&self, s: &mut Self::Stats, grads: &[&Tensor<Self>]) -> Result<()>;
+
+    /// Sums of squares of elements of f32 tensors, in blocks of 16,384 of which each range begins with one: what [`Backend::grad_norm2`]
+    /// adds, for a rank that owns a part of the gradient. Waits for the device.
+    fn squares(&self, parts: &[(&Tensor<Self>, Range<usize>)]) -> Result<Vec<f64>>;
+
+    /// Adds such sums of the blocks of all ranks, `blocks[i]` of them of tensor i: the bits that [`Backend::grad_norm2`] gives.
+    fn add_squares(&self, s: &mut Self::Stats, blocks: &[usize], sums: &[f64]) -> Result<()>;
 
     /// Sets the clip factor, `min(1, max_norm / (norm + 1e-6))` of the norm so far.
     fn set_clip(&self, s: &mut Self::Stats, max_norm: Option<f64>) -> Result<()>;

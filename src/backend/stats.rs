@@ -57,6 +57,17 @@ impl HostStats {
         Ok(())
     }
 
+    /// Adds the sums of squares of tensors of so many blocks each: a tensor's from its first block to its last, then the tensors in order.
+    pub fn add_squares(&mut self, blocks: &[usize], sums: &[f64]) {
+        let (mut rest, mut total) = (sums, 0.0);
+        for &n in blocks {
+            let (own, more) = rest.split_at(n);
+            total += own.iter().sum::<f64>();
+            rest = more;
+        }
+        self.figures.grad_norm2 += total;
+    }
+
     /// The factor `min(1, max / (norm + 1e-6))`, as torch clips; 1 without a limit.
     pub fn set_clip(&mut self, max_norm: Option<f64>) {
         self.clip = max_norm.map_or(1.0, |max| (max / (self.figures.grad_norm2.sqrt() + 1e-6)).min(1.0));

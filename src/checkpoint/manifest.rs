@@ -5,6 +5,7 @@
 //! temporary one, which is never chosen and is cleaned up by the next run.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -47,6 +48,17 @@ pub struct FileRecord {
     pub blake3: String,
 }
 
+impl FileRecord {
+    /// The record of a file as it lies on the disk.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn of(path: &Path) -> Result<Self> {
+        let bytes = fs::metadata(path).at(path)?.len();
+        Ok(Self { bytes, blake3: hash_file(path)? })
+    }
+}
+
 /// blake3 of a file's content, in hex.
 ///
 /// # Errors
@@ -63,6 +75,8 @@ pub struct CheckpointWriter {
     temp: PathBuf,
     step: u64,
     finished: bool,
+    /// Other ranks write into it too.
+    shared: bool,
 }
 
 impl CheckpointWriter {
@@ -77,7 +91,19 @@ impl CheckpointWriter {
             fs::remove_dir_all(&temp).at(&temp)?;
         }
         fs::create_dir(&temp).at(&temp)?;
-        Ok(Self { output_dir: output_dir.to_path_buf(), temp, step, finished: false })
+        Ok(Self { output_dir: output_dir.to_path_buf(), temp, step, finished: false, shared: false })
+    }
+
+    /// As [`CheckpointWriter::begin`], of a folder into which other ranks write too. What is not finished stays for the next run to remove:
+    /// their errors would hide the first one.
+    ///
+    /// # Errors
+    /// If the folder cannot be created.
+    pub fn shared(output_dir: &Path, step: u64) -> Result<Self> {
+        let mut writer = Self::begin(output_dir, step)?;
+        writer.shared = true;
+        sync_dir(output_dir)?;
+        Ok(writer)
     }
 
     /// The temporary folder, for functions that write files into a folder.
@@ -99,7 +125,17 @@ impl CheckpointWriter {
     /// # Errors
     /// If a file cannot be read back, or the manifest cannot be written.
     pub fn seal(&self) -> Result<Manifest> {
-        let mut files = BTreeMap::new();
+        self.seal_with(&BTreeMap::new())
+    }
+
+    /// As [`CheckpointWriter::seal`]; files that others wrote are as their records say, who hashed them while they had them.
+    fn seal_with(&self, records: &BTreeMap<String, FileRecord>) -> Result<Manifest> {
+        let mut files = records.clone();
+        for (name, record) in records {
+            let path = self.temp.join(name);
+            let found = fs::metadata(&path).at(&path)?.len();
+            ensure!(found == record.bytes, "{}: expected {} bytes, found {found}", path.display(), record.bytes);
+        }
         list_files(&self.temp, "", &mut files)?;
         ensure!(!files.is_empty(), "{}: a checkpoint without files", self.temp.display());
         let manifest = Manifest { format: FORMAT.to_string(), version: VERSION, step: self.step, files };
@@ -112,8 +148,16 @@ impl CheckpointWriter {
     ///
     /// # Errors
     /// As [`CheckpointWriter::seal`]; or if the folder cannot be renamed.
-    pub fn finish(mut self) -> Result<PathBuf> {
-        self.seal().map_err(|e| self.explain(e))?;
+    pub fn finish(self) -> Result<PathBuf> {
+        self.finish_with(&BTreeMap::new())
+    }
+
+    /// As [`CheckpointWriter::finish`], with the records of files that other ranks wrote.
+    ///
+    /// # Errors
+    /// As [`CheckpointWriter::finish`]; or if such a file is not there in its size.
+    pub fn finish_with(mut self, records: &BTreeMap<String, FileRecord>) -> Result<PathBuf> {
+        self.seal_with(records).map_err(|e| self.explain(e))?;
         let path = path_of(&self.output_dir, self.step);
         let aside = self.output_dir.join(format!(".{PREFIX}{}.old", self.step));
         // A folder of this name may exist: a damaged one that the run fell back from, or one of an earlier run. It goes aside
@@ -130,13 +174,13 @@ impl CheckpointWriter {
 
 impl Drop for CheckpointWriter {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.finished && !self.shared {
             let _ = fs::remove_dir_all(&self.temp); // The error that led here is reported by the caller.
         }
     }
 }
 
-/// Hashes every file under `dir` and fsyncs the folders, which have the entries; the files were when they were written. Names of nested
+/// Hashes every file under `dir` that is not yet among `files`, and fsyncs the folders, which have the entries; the files were when they were written. Names of nested
 /// files have slashes.
 fn list_files(dir: &Path, prefix: &str, files: &mut BTreeMap<String, FileRecord>) -> Result<()> {
     for entry in fs::read_dir(dir).at(dir)? {
@@ -151,8 +195,9 @@ fn list_files(dir: &Path, prefix: &str, files: &mut BTreeMap<String, FileRecord>
             continue;
         }
         ensure!(kind.is_file(), "{}: neither a file nor a folder", path.display());
-        let bytes = entry.metadata().at(&path)?.len();
-        files.insert(name, FileRecord { bytes, blake3: hash_file(&path)? });
+        if let Entry::Vacant(place) = files.entry(name) {
+            place.insert(FileRecord::of(&path)?);
+        }
     }
     sync_dir(dir)
 }

@@ -8,8 +8,7 @@ use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
 use crate::files::read_text;
-use crate::hf::safetensors::TensorFile;
-use crate::hf::save::{Entry, write_tensors};
+use crate::hf::save::{Entry, write_tensors_with};
 use crate::hf::{HostTensor, SaveDType};
 use crate::{bail, ensure};
 
@@ -21,20 +20,21 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// # Errors
 /// If the file cannot be written.
 pub fn write_state_tensors(path: &Path, tensors: &[(String, HostTensor)]) -> Result<()> {
-    let entries: Vec<Entry> = tensors
-        .iter()
-        .map(|(name, t)| Entry { name: name.clone(), shape: vec![t.rows, t.cols], dtype: SaveDType::F32 })
-        .collect();
-    write_tensors(path, &entries, |i, _| Ok(&tensors[i].1))
+    write_state_tensors_with(path, tensors, &[])
 }
 
-/// Reads what [`write_state_tensors`] wrote, in the order of the names.
+/// As [`write_state_tensors`], with entries of text in the header. Parts, which have an `@` in their names, are flat.
 ///
 /// # Errors
-/// If the file is missing or damaged.
-pub fn read_state_tensors(path: &Path) -> Result<Vec<(String, HostTensor)>> {
-    let file = TensorFile::open(path)?;
-    file.names().map(|name| Ok((name.to_string(), file.load(name)?))).collect()
+/// If the file cannot be written.
+pub fn write_state_tensors_with(path: &Path, tensors: &[(String, HostTensor)], more: &[(&str, String)]) -> Result<()> {
+    let shape = |(name, t): &(String, HostTensor)| match name.contains('@') {
+        true => vec![t.data.len()],
+        false => vec![t.rows, t.cols],
+    };
+    let entry = |t: &(String, HostTensor)| Entry { name: t.0.clone(), shape: shape(t), dtype: SaveDType::F32 };
+    let entries: Vec<Entry> = tensors.iter().map(entry).collect();
+    write_tensors_with(path, &entries, more, |i, _| Ok(&tensors[i].1))
 }
 
 /// Hashes of what a run depends on, by name: `data`, `tokenizer`, `base_model`, `config`, …

@@ -34,72 +34,57 @@ pub fn cuts(lengths: &[usize], size: usize) -> Vec<usize> {
     (0..=size).map(|r| begin(r * share)).collect()
 }
 
-/// A part of a tensor that a rank holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Piece {
-    /// The tensor's place in its bucket.
-    pub tensor: usize,
-    /// Elements of the tensor.
-    pub range: Range<usize>,
+/// Where the shares of `size` ranks begin in each tensor of a bucket: of tensor t rank r owns `all[t][r]..all[t][r + 1]`.
+pub fn tensor_cuts(lengths: &[usize], size: usize) -> Vec<Vec<usize>> {
+    let all = cuts(lengths, size);
+    let mut at = 0;
+    let of = |&len: &usize| {
+        let own = all.iter().map(|cut| (*cut).clamp(at, at + len) - at).collect();
+        at += len;
+        own
+    };
+    lengths.iter().map(of).collect()
 }
 
-/// The parts of a bucket's tensors that a rank owns, in their order.
-pub fn pieces(lengths: &[usize], rank: usize, size: usize) -> Vec<Piece> {
-    let all = cuts(lengths, size);
-    let (own, mut at) = (all[rank]..all[rank + 1], 0);
-    let mut pieces = Vec::new();
-    for (tensor, len) in lengths.iter().enumerate() {
-        let range = own.start.clamp(at, at + len) - at..own.end.clamp(at, at + len) - at;
-        if !range.is_empty() {
-            pieces.push(Piece { tensor, range });
-        }
-        at += len;
-    }
-    pieces
+/// Elements of a bucket's tensors that a rank owns: the tensor's place in the bucket, and which of its elements.
+pub fn pieces(lengths: &[usize], rank: usize, size: usize) -> Vec<(usize, Range<usize>)> {
+    let own = tensor_cuts(lengths, size).into_iter().map(|cuts| cuts[rank]..cuts[rank + 1]);
+    own.enumerate().filter(|(_, range)| !range.is_empty()).collect()
 }
 
 /// Where a part of what is wanted lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// Who holds it.
+    /// Which of the ranges that are held.
     pub holder: usize,
-    /// Which of the holder's pieces.
-    pub piece: usize,
-    /// Elements of that piece.
+    /// Elements of that range, counted from its first.
     pub range: Range<usize>,
 }
 
-/// Where the elements of a piece lie among those that the ranks of another run held, in order: state that w ranks wrote is read by any
+/// Where the elements of a range of a tensor lie among ranges that others held, in order: state that w ranks wrote is read by any
 /// other number of them.
 ///
 /// # Errors
-/// If an element is held by nobody, or by two.
-pub fn sources(want: &Piece, held: &[Vec<Piece>]) -> Result<Vec<Source>> {
+/// If an element is held by nobody, or by two: the message has the elements.
+pub fn sources(want: &Range<usize>, held: &[Range<usize>]) -> Result<Vec<Source>> {
     let mut found = Vec::new();
-    for (holder, pieces) in held.iter().enumerate() {
-        for (piece, Piece { range, .. }) in pieces.iter().enumerate().filter(|(_, p)| p.tensor == want.tensor) {
-            let overlap = range.start.max(want.range.start)..range.end.min(want.range.end);
-            if !overlap.is_empty() {
-                found.push((
-                    overlap.start,
-                    Source { holder, piece, range: overlap.start - range.start..overlap.end - range.start },
-                ));
-            }
+    for (holder, range) in held.iter().enumerate() {
+        let overlap = range.start.max(want.start)..range.end.min(want.end);
+        if !overlap.is_empty() {
+            found.push((
+                overlap.clone(),
+                Source { holder, range: overlap.start - range.start..overlap.end - range.start },
+            ));
         }
     }
-    found.sort_by_key(|(start, _)| *start);
-    let mut at = want.range.start;
-    for (start, source) in &found {
-        ensure!(
-            *start == at,
-            "tensor {}: elements from {} on are held {}",
-            want.tensor,
-            at.min(*start),
-            if *start > at { "by nobody" } else { "twice" }
-        );
-        at += source.range.len();
+    found.sort_by_key(|(overlap, _)| overlap.start);
+    let mut at = want.start;
+    for (overlap, _) in &found {
+        ensure!(overlap.start <= at, "elements {at}..{} are held by nobody", overlap.start);
+        ensure!(overlap.start == at, "elements {}..{} are held twice", overlap.start, at.min(overlap.end));
+        at = overlap.end;
     }
-    ensure!(at == want.range.end, "tensor {}: elements from {at} on are held by nobody", want.tensor);
+    ensure!(at == want.end, "elements {at}..{} are held by nobody", want.end);
     Ok(found.into_iter().map(|(_, source)| source).collect())
 }
 
@@ -119,11 +104,11 @@ mod tests {
                 let cuts = cuts(lengths, size);
                 assert_eq!((cuts[0], cuts[size], cuts.len()), (0, total, size + 1));
                 assert!(cuts.is_sorted());
-                let all: Vec<Piece> = (0..size).flat_map(|r| pieces(lengths, r, size)).collect();
-                assert_eq!(all.iter().map(|p| p.range.len()).sum::<usize>(), total, "{lengths:?} on {size}");
-                assert!(all.iter().all(|p| p.range.start.is_multiple_of(BLOCK)), "a block has two owners");
+                let all: Vec<_> = (0..size).flat_map(|r| pieces(lengths, r, size)).collect();
+                assert_eq!(all.iter().map(|(_, range)| range.len()).sum::<usize>(), total, "{lengths:?} on {size}");
+                assert!(all.iter().all(|(_, range)| range.start.is_multiple_of(BLOCK)), "a block has two owners");
                 let most =
-                    (0..size).map(|r| pieces(lengths, r, size).iter().map(|p| p.range.len().div_ceil(BLOCK)).sum());
+                    (0..size).map(|r| pieces(lengths, r, size).iter().map(|(_, p)| p.len().div_ceil(BLOCK)).sum());
                 assert!(most.max() <= Some(blocks.div_ceil(size)), "shares are equal but for the last ones");
             }
         }
@@ -133,16 +118,17 @@ mod tests {
     fn what_w_ranks_hold_any_other_number_finds_once() {
         for lengths in BUCKETS {
             for (w, v) in (1..=9).flat_map(|w| (1..=9).map(move |v| (w, v))) {
-                let held: Vec<_> = (0..w).map(|r| pieces(lengths, r, w)).collect();
-                for want in (0..v).flat_map(|r| pieces(lengths, r, v)) {
-                    let mut at = want.range.start;
-                    for Source { holder, piece, range } in sources(&want, &held).unwrap() {
-                        let from = &held[holder][piece];
-                        assert_eq!((from.tensor, from.range.start + range.start), (want.tensor, at));
-                        assert!(range.end <= from.range.len());
-                        at += range.len();
+                for (old, new) in tensor_cuts(lengths, w).iter().zip(tensor_cuts(lengths, v)) {
+                    let held: Vec<Range<usize>> = old.windows(2).map(|c| c[0]..c[1]).collect();
+                    for want in new.windows(2).map(|c| c[0]..c[1]) {
+                        let mut at = want.start;
+                        for Source { holder, range } in sources(&want, &held).unwrap() {
+                            assert_eq!(held[holder].start + range.start, at);
+                            assert!(!range.is_empty() && range.end <= held[holder].len());
+                            at += range.len();
+                        }
+                        assert_eq!(at, want.end, "{lengths:?} from {w} to {v} ranks");
                     }
-                    assert_eq!(at, want.range.end, "{lengths:?} from {w} to {v} ranks");
                 }
             }
         }
@@ -150,14 +136,10 @@ mod tests {
 
     #[test]
     fn gaps_and_overlaps_are_named() {
-        let piece = |range| Piece { tensor: 2, range };
-        let error = |held: &[Range<usize>]| {
-            let held: Vec<Vec<Piece>> = held.iter().cloned().map(|r| vec![piece(r)]).collect();
-            sources(&piece(0..10), &held).unwrap_err().to_string()
-        };
-        assert_eq!(error(&[0..4, 5..10]), "tensor 2: elements from 4 on are held by nobody");
-        assert_eq!(error(&[0..6, 5..10]), "tensor 2: elements from 5 on are held twice");
-        assert_eq!(error(&[0..4, 4..9]), "tensor 2: elements from 9 on are held by nobody");
-        assert_eq!(error(&[]), "tensor 2: elements from 0 on are held by nobody");
+        let error = |held: &[Range<usize>]| sources(&(0..10), held).unwrap_err().to_string();
+        assert_eq!(error(&[0..4, 5..10]), "elements 4..5 are held by nobody");
+        assert_eq!(error(&[0..6, 5..10]), "elements 5..6 are held twice");
+        assert_eq!(error(&[0..4, 4..9]), "elements 9..10 are held by nobody");
+        assert_eq!(error(&[]), "elements 0..10 are held by nobody");
     }
 }

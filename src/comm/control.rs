@@ -5,11 +5,11 @@
 use std::cell::Cell;
 use std::net::TcpStream;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use launcher::beacon::{Beacon, Position};
 use launcher::cause::{BYSTANDER, Cause};
 use launcher::hub::Hub;
@@ -40,6 +40,20 @@ pub trait Control {
     fn gain(&self) -> f32 {
         1.0
     }
+
+    /// See [`super::Communicator::aside`].
+    fn aside(&self) -> Option<Arc<dyn Aside>> {
+        None
+    }
+}
+
+/// Exchanges between threads that write, one on each rank, beside those of the main threads and in an order of their own.
+pub trait Aside: Send + Sync {
+    /// Everyone's bytes, by rank.
+    ///
+    /// # Errors
+    /// If a peer is gone, or this rank gave up meanwhile.
+    fn gather(&self, what: &str, own: &[u8], given_up: &AtomicBool) -> Result<Vec<Vec<u8>>>;
 }
 
 /// How often a rank shows that it lives.
@@ -85,6 +99,11 @@ pub fn end_here(text: &str) -> ! {
     unsafe { libc::_exit(1) }
 }
 
+/// Exchanges beside those of the main thread have numbers from here on.
+const ASIDE: u64 = 1 << 63;
+/// How often a thread that waits for other ranks looks whether it still has to.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// What the threads of a rank share.
 struct Shared {
     rank: usize,
@@ -104,6 +123,32 @@ pub struct Channel {
     gathered: Receiver<(u64, Vec<Vec<u8>>)>,
     sequence: Cell<u64>,
     fault: Option<Fault>,
+    aside: Arc<Beside>,
+}
+
+/// The exchanges of the threads that write.
+struct Beside {
+    shared: Arc<Shared>,
+    gathered: Receiver<(u64, Vec<Vec<u8>>)>,
+    sequence: AtomicU64,
+}
+
+impl Aside for Beside {
+    fn gather(&self, what: &str, own: &[u8], given_up: &AtomicBool) -> Result<Vec<Vec<u8>>> {
+        let seq = ASIDE | self.sequence.fetch_add(1, SeqCst);
+        let message = Message::Gather { seq, what: what.into(), own: own.to_vec() };
+        let gone = || Error::new(format!("the control channel is lost in \"{what}\""));
+        self.shared.send(&message).map_err(|_| gone())?;
+        loop {
+            match self.gathered.recv_timeout(LOOK) {
+                Ok((found, all)) if found == seq => return Ok(all),
+                // Of an exchange that was given up.
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) if !given_up.load(SeqCst) && !self.shared.ended.load(SeqCst) => {}
+                Err(_) => return Err(gone()),
+            }
+        }
+    }
 }
 
 /// Of the process, for its panic hook.
@@ -124,10 +169,10 @@ impl Channel {
         let fault = Fault::of(rank)?;
         let (from, out) = (stream.try_clone()?, Mutex::new(stream));
         let shared = Arc::new(Shared { rank, out, beacon, ended: AtomicBool::new(false), hub, launcher_speaks });
-        let (to, gathered) = unbounded();
+        let ((to, gathered), (to_aside, beside)) = (unbounded(), unbounded());
         let named = |name: &str| std::thread::Builder::new().name(name.into());
         let listener = Arc::clone(&shared);
-        named("control").spawn(move || listen(&listener, from, &to))?;
+        named("control").spawn(move || listen(&listener, from, &to, &to_aside))?;
         let beating = Arc::clone(&shared);
         named("heartbeat").spawn(move || {
             while beating.send(&beating.beat()).is_ok() {
@@ -145,7 +190,8 @@ impl Channel {
                 before(info);
             }));
         }
-        Ok(Self { shared, gathered, sequence: Cell::new(0), fault })
+        let aside = Beside { shared: Arc::clone(&shared), gathered: beside, sequence: AtomicU64::new(0) };
+        Ok(Self { shared, gathered, sequence: Cell::new(0), fault, aside: Arc::new(aside) })
     }
 
     /// The run has ended here; the others are told why, or that all is well.
@@ -183,6 +229,10 @@ impl Control for Rc<Channel> {
         if let Some(fault) = &self.fault {
             fault.act(position);
         }
+    }
+
+    fn aside(&self) -> Option<Arc<dyn Aside>> {
+        Some(Arc::clone(&self.aside) as Arc<dyn Aside>)
     }
 
     fn gain(&self) -> f32 {
@@ -224,11 +274,11 @@ impl Shared {
 }
 
 /// Reads what the hub says, to the end.
-fn listen(shared: &Shared, mut from: TcpStream, to: &Sender<(u64, Vec<Vec<u8>>)>) {
+fn listen(shared: &Shared, mut from: TcpStream, to: &Sender<(u64, Vec<Vec<u8>>)>, aside: &Sender<(u64, Vec<Vec<u8>>)>) {
     loop {
         match Message::read(&mut from, LIMIT) {
             // Nobody waits for it once the main thread has ended.
-            Ok(Some(Message::Gathered { seq, all })) => drop(to.send((seq, all))),
+            Ok(Some(Message::Gathered { seq, all })) => drop(if seq < ASIDE { to } else { aside }.send((seq, all))),
             Ok(Some(Message::Failed(cause))) => end(shared, &cause.line(), !shared.launcher_speaks),
             // SAFETY: a signal to this very process, whose handlers it meets as if somebody had sent it.
             Ok(Some(Message::Stop(signal))) => drop(unsafe { libc::kill(libc::getpid(), signal) }),

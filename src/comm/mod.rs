@@ -13,11 +13,11 @@ pub mod bucket;
 pub mod control;
 pub mod fault;
 pub mod mpi;
-#[cfg(feature = "mpi")]
-pub mod mpi_transport;
 pub mod ranks;
 pub mod start;
 pub mod transport;
+
+use std::sync::Arc;
 
 pub use launcher::beacon::{Phase, Position};
 
@@ -61,6 +61,25 @@ pub enum Fold {
     Step,
 }
 
+/// Which sums of a bucket a rank wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sums {
+    /// All of them.
+    Whole,
+    /// Those that it owns; the other elements of its tensors are left as they are, of no meaning.
+    Owned,
+}
+
+/// Elements of a tensor that belong to a bucket: all of a weight, or the trained rows of it.
+pub struct Span<'a, B: Backend> {
+    /// The tensor.
+    pub tensor: &'a mut Tensor<B>,
+    /// Its first element that belongs to the bucket.
+    pub first: usize,
+    /// How many do.
+    pub len: usize,
+}
+
 /// What the ranks of a run do together. Object-safe: the trainer holds a `&dyn Communicator<B>`.
 pub trait Communicator<B: Backend> {
     /// Which rank this is.
@@ -68,6 +87,11 @@ pub trait Communicator<B: Backend> {
 
     /// When the caller starts reductions.
     fn fold(&self) -> Fold;
+
+    /// Fewer elements make no bucket of their own: parts of the gradient are joined until there are as many.
+    fn bucket_elements(&self) -> usize {
+        0
+    }
 
     /// Starts adding f32 tensors to the sum over all ranks of this bucket. They are read before this returns, or in the order of the
     /// device's stream, so that nothing is borrowed while the sum is under way; several may be, so that the reduction of one layer's
@@ -83,11 +107,33 @@ pub trait Communicator<B: Backend> {
     /// If a peer is gone or the transport fails.
     fn reduce_skip(&self, bucket: usize, tensors: &[&Tensor<B>]) -> Result<()>;
 
-    /// Waits for the sums of a bucket over all reductions since it was finished last, and writes them.
+    /// Waits for the sums of a bucket over all reductions since it was finished last, and writes those that are wanted. Each element has
+    /// one owner, see [`bucket`].
     ///
     /// # Errors
     /// If a peer is gone or the transport fails.
-    fn reduce_finish(&self, dev: &B, bucket: usize, tensors: &mut [&mut Tensor<B>]) -> Result<()>;
+    fn reduce_finish(&self, dev: &B, bucket: usize, tensors: &mut [&mut Tensor<B>], wanted: Sums) -> Result<()>;
+
+    /// Gives every owner's elements of a bucket to all ranks, in the tensors' own element type: weights that each updated its part of.
+    ///
+    /// # Errors
+    /// If a peer is gone or the transport fails.
+    fn all_gather(&self, dev: &B, bucket: usize, spans: &mut [Span<'_, B>]) -> Result<()>;
+
+    /// What owners alone hold of a bucket of tensors of these lengths, `own` its part here, joined on the main rank; `None` elsewhere.
+    ///
+    /// # Errors
+    /// If a peer is gone or the transport fails.
+    fn collect(&self, bucket: usize, lengths: &[usize], own: Vec<f32>) -> Result<Option<Vec<f32>>>;
+
+    /// The values of all ranks, `counts[r]` of them from rank r, by rank: more than the control channel should carry.
+    ///
+    /// # Errors
+    /// If a peer is gone or the transport fails.
+    fn all_squares(&self, counts: &[usize], own: Vec<f64>) -> Result<Vec<Vec<f64>>>;
+
+    /// How threads that write exchange small values with those of other ranks, in their own order; `None` on one rank.
+    fn aside(&self) -> Option<Arc<dyn control::Aside>>;
 
     /// Everyone's bytes, by rank. `what` names the exchange: ranks that name it differently have lost each other.
     ///
@@ -301,8 +347,24 @@ impl<B: Backend> Communicator<B> for Solo {
         Ok(())
     }
 
-    fn reduce_finish(&self, _dev: &B, _bucket: usize, _tensors: &mut [&mut Tensor<B>]) -> Result<()> {
+    fn reduce_finish(&self, _dev: &B, _bucket: usize, _tensors: &mut [&mut Tensor<B>], _wanted: Sums) -> Result<()> {
         Ok(())
+    }
+
+    fn all_gather(&self, _dev: &B, _bucket: usize, _spans: &mut [Span<'_, B>]) -> Result<()> {
+        Ok(())
+    }
+
+    fn collect(&self, _bucket: usize, _lengths: &[usize], own: Vec<f32>) -> Result<Option<Vec<f32>>> {
+        Ok(Some(own))
+    }
+
+    fn all_squares(&self, _counts: &[usize], own: Vec<f64>) -> Result<Vec<Vec<f64>>> {
+        Ok(vec![own])
+    }
+
+    fn aside(&self) -> Option<Arc<dyn control::Aside>> {
+        None
     }
 
     fn gather(&self, _what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {

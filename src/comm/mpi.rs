@@ -2,6 +2,9 @@
 //!
 //! Small values, heartbeats and causes never do: MPI has no answer to a rank that is gone, and needs none here.
 
+#[cfg(feature = "mpi")]
+mod transport;
+
 use launcher::environment::Identity;
 
 use super::World;
@@ -67,7 +70,7 @@ fn is_offered(identity: &Identity, get: &dyn Fn(&str) -> Option<String>) -> bool
 /// The MPI that was built in, as it names itself; none without the feature `mpi`.
 pub fn library() -> Option<String> {
     #[cfg(feature = "mpi")]
-    return Some(super::mpi_transport::library());
+    return Some(transport::library());
     #[cfg(not(feature = "mpi"))]
     None
 }
@@ -78,7 +81,7 @@ pub fn library() -> Option<String> {
 /// Without the feature `mpi`.
 pub fn transport(world: &World) -> Result<Box<dyn Transport>> {
     #[cfg(feature = "mpi")]
-    return Ok(Box::new(super::mpi_transport::Mpi::new(world)));
+    return Ok(Box::new(transport::Mpi::new(world)));
     #[cfg(not(feature = "mpi"))]
     Err(Error::new(format!("rank {} was built without MPI", world.rank)))
 }

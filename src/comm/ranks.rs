@@ -3,7 +3,7 @@
 //! ```text
 //! micro-batch k = i·w + r on rank r:   copy m_k, set it to zero, go on computing
 //!     thread: exchange blocks with their owners;  owner: for r in 0..w: acc += block of rank r        in order of k
-//! end of the step:                     every owner sends its blocks to all
+//! end of the step:                     every owner sends its blocks to all; with sharded state it sends the weights it made of them
 //! ```
 //! One order of sums defines a step, `((0 + m₀) + m₁) + …` with each term formed from zero, so that only the product of ranks and
 //! accumulation matters: 1 × 4, 2 × 2 and 4 × 1 give the same bits.
@@ -12,35 +12,43 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use half::bf16;
 
-use super::bucket::cuts;
-use super::control::Control;
-use super::transport::{Incoming, Outgoing, Transport};
-use super::{Communicator, Fold, Position, World};
+use super::bucket::{cuts, pieces};
+use super::control::{Aside, Control};
+use super::transport::{Incoming, Outgoing, Transport, call};
+use super::{Communicator, Fold, Position, Span, Sums, World};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// One rank of several.
 pub struct Ranks {
     world: World,
     control: Box<dyn Control>,
     worker: Option<Worker>,
+    bucket: usize,
 }
+
+/// Elements of a bucket: less than 1 MiB is not worth a call of its own.
+pub const BUCKET: usize = 1 << 18;
 
 /// What the thread of the collectives is asked to do.
 enum Job {
     /// Adds this rank's values of a bucket, or nothing, and what the others send.
     Add { bucket: usize, lengths: Vec<usize>, values: Option<Vec<f32>> },
-    /// Gives the sums of a bucket to everyone.
-    Collect { bucket: usize, lengths: Vec<usize> },
+    /// Gives the sums of a bucket to everyone, or its own part of them back to this rank alone.
+    Collect { bucket: usize, lengths: Vec<usize>, wanted: Sums },
+    /// Gives `own` to everyone or to the main rank, who expect `counts[r]` values of rank r.
+    Share { call: u32, counts: Vec<usize>, own: Vec<f32>, to_main: bool },
     /// Ends the transport, and the thread with it.
     End,
 }
 
 struct Worker {
     jobs: Sender<Job>,
-    sums: Receiver<Vec<f32>>,
+    /// What was asked for, in that order: the sums, or the values of each rank.
+    results: Receiver<Vec<Vec<f32>>>,
     /// Buffers that were read and can be filled again.
     free: (Sender<Vec<f32>>, Receiver<Vec<f32>>),
     /// Why the thread ended.
@@ -60,7 +68,12 @@ impl Ranks {
         let (rank, size) = (world.rank, world.size);
         let worker =
             transport.map(|t| Worker::start(Owner { rank, size, sums: Vec::new(), transport: t })).transpose()?;
-        Ok(Self { world, control, worker })
+        Ok(Self { world, control, worker, bucket: BUCKET })
+    }
+
+    /// The same ranks with buckets of so many elements: another layout has to give the same bits.
+    pub fn with_buckets(self, elements: usize) -> Self {
+        Self { bucket: elements, ..self }
     }
 
     /// Which rank this is, whatever the backend.
@@ -71,6 +84,20 @@ impl Ranks {
     fn job(&self, job: Job) -> Result<()> {
         let Some(worker) = &self.worker else { return Ok(()) };
         worker.jobs.send(job).map_err(|_| self.why(worker))
+    }
+
+    /// The answer of the thread of the collectives to a job.
+    fn ask(&self, worker: &Worker, job: Job) -> Result<Vec<Vec<f32>>> {
+        self.job(job)?;
+        worker.results.recv().map_err(|_| self.why(worker))
+    }
+
+    /// Everyone's values, by rank; on the others nothing where they go `to_main` alone.
+    fn share(&self, call: u32, counts: Vec<usize>, own: Vec<f32>, to_main: bool) -> Result<Vec<Vec<f32>>> {
+        match &self.worker {
+            Some(worker) => self.ask(worker, Job::Share { call, counts, own, to_main }),
+            None => Ok(vec![own]),
+        }
     }
 
     /// The error of the thread of the collectives; who is really to blame the control channel may know better.
@@ -87,6 +114,10 @@ impl<B: Backend> Communicator<B> for Ranks {
 
     fn fold(&self) -> Fold {
         if self.worker.is_some() { Fold::MicroBatch } else { Fold::Step }
+    }
+
+    fn bucket_elements(&self) -> usize {
+        self.bucket
     }
 
     fn reduce_start(&self, dev: &B, bucket: usize, tensors: &[&Tensor<B>]) -> Result<()> {
@@ -108,20 +139,71 @@ impl<B: Backend> Communicator<B> for Ranks {
         self.job(Job::Add { bucket, lengths, values: None })
     }
 
-    fn reduce_finish(&self, dev: &B, bucket: usize, tensors: &mut [&mut Tensor<B>]) -> Result<()> {
+    fn reduce_finish(&self, dev: &B, bucket: usize, tensors: &mut [&mut Tensor<B>], wanted: Sums) -> Result<()> {
         let Some(worker) = &self.worker else { return Ok(()) };
-        let lengths = tensors.iter().map(|t| t.len()).collect();
-        self.job(Job::Collect { bucket, lengths })?;
-        let sums = worker.sums.recv().map_err(|_| self.why(worker))?;
+        let lengths: Vec<usize> = tensors.iter().map(|t| t.len()).collect();
+        let owned = match wanted {
+            Sums::Whole => lengths.iter().enumerate().map(|(i, &len)| (i, 0..len)).collect(),
+            Sums::Owned => pieces(&lengths, self.world.rank, self.world.size),
+        };
+        let sums = self.ask(worker, Job::Collect { bucket, lengths, wanted })?.swap_remove(0);
         let mut rest = &sums[..];
-        for t in tensors {
-            let (own, more) = rest.split_at(t.len());
-            dev.upload(t, own)?;
+        for (i, range) in owned {
+            let (own, more) = rest.split_at(range.len());
+            dev.upload_at(tensors[i], range.start, own)?;
             rest = more;
         }
         // Nobody waits for it.
         let _ = worker.free.0.try_send(sums);
         Ok(())
+    }
+
+    fn all_gather(&self, dev: &B, bucket: usize, spans: &mut [Span<'_, B>]) -> Result<()> {
+        let (rank, size) = (self.world.rank, self.world.size);
+        let lengths: Vec<usize> = spans.iter().map(|span| span.len).collect();
+        let narrow = spans.first().is_some_and(|span| span.tensor.dtype() == DType::Bf16);
+        let owned: Vec<_> = (0..size).map(|r| pieces(&lengths, r, size)).collect();
+        let counts: Vec<usize> = owned.iter().map(|own| own.iter().map(|(_, range)| range.len()).sum()).collect();
+        let mut values = vec![0.0; counts[rank]];
+        let mut rest = &mut values[..];
+        for (i, range) in &owned[rank] {
+            let (own, more) = rest.split_at_mut(range.len());
+            dev.download_at(own, spans[*i].tensor, spans[*i].first + range.start)?;
+            rest = more;
+        }
+        let words = counts.iter().map(|&n| if narrow { n.div_ceil(2) } else { n }).collect();
+        let own = if narrow { packed(&values) } else { values };
+        let all = self.share(call::WEIGHTS | bucket as u32, words, own, false)?;
+        for (r, theirs) in all.into_iter().enumerate().filter(|(r, _)| *r != rank) {
+            let theirs = if narrow { unpacked(&theirs, counts[r]) } else { theirs };
+            let mut rest = &theirs[..];
+            for (i, range) in &owned[r] {
+                let (own, more) = rest.split_at(range.len());
+                let Span { tensor, first, .. } = &mut spans[*i];
+                dev.upload_at(tensor, *first + range.start, own)?;
+                rest = more;
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(&self, bucket: usize, lengths: &[usize], own: Vec<f32>) -> Result<Option<Vec<f32>>> {
+        let counts = cuts(lengths, self.world.size).windows(2).map(|cut| cut[1] - cut[0]).collect();
+        let all = self.share(call::HELD | bucket as u32, counts, own, true)?;
+        Ok(self.world.is_main().then(|| all.concat()))
+    }
+
+    fn all_squares(&self, counts: &[usize], own: Vec<f64>) -> Result<Vec<Vec<f64>>> {
+        // An f64 is two words of the transport, which looks at none of them.
+        let words = own.iter().flat_map(|x| [x.to_bits() as u32, (x.to_bits() >> 32) as u32]);
+        let words = words.map(f32::from_bits).collect();
+        let all = self.share(call::SQUARES, counts.iter().map(|n| 2 * n).collect(), words, false)?;
+        let joined = |pair: &[f32]| f64::from_bits(u64::from(pair[0].to_bits()) | u64::from(pair[1].to_bits()) << 32);
+        Ok(all.iter().map(|theirs| theirs.chunks_exact(2).map(joined).collect()).collect())
+    }
+
+    fn aside(&self) -> Option<Arc<dyn Aside>> {
+        self.control.aside()
     }
 
     fn gather(&self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {
@@ -132,7 +214,7 @@ impl<B: Backend> Communicator<B> for Ranks {
         let Some(worker) = &self.worker else { return Ok(()) };
         self.job(Job::End)?;
         // The thread hangs up when it has ended; it sends nothing any more.
-        let _ = worker.sums.recv();
+        let _ = worker.results.recv();
         match worker.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(e) => Err(self.control.lost(e)),
             None => Ok(()),
@@ -151,7 +233,7 @@ impl<B: Backend> Communicator<B> for Ranks {
 impl Worker {
     fn start(mut owner: Owner) -> Result<Self> {
         let (jobs, todo) = bounded::<Job>(AHEAD);
-        let (done, sums) = unbounded();
+        let (done, results) = unbounded();
         let free = bounded(AHEAD);
         let failed = Arc::new(Mutex::new(None));
         let (back, why) = (free.0.clone(), Arc::clone(&failed));
@@ -170,8 +252,12 @@ impl Worker {
                         let _ = values.map(|v| back.try_send(v));
                         result
                     }
-                    Job::Collect { bucket, lengths } => {
-                        owner.collect(bucket, &lengths).map(|sums| drop(done.send(sums)))
+                    // Whoever asked is gone where nobody listens.
+                    Job::Collect { bucket, lengths, wanted } => {
+                        owner.collect(bucket, &lengths, wanted).map(|sums| drop(done.send(vec![sums])))
+                    }
+                    Job::Share { call, counts, own, to_main } => {
+                        owner.share(call, &counts, own, to_main).map(|all| drop(done.send(all)))
                     }
                     Job::End => {
                         let ended = owner.transport.close();
@@ -188,7 +274,7 @@ impl Worker {
         let thread = std::thread::Builder::new().name("collectives".into()).spawn(work);
         let thread = Some(thread.map_err(|e| Error::new(format!("cannot start the thread of the collectives: {e}")))?);
         is_open.recv().map_err(|_| Error::new("the thread of the collectives ended early"))??;
-        Ok(Self { jobs, sums, free, failed, thread })
+        Ok(Self { jobs, results, free, failed, thread })
     }
 }
 
@@ -246,23 +332,63 @@ impl Owner {
         Ok(())
     }
 
-    fn collect(&mut self, bucket: usize, lengths: &[usize]) -> Result<Vec<f32>> {
-        let (rank, size, cuts) = (self.rank, self.size, cuts(lengths, self.size));
-        let share = |r: usize| cuts[r + 1] - cuts[r];
-        let (collected, own) = std::mem::take(self.sum(bucket, share(rank)));
+    fn collect(&mut self, bucket: usize, lengths: &[usize], wanted: Sums) -> Result<Vec<f32>> {
+        let cuts = cuts(lengths, self.size);
+        let share = cuts[self.rank + 1] - cuts[self.rank];
+        let (collected, own) = std::mem::take(self.sum(bucket, share));
         // Without a term since it was collected last it is zero.
         let own = if collected { vec![0.0; own.len()] } else { own };
-        let data = |r: usize| if r == rank || own.is_empty() { Outgoing::Nothing } else { Outgoing::Data(&own) };
-        let to: Vec<Outgoing> = (0..size).map(data).collect();
-        let expected = |r: usize| if r == rank { 0 } else { share(r) };
-        let mut from: Vec<Incoming> = (0..size).map(|r| Incoming { len: expected(r), data: Vec::new() }).collect();
-        self.transport.exchange(u32::MAX - bucket as u32, &to, &mut from)?;
-        let mut all = Vec::with_capacity(cuts[size]);
-        for (r, theirs) in from.iter().enumerate() {
-            all.extend_from_slice(if r == rank { &own } else { &theirs.data });
-        }
-        let (sum, share) = ((true, own), share(rank));
-        *self.sum(bucket, share) = sum;
+        let all = match wanted {
+            Sums::Owned => own.clone(),
+            Sums::Whole => {
+                let counts: Vec<usize> = cuts.windows(2).map(|cut| cut[1] - cut[0]).collect();
+                self.share(call::SUMS | bucket as u32, &counts, own.clone(), false)?.concat()
+            }
+        };
+        *self.sum(bucket, share) = (true, own);
         Ok(all)
+    }
+
+    /// Everyone's values, by rank.
+    fn share(&mut self, call: u32, counts: &[usize], own: Vec<f32>, to_main: bool) -> Result<Vec<Vec<f32>>> {
+        let (rank, wanted) = (self.rank, |r: usize| !to_main || r == 0);
+        assert_eq!(own.len(), counts[rank], "values of this rank");
+        let data = |r: usize| match own.is_empty() || r == rank || !wanted(r) {
+            true => Outgoing::Nothing,
+            false => Outgoing::Data(&own),
+        };
+        let to: Vec<Outgoing> = (0..self.size).map(data).collect();
+        let expected = |r: usize| if r == rank || !wanted(rank) { 0 } else { counts[r] };
+        let mut from: Vec<Incoming> = (0..self.size).map(|r| Incoming { len: expected(r), data: Vec::new() }).collect();
+        self.transport.exchange(call, &to, &mut from)?;
+        let mut all: Vec<Vec<f32>> = from.into_iter().map(|theirs| theirs.data).collect();
+        all[rank] = own;
+        Ok(all)
+    }
+}
+
+/// Values that bf16 holds, two in a word.
+fn packed(values: &[f32]) -> Vec<f32> {
+    let half = |x: Option<&f32>| x.map_or(0, |x| u32::from(bf16::from_f32(*x).to_bits()));
+    values.chunks(2).map(|pair| f32::from_bits(half(pair.first()) | half(pair.get(1)) << 16)).collect()
+}
+
+/// The first `n` of them.
+fn unpacked(words: &[f32], n: usize) -> Vec<f32> {
+    let halves = words.iter().flat_map(|word| [word.to_bits() << 16, word.to_bits() & 0xffff_0000]);
+    halves.map(f32::from_bits).take(n).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_bf16_survive_in_pairs() {
+        let values: Vec<f32> = (0..7).map(|i| bf16::from_f32(0.1 * i as f32 - 0.3).to_f32()).collect();
+        for n in 0..=7 {
+            assert_eq!(packed(&values[..n]).len(), n.div_ceil(2));
+            assert_eq!(unpacked(&packed(&values[..n]), n), values[..n]);
+        }
     }
 }

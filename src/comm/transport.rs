@@ -6,6 +6,33 @@ use std::os::fd::AsRawFd;
 use crate::error::{Error, Result};
 use crate::{bail, ensure};
 
+/// What is exchanged, as a number that all ranks give: each kind of call has its own for every bucket.
+pub mod call {
+    /// A micro-batch's terms of a bucket of gradients, to their owners.
+    pub const TERMS: u32 = 0;
+    /// The sums of a bucket, to all.
+    pub const SUMS: u32 = 1 << 28;
+    /// The updated weights of a bucket, to all.
+    pub const WEIGHTS: u32 = 2 << 28;
+    /// What owners alone hold of a bucket, to the main rank.
+    pub const HELD: u32 = 3 << 28;
+    /// Sums of squares of the gradient, to all.
+    pub const SQUARES: u32 = 4 << 28;
+
+    /// What a call is, for people.
+    pub fn name(call: u32) -> String {
+        let bucket = call & (SUMS - 1);
+        match call - bucket {
+            TERMS => format!("the terms of bucket {bucket}"),
+            SUMS => format!("the sums of bucket {bucket}"),
+            WEIGHTS => format!("the weights of bucket {bucket}"),
+            HELD => format!("the masters of bucket {bucket}"),
+            SQUARES => "the squares of the gradient".into(),
+            _ => format!("an unknown call {call}"),
+        }
+    }
+}
+
 /// What goes to a rank.
 #[derive(Clone, Copy, Debug)]
 pub enum Outgoing<'a> {
@@ -107,10 +134,11 @@ impl Header {
             return Ok(self.len.unwrap_or(0));
         }
         bail!(
-            "exchange {sequence} is bucket {call} of {expected} values here, exchange {} is bucket {} of {} values on rank {rank}: the \
-             ranks have lost each other",
+            "exchange {sequence} is {}, {expected} values, here; exchange {} is {}, {} values, on rank {rank}: the ranks have lost each \
+             other",
+            call::name(call),
             self.sequence,
-            self.call,
+            call::name(self.call),
             self.len.map_or("no".into(), |len| len.to_string())
         )
     }
@@ -286,7 +314,8 @@ mod tests {
         });
         let mut from = [Incoming::default(), Incoming { len: 1, ..Default::default() }];
         let e = a.exchange(4, &[Outgoing::Nothing, Outgoing::Data(&one)], &mut from).unwrap_err().to_string();
-        assert!(e.contains("bucket 4 of 1 values here") && e.contains("bucket 3 of 1 values on rank 1"), "{e}");
+        assert!(e.contains("exchange 1 is the terms of bucket 4, 1 values, here"), "{e}");
+        assert!(e.contains("exchange 1 is the terms of bucket 3, 1 values, on rank 1"), "{e}");
         assert!(in_thread.join().unwrap().contains("lost each other"));
         let e = a.exchange(5, &[Outgoing::Nothing, Outgoing::Data(&one)], &mut from).unwrap_err().to_string();
         assert!(e.contains("connection to rank 1 is lost"), "{e}");

@@ -50,6 +50,20 @@ pub fn download(dev: &Cpu, dst: &mut [f32], src: &Tensor<Cpu>) {
     typed!(x = src, => dev.pool.split(chunked(dst, TASK), |i, y| convert(dev.level, y, piece(x, i, TASK))));
 }
 
+pub fn upload_at(dev: &Cpu, dst: &mut Tensor<Cpu>, first: usize, src: &[f32]) {
+    typed!(y = mut dst, => {
+        let y = &mut y[first..first + src.len()];
+        dev.pool.split(chunked(y, TASK), |i, y| convert(dev.level, y, piece(src, i, TASK)))
+    });
+}
+
+pub fn download_at(dev: &Cpu, dst: &mut [f32], src: &Tensor<Cpu>, first: usize) {
+    typed!(x = src, => {
+        let x = &x[first..first + dst.len()];
+        dev.pool.split(chunked(dst, TASK), |i, y| convert(dev.level, y, piece(x, i, TASK)))
+    });
+}
+
 pub fn fill_zero(dev: &Cpu, dst: &mut Tensor<Cpu>) {
     let bytes = dst.len() * dst.dtype().bytes();
     let dst = &mut dst.buf.bytes_mut()[..bytes];

@@ -27,6 +27,7 @@ mod vector;
 #[cfg(test)]
 mod testing;
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::backend::{
@@ -145,7 +146,9 @@ impl Device for Cpu {
 
     operations! {
         upload(dst: &mut Tensor<Self>, src: &[f32]) = elementwise::upload;
+        upload_at(dst: &mut Tensor<Self>, first: usize, src: &[f32]) = elementwise::upload_at;
         download(dst: &mut [f32], src: &Tensor<Self>) = elementwise::download;
+        download_at(dst: &mut [f32], src: &Tensor<Self>, first: usize) = elementwise::download_at;
         fill_zero(dst: &mut Tensor<Self>) = elementwise::fill_zero;
         copy(dst: &mut Tensor<Self>, src: &Tensor<Self>) = elementwise::copy;
     }
@@ -218,6 +221,15 @@ impl Backend for Cpu {
 
     fn grad_norm2(&self, s: &mut HostStats, grads: &[&Tensor<Self>]) -> Result<()> {
         s.figures.grad_norm2 += optim::norm2(self, grads);
+        Ok(())
+    }
+
+    fn squares(&self, parts: &[(&Tensor<Self>, Range<usize>)]) -> Result<Vec<f64>> {
+        Ok(optim::all_blocks(self, parts))
+    }
+
+    fn add_squares(&self, s: &mut HostStats, blocks: &[usize], sums: &[f64]) -> Result<()> {
+        s.add_squares(blocks, sums);
         Ok(())
     }
 

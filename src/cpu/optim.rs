@@ -2,6 +2,8 @@
 
 use half::bf16;
 
+use std::ops::Range;
+
 use super::Cpu;
 use super::buffer::{elems, elems_mut, typed};
 use super::elem::Elem;
@@ -32,14 +34,22 @@ multiversion! {
     }
 }
 
+/// Sums of squares of the blocks of `range`, which begins with one.
+fn blocks(dev: &Cpu, t: &Tensor<Cpu>, range: Range<usize>) -> Vec<f64> {
+    let mut parts = vec![0.0f64; range.len().div_ceil(TASK)];
+    typed!(x = t, => {
+        let x = &x[range];
+        dev.pool.split(chunked(&mut parts, 1), |i, part| part[0] = squares(dev.level, piece(x, i, TASK)))
+    });
+    parts
+}
+
 pub fn norm2(dev: &Cpu, tensors: &[&Tensor<Cpu>]) -> f64 {
-    let mut total = 0.0;
-    for t in tensors {
-        let mut parts = vec![0.0f64; t.len().div_ceil(TASK)];
-        typed!(x = t, => dev.pool.split(chunked(&mut parts, 1), |i, part| part[0] = squares(dev.level, piece(x, i, TASK))));
-        total += parts.iter().sum::<f64>();
-    }
-    total
+    tensors.iter().map(|t| blocks(dev, t, 0..t.len()).iter().sum::<f64>()).fold(0.0, |total, t| total + t)
+}
+
+pub fn all_blocks(dev: &Cpu, parts: &[(&Tensor<Cpu>, Range<usize>)]) -> Vec<f64> {
+    parts.iter().flat_map(|(t, range)| blocks(dev, t, range.clone())).collect()
 }
 
 /// The scalars of a step as the inner loop wants them.
@@ -84,9 +94,7 @@ const UPDATE: usize = 4 * 1024;
 pub fn adamw(dev: &Cpu, slot: &mut AdamWSlot<'_, Cpu>, step: AdamWStep, grad_scale: f32) {
     slot.check("adamw");
     let (lr, weight_decay) = slot.rates(&step);
-    let AdamWSlot { p, master, m, v, g, first_row, .. } = slot;
-    let first_row = *first_row;
-    let (rows, cols) = g.shape();
+    let AdamWSlot { p, master, m, v, g, first_row, range, .. } = slot;
     let s = Scalars {
         beta1: step.beta1,
         beta2: step.beta2,
@@ -98,8 +106,9 @@ pub fn adamw(dev: &Cpu, slot: &mut AdamWSlot<'_, Cpu>, step: AdamWStep, grad_sca
         eps: step.eps,
         keep: 1.0 - lr * weight_decay,
     };
-    let range = first_row * cols..(first_row + rows) * cols;
-    let g: &[f32] = elems(g);
+    let first = *first_row * g.cols();
+    let g: &[f32] = &elems(g)[range.clone()];
+    let range = first + range.start..first + range.end;
     let (m, v) = (chunked(elems_mut::<f32>(m), UPDATE), chunked(elems_mut::<f32>(v), UPDATE));
     match master {
         None => {

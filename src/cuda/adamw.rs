@@ -35,12 +35,13 @@ pub(super) fn adamw_all(dev: &Cuda, s: &CudaStats, slots: &mut [AdamWSlot<'_, Cu
     let (mut words, mut chunks) = (Vec::new(), Vec::new());
     for (i, slot) in slots.iter().enumerate() {
         slot.check("adamw");
-        let AdamWSlot { p, master, m, v, g, first_row, decays, lr_scale } = slot;
-        let first = p.buf.address() + (*first_row * g.cols() * p.dtype().bytes()) as u64;
+        let AdamWSlot { p, master, m, v, g, first_row, range, decays, lr_scale } = slot;
+        let first = p.buf.address() + ((*first_row * g.cols() + range.start) * p.dtype().bytes()) as u64;
+        let gradient = g.buf.address() + (range.start * g.dtype().bytes()) as u64;
         let master = master.as_deref().map_or(0, |t| t.buf.address());
-        words.extend([first, master, m.buf.address(), v.buf.address(), g.buf.address()]);
-        words.extend([g.len() as u64, lr_scale.to_bits(), u64::from(*decays)]);
-        chunks.extend((0..g.len().div_ceil(CHUNK) as u64).map(|chunk| (i as u64) << 32 | chunk));
+        words.extend([first, master, m.buf.address(), v.buf.address(), gradient]);
+        words.extend([range.len() as u64, lr_scale.to_bits(), u64::from(*decays)]);
+        chunks.extend((0..range.len().div_ceil(CHUNK) as u64).map(|chunk| (i as u64) << 32 | chunk));
     }
     let blocks = chunks.len();
     words.extend(chunks);

@@ -83,12 +83,18 @@ impl Cuda {
     /// Copies values to the device, rounded where it holds bf16.
     pub(super) fn upload_values(&self, dst: &mut Tensor<Self>, src: &[f32]) -> Result<()> {
         assert_eq!(dst.len(), src.len(), "upload: number of elements");
+        self.upload_values_at(dst, 0, src)
+    }
+
+    /// Copies values over the elements from `first` on.
+    pub(super) fn upload_values_at(&self, dst: &mut Tensor<Self>, first: usize, src: &[f32]) -> Result<()> {
+        assert!(first + src.len() <= dst.len(), "upload: number of elements");
         match dst.dtype() {
-            DType::F32 => self.upload_bytes(dst, 0, bytemuck::cast_slice(src)),
+            DType::F32 => self.upload_bytes(dst, first * 4, bytemuck::cast_slice(src)),
             DType::Bf16 => {
                 for (i, part) in src.chunks(COPY_ELEMENTS).enumerate() {
                     let rounded: Vec<bf16> = part.iter().map(|&x| bf16::from_f32(x)).collect();
-                    self.upload_bytes(dst, i * COPY_ELEMENTS * 2, bytemuck::cast_slice(&rounded))?;
+                    self.upload_bytes(dst, (first + i * COPY_ELEMENTS) * 2, bytemuck::cast_slice(&rounded))?;
                 }
                 Ok(())
             }
@@ -106,13 +112,19 @@ impl Cuda {
     /// Copies values to the host, widened.
     pub(super) fn download_values(&self, dst: &mut [f32], src: &Tensor<Self>) -> Result<()> {
         assert_eq!(dst.len(), src.len(), "download: number of elements");
+        self.download_values_at(dst, src, 0)
+    }
+
+    /// Copies the elements from `first` on to the host, widened.
+    pub(super) fn download_values_at(&self, dst: &mut [f32], src: &Tensor<Self>, first: usize) -> Result<()> {
+        assert!(first + dst.len() <= src.len(), "download: number of elements");
         match src.dtype() {
-            DType::F32 => self.download_bytes(bytemuck::cast_slice_mut(dst), src, 0),
+            DType::F32 => self.download_bytes(bytemuck::cast_slice_mut(dst), src, first * 4),
             DType::Bf16 => {
                 let mut part = vec![bf16::ZERO; COPY_ELEMENTS.min(dst.len())];
                 for (i, dst) in dst.chunks_mut(COPY_ELEMENTS).enumerate() {
                     let part = &mut part[..dst.len()];
-                    self.download_bytes(bytemuck::cast_slice_mut(part), src, i * COPY_ELEMENTS * 2)?;
+                    self.download_bytes(bytemuck::cast_slice_mut(part), src, (first + i * COPY_ELEMENTS) * 2)?;
                     dst.iter_mut().zip(part.iter()).for_each(|(d, s)| *d = s.to_f32());
                 }
                 Ok(())

@@ -42,6 +42,7 @@ mod tables;
 mod tensor_map;
 pub mod tiles;
 
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::backend::elementwise::check_same;
@@ -151,6 +152,14 @@ impl Device for Cuda {
         self.download_values(dst, src)
     }
 
+    fn upload_at(&self, dst: &mut Tensor<Self>, first: usize, src: &[f32]) -> Result<()> {
+        self.upload_values_at(dst, first, src)
+    }
+
+    fn download_at(&self, dst: &mut [f32], src: &Tensor<Self>, first: usize) -> Result<()> {
+        self.download_values_at(dst, src, first)
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.wait()
     }
@@ -255,6 +264,14 @@ impl Backend for Cuda {
 
     fn new_stats(&self) -> Result<CudaStats> {
         stats::new(self)
+    }
+
+    fn squares(&self, parts: &[(&Tensor<Self>, Range<usize>)]) -> Result<Vec<f64>> {
+        stats::squares(self, parts)
+    }
+
+    fn add_squares(&self, s: &mut CudaStats, _blocks: &[usize], sums: &[f64]) -> Result<()> {
+        stats::add_squares(self, s, sums)
     }
 
     fn figures(&self, s: &CudaStats) -> Result<Figures> {

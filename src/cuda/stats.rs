@@ -1,5 +1,7 @@
 //! What a step leaves behind stays on the device, as f64: `kernels/stats.cu` and its launches. The host waits in `figures` alone.
 
+use std::ops::Range;
+
 use super::compile::{Defines, Source, source};
 use super::device::{Cuda, Room, Table};
 use super::kernels::Param::{In, Out, U32, U64};
@@ -83,22 +85,48 @@ pub(super) fn add_loss(
     Ok(())
 }
 
-pub(super) fn grad_norm2(dev: &Cuda, s: &mut CudaStats, grads: &[&Tensor<Cuda>]) -> Result<()> {
+/// Chunks of the elements of tensors, as the kernel reads them, and their number.
+fn chunks_of<'a>(parts: impl IntoIterator<Item = (&'a Tensor<Cuda>, Range<usize>)>) -> (Vec<u64>, usize) {
     let mut words = Vec::new();
-    for g in grads {
+    for (g, range) in parts {
         let (bytes, narrow) = (g.dtype().bytes(), g.dtype() == DType::Bf16);
-        for at in (0..g.len()).step_by(CHUNK) {
-            let n = CHUNK.min(g.len() - at);
+        for at in range.clone().step_by(CHUNK) {
+            let n = CHUNK.min(range.end - at);
             words.push(g.buf.address() + (at * bytes) as u64);
             words.push(n as u64 | u64::from(narrow) << 32);
         }
     }
     let chunks = words.len() / 2;
+    (words, chunks)
+}
+
+pub(super) fn grad_norm2(dev: &Cuda, s: &mut CudaStats, grads: &[&Tensor<Cuda>]) -> Result<()> {
+    let (words, chunks) = chunks_of(grads.iter().map(|g| (*g, 0..g.len())));
     let mut parts = dev.room(Room::Sums, 1, WORDS * chunks, DType::F32)?;
     let table = dev.table(Table::Squares, words)?;
     Launch::new(dev, &kernel(SQUARES), chunks, 0).write(parts.tensor()).read(table.tensor()).run()?;
     let kernel = kernel(NORM2);
     Launch::new(dev, &kernel, 1, 0).write(&mut s.block).read(parts.tensor()).u32(chunks).run()
+}
+
+pub(super) fn squares(dev: &Cuda, parts: &[(&Tensor<Cuda>, Range<usize>)]) -> Result<Vec<f64>> {
+    let (words, chunks) = chunks_of(parts.iter().map(|(g, range)| (*g, range.clone())));
+    if chunks == 0 {
+        return Ok(Vec::new());
+    }
+    // Sums of f64, read back as the words they are.
+    let mut sums = dev.alloc(1, WORDS * chunks, DType::I32)?;
+    let table = dev.table(Table::Squares, words)?;
+    Launch::new(dev, &kernel(SQUARES), chunks, 0).write(&mut sums).read(table.tensor()).run()?;
+    Ok(dev.download_words(&sums, chunks)?.into_iter().map(f64::from_bits).collect())
+}
+
+pub(super) fn add_squares(dev: &Cuda, s: &mut CudaStats, sums: &[f64]) -> Result<()> {
+    let mut parts = dev.alloc(1, WORDS * sums.len().max(1), DType::I32)?;
+    parts.set_shape(1, WORDS * sums.len());
+    dev.upload_i32(&mut parts, bytemuck::cast_slice(sums))?;
+    let kernel = kernel(NORM2);
+    Launch::new(dev, &kernel, 1, 0).write(&mut s.block).read(&parts).u32(sums.len()).run()
 }
 
 pub(super) fn set_clip(dev: &Cuda, s: &mut CudaStats, max_norm: Option<f64>) -> Result<()> {

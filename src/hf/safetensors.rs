@@ -4,6 +4,7 @@
 //! checked arithmetic, because a hostile header may overflow them.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::f16;
@@ -96,6 +97,19 @@ impl TensorFile {
         Ok(tensor)
     }
 
+    /// Decodes some of a tensor's elements, as [`TensorFile::load`] does all of them.
+    ///
+    /// # Errors
+    /// As [`TensorFile::load`]; or if the tensor has fewer elements.
+    pub fn load_range(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>> {
+        let what = || format!("{}: {name}", self.path.display());
+        let values = self.decode_range(name, range).context(what)?;
+        self.map.check()?;
+        let tensor = HostTensor { rows: 1, cols: values.len(), data: values };
+        tensor.check_finite(&what())?;
+        Ok(tensor.data)
+    }
+
     fn decode(&self, name: &str) -> Result<HostTensor> {
         let Some(info) = self.tensors.get(name) else { bail!("no such tensor") };
         let (rows, cols) = match *info.shape.as_slice() {
@@ -104,8 +118,19 @@ impl TensorFile {
             _ => bail!("expected one or two dimensions, found shape {:?}", info.shape),
         };
         ensure!(rows > 0 && cols > 0, "shape {:?} has no element", info.shape);
-        let bytes = &self.map[self.data_start + info.data_offsets.0..self.data_start + info.data_offsets.1];
-        let mut data = vec![0.0f32; rows * cols];
+        let data = self.decode_range(name, 0..rows * cols)?;
+        Ok(HostTensor { rows, cols, data })
+    }
+
+    fn decode_range(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>> {
+        let Some(info) = self.tensors.get(name) else { bail!("no such tensor") };
+        let elements: usize = info.shape.iter().product();
+        ensure!(range.end <= elements, "{elements} elements, expected {} or more", range.end);
+        let (begin, end) = info.data_offsets;
+        let size = (end - begin).checked_div(elements).unwrap_or(0);
+        let begin = self.data_start + begin;
+        let bytes = &self.map[begin + range.start * size..begin + range.end * size];
+        let mut data = vec![0.0f32; range.len()];
         let chunk = 1 << 16;
         let widen = |size: usize, one: fn(&[u8]) -> f32, data: &mut [f32]| {
             data.par_chunks_mut(chunk).zip(bytes.par_chunks(chunk * size)).for_each(|(out, src)| {
@@ -120,7 +145,7 @@ impl TensorFile {
             Dtype::F16 => widen(2, |b| f16::from_le_bytes([b[0], b[1]]).to_f32(), &mut data),
             other => bail!("element type {other:?} is not supported; expected F32, BF16 or F16"),
         }
-        Ok(HostTensor { rows, cols, data })
+        Ok(data)
     }
 
     fn dtype(&self, name: &str) -> Option<SaveDType> {

@@ -84,10 +84,7 @@ impl<B: Backend> Model<B> {
 
     /// First row of a weight that its gradient covers.
     pub fn first_row(&self, at: Place) -> usize {
-        match &self.new_rows {
-            Some(rows) if at.kind() == Kind::Vocabulary => rows.start,
-            _ => 0,
-        }
+        first_row(self.new_rows.as_ref(), at)
     }
 
     /// How many rows of the embedding, and of the head, are trained.
@@ -106,6 +103,14 @@ impl<B: Backend> Model<B> {
             Kind::Vocabulary => self.vocabulary_rows(),
             Kind::Matrix | Kind::Norm | Kind::Bias => 0,
         }
+    }
+}
+
+/// First row of a weight that its gradient covers, in a model of which these rows of the vocabulary are trained.
+pub fn first_row(new_rows: Option<&Range<usize>>, at: Place) -> usize {
+    match new_rows {
+        Some(rows) if at.kind() == Kind::Vocabulary => rows.start,
+        _ => 0,
     }
 }
 

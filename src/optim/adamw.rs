@@ -1,7 +1,11 @@
 //! AdamW with f32 moments and, under bf16 parameters, f32 master weights; clipping on the global norm.
 
+use std::ops::Range;
+
 use super::groups::GroupSettings;
+use super::shares::Shares;
 use crate::backend::{AdamWSlot, AdamWStep, Backend};
+use crate::comm::Communicator;
 use crate::error::Result;
 use crate::model::weights::Place;
 use crate::model::{BLOCK, Grads, Params, trained};
@@ -64,20 +68,63 @@ pub struct Optimizer<B: Backend> {
     settings: AdamWSettings,
     /// Updates made; the bias correction depends on it.
     updates: u64,
-    entries: Vec<Moments<B>>,
+    entries: Vec<Entry<B>>,
+    /// What other ranks hold; `None` where every rank holds all.
+    shares: Option<Shares>,
+    /// Whether the state has masters: the parameters are bf16.
+    has_masters: bool,
     /// Loss of the step that is under way, norm and clip factor of its gradient.
     stats: B::Stats,
 }
 
-struct Moments<B: Backend> {
+/// A trained weight.
+struct Entry<B: Backend> {
     at: Place,
+    /// Shape of its gradient.
+    shape: (usize, usize),
+    /// Elements of the gradient whose state is held here.
+    range: Range<usize>,
+    /// `None` where that is none.
+    held: Option<Held<B>>,
+}
+
+/// State of the elements of a weight: in its shape where they are all, else in one row.
+struct Held<B: Backend> {
     m: Tensor<B>,
     v: Tensor<B>,
-    /// f32 copy of the trained rows where the parameter is bf16.
+    /// f32 copy of the weight's elements where the parameter is bf16.
     master: Option<Tensor<B>>,
 }
 
-/// Optimiser state on the host: moments and masters under `m.NAME`, `v.NAME`, `master.NAME`.
+impl<B: Backend> Entry<B> {
+    fn is_whole(&self) -> bool {
+        self.range.len() == self.shape.0 * self.shape.1
+    }
+}
+
+/// A tensor of an optimiser's state, or what a rank holds of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatePart {
+    /// `m.NAME`, `v.NAME` or `master.NAME`.
+    pub name: String,
+    /// Shape of the whole tensor.
+    pub shape: (usize, usize),
+    /// Elements that this rank holds.
+    pub range: Range<usize>,
+}
+
+impl StatePart {
+    /// Its name in a file: with its first element where it is a part.
+    pub fn file_name(&self) -> String {
+        match self.range.len() == self.shape.0 * self.shape.1 {
+            true => self.name.clone(),
+            false => format!("{}@{}", self.name, self.range.start),
+        }
+    }
+}
+
+/// Optimiser state on the host: moments and masters under `m.NAME`, `v.NAME`, `master.NAME`, each with `@FIRST` where it is a part from
+/// that element on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OptimizerState {
     /// Updates made.
@@ -92,21 +139,54 @@ impl<B: Backend> Optimizer<B> {
     /// # Errors
     /// If the device has not enough memory or refuses a copy.
     pub fn new(dev: &B, settings: AdamWSettings, params: &mut Params<B>, grads: &Grads<B>) -> Result<Self> {
-        let mut entries = Vec::new();
+        Self::sharded(dev, settings, params, grads, None)
+    }
+
+    /// As [`Optimizer::new`], of the elements that are this rank's by `shares`.
+    ///
+    /// # Errors
+    /// As [`Optimizer::new`].
+    pub fn sharded(
+        dev: &B,
+        settings: AdamWSettings,
+        params: &mut Params<B>,
+        grads: &Grads<B>,
+        shares: Option<Shares>,
+    ) -> Result<Self> {
+        let mut entries: Vec<Entry<B>> = Vec::new();
         let trained = trained(params, grads);
-        let shapes: Vec<_> = trained.iter().map(|(_, _, grad)| grad.shape()).collect();
-        let moments = || dev.alloc_together(&shapes, DType::F32, BLOCK);
-        for (((at, param, grad), m), v) in trained.into_iter().zip(moments()?).zip(moments()?) {
+        let has_masters = trained.iter().any(|(_, param, _)| param.dtype() != DType::F32);
+        for (i, (at, _, grad)) in trained.iter().enumerate() {
+            let range = shares.as_ref().map_or(0..grad.len(), |shares| shares.own(i));
+            entries.push(Entry { at: *at, shape: grad.shape(), range, held: None });
+        }
+        let own = |e: &Entry<B>| if e.is_whole() { e.shape } else { (1, e.range.len()) };
+        let shapes: Vec<_> = entries.iter().filter(|e| !e.range.is_empty()).map(own).collect();
+        let (mut ms, mut vs) = (
+            dev.alloc_together(&shapes, DType::F32, BLOCK)?.into_iter(),
+            dev.alloc_together(&shapes, DType::F32, BLOCK)?.into_iter(),
+        );
+        for ((at, param, grad), e) in trained.into_iter().zip(&mut entries) {
             let rows = grad.rows();
             let first_row = settings.groups.first_row(at);
             assert!(first_row + rows <= param.rows(), "{at}: a gradient of {rows} rows from {first_row} on");
+            if e.range.is_empty() {
+                continue;
+            }
+            let first = first_row * param.cols() + e.range.start;
+            let (m, v) = ms.next().zip(vs.next()).expect("one of each for every range");
             let master = match param.dtype() {
                 DType::F32 => None,
-                _ => Some(copy_rows(dev, param, first_row, rows)?),
+                _ => Some(copy_elements(dev, param, first, m.shape())?),
             };
-            entries.push(Moments { at, m, v, master });
+            e.held = Some(Held { m, v, master });
         }
-        Ok(Self { settings, updates: 0, entries, stats: dev.new_stats()? })
+        Ok(Self { settings, updates: 0, entries, shares, has_masters, stats: dev.new_stats()? })
+    }
+
+    /// Whether other ranks hold a part of the state.
+    pub fn is_sharded(&self) -> bool {
+        self.shares.is_some()
     }
 
     /// Updates made so far.
@@ -121,8 +201,8 @@ impl<B: Backend> Optimizer<B> {
 
     /// Bytes of moments and masters on the device.
     pub fn bytes(&self) -> usize {
-        let each = |e: &Moments<B>| e.m.len() * (2 + usize::from(e.master.is_some())) * 4;
-        self.entries.iter().map(each).sum()
+        let each = |held: &Held<B>| held.m.len() * (2 + usize::from(held.master.is_some())) * 4;
+        self.entries.iter().filter_map(|e| e.held.as_ref()).map(each).sum()
     }
 
     /// Replaces the masters by exact f32 values, where a file holds more than bf16: `load` returns the whole tensor of
@@ -132,24 +212,46 @@ impl<B: Backend> Optimizer<B> {
     /// If `load` fails or the device refuses a copy.
     pub fn set_masters(&mut self, dev: &B, mut load: impl FnMut(Place) -> Result<Option<Vec<f32>>>) -> Result<()> {
         for e in &mut self.entries {
-            let Some(master) = &mut e.master else { continue };
+            let Some(master) = e.held.as_mut().and_then(|held| held.master.as_mut()) else { continue };
             let Some(all) = load(e.at)? else { continue };
-            let start = self.settings.groups.first_row(e.at) * master.cols();
-            let len = master.len();
-            ensure!(all.len() >= start + len, "{}: {} values, expected {}", e.at, all.len(), start + len);
-            dev.upload(master, &all[start..start + len])?;
+            let start = self.settings.groups.first_row(e.at) * e.shape.1;
+            let end = start + e.shape.0 * e.shape.1;
+            ensure!(all.len() >= end, "{}: {} values, expected {end}", e.at, all.len());
+            dev.upload(master, &all[start + e.range.start..start + e.range.end])?;
         }
         Ok(())
     }
 
-    /// The f32 master of a weight, where it has one; its height is that of the trained rows.
+    /// The f32 master of a weight, where it has one that is held here whole; its height is that of the trained rows.
     pub fn master(&self, at: Place) -> Option<&Tensor<B>> {
-        self.entries.iter().find(|e| e.at == at)?.master.as_ref()
+        let e = self.entries.iter().find(|e| e.at == at)?;
+        e.held.as_ref().filter(|_| e.is_whole())?.master.as_ref()
     }
 
-    /// As [`Optimizer::master`], to write to.
-    pub fn master_mut(&mut self, at: Place) -> Option<&mut Tensor<B>> {
-        self.entries.iter_mut().find(|e| e.at == at)?.master.as_mut()
+    /// Copies what this rank holds of the masters to the host, by weight: nothing where weights are their own masters.
+    ///
+    /// # Errors
+    /// If the device refuses a copy.
+    pub fn masters(&self, dev: &B) -> Result<Vec<Vec<f32>>> {
+        let of = |e: &Entry<B>| {
+            let Some(master) = e.held.as_ref().and_then(|held| held.master.as_ref()) else { return Ok(Vec::new()) };
+            let mut values = vec![0.0; master.len()];
+            dev.download(&mut values, master)?;
+            Ok(values)
+        };
+        self.entries.iter().map(of).collect()
+    }
+
+    /// Sets what this rank holds of a weight's master from the values of its trained rows.
+    ///
+    /// # Errors
+    /// If the device refuses the copy.
+    pub fn set_master(&mut self, dev: &B, at: Place, values: &[f32]) -> Result<()> {
+        let Some(e) = self.entries.iter_mut().find(|e| e.at == at) else { return Ok(()) };
+        match e.held.as_mut().and_then(|held| held.master.as_mut()) {
+            Some(master) => dev.upload(master, &values[e.range.clone()]),
+            None => Ok(()),
+        }
     }
 
     /// Adds the losses of a micro-batch of the step that is under way.
@@ -169,8 +271,15 @@ impl<B: Backend> Optimizer<B> {
     ///
     /// # Panics
     /// If the parameters or gradients are not those the state was made for.
-    pub fn step(&mut self, dev: &B, params: &mut Params<B>, grads: &Grads<B>, lr: f64) -> Result<Verdict> {
-        self.queue(dev, params, grads, lr)?;
+    pub fn step(
+        &mut self,
+        dev: &B,
+        comm: &dyn Communicator<B>,
+        params: &mut Params<B>,
+        grads: &Grads<B>,
+        lr: f64,
+    ) -> Result<Verdict> {
+        self.queue(dev, Some(comm), params, grads, lr)?;
         let figures = dev.figures(&self.stats)?;
         dev.begin_step(&mut self.stats)?;
         let (finite, grad_norm) = (figures.finite(), figures.grad_norm2.sqrt());
@@ -197,7 +306,7 @@ impl<B: Backend> Optimizer<B> {
         micro_batches: usize,
     ) -> Result<()> {
         (0..micro_batches).try_for_each(|_| self.add_loss(dev, loss))?;
-        self.queue(dev, params, grads, 0.0)?;
+        self.queue(dev, None, params, grads, 0.0)?;
         self.forget_step(dev)
     }
 
@@ -209,12 +318,30 @@ impl<B: Backend> Optimizer<B> {
         dev.begin_step(&mut self.stats)
     }
 
-    /// Queues norm, clip factor and update.
-    fn queue(&mut self, dev: &B, params: &mut Params<B>, grads: &Grads<B>, lr: f64) -> Result<()> {
+    /// Queues norm, clip factor and update; without the other ranks in a rehearsal, where a norm is worth nothing.
+    fn queue(
+        &mut self,
+        dev: &B,
+        comm: Option<&dyn Communicator<B>>,
+        params: &mut Params<B>,
+        grads: &Grads<B>,
+        lr: f64,
+    ) -> Result<()> {
         let trained = trained(params, grads);
         assert_eq!(trained.len(), self.entries.len(), "trained weights");
         let all: Vec<&Tensor<B>> = trained.iter().map(|(_, _, grad)| *grad).collect();
-        dev.grad_norm2(&mut self.stats, &all)?;
+        match &self.shares {
+            None => dev.grad_norm2(&mut self.stats, &all)?,
+            Some(shares) => {
+                let own: Vec<_> = all.iter().zip(&self.entries).map(|(g, e)| (*g, e.range.clone())).collect();
+                let squares = dev.squares(&own)?;
+                let (counts, sums) = match comm {
+                    Some(comm) => shares.in_order(BLOCK, &comm.all_squares(&shares.counts(BLOCK), squares)?),
+                    None => (vec![squares.len()], squares),
+                };
+                dev.add_squares(&mut self.stats, &counts, &sums)?;
+            }
+        }
         dev.set_clip(&mut self.stats, self.settings.max_grad_norm)?;
         let s = &self.settings;
         let t = (self.updates + 1) as f64;
@@ -232,9 +359,10 @@ impl<B: Backend> Optimizer<B> {
         let mut slots = Vec::with_capacity(self.entries.len());
         for ((at, p, g), e) in trained.into_iter().zip(&mut self.entries) {
             assert_eq!(at, e.at, "order of the trained weights");
-            let Moments { m, v, master, .. } = e;
+            let Some(Held { m, v, master }) = &mut e.held else { continue };
             let (first_row, decays, lr_scale) = (s.groups.first_row(at), s.groups.decays(at), s.groups.lr_scale(at));
-            slots.push(AdamWSlot { p, master: master.as_mut(), m, v, g, first_row, decays, lr_scale });
+            let range = e.range.clone();
+            slots.push(AdamWSlot { p, master: master.as_mut(), m, v, g, first_row, range, decays, lr_scale });
         }
         dev.adamw_all(&self.stats, &mut slots, step)
     }
@@ -253,21 +381,41 @@ impl<B: Backend> Optimizer<B> {
         Ok(found)
     }
 
-    /// Copies the state to the host.
+    /// Every tensor of the state, with what this rank holds of it, in the order in which [`Optimizer::export`] gives them.
+    pub fn parts(&self) -> Vec<StatePart> {
+        let kinds = ["m", "v", "master"].into_iter().take(if self.has_masters { 3 } else { 2 });
+        let part = |e: &Entry<B>, kind: &str| StatePart {
+            name: format!("{kind}.{}", e.at),
+            shape: e.shape,
+            range: e.range.clone(),
+        };
+        self.entries.iter().flat_map(|e| kinds.clone().map(move |kind| part(e, kind))).collect()
+    }
+
+    /// Copies what this rank holds of the state to the host.
     ///
     /// # Errors
     /// If the device refuses a copy.
     pub fn export(&self, dev: &B) -> Result<OptimizerState> {
         let mut tensors = Vec::new();
-        for e in &self.entries {
-            let parts = [("m", Some(&e.m)), ("v", Some(&e.v)), ("master", e.master.as_ref())];
-            for (part, tensor) in parts.into_iter().filter_map(|(part, t)| Some((part, t?))) {
-                let mut copy = HostTensor::zeros(tensor.rows(), tensor.cols());
-                dev.download(&mut copy.data, tensor)?;
-                tensors.push((format!("{part}.{}", e.at), copy));
-            }
+        for (part, tensor) in self.parts().iter().zip(self.tensors()).filter_map(|(part, t)| Some((part, t?))) {
+            let mut copy = HostTensor::zeros(tensor.rows(), tensor.cols());
+            dev.download(&mut copy.data, tensor)?;
+            tensors.push((part.file_name(), copy));
         }
         Ok(OptimizerState { updates: self.updates, tensors })
+    }
+
+    /// The tensors of [`Optimizer::parts`]; `None` where this rank holds nothing of one.
+    fn tensors(&self) -> Vec<Option<&Tensor<B>>> {
+        let mut all = Vec::new();
+        for held in self.entries.iter().map(|e| e.held.as_ref()) {
+            all.extend([held.map(|h| &h.m), held.map(|h| &h.v)]);
+            if self.has_masters {
+                all.push(held.and_then(|h| h.master.as_ref()));
+            }
+        }
+        all
     }
 
     /// Restores what [`Optimizer::export`] gave. The parameters themselves come from the model or adapter files.
@@ -277,9 +425,11 @@ impl<B: Backend> Optimizer<B> {
     pub fn import(&mut self, dev: &B, state: &OptimizerState) -> Result<()> {
         let mut used = 0;
         for e in &mut self.entries {
-            let parts = [("m", Some(&mut e.m)), ("v", Some(&mut e.v)), ("master", e.master.as_mut())];
-            for (part, tensor) in parts.into_iter().filter_map(|(part, t)| Some((part, t?))) {
-                let name = format!("{part}.{}", e.at);
+            let (shape, range) = (e.shape, e.range.clone());
+            let Some(held) = &mut e.held else { continue };
+            let kinds = [("m", Some(&mut held.m)), ("v", Some(&mut held.v)), ("master", held.master.as_mut())];
+            for (kind, tensor) in kinds.into_iter().filter_map(|(kind, t)| Some((kind, t?))) {
+                let name = StatePart { name: format!("{kind}.{}", e.at), shape, range: range.clone() }.file_name();
                 let Some((_, found)) = state.tensors.iter().find(|(n, _)| *n == name) else {
                     bail!("optimiser state: {name} is missing; the checkpoint is of a run with other settings");
                 };
@@ -290,8 +440,8 @@ impl<B: Backend> Optimizer<B> {
             }
         }
         if used != state.tensors.len() {
-            let known: Vec<String> = self.places().map(|at| at.to_string()).collect();
-            let rest = state.tensors.iter().find(|(n, _)| !known.iter().any(|k| n.ends_with(k.as_str())));
+            let known: Vec<String> = self.parts().iter().map(StatePart::file_name).collect();
+            let rest = state.tensors.iter().find(|(name, _)| !known.contains(name));
             let name = rest.map_or("a master weight", |(n, _)| n.as_str());
             bail!("optimiser state: {name} is not trained in this run; the checkpoint is of a run with other settings");
         }
@@ -300,16 +450,20 @@ impl<B: Backend> Optimizer<B> {
     }
 }
 
-/// An f32 copy of `rows` rows of a weight.
-fn copy_rows<B: Backend>(dev: &B, param: &Tensor<B>, first_row: usize, rows: usize) -> Result<Tensor<B>> {
-    let cols = param.cols();
+/// An f32 copy of the elements of a weight from `first` on, as many as this shape has.
+fn copy_elements<B: Backend>(
+    dev: &B,
+    param: &Tensor<B>,
+    first: usize,
+    (rows, cols): (usize, usize),
+) -> Result<Tensor<B>> {
     let mut copy = dev.alloc(rows, cols, DType::F32)?;
-    if param.rows() == rows {
+    if param.shape() == (rows, cols) {
         dev.copy(&mut copy, param)?;
     } else {
-        let mut all = vec![0.0; param.len()];
-        dev.download(&mut all, param)?;
-        dev.upload(&mut copy, &all[first_row * cols..(first_row + rows) * cols])?;
+        let mut values = vec![0.0; rows * cols];
+        dev.download_at(&mut values, param, first)?;
+        dev.upload(&mut copy, &values)?;
     }
     Ok(copy)
 }

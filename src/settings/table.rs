@@ -2,7 +2,7 @@
 //! Other commands take rows from here too: see [`super::flags`].
 
 use super::fields::Content;
-use super::train::{EarlyStopping, Every, GenTest, Resume};
+use super::train::{EarlyStopping, Every, GenTest, Resume, Zero};
 use super::value::{Kind, Range, Value};
 use super::{Commands, Needs, Row, Setting, Settings};
 use crate::data::encode::Overflow;
@@ -350,6 +350,9 @@ pub static TABLE: &[Setting] = &[
     set(RUN, C::TRAIN, "device", Text, "Device to compute on: auto, cpu, or cuda and the number of a GPU (cuda:1); auto is the first GPU that gives right results, else the CPU")
         .default("auto")
         .to(|s, v| s.device = v.text()),
+    set(RUN, C::TRAIN, "zero", Choice(Zero::WORDS), "ZeRO stage on several ranks: 1 has each of them hold its part of moments and masters; same bits")
+        .default("0")
+        .to(|s, v| s.train.zero = v.choice()),
     set(RUN, C::DATA, "threads", Int(1, 4096), "Worker threads").unset("one per core")
         .to(|s, v| s.train.threads = v.given().map(Value::count)),
     set(RUN, C::DATA, "quiet", Bool, "Print less: no tables, no sample rows, no progress bar")

@@ -59,6 +59,17 @@ pub struct EarlyStopping {
     pub threshold: f64,
 }
 
+/// What of a training's state lies on one rank alone (`--zero`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Zero {
+    /// Nothing: every rank has all of it.
+    #[default]
+    None,
+    /// Moments and masters: each rank has its part of them, and updates its part of the weights.
+    Moments,
+}
+words!(Zero { None = "0", Moments = "1" });
+
 /// Where to resume from (`--resume_from_checkpoint`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Resume {
@@ -125,6 +136,8 @@ fields! {
         pub seed: u64,
         /// Storage type of weights and activations (`--mixed_precision`).
         pub dtype: DType,
+        /// What each rank holds a part of (`--zero`).
+        pub zero: Zero,
         /// Activation memory against time (`--recompute`).
         pub recompute: Recompute,
         /// `None`: full fine-tuning (`--no_lora`). Its targets are still empty: [`crate::train::setup::lora_spec`] reads them.

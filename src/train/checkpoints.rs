@@ -1,7 +1,7 @@
 //! Resuming: what a run reads from its checkpoints, on every rank; [`super::outputs`] writes them.
 //!
-//! `checkpoint-N/` is itself a folder other tools load (adapter or model, tokenizer), with `optimizer.safetensors`,
-//! `trainer_state.json` and the manifest beside it.
+//! `checkpoint-N/` is itself a folder other tools load (adapter or model, tokenizer), with the optimiser's state (one file, or one of
+//! each rank), `trainer_state.json` and the manifest beside it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +12,10 @@ use super::state::{RunFacts, RunState, TRAINER_STATE};
 use super::step::Workload;
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
-use crate::checkpoint::state::{Fingerprints, OPTIMIZER, read_json, read_state_tensors};
+use crate::checkpoint::shards::StateFiles;
+use crate::checkpoint::state::{Fingerprints, read_json};
 use crate::error::{Context, Result};
-use crate::hf::artifact::Artifact;
+use crate::hf::artifact::{Artifact, HostParams};
 use crate::settings::TrainSettings;
 use crate::{ensure, say};
 
@@ -58,15 +59,21 @@ impl Checkpoints {
         value
     }
 
-    /// Loads weights alone from the checkpoint of `step`: the best model at the end.
+    /// Loads weights alone from the checkpoint of `step`: the best model at the end. Returns them as they are in the files, and the folder.
     ///
     /// # Errors
     /// If the checkpoint is missing or damaged.
-    pub fn load_weights<B: Backend>(&self, dev: &B, work: &mut Workload<B>, step: u64) -> Result<PathBuf> {
+    pub fn load_weights<B: Backend>(
+        &self,
+        dev: &B,
+        work: &mut Workload<B>,
+        step: u64,
+    ) -> Result<(HostParams, PathBuf)> {
         let path = manifest::path_of(&self.output_dir, step);
         manifest::verify(&path)?;
-        work.import_params(dev, &self.artifact.read(&path, &work.trained())?)?;
-        Ok(path)
+        let params = self.artifact.read(&path, &work.trained())?;
+        work.import_params(dev, &params)?;
+        Ok((params, path))
     }
 
     /// Restores weights, moments and state from a checkpoint that verified, and checks what the run depends on. Returns the
@@ -78,7 +85,7 @@ impl Checkpoints {
         let saved = read_state(path, &self.fingerprints, &self.settings.allow_changed, self.max_steps)?;
         let Saved { state, changed, arithmetic } = saved;
         work.import_params(dev, &self.artifact.read(path, &work.trained())?)?;
-        let tensors = read_state_tensors(&path.join(OPTIMIZER))?;
+        let tensors = StateFiles::open(path)?.read(&work.optimizer.parts())?;
         work.optimizer.import(dev, &crate::optim::OptimizerState { updates: state.updates, tensors })?;
         if let Some(then) = arithmetic.filter(|then| *then != self.arithmetic) {
             let now = &self.arithmetic;

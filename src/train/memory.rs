@@ -2,12 +2,14 @@
 //!
 //! [`estimate`] follows what [`super::setup::workload`] allocates tensor by tensor; a test holds the two equal to the byte.
 
+use super::buckets::Buckets;
 use crate::backend::Footprint;
+use crate::comm::ranks::BUCKET;
 use crate::log::tables::MemoryClass;
 use crate::model::config::ModelConfig;
-use crate::model::weights::{Kind, Product, Weights};
+use crate::model::weights::{Kind, Place, Product, Weights};
 use crate::model::{LoraSpec, Recompute, dropped_width};
-use crate::settings::TrainSettings;
+use crate::settings::{TrainSettings, Zero};
 use crate::tensor::DType;
 use crate::text::bytes;
 use crate::words::Words;
@@ -57,6 +59,30 @@ impl Demand<'_> {
         (self.new_rows.unwrap_or(0) * self.config.hidden_size * tables) as u64
     }
 
+    /// Every trained weight with its number of elements, in the order of files.
+    fn trained_lengths(&self) -> Vec<(Place, usize)> {
+        let of = |at: Place| match (self.lora, at.kind()) {
+            (None, _) => at.len(self.config, 0),
+            (Some(lora), Kind::LowRank) => at.len(self.config, lora.r),
+            (Some(_), Kind::Vocabulary) => self.new_rows.unwrap_or(0) * self.config.hidden_size,
+            (Some(_), Kind::Matrix | Kind::Norm | Kind::Bias) => 0,
+        };
+        let all = match self.lora {
+            Some(lora) => Weights::with_updates(self.config, &lora.targets),
+            None => Weights::of(self.config),
+        };
+        all.places().into_iter().map(|(at, _)| (at, of(at))).filter(|(_, len)| *len > 0).collect()
+    }
+
+    /// Weights whose gradients a rank sums, and whose state it holds with ZeRO-1: of the rank that has most.
+    fn owned_weights(&self, ranks: usize) -> u64 {
+        let lengths = self.trained_lengths();
+        let buckets = Buckets::new(self.config.n_layers, &lengths, BUCKET);
+        let all = buckets.cuts(&lengths, ranks);
+        let of = |r: usize| all.iter().map(|cuts| (cuts[r + 1] - cuts[r]) as u64).sum();
+        (0..ranks).map(of).max().unwrap_or(0)
+    }
+
     /// Number of trained weights.
     pub fn trained_weights(&self) -> u64 {
         match self.lora {
@@ -66,11 +92,19 @@ impl Demand<'_> {
     }
 }
 
-/// Bytes on the device by class.
+/// Bytes on the device by class, on one rank.
 pub fn estimate(d: &Demand) -> Vec<MemoryClass> {
+    estimate_on(d, 1)
+}
+
+/// Bytes by class on the rank of several that has most. With ZeRO-1 its part of the state is its own; the sums of its part of the
+/// gradient, formed over sockets, lie in the memory of the machine.
+pub fn estimate_on(d: &Demand, ranks: usize) -> Vec<MemoryClass> {
     let element = d.settings.dtype.bytes() as u64;
+    let owned = if ranks > 1 { d.owned_weights(ranks) } else { d.trained_weights() };
+    let held = if d.settings.zero == Zero::Moments { owned } else { d.trained_weights() };
     // Masters stand beside trained weights that are bf16.
-    let mastered = if d.settings.dtype == DType::Bf16 { d.trained_weights() } else { 0 };
+    let mastered = if d.settings.dtype == DType::Bf16 { held } else { 0 };
     // With several micro-batches in a step, the vocabulary's gradient of each is formed apart.
     let rows = if d.lora.is_some() { d.new_rows.unwrap_or(0) } else { d.config.vocab_size };
     let vocabulary = if d.settings.grad_accum > 1 { (rows * d.config.hidden_size) as u64 } else { 0 };
@@ -79,13 +113,17 @@ pub fn estimate(d: &Demand) -> Vec<MemoryClass> {
     let rows = d.device.logits_rows.min(d.max_tokens()) as u64;
     let apart = if d.settings.dtype == DType::Bf16 { element } else { 0 };
     let head = rows * (d.config.n_classes as u64 * (WORD + apart) + d.config.hidden_size as u64 * (WORD + element));
-    vec![
+    let mut classes = vec![
         class("weights", (d.base_weights() + d.lora_weights()) * element),
         class("gradients", d.trained_weights() * WORD),
-        class("moments and masters", (2 * d.trained_weights() + mastered) * WORD),
+        class("moments and masters", (2 * held + mastered) * WORD),
         class("activations", d.max_tokens() as u64 * per_token(d) + vocabulary * WORD),
         class("logits chunk", head),
-    ]
+    ];
+    if ranks > 1 {
+        classes.push(class("sums over ranks", owned * WORD));
+    }
+    classes
 }
 
 /// Bytes of activations and scratch that one token takes.

@@ -1,12 +1,14 @@
 //! The training loop and what surrounds it.
 
 pub mod batches;
+pub mod buckets;
 pub mod checkpoints;
 pub mod early_stop;
 pub mod folder;
 pub mod init;
 pub mod memory;
 pub mod outputs;
+pub mod part;
 mod prepare;
 pub mod record;
 pub mod run;

@@ -1,24 +1,28 @@
 //! What only the main rank does: it cleans the run's folders, writes records, figures, checkpoints and final files, and prints.
 //! The other ranks hold no [`Outputs`] and touch no file.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde_json::json;
 
 use super::checkpoints::{Checkpoints, RESIZED_BASE};
+use super::part::Part;
 use super::record;
 use super::saver::Saver;
 use super::spec::RunSpec;
 use super::state::{RunState, TRAINER_STATE};
 use super::step::Workload;
 use crate::backend::Backend;
-use crate::checkpoint::manifest::{self, CheckpointWriter};
+use crate::checkpoint::manifest::{self, CheckpointWriter, FileRecord};
 use crate::checkpoint::state::{OPTIMIZER, write_state_tensors};
-use crate::comm::control::saved;
+use crate::comm::control::{finish_writing, saved};
 use crate::data::loader::StepShape;
 use crate::error::Result;
 use crate::files::{create_dir_all, remove_torn, write_json};
+use crate::hf::artifact::HostParams;
 use crate::log::metrics::{Metrics, round3};
 
 /// Folder of the merged model, in the output folder.
@@ -83,25 +87,80 @@ impl<'a> Outputs<'a> {
         // Two host copies would double the memory: the one before has to be on disk first.
         self.saver.wait()?;
         let params = work.export_params(dev)?;
-        let optimizer = work.optimizer.export(dev)?;
-        let trainer_state = self.checkpoints.trainer_state(state);
-        let (output_dir, keep) = (self.spec.run_dir.clone(), self.spec.settings.save_total_limit);
-        let (artifact, companions) = (Arc::clone(&self.spec.artifact), self.spec.companions.clone());
-        let (step, best, healthy) = (state.step, state.best.best, state.bad_in_row == 0);
+        let tensors = work.optimizer.export(dev)?.tensors;
+        let output_dir = self.spec.run_dir.clone();
+        let (step, finish) = (state.step, self.finish_of(state));
+        let write = self.written_of(state, params);
         self.saver.start(move || {
             let writer = CheckpointWriter::begin(&output_dir, step)?;
+            write(&writer)?;
+            write_state_tensors(&writer.dir().join(OPTIMIZER), &tensors)?;
+            finish(writer, &BTreeMap::new())
+        })
+    }
+
+    /// Begins the folder of a checkpoint that ranks write together, once the one before is on the disk.
+    ///
+    /// # Errors
+    /// The error of the save before, or if the folder cannot be created.
+    pub fn begin_shared(&mut self, step: u64) -> Result<CheckpointWriter> {
+        self.saver.wait()?;
+        CheckpointWriter::shared(&self.spec.run_dir, step)
+    }
+
+    /// As [`Outputs::save`], with the other ranks: `part` is what this one holds of the optimiser's state.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn save_shared(
+        &mut self,
+        writer: CheckpointWriter,
+        params: HostParams,
+        part: impl FnOnce(Arc<AtomicBool>) -> Part,
+        state: &RunState,
+    ) -> Result<()> {
+        let (step, finish) = (state.step, self.finish_of(state));
+        let (write, part) = (self.written_of(state, params), part(self.saver.given_up()));
+        self.saver.start_with_others(move || {
+            write(&writer)?;
+            let records = part.write(writer.dir(), step)?;
+            // From here on nobody else is needed.
+            let _finished = finish_writing();
+            finish(writer, &records)
+        })
+    }
+
+    /// Writes what is the main rank's alone: weights, tokenizer, where the run stands.
+    fn written_of(
+        &self,
+        state: &RunState,
+        params: HostParams,
+    ) -> impl FnOnce(&CheckpointWriter) -> Result<()> + Send + use<> {
+        let trainer_state = self.checkpoints.trainer_state(state);
+        let (artifact, companions) = (Arc::clone(&self.spec.artifact), self.spec.companions.clone());
+        move |writer| {
             artifact.write(writer.dir(), &params)?;
             companions.write(writer.dir())?;
-            write_state_tensors(&writer.dir().join(OPTIMIZER), &optimizer.tensors)?;
-            writer.write(TRAINER_STATE, format!("{trainer_state:#}\n").as_bytes())?;
-            let written = writer.finish()?;
+            writer.write(TRAINER_STATE, format!("{trainer_state:#}\n").as_bytes())
+        }
+    }
+
+    /// Gives the checkpoint its name, and rotates.
+    fn finish_of(
+        &self,
+        state: &RunState,
+    ) -> impl FnOnce(CheckpointWriter, &BTreeMap<String, FileRecord>) -> Result<()> + Send + use<> {
+        let (output_dir, keep) = (self.spec.run_dir.clone(), self.spec.settings.save_total_limit);
+        let (step, best, healthy) = (state.step, state.best.best, state.bad_in_row == 0);
+        move |writer, records| {
+            let written = writer.finish_with(records)?;
             saved(step);
             if let Some(keep) = keep.filter(|_| healthy) {
                 let best = best.map(|(_, step)| manifest::path_of(&output_dir, step));
                 manifest::rotate(&output_dir, keep, best.as_deref(), Some(&written))?;
             }
             Ok(())
-        })
+        }
     }
 
     /// Error of a save that ended meanwhile.
@@ -124,17 +183,10 @@ impl<'a> Outputs<'a> {
     /// `start`, when it stood at `first_step`.
     ///
     /// # Errors
-    /// If the device refuses a copy, a weight is not finite or a file cannot be written.
-    pub fn finish<B: Backend>(
-        &self,
-        dev: &B,
-        work: &mut Workload<B>,
-        state: &RunState,
-        first_step: u64,
-        start: Instant,
-    ) -> Result<()> {
+    /// If a weight is not finite or a file cannot be written.
+    pub fn finish(&self, params: &HostParams, state: &RunState, first_step: u64, start: Instant) -> Result<()> {
         let spec = self.spec;
-        spec.artifact.write(&spec.final_dir, &work.export_params(dev)?)?;
+        spec.artifact.write(&spec.final_dir, params)?;
         spec.companions.write(&spec.final_dir)?;
         let mut trainer_state = self.checkpoints.trainer_state(state);
         let seconds = start.elapsed().as_secs_f64();

@@ -9,6 +9,7 @@ use super::batches::{EvalBatches, TrainBatches};
 use super::checkpoints::Checkpoints;
 use super::folder::{RunFolder, refuse_overwriting};
 use super::outputs::{self, Outputs};
+use super::saver::Saver;
 use super::setup;
 use super::signals::StopFlag;
 use super::spec::RunSpec;
@@ -22,6 +23,7 @@ use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
 use crate::error::{Context, Error, Result};
 use crate::files::{check_writable, parent};
+use crate::hf::artifact::HostParams;
 use crate::log::tables::{memory_table, settings_table};
 use crate::log::trace::Trace;
 use crate::machine::available_memory;
@@ -98,7 +100,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         Some(path) => Trace::create(&trace_of(path, comm.rank()), comm.rank())?,
         None => Trace::default(),
     };
-    let mut work = Workload { trace, ..setup::workload(dev, spec.source, s, spec.new_rows, max_tokens)? };
+    let mut work = Workload { trace, ..setup::workload_of(dev, comm, spec.source, s, spec.new_rows, max_tokens)? };
     let mut fingerprints = spec.fingerprints.clone();
     let accumulated = s.grad_accum * comm.world_size();
     let deciding = TrainSettings { grad_accum: accumulated, ..s.clone() };
@@ -142,11 +144,17 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         peak_flops: dev.peak_flops(s.dtype).map(|peak| peak * comm.world_size() as f64),
         state,
         outputs,
+        saver: Saver::default(),
         stop,
     };
     let finished = trainer.run()?;
-    comm.end_reductions()?;
     let Trainer { mut work, state, outputs, stop, .. } = trainer;
+    // Of a state that lies on several ranks each gives its part; all else that follows is the main rank's.
+    let last = match work.optimizer.is_sharded() && finished != Finished::Interrupted {
+        true => work.collect_params(dev, comm)?,
+        false => None,
+    };
+    comm.end_reductions()?;
     if finished == Finished::Interrupted {
         let at = manifest::path_of(&spec.run_dir, state.step);
         return Err(Error::interrupted(format!(
@@ -159,13 +167,15 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     at(Phase::Finish);
     // Final weights are the main rank's to write.
     let Some(outputs) = outputs else { return Ok(Ended { finished, work, state }) };
-    let best = load_best(dev, &mut work, &state, &checkpoints, s);
-    {
-        outputs.finish(dev, &mut work, &state, first_step, start)?;
-    }
-    if let Err(e) = best {
+    let best = load_best(dev, &mut work, &state, &checkpoints, s).unwrap_or_else(|e| {
         say::warning(&format!("the best model cannot be loaded, the final weights are those of the last step: {e}"));
-    }
+        None
+    });
+    let params = match best.or(last) {
+        Some(params) => params,
+        None => work.export_params(dev)?,
+    };
+    outputs.finish(&params, &state, first_step, start)?;
     Ok(Ended { finished, work, state })
 }
 
@@ -268,29 +278,29 @@ fn bring_best(state: &mut RunState, run_dir: &Path, resumed: &Path) {
     }
 }
 
-/// Loads the best checkpoint's weights where they were asked for and are not those of the last step.
+/// Loads the best checkpoint's weights, and gives them as they are in its files, where they were asked for and are not those of the last step.
 fn load_best<B: Backend>(
     dev: &B,
     work: &mut Workload<B>,
     state: &RunState,
     checkpoints: &Checkpoints,
     s: &TrainSettings,
-) -> Result<()> {
+) -> Result<Option<HostParams>> {
     let Some((loss, step)) = state.best.best else {
-        return Ok(());
+        return Ok(None);
     };
     if !s.load_best_at_end {
-        return Ok(());
+        return Ok(None);
     }
     if s.save_every == crate::settings::Every::Never {
         say::detail("save_strategy is no: the final weights are those of the last step, not of the best evaluation");
-        return Ok(());
+        return Ok(None);
     }
     if step == state.step {
         say::detail(&format!("best model: eval_loss {loss:.4} at step {step}, the last one"));
-        return Ok(());
+        return Ok(None);
     }
-    let path = checkpoints.load_weights(dev, work, step)?;
+    let (params, path) = checkpoints.load_weights(dev, work, step)?;
     say::detail(&format!("best model: eval_loss {loss:.4} at step {step}, loaded from {}", path.display()));
-    Ok(())
+    Ok(Some(params))
 }

@@ -1,5 +1,7 @@
 //! One thread that writes checkpoints from host copies while training goes on.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
 
 use crate::comm::control::finish_writing;
@@ -9,6 +11,8 @@ use crate::error::{Error, Result};
 #[derive(Default)]
 pub struct Saver {
     thread: Option<JoinHandle<Result<()>>>,
+    /// Nobody waits for what is being written: a write that waits for other ranks ends.
+    given_up: Arc<AtomicBool>,
 }
 
 impl Saver {
@@ -17,14 +21,26 @@ impl Saver {
     /// # Errors
     /// The error of the write before, or that no thread could be started.
     pub fn start(&mut self, write: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
-        self.wait()?;
-        let write = move || {
+        self.start_with_others(move || {
             let _finished = finish_writing();
             write()
-        };
+        })
+    }
+
+    /// As [`Saver::start`], of a write that other ranks take part in: a run that fails elsewhere does not wait for it.
+    ///
+    /// # Errors
+    /// As [`Saver::start`].
+    pub fn start_with_others(&mut self, write: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+        self.wait()?;
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(write);
         self.thread = Some(thread.map_err(|e| Error::new(format!("cannot start the checkpoint thread: {e}")))?);
         Ok(())
+    }
+
+    /// Whether it was given up, for a write that waits for others.
+    pub fn given_up(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.given_up)
     }
 
     /// The error of a write that has ended meanwhile, without waiting: a full disk stops the run at the next step.
@@ -50,6 +66,7 @@ impl Saver {
 
 impl Drop for Saver {
     fn drop(&mut self) {
+        self.given_up.store(true, SeqCst);
         // Leaving the loop by an error must not cut a checkpoint in half; its own error would hide the first one.
         if let Some(thread) = self.thread.take() {
             drop(thread.join());

@@ -1,9 +1,11 @@
 //! Everything a run holds on its device, allocated once: weights, gradients, activations, moments.
 
+use super::buckets::Buckets;
 use super::init::resolve_targets;
 use super::memory::{self, Demand};
 use super::step::Workload;
 use crate::backend::Backend;
+use crate::comm::{Communicator, Solo};
 use crate::error::{self, Result};
 use crate::hf::TensorSource;
 use crate::hf::device::load_params;
@@ -17,7 +19,7 @@ use crate::model::weights::{Kind, Place};
 use crate::model::{Acts, ActsOptions, Grads, LoraSpec, Model};
 use crate::optim::groups::GroupSettings;
 use crate::optim::{AdamWSettings, Optimizer, Schedule, ScheduleSettings};
-use crate::settings::TrainSettings;
+use crate::settings::{TrainSettings, Zero};
 use crate::tensor::{DType, Tensor};
 use crate::text::grouped;
 use crate::words::Words;
@@ -117,8 +119,23 @@ pub fn workload<B: Backend>(
     new_rows: Option<(usize, usize)>,
     max_tokens: usize,
 ) -> Result<Workload<B>> {
+    workload_of(dev, &Solo, source, s, new_rows, max_tokens)
+}
+
+/// As [`workload`], on one of several ranks: with ZeRO-1 the optimiser's state is its share alone.
+///
+/// # Errors
+/// As [`workload`].
+pub fn workload_of<B: Backend>(
+    dev: &B,
+    comm: &dyn Communicator<B>,
+    source: &dyn TensorSource,
+    s: &TrainSettings,
+    new_rows: Option<(usize, usize)>,
+    max_tokens: usize,
+) -> Result<Workload<B>> {
     let free = dev.free_memory();
-    built(dev, source, s, new_rows, max_tokens).map_err(|e| match (e.kind(), free) {
+    built(dev, comm, source, s, new_rows, max_tokens).map_err(|e| match (e.kind(), free) {
         (error::Kind::Memory, Some(free)) => e.context(what_fits::<B>(source.config(), s, new_rows, max_tokens, free)),
         _ => e,
     })
@@ -148,6 +165,7 @@ fn what_fits<B: Backend>(
 
 fn built<B: Backend>(
     dev: &B,
+    comm: &dyn Communicator<B>,
     source: &dyn TensorSource,
     s: &TrainSettings,
     new_rows: Option<(usize, usize)>,
@@ -165,7 +183,8 @@ fn built<B: Backend>(
     let options = ActsOptions { recompute: s.recompute, training: true, micro_batches: s.grad_accum };
     let acts = Acts::new(dev, &model, max_tokens, options)?;
     let adamw = adamw(s, model.new_rows.as_ref().map(|rows| rows.start));
-    let mut optimizer = Optimizer::new(dev, adamw, &mut model.params, &grads)?;
+    let shares = if s.zero == Zero::Moments { Buckets::of(comm, &grads).shares(comm, &grads) } else { None };
+    let mut optimizer = Optimizer::sharded(dev, adamw, &mut model.params, &grads, shares)?;
     if let Some(l) = &model.lora {
         // A master begins with what was drawn, not with its rounding.
         let drawn = |at: Place| (at.kind() == Kind::LowRank).then(|| first_values(&model.config, at, l.r, s.seed));

@@ -6,9 +6,10 @@
 //! update = AdamW(grads · min(1, clip / |grads|))                       unless N = 0 or something is not finite
 //! ```
 
+use super::buckets::Buckets;
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
-use crate::comm::{Communicator, Fold, Phase, Position, fold, joined};
+use crate::comm::{Communicator, Fold, Phase, Position, Sums, fold, joined};
 use crate::data::loader::{Step, dealt};
 use crate::ensure;
 use crate::error::{Error, Result};
@@ -21,7 +22,7 @@ use crate::model::weights::Place;
 use crate::model::{self, Acts, Grads, Model, Ready, trained};
 use crate::optim::{Optimizer, Verdict};
 use crate::rng;
-use crate::tensor::Tensor;
+use crate::tensor::DType;
 
 /// A model in training: weights, gradients, activations, optimiser.
 pub struct Workload<B: Backend> {
@@ -129,6 +130,7 @@ impl<B: Backend> Workload<B> {
         }
         let Self { model, grads, acts, optimizer, trace, .. } = self;
         let at = |phase, layer| comm.at(Position { step: step + 1, phase, layer });
+        let buckets = Buckets::of(comm, grads);
         model::zero_grads(dev, grads)?;
         let n_layers = model.params.layers.len();
         let last = batch.micro_batches.len() - 1;
@@ -138,19 +140,15 @@ impl<B: Backend> Workload<B> {
             let mut reduce = |ready: Ready, grads: &mut Grads<B>| {
                 let below = ready.number(n_layers);
                 at(Phase::Backward, n_layers.checked_sub(below + 1).map(|layer| layer as u16));
-                match reduces {
-                    true => start(dev, comm, part(grads, ready), below),
-                    false => Ok(()),
+                match buckets.completed_by(ready).filter(|_| reduces) {
+                    Some(bucket) => buckets.start(dev, comm, grads, bucket),
+                    None => Ok(()),
                 }
             };
             // A micro-batch without targets has no gradient, but every rank takes part in every reduction, in the same order.
             if b.n_valid == 0 {
-                for ready in Ready::all(n_layers).filter(|_| reduces) {
-                    let (part, bucket) = (part(grads, ready), ready.number(n_layers));
-                    match comm.fold() {
-                        Fold::MicroBatch => comm.reduce_skip(bucket, &shared(&part))?,
-                        Fold::Step => comm.reduce_start(dev, bucket, &shared(&part))?,
-                    }
+                if reduces {
+                    buckets.skip(dev, comm, grads)?;
                 }
                 continue;
             }
@@ -171,14 +169,17 @@ impl<B: Backend> Workload<B> {
         {
             let _span = trace.span("reduce");
             at(Phase::Reduce, None);
-            for ready in Ready::all(n_layers) {
-                comm.reduce_finish(dev, ready.number(n_layers), &mut part(grads, ready))?;
-            }
+            let wanted = if optimizer.is_sharded() { Sums::Owned } else { Sums::Whole };
+            buckets.finish(dev, comm, grads, wanted)?;
         }
         at(Phase::Update, None);
         let update = trace.span("update");
         // The one wait of the step. A loss that is not finite on one rank is in the gradients of all of them.
-        let verdict = optimizer.step(dev, &mut model.params, grads, lr)?;
+        let verdict = optimizer.step(dev, comm, &mut model.params, grads, lr)?;
+        if optimizer.is_sharded() {
+            let Model { params, new_rows, .. } = model;
+            buckets.all_gather(dev, comm, params, grads, |at| model::first_row(new_rows.as_ref(), at))?;
+        }
         drop(update);
         let (Verdict::Updated { nll, grad_norm } | Verdict::NonFinite { nll, grad_norm, .. }) = &verdict;
         let with_targets = numbered().filter(|(_, b)| b.n_valid > 0);
@@ -192,7 +193,10 @@ impl<B: Backend> Workload<B> {
             return Ok(stepped);
         }
         stepped.grad_norm = *grad_norm;
-        if let Verdict::NonFinite { tensors, .. } = verdict {
+        if let Verdict::NonFinite { mut tensors, .. } = verdict {
+            if optimizer.is_sharded() {
+                tensors = known_to_any(comm, optimizer.places(), &tensors)?;
+            }
             let samples = joined(comm, numbered().map(|(k, b)| (k, b.samples.clone())))?;
             stepped.problem = Some(Problem::Gradient { tensors, samples });
         }
@@ -255,6 +259,32 @@ impl<B: Backend> Workload<B> {
         Ok(all)
     }
 
+    /// As [`Workload::export_params`] where the state lies on several ranks: on the main rank, `None` elsewhere. Each gives its part of
+    /// the masters where files hold them.
+    ///
+    /// # Errors
+    /// If the device refuses a copy or a peer is gone.
+    pub fn collect_params(&mut self, dev: &B, comm: &dyn Communicator<B>) -> Result<Option<HostParams>> {
+        // The files of an adapter are f32; those of a model have the type of its weights, which all ranks have.
+        let masters = match self.model.lora.is_some() && self.model.dtype != DType::F32 {
+            true => {
+                let own = self.optimizer.masters(dev)?;
+                let lengths: Vec<_> =
+                    self.grads.places().into_iter().filter_map(|(at, g)| Some((at, g.as_ref()?.len()))).collect();
+                Buckets::of(comm, &self.grads).collect(comm, &lengths, &own)?
+            }
+            false => None,
+        };
+        if !comm.is_main() {
+            return Ok(None);
+        }
+        let mut params = self.export_params(dev)?;
+        if let Some(masters) = masters {
+            params.iter_mut().zip(masters).for_each(|((_, t), master)| t.data = master);
+        }
+        Ok(Some(params))
+    }
+
     /// Puts back what [`Workload::export_params`] copied, into masters too.
     ///
     /// # Errors
@@ -267,9 +297,7 @@ impl<B: Backend> Workload<B> {
             let (rows, cols) = grad.shape();
             let shape = (new.rows, new.cols);
             ensure!(shape == (rows, cols), "{at}: expected shape {:?}, found {shape:?}", (rows, cols));
-            if let Some(master) = self.optimizer.master_mut(at) {
-                dev.upload(master, &new.data)?;
-            }
+            self.optimizer.set_master(dev, at, &new.data)?;
             if param.shape() == shape {
                 dev.upload(param, &new.data)?;
                 continue;
@@ -282,24 +310,17 @@ impl<B: Backend> Workload<B> {
     }
 }
 
-/// Starts the reduction of a part. Where it is added after every micro-batch, the next one begins at zero.
-fn start<B: Backend>(dev: &B, comm: &dyn Communicator<B>, mut part: Vec<&mut Tensor<B>>, bucket: usize) -> Result<()> {
-    comm.reduce_start(dev, bucket, &shared(&part))?;
-    match comm.fold() {
-        Fold::MicroBatch => dev.fill_zeros(&mut part),
-        Fold::Step => Ok(()),
-    }
-}
-
-/// To be read.
-fn shared<'a, B: Backend>(part: &'a [&mut Tensor<B>]) -> Vec<&'a Tensor<B>> {
-    part.iter().map(|grad| &**grad).collect()
-}
-
-/// The gradients that are final together, so that ranks sum them together.
-fn part<B: Backend>(grads: &mut Grads<B>, ready: Ready) -> Vec<&mut Tensor<B>> {
-    let part = grads.places_mut().into_iter().filter(|(at, _)| Ready::of(*at) == ready);
-    part.filter_map(|(_, grad)| grad.as_mut()).collect()
+/// The weights that any rank names, of all that are trained.
+fn known_to_any<B: Backend>(
+    comm: &dyn Communicator<B>,
+    all: impl Iterator<Item = Place>,
+    own: &[Place],
+) -> Result<Vec<Place>> {
+    let all: Vec<Place> = all.collect();
+    let named: Vec<u8> = all.iter().map(|at| u8::from(own.contains(at))).collect();
+    let by_rank = comm.gather("tensors that are not finite", &named)?;
+    let any = |i: usize| by_rank.iter().any(|named| named.get(i) == Some(&1));
+    Ok((0..all.len()).filter(|&i| any(i)).map(|i| all[i]).collect())
 }
 
 /// The samples whose documents hold a loss that is not finite; all of the micro-batch where documents and samples differ.

@@ -3,12 +3,17 @@
 //! **Invariant:** whatever influences a later step or log line is in [`RunState`] or in the tensors of a checkpoint, so a
 //! resumed run repeats the bits of one that was never interrupted.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Map, json};
 
 use super::batches::{EvalBatches, TrainBatches};
 use super::outputs::Outputs;
+use super::part::Part;
+use super::saver::Saver;
 use super::signals::StopFlag;
 use super::state::RunState;
 use super::step::{Problem, Stepped, Workload};
@@ -16,7 +21,7 @@ use crate::backend::Backend;
 use crate::bail;
 use crate::comm::{Communicator, Phase, Position, fold};
 use crate::data::loader::Step;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::{Evaluation, SetSums};
 use crate::log::metrics::StepFigures;
 use crate::optim::schedule::Schedule;
@@ -59,6 +64,8 @@ pub struct Trainer<'a, B: Backend> {
     pub state: RunState,
     /// Where figures, lines and checkpoints go; ranks other than the main one have none.
     pub outputs: Option<Outputs<'a>>,
+    /// Writes this rank's part of checkpoints on ranks other than the main one.
+    pub saver: Saver,
     /// Set by a signal.
     pub stop: StopFlag,
 }
@@ -83,7 +90,11 @@ impl<B: Backend> Trainer<'_, B> {
         if let Err(e) = self.work.trace.finish() {
             say::warning(&e.to_string());
         }
-        let Some(outputs) = &mut self.outputs else { return finished };
+        let Some(outputs) = &mut self.outputs else {
+            let finished = finished?;
+            self.saver.wait()?;
+            return Ok(finished);
+        };
         outputs.metrics.finish();
         let finished = finished?;
         outputs.wait()?;
@@ -124,13 +135,8 @@ impl<B: Backend> Trainer<'_, B> {
             save |= last || out_of_patience;
             // While nothing is finite the weights are those of a step that went wrong: they take no healthy checkpoint's place.
             let healthy = self.state.bad_in_row == 0;
-            if ((save && healthy && settings.save_every != Every::Never) || interrupted)
-                && let Some(outputs) = &mut self.outputs
-            {
-                let trace = self.work.trace.clone();
-                let _span = trace.span("save");
-                self.comm.at(Position { step: self.state.step, phase: Phase::Save, layer: None });
-                outputs.save(self.dev, &mut self.work, &self.state)?;
+            if (save && healthy && settings.save_every != Every::Never) || interrupted {
+                self.save()?;
             }
             if out_of_patience {
                 if let Some(outputs) = &self.outputs {
@@ -144,17 +150,57 @@ impl<B: Backend> Trainer<'_, B> {
             if interrupted && !last {
                 return Ok(Finished::Interrupted);
             }
-            if let Some(outputs) = &mut self.outputs {
-                outputs.poll()?;
+            match &mut self.outputs {
+                Some(outputs) => outputs.poll()?,
+                None => self.saver.poll()?,
             }
         }
         Ok(Finished::Completed)
     }
 
+    /// Writes a checkpoint: the main rank alone, or all of them where each holds a part of the state.
+    fn save(&mut self) -> Result<()> {
+        let sharded = self.work.optimizer.is_sharded();
+        if self.outputs.is_none() && !sharded {
+            return Ok(());
+        }
+        let trace = self.work.trace.clone();
+        let _span = trace.span("save");
+        self.comm.at(Position { step: self.state.step, phase: Phase::Save, layer: None });
+        match &mut self.outputs {
+            Some(outputs) if !sharded => outputs.save(self.dev, &mut self.work, &self.state),
+            _ => self.save_together(),
+        }
+    }
+
+    fn save_together(&mut self) -> Result<()> {
+        let Self { dev, comm, work, state, outputs, saver, .. } = self;
+        saver.wait()?;
+        let writer = outputs.as_mut().map(|outputs| outputs.begin_shared(state.step)).transpose();
+        let said = match &writer {
+            Ok(writer) => Ok(writer.as_ref().map_or(Vec::new(), |w| w.dir().as_os_str().as_bytes().to_vec())),
+            Err(_) => Err(Error::bystander()),
+        };
+        let said = comm.main_says("folder of a checkpoint", said);
+        let (writer, dir) = (writer?, PathBuf::from(OsString::from_vec(said?)));
+        let params = work.collect_params(*dev, *comm)?;
+        let tensors = work.optimizer.export(*dev)?.tensors;
+        let (world, aside) = (comm.world().clone(), comm.aside());
+        let aside = aside.ok_or_else(|| Error::new("these ranks cannot write a checkpoint together"))?;
+        let part = |given_up| Part { world, tensors, aside, given_up };
+        if let (Some(outputs), Some(writer), Some(params)) = (outputs, writer, params) {
+            return outputs.save_shared(writer, params, part, state);
+        }
+        let (part, step) = (part(saver.given_up()), state.step);
+        saver.start_with_others(move || part.write(&dir, step).map(drop))
+    }
+
     /// What was trained is kept where the data fail under the run.
     fn kept_if_failed<T>(&mut self, result: Result<T>) -> Result<T> {
+        // Where the state lies on several ranks, one alone cannot.
         if result.is_err()
             && self.state.step > 0
+            && !self.work.optimizer.is_sharded()
             && let Some(outputs) = &mut self.outputs
             && let Err(e) = outputs.save(self.dev, &mut self.work, &self.state).and_then(|()| outputs.wait())
         {

@@ -77,7 +77,8 @@ impl<B: Backend> Trained<B> {
     fn slot(&mut self) -> AdamWSlot<'_, B> {
         let Self { p, master, m, v, g, first_row, decays, lr_scale, .. } = self;
         let (first_row, decays, lr_scale) = (*first_row, *decays, *lr_scale);
-        AdamWSlot { p, master: master.as_mut(), m, v, g, first_row, decays, lr_scale }
+        let range = 0..g.len();
+        AdamWSlot { p, master: master.as_mut(), m, v, g, first_row, range, decays, lr_scale }
     }
 
     /// Everything that an update may change.

@@ -51,6 +51,11 @@ fn mesh(size: usize) -> Vec<Vec<Option<Box<dyn Stream>>>> {
 
 /// Runs `f` on `size` ranks and returns what each gave.
 pub fn on_ranks<T: Send>(size: usize, f: impl Fn(&dyn Communicator<Cpu>) -> T + Sync) -> Vec<T> {
+    on_ranks_with(size, ringtune::comm::ranks::BUCKET, f)
+}
+
+/// As [`on_ranks`], with buckets of so many elements.
+pub fn on_ranks_with<T: Send>(size: usize, bucket: usize, f: impl Fn(&dyn Communicator<Cpu>) -> T + Sync) -> Vec<T> {
     // It lives as long as the process, for the collectives own what they meet at.
     let meeting: &Meeting = Box::leak(Box::new(Meeting {
         barrier: Barrier::new(size),
@@ -59,7 +64,7 @@ pub fn on_ranks<T: Send>(size: usize, f: impl Fn(&dyn Communicator<Cpu>) -> T + 
     let start = |(rank, peers): (usize, Vec<Option<Box<dyn Stream>>>)| {
         let world = World { rank, size, local_rank: rank, local_size: size };
         let transport = (size > 1).then(|| Box::new(Sockets::new(peers)) as Box<dyn Transport>);
-        f(&Ranks::new(world, Box::new(Rank { meeting, rank }), transport).unwrap())
+        f(&Ranks::new(world, Box::new(Rank { meeting, rank }), transport).unwrap().with_buckets(bucket))
     };
     std::thread::scope(|scope| {
         let start = &start;

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use ringtune::backend::elementwise::{check_bias, check_bias_grad, check_same};
 use ringtune::backend::embedding::{check_backward, check_rows};
@@ -448,6 +449,16 @@ impl Backend for Reference {
         Ok(())
     }
 
+    fn squares(&self, parts: &[(&T, Range<usize>)]) -> Result<Vec<f64>> {
+        let blocks = parts.iter().flat_map(|(t, range)| f(t)[range.clone()].chunks(16 * 1024));
+        Ok(blocks.map(|block| block.iter().map(|x| x * x).sum()).collect())
+    }
+
+    fn add_squares(&self, s: &mut HostStats, blocks: &[usize], sums: &[f64]) -> Result<()> {
+        s.add_squares(blocks, sums);
+        Ok(())
+    }
+
     fn set_clip(&self, s: &mut HostStats, max_norm: Option<f64>) -> Result<()> {
         s.set_clip(max_norm);
         Ok(())
@@ -468,7 +479,8 @@ impl Backend for Reference {
 fn adamw(slot: &mut AdamWSlot<'_, Reference>, s: AdamWStep, clip: f64) {
     slot.check("adamw");
     let (lr, weight_decay) = slot.rates(&s);
-    let AdamWSlot { p, master, m, v, g, first_row, .. } = slot;
+    let AdamWSlot { p, master, m, v, g, first_row, range, .. } = slot;
+    assert_eq!(*range, 0..g.len(), "the reference has one rank");
     let start = *first_row * p.cols();
     let wide = |x: f32| f64::from(x);
     for i in 0..g.len() {

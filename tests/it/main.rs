@@ -67,3 +67,4 @@ mod train;
 #[path = "../common/tuned.rs"]
 mod tuned;
 mod weights;
+mod zero;

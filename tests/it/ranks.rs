@@ -17,7 +17,7 @@ use crate::golden_steps::{GOLDEN, MODEL, micro_batch};
 use crate::ranks_as_threads::on_ranks;
 
 /// Six micro-batches of recorded rows, one of them without a target and one without a token.
-fn micro_batches() -> Vec<MicroBatch> {
+pub fn micro_batches() -> Vec<MicroBatch> {
     let golden: Value = serde_json::from_slice(&std::fs::read(format!("{GOLDEN}/golden.json")).unwrap()).unwrap();
     let steps = golden["adamw"]["batches"].as_array().unwrap();
     let mut all: Vec<MicroBatch> = steps.iter().flat_map(|s| s.as_array().unwrap()).take(5).map(micro_batch).collect();

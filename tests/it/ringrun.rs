@@ -45,6 +45,41 @@ fn three_ranks_train_all_weights_to_the_bits_of_one() {
     same(&dir.path().join("one"), &dir.path().join("three"), "model.safetensors", 6);
 }
 
+/// The state on two ranks, each with a file of its own, is the state of one; whoever goes on from either comes to the same end.
+#[test]
+fn state_that_lies_on_ranks_gives_the_bits_of_one_and_is_resumed_by_any_number() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let at = |name: &str| dir.path().join(name);
+    let with = |flags: &[&'static str]| {
+        let flags = [&["--lora_dropout", "0.1", "--mixed_precision", "bf16"][..], flags].concat();
+        Training { flags, ..Training::new(dir.path(), 8) }
+    };
+    let ends_alike = |out: &str| {
+        same_file(&at("one").join(ADAPTER), &at(out).join(ADAPTER));
+        let (one, other) = (metrics(&at("one")), metrics(&at(out)));
+        assert_eq!(one[one.len() - other.len()..], other, "{out}");
+    };
+    succeed(with(&[]).alone("one"));
+    succeed(with(&["--zero", "1"]).ranks("two", 2, &[]));
+    ends_alike("two");
+    let files = |n: u64| manifest::verify(&manifest::path_of(&at("two"), n)).unwrap().files;
+    let of_ranks: Vec<String> = files(6).into_keys().filter(|name| name.starts_with("optimizer")).collect();
+    assert_eq!(of_ranks, ["optimizer-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"]);
+    let from = |out: &str, n: u64| manifest::path_of(&at(out), n).display().to_string();
+    for (out, ranks, from, zero) in
+        [("four", 4, from("two", 6), "1"), ("alone", 1, from("two", 3), "0"), ("again", 2, from("one", 3), "1")]
+    {
+        let t = with(&["--zero", zero]);
+        let mut command = t.ranks(out, ranks, &[]);
+        command.args(["--resume_from_checkpoint", &from]);
+        succeed(command);
+        ends_alike(out);
+    }
+    let moments = "checkpoint-8/optimizer.safetensors";
+    same_file(&at("one").join(moments), &at("alone").join(moments));
+}
+
 /// What a fault does to a run of two ranks: its exit code and words of its last line. The next run ends where an undisturbed one does.
 fn fault(fault: &str, flags: &[&str], code: i32, words: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
@@ -116,6 +151,23 @@ fn a_gradient_that_is_not_finite_ends_all_ranks() {
 #[test]
 fn a_full_disk_under_rank_0_is_said() {
     fault("rank=0 step=6 at=save do=enospc", &[], 1, &["rank 0 ", "disk or quota is full"]);
+}
+
+/// The other ranks have their parts on the disk by then; without this one there is no checkpoint.
+#[test]
+fn a_full_disk_under_another_rank_is_said() {
+    fault("rank=1 step=6 at=save do=enospc", &["--zero", "1"], 1, &["rank 1 ", "optimizer-00002-of", "quota is full"]);
+}
+
+#[test]
+fn a_rank_that_dies_while_all_save_is_named() {
+    fault("rank=1 step=6 at=save do=kill", &["--zero", "1"], 137, &["rank 1 ", "step 6, save: killed by SIGKILL"]);
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_is_named_where_each_rank_has_a_part() {
+    let words = ["step 4, ", "not finite", "tensors from "];
+    fault("rank=1 step=4 do=nan", &["--zero", "1", "--max_bad_steps", "1"], 1, &words);
 }
 
 #[test]

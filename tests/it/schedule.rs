@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::path::Path;
 
+use ringtune::checkpoint::shards::StateFiles;
+use ringtune::comm::Solo;
 use ringtune::cpu::Cpu;
 use ringtune::hf::{HostTensor, config as hf_config, device};
 use ringtune::model::config::ModelConfig;
@@ -184,7 +186,7 @@ fn steps_agree_with_the_formula_in_f64() {
         let clip = (1.0 / (norm + 1e-6)).min(1.0);
         assert_eq!(clip < 1.0, step < 3);
         let lr = 1e-3 * (step + 1) as f64;
-        match optimizer.step(&dev, &mut params, &grads, lr).unwrap() {
+        match optimizer.step(&dev, &Solo, &mut params, &grads, lr).unwrap() {
             Verdict::Updated { grad_norm, .. } => assert!((grad_norm / norm - 1.0).abs() < 1e-6, "{grad_norm} {norm}"),
             other => panic!("{other:?}"),
         }
@@ -210,7 +212,7 @@ fn the_share_of_the_gradient_is_not_rounded_twice() {
     let (mut params, grads) = full(&dev, &config("qwen3-tied"), DType::F32);
     let how = AdamWSettings { max_grad_norm: None, ..AdamWSettings::default() };
     let mut optimizer = Optimizer::new(&dev, how, &mut params, &grads).unwrap();
-    optimizer.step(&dev, &mut params, &grads, 1e-3).unwrap();
+    optimizer.step(&dev, &Solo, &mut params, &grads, 1e-3).unwrap();
     let state = optimizer.export(&dev).unwrap();
     for (at, g) in grads.places() {
         let g = values(&dev, g.as_ref().unwrap());
@@ -232,13 +234,13 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_is_named() {
     for bad in [f32::NAN, f32::INFINITY] {
         let (mut params, mut grads) = full(&dev, &c, DType::F32);
         let mut optimizer = Optimizer::new(&dev, AdamWSettings::default(), &mut params, &grads).unwrap();
-        optimizer.step(&dev, &mut params, &grads, 1e-3).unwrap();
+        optimizer.step(&dev, &Solo, &mut params, &grads, 1e-3).unwrap();
         let (before, state) = (bits(&dev, &params), optimizer.export(&dev).unwrap());
         let g = grads.layers[1].k_norm.as_mut().unwrap().as_mut().unwrap();
         let mut host = values(&dev, g);
         host[3] = bad;
         dev.upload(g, &host).unwrap();
-        match optimizer.step(&dev, &mut params, &grads, 1e-3).unwrap() {
+        match optimizer.step(&dev, &Solo, &mut params, &grads, 1e-3).unwrap() {
             Verdict::NonFinite { grad_norm, tensors, .. } => {
                 assert!(!grad_norm.is_finite());
                 let names: Vec<String> = tensors.iter().map(Place::to_string).collect();
@@ -259,7 +261,7 @@ fn exported_state_continues_bit_for_bit() {
         let (mut params, grads) = full(&dev, &c, dtype);
         let mut optimizer = Optimizer::new(&dev, AdamWSettings::default(), &mut params, &grads).unwrap();
         for _ in 0..3 {
-            optimizer.step(&dev, &mut params, &grads, 1e-3).unwrap();
+            optimizer.step(&dev, &Solo, &mut params, &grads, 1e-3).unwrap();
         }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("optimizer.safetensors");
@@ -270,11 +272,11 @@ fn exported_state_continues_bit_for_bit() {
             dev.upload(to, &values(&dev, from)).unwrap();
         }
         let mut resumed = Optimizer::new(&dev, AdamWSettings::default(), &mut other, &grads).unwrap();
-        let tensors = ringtune::checkpoint::state::read_state_tensors(&path).unwrap();
+        let tensors = StateFiles::open(dir.path()).unwrap().read(&resumed.parts()).unwrap();
         resumed.import(&dev, &ringtune::optim::OptimizerState { updates: state.updates, tensors }).unwrap();
         for _ in 0..3 {
-            optimizer.step(&dev, &mut params, &grads, 5e-4).unwrap();
-            resumed.step(&dev, &mut other, &grads, 5e-4).unwrap();
+            optimizer.step(&dev, &Solo, &mut params, &grads, 5e-4).unwrap();
+            resumed.step(&dev, &Solo, &mut other, &grads, 5e-4).unwrap();
         }
         assert_eq!(bits(&dev, &params), bits(&dev, &other), "{dtype:?}");
         assert_eq!(optimizer.export(&dev).unwrap(), resumed.export(&dev).unwrap());
@@ -292,7 +294,7 @@ fn masters_collect_updates_that_bf16_cannot_hold() {
     let exact = random(c.vocab_size, c.hidden_size, &[99]);
     optimizer.set_masters(&dev, |at| Ok((at == Place::Embed).then(|| exact.data.clone()))).unwrap();
     assert_eq!(values(&dev, optimizer.master(Place::Embed).unwrap()), exact.data);
-    optimizer.step(&dev, &mut params, &grads, 1e-5).unwrap();
+    optimizer.step(&dev, &Solo, &mut params, &grads, 1e-5).unwrap();
     for (name, p) in params.places() {
         let master = values(&dev, optimizer.master(name).unwrap());
         let rounded: Vec<f32> = master.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
@@ -338,7 +340,7 @@ fn with_lora_only_updates_and_new_rows_move() {
         let mut optimizer = Optimizer::new(&dev, how, &mut params, &grads).unwrap();
         assert_eq!(optimizer.places().count(), 1 + 4 * c.n_layers);
         assert_eq!(optimizer.master(Place::Embed).is_some(), dtype == DType::Bf16);
-        optimizer.step(&dev, &mut params, &grads, 1e-2).unwrap();
+        optimizer.step(&dev, &Solo, &mut params, &grads, 1e-2).unwrap();
         for ((at, old), (_, t)) in before.iter().zip(params.places()) {
             let new = values(&dev, t);
             let moved: Vec<usize> = (0..new.len()).filter(|&i| new[i] != old[i]).collect();

@@ -93,7 +93,7 @@ mod adamw {
 
     fn slot<'a>(t: &'a mut [Tensor<Shapes>; 4], g: &'a Tensor<Shapes>) -> AdamWSlot<'a, Shapes> {
         let [p, master, m, v] = t;
-        AdamWSlot { p, master: Some(master), m, v, g, first_row: 5, decays: true, lr_scale: 1.0 }
+        AdamWSlot { p, master: Some(master), m, v, g, first_row: 5, range: 0..g.len(), decays: true, lr_scale: 1.0 }
     }
 
     #[test]

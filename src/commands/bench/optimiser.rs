@@ -37,7 +37,7 @@ impl<B: Backend> Kernel<B> for Update<B> {
     fn run(&mut self, dev: &B) -> Result<()> {
         let master = self.master.as_mut().map(|f| &mut f.t);
         let (p, m, v, g) = (&mut self.p.t, &mut self.m, &mut self.v, &self.g.t);
-        let slot = AdamWSlot { p, master, m, v, g, first_row: 0, decays: true, lr_scale: 1.0 };
+        let slot = AdamWSlot { p, master, m, v, g, first_row: 0, range: 0..g.len(), decays: true, lr_scale: 1.0 };
         dev.adamw_all(&self.stats, &mut [slot], STEP)
     }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use ringtune::backend::Backend;
+use ringtune::comm::Solo;
 use ringtune::error::{Error, Result};
 use ringtune::files::write_atomic;
 use ringtune::generate::{GenerateOptions, Sampling, generate};
@@ -446,7 +447,7 @@ impl<B: Backend> Run<'_, B> {
                 nll += l.acts.losses(self.dev)?.iter().map(|&x| f64::from(x)).sum::<f64>();
             }
             let loss = nll / n.max(1) as f64;
-            let norm = match optimizer.step(self.dev, &mut l.model.params, &l.grads, lr)? {
+            let norm = match optimizer.step(self.dev, &Solo, &mut l.model.params, &l.grads, lr)? {
                 Verdict::Updated { grad_norm, .. } | Verdict::NonFinite { grad_norm, .. } => grad_norm,
             };
             lines += &format!("{}\n", json!({"step": s, "loss": loss, "lr": lr, "grad_norm": norm}));

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use mpi::ffi;
 
-use super::World;
-use super::control::{end_here, is_ending};
-use super::mpi::check_world;
-use super::transport::{HEADER, Header, Incoming, Outgoing, Transport};
+use super::check_world;
+use crate::comm::World;
+use crate::comm::control::{end_here, is_ending};
+use crate::comm::transport::{HEADER, Header, Incoming, Outgoing, Transport};
 use crate::error::{Context, Error, Result};
 
 /// Counts of MPI are C ints, and some of its ways between machines know less: longer values go in pieces.
