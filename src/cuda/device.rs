@@ -1,4 +1,4 @@
-//! A GPU as a device: its context, one stream, what it is.
+//! A GPU as a device: its context, its streams, what it is.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -99,10 +99,12 @@ impl Counts {
     }
 }
 
-/// A GPU and one stream of it.
+/// A GPU, the stream that computes, and the one that copies ahead.
 pub struct Cuda {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// What brings micro-batches to the device while others are computed.
+    copies: Arc<CudaStream>,
     properties: Properties,
     modules: Modules,
     /// What a run is known to need before it starts.
@@ -161,12 +163,14 @@ impl Cuda {
                 Compiler::new(nvrtc, target, cache)
             }
         };
-        // SAFETY: there is one stream, which orders every use, copy and free of a buffer; no event is needed between streams.
+        // SAFETY: one stream orders every use, copy and free of a buffer. The other one writes the blocks of `upload` alone, which has the
+        // events between them.
         unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().doing(|| "creating a stream".into())?;
+        let stream = || context.new_stream().doing(|| "creating a stream".into());
+        let (stream, copies) = (stream()?, stream()?);
         let modules = Modules::new(context.clone(), compiler, properties.shared_limit);
         let (rehearsal, counts, rooms, tables) = Default::default();
-        Ok(Self { context, stream, properties, modules, rehearsal, counts, rooms, tile: None, tables })
+        Ok(Self { context, stream, copies, properties, modules, rehearsal, counts, rooms, tile: None, tables })
     }
 
     /// The same device with one tile of the portable kernels for all projections, where it holds whole heads, instead of the one of the
@@ -198,7 +202,22 @@ impl Cuda {
         &self.modules
     }
 
-    /// The stream that everything is queued on.
+    /// Its context.
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    /// Makes it the context of this thread, which calls of the driver go by.
+    pub(super) fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().doing(|| "taking the device for a thread".into())
+    }
+
+    /// The stream of `upload`.
+    pub(super) fn copies(&self) -> &Arc<CudaStream> {
+        &self.copies
+    }
+
+    /// The stream that everything else is queued on.
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }

@@ -1,8 +1,8 @@
 //! Memory of the device: buffers, copies to and from the host, scratch.
 
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 
-use cudarc::driver::{CudaSlice, DevicePtr};
+use cudarc::driver::{CudaSlice, DevicePtr, result};
 use half::bf16;
 
 use super::device::{Counts, Cuda, Room};
@@ -11,10 +11,26 @@ use super::locked;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Device, Tensor};
 
-/// Device memory behind a tensor, freed in stream order.
-pub struct CudaBuf {
-    bytes: CudaSlice<u8>,
+/// A piece of the device's memory. It goes back, in the order of the stream, with the last who holds it.
+#[derive(Clone)]
+pub(super) struct Memory {
+    held: Arc<CudaSlice<u8>>,
     address: u64,
+}
+
+impl Memory {
+    /// Where it begins.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+/// Device memory behind a tensor: a piece, or a part of one that no other tensor has.
+pub struct CudaBuf {
+    /// Held for as long as the buffer is.
+    _memory: Memory,
+    address: u64,
+    bytes: usize,
 }
 
 impl CudaBuf {
@@ -24,6 +40,18 @@ impl CudaBuf {
     /// Where it begins.
     pub fn address(&self) -> u64 {
         self.address
+    }
+
+    /// `bytes` bytes of a piece from byte `at` on. Whoever cuts a piece into parts sees to it that they do not meet.
+    pub(super) fn part(memory: &Memory, at: usize, bytes: usize) -> Self {
+        assert!(at + bytes <= memory.held.len(), "bytes {at}..{} of a piece of {}", at + bytes, memory.held.len());
+        Self { _memory: memory.clone(), address: memory.address + at as u64, bytes }
+    }
+
+    /// Where `bytes` bytes from byte `at` on begin.
+    fn range(&self, at: usize, bytes: usize) -> u64 {
+        assert!(at + bytes <= self.bytes, "bytes {at}..{} of a buffer of {}", at + bytes, self.bytes);
+        self.address + at as u64
     }
 }
 
@@ -61,23 +89,34 @@ impl Cuda {
             .checked_mul(cols)
             .and_then(|n| n.checked_mul(dtype.bytes()))
             .ok_or_else(|| Error::new(format!("cuda: a tensor of {rows} x {cols} is larger than any memory")))?;
+        let memory = self.take_for(bytes, || format!("{rows} x {cols} of {dtype:?}"))?;
+        Ok(Tensor::from_buf(CudaBuf::part(&memory, 0, bytes), rows, cols, dtype))
+    }
+
+    /// A piece of memory of zeros.
+    pub(super) fn take(&self, bytes: usize) -> Result<Memory> {
+        self.take_for(bytes, || "micro-batches".into())
+    }
+
+    fn take_for(&self, bytes: usize, what: impl Fn() -> String) -> Result<Memory> {
         // A tensor without elements still has an address.
         let allocated = self.stream().alloc_zeros::<u8>(bytes.max(CudaBuf::ALIGNMENT as usize));
-        let bytes = allocated.map_err(|e| {
+        let held = allocated.map_err(|e| {
             let (free, total) = self.memory().unwrap_or((0, self.properties().memory));
             let mib = |n: usize| n as f64 / f64::from(1 << 20);
             driver(
                 &format!(
-                    "allocating {:.1} MiB for {rows} x {cols} of {dtype:?} ({:.0} MiB free of {:.0} MiB)",
+                    "allocating {:.1} MiB for {} ({:.0} MiB free of {:.0} MiB)",
                     mib(bytes),
+                    what(),
                     mib(free),
                     mib(total)
                 ),
                 e,
             )
         })?;
-        let address = bytes.device_ptr(self.stream()).0;
-        Ok(Tensor::from_buf(CudaBuf { bytes, address }, rows, cols, dtype))
+        let address = held.device_ptr(self.stream()).0;
+        Ok(Memory { held: Arc::new(held), address })
     }
 
     /// Copies values to the device, rounded where it holds bf16.
@@ -147,8 +186,10 @@ impl Cuda {
         if bytes == 0 || self.rehearsal.is_on() {
             return Ok(());
         }
-        let mut part = dst.buf.bytes.slice_mut(..bytes);
-        self.stream().memset_zeros(&mut part).doing(|| "filling with zeros".into())
+        self.bind()?;
+        // SAFETY: the range lies in the buffer, which is borrowed mutably and freed in the stream's order.
+        let set = unsafe { result::memset_d8_async(dst.buf.range(0, bytes), 0, bytes, self.stream().cu_stream()) };
+        set.doing(|| "filling with zeros".into())
     }
 
     /// Copies a tensor to another of the same shape and type.
@@ -157,8 +198,11 @@ impl Cuda {
             return Ok(());
         }
         let bytes = src.len() * src.dtype().bytes();
-        let (from, mut to) = (src.buf.bytes.slice(..bytes), dst.buf.bytes.slice_mut(..bytes));
-        self.stream().memcpy_dtod(&from, &mut to).doing(|| "copying on the device".into())
+        let (to, from) = (dst.buf.range(0, bytes), src.buf.range(0, bytes));
+        self.bind()?;
+        // SAFETY: as in `zero`; tensors do not share elements.
+        let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream().cu_stream()) };
+        copied.doing(|| "copying on the device".into())
     }
 
     /// Waits until everything queued has run.
@@ -176,8 +220,10 @@ impl Cuda {
         if src.is_empty() {
             return Ok(());
         }
-        let mut part = dst.buf.bytes.slice_mut(at..at + src.len());
-        self.stream().memcpy_htod(src, &mut part).doing(|| format!("copying {} bytes to the device", src.len()))
+        self.bind()?;
+        // SAFETY: as in `zero`; the driver takes the bytes before it returns, because they are pageable.
+        let copied = unsafe { result::memcpy_htod_async(dst.buf.range(at, src.len()), src, self.stream().cu_stream()) };
+        copied.doing(|| format!("copying {} bytes to the device", src.len()))
     }
 
     /// Copies bytes of a tensor from byte `at` on, and waits for them; in a rehearsal there are none.
@@ -185,8 +231,11 @@ impl Cuda {
         if dst.is_empty() || self.rehearsal.is_on() {
             return self.wait();
         }
-        let part = src.buf.bytes.slice(at..at + dst.len());
-        self.stream().memcpy_dtoh(&part, dst).doing(|| format!("copying {} bytes from the device", part.len()))?;
+        let bytes = dst.len();
+        self.bind()?;
+        // SAFETY: as in `zero`; the bytes are borrowed until the wait below.
+        let copied = unsafe { result::memcpy_dtoh_async(dst, src.buf.range(at, bytes), self.stream().cu_stream()) };
+        copied.doing(|| format!("copying {bytes} bytes from the device"))?;
         self.wait()
     }
 }

@@ -1,7 +1,8 @@
 //! The CUDA backend: kernels of `kernels/`, compiled at run time by NVRTC for the device that is there, behind the traits of
 //! [`crate::backend`].
 //!
-//! A file an operation has its source, entries and launches. Everything runs in one stream, in the order of the calls; what a call reports may be the failure of an earlier one.
+//! A file an operation has its source, entries and launches. Everything runs in one stream, in the order of the calls, but for micro-batches, which
+//! `upload` copies ahead in another; what a call reports may be the failure of an earlier one.
 
 pub mod adamw;
 pub mod attention;
@@ -41,6 +42,7 @@ pub mod swiglu;
 mod tables;
 mod tensor_map;
 pub mod tiles;
+mod upload;
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -192,7 +194,7 @@ impl Backend for Cuda {
     fn footprint(classes: usize) -> Footprint {
         Footprint {
             logits_rows: cross_entropy::chunk_rows(classes),
-            batch_words: plan::TOKEN_WORDS,
+            batch_words: plan::SLOTS * plan::TOKEN_WORDS,
             fused_multiple: Some(FUSED_MULTIPLE),
         }
     }

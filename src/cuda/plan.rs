@@ -1,9 +1,11 @@
 //! What attention needs to know of a micro-batch before it starts: lists of tiles, none across two documents.
 
 use super::device::Cuda;
+use super::memory::{CudaBuf, Memory};
+use super::upload::Uploads;
 use crate::batch::{Batch, BatchView};
 use crate::error::Result;
-use crate::tensor::{DType, Device};
+use crate::tensor::{DType, Tensor};
 
 /// Queries of a tile of forward.
 pub(super) const ROWS: usize = 128;
@@ -13,13 +15,13 @@ pub(super) const ROWS_BACKWARD: usize = 64;
 /// Words of a tile: its document's first token, the one after its last, its own first row.
 pub(super) const WORDS: usize = 3;
 
-/// Work lists of a micro-batch: where they begin and how long they are. Their words lie behind `doc_start`, in its memory, so that one copy
-/// brings both to the device.
+/// Work lists of a micro-batch: where they begin and how long they are. Their words lie behind `doc_start`, in the block that brings all
+/// vectors to the device in one copy.
 #[derive(Default)]
 pub struct Plan {
-    /// `doc_start` and what lies behind it; kept, so that its memory is used again.
-    words: Vec<i32>,
-    /// Words before the lists.
+    /// How the block comes to the device; `None` before there is a batch.
+    uploads: Option<Uploads>,
+    /// Words from `doc_start` to the lists.
     before: usize,
     /// Tiles of each list.
     lens: [usize; LISTS],
@@ -27,6 +29,12 @@ pub struct Plan {
 
 /// Words that the vectors of a micro-batch and its lists take for each token at most: six vectors, and a tile per token in each list.
 pub(super) const TOKEN_WORDS: usize = 6 + LISTS * WORDS;
+
+/// Blocks of words that take turns.
+pub(super) const SLOTS: usize = 2;
+
+/// Every vector begins at a multiple of so many words.
+const ALIGNED: usize = CudaBuf::ALIGNMENT as usize / size_of::<i32>();
 
 /// How many lists there are.
 const LISTS: usize = 3;
@@ -69,31 +77,67 @@ fn lists(doc_start: &[i32]) -> [Vec<[i32; WORDS]>; LISTS] {
 
 /// [`crate::backend::Backend::new_batch`]: room for a tile per token in each list.
 pub(super) fn new_batch(dev: &Cuda, max_tokens: usize) -> Result<Batch<Cuda>> {
-    let column = |rows| dev.alloc(rows, 1, DType::I32);
+    // Six vectors and the lists begin at multiples.
+    let mut uploads = Uploads::new(dev, max_tokens * TOKEN_WORDS + 7 * ALIGNED)?;
+    let memory = uploads.bring(dev, |_| 0)?;
+    let column = || column(&memory, 0, 0);
     Ok(Batch {
-        tokens: column(max_tokens)?,
-        targets: column(max_tokens)?,
-        positions: column(max_tokens)?,
-        doc_start: column(max_tokens * (1 + LISTS * WORDS))?,
-        rows: column(max_tokens)?,
-        by_token: column(max_tokens)?,
-        plan: Plan::default(),
+        tokens: column(),
+        targets: column(),
+        positions: column(),
+        doc_start: column(),
+        rows: column(),
+        by_token: column(),
+        plan: Plan { uploads: Some(uploads), ..Plan::default() },
     })
 }
 
-/// [`crate::backend::Backend::load_batch`].
+/// `rows` words from word `at` on, as a column.
+fn column(memory: &Memory, at: usize, rows: usize) -> Tensor<Cuda> {
+    let bytes = size_of::<i32>();
+    Tensor::from_buf(CudaBuf::part(memory, at * bytes, rows * bytes), rows, 1, DType::I32)
+}
+
+/// Puts words behind each other in a block.
+struct Packing<'a> {
+    block: &'a mut [i32],
+    end: usize,
+}
+
+impl Packing<'_> {
+    /// Behind what is there.
+    fn put(&mut self, words: &[i32]) {
+        self.block[self.end..][..words.len()].copy_from_slice(words);
+        self.end += words.len();
+    }
+
+    /// The same from the next multiple of [`ALIGNED`] on: where that is.
+    fn put_aligned(&mut self, words: &[i32]) -> usize {
+        self.end = self.end.next_multiple_of(ALIGNED);
+        let at = self.end;
+        self.put(words);
+        at
+    }
+}
+
+/// [`crate::backend::Backend::load_batch`]: while what was queued for the micro-batch before is still computed.
 pub(super) fn load_batch(dev: &Cuda, to: &mut Batch<Cuda>, from: BatchView<'_>) -> Result<()> {
     let lists = lists(from.doc_start);
-    let mut words = std::mem::take(&mut to.plan.words);
-    words.clear();
-    words.extend_from_slice(from.doc_start);
-    words.extend(lists.iter().flatten().flatten());
-    for (column, values) in to.columns(&BatchView { doc_start: &words, ..from }) {
-        column.set_rows(values.len());
-        dev.upload_i32(column, values)?;
-    }
-    to.doc_start.set_rows(from.doc_start.len());
-    to.plan = Plan { words, before: from.doc_start.len(), lens: lists.map(|list| list.len()) };
+    let uploads = to.plan.uploads.as_mut().expect("made by new_batch");
+    let vectors = [from.tokens, from.targets, from.positions, from.rows, from.by_token, from.doc_start];
+    let mut begins = [0; 6];
+    let mut behind = 0;
+    let memory = uploads.bring(dev, |block| {
+        let mut packing = Packing { block, end: 0 };
+        begins = vectors.map(|vector| packing.put_aligned(vector));
+        behind = packing.put_aligned(lists[0].as_flattened());
+        lists[1..].iter().for_each(|list| packing.put(list.as_flattened()));
+        packing.end
+    })?;
+    let column = |i: usize| column(&memory, begins[i], vectors[i].len());
+    (to.tokens, to.targets, to.positions) = (column(0), column(1), column(2));
+    (to.rows, to.by_token, to.doc_start) = (column(3), column(4), column(5));
+    (to.plan.before, to.plan.lens) = (behind - begins[5], lists.map(|list| list.len()));
     Ok(())
 }
 

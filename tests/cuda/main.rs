@@ -40,3 +40,4 @@ mod sass;
 mod skip;
 mod traffic;
 mod train;
+mod uploads;

@@ -1,5 +1,5 @@
 //! What the driver is asked for in the first step, in one with an evaluation before it, and in generation, once a run has begun: no
-//! memory, no module. The emulator writes down each call; a child process of this program marks where steps begin.
+//! memory, no module; one copy to the device for each micro-batch, and one wait. The emulator writes down each call; a child process of this program marks where steps begin.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -134,7 +134,9 @@ fn the_first_step_allocates_and_compiles_nothing() {
                 assert!(ends || count(name) == 0, "{cc} {part}: {name}: {calls:?}");
             }
             if part.contains("step") || part.contains("evaluation") {
-                assert_eq!(count("cuStreamSynchronize"), 1, "{cc} {part}: {calls:?}");
+                let micro_batches = if part.contains("step") { 2 } else { 1 };
+                let waits = (count("cuStreamSynchronize"), count("cuEventSynchronize"));
+                assert_eq!((waits, count("cuMemcpyHtoDAsync_v2")), ((1, 0), micro_batches), "{cc} {part}: {calls:?}");
             }
         }
     }
