@@ -56,14 +56,6 @@ else
     awk '/^test result:/ { passed += $4; failed += $6; skipped += $8 }
         END { printf "Summary: %d tests run: %d passed, %d failed, %d skipped\n", passed + failed, passed, failed, skipped }' "$log"
 fi
-# A sample with products that round as tensor cores do. Not among it: as_close_as_plain_arithmetic, whose bound sums of 2100 products miss
-# there (tests/vgpu/README.md, Execution).
-if [ "$part" != vgpu ]; then
-    step "products that round as on tensor cores"
-    # shellcheck disable=SC2086
-    VGPU_MMA=hopper scripts/vgpu.sh cargo test --release --package ringtune $features --test cuda --quiet -- \
-        every_tile_is_as_close attention_on_tensor_cores || status=$?
-fi
 # The same tests on the real thing, where there is one.
 if [ "$part" != vgpu ] && [ -e /dev/nvidiactl ]; then
     step "tests on this machine's GPU"

@@ -304,6 +304,7 @@ unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile) {
 mod tests {
     use super::*;
     use crate::backend::Backend;
+    use crate::cpu::testing::sums::Sums;
     use crate::cpu::testing::{cpus, products, tensor, thread_counts, values};
 
     #[test]
@@ -315,6 +316,7 @@ mod tests {
                 &name,
                 &products::SHAPES,
                 &products::TYPES,
+                Sums::Rounded,
                 |c, a, b, op, alpha, write| {
                     dev.matmul(c, a, b, op, alpha, write).unwrap();
                 },

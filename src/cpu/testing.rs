@@ -19,6 +19,9 @@ pub mod optimiser;
 pub mod products;
 #[path = "../../tests/common/rows.rs"]
 pub mod rows;
+#[path = "../../tests/common/sums.rs"]
+#[allow(dead_code, reason = "devices that cut sums off are tested elsewhere")]
+pub mod sums;
 
 pub use close::{normal, tensor, values};
 

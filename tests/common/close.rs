@@ -56,12 +56,24 @@ pub fn stored(dtype: DType, x: &[f32]) -> Vec<f64> {
 /// Asserts `max|ours - reference| <= 2 max|plain - reference| + atol`; atol is the largest error of rounding the reference to
 /// its storage type. `plain` is the same formula with every intermediate rounded to the storage type.
 pub fn assert_close(what: &str, ours: &[f32], reference: &[f64], plain: &[f64], dtype: DType) {
+    assert_close_but(what, ours, reference, plain, dtype, |_| 0.0);
+}
+
+/// The same, where element i may be off by `lost(i)` more.
+pub fn assert_close_but(
+    what: &str,
+    ours: &[f32],
+    reference: &[f64],
+    plain: &[f64],
+    dtype: DType,
+    lost: impl Fn(usize) -> f64,
+) {
     assert_eq!(ours.len(), reference.len(), "{what}: number of elements");
     let largest = |error: &dyn Fn(usize) -> f64| (0..reference.len()).map(error).fold(0.0, f64::max);
     let atol = largest(&|i| (rounded(dtype, reference[i]) - reference[i]).abs());
     let allowed = 2.0 * largest(&|i| (plain[i] - reference[i]).abs()) + atol;
     for (i, (&x, &r)) in ours.iter().zip(reference).enumerate() {
-        let error = (f64::from(x) - r).abs();
+        let (error, allowed) = ((f64::from(x) - r).abs(), allowed + lost(i));
         // Written so that NaN fails.
         assert!(error <= allowed, "{what}: element {i}: {x}, expected {r}, error {error:.3e}, allowed {allowed:.3e}");
     }

@@ -3,7 +3,8 @@
 use ringtune::backend::{Backend, MatMul, Write};
 use ringtune::tensor::{DType, Tensor};
 
-use super::close::{assert_close, assert_same, normal, rounded, stored, tensor, values};
+use super::close::{assert_close_but, assert_same, normal, rounded, stored, tensor, values};
+use super::sums::{Sums, relative};
 
 pub const OPS: [MatMul; 3] = [MatMul::NT, MatMul::NN, MatMul::TN];
 
@@ -27,6 +28,17 @@ impl Shape {
     }
 }
 
+/// The products that make each element, in the order of k.
+fn terms<'a>(a: &'a [f64], b: &'a [f64], s: Shape, op: MatMul) -> impl Iterator<Item = Vec<f64>> + 'a {
+    let Shape { m, n, k } = s;
+    (0..m * n).map(move |at| {
+        let (i, j) = (at / n, at % n);
+        let a = |l: usize| if op == MatMul::TN { a[l * m + i] } else { a[i * k + l] };
+        let b = |l: usize| if op == MatMul::NT { b[j * k + l] } else { b[l * n + j] };
+        (0..k).map(|l| a(l) * b(l)).collect()
+    })
+}
+
 /// `c0 + alpha · op(a, b)` in f64 with every step of the sum passed through `round`.
 fn reference(
     c0: &[f64],
@@ -37,32 +49,22 @@ fn reference(
     alpha: f64,
     round: impl Fn(f64) -> f64,
 ) -> Vec<f64> {
-    let Shape { m, n, k } = s;
-    let mut c = c0.to_vec();
-    for i in 0..m {
-        for j in 0..n {
-            let mut sum = 0.0;
-            for l in 0..k {
-                let a = if op == MatMul::TN { a[l * m + i] } else { a[i * k + l] };
-                let b = if op == MatMul::NT { b[j * k + l] } else { b[l * n + j] };
-                sum = round(sum + round(a * b));
-            }
-            c[i * n + j] = round(c[i * n + j] + round(alpha * sum));
-        }
-    }
-    c
+    let sums = terms(a, b, s, op).map(|terms| terms.into_iter().fold(0.0, |sum, p| round(sum + round(p))));
+    c0.iter().zip(sums).map(|(c, sum)| round(c + round(alpha * sum))).collect()
 }
 
 /// Shapes that are odd, small, or cross borders of tiles.
 pub const SHAPES: [(usize, usize, usize); 8] =
     [(1, 1, 1), (7, 33, 5), (33, 7, 64), (14, 32, 31), (15, 17, 8), (2, 49, 130), (61, 40, 24), (3, 16, 2100)];
 
-/// Every op, mix of types and way to write over `shapes`, computed by `matmul(C, A, B, op, alpha, write)`.
+/// Every op, mix of types and way to write over `shapes`, computed by `matmul(C, A, B, op, alpha, write)`. `sums` is how the device adds
+/// products of bf16; those of two f32 are rounded everywhere.
 pub fn as_close_as_plain_arithmetic<D: Backend>(
     dev: &D,
     name: &str,
     shapes: &[(usize, usize, usize)],
     types: &[(DType, DType)],
+    sums: Sums,
     matmul: impl Fn(&mut Tensor<D>, &Tensor<D>, &Tensor<D>, MatMul, f32, Write),
 ) {
     for &(m, n, k) in shapes {
@@ -77,6 +79,8 @@ pub fn as_close_as_plain_arithmetic<D: Backend>(
                 // With a bf16 operand the f32 other is rounded first.
                 let mixed = if ta == tb { ta } else { DType::Bf16 };
                 let (a, b) = (stored(mixed, &a), stored(mixed, &b));
+                let sums = if mixed == DType::F32 { Sums::Rounded } else { sums };
+                let lost: Vec<f64> = terms(&a, &b, s, op).map(|terms| sums.lose(&terms)).collect();
                 for (write, alpha) in [(Write::Set, 1.0), (Write::Add, -0.5)] {
                     let mut ct = tensor(dev, m, n, tc, &c);
                     matmul(&mut ct, &at, &bt, op, alpha, write);
@@ -85,7 +89,15 @@ pub fn as_close_as_plain_arithmetic<D: Backend>(
                     // Sums are f32 even where the operands are bf16, so plain arithmetic is f32's.
                     let plain = reference(&c0, &a, &b, s, op, f64::from(alpha), |x| rounded(DType::F32, x));
                     let what = format!("{name} {op:?} {m}x{n}x{k} {ta:?} {tb:?} -> {tc:?} {write:?}");
-                    assert_close(&what, &values(dev, &ct), &expected, &plain, tc);
+                    let ours = values(dev, &ct);
+                    let lost = |i: usize| f64::from(alpha.abs()) * lost[i];
+                    assert_close_but(&what, &ours, &expected, &plain, tc, lost);
+                    if (write, mixed, tc) == (Write::Set, DType::Bf16, DType::F32) {
+                        let size: f64 = terms(&a, &b, s, op).flatten().map(|p| p * p).sum();
+                        let error: f64 = ours.iter().zip(&expected).map(|(x, e)| (f64::from(*x) - e).powi(2)).sum();
+                        let error = (error / size).sqrt();
+                        assert!(error <= relative(k), "{what}: {error:.2e} of all, allowed {:.2e}", relative(k));
+                    }
                 }
             }
         }

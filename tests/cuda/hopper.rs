@@ -11,7 +11,7 @@ use ringtune::tensor::{DType, Device};
 
 use crate::close::{assert_same, normal, tensor, values};
 use crate::products::{self, OPS, Shape};
-use crate::skip::{device, skipped};
+use crate::skip::{device, skipped, sums};
 
 /// Device 0 where it is of Hopper's architecture. Where the emulator poses as another, the test has run in a child, and there is none
 /// here.
@@ -57,9 +57,16 @@ fn every_width_is_as_close_as_plain_arithmetic() {
     for columns in Columns::ALL {
         let types = [(DType::Bf16, DType::Bf16)];
         let name = format!("{columns:?}");
-        products::as_close_as_plain_arithmetic(&dev, &name, &ALIGNED, &types, |c, a, b, op, alpha, write| {
-            dev.matmul_sm90(columns, c, [a, b], op, alpha, write).unwrap();
-        });
+        products::as_close_as_plain_arithmetic(
+            &dev,
+            &name,
+            &ALIGNED,
+            &types,
+            sums(&dev),
+            |c, a, b, op, alpha, write| {
+                dev.matmul_sm90(columns, c, [a, b], op, alpha, write).unwrap();
+            },
+        );
     }
 }
 

@@ -34,10 +34,13 @@ mod project;
 mod projections;
 #[path = "../common/reference.rs"]
 mod reference;
+mod rounding;
 #[path = "../common/rows.rs"]
 mod rows;
 mod sass;
 mod skip;
+#[path = "../common/sums.rs"]
+mod sums;
 mod traffic;
 mod train;
 mod uploads;

@@ -6,12 +6,12 @@ use ringtune::tensor::{DType, Device};
 
 use crate::close::{assert_same, normal, tensor, values};
 use crate::products::{self, OPS, SHAPES, Shape, TYPES};
-use crate::skip::device;
+use crate::skip::{device, sums};
 
 #[test]
 fn as_close_as_plain_arithmetic() {
     let Some(dev) = device() else { return };
-    products::as_close_as_plain_arithmetic(&dev, "cuda", &SHAPES, &TYPES, |c, a, b, op, alpha, write| {
+    products::as_close_as_plain_arithmetic(&dev, "cuda", &SHAPES, &TYPES, sums(&dev), |c, a, b, op, alpha, write| {
         dev.matmul(c, a, b, op, alpha, write).unwrap();
     });
 }
@@ -32,6 +32,7 @@ fn every_tile_is_as_close_as_plain_arithmetic() {
             &format!("{tile:?}"),
             &ALIGNED,
             &types,
+            sums(&dev),
             |c, a, b, op, alpha, write| {
                 dev.matmul_with(Some(tile), c, [a, b], op, alpha, write).unwrap();
             },

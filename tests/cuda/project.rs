@@ -7,7 +7,7 @@ use ringtune::tensor::DType;
 use crate::close::assert_same;
 use crate::projections::{Case, Group, Updates};
 use crate::reference::Reference;
-use crate::skip::device;
+use crate::skip::{device, sums};
 
 const NAME: &str = "cuda";
 
@@ -39,7 +39,7 @@ fn check(cases: &[Case]) {
     let Some(dev) = device() else { return };
     let cpu = Cpu::new(Some(2)).unwrap();
     for case in cases {
-        case.follows_the_formula(&dev, &cpu, &Reference, NAME);
+        case.follows_the_formula(&dev, &cpu, &Reference, NAME, sums(&dev));
     }
 }
 

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use ringtune::cuda::nvrtc::Nvrtc;
 use ringtune::cuda::{Cuda, device_library};
 
+use crate::sums::Sums;
+
 /// Says that a test is skipped: on stderr, and in the file that `RINGTUNE_SKIP_LOG` names, from which `make test` counts.
 ///
 /// # Panics
@@ -56,5 +58,18 @@ pub fn device() -> Option<Cuda> {
         }
         // From here on a failure is one.
         _ => Some(Cuda::with_cache(0, Some(&scratch())).unwrap()),
+    }
+}
+
+/// How the device adds products of bf16 up: the emulator as `VGPU_MMA` says, a GPU as was measured on others of its architecture.
+pub fn sums(dev: &Cuda) -> Sums {
+    let p = dev.properties();
+    let named = std::env::var("VGPU_MMA").ok().filter(|_| p.emulated);
+    match named.as_deref() {
+        Some("ampere") => Sums::Cut { group: 8, extra: 1 },
+        Some("hopper") => Sums::Cut { group: 16, extra: 2 },
+        _ if p.emulated => Sums::Rounded,
+        _ if p.cc < 90 => Sums::Cut { group: 8, extra: 1 },
+        _ => Sums::Cut { group: 16, extra: 2 },
     }
 }
