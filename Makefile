@@ -9,7 +9,7 @@ MPI ?=
 export MPI
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap tools build test test-product test-vgpu lint bench demo install vgpu clean-demo
+.PHONY: help bootstrap tools build test test-product test-full test-vgpu lint bench demo install vgpu clean-demo
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: bootstrap ## format, lints, every test, documentation: what CI runs
 
 test-product: bootstrap ## the same for the program alone, with its CUDA tests on the emulated GPU
 	@scripts/test.sh product
+
+test-full: bootstrap ## the same with every sweep run whole: an hour and more on two cores
+	@RINGTUNE_FULL=1 scripts/test.sh
 
 test-vgpu: bootstrap ## the same for the emulator of tests/vgpu alone, which changes seldom
 	@scripts/test.sh vgpu

@@ -9,6 +9,7 @@ mod batches;
 mod bench;
 #[path = "../common/close.rs"]
 mod close;
+mod curves;
 mod device;
 mod doctor;
 #[path = "../common/elementwise.rs"]
@@ -22,6 +23,7 @@ mod matmul;
 mod norm;
 #[path = "../common/norms.rs"]
 mod norms;
+mod offsets;
 mod operations;
 #[path = "../common/optimiser.rs"]
 mod optimiser;

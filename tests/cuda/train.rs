@@ -39,10 +39,11 @@ pub fn ok(output: Output) -> (String, String) {
 }
 
 /// A folder of rows and runs.
-struct Place(tempfile::TempDir);
+pub struct Place(tempfile::TempDir);
 
 impl Place {
-    fn new() -> Self {
+    /// With sixty conversations.
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let text = fs::read_to_string(crate::skip::root().join("data/demo/chat.jsonl")).unwrap();
         let rows: Vec<&str> = text.lines().take(60).collect();
@@ -55,7 +56,7 @@ impl Place {
     }
 
     /// Fine-tunes into the folder `name`, two packed rows a micro-batch, of 64 tokens where the flags say nothing else.
-    fn sft(&self, name: &str, device: &str, flags: &str, env: &[(&str, &str)]) -> PathBuf {
+    pub fn sft(&self, name: &str, device: &str, flags: &str, env: &[(&str, &str)]) -> PathBuf {
         ok(self.start(name, device, flags, env));
         self.path(name)
     }
@@ -75,7 +76,7 @@ impl Place {
 }
 
 /// The losses of all steps of a run.
-fn losses(run: &Path) -> Vec<f64> {
+pub fn losses(run: &Path) -> Vec<f64> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines.filter_map(|v| v["loss"].as_f64()).collect()
