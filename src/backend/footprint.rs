@@ -17,6 +17,8 @@ pub struct Footprint {
     pub logits_rows: usize,
     /// Words of 32 bits that the vectors of a micro-batch take for each token.
     pub batch_words: usize,
+    /// Elements at whose multiples each gradient and each moment begins.
+    pub block: usize,
     /// Where projections in bf16 make masks of dropout in registers if all widths and ranks are multiples of this, and so need no scratch
     /// for what was dropped. `None`: they never do.
     pub fused_multiple: Option<usize>,
@@ -44,7 +46,7 @@ mod tests {
 
     #[test]
     fn what_is_fused_needs_no_scratch() {
-        let fuses = Footprint { logits_rows: 1, batch_words: 6, fused_multiple: Some(8) };
+        let fuses = Footprint { logits_rows: 1, batch_words: 6, block: 1, fused_multiple: Some(8) };
         assert!(!fuses.writes_dropped(DType::Bf16, &[64, 16]));
         assert!(fuses.writes_dropped(DType::F32, &[64, 16]));
         assert!(fuses.writes_dropped(DType::Bf16, &[64, 4]));

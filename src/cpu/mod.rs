@@ -158,7 +158,7 @@ impl Backend for Cpu {
     type Stats = HostStats;
 
     fn footprint(_classes: usize) -> Footprint {
-        Footprint { logits_rows: LOGITS_ROWS, batch_words: 6, fused_multiple: None }
+        Footprint { logits_rows: LOGITS_ROWS, batch_words: 6, block: 1, fused_multiple: None }
     }
 
     operations! {

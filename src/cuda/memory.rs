@@ -31,6 +31,8 @@ pub struct CudaBuf {
     _memory: Memory,
     address: u64,
     bytes: usize,
+    /// Where what lies behind it in the piece begins: between them is nobody's.
+    next: u64,
 }
 
 impl CudaBuf {
@@ -45,7 +47,8 @@ impl CudaBuf {
     /// `bytes` bytes of a piece from byte `at` on. Whoever cuts a piece into parts sees to it that they do not meet.
     pub(super) fn part(memory: &Memory, at: usize, bytes: usize) -> Self {
         assert!(at + bytes <= memory.held.len(), "bytes {at}..{} of a piece of {}", at + bytes, memory.held.len());
-        Self { _memory: memory.clone(), address: memory.address + at as u64, bytes }
+        let address = memory.address + at as u64;
+        Self { _memory: memory.clone(), address, bytes, next: address + bytes as u64 }
     }
 
     /// Where `bytes` bytes from byte `at` on begin.
@@ -91,6 +94,27 @@ impl Cuda {
             .ok_or_else(|| Error::new(format!("cuda: a tensor of {rows} x {cols} is larger than any memory")))?;
         let memory = self.take_for(bytes, || format!("{rows} x {cols} of {dtype:?}"))?;
         Ok(Tensor::from_buf(CudaBuf::part(&memory, 0, bytes), rows, cols, dtype))
+    }
+
+    /// Tensors of zeros in one piece of memory, each from a multiple of so many elements on.
+    pub(super) fn allocate_together(
+        &self,
+        shapes: &[(usize, usize)],
+        dtype: DType,
+        multiple: usize,
+    ) -> Result<Vec<Tensor<Self>>> {
+        let room = |&(rows, cols): &(usize, usize)| (rows * cols).next_multiple_of(multiple) * dtype.bytes();
+        let bytes = shapes.iter().map(room).sum();
+        let memory = self.take_for(bytes, || format!("{} tensors of {dtype:?}", shapes.len()))?;
+        let mut at = 0;
+        let tensors = shapes.iter().map(|shape| {
+            let (rows, cols) = *shape;
+            let mut buf = CudaBuf::part(&memory, at, rows * cols * dtype.bytes());
+            at += room(shape);
+            buf.next = memory.address + at as u64;
+            Tensor::from_buf(buf, rows, cols, dtype)
+        });
+        Ok(tensors.collect())
     }
 
     /// A piece of memory of zeros.
@@ -190,6 +214,31 @@ impl Cuda {
         // SAFETY: the range lies in the buffer, which is borrowed mutably and freed in the stream's order.
         let set = unsafe { result::memset_d8_async(dst.buf.range(0, bytes), 0, bytes, self.stream().cu_stream()) };
         set.doing(|| "filling with zeros".into())
+    }
+
+    /// Fills tensors with zeros: neighbours in a piece of memory at once, with what lies between them.
+    pub(super) fn zero_all(&self, all: &mut [&mut Tensor<Self>]) -> Result<()> {
+        // Where a span begins and ends, and where a neighbour of its last tensor would begin.
+        let mut spans: Vec<(u64, u64, u64)> = Vec::new();
+        for t in all.iter().filter(|t| !t.is_empty()) {
+            let (begin, bytes) = (t.buf.address, t.len() * t.dtype().bytes());
+            let (end, next) = (begin + bytes as u64, if bytes == t.buf.bytes { t.buf.next } else { 0 });
+            match spans.last_mut().filter(|(.., neighbour)| *neighbour == begin) {
+                Some(span) => (span.1, span.2) = (end, next),
+                None => spans.push((begin, end, next)),
+            }
+        }
+        if self.rehearsal.is_on() {
+            return Ok(());
+        }
+        self.bind()?;
+        for (begin, end, _) in spans {
+            // SAFETY: a span holds buffers that are borrowed mutably here, and what is between two of them in their piece, which is
+            // nobody's. Pieces are freed in the stream's order.
+            let set = unsafe { result::memset_d8_async(begin, 0, (end - begin) as usize, self.stream().cu_stream()) };
+            set.doing(|| "filling with zeros".into())?;
+        }
+        Ok(())
     }
 
     /// Copies a tensor to another of the same shape and type.

@@ -170,6 +170,14 @@ impl Device for Cuda {
         self.zero(dst)
     }
 
+    fn fill_zeros(&self, all: &mut [&mut Tensor<Self>]) -> Result<()> {
+        self.zero_all(all)
+    }
+
+    fn alloc_together(&self, shapes: &[(usize, usize)], dtype: DType, multiple: usize) -> Result<Vec<Tensor<Self>>> {
+        self.allocate_together(shapes, dtype, multiple)
+    }
+
     fn copy(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()> {
         check_same("copy", dst, src);
         if src.is_empty() {
@@ -195,6 +203,7 @@ impl Backend for Cuda {
         Footprint {
             logits_rows: cross_entropy::chunk_rows(classes),
             batch_words: plan::SLOTS * plan::TOKEN_WORDS,
+            block: stats::CHUNK,
             fused_multiple: Some(FUSED_MULTIPLE),
         }
     }

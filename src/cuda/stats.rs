@@ -18,7 +18,7 @@ pub const SOURCE: Source = source!("kernels/stats.cu");
 const HEAD: usize = 4;
 
 /// Elements of one partial sum of squares.
-const CHUNK: usize = 16 * 1024;
+pub(super) const CHUNK: usize = 16 * 1024;
 
 /// Words of 32 bits of an f64.
 const WORDS: usize = 2;

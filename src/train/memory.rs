@@ -108,6 +108,9 @@ pub fn estimate_on(d: &Demand, ranks: usize) -> Vec<MemoryClass> {
     // With several micro-batches in a step, the vocabulary's gradient of each is formed apart.
     let rows = if d.lora.is_some() { d.new_rows.unwrap_or(0) } else { d.config.vocab_size };
     let vocabulary = if d.settings.grad_accum > 1 { (rows * d.config.hidden_size) as u64 } else { 0 };
+    // Gradients and moments each begin at a multiple of so many elements.
+    let block = d.device.block;
+    let between: usize = d.trained_lengths().iter().map(|(_, len)| len.next_multiple_of(block) - len).sum();
     let class = |name, bytes| MemoryClass { name, bytes };
     // Logits are f32, their gradient bf16 beside them where the products round it; the chunk's rows and their gradient.
     let rows = d.device.logits_rows.min(d.max_tokens()) as u64;
@@ -115,8 +118,8 @@ pub fn estimate_on(d: &Demand, ranks: usize) -> Vec<MemoryClass> {
     let head = rows * (d.config.n_classes as u64 * (WORD + apart) + d.config.hidden_size as u64 * (WORD + element));
     let mut classes = vec![
         class("weights", (d.base_weights() + d.lora_weights()) * element),
-        class("gradients", d.trained_weights() * WORD),
-        class("moments and masters", (2 * held + mastered) * WORD),
+        class("gradients", (d.trained_weights() + between as u64) * WORD),
+        class("moments and masters", (2 * (held + between as u64) + mastered) * WORD),
         class("activations", d.max_tokens() as u64 * per_token(d) + vocabulary * WORD),
         class("logits chunk", head),
     ];

@@ -59,6 +59,35 @@ fn tensors_start_at_zero_and_are_filled_with_it() {
 }
 
 #[test]
+fn tensors_that_lie_together_keep_apart() {
+    let Some(dev) = device() else { return };
+    let shapes = [(3, 5), (1, 16), (0, 7), (2, 9), (1, 1)];
+    let mut all = dev.alloc_together(&shapes, DType::F32, 16).unwrap();
+    let ones = |n: usize| vec![1.0; n];
+    for t in &mut all {
+        let n = t.len();
+        dev.upload(t, &ones(n)).unwrap();
+    }
+    // One of them alone; then neighbours but for one between them, and one that is shorter than it was made.
+    dev.fill_zero(&mut all[1]).unwrap();
+    assert_eq!((values(&dev, &all[0]), values(&dev, &all[3])), (ones(15), ones(18)));
+    let [a, b, empty, c, d] = &mut all[..] else { panic!("five") };
+    dev.upload(b, &ones(16)).unwrap();
+    dev.fill_zeros(&mut [a, empty, c, d]).unwrap();
+    assert_eq!(values(&dev, b), ones(16));
+    assert!([&*a, &*c, &*d].iter().all(|t| values(&dev, t).iter().all(|&x| x == 0.0)));
+    for t in [&mut *a, &mut *b, &mut *c] {
+        let n = t.len();
+        dev.upload(t, &ones(n)).unwrap();
+    }
+    a.set_rows(2);
+    dev.fill_zeros(&mut [&mut *a, &mut *b]).unwrap();
+    a.set_rows(3);
+    assert_eq!((values(&dev, a), values(&dev, b)), ([vec![0.0; 10], ones(5)].concat(), vec![0.0; 16]));
+    assert_eq!(values(&dev, c), ones(18));
+}
+
+#[test]
 fn a_full_device_names_what_was_asked_for() {
     let Some(dev) = device() else { return };
     let rows = dev.properties().memory / 1024;

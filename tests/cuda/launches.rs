@@ -88,6 +88,9 @@ fn bounded(what: &str, most: f64, run: impl Fn(usize, usize) -> [Counts; 2]) {
     let sum: f64 = a_layer.values().sum();
     println!("{what}: {sum} launches a layer: {a_layer:?}; {} a step of 2", two.0.values().sum::<f64>());
     assert!(sum > 10.0 && sum <= most, "{what}: {sum} launches a layer: {a_layer:?}");
+    // All gradients are set to zero at once.
+    let zeros = [&two, &three].map(|(_, calls)| calls["cuMemsetD8Async"]);
+    assert_eq!(zeros[0], zeros[1], "{what}: fills with zeros of 2 and 3 layers");
     for (_, calls) in [two, three] {
         let count = |name: &str| calls.get(name).copied().unwrap_or(0.0);
         assert_eq!(count("cuStreamSynchronize"), 1.0, "{what}: waits a step: {calls:?}");
