@@ -22,6 +22,7 @@
 // Test: tests/common/projections.rs, on every device.
 #include "common/types.cuh"
 #include "common/heads.cuh"
+#include "common/reduce.cuh"
 #include "common/philox.cuh"
 
 constexpr int STRIP = 512, CHUNK = 512;
@@ -58,20 +59,9 @@ __device__ __forceinline__ uint4 kept(uint4 x, u64 block, const Stream &stream, 
     return x;
 }
 
-// Whether this block is the last of `blocks` that come to a counter, which is zero again then. What the others wrote before is visible.
-// Its tiles are done with: their memory tells all threads.
+// The same here: the block's tiles are done with, so their memory tells all threads.
 __device__ __forceinline__ bool comes_last(u32 *counter, u32 blocks) {
-    u32 *before = reinterpret_cast<u32 *>(shared);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) *before = atomicAdd(counter, 1u);
-    __syncthreads();
-    const bool last = *before == blocks - 1;
-    __syncthreads();
-    if (!last) return false;
-    __threadfence();
-    if (threadIdx.x == 0) *counter = 0;
-    return true;
+    return comes_last(counter, blocks, reinterpret_cast<u32 *>(shared));
 }
 
 // Dynamic shared memory: STAGES tiles of x (64 x 64) with `count` of A (RANK x 64); 6 KiB.

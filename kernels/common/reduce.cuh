@@ -34,3 +34,18 @@ template <int Threads> __device__ __forceinline__ double block_sum(double x, dou
     __syncthreads();
     return sum;
 }
+
+// Whether this block is the last of `blocks` that come to a counter, which is zero again then. What the others wrote before is visible.
+// `before` is a word of shared memory that tells all threads.
+__device__ __forceinline__ bool comes_last(u32 *counter, u32 blocks, u32 *before) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) *before = atomicAdd(counter, 1u);
+    __syncthreads();
+    const bool last = *before == blocks - 1;
+    __syncthreads();
+    if (!last) return false;
+    __threadfence();
+    if (threadIdx.x == 0) *counter = 0;
+    return true;
+}

@@ -2,9 +2,11 @@
 
 use super::compile::{Defines, Source, source};
 use super::device::{Cuda, Room};
+use super::group::GROUP;
 use super::kernels::Param::{In, Out, U32, U64};
-use super::kernels::{Configuration, Kernel, THREADS, TYPES, c_type, vector};
+use super::kernels::{Configuration, Kernel, Param, THREADS, TYPES, c_type, vector};
 use super::launch::Launch;
+use super::swiglu::same_type;
 use crate::backend::elementwise::{check_bias, check_bias_grad, check_same};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
@@ -29,17 +31,27 @@ pub fn kernel(entry: &'static str, dst: DType, src: DType, cols: usize) -> Kerne
     }
 }
 
-/// Sums of columns, or the sum of these, which is compiled for f32 alone.
-pub fn column_kernel(entry: &'static str, src: DType) -> Kernel {
+/// Sums of the columns of a group.
+pub fn column_kernel(src: DType) -> Kernel {
+    const PARAMS: &[Param] = &[Out, Out, Out, Out, Out, In, In, In, U32, U32, U32, U32];
+    of_columns("column_sums", src, PARAMS)
+}
+
+/// The sum of partial sums.
+pub fn column_add_kernel() -> Kernel {
+    of_columns("column_sums_add", DType::F32, &[Out, In, U32, U32])
+}
+
+fn of_columns(entry: &'static str, src: DType, params: &'static [Param]) -> Kernel {
     let defines = Defines::new(&[("SRC_T", c_type(src))]);
-    Kernel { source: SOURCE_COLUMNS, entry, defines, params: &[Out, In, U32, U32], threads: THREADS }
+    Kernel { source: SOURCE_COLUMNS, entry, defines, params, threads: THREADS }
 }
 
 /// Every configuration there is.
 pub fn all() -> Vec<Configuration> {
-    let mut all = vec![(column_kernel("column_sums_add", DType::F32), 0)];
+    let mut all = vec![(column_add_kernel(), 0)];
     for src in TYPES {
-        all.push((column_kernel("column_sums", src), 0));
+        all.push((column_kernel(src), 0));
         for dst in TYPES {
             all.push((kernel("add", dst, src, 8), 0));
             all.extend([8, 1].map(|cols| (kernel("add_bias", dst, src, cols), 0)));
@@ -64,17 +76,29 @@ pub(super) fn add_bias(dev: &Cuda, dst: &mut Tensor<Cuda>, b: &Tensor<Cuda>) -> 
 
 pub(super) fn bias_backward(dev: &Cuda, db: &mut Tensor<Cuda>, dy: &Tensor<Cuda>) -> Result<()> {
     check_bias_grad("bias_backward", db, dy);
-    let (rows, cols) = dy.shape();
-    let kernel = column_kernel("column_sums", dy.dtype());
-    let strips = rows.div_ceil(STRIP);
-    let mut partial = dev.room(Room::Sums, strips, cols, DType::F32)?;
-    let launch = Launch::new(dev, &kernel, strips * cols.div_ceil(THREADS), 0).write(partial.tensor()).read(dy);
-    launch.u32(rows).u32(cols).run()?;
-    add_sums(dev, db, partial.tensor())
+    bias_sums(dev, [Some(db), None, None], [Some(dy), None, None])
+}
+
+/// `db_i += the sum over rows of dy_i` for as many as there are of a group, without gaps, all `dy` of one type and as many rows.
+pub(super) fn bias_sums(
+    dev: &Cuda,
+    db: [Option<&mut Tensor<Cuda>>; GROUP],
+    dys: [Option<&Tensor<Cuda>>; GROUP],
+) -> Result<()> {
+    let Some(first) = dys[0] else { return Ok(()) };
+    let (rows, cols) = (first.rows(), dys.map(|dy| dy.map_or(0, Tensor::cols)));
+    let kernel = column_kernel(same_type("bias_backward", &dys.into_iter().flatten().collect::<Vec<_>>()));
+    let (strips, blocks) = (rows.div_ceil(STRIP), cols.iter().map(|n| n.div_ceil(THREADS)).sum::<usize>());
+    let mut partial = dev.room(Room::Sums, strips, cols.iter().sum(), DType::F32)?;
+    let mut counters = dev.room(Room::Counters, blocks, 1, DType::I32)?;
+    let launch = Launch::new(dev, &kernel, strips * blocks, 0);
+    let launch = db.into_iter().fold(launch, Launch::write_if).write(partial.tensor()).write(counters.tensor());
+    let launch = dys.into_iter().fold(launch, Launch::read_if).u32(rows);
+    cols.into_iter().fold(launch, Launch::u32).run()
 }
 
 /// `dst += the sum over rows of partial`, row by row: `dst` (1, C), `partial` (rows, C), both f32.
 pub(super) fn add_sums(dev: &Cuda, dst: &mut Tensor<Cuda>, partial: &Tensor<Cuda>) -> Result<()> {
-    let ((rows, cols), kernel) = (partial.shape(), column_kernel("column_sums_add", DType::F32));
+    let ((rows, cols), kernel) = (partial.shape(), column_add_kernel());
     Launch::new(dev, &kernel, cols.div_ceil(THREADS), 0).write(dst).read(partial).u32(rows).u32(cols).run()
 }

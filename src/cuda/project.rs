@@ -9,7 +9,7 @@ use super::kernels::{Configuration, Kernel, Param};
 use super::launch::Launch;
 use super::lora::{self, Updates};
 use super::tiles::Tile;
-use super::{matmul_sm90, project_sm90};
+use super::{elementwise, matmul_sm90, project_sm90};
 use crate::backend::project as composed;
 use crate::backend::{
     Backend, LowRank, ProjectScratch, Projected, Projection, ProjectionGrads, Rope, Rotate, expect_shape,
@@ -285,21 +285,25 @@ pub(super) fn project_dw(
         expect_shape("project_dw", "y", dys[i], (x.rows(), by[i].w.rows()));
     }
     weights(dev, grads, dys, x)?;
-    for (g, dy) in grads.iter_mut().zip(dys) {
-        if let Some(dbias) = g.bias.as_deref_mut() {
-            dev.bias_backward(dbias, dy)?;
-        }
-    }
+    let (biases, of) = lists(grads.iter_mut().zip(dys).filter_map(|(g, dy)| Some((g.bias.as_deref_mut()?, *dy))));
+    elementwise::bias_sums(dev, biases, of)?;
     if updates.rank > 0 { lora::da(dev, grads, &s.u, x, &updates) } else { Ok(()) }
+}
+
+/// Tensors of a group that are trained, and the gradients that they come from.
+type Trained<'a> = ([Option<&'a mut Tensor<Cuda>>; GROUP], [Option<&'a Tensor<Cuda>>; GROUP]);
+
+/// The same as two lists without gaps.
+fn lists<'a>(trained: impl Iterator<Item = (&'a mut Tensor<Cuda>, &'a Tensor<Cuda>)>) -> Trained<'a> {
+    let (mut to, mut of): Trained<'a> = ([const { None }; GROUP], [None; GROUP]);
+    trained.zip(to.iter_mut().zip(&mut of)).for_each(|((w, dy), (to, of))| (*to, *of) = (Some(w), Some(dy)));
+    (to, of)
 }
 
 /// `dW_i += dy_iᵀ x` of those that are trained.
 fn weights(dev: &Cuda, grads: &mut [ProjectionGrads<'_, Cuda>], dys: &[&Tensor<Cuda>], x: &Tensor<Cuda>) -> Result<()> {
     let (k, n) = x.shape();
-    let mut to: [Option<&mut Tensor<Cuda>>; GROUP] = [const { None }; GROUP];
-    let mut of: [Option<&Tensor<Cuda>>; GROUP] = [None; GROUP];
-    let trained = grads.iter_mut().zip(dys).filter_map(|(g, dy)| Some((g.w.as_deref_mut()?, *dy)));
-    trained.zip(to.iter_mut().zip(&mut of)).for_each(|((w, dy), (to, of))| (*to, *of) = (Some(w), Some(dy)));
+    let (to, of) = lists(grads.iter_mut().zip(dys).filter_map(|(g, dy)| Some((g.w.as_deref_mut()?, *dy))));
     if of[0].is_none() || k == 0 {
         return Ok(());
     }

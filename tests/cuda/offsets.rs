@@ -254,15 +254,24 @@ fn rows_far_behind_the_beginning() {
             args: vec![x().changed(), w(), both(cols)],
         },
         Case {
-            kernel: elementwise::column_kernel("column_sums", B),
+            // A strip of several: its sums wait for the others'.
+            kernel: elementwise::column_kernel(B),
             shared: 0,
             far_block: FAR / cols / 512 * cols / 256,
             blocks: cols / 256,
             args: vec![
+                Null,
+                Null,
+                Null,
                 written(1, 4 * cols, FAR / cols / 512),
-                read(bf16s(1, n * cols), 2 * cols, FAR / cols),
-                U32([n, FAR / cols + n]),
+                whole(i32s(vec![0; cols / 256])),
+                read(bf16s(1, 513 * cols), 2 * cols, FAR / cols),
+                Null,
+                Null,
+                U32([513, FAR / cols + 513]),
                 both(cols),
+                both(0),
+                both(0),
             ],
         },
         Case {
