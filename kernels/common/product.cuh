@@ -93,8 +93,7 @@ struct Rounds {
 
     // The first tile has arrived for all.
     __device__ __forceinline__ Rounds(unsigned char *shared, const WarpPart &part)
-        : shared(shared), first_tile(shared_address(shared)), reading(0), filling((STAGES - 1) * TILE), a(part.a, first_tile),
-          b(part.b, first_tile + TILE_A) {
+        : shared(shared), first_tile(shared_address(shared)), reading(0), filling((STAGES - 1) * TILE), a(part.a), b(part.b) {
         cp_async_wait<STAGES - 2>();
         __syncthreads();
         read(part, 0, first_tile, 0);
@@ -103,9 +102,9 @@ struct Rounds {
     // Fragments of 16 steps of k.
     __device__ __forceinline__ void read(const WarpPart &part, int which, u32 tile, int step) {
 #pragma unroll
-        for (int i = 0; i < MT; i++) a.read(part.a, frag_a[which][i], tile, i, step);
+        for (int i = 0; i < MT; i++) a.read(frag_a[which][i], tile, i, step);
 #pragma unroll
-        for (int j = 0; j < NT / 2; j++) b.read(part.b, frag_b[which][j], tile + TILE_A, j, step);
+        for (int j = 0; j < NT / 2; j++) b.read(frag_b[which][j], tile + TILE_A, j, step);
     }
 
     // sums += the product of a tile. `more`: another one follows. `load_a` and `load_b` start the load of one into the free buffer.
@@ -121,9 +120,7 @@ struct Rounds {
                 // The next tile has arrived for all; nobody reads this one any more, so its buffer is filled next.
                 cp_async_wait<STAGES - 2>();
                 __syncthreads();
-                const u32 follows = reading == (STAGES - 1) * TILE ? 0 : reading + TILE;
-                a.move(follows - reading), b.move(follows - reading);
-                reading = follows;
+                reading = reading == (STAGES - 1) * TILE ? 0 : reading + TILE;
                 if (more) read(part, next, first_tile + reading, 0);
             }
             // The next load is spread over two steps: fewer addresses are alive at once.

@@ -51,7 +51,8 @@ template <typename T, int Width, bool KMajor, bool Aligned, int Threads> struct 
             for (int i = 0; i < ROWS / STEP; i++) {
                 unsigned char *chunk = tile + to + panel * (BLOCK_K * 128) + i * (STEP * 128);
                 if constexpr (Aligned) {
-                    const u32 at = KMajor ? min(i * STEP * stride, limit) : i * STEP * stride + min(panel * 64u, limit);
+                    u32 at = KMajor ? min(i * STEP * stride, limit) : i * STEP * stride + min(panel * 64u, limit);
+                    if (KMajor && !FIRST) keep(at); // one instruction then makes an address of it, not two
                     const bool valid = !FIRST || (KMajor ? column : row + i * STEP) < k_valid;
                     // Where nothing is read the address still has to lie inside the matrix: step 0 of k always does.
                     copy_chunk<FIRST>(chunk, valid ? from + at : from - (KMajor ? column : row * stride), valid);
@@ -70,6 +71,7 @@ template <typename T, int Width, bool KMajor, bool Aligned, int Threads> struct 
         }
         const u32 steps = FIRST ? k_valid : BLOCK_K;
         from += KMajor ? u64(steps) : u64(steps) * stride;
+        if (KMajor && !FIRST) keep(from);
     }
 
     template <bool FIRST> static __device__ __forceinline__ void copy_chunk(unsigned char *chunk, const T *p, bool valid) {
@@ -119,33 +121,23 @@ template <int Part, bool KMajor, bool IsA> struct Fragments {
     }
 };
 
-// The same reads over tiles that follow each other in memory.
+// The same reads over a loop of tiles: addresses within a tile stay in registers, and where the tile begins is the same for all threads,
+// which the instruction adds.
 template <int Part, bool KMajor, bool IsA> struct Reads {
-    using Of = Fragments<Part, KMajor, IsA>;
+    u32 at[KMajor ? BLOCK_K / 16 : Part / 16];
 
-    __device__ __forceinline__ Reads(const Of &, u32) {}
-    __device__ __forceinline__ void read(const Of &of, u32 (&r)[4], u32 tile, int i, int k) const { of.read(r, tile, i, k); }
-    // On to a tile that lies so many bytes behind.
-    __device__ __forceinline__ void move(u32) {}
-};
-
-// Where k is not in a row, one address serves all steps of a tile: it is kept from tile to tile instead of being worked out twice for each.
-template <int Part, bool IsA> struct Reads<Part, false, IsA> {
-    using Of = Fragments<Part, false, IsA>;
-    u32 at[Part / 16];
-
-    __device__ __forceinline__ Reads(const Of &of, u32 tile) {
+    __device__ __forceinline__ Reads(const Fragments<Part, KMajor, IsA> &of) {
 #pragma unroll
-        for (int i = 0; i < Part / 16; i++) at[i] = tile + of.base + (of.permuted ^ (i * 32));
-    }
-    __device__ __forceinline__ void read(const Of &, u32 (&r)[4], u32, int i, int k) const {
-        ldmatrix_x4_trans(r, at[i] + k * (16 * 128));
-    }
-    __device__ __forceinline__ void move(u32 by) {
-#pragma unroll
-        for (int i = 0; i < Part / 16; i++) {
-            at[i] += by;
+        for (int i = 0; i < sizeof(at) / sizeof(u32); i++) {
+            at[i] = of.base + (of.permuted ^ (i * 32));
             keep(at[i]);
+        }
+    }
+    __device__ __forceinline__ void read(u32 (&r)[4], u32 tile, int i, int k) const {
+        if constexpr (KMajor) {
+            ldmatrix_x4(r, tile + at[k] + i * (16 * 128));
+        } else {
+            ldmatrix_x4_trans(r, tile + at[i] + k * (16 * 128));
         }
     }
 };
