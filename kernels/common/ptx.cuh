@@ -18,6 +18,7 @@ __device__ __forceinline__ u32 cvt_bf16x2(float lo, float hi) {
 
 // Hides where a value comes from: the compiler then keeps it in a register over a loop instead of working it out again in every round.
 __device__ __forceinline__ void keep(u32 &x) { asm volatile("" : "+r"(x)); }
+template <typename T> __device__ __forceinline__ void keep(T *&p) { asm volatile("" : "+l"(p)); }
 
 // The address of a pointer into shared memory in the shared window.
 __device__ __forceinline__ u32 shared_address(const void *p) { return u32(__cvta_generic_to_shared(p)); }
@@ -30,6 +31,14 @@ __device__ __forceinline__ void cp_async16(u32 to, const void *from) {
 // As cp_async16, but only the first `bytes` bytes are read; the rest of the 16 become zero.
 __device__ __forceinline__ void cp_async16_zfill(u32 to, const void *from, u32 bytes) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
+// The same of 4 bytes, by way of L1. Both addresses are aligned to 4 bytes.
+__device__ __forceinline__ void cp_async4(u32 to, const void *from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void cp_async4_zfill(u32 to, const void *from, u32 bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
 // Closes the group of copies started since the last one.

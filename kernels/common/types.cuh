@@ -18,6 +18,8 @@ __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u
 __device__ __forceinline__ float to_f32(float x) { return x; }
 __device__ __forceinline__ float to_f32(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
 
+__device__ __forceinline__ bool finite(bf16 x) { return (x.bits & 0x7f80) != 0x7f80; }
+
 // One rounding, to nearest even.
 __device__ __forceinline__ void put(float &to, float x) { to = x; }
 __device__ __forceinline__ void put(bf16 &to, float x) { to.bits = cvt_bf16(x); }

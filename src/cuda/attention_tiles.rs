@@ -28,6 +28,9 @@ const THREADS: usize = 128;
 /// Rows of a block of delta.
 const DELTAS: usize = THREADS / 4;
 
+/// Bytes behind the tiles in shared memory, for what is asked for at the edges alone (`Job` of the sources).
+const JOB: usize = 32;
+
 /// Whether these kernels take heads of this width and elements of this type.
 pub(super) fn takes(dim: usize, dtype: DType) -> bool {
     dtype == DType::Bf16 && WIDTHS.contains(&dim)
@@ -40,7 +43,7 @@ fn row(dim: usize) -> usize {
 
 /// Forward on an architecture (major · 10 + minor), and its dynamic shared memory. Warps of 32 queries halve what is read of shared memory, which
 /// is what the tensor cores of A100 and H100 wait for; elsewhere wide heads get more warps of fewer registers. The bits are the same.
-fn forward_kernel(dim: usize, cc: u32) -> Configuration {
+pub fn forward_kernel(dim: usize, cc: u32) -> Configuration {
     let warp_rows = if dim <= 64 || matches!(cc, 80 | 90) { 32 } else { 16 };
     let warps = ROWS / warp_rows;
     let defines = [("HEAD_DIM", dim), ("WARPS", warps), ("WARP_ROWS", warp_rows), ("KEYS", KEYS)];
@@ -51,7 +54,7 @@ fn forward_kernel(dim: usize, cc: u32) -> Configuration {
         params: &[Out, Out, In, In, In, In, U32, U32, U32, F32],
         threads: 32 * warps,
     };
-    (kernel, (ROWS + 4 * KEYS) * row(dim))
+    (kernel, (ROWS + 4 * KEYS) * row(dim) + JOB)
 }
 
 fn backward_kernel(entry: &'static str, params: &'static [Param], dim: usize) -> Kernel {
@@ -60,16 +63,18 @@ fn backward_kernel(entry: &'static str, params: &'static [Param], dim: usize) ->
 }
 
 /// delta, dq and dkdv, and their dynamic shared memory.
-fn backward_kernels(dim: usize) -> [Configuration; 3] {
-    let delta = backward_kernel("attention_tiles_delta", &[Out, In, In, U32], dim);
-    let dq = backward_kernel("attention_tiles_dq", &[Out, In, In, In, In, In, In, In, In, In, U32, U32, U32, F32], dim);
+pub fn backward_kernels(dim: usize) -> [Configuration; 3] {
+    let delta = backward_kernel("attention_tiles_delta", &[Out, In, In, In, U32], dim);
+    let dq =
+        backward_kernel("attention_tiles_dq", &[Out, In, In, In, In, In, In, In, In, U32, U32, U32, U32, F32], dim);
     let dkdv = backward_kernel(
         "attention_tiles_dkdv",
-        &[Out, Out, In, In, In, In, In, In, In, In, In, U32, U32, U32, F32],
+        &[Out, Out, In, In, In, In, In, In, In, In, U32, U32, U32, U32, F32],
         dim,
     );
-    let tiles = 6 * ROWS_BACKWARD * row(dim);
-    [(delta, 0), (dq, tiles), (dkdv, tiles + 4 * ROWS_BACKWARD * 4)]
+    // Tiles, figures of two blocks of queries, which dq leaves alone.
+    let shared = 6 * ROWS_BACKWARD * row(dim) + 4 * ROWS_BACKWARD * size_of::<f32>() + JOB;
+    [(delta, 0), (dq, shared), (dkdv, shared)]
 }
 
 /// Every configuration that an architecture (major · 10 + minor) may be asked to run.
@@ -119,20 +124,19 @@ pub(super) fn backward(
     let Attention { q, k, v, batch, heads: Heads { n_query, n_kv, head_dim }, .. } = x;
     let (table, positions) = (rope.map(|r| r.table), rope.map(|r| r.positions));
     let [(delta_kernel, _), (dq_kernel, dq_shared), (dkdv_kernel, dkdv_shared)] = backward_kernels(head_dim);
-    let mut delta = dev.room(Room::Sums, q.rows(), n_query, DType::F32)?;
-    let tasks = q.rows() * n_query;
-    let launch = Launch::new(dev, &delta_kernel, tasks.div_ceil(DELTAS), 0).write(delta.tensor());
-    launch.read(dout).read(out).u32(tasks).run()?;
+    let n = q.rows();
+    let mut stats = dev.room(Room::Sums, 2 * n, n_query, DType::F32)?;
+    assert!(u32::try_from(2 * n * n_query).is_ok(), "attention_backward: {n} tokens of {n_query} heads");
+    let launch = Launch::new(dev, &delta_kernel, (n * n_query).div_ceil(DELTAS), 0).write(stats.tensor());
+    launch.read(dout).read(out).read(lse).u32(n * n_query).run()?;
     let (at, len) = batch.plan.list(List::Queries);
     let launch = Launch::new(dev, &dq_kernel, len * n_query, dq_shared).write(dq);
-    let launch =
-        launch.read(dout).read(q).read(k).read(v).read(lse).read(delta.tensor()).read_from(&batch.doc_start, at);
-    let launch = launch.read_if(table).read_if(positions);
+    let launch = launch.read(dout).read(q).read(k).read(v).read(stats.tensor()).read_from(&batch.doc_start, at);
+    let launch = launch.read_if(table).read_if(positions).u32(n);
     launch.u32(n_query).u32(n_kv).u32(window).f32(scale).run()?;
     let (at, len) = batch.plan.list(List::Keys);
     let launch = Launch::new(dev, &dkdv_kernel, len * n_kv, dkdv_shared).write(dk).write(dv);
-    let launch =
-        launch.read(dout).read(q).read(k).read(v).read(lse).read(delta.tensor()).read_from(&batch.doc_start, at);
-    let launch = launch.read_if(table).read_if(positions);
+    let launch = launch.read(dout).read(q).read(k).read(v).read(stats.tensor()).read_from(&batch.doc_start, at);
+    let launch = launch.read_if(table).read_if(positions).u32(n);
     launch.u32(n_query).u32(n_kv).u32(window).f32(scale).run()
 }

@@ -40,6 +40,7 @@ const HEADERS: &[Source] = &[
     source!("kernels/common/group.cuh"),
     source!("kernels/common/heads.cuh"),
     source!("kernels/common/hopper.cuh"),
+    source!("kernels/common/mask.cuh"),
     source!("kernels/common/philox.cuh"),
     source!("kernels/common/product.cuh"),
     source!("kernels/common/ptx.cuh"),

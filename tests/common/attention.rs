@@ -9,7 +9,7 @@ use super::close::{assert_close, assert_same, normal, rounded, stored, tensor, t
 /// Documents, heads, mask and element type of a test.
 pub struct Case {
     /// First token of the document of each token.
-    starts: Vec<i32>,
+    pub starts: Vec<i32>,
     heads: Heads,
     mask: Mask,
     dtype: DType,
@@ -76,7 +76,7 @@ impl Case {
     }
 
     /// The same by the textbook, every intermediate passed through `round` and every step of a sum through `step`.
-    fn reference(
+    pub fn reference(
         &self,
         inputs: &[Vec<f64>; 4],
         round: impl Fn(f64) -> f64,

@@ -425,6 +425,18 @@ fn attention_far_behind_the_beginning() {
     let x = |seed| read(bf16s(seed, n * cols), 2 * cols, far);
     let to = || written(n, 2 * cols, far);
     let of_heads = |seed| read(f32s(seed, n * heads), 4 * heads, far);
+    // A figure of all tokens, then another one.
+    let stats = |values| {
+        let (row, all) = (4 * n * heads, 4 * (far + n) * heads);
+        Arg::Rows {
+            rows: 2,
+            row,
+            stride: [row, all],
+            at: [0, 4 * far * heads],
+            compared: Option::is_none(&values),
+            values,
+        }
+    };
     // The log of a sum of exponentials, so that weights are of order one.
     let lse = || read(vec![2.0f32; n * heads].into_iter().flat_map(f32::to_le_bytes).collect(), 4 * heads, far);
     let table = || whole(f32s(8, 80 * dim));
@@ -447,14 +459,17 @@ fn attention_far_behind_the_beginning() {
         assert!(near == beyond, "{entry}");
     };
     let plain = || end().into_iter().collect::<Vec<_>>();
-    let turned = || [table(), positions()].into_iter().chain(end()).collect::<Vec<_>>();
+    let tokens = || U32([n, far + n]);
+    let turned = || [table(), positions(), tokens()].into_iter().chain(end()).collect::<Vec<_>>();
     listed("attention_tiles_forward", 128, &|| vec![to(), written(n, 4 * heads, far), x(1), x(2), x(3)], &plain);
-    let backward = || vec![x(4), x(1), x(2), x(3), lse(), of_heads(5)];
+    let figures = || [vec![3.0f32; n * heads], normal(5, n * heads)].concat();
+    let figures = || stats(Some(figures().into_iter().flat_map(f32::to_le_bytes).collect()));
+    let backward = || vec![x(4), x(1), x(2), x(3), figures()];
     listed("attention_tiles_dq", 64, &|| [vec![to()], backward()].into_iter().flatten().collect(), &turned);
     listed("attention_tiles_dkdv", 64, &|| [vec![to(), to()], backward()].into_iter().flatten().collect(), &turned);
     let (kernel, shared) = of_width("attention_tiles_delta");
     let tasks = || U32([n * heads, (far + n) * heads]);
-    let args = vec![written(n, 4 * heads, far), x(4), x(1), tasks()];
+    let args = vec![stats(None), x(4), x(1), lse(), tasks()];
     Case { kernel, shared, far_block: far * heads / 32, blocks: (n * heads).div_ceil(32), args }.holds();
 
     // The plain kernels find the document's beginning beside each token.
@@ -476,7 +491,7 @@ fn attention_far_behind_the_beginning() {
     });
     of_block("attention_dkdv", 8 * dim, &|first| {
         let args = [to(), to(), x(4), x(1), x(2), x(3), lse(), of_heads(5), starts(first)];
-        args.into_iter().chain([table(), positions(), tasks(), U32([n, far + n])]).chain(shape()).collect()
+        args.into_iter().chain([table(), positions(), tasks(), tokens()]).chain(shape()).collect()
     });
     // A sequence whose cache begins there.
     let (kernel, shared) = configuration("attention_decode", &["X_T=bf16", "DIMS=2"]);

@@ -8,7 +8,7 @@ use ringtune::cuda::Cuda;
 use ringtune::tensor::{DType, Device};
 
 use crate::attention::{self, Case, NAMES};
-use crate::close::{normal, rounded, tensor, values};
+use crate::close::{normal, rounded, stored, tensor, values};
 use crate::head::{self, How};
 use crate::skip::device;
 use crate::{elementwise, norms, optimiser, rows};
@@ -131,6 +131,46 @@ fn attention_on_tensor_cores_gives_a_document_the_same_bits_alone_and_packed() {
     ] {
         attention::a_document_is_the_same_bits_alone_and_packed_in(DType::Bf16, &dev, NAME, &lengths, heads, window);
     }
+}
+
+/// An element of a token that is NaN, in q, k, v or the gradient of the output, reaches what the formula says; all else keeps its bits.
+fn nan_in_a_token(dev: &Cuda, dtype: DType, shape: attention::Shape<'_>, token: usize) {
+    let case = Case::new(shape, dtype, true);
+    let inputs = case.inputs(31);
+    let clean = case.run(dev, &inputs);
+    for (which, input) in ["q", "k", "v", "dout"].into_iter().enumerate() {
+        let mut inputs = inputs.clone();
+        let width = inputs[which].len() / case.starts.len();
+        inputs[which][token * width + 3] = f32::NAN;
+        let ours = case.run(dev, &inputs);
+        let exact = case.reference(&inputs.map(|x| stored(dtype, &x)), |x| x, |x| x);
+        for i in 0..5 {
+            let what = format!("{dtype:?} {shape:?} NaN in {input} of {token}: {}", NAMES[i]);
+            for (at, ((x, clean), exact)) in ours[i].iter().zip(&clean[i]).zip(&exact[i]).enumerate() {
+                let expected = if exact.is_nan() { f32::NAN } else { *clean };
+                assert!(
+                    x.is_nan() && exact.is_nan() || x.to_bits() == expected.to_bits(),
+                    "{what}[{at}]: {x}, {expected}"
+                );
+            }
+        }
+    }
+}
+
+/// A token in the middle of a block, some of whose queries and keys may not see it; with windows, on both sides.
+#[test]
+fn nan_reaches_who_sees_it_alone() {
+    let Some(dev) = device() else { return };
+    let shapes: [(attention::Shape<'_>, usize); 4] = [
+        ((&[130, 70], (2, 1, 64), None), 100),
+        ((&[3, 270], (2, 2, 128), Some(33)), 140),
+        ((&[200], (2, 1, 80), Some(100)), 5),
+        ((&[20, 41], (4, 2, 16), Some(9)), 30),
+    ];
+    for (shape, token) in shapes {
+        nan_in_a_token(&dev, DType::Bf16, shape, token);
+    }
+    nan_in_a_token(&dev, DType::F32, (&[20, 41], (4, 2, 16), None), 30);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The loop of a product in machine code of sm_80 and sm_90: how many instructions it has for each of the tensor cores. No tool of the
+//! The loops of products and of attention in machine code of sm_80 and sm_90: how many instructions it has for each of the tensor cores. No tool of the
 //! toolkit is needed: an instruction is 16 bytes, its kind the lowest 12 bits, where a branch goes stands in the first word.
 
 const TENSOR: u64 = 0x23c;
@@ -48,8 +48,8 @@ fn count(body: &[u64], kind: u64) -> usize {
 }
 
 /// (instructions, those of the tensor cores) of the innermost loop that copies tiles and multiplies them.
-pub fn product_loop(cubin: &[u8], entry: &str) -> (usize, usize) {
-    let mut found = loops(cubin, entry, false);
+pub fn product_loop(cubin: &[u8], entry: &str, sm_90: bool) -> (usize, usize) {
+    let mut found = loops(cubin, entry, sm_90);
     found.retain(|b| count(b, TENSOR) > 0 && count(b, COPY) > 0);
     assert_eq!(found.len(), 1, "{entry}: loops that copy and multiply: {}", found.len());
     (found[0].len() - count(&found[0], NOTHING), count(&found[0], TENSOR))

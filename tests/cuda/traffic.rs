@@ -5,7 +5,7 @@ use ringtune::backend::MatMul;
 use ringtune::cuda::compile::{Target, compile};
 use ringtune::cuda::kernels::Kernel;
 use ringtune::cuda::tiles::Tile;
-use ringtune::cuda::{matmul, norm};
+use ringtune::cuda::{attention_tiles, matmul, norm};
 use ringtune::tensor::DType;
 use vgpu::{Config, Counters, Memory, Module};
 
@@ -13,9 +13,12 @@ use crate::products::{OPS, Shape};
 use crate::skip::nvrtc;
 
 /// An argument of a launch.
+#[derive(Clone)]
 enum Arg {
     /// A buffer of so many bytes, all zero.
     Buffer(usize),
+    /// A buffer of words.
+    Words(Vec<u32>),
     U32(u32),
     F32(f32),
 }
@@ -31,6 +34,12 @@ fn run(kernel: &Kernel, blocks: usize, shared: usize, args: &[Arg]) -> Option<Co
             Arg::Buffer(n) => {
                 let address = memory.alloc(*n).unwrap();
                 memory.write(address, &vec![0; *n]).unwrap();
+                address.to_le_bytes().to_vec()
+            }
+            Arg::Words(words) => {
+                let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+                let address = memory.alloc(bytes.len()).unwrap();
+                memory.write(address, &bytes).unwrap();
                 address.to_le_bytes().to_vec()
             }
             Arg::U32(x) => x.to_le_bytes().to_vec(),
@@ -79,6 +88,43 @@ fn a_product_reads_whole_sectors_and_its_loop_meets_no_bank_twice() {
             // One barrier for each 64 steps, one before the loop, per warp.
             let warps = (matmul::kernel(tile, op, DType::Bf16, DType::Bf16, true).threads / 32 * 2) as u64;
             assert_eq!(long.barriers - short.barriers, warps * 3, "{what}");
+        }
+    }
+}
+
+/// A tile of attention of a document of `n` tokens: forward and dq the last one, dkdv the first.
+fn attention(n: usize, dim: usize) -> Option<[Counters; 3]> {
+    let like_q = Arg::Buffer(n * dim * 2);
+    let word = |x: usize| Arg::U32(x as u32);
+    let tile = |first: usize| Arg::Words(vec![0, n as u32, first as u32]);
+    let heads = [word(1), word(1), word(0), Arg::F32(0.1)];
+    let (forward, shared) = attention_tiles::forward_kernel(dim, 80);
+    let mut args =
+        vec![like_q.clone(), Arg::Buffer(n * 4), like_q.clone(), like_q.clone(), like_q.clone(), tile(n - 128)];
+    args.extend(heads.clone());
+    let forward = run(&forward, 1, shared, &args)?;
+    let [_, (dq, dq_shared), (dkdv, dkdv_shared)] = attention_tiles::backward_kernels(dim);
+    let backward = |kernel, shared, results: usize, first| {
+        let mut args = vec![like_q.clone(); results + 4];
+        args.extend([Arg::Buffer(2 * n * 4), tile(first), Arg::Buffer(n * dim * 4), Arg::Buffer(n * 4), word(n)]);
+        args.extend(heads.clone());
+        run(kernel, 1, shared, &args)
+    };
+    Some([forward, backward(&dq, dq_shared, 1, n - 64)?, backward(&dkdv, dkdv_shared, 2, 0)?])
+}
+
+/// The loops over blocks: what does not grow with the document belongs to what stands before and behind them.
+#[test]
+fn attention_meets_no_bank_twice_and_reads_each_block_once() {
+    for dim in [64, 80, 128] {
+        let (Some(short), Some(long)) = (attention(256, dim), attention(512, dim)) else { return };
+        for (at, (short, long)) in short.iter().zip(&long).enumerate() {
+            let what = format!("{} of {dim}: {short:?} {long:?}", ["forward", "dq", "dkdv"][at]);
+            assert_eq!(long.bank_conflicts, short.bank_conflicts, "{what}");
+            // 256 more rows of k and v, or of q and dout with two figures each.
+            let rows = 256 * (2 * dim * 2 + if at == 2 { 8 } else { 0 });
+            assert_eq!(long.global_read - short.global_read, rows as u64, "{what}");
+            assert_eq!((long.global_sectors - short.global_sectors) * 32, rows as u64, "{what}");
         }
     }
 }
