@@ -4,8 +4,9 @@
 use std::ffi::OsString;
 use std::process::Command;
 
+use crate::devices::Bind;
 use crate::local::Meeting;
-use crate::options::{Bind, Options};
+use crate::options::Options;
 use crate::spawn::RankCommand;
 
 /// Whose mpirun it is.
@@ -80,7 +81,7 @@ pub fn mpirun(mpi: Mpi, options: &Options, meeting: &Meeting, ringrun: &str) -> 
             let slots = if options.oversubscribe { "slot:OVERSUBSCRIBE" } else { "slot" };
             words.extend(["-np".into(), options.ranks.to_string(), "--map-by".into(), slots.into()]);
             // Its own default ties each of two ranks to one core.
-            words.extend(["--bind-to".into(), if options.bind == Bind::Core { "core" } else { "none" }.into()]);
+            words.extend(["--bind-to".into(), options.bind.word().into()]);
             words.extend(env.iter().flat_map(|(name, _)| ["-x".to_string(), name.clone()]));
             if options.root {
                 env.extend(
@@ -93,7 +94,7 @@ pub fn mpirun(mpi: Mpi, options: &Options, meeting: &Meeting, ringrun: &str) -> 
                 words.extend(["-hosts".into(), list]);
             }
             words.extend(["-n".into(), options.ranks.to_string()]);
-            words.extend(["-bind-to".into(), if options.bind == Bind::Core { "core" } else { "none" }.into()]);
+            words.extend(["-bind-to".into(), options.bind.word().into()]);
             let names: Vec<&str> = env.iter().map(|(name, _)| name.as_str()).collect();
             words.extend(["-genvlist".into(), names.join(",")]);
         }
@@ -117,7 +118,12 @@ pub fn srun(options: &Options, meeting: &Meeting, ringrun: &str) -> RankCommand 
         let names: Vec<&str> = options.hosts.iter().map(|h| h.name.as_str()).collect();
         words.extend(["--nodelist".into(), names.join(",")]);
     }
-    words.push(format!("--cpu-bind={}", if options.bind == Bind::Core { "cores" } else { "none" }));
+    let bind = match options.bind {
+        Bind::None => "none",
+        Bind::Core => "cores",
+        Bind::Numa => "ldoms",
+    };
+    words.push(format!("--cpu-bind={bind}"));
     if options.oversubscribe {
         words.push("--overcommit".into());
     }

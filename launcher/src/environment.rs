@@ -55,7 +55,7 @@ pub enum Meeting {
         host: String,
         /// First port to try.
         port: u16,
-        /// What a rank shows: the job's name, or `RINGTUNE_SECRET`.
+        /// What the ranks know: the job's name, or `RINGTUNE_SECRET`.
         secret: String,
     },
     /// Nothing says where.

@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,12 +14,11 @@ use serde_json::Value;
 
 use crate::beacon::{Phase, Position};
 use crate::cause::{Cause, HANG};
-use crate::protocol::{Hello, LIMIT, Message, STRANGER};
+use crate::protocol::{Hello, LIMIT, Message};
+use crate::secret::{PATIENCE, Secret};
 
 /// Without a sign of life for so long, a rank counts as dead.
 pub const SILENCE: Duration = Duration::from_secs(5);
-/// How long a stranger may take to prove the secret.
-const PROOF: Duration = Duration::from_secs(5);
 /// How long ranks may take to come.
 const MEETING: Duration = Duration::from_secs(300);
 const TICK: Duration = Duration::from_millis(250);
@@ -68,15 +68,17 @@ type Notify = Box<dyn Fn(Event) + Send + Sync>;
 
 struct Shared {
     size: usize,
-    secret: String,
+    secret: Secret,
     hang: Duration,
     state: Mutex<State>,
     /// A connection was closed.
     changed: Condvar,
+    /// Nobody is let in any more.
+    shut: AtomicBool,
     notify: Notify,
 }
 
-/// The hub; its threads live as long as the process.
+/// The hub. The thread that lets ranks in ends with [`Hub::shut`]; the others live as long as ranks are connected, or the process.
 #[derive(Clone)]
 pub struct Hub {
     shared: Arc<Shared>,
@@ -91,7 +93,7 @@ impl Hub {
     pub fn start(
         listener: TcpListener,
         size: usize,
-        secret: String,
+        secret: &Secret,
         hang: Duration,
         notify: impl Fn(Event) + Send + Sync + 'static,
     ) -> io::Result<Self> {
@@ -104,16 +106,20 @@ impl Hub {
         };
         let shared = Arc::new(Shared {
             size,
-            secret,
+            secret: secret.clone(),
             hang,
             state: Mutex::new(state),
             changed: Condvar::new(),
+            shut: AtomicBool::new(false),
             notify: Box::new(notify),
         });
         let address = listener.local_addr()?;
         let accept = Arc::clone(&shared);
         std::thread::Builder::new().name("hub".into()).spawn(move || {
             for stream in listener.incoming().flatten() {
+                if accept.shut.load(SeqCst) {
+                    return;
+                }
                 let shared = Arc::clone(&accept);
                 // Without a thread the stranger is turned away; a rank tries again or is missed.
                 let _ = std::thread::Builder::new().name("hub-rank".into()).spawn(move || serve(&shared, stream));
@@ -127,6 +133,15 @@ impl Hub {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Gives the port back, for the hub of another attempt.
+    pub fn shut(&self) {
+        self.shared.shut.store(true, SeqCst);
+        // Wakes the thread that waits for callers, and holds the port.
+        let (ip, port) = (self.address.ip(), self.address.port());
+        let ip = if ip.is_unspecified() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { ip };
+        let _ = TcpStream::connect_timeout(&(ip, port).into(), PATIENCE);
     }
 
     /// Tells every rank why the run ends, those that come later too.
@@ -201,10 +216,13 @@ impl State {
 /// One connection, from its hello to its end.
 fn serve(shared: &Shared, mut stream: TcpStream) {
     let _ = stream.set_nodelay(true);
-    let _ = stream.set_read_timeout(Some(PROOF));
     // A rank that reads nothing must not hold up the others.
-    let _ = stream.set_write_timeout(Some(PROOF));
-    let Ok(Some(Message::Hello(hello))) = Message::read(&mut stream, STRANGER) else { return };
+    let _ = stream.set_write_timeout(Some(PATIENCE));
+    if !shared.secret.answer(&mut stream).unwrap_or(false) {
+        return;
+    }
+    let _ = stream.set_read_timeout(Some(PATIENCE));
+    let Ok(Some(Message::Hello(hello))) = Message::read(&mut stream, LIMIT) else { return };
     if let Some(rank) = hello["observes"].as_u64() {
         return observe(shared, &mut stream, &hello, rank as usize);
     }
@@ -226,7 +244,7 @@ fn serve(shared: &Shared, mut stream: TcpStream) {
 
 /// The parent of a rank that stands elsewhere says what became of it.
 fn observe(shared: &Shared, stream: &mut TcpStream, hello: &Value, rank: usize) {
-    if knows(shared, hello)
+    if hello["size"].as_u64() == Some(shared.size as u64)
         && rank < shared.size
         && let Ok(Some(Message::Failed(cause))) = Message::read(stream, LIMIT)
     {
@@ -234,13 +252,9 @@ fn observe(shared: &Shared, stream: &mut TcpStream, hello: &Value, rank: usize) 
     }
 }
 
-fn knows(shared: &Shared, hello: &Value) -> bool {
-    hello["secret"].as_str() == Some(&shared.secret) && hello["size"].as_u64() == Some(shared.size as u64)
-}
-
-/// Takes a rank in if it knows the secret and nobody has its number.
+/// Takes a rank in if it is one of as many and nobody has its number.
 fn admit(shared: &Shared, stream: &TcpStream, hello: &Value) -> Option<usize> {
-    if !knows(shared, hello) {
+    if hello["size"].as_u64() != Some(shared.size as u64) {
         return None;
     }
     let mut hello = Hello::from_json(hello)?;

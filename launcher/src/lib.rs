@@ -10,6 +10,7 @@
 
 pub mod beacon;
 pub mod cause;
+pub mod devices;
 pub mod engine;
 pub mod environment;
 pub mod hosts;
@@ -20,6 +21,7 @@ pub mod output;
 pub mod process;
 pub mod protocol;
 pub mod run;
+pub mod secret;
 pub mod spawn;
 pub mod supervise;
 pub mod wrap;

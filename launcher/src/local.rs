@@ -2,7 +2,8 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 
-use crate::options::{Bind, Options};
+use crate::devices::{Bind, nodes, spread};
+use crate::options::Options;
 use crate::spawn::{RankCommand, own_cores, resolve, shares};
 
 /// What the ranks of one attempt are told.
@@ -10,7 +11,7 @@ use crate::spawn::{RankCommand, own_cores, resolve, shares};
 pub struct Meeting {
     /// Address and port of the hub.
     pub control: String,
-    /// What a rank shows there.
+    /// What a rank proves there that it knows.
     pub secret: String,
     /// A free port, for programs that open one of their own.
     pub master_port: u16,
@@ -24,6 +25,7 @@ pub fn commands(options: &Options, meeting: &Meeting) -> Vec<RankCommand> {
     let cores = match options.bind {
         Bind::None => vec![Vec::new(); n],
         Bind::Core => shares(&own_cores(), n),
+        Bind::Numa => spread(&nodes(&own_cores()), n),
     };
     let of = |(rank, cores): (usize, Vec<usize>)| RankCommand {
         program: resolve(&options.program[0]),

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use crate::devices::{self, Bind, Count};
 use crate::hosts::{self, Host, parse_file, parse_list};
+use crate::spawn::own_cores;
 
 const AFTER: &str = "\
 Examples:
@@ -18,15 +20,6 @@ Examples:
 
 Exit codes: that of the first rank that failed (128 + n when signal n ended it), 75 when a signal stopped the run and its state is
 saved, 124 when a rank hung or gave no sign of life, 2 for a wrong option. The last line names the first cause.";
-
-/// How ranks are tied to cores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bind {
-    /// Not at all.
-    None,
-    /// Each rank to its equal share of the cores.
-    Core,
-}
 
 /// Which program starts the ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,14 +108,17 @@ pub fn command() -> Command {
                 .short('n')
                 .visible_short_alias('c')
                 .visible_aliases(["np", "nprocs"])
-                .value_parser(value_parser!(u64).range(1..=65536))
-                .help("Ranks over all machines [default: every slot of the named machines, else 1]"),
+                .value_parser(|text: &str| Count::parse(text, 65_536))
+                .help(
+                    "Ranks over all machines, or gpu, cpu: one for each of this machine [default: every slot of the named machines, else \
+                     auto: one for each GPU, or one]",
+                ),
         )
         .arg(
             text("nproc-per-node", "N")
-                .value_parser(value_parser!(u64).range(1..=4096))
+                .value_parser(|text: &str| Count::parse(text, 4096))
                 .conflicts_with("n")
-                .help("Ranks on each machine"),
+                .help("Ranks on each machine, or gpu, cpu, auto: as many as this one has"),
         )
         .arg(
             text("host", "a:4,b:4")
@@ -168,9 +164,9 @@ pub fn command() -> Command {
         .arg(
             text("bind-to", "WHAT")
                 .alias("bind")
-                .value_parser(["none", "core"])
+                .value_parser(["none", "core", "numa"])
                 .default_value("none")
-                .help("core: each rank on its equal share of the cores"),
+                .help("core: each rank on its equal share of the cores; numa: on the cores of one NUMA node, ranks spread evenly over the nodes"),
         )
         .arg(switch("oversubscribe").help("More ranks than cores, without a word about it"))
         .arg(switch("tag-output").help("Every line with its rank; rank 0 is not tagged otherwise"))
@@ -317,7 +313,7 @@ fn read(m: &ArgMatches) -> Result<Options, String> {
         root: m.get_flag("allow-run-as-root"),
         env,
         dir: path("wdir"),
-        bind: if text("bind-to") == Some("core") { Bind::Core } else { Bind::None },
+        bind: [Bind::Core, Bind::Numa].into_iter().find(|b| text("bind-to") == Some(b.word())).unwrap_or(Bind::None),
         oversubscribe,
         tag_output: m.get_flag("tag-output"),
         timestamp: m.get_flag("timestamp-output"),
@@ -376,19 +372,32 @@ fn node(m: &ArgMatches) -> Result<Option<Node>, String> {
 
 /// The machines with the ranks of each, and their number.
 fn ranks(m: &ArgMatches, engine: Engine, hosts: Vec<Host>, oversubscribe: bool) -> Result<(Vec<Host>, usize), String> {
-    let number = |id: &str| m.get_one::<u64>(id).map(|&n| n as usize);
-    let each = number("nproc-per-node");
+    let counted = |id: &str| -> Result<Option<usize>, String> {
+        let Some(count) = m.get_one::<Count>(id) else { return Ok(None) };
+        let here = count.on(devices::gpus(), own_cores().len());
+        here.map(Some).map_err(|e| if id == "n" { format!("-n {e}") } else { format!("--{id} {e}") })
+    };
+    let each = counted("nproc-per-node")?;
     if hosts.is_empty() || engine == Engine::Local || engine == Engine::Node {
-        let slots = hosts.iter().map(|h| h.slots).sum::<usize>().max(1);
+        let slots = match hosts.iter().map(|h| h.slots).sum::<usize>() {
+            0 if matches!(engine, Engine::Local | Engine::Node) => devices::gpus().max(1),
+            slots => slots.max(1),
+        };
         let of_slurm =
             std::env::var("SLURM_NTASKS").ok().filter(|_| engine == Engine::Srun).and_then(|n| n.parse().ok());
-        return Ok((hosts, number("n").or(each).or(of_slurm).unwrap_or(slots)));
+        return Ok((hosts, counted("n")?.or(each).or(of_slurm).unwrap_or(slots)));
+    }
+    if let Some(word @ (Count::Gpu | Count::Cpu | Count::Auto)) = m.get_one::<Count>("n") {
+        return Err(format!(
+            "-n {}: expected a number where several machines are named; --nproc-per-node takes as many on each as this one has",
+            format!("{word:?}").to_lowercase()
+        ));
     }
     let hosts: Vec<Host> = match each {
         Some(slots) => hosts.into_iter().map(|h| Host { slots, ..h }).collect(),
         None => hosts,
     };
-    let placed = hosts::place(&hosts, number("n"), oversubscribe)?;
+    let placed = hosts::place(&hosts, counted("n")?, oversubscribe)?;
     let total = placed.iter().map(|(_, n)| n).sum();
     Ok((placed.into_iter().map(|(name, slots)| Host { name, slots }).collect(), total))
 }
@@ -435,7 +444,14 @@ mod tests {
         assert_eq!(o.env, [("A".into(), "1".into()), ("B".into(), "2".into())]);
         assert_eq!((o.dir, o.hang_timeout), (Some("/tmp".into()), Duration::from_millis(2500)));
         assert_eq!(o.program, ["prog", "-np", "4"]);
-        assert_eq!(of("ringrun prog").unwrap().ranks, 1);
+        assert_eq!(of("ringrun prog").unwrap().ranks, devices::gpus().max(1));
+        assert_eq!(of("ringrun -n cpu prog").unwrap().ranks, own_cores().len());
+        assert_eq!(of("ringrun --nproc_per_node=auto --bind-to numa prog").unwrap().ranks, devices::gpus().max(1));
+        assert_eq!(of("ringrun -H a,b --nproc-per-node cpu prog").unwrap().ranks, 2 * own_cores().len());
+        assert_eq!(of("ringrun -n gpu prog").is_ok(), devices::gpus() > 0);
+        for (word, bind) in [("none", Bind::None), ("core", Bind::Core), ("numa", Bind::Numa)] {
+            assert_eq!(of(&format!("ringrun --bind-to {word} prog")).unwrap().bind, bind);
+        }
         assert_eq!(of("ringrun --tag-output -q prog -np 4").unwrap().program, ["prog", "-np", "4"]);
     }
 
@@ -454,7 +470,9 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (line, expected) in [
-            ("ringrun -n 0 prog", "0 is not in 1..=65536"),
+            ("ringrun -n 0 prog", "expected a number from 1 to 65536, gpu, cpu or auto"),
+            ("ringrun -n gpus prog", "expected a number from 1 to 65536, gpu, cpu or auto"),
+            ("ringrun -H a,b -n cpu prog", "-n cpu: expected a number where several machines are named"),
             ("ringrun -n 2", "required"),
             ("ringrun --surely-wrong prog", "--surely-wrong: no option of ringrun"),
             ("ringrun --grace -1 prog", "--grace"),

@@ -1,6 +1,6 @@
 //! The frames of the control channel: a length (u32, little-endian), a kind (one byte), a body.
 //!
-//! A rank says hello with the secret; when all have, each is told of all. From then on ranks exchange small values
+//! A rank proves that it knows the secret ([`crate::secret`]) and says hello; when all have, each is told of all. From then on ranks exchange small values
 //! ([`Message::Gather`]), show that they live ([`Message::Beat`]) and say why they end.
 
 use std::io::{self, Read, Write};
@@ -9,9 +9,7 @@ use serde_json::Value;
 
 use crate::cause::Cause;
 
-/// Longest frame before the secret is proven: whoever scans ports must not fill memory.
-pub const STRANGER: usize = 4 << 10;
-/// Longest frame of a rank.
+/// Longest frame. Before the secret is proven there are none: see [`crate::secret`].
 pub const LIMIT: usize = 256 << 20;
 
 /// One frame.
@@ -21,7 +19,7 @@ pub enum Message {
     Hello(Value),
     /// Hub to rank: the hello was understood.
     Known,
-    /// Hub to rank: the hellos of all ranks, in their order, without the secret.
+    /// Hub to rank: the hellos of all ranks, in their order.
     Welcome(Value),
     /// Rank to hub: its part of exchange `seq`, which all ranks call `what`.
     Gather {
@@ -250,7 +248,7 @@ mod tests {
         }
         let strange: [&[u8]; 4] =
             [&[0, 0, 0, 0, 99], &[255, 255, 255, 255, 1, 0], &[1, 0, 0, 0, 6, 0], b"GET / HTTP/1.1\r\n\r\n"];
-        strange.iter().for_each(|bytes| assert!(Message::read(&mut &bytes[..], STRANGER).is_err(), "{bytes:?}"));
+        strange.iter().for_each(|bytes| assert!(Message::read(&mut &bytes[..], 4096).is_err(), "{bytes:?}"));
         let hello = Hello {
             rank: 3,
             host: "h".into(),

@@ -1,7 +1,7 @@
 //! A whole run: attempts one after the other, and what is said of them.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -15,6 +15,7 @@ use crate::hub::Hub;
 use crate::local::{self, Meeting};
 use crate::options::{Engine, Options};
 use crate::process::Start;
+use crate::secret::{Secret, nonce};
 use crate::spawn::adopt_orphans;
 use crate::supervise::{Attempt, Event, Outcome, host_name, out_of_memory, supervise};
 use crate::wrap::{self, Report};
@@ -162,7 +163,7 @@ fn meet(options: &Options, attempt: u32, sender: &Sender<Event>) -> io::Result<(
     }
     let to = sender.clone();
     let notify = move |event| drop(to.send(Event::Hub(attempt, event)));
-    let hub = Hub::start(listener, size, meeting.secret.clone(), options.hang_timeout, notify)?;
+    let hub = Hub::start(listener, size, &Secret::of(&meeting.secret), options.hang_timeout, notify)?;
     Ok((Some(hub), meeting, size))
 }
 
@@ -205,7 +206,9 @@ fn one(options: &Options, number: u32, sender: &Sender<Event>, events: &Receiver
         Some(_) => None,
     };
     let attempt = Attempt { options, number, size, starts: &starts, hub: hub.as_ref(), report, say };
-    supervise(attempt, (sender, events), log)
+    let outcome = supervise(attempt, (sender, events), log);
+    hub.iter().for_each(Hub::shut);
+    outcome
 }
 
 fn folder(dir: &Path, attempt: u32) -> PathBuf {
@@ -218,11 +221,9 @@ fn note_outcome(dir: &Path, outcome: &Outcome) -> io::Result<()> {
     std::fs::write(dir.join("outcome.json"), format!("{value:#}\n"))
 }
 
-/// 128 random bits in hex.
+/// 256 random bits in hex.
 fn secret() -> io::Result<String> {
-    let mut bytes = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    Ok(nonce()?.iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// What ringrun hands on to its ranks. SIGHUP stays ignored where whoever started us wants that, as nohup does.

@@ -283,8 +283,18 @@ impl Watch<'_> {
         let stopped = if pid.and_then(state) == Some('T') { " (stopped by a signal)" } else { "" };
         let text = format!("no sign of life for {} s{stopped}", hub::SILENCE.as_secs());
         self.fail(Cause { text, ..self.cause(rank, HANG) });
-        if let Some(pid) = pid {
-            signal_group(pid, libc::SIGKILL);
+        match (pid, self.attempt.hub) {
+            (Some(pid), _) => signal_group(pid, libc::SIGKILL),
+            // Its machine is not heard of: nothing of it is waited for.
+            (None, Some(hub)) => {
+                let host = hub.host(rank);
+                let local = |r: usize| self.processes.iter().any(|p| p.rank == Some(r));
+                let lost: Vec<usize> = (0..self.members.len()).filter(|&r| !local(r) && hub.host(r) == host).collect();
+                for r in lost {
+                    self.members[r].closed.get_or_insert(None);
+                }
+            }
+            (None, None) => {}
         }
     }
 
@@ -301,7 +311,8 @@ impl Watch<'_> {
                 self.signal(libc::SIGCONT);
                 self.wake();
             }
-            libc::SIGUSR2 => self.signal(signal),
+            // Save and go on.
+            libc::SIGUSR2 => self.ask(signal),
             libc::SIGUSR1 => {
                 self.outcome.asked = true;
                 self.ask(signal);

@@ -11,6 +11,7 @@ use crate::cause::Cause;
 use crate::environment::{Identity, identify};
 use crate::options::Options;
 use crate::protocol::Message;
+use crate::secret::{PATIENCE, Secret};
 use crate::spawn::{RankCommand, resolve};
 
 /// Where a parent of ranks says what became of them, if the hub is elsewhere.
@@ -18,7 +19,7 @@ use crate::spawn::{RankCommand, resolve};
 pub struct Report {
     /// The hub.
     pub address: String,
-    /// What is shown there.
+    /// What is proven there.
     pub secret: String,
     /// Ranks of the run.
     pub size: usize,
@@ -30,8 +31,10 @@ impl Report {
         let tell = || -> io::Result<()> {
             let mut hub = TcpStream::connect(&self.address)?;
             hub.set_write_timeout(Some(Duration::from_secs(2)))?;
-            Message::Hello(json!({"secret": self.secret, "size": self.size, "observes": cause.rank}))
-                .write(&mut hub)?;
+            if !Secret::of(&self.secret).call(&mut hub, PATIENCE)? {
+                return Ok(());
+            }
+            Message::Hello(json!({"size": self.size, "observes": cause.rank})).write(&mut hub)?;
             Message::Failed(cause.clone()).write(&mut hub)
         };
         let _ = tell();

@@ -42,13 +42,13 @@ fn composed_commands() {
          --wrap -- prog -x 'a b'\n"
     );
     assert_eq!(
-        dry_run("HYDRA build details:", &["--engine", "mpirun", "-n", "2"]),
-        "RINGTUNE_CONTROL=127.0.0.1:0 … mpirun -n 2 -bind-to none -genvlist RINGTUNE_CONTROL,RINGTUNE_SECRET,RINGTUNE_RESTART \
+        dry_run("HYDRA build details:", &["--engine", "mpirun", "-n", "2", "--bind-to", "numa"]),
+        "RINGTUNE_CONTROL=127.0.0.1:0 … mpirun -n 2 -bind-to numa -genvlist RINGTUNE_CONTROL,RINGTUNE_SECRET,RINGTUNE_RESTART \
          RINGRUN --wrap -- prog -x 'a b'\n"
     );
     assert_eq!(
-        dry_run("", &["--engine", "srun", "-n", "16"]),
-        "RINGTUNE_CONTROL=127.0.0.1:0 … srun --ntasks 16 --kill-on-bad-exit=1 --mpi=none --export=ALL --cpu-bind=none RINGRUN \
+        dry_run("", &["--engine", "srun", "-n", "16", "--bind-to", "numa"]),
+        "RINGTUNE_CONTROL=127.0.0.1:0 … srun --ntasks 16 --kill-on-bad-exit=1 --mpi=none --export=ALL --cpu-bind=ldoms RINGRUN \
          --wrap -- prog -x 'a b'\n"
     );
     let node =

@@ -8,11 +8,12 @@ use launcher::beacon::{Phase, Position};
 use launcher::cause::Cause;
 use launcher::hub::{Event, Hub};
 use launcher::protocol::{Hello, LIMIT, Message};
+use launcher::secret::{PATIENCE, Secret};
 
 fn hub(size: usize, hang: Duration) -> (Hub, Receiver<Event>) {
     let (to, events) = channel();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let hub = Hub::start(listener, size, "s".into(), hang, move |e| drop(to.send(e))).unwrap();
+    let hub = Hub::start(listener, size, &Secret::of("s"), hang, move |e| drop(to.send(e))).unwrap();
     (hub, events)
 }
 
@@ -29,7 +30,10 @@ fn rank(hub: &Hub, rank: usize, secret: &str, size: usize) -> (TcpStream, bool) 
         mpi: false,
     };
     let mut value = hello.to_json();
-    (value["secret"], value["size"]) = (secret.into(), size.into());
+    value["size"] = size.into();
+    if !Secret::of(secret).call(&mut stream, PATIENCE).unwrap() {
+        return (stream, false);
+    }
     Message::Hello(value).write(&mut stream).unwrap();
     let known = matches!(Message::read(&mut stream, LIMIT), Ok(Some(Message::Known)));
     (stream, known)

@@ -16,6 +16,23 @@ fn a_failed_run_is_started_again_and_told_so() {
     assert!(o.last().starts_with("ringrun: attempt 2: rank 1 "), "{}", o.stderr);
 }
 
+/// Two machines that are one here: the first one's port is free again for the hub of the second attempt.
+#[test]
+fn every_machine_starts_again_and_they_meet_at_the_same_port() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let script = "[ $RINGTUNE_RESTART = 1 ] && exit 0; [ $RANK = 0 ] || exit 3; sleep 100";
+    let start = |rank| {
+        let node = ["--nnodes", "2", "--node-rank", rank, "--master-addr", "127.0.0.1", "--master-port", &port];
+        let again = ["--nproc-per-node", "1", "--max-restarts", "1", "--restart-backoff", "0.05", "sh", "-c", script];
+        ringrun(&[&node[..], &again].concat()).spawn().unwrap()
+    };
+    let both = [start("0"), start("1")].map(outcome);
+    for o in &both {
+        assert_eq!(o.code, Some(0), "{}", o.stderr);
+        assert!(o.stderr.contains("starting again"), "{}", o.stderr);
+    }
+}
+
 #[test]
 fn nothing_helps_a_wrong_option_and_a_stop_was_meant() {
     let o = shell(&AGAIN, "[ $RANK = 0 ] || exit 2; sleep 100");

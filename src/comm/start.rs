@@ -12,6 +12,7 @@ use launcher::cause::{BYSTANDER, Cause, HANG};
 use launcher::environment::{Identity, Launcher, Meeting, identify};
 use launcher::hub::{Event, Hub, SILENCE};
 use launcher::protocol::{Hello, LIMIT, Message};
+use launcher::secret::{PATIENCE, Secret, Timed, nonce};
 use launcher::spawn::{own_cores, parse_ranges, ranges};
 
 use super::control::Channel;
@@ -24,6 +25,8 @@ use crate::{bail, ensure, machine, say};
 
 /// How long ranks wait for each other.
 const MEETING: Duration = Duration::from_secs(300);
+/// How long a rank's words to the hub may stay without an answer from its machine.
+const LOST: Duration = Duration::from_secs(10);
 /// Ports that are tried where the first one is taken.
 const PORTS: u16 = 16;
 
@@ -41,6 +44,8 @@ pub struct Joined {
     channel: Rc<Channel>,
     /// Cores that are this rank's share.
     threads: usize,
+    /// What carries gradients.
+    carrier: String,
 }
 
 /// Which rank this is, before it has met the others: who is not the main one is silent from the beginning.
@@ -88,6 +93,14 @@ impl Comm {
         }
     }
 
+    /// What carries gradients between ranks, for people.
+    pub fn carrier(&self) -> &str {
+        match self {
+            Comm::Solo => "nothing",
+            Comm::Ranks(joined) => &joined.carrier,
+        }
+    }
+
     /// Threads of this rank: its share of the cores; `None`: what there is.
     pub fn threads(&self) -> Option<usize> {
         match self {
@@ -127,7 +140,7 @@ fn join(identity: &Identity) -> Result<Joined> {
     let master = std::env::var("MASTER_ADDR").ok().filter(|_| beside_hub);
     let elsewhere = identity.local_size != Some(size);
     let seen = master.unwrap_or_else(|| "*".into());
-    let doors = Doors::open(rank, &secret, elsewhere.then_some(seen.as_str()))?;
+    let doors = Doors::open(rank, elsewhere.then_some(seen.as_str()))?;
     let hello = Hello {
         rank,
         host: machine::host(),
@@ -149,10 +162,16 @@ fn join(identity: &Identity) -> Result<Joined> {
     };
     let sharing = here.iter().filter(|&&r| members[r].cores == hello.cores).count();
     let cores = parse_ranges(&hello.cores).map_or(1, |cores| cores.len());
-    let transport: Option<Box<dyn Transport>> = match size {
-        1 => None,
-        _ if members.iter().all(|m| m.mpi) => Some(mpi::transport(&world)?),
-        _ => Some(Box::new(Sockets::new(doors.connect(rank, &members, &secret)?))),
+    let (transport, carrier): (Option<Box<dyn Transport>>, String) = match size {
+        1 => (None, "nothing".into()),
+        _ if members.iter().all(|m| m.mpi) => {
+            (Some(mpi::transport(&world)?), format!("MPI ({})", mpi::library().unwrap_or_default()))
+        }
+        _ => {
+            let near = here.len() == size;
+            let carrier = if near { "Unix sockets" } else { "Unix sockets and TCP" };
+            (Some(Box::new(Sockets::new(doors.connect(rank, &members, &secret)?))), carrier.into())
+        }
     };
     let speaks = launcher == Launcher::Ringrun;
     let channel = Rc::new(Channel::start(rank, control, beacon, own_hub, speaks)?);
@@ -161,7 +180,7 @@ fn join(identity: &Identity) -> Result<Joined> {
         channel.finish(&ranks);
     }
     let ranks = ranks?;
-    Ok(Joined { ranks, channel, threads: (cores / sharing.max(1)).max(1) })
+    Ok(Joined { ranks, channel, threads: (cores / sharing.max(1)).max(1), carrier })
 }
 
 /// Rank 0 holds the hub where the launcher has none.
@@ -194,13 +213,13 @@ fn open_hub(identity: &Identity) -> Result<Option<Hub>> {
         }
     };
     let hang = Duration::from_secs(600);
-    let hub = Hub::start(listener, identity.size, secret.clone(), hang, notify)?;
+    let hub = Hub::start(listener, identity.size, &Secret::of(secret), hang, notify)?;
     let _ = own.set(hub.clone());
     Ok(Some(hub))
 }
 
 /// The secret, and where the hub may be.
-fn where_to(identity: &Identity, own: Option<&Hub>) -> Result<(String, Vec<SocketAddr>)> {
+fn where_to(identity: &Identity, own: Option<&Hub>) -> Result<(Secret, Vec<SocketAddr>)> {
     // Where machines are started together, names appear one after the other.
     let until = Instant::now() + MEETING;
     let resolve = |host: &str, port: u16| -> Result<Vec<SocketAddr>> {
@@ -218,17 +237,17 @@ fn where_to(identity: &Identity, own: Option<&Hub>) -> Result<(String, Vec<Socke
             let port = port
                 .parse()
                 .map_err(|_| Error::usage(format!("RINGTUNE_CONTROL: expected ADDRESS:PORT, found {address:?}")))?;
-            Ok((secret.clone(), resolve(host.trim_matches(['[', ']']), port)?))
+            Ok((Secret::of(secret), resolve(host.trim_matches(['[', ']']), port)?))
         }
         Meeting::Master { secret, .. } if own.is_some() => {
             let port = own.map_or(0, |hub| hub.address().port());
-            Ok((secret.clone(), vec![(Ipv4Addr::LOCALHOST, port).into()]))
+            Ok((Secret::of(secret), vec![(Ipv4Addr::LOCALHOST, port).into()]))
         }
         Meeting::Master { host, port, secret } => {
             let hosts = resolve(host, *port)?;
             let all =
                 (0..PORTS).flat_map(|i| hosts.iter().map(move |a| SocketAddr::new(a.ip(), a.port().saturating_add(i))));
-            Ok((secret.clone(), all.collect()))
+            Ok((Secret::of(secret), all.collect()))
         }
         Meeting::Unknown => Err(Error::usage(
             "nothing says where the ranks meet: set MASTER_ADDR and MASTER_PORT to an address and a free port of rank 0's machine, or \
@@ -237,28 +256,75 @@ fn where_to(identity: &Identity, own: Option<&Hub>) -> Result<(String, Vec<Socke
     }
 }
 
+/// From now on the connection breaks when what was sent is not acknowledged for so long: a cable that is pulled closes nothing, and a
+/// rank would wait for the hub for a quarter of an hour. Heartbeats see to it that something is always sent.
+fn give_up_after(stream: &TcpStream, time: Duration) -> std::io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let ms = time.as_millis() as libc::c_uint;
+    // SAFETY: the pointer is to a local of the size that is given.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_USER_TIMEOUT,
+            std::ptr::from_ref(&ms).cast(),
+            size_of::<libc::c_uint>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// What came of a call.
+enum Called {
+    /// It is our hub, and knows this rank.
+    Known(TcpStream),
+    /// It knows the secret and does not want this rank: the number is taken, or there are more or fewer ranks.
+    Unwanted,
+    /// Something else listens there.
+    Stranger,
+}
+
+/// Calls what may be the hub.
+fn call(address: &SocketAddr, hello: &Message, secret: &Secret) -> std::io::Result<Called> {
+    let mut stream = TcpStream::connect_timeout(address, Duration::from_secs(2))?;
+    stream.set_nodelay(true)?;
+    give_up_after(&stream, LOST)?;
+    if !secret.call(&mut stream, PATIENCE)? {
+        return Ok(Called::Stranger);
+    }
+    stream.set_read_timeout(Some(PATIENCE))?;
+    hello.write(&mut stream)?;
+    Ok(match Message::read(&mut stream, LIMIT)? {
+        Some(Message::Known) => Called::Known(stream),
+        _ => Called::Unwanted,
+    })
+}
+
 /// Connects to the hub and is known there.
-fn meet(hello: &Hello, size: usize, secret: &str, addresses: &[SocketAddr]) -> Result<TcpStream> {
+fn meet(hello: &Hello, size: usize, secret: &Secret, addresses: &[SocketAddr]) -> Result<TcpStream> {
     let mut value = hello.to_json();
-    (value["secret"], value["size"]) = (secret.into(), size.into());
+    value["size"] = size.into();
     let hello = Message::Hello(value);
     let until = Instant::now() + MEETING;
+    let mut why = "nothing answers there";
+    let mut strange = false;
     loop {
         for address in addresses {
-            let Ok(mut stream) = TcpStream::connect_timeout(address, Duration::from_secs(2)) else { continue };
-            let known = || -> std::io::Result<bool> {
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-                hello.write(&mut stream)?;
-                Ok(matches!(Message::read(&mut stream, LIMIT)?, Some(Message::Known)))
-            };
-            // Another program may listen there.
-            if { known }().unwrap_or(false) {
-                return Ok(stream);
+            match call(address, &hello, secret) {
+                Ok(Called::Known(stream)) => return Ok(stream),
+                Ok(Called::Unwanted) => why = "the hub there has another number of ranks, or this rank already",
+                // Another program, or another run.
+                Ok(Called::Stranger) => {
+                    strange = true;
+                    why = "what listens there does not know the secret of this run: RINGTUNE_SECRET has to be the same on all machines";
+                }
+                Err(_) => {}
             }
         }
         let places: Vec<String> = addresses.iter().take(3).map(SocketAddr::to_string).collect();
-        ensure!(Instant::now() < until, "no hub answers at {}", places.join(", "));
+        // One address was given, and what is there is not what was meant: waiting changes nothing.
+        let wrong = strange && addresses.len() == 1;
+        ensure!(!wrong && Instant::now() < until, "no hub of this run at {}: {why}", places.join(", "));
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -292,8 +358,9 @@ struct Doors {
 }
 
 impl Doors {
-    fn open(rank: usize, secret: &str, seen: Option<&str>) -> Result<Self> {
-        let name = format!("ringtune-{}-{}-{rank}", std::process::id(), blake3::hash(secret.as_bytes()).to_hex());
+    fn open(rank: usize, seen: Option<&str>) -> Result<Self> {
+        // Names of this kind are one space for all containers that share a network.
+        let name = format!("ringtune-{}-{rank}", blake3::Hash::from(nonce()?).to_hex());
         let address = UnixAddr::from_abstract_name(&name)?;
         let unix = UnixListener::bind_addr(&address).context(|| "cannot listen for other ranks".into())?;
         let mut names = vec![format!("@{name}")];
@@ -308,20 +375,15 @@ impl Doors {
     }
 
     /// A connection to every other rank: this one calls those below it, those above it call.
-    fn connect(self, rank: usize, members: &[Hello], secret: &str) -> Result<Vec<Option<Box<dyn Stream>>>> {
+    fn connect(self, rank: usize, members: &[Hello], secret: &Secret) -> Result<Vec<Option<Box<dyn Stream>>>> {
         let mut peers: Vec<Option<Box<dyn Stream>>> = members.iter().map(|_| None).collect();
-        let proof = *blake3::hash(secret.as_bytes()).as_bytes();
         for (r, peer) in members.iter().enumerate().take(rank) {
-            let mut greeting = proof.to_vec();
-            greeting.extend((rank as u32).to_le_bytes());
             let lost = || format!("cannot reach rank {r} on host {}", peer.host);
             let near = peer.place == members[rank].place;
-            let stream: Box<dyn Stream> = if near {
-                Box::new(near_to(peer, &greeting).context(lost)?)
-            } else {
-                Box::new(far_to(peer, &greeting).context(lost)?)
-            };
-            peers[r] = Some(stream);
+            peers[r] = Some(match near {
+                true => introduced(near_to(peer).context(lost)?, rank, secret).context(lost)?,
+                false => introduced(far_to(peer).context(lost)?, rank, secret).context(lost)?,
+            });
         }
         let until = Instant::now() + MEETING;
         self.unix.set_nonblocking(true)?;
@@ -334,26 +396,14 @@ impl Doors {
                 self.wait()?;
                 continue;
             }
-            let mut admit = |r: Option<usize>, stream: Box<dyn Stream>| {
-                // Whoever does not know the secret, or comes twice, is turned away.
-                if let Some(place) = r.filter(|&r| r > rank).and_then(|r| peers.get_mut(r)).filter(|p| p.is_none()) {
+            let near = near.and_then(|s| greeted(s, secret).ok().flatten());
+            let far = far.and_then(|s| s.set_nodelay(true).and_then(|()| greeted(s, secret)).ok().flatten());
+            for (r, stream) in near.into_iter().chain(far) {
+                // Whoever comes twice is turned away.
+                let place = (r > rank).then(|| peers.get_mut(r)).flatten();
+                if let Some(place) = place.filter(|p| p.is_none()) {
                     *place = Some(stream);
                 }
-            };
-            if let Some(mut s) = near {
-                s.set_nonblocking(false)?;
-                s.set_read_timeout(Some(Duration::from_secs(5)))?;
-                let r = greeted(&mut s, &proof);
-                s.set_nonblocking(true)?;
-                admit(r, Box::new(s));
-            }
-            if let Some(mut s) = far {
-                s.set_nonblocking(false)?;
-                s.set_nodelay(true)?;
-                s.set_read_timeout(Some(Duration::from_secs(5)))?;
-                let r = greeted(&mut s, &proof);
-                s.set_nonblocking(true)?;
-                admit(r, Box::new(s));
             }
         }
         Ok(peers)
@@ -371,31 +421,58 @@ impl Doors {
     }
 }
 
-/// The rank that a caller says it is, if it knows the secret.
-fn greeted(from: &mut impl std::io::Read, proof: &[u8; 32]) -> Option<usize> {
-    let mut greeting = [0; 36];
-    from.read_exact(&mut greeting).ok()?;
-    let (said, rank) = greeting.split_at(32);
-    (said == proof).then(|| u32::from_le_bytes(rank.try_into().expect("four bytes")) as usize)
+/// A connection whose other end may be asked for proof.
+trait Door: Timed + Stream + 'static {
+    fn block(&self, blocks: bool) -> std::io::Result<()>;
 }
 
-fn near_to(peer: &Hello, greeting: &[u8]) -> Result<UnixStream> {
+impl Door for TcpStream {
+    fn block(&self, blocks: bool) -> std::io::Result<()> {
+        self.set_nonblocking(!blocks)
+    }
+}
+
+impl Door for UnixStream {
+    fn block(&self, blocks: bool) -> std::io::Result<()> {
+        self.set_nonblocking(!blocks)
+    }
+}
+
+/// The rank that a caller says it is, if it knows the secret.
+fn greeted(mut from: impl Door, secret: &Secret) -> std::io::Result<Option<(usize, Box<dyn Stream>)>> {
+    from.block(true)?;
+    if !secret.answer(&mut from)? {
+        return Ok(None);
+    }
+    let mut rank = [0; 4];
+    from.limit(Some(PATIENCE))?;
+    from.read_exact(&mut rank)?;
+    from.limit(None)?;
+    from.block(false)?;
+    Ok(Some((u32::from_le_bytes(rank) as usize, Box::new(from))))
+}
+
+/// Tells a rank that was called who calls.
+fn introduced(mut to: impl Door, rank: usize, secret: &Secret) -> Result<Box<dyn Stream>> {
+    // It may be calling others itself before it answers.
+    ensure!(secret.call(&mut to, MEETING)?, "what answers does not know the secret of this run");
+    to.write_all(&(rank as u32).to_le_bytes())?;
+    to.block(false)?;
+    Ok(Box::new(to))
+}
+
+fn near_to(peer: &Hello) -> Result<UnixStream> {
     let name = peer.listens.iter().find_map(|l| l.strip_prefix('@'));
     let name = name.ok_or_else(|| Error::new("it has no door for ranks of its machine"))?;
-    let mut stream = UnixStream::connect_addr(&UnixAddr::from_abstract_name(name)?)?;
-    std::io::Write::write_all(&mut stream, greeting)?;
-    stream.set_nonblocking(true)?;
-    Ok(stream)
+    Ok(UnixStream::connect_addr(&UnixAddr::from_abstract_name(name)?)?)
 }
 
-fn far_to(peer: &Hello, greeting: &[u8]) -> Result<TcpStream> {
+fn far_to(peer: &Hello) -> Result<TcpStream> {
     let door = peer.listens.iter().find(|l| !l.starts_with('@'));
     let door = door.ok_or_else(|| Error::new("it has no door for ranks of other machines"))?;
     let found = door.to_socket_addrs()?.find_map(|a| TcpStream::connect_timeout(&a, Duration::from_secs(10)).ok());
-    let mut stream =
+    let stream =
         found.ok_or_else(|| Error::new(format!("{door} does not answer: is there a firewall between them?")))?;
     stream.set_nodelay(true)?;
-    std::io::Write::write_all(&mut stream, greeting)?;
-    stream.set_nonblocking(true)?;
     Ok(stream)
 }

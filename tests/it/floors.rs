@@ -261,7 +261,7 @@ fn the_launcher_stands_apart() {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("launcher/Cargo.toml")).unwrap();
     let needs = text.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
     let needs: Vec<&str> = needs.lines().filter_map(|l| Some(l.split_once(" = ")?.0)).collect();
-    assert_eq!(needs, ["clap", "libc", "serde_json", "signal-hook"]);
+    assert_eq!(needs, ["blake3", "clap", "libc", "serde_json", "signal-hook"]);
     let knows = |(_, code): &&(Vec<String>, String)| code.contains("launcher::");
     let who: BTreeSet<String> = sources().iter().filter(knows).map(|(file, _)| file[0].clone()).collect();
     assert_eq!(who, BTreeSet::from(["comm".to_string()]));
