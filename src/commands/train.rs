@@ -42,8 +42,9 @@ const WHOLE: &str = "the start went through all steps";
 /// # Errors
 /// Whatever stops the run; see [`run::run`].
 pub fn run_sft(job: &SftJob) -> Result<()> {
-    let comm = comm::start()?;
+    // Before the others are met, which may take minutes: what asks this rank for its state must not kill it.
     let stop = StopFlag::on_signals()?;
+    let comm = comm::start()?;
     let threads = job.settings.threads.or(comm.threads());
     comm.finish(device::run(&device_of(&job.device, &comm), threads, Sft { job, comm: &comm, stop, no_gpu: None }))
 }
@@ -160,8 +161,9 @@ impl OnDevice for Sft<'_> {
 /// # Errors
 /// Whatever stops the run; see [`run::run`].
 pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
-    let comm = comm::start()?;
+    // Before the others are met, which may take minutes: what asks this rank for its state must not kill it.
     let stop = StopFlag::on_signals()?;
+    let comm = comm::start()?;
     let threads = job.settings.threads.or(comm.threads());
     comm.finish(device::run(&device_of(&job.device, &comm), threads, Pretrain { job, comm: &comm, stop, no_gpu: None }))
 }

@@ -1,11 +1,12 @@
 //! Where a step's time goes, as spans in a Chrome trace (`--trace FILE`), for chrome://tracing, Perfetto and the like.
 //!
 //! One complete event (`"ph": "X"`) a line, times in microseconds since the trace began. The closing bracket is written at the end; a
-//! run that dies leaves the array open, which the viewers accept. On a device that works on its own, a span is the host's time.
+//! run that dies leaves the array open, which the viewers accept. Each of several ranks writes a file, which the main one joins into its own
+//! at the end: a rank is a process of the trace, and times count from a moment in which all were together. On a device that works on its own, a span is the host's time.
 //! Format: Trace Event Format, Google, "JSON Array Format".
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +14,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::files::At;
 
 /// Writes spans to a file, or does nothing. Clones write to the same file, from any thread.
@@ -84,13 +85,54 @@ impl Trace {
     /// # Errors
     /// If the trace could not be written, now or before; the message names the file.
     pub fn finish(&self) -> Result<()> {
+        self.finish_with(&[])
+    }
+
+    /// As [`Trace::finish`], with the events of other ranks' files, which are removed.
+    ///
+    /// # Errors
+    /// Those of [`Trace::finish`]; or if one of the files cannot be read: the others are in the trace all the same.
+    pub fn finish_with(&self, others: &[PathBuf]) -> Result<()> {
         let Some(inner) = &self.0 else { return Ok(()) };
         let mut out = inner.out.lock().unwrap_or_else(|e| e.into_inner());
         let Some(mut output) = out.take() else {
             crate::bail!("{}: the trace could not be written to its end", inner.path.display());
         };
+        let mut unread = Ok(());
+        for other in others {
+            match File::open(other) {
+                Ok(file) => {
+                    for line in BufReader::new(file).lines() {
+                        let line = line.at(other)?;
+                        if line.starts_with('{') {
+                            output.event(line.trim_end_matches(',')).at(&inner.path)?;
+                        }
+                    }
+                    std::fs::remove_file(other).at(other)?;
+                }
+                Err(e) => unread = unread.and(Err::<(), _>(e).at(other)),
+            }
+        }
         let open = if output.any { "\n" } else { "[" };
-        writeln!(output.file, "{open}]").and_then(|()| output.file.flush()).at(&inner.path)
+        writeln!(output.file, "{open}]").and_then(|()| output.file.flush()).at(&inner.path)?;
+        unread.context(|| "the trace lacks a rank".into())
+    }
+}
+
+/// The file of a rank's trace: the main one's is the one that was asked for, `FILE.1` that of rank 1.
+pub fn file_of(path: &Path, rank: usize) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    if rank > 0 {
+        name.push(format!(".{rank}"));
+    }
+    name.into()
+}
+
+impl Output {
+    fn event(&mut self, event: &str) -> std::io::Result<()> {
+        let before = if self.any { ",\n" } else { "[\n" };
+        self.any = true;
+        write!(self.file, "{before}{event}")
     }
 }
 
@@ -108,12 +150,8 @@ impl Drop for Span<'_> {
             "args": {"step": self.step},
         });
         let mut out = inner.out.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(output) = out.as_mut() {
-            let before = if output.any { ",\n" } else { "[\n" };
-            output.any = true;
-            if write!(output.file, "{before}{event}").is_err() {
-                *out = None;
-            }
+        if out.as_mut().is_some_and(|output| output.event(&event.to_string()).is_err()) {
+            *out = None;
         }
     }
 }
@@ -149,6 +187,28 @@ mod tests {
         let (inner, outer) = (times(&all[0]), times(&all[1]));
         assert!(outer.0 <= inner.0 && inner.0 <= inner.1 && inner.1 <= outer.1, "{inner:?} in {outer:?}");
     }
+
+    #[test]
+    fn ranks_are_processes_of_one_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace.json");
+        let traces: Vec<Trace> = (0..3).map(|r| Trace::create(&file_of(&path, r), r).unwrap()).collect();
+        for (rank, trace) in traces.iter().enumerate().filter(|(rank, _)| *rank != 1) {
+            (0..=rank).for_each(|_| drop(trace.span("step")));
+        }
+        // A rank that died leaves its array open.
+        traces[1].finish().unwrap();
+        std::fs::write(file_of(&path, 1), "[\n{\"name\":\"cut\",\"pid\":1},\n").unwrap();
+        traces[2].finish().unwrap();
+        traces[0].finish_with(&[file_of(&path, 1), file_of(&path, 2)]).unwrap();
+        let pids: Vec<u64> = events(&path).iter().map(|e| e["pid"].as_u64().unwrap()).collect();
+        assert_eq!(pids, [0, 1, 2, 2, 2]);
+        assert!(!file_of(&path, 1).exists() && !file_of(&path, 2).exists());
+        let again = Trace::create(&path, 0).unwrap();
+        let e = again.finish_with(&[dir.path().join("gone.1")]).unwrap_err().to_string();
+        assert!(e.contains("gone.1") && e.contains("lacks a rank") && events(&path).is_empty(), "{e}");
+    }
+
     #[test]
     fn a_trace_without_spans_is_an_empty_array_and_no_trace_is_nothing() {
         let dir = tempfile::tempdir().unwrap();

@@ -25,7 +25,7 @@ use crate::error::{Context, Error, Result};
 use crate::files::{check_writable, parent};
 use crate::hf::artifact::HostParams;
 use crate::log::tables::{memory_table, settings_table};
-use crate::log::trace::Trace;
+use crate::log::trace::{self, Trace};
 use crate::machine::available_memory;
 use crate::optim::Schedule;
 use crate::settings::{Resume, TrainSettings};
@@ -97,7 +97,11 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     let available = dev.free_memory().or_else(available_memory);
     let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * spec.train.max_seq_len();
     let trace = match &s.trace {
-        Some(path) => Trace::create(&trace_of(path, comm.rank()), comm.rank())?,
+        Some(path) => {
+            // Their clocks begin together.
+            comm.barrier()?;
+            Trace::create(&trace::file_of(path, comm.rank()), comm.rank())?
+        }
         None => Trace::default(),
     };
     let mut work = Workload { trace, ..setup::workload_of(dev, comm, spec.source, s, spec.new_rows, max_tokens)? };
@@ -177,15 +181,6 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     };
     outputs.finish(&params, &state, first_step, start)?;
     Ok(Ended { finished, work, state })
-}
-
-/// The file of a rank's trace: the main one's is the one that was asked for, `FILE.1` that of rank 1.
-fn trace_of(path: &Path, rank: usize) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    if rank > 0 {
-        name.push(format!(".{rank}"));
-    }
-    name.into()
 }
 
 /// What only the main rank makes, `own`; its error ends all ranks.

@@ -1,6 +1,8 @@
 //! Signals that ask for an end: SIGTERM and SIGINT, SIGHUP of a terminal that closes, SIGUSR1 of a scheduler that warns. The first one
 //! asks the loop to finish its step and save, and says so; the second one ends the process at once. Before the first step there is
 //! nothing to save, so the first one ends it too: tokenising or loading may take longer than a scheduler waits.
+//!
+//! SIGUSR2 asks for the state to be saved after the step, and the run goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,6 +18,8 @@ pub struct StopFlag {
     signal: Arc<AtomicUsize>,
     /// Whether steps have begun.
     begun: Arc<AtomicBool>,
+    /// State is to be saved, and the run goes on.
+    save: Arc<AtomicBool>,
 }
 
 const ASK_FOR_AN_END: [(i32, &str); 4] =
@@ -68,12 +72,16 @@ impl StopFlag {
             .map(|(signal, _)| signal)
             .filter(|&s| s != libc::SIGHUP || !hangup_is_ignored())
             .collect();
-        let mut signals = signal_hook::iterator::Signals::new(&all).context(|| "cannot listen for signals".into())?;
+        let listened = all.iter().copied().chain([libc::SIGUSR2]);
+        let mut signals =
+            signal_hook::iterator::Signals::new(listened).context(|| "cannot listen for signals".into())?;
         let begun = Arc::clone(&flag.begun);
         std::thread::spawn(move || {
             for signal in &mut signals {
                 let name = name_of(signal);
-                if begun.load(Ordering::SeqCst) {
+                if signal == libc::SIGUSR2 {
+                    say::note("SIGUSR2: saving after this step, then going on");
+                } else if begun.load(Ordering::SeqCst) {
                     say::note(&format!("{name}: finishing this step, then saving; once more ends the program at once"));
                 } else {
                     say::error(&format!("stopped by {name} before the first step; there was nothing to save"));
@@ -82,6 +90,8 @@ impl StopFlag {
                 }
             }
         });
+        signal_hook::flag::register(libc::SIGUSR2, Arc::clone(&flag.save))
+            .context(|| "cannot listen for SIGUSR2".into())?;
         for signal in all {
             let install = || -> std::io::Result<()> {
                 // Handlers run in the order of registration: the first signal finds the flag unset here and sets it below.
@@ -108,6 +118,16 @@ impl StopFlag {
     /// Whether somebody asked.
     pub fn is_requested(&self) -> bool {
         self.requested.load(Ordering::SeqCst)
+    }
+
+    /// Whether somebody asked for the state to be saved since this was asked last.
+    pub fn take_save(&self) -> bool {
+        self.save.swap(false, Ordering::SeqCst)
+    }
+
+    /// Asks for the state to be saved after the step.
+    pub fn request_save(&self) {
+        self.save.store(true, Ordering::SeqCst);
     }
 
     /// Who asked, for messages.

@@ -24,6 +24,7 @@ use crate::data::loader::Step;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, SetSums};
 use crate::log::metrics::StepFigures;
+use crate::log::trace;
 use crate::optim::schedule::Schedule;
 use crate::say;
 use crate::settings::{Every, TrainSettings};
@@ -87,7 +88,7 @@ impl<B: Backend> Trainer<'_, B> {
     /// If data, device, peers or files fail, or `max_bad_steps` steps in a row were not finite.
     pub fn run(&mut self) -> Result<Finished> {
         let finished = self.run_steps();
-        if let Err(e) = self.work.trace.finish() {
+        if let Err(e) = self.end_trace(finished.is_ok()) {
             say::warning(&e.to_string());
         }
         let Some(outputs) = &mut self.outputs else {
@@ -112,6 +113,7 @@ impl<B: Backend> Trainer<'_, B> {
         }
         self.stop.begin();
         let mut window = Window::default();
+        let mut saved_for = None;
         while self.state.step < self.max_steps {
             let start = Instant::now();
             self.work.trace.at_step(self.state.step + 1);
@@ -121,7 +123,12 @@ impl<B: Backend> Trainer<'_, B> {
             let batch = self.kept_if_failed(batch)?;
             self.step(&batch, start, &mut window)?;
             let last = self.state.step == self.max_steps;
-            let interrupted = self.comm.any(self.stop.is_requested())?;
+            let (interrupted, wanted) = self.asked()?;
+            // It reaches the ranks in moments of their own, which may lie on both sides of a step's end: once is enough.
+            let wanted = wanted && saved_for.is_none_or(|step| step + 1 < self.state.step);
+            if wanted {
+                saved_for = Some(self.state.step);
+            }
             let mut save = settings.save_every.due(self.state.step, batch.epoch_end);
             let mut out_of_patience = false;
             let evaluate = settings.eval_every.due(self.state.step, batch.epoch_end)
@@ -135,7 +142,8 @@ impl<B: Backend> Trainer<'_, B> {
             save |= last || out_of_patience;
             // While nothing is finite the weights are those of a step that went wrong: they take no healthy checkpoint's place.
             let healthy = self.state.bad_in_row == 0;
-            if (save && healthy && settings.save_every != Every::Never) || interrupted {
+            let save = save && settings.save_every != Every::Never;
+            if ((save || wanted) && healthy) || interrupted {
                 self.save()?;
             }
             if out_of_patience {
@@ -193,6 +201,30 @@ impl<B: Backend> Trainer<'_, B> {
         }
         let (part, step) = (part(saver.given_up()), state.step);
         saver.start_with_others(move || part.write(&dir, step).map(drop))
+    }
+
+    /// What signals to any of the ranks ask for, the same on all of them: an end, and the state saved.
+    fn asked(&self) -> Result<(bool, bool)> {
+        let own = [self.stop.is_requested(), self.stop.take_save()].map(u8::from);
+        let all = self.comm.gather("signals", &own)?;
+        let any = |i: usize| all.iter().any(|rank| rank.get(i) == Some(&1));
+        Ok((any(0), any(1)))
+    }
+
+    /// Ends the trace; the main rank's gets the spans of all.
+    fn end_trace(&self, ended_well: bool) -> Result<()> {
+        let trace = &self.work.trace;
+        let Some(path) = self.settings.trace.as_ref().filter(|_| ended_well && self.comm.world_size() > 1) else {
+            return trace.finish();
+        };
+        if !self.comm.is_main() {
+            let finished = trace.finish();
+            self.comm.barrier()?;
+            return finished;
+        }
+        self.comm.barrier()?;
+        let others: Vec<_> = (1..self.comm.world_size()).map(|rank| trace::file_of(path, rank)).collect();
+        trace.finish_with(&others)
     }
 
     /// What was trained is kept where the data fail under the run.
