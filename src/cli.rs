@@ -61,6 +61,7 @@ pub fn command() -> Clap {
         .subcommand(commands::kernels::command())
         .subcommand(commands::report::command())
         .subcommand(commands::bench::command())
+        .subcommand(commands::plan::command())
 }
 
 /// The flags of both trainings, and those of looking.
@@ -363,6 +364,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         "kernels" => commands::kernels::run(m),
         "report" => commands::report::run(m),
         "bench" => commands::bench::run(m),
+        "plan" => commands::plan::run(m),
         "parity" => commands::parity::run(m, &resolve(Command::Parity, m, before)?.settings),
         _ => unreachable!("clap knows no other command"),
     }

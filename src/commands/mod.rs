@@ -16,6 +16,7 @@ mod model_folder;
 pub mod open;
 pub mod pack;
 pub mod parity;
+pub mod plan;
 pub mod prepare;
 pub mod preview;
 pub mod report;

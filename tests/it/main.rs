@@ -34,6 +34,7 @@ mod parity;
 #[path = "../../fuzz/src/parsers.rs"]
 mod parsers;
 mod peft;
+mod plan;
 mod prepare;
 #[path = "../common/program.rs"]
 mod program;

@@ -106,6 +106,21 @@ fn a_killed_rank_is_named() {
     wait_until("no process is left", || processes(&dir.path().display().to_string()).is_empty());
 }
 
+#[test]
+fn sums_over_mpi_are_measured() {
+    if !is_there() {
+        return;
+    }
+    let mut c = Command::new("mpirun");
+    c.args(["--oversubscribe", "-np", "2", env!("CARGO_BIN_EXE_ringtune"), "bench", "collectives", "--json"]);
+    prepared(c.args(["--seconds", "0", "--min-bytes", "64KiB", "--max-bytes", "64MiB", "--factor", "1024"]));
+    let output = c.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let v: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(v["transport"].as_str().unwrap().starts_with("MPI ("), "{v:#}");
+    assert_eq!(v["cases"].as_array().unwrap().len(), 6, "{v:#}");
+}
+
 /// As srun starts them without a plug-in for MPI: each finds itself alone.
 #[test]
 fn ranks_that_mpi_does_not_know_are_refused() {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ringtune::checkpoint::manifest;
 
-use crate::ringrun_program::{Training, processes, run, succeed, wait_for_lines, wait_until};
+use crate::ringrun_program::{Training, processes, ringrun, run, succeed, wait_for_lines, wait_until};
 use crate::runs::{metrics, rows, same_file};
 
 const ADAPTER: &str = "adapter_model.safetensors";
@@ -196,6 +196,84 @@ fn a_signal_saves_on_all_ranks_after_the_same_step() {
         assert!(step < 200 && stderr.contains(&format!("after step {step}, state saved")), "{stderr}");
         assert_eq!(processes(&dir.path().display().to_string()), []);
     }
+}
+
+/// SIGUSR2 reaches the ranks at different moments too; all save after the same step and go on.
+#[test]
+fn a_signal_saves_and_the_run_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let (out, t) = (dir.path().join("out"), Training::new(dir.path(), 100_000));
+    let mut child = t.ranks("out", 2, &[]).spawn().unwrap();
+    wait_for_lines(&mut child, &out, 2);
+    let kill = |signal| {
+        // SAFETY: the child is ours and not yet waited for, so its id is not reused.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+    };
+    let logged = || std::fs::read_to_string(out.join("metrics.jsonl")).unwrap().lines().count();
+    let mut asked = 0;
+    let mut saved = 0;
+    // One in three falls on a step that is saved anyway.
+    wait_until("a checkpoint between those that are due", || {
+        if logged() > asked + 1 {
+            asked = logged();
+            kill(libc::SIGUSR2);
+        }
+        let between = manifest::list(&out).unwrap().into_iter().find(|(step, _)| step % 3 != 0);
+        saved = between.as_ref().map_or(0, |(step, _)| *step);
+        between.is_some_and(|(_, path)| manifest::verify(&path).is_ok())
+    });
+    let steps = logged();
+    wait_until("the run goes on", || logged() > steps + 3);
+    kill(libc::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(75), "{stderr}");
+    assert!(saved > 0 && stderr.contains("SIGUSR2: saving after this step, then going on"), "{stderr}");
+}
+
+/// The spans of all ranks in one file, a process each.
+#[test]
+fn a_trace_has_all_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let path = dir.path().join("trace.json").display().to_string();
+    let t = Training { flags: vec!["--trace", &path], ..Training::new(dir.path(), 3) };
+    succeed(t.ranks("out", 2, &[]));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let events: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    for rank in [0, 1] {
+        for step in 1..=3 {
+            let of = |e: &&serde_json::Value| e["pid"] == rank && e["args"]["step"] == step && e["name"] == "backward";
+            assert!(events.iter().any(|e| of(&e)), "no backward of rank {rank} in step {step}");
+        }
+    }
+    assert!(!dir.path().join("trace.json.1").exists());
+}
+
+/// Sums between ranks are verified and timed; bandwidths are those of nccl-tests.
+#[test]
+fn collectives_are_measured_between_ranks() {
+    let mut c = Command::new(ringrun());
+    c.args(["-n", "3", "--oversubscribe", "ringtune", "bench", "collectives", "--json", "--seconds", "0"]);
+    let output = c.args(["--max-bytes", "1MiB", "--factor", "32"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let v: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&v["ranks"], &v["transport"]), (&3.into(), &"Unix sockets".into()));
+    let cases = v["cases"].as_array().unwrap();
+    let bytes: Vec<u64> = cases.iter().map(|s| s["bytes"].as_u64().unwrap()).collect();
+    assert_eq!(bytes, [1 << 10, 1 << 15, 1 << 20].repeat(3));
+    for s in cases {
+        let of = |key: &str| s[key].as_f64().unwrap();
+        let algbw = of("bytes") / of("seconds");
+        assert!((of("algbw_bytes_per_second") / algbw - 1.0).abs() < 1e-9, "{s}");
+        let passes = if s["collective"] == "all_reduce" { 4.0 / 3.0 } else { 2.0 / 3.0 };
+        assert!((of("busbw_bytes_per_second") / algbw - passes).abs() < 1e-9 && s["wrong"] == 0, "{s}");
+    }
+    // One rank has nobody to sum with.
+    let alone = Command::new(env!("CARGO_BIN_EXE_ringtune")).args(["bench", "collectives"]).output().unwrap();
+    assert_eq!(alone.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&alone.stderr).contains("ringrun -n 4 ringtune bench collectives"));
 }
 
 #[test]

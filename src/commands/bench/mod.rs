@@ -1,8 +1,9 @@
-//! `ringtune bench`: how fast the kernels and whole steps are on this machine, each result verified before it is timed.
+//! `ringtune bench`: how fast the kernels, whole steps and sums between ranks are, each result verified.
 
 mod attention;
 mod case;
 mod cases;
+mod collectives;
 mod decode;
 mod demand;
 mod head;
@@ -15,7 +16,7 @@ mod project;
 mod remedy;
 mod roofline;
 mod rows;
-mod shapes;
+pub mod shapes;
 mod step;
 mod timing;
 mod values;
@@ -42,11 +43,12 @@ pub fn command() -> Command {
              counters and a projection from the data sheet.",
         );
     Command::new("bench")
-        .about("Measure kernels or whole training steps on this machine; results are verified first")
+        .about("Measure kernels, whole training steps or sums between ranks; results are verified first")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(flags(kernels, Which::Kernels))
         .subcommand(flags(step, Which::Step))
+        .subcommand(collectives::command())
 }
 
 /// Measures and prints.
@@ -55,6 +57,9 @@ pub fn command() -> Command {
 /// If a flag makes no sense, the device fails, a result is wrong or memory is too small.
 pub fn run(m: &ArgMatches) -> Result<()> {
     let (name, m) = m.subcommand().expect("clap requires one");
+    if name == "collectives" {
+        return collectives::run(m);
+    }
     let which = if name == "step" { Which::Step } else { Which::Kernels };
     let options = Options::new(m, which)?;
     match which {
