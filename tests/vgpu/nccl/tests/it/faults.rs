@@ -168,27 +168,48 @@ fn a_rank_that_stays_away_runs_into_the_timeout() {
     });
 }
 
+/// Waits until a thread of this process sleeps; `task` is its `/proc/thread-self`.
+fn wait_until_asleep(task: &std::path::Path) {
+    let stat = std::path::Path::new("/proc").join(task).join("stat");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let state = || std::fs::read_to_string(&stat).unwrap().rsplit_once(") ").unwrap().1.chars().next();
+    while state() != Some('S') {
+        assert!(Instant::now() < deadline, "the thread never waits");
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn abort_wakes_its_own_waiters_and_the_other_ranks() {
     inside(&[("VGPU_NCCL_TIMEOUT", "60"), ("VGPU_DEVICES", "3")], || {
+        // Rank 2 aborts once rank 1 was woken by itself, not by rank 2.
+        let woken = std::sync::Barrier::new(2);
         threads(3, |r| {
             let (_x, at) = buffer(r);
             if r.rank == 2 {
-                std::thread::sleep(Duration::from_millis(300));
+                woken.wait();
                 ok(r.abort());
                 return;
             }
             ok(r.all_reduce(at, at, 64, F, Op::ncclSum));
             if r.rank == 1 {
                 // Its own abort, from another thread, ends the wait without an error.
-                let comm = r.comm as usize;
+                let (comm, waiter) = (r.comm as usize, std::fs::read_link("/proc/thread-self").unwrap());
+                let waiting = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+                let about_to = std::sync::Arc::clone(&waiting);
                 let aborter = std::thread::spawn(move || {
-                    std::thread::sleep(Duration::from_millis(100));
+                    while !about_to.load(std::sync::atomic::Ordering::SeqCst) {
+                        std::thread::yield_now();
+                    }
+                    wait_until_asleep(&waiter);
                     // SAFETY: a handle.
                     unsafe { sys::ncclCommAbort(comm as sys::ncclComm_t) }
                 });
-                r.stream.synchronize().unwrap();
+                waiting.store(true, std::sync::atomic::Ordering::SeqCst);
+                let waited = r.stream.synchronize();
                 ok(aborter.join().unwrap());
+                woken.wait();
+                waited.unwrap();
                 return;
             }
             assert!(r.stream.synchronize().is_err());
