@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::program::repository;
 
 /// Names without a prefix of ours that the program or a script reads.
-const FOREIGN: [&str; 22] = [
+const FOREIGN: [&str; 24] = [
     "CARGO_TARGET_DIR",
     "CONDA_PREFIX",
     "CUDA_HOME",
@@ -22,7 +22,9 @@ const FOREIGN: [&str; 22] = [
     "MPI",
     "MUTANTS_DIR",
     "NO_COLOR",
+    "PROGRAMS",
     "RANK",
+    "SEED",
     "STEPS",
     "TERM",
     "TEST_THREADS",

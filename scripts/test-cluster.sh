@@ -1,0 +1,265 @@
+#!/usr/bin/env bash
+# Two machines that are network namespaces of this one (root, minutes; not a part of `make test`): ranks are killed, stopped, continued
+# and given NaN at random instants until the training is done, and its weights have to be those of a run that nobody disturbed, bit for
+# bit. Then a link goes down, strangers call, secrets differ, and a second job wants the same port.
+#   scripts/test-cluster.sh [ROUNDS]          20 by default
+#   SEED=N scripts/test-cluster.sh            repeats a run
+#   PROGRAMS=DIR scripts/test-cluster.sh      takes ringtune and ringrun from there instead of building them
+# Ranks are started by a ringrun on each machine, and by Open MPI's mpirun where there is one (an agent in place of ssh).
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+rounds=${1:-20}
+seed=${SEED:-$(od -An -N2 -tu2 /dev/urandom | tr -d ' ')}
+RANDOM=$seed
+echo "test-cluster: SEED=$seed, $rounds rounds" >&2
+[ "$(id -u)" = 0 ] || { echo "test-cluster: network namespaces need root" >&2; exit 2; }
+command -v ip >/dev/null || { echo "test-cluster: no ip: apt-get install iproute2" >&2; exit 2; }
+
+if [ -z "${PROGRAMS-}" ]; then
+    # shellcheck disable=SC2046
+    cargo build --release $(scripts/features.sh) || exit 1
+    PROGRAMS=${CARGO_TARGET_DIR:-target}/release
+fi
+PROGRAMS=$(cd "$PROGRAMS" && pwd)
+work=$(mktemp -d /tmp/ringtune-cluster.XXXXXX)
+# Names of their own, so that two of these scripts may run at once.
+a=rt${seed}a b=rt${seed}b failed=0
+cleanup() {
+    for pid in $(left); do kill -KILL "$pid" 2>/dev/null; done
+    for ns in "$a" "$b"; do ip netns del "$ns" 2>/dev/null; rm -rf "/etc/netns/$ns"; done
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+fail() { echo "test-cluster: FAILED (SEED=$seed): $*" >&2; failed=$((failed + 1)); }
+# Processes of ours, whichever machine they are on.
+left() { pgrep -f "(ringtune|ringrun|mpirun|orted) .*$work|ringrun .*$work" || true; }
+none_left() {
+    for _ in $(seq 50); do [ -z "$(left)" ] && return; sleep 0.1; done
+    fail "$1: left running: $(ps -o pid=,args= -p "$(left | paste -sd,)" | cut -c1-150)"
+    for pid in $(left); do kill -KILL "$pid" 2>/dev/null; done
+}
+
+# Two machines, a and b, and a cable.
+for ns in "$a" "$b"; do
+    ip netns add "$ns" || exit 2
+    mkdir -p "/etc/netns/$ns"
+    printf '127.0.0.1 localhost\n10.77.0.1 a\n10.77.0.2 b\n' >"/etc/netns/$ns/hosts"
+    ip -n "$ns" link set lo up
+done
+ip link add v0 netns "$a" type veth peer name v0 netns "$b" || exit 2
+ip -n "$a" addr add 10.77.0.1/24 dev v0
+ip -n "$b" addr add 10.77.0.2/24 dev v0
+up() { ip -n "$a" link set v0 up; ip -n "$b" link set v0 up; }
+up
+# on MACHINE COMMAND…: there, under its name.
+on() {
+    local name=$1 ns=$a
+    [ "$name" = a ] || ns=$b
+    shift
+    ip netns exec "$ns" unshare --uts sh -c 'hostname "$0" && exec "$@"' "$name" "$@"
+}
+# What mpirun calls instead of ssh: AGENT [OPTIONS] HOST COMMAND.
+cat >"$work/agent" <<AGENT
+#!/bin/sh
+while [ "\${1#-}" != "\$1" ]; do shift; done
+ns=$a; [ "\$1" = b ] && ns=$b
+name=\$1; shift
+exec ip netns exec "\$ns" unshare --uts sh -c 'hostname "\$0" && exec sh -c "\$1"' "\$name" "\$*"
+AGENT
+chmod +x "$work/agent"
+
+head -60 data/demo/chat.jsonl >"$work/rows.jsonl"
+steps=40
+# words OUT ACCUMULATION
+words() {
+    echo "sft --model_path tests/data/model/tiny-llama-tied --max_steps $steps --save_steps 4 --save_total_limit 3 --eval_steps 10 \
+        --max_seq_len 64 --per_device_train_batch_size 2 --gradient_accumulation_steps $2 --learning_rate 5e-3 --threads 1 \
+        --dataset_paths $work/rows.jsonl --cache_dir $work/cache --output_dir $work/$1 --lora_dropout 0.1 --max_bad_steps 1 \
+        --resume_from_checkpoint auto --quiet --no-tensorboard"
+}
+now() { date +%s.%N; }
+since() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }'; }
+below() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a < b) }'; }
+
+# shellcheck disable=SC2046
+"$PROGRAMS/ringtune" $(words one 4) >"$work/one.log" 2>&1 || { cat "$work/one.log"; exit 1; }
+same() { cmp -s "$work/one/adapter_model.safetensors" "$work/$1/adapter_model.safetensors" || fail "$2: other weights than an undisturbed run"; }
+
+# start ENGINE OUT PORT: four ranks on two machines, in the background; their ringruns are in $jobs, what they say in OUT.a.log, OUT.b.log.
+start() {
+    local engine=$1 out=$2 port=$3
+    # shellcheck disable=SC2046
+    case $engine in
+    node)
+        for rank in 0 1; do
+            local name=a
+            [ $rank = 0 ] || name=b
+            RINGTUNE_SECRET=${secret:-$seed} on $name "$PROGRAMS/ringrun" --nnodes 2 --node-rank $rank --master-addr 10.77.0.1 --master-port "$port" \
+                --nproc-per-node 2 --oversubscribe --grace 10 ringtune $(words "$out" 1) >"$work/$out.$name.log" 2>&1 &
+            jobs+=($!)
+        done
+        ;;
+    mpirun)
+        OMPI_MCA_plm_rsh_agent=$work/agent OMPI_MCA_oob_tcp_if_include=v0 OMPI_MCA_btl_tcp_if_include=v0 \
+            OMPI_MCA_btl_vader_single_copy_mechanism=none on a "$PROGRAMS/ringrun" -H a:2,b:2 --allow-run-as-root --grace 10 \
+            ${RINGTUNE_FAULT:+-x RINGTUNE_FAULT} ringtune $(words "$out" 1) >"$work/$out.a.log" 2>&1 &
+        jobs=($!)
+        ;;
+    esac
+}
+# Ranks of an output folder, none that a launcher is.
+ranks_of() { pgrep -f "^[^ ]*ringtune sft .*--output_dir $work/$1 " || true; }
+logged() { [ -f "$work/$1/metrics.jsonl" ] && wc -l <"$work/$1/metrics.jsonl" || echo 0; }
+# Waits until a run has logged more lines than N, or has ended.
+await() {
+    local out=$1 n=$2
+    while [ "$(logged "$out")" -le "$n" ]; do
+        kill -0 "${jobs[0]}" 2>/dev/null || return 1
+        sleep 0.02
+    done
+}
+# The end of the run that was started last: its exit code in $code, its last line in $last.
+ended() {
+    code=0
+    # The first one has the hub; the others know of their own ranks alone.
+    wait "${jobs[0]}" || code=$?
+    for job in "${jobs[@]:1}"; do wait "$job"; done
+    last=$(grep '^ringrun: ' "$work/$1.a.log" | tail -1)
+}
+
+engines=(node)
+if command -v mpirun >/dev/null && mpirun --version | grep -q 'Open MPI'; then
+    engines+=(mpirun)
+else
+    echo "test-cluster: skipped: mpirun: there is no Open MPI" >&2
+fi
+port=20000
+for round in $(seq "$rounds"); do
+    engine=${engines[RANDOM % ${#engines[@]}]}
+    deeds=(kill kill stop pause nan)
+    deed=${deeds[RANDOM % ${#deeds[@]}]}
+    out=r$round at=$((RANDOM % (steps - 4))) victim=$((RANDOM % 4)) pause=$((RANDOM % 25)) later=$((RANDOM % 300))
+    what="round $round, $engine, $deed of process $victim after line $at"
+    jobs=() port=$((port + 1))
+    unset RINGTUNE_FAULT
+    [ "$deed" = nan ] && export RINGTUNE_FAULT="rank=$victim step=$((at + 2)) do=nan"
+    begun=$(now)
+    start "$engine" "$out" $port
+    if [ "$deed" = nan ]; then
+        expected=1 begun=$(now)
+    elif ! await "$out" "$at"; then
+        ended "$out"
+        fail "$what: the run ended before: $code, $last; $(tail -3 "$work/$out.a.log")"
+        continue
+    else
+        sleep "0.$(printf %03d "$later")"
+        mapfile -t pids < <(ranks_of "$out")
+        pid=${pids[victim % (${#pids[@]} > 0 ? ${#pids[@]} : 1)]-0}
+        begun=$(now)
+        case $deed in
+        kill) kill -KILL "$pid" 2>/dev/null; expected=137 ;;
+        stop) kill -STOP "$pid" 2>/dev/null; expected=124 ;;
+        pause)
+            kill -STOP "${pids[@]}" 2>/dev/null
+            sleep "$((pause / 10)).$((pause % 10))"
+            kill -CONT "${pids[@]}" 2>/dev/null
+            expected=0
+            ;;
+        esac
+    fi
+    ended "$out"
+    took=$(since "$begun") first_last=$last
+    if [ "$code" = 0 ] && [ "$deed" != nan ]; then
+        : # It was done before, or the pause harmed nothing.
+    elif [ "$deed" = pause ]; then
+        fail "$what: a pause of $pause tenths of a second ended the run: $code, $last"
+    else
+        [ "$code" = $expected ] || fail "$what: exit code $code, expected $expected: $last"
+        [[ $last =~ ^ringrun:\ rank\ [0-9]+\ on\ host\ [ab]:\  ]] || fail "$what: no cause is named: $last"
+        [ "$deed" = nan ] || below "$took" 12 || fail "$what: over after $took s"
+        none_left "$what"
+        unset RINGTUNE_FAULT
+        # As whoever started it would: again, until it is done.
+        for try in 1 2 3; do
+            jobs=() port=$((port + 1))
+            start "$engine" "$out" $port
+            ended "$out"
+            [ "$code" = 0 ] && break
+            fail "$what: try $try after it ended with $code: $last"
+        done
+    fi
+    none_left "$what"
+    same "$out" "$what"
+    echo "  $what: ${first_last:-nothing said}, $took s" >&2
+done
+unset RINGTUNE_FAULT
+
+# The cable is pulled: each side says that it lost the other, and nothing hangs.
+jobs=() port=$((port + 1))
+start node cut $port
+await cut 5 && ip -n "$b" link set v0 down
+begun=$(now)
+ended cut
+took=$(since "$begun")
+[[ $last =~ rank\ [23]\ on\ host\ b:.*no\ sign\ of\ life ]] || fail "link down: the first machine says: $last"
+grep -q 'launcher is gone\|no hub\|cannot reach\|lost' "$work/cut.b.log" || fail "link down: the second machine says: $(tail -2 "$work/cut.b.log")"
+below "$took" 30 || fail "link down: over after $took s"
+none_left "link down"
+up
+jobs=() port=$((port + 1))
+start node cut $port
+ended cut
+[ "$code" = 0 ] || fail "after the link came back: $code, $last"
+same cut "link down"
+echo "  link down: over after $took s, then done" >&2
+
+# A second job wants the same port, strangers call there and at the ranks' own ports, and a third job has a port of its own.
+jobs=() port=$((port + 1))
+start node first $port
+first=("${jobs[@]}")
+await first 2
+jobs=() secret=another
+start node second $port
+ended second
+secret=
+{ [ "$code" != 0 ] && grep -q "cannot listen at" "$work/second.a.log"; } || fail "a second job at the same port: $code, $(tail -2 "$work/second.a.log")"
+grep -q "does not know the secret of this run" "$work/second.b.log" || fail "a second job at the same port: $(tail -2 "$work/second.b.log")"
+for i in $(seq 10); do
+    target=$port
+    [ $((i % 2)) = 0 ] && target=$(ip netns exec "$a" ss -Hltn | awk '{ n = split($4, x, ":"); print x[n] }' | shuf -n1 --random-source=<(yes "$seed$i"))
+    ip netns exec "$b" timeout 0.3 bash -c "exec 3<>/dev/tcp/10.77.0.1/$target && { printf 'GET / HTTP/1.1\r\n\r\n'; head -c 4096 /dev/urandom; } >&3" 2>/dev/null
+done
+jobs=()
+start node third $((port + 500))
+ended third
+[ "$code" = 0 ] || fail "a job beside another one: $code, $last"
+same third "beside another job"
+jobs=("${first[@]}")
+ended first
+[ "$code" = 0 ] || fail "a job that strangers called: $code, $last"
+same first "strangers"
+none_left strangers
+echo "  strangers and other jobs: first, third done" >&2
+
+# One machine with another secret.
+jobs=() port=$((port + 1))
+secret=wrong
+RINGTUNE_SECRET=$seed on a "$PROGRAMS/ringrun" --nnodes 2 --node-rank 0 --master-addr 10.77.0.1 --master-port $port --nproc-per-node 1 --grace 2 \
+    --timeout 20 ringtune sft --output_dir "$work/x" >"$work/secret.a.log" 2>&1 &
+other=$!
+# shellcheck disable=SC2046
+RINGTUNE_SECRET=$secret on b "$PROGRAMS/ringrun" --nnodes 2 --node-rank 1 --master-addr 10.77.0.1 --master-port $port --nproc-per-node 1 --grace 2 \
+    ringtune $(words secret 1) >"$work/secret.b.log" 2>&1
+code=$?
+grep -q "does not know the secret of this run" "$work/secret.b.log" && [ $code != 0 ] || fail "a wrong secret: $code, $(tail -2 "$work/secret.b.log")"
+kill -TERM $other 2>/dev/null
+wait $other
+none_left "a wrong secret"
+
+if [ "$failed" -gt 0 ]; then
+    echo "test-cluster: $failed failures; SEED=$seed repeats them" >&2
+    exit 1
+fi
+echo "test-cluster: passed, $rounds rounds, SEED=$seed" >&2
