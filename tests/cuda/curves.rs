@@ -14,8 +14,12 @@ struct Kind {
     bf16: bool,
 }
 
-/// Largest relative difference of a loss.
+/// Largest relative difference of a curve.
 const NEAR: f64 = 5e-3;
+
+/// Steps in which runs in bf16 are still close one by one. Later they part: what one rounding moves by a unit, the next steps enlarge. The
+/// CPU's own instruction levels differ by up to 9 % in a single one of 200 steps, and their means over all of these by 0.08 %.
+const TOGETHER: usize = 20;
 
 const RECOMPUTE: [&str; 3] = ["none", "attention", "layer"];
 
@@ -46,9 +50,12 @@ impl Kind {
             let ours = losses(&place.sft(mode, "cuda", &format!("{flags} --recompute {mode}"), &[]));
             let what = format!("{self:?}, recompute {mode}");
             assert_eq!(ours.len(), steps, "{what}");
-            let worst = ours.iter().zip(&cpu).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
-            println!("{what}: {steps} steps, at most {worst:.1e} from the CPU's");
-            assert!(worst < NEAR, "{what}: {worst:.1e}: {ours:?} and on the CPU {cpu:?}");
+            let one_by_one = if self.bf16 { TOGETHER } else { steps };
+            let pairs = ours.iter().zip(&cpu).take(one_by_one);
+            let worst = pairs.map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
+            let whole = (mean(&ours) / mean(&cpu) - 1.0).abs();
+            println!("{what}: {steps} steps, {worst:.1e} from the CPU's in {one_by_one}, {whole:.1e} on the mean");
+            assert!(worst < NEAR && whole < NEAR, "{what}: {worst:.1e}, {whole:.1e}: {ours:?} and on the CPU {cpu:?}");
         }
     }
 }
