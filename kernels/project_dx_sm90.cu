@@ -8,8 +8,9 @@
 // registers of a masked sum come on top; STAGES.
 // Numerics: with dropout each u_i A_i is summed in f32, masked, and the masked sums are added in order, else they begin the chain; it
 // goes on with the products, dy_0 W_0 first, along k; one rounding. Neither shape nor tile changes the order.
-// Method: common/warpgroup.cuh. An update is formed 64 columns at a time; the lanes of a row draw each Philox block once.
-// Needs: m > 0, k_0 > 0; n, k_i, rank multiples of 8; rank at most 64 with dropout.
+// Method: common/warpgroup.cuh. A masked update is formed 64 columns at a time, all its steps of rank being there; the lanes of a row draw
+// each Philox block once.
+// Needs: m > 0, k_0 > 0; n, k_i, rank multiples of 8; rank at most 64 (STAGES - 1) with dropout.
 // Launch: at most a block of 384 threads per tile, in one dimension; dynamic shared memory as common/warpgroup.cuh says.
 // Cost: 2 m n (sum of k_i + rank) flops; some 13 integer operations an element and update with dropout.
 // Test: tests/common/projections.rs, by tests/cuda/hopper.rs.
@@ -70,6 +71,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             for (int c = 0; c < BLOCK_N / 64; c++) {
                 keep_sums(sums);
                 mine.some<false>(sum, buffers, rank, c * PANEL);
+                // Its other parts stand in the buffers behind, until all columns have had them.
+                Buffers behind = buffers;
+#pragma unroll 1
+                for (u32 at = BLOCK_K; at < rank; at += BLOCK_K) {
+                    behind.next();
+                    mine.wait(behind);
+                    mine.some<true>(sum, behind, rank - at, c * PANEL);
+                }
 #pragma unroll
                 for (int part = 0; part < 4; part++) {
                     // Rows 8 h below this thread's, 32 columns. A lane draws for eight of them; then each has the words of its own.
@@ -89,7 +98,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     }
                 }
             }
-            mine.give_back(buffers);
+#pragma unroll 1
+            for (u32 at = 0; at < rank; at += BLOCK_K) mine.give_back(buffers);
         }
 #else
 #pragma unroll 1

@@ -21,8 +21,8 @@ pub const SOURCE_DX: Source = source!("kernels/project_dx_sm90.cu");
 /// The source of the gradients of their weights.
 pub const SOURCE_DW: Source = source!("kernels/project_dw_sm90.cu");
 
-/// Largest rank of updates whose gradient is masked.
-const MOST_MASKED: usize = 64;
+/// Largest rank of updates whose gradient is masked: all of it stands in buffers while one is left to fill.
+const MOST_MASKED: usize = 256;
 
 fn of_columns(
     source: Source,

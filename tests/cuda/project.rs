@@ -104,6 +104,16 @@ fn low_rank_updates_are_part_of_the_sums() {
         },
         Case { tokens: 33, width: 136, outs: [552, 0, 0], group: one, updates: updates(64, 0.3, all), ..BASE },
         Case { tokens: 9, width: 40, outs: [24, 0, 0], updates: updates(88, 0.1, all), ..BASE },
+        Case { tokens: 70, width: 136, outs: [72, 0, 0], updates: updates(200, 0.2, all), ..BASE },
+        Case {
+            tokens: 140,
+            width: 200,
+            outs: [64, 32, 32],
+            group: qkv(Some(32)),
+            updates: updates(128, 0.1, [true, false, true]),
+            ..BASE
+        },
+        Case { tokens: 5, width: 40, outs: [24, 0, 0], updates: updates(264, 0.1, all), ..BASE },
         Case { tokens: 9, width: 40, outs: [24, 0, 0], updates: updates(4, 0.1, all), ..BASE },
         Case {
             tokens: 70,
