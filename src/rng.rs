@@ -22,6 +22,27 @@ pub fn philox(mut c: [u32; 4], mut k: [u32; 2]) -> [u32; 4] {
     c
 }
 
+/// [`philox`] of `N` counters side by side: word by word, a counter in the low half of each lane. The upper halves of what comes back
+/// are whatever they are. No lane waits for another, so a loop over them becomes vectors.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "a lane is an index into four arrays")]
+pub fn philox_lanes<const N: usize>(mut c: [[u64; N]; 4], mut k: [u32; 2]) -> [[u64; N]; 4] {
+    const LOW: u64 = 0xffff_ffff;
+    for round in 0..10 {
+        if round > 0 {
+            k = [k[0].wrapping_add(0x9E37_79B9), k[1].wrapping_add(0xBB67_AE85)];
+        }
+        let [k0, k1] = k.map(u64::from);
+        for l in 0..N {
+            // Products of two halves: the upper halves do not take part, so nothing has to clear them.
+            let p0 = (c[0][l] & LOW).wrapping_mul(0xD251_1F53);
+            let p1 = (c[2][l] & LOW).wrapping_mul(0xCD9E_8D57);
+            (c[0][l], c[1][l], c[2][l], c[3][l]) = ((p1 >> 32) ^ c[1][l] ^ k0, p1, (p0 >> 32) ^ c[3][l] ^ k1, p0);
+        }
+    }
+    c
+}
+
 /// Mixes words into one 64-bit key (SplitMix64 finaliser over a running state), for naming streams.
 pub fn mix(words: &[u64]) -> u64 {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
@@ -50,6 +71,24 @@ impl Stream {
     /// Four 32-bit words at block `index`.
     pub fn block(&self, index: u64) -> [u32; 4] {
         philox([index as u32, (index >> 32) as u32, self.hi[0], self.hi[1]], self.key)
+    }
+
+    /// The blocks from `first` on, `N` of them in their order: words 0 and 1 of a block in `[0]`, 2 and 3 in `[1]`, the earlier one in
+    /// the low half.
+    #[inline(always)]
+    pub fn blocks<const N: usize>(&self, first: u64) -> [[u64; N]; 2] {
+        let (mut low, mut high) = ([0; N], [0; N]);
+        for l in 0..N {
+            let index = first.wrapping_add(l as u64);
+            (low[l], high[l]) = (index, index >> 32);
+        }
+        let [a, b, c, d] = philox_lanes([low, high, [self.hi[0].into(); N], [self.hi[1].into(); N]], self.key);
+        let mut pairs = [[0; N]; 2];
+        for l in 0..N {
+            pairs[0][l] = a[l] & 0xffff_ffff | b[l] << 32;
+            pairs[1][l] = c[l] & 0xffff_ffff | d[l] << 32;
+        }
+        pairs
     }
 
     /// 64 random bits at `index`.
@@ -95,6 +134,18 @@ mod tests {
             philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
+    }
+
+    #[test]
+    fn blocks_side_by_side_are_those_drawn_one_by_one() {
+        let s = Stream::new(&[3, 1]);
+        for first in [0, 5, u64::from(u32::MAX) - 2, u64::MAX - 3] {
+            let [low, high] = s.blocks::<8>(first);
+            for l in 0..8 {
+                let [a, b, c, d] = s.block(first.wrapping_add(l as u64)).map(u64::from);
+                assert_eq!((low[l], high[l]), (a | b << 32, c | d << 32), "{first} {l}");
+            }
+        }
     }
 
     #[test]

@@ -211,24 +211,24 @@ pub fn swiglu_backward(dev: &Cpu, gate: &mut Tensor<Cpu>, up: &mut Tensor<Cpu>, 
     });
 }
 
-/// Philox blocks drawn side by side.
-const DRAWS: usize = 16;
+/// Philox blocks drawn side by side: enough that their chains of products fill the units.
+const DRAWS: usize = 32;
 
 multiversion! {
     /// `y = keep · scale · x`; the slices begin with the first element of block `first_block`. See [`Dropout`] for the draws.
     fn dropout_slice[Y: Elem, X: Elem](y: &mut [Y], x: &[X], first_block: u64, stream: Stream, threshold: u32, scale: f32) {
         const ELEMENTS: usize = DRAWS * Dropout::PER_BLOCK;
         for (i, (y, x)) in y.chunks_mut(ELEMENTS).zip(x.chunks(ELEMENTS)).enumerate() {
-            let mut words = [[0u32; 4]; DRAWS];
-            for (j, w) in words.iter_mut().enumerate() {
-                let block = first_block.wrapping_add((i * DRAWS + j) as u64);
-                *w = stream.block(block).map(u32::to_le);
+            let [low, high] = stream.blocks::<DRAWS>(first_block.wrapping_add((i * DRAWS) as u64));
+            let mut words = [0u64; 2 * DRAWS];
+            for j in 0..DRAWS {
+                (words[2 * j], words[2 * j + 1]) = (low[j].to_le(), high[j].to_le());
             }
-            // Little-endian words, so the low half of each comes first.
-            let halves: &[u16] = bytemuck::cast_slice(words.as_flattened());
-            for ((y, x), &half) in y.iter_mut().zip(x).zip(halves) {
+            // Little-endian words, so the low quarter of each comes first.
+            let quarters: &[u16] = bytemuck::cast_slice(&words);
+            for ((y, x), &quarter) in y.iter_mut().zip(x).zip(quarters) {
                 // A product, so that a dropped NaN stays visible.
-                *y = Y::put(x.get() * if u32::from(u16::from_le(half)) < threshold { 0.0 } else { scale });
+                *y = Y::put(x.get() * if u32::from(u16::from_le(quarter)) < threshold { 0.0 } else { scale });
             }
         }
     }
