@@ -165,7 +165,8 @@ fn features() -> Vec<&'static str> {
         ($($name:tt)+) => { [$(($name, is_x86_feature_detected!($name))),+] };
     }
     let all = present!("avx2" "fma" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512bf16" "avx512vnni");
-    all.into_iter().filter(|f| f.1).map(|f| f.0).collect()
+    let tiles = Level::has_tiles().then_some("amx-bf16");
+    all.into_iter().filter(|f| f.1).map(|f| f.0).chain(tiles).collect()
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -180,11 +181,12 @@ fn processor() -> Row {
         Ok(level) => level.name().to_string(),
         Err(e) => return Row::missing("processor", e.to_string(), "unset RINGTUNE_CPU"),
     };
-    let features = features();
+    let (features, note) = (features(), Level::note());
+    let why = note.map_or(String::new(), |note| format!("; {note}"));
     Row::works(
         "processor",
-        format!("{model}, {threads} threads, level {level} ({})", features.join(" ")),
-        json!({ "model": model, "threads": threads, "level": level, "features": features }),
+        format!("{model}, {threads} threads, level {level} ({}){why}", features.join(" ")),
+        json!({ "model": model, "threads": threads, "level": level, "features": features, "note": note }),
     )
 }
 

@@ -82,7 +82,7 @@ pub fn decode(dev: &Cpu, out: &mut Tensor<Cpu>, x: Decode<'_, Cpu>) {
 #[cfg(test)]
 mod tests {
     use crate::cpu::testing::attention::{self, Case, SHAPES};
-    use crate::cpu::testing::{cpus, thread_counts};
+    use crate::cpu::testing::{cpus, thread_counts_of_levels};
     use crate::tensor::DType;
 
     #[test]
@@ -97,16 +97,17 @@ mod tests {
 
     #[test]
     fn a_document_is_the_same_bits_alone_packed_and_on_any_number_of_threads() {
-        let devs = thread_counts();
-        for dtype in [DType::F32, DType::Bf16] {
+        for (devs, dtype) in thread_counts_of_levels().iter().flat_map(|d| [(d, DType::F32), (d, DType::Bf16)]) {
             let packed = Case::new((&[37, 250, 1, 64], (4, 2, 16), None), dtype, false);
             let inputs = packed.inputs(5);
             let whole = packed.run(&devs[0], &inputs);
             for dev in &devs[1..] {
-                assert_eq!(packed.run(dev, &inputs), whole, "{} threads", dev.threads());
+                assert_eq!(packed.run(dev, &inputs), whole, "{}, {} threads", dev.level().name(), dev.threads());
             }
         }
-        attention::a_document_is_the_same_bits_alone_and_packed(&devs[1], "cpu", &[37, 250, 1, 64], None);
+        for dev in cpus() {
+            attention::a_document_is_the_same_bits_alone_and_packed(&dev, dev.level().name(), &[37, 250, 1, 64], None);
+        }
     }
 
     #[test]

@@ -9,9 +9,7 @@
 //! ```
 
 use super::Cpu;
-use super::attention_blocks::{
-    Document, Inputs, KEYS, Pass, QUERIES, Results, columns_of, documents, floats, rows_of, with_memory,
-};
+use super::attention_blocks::{Document, Inputs, Pass, Results, columns_of, documents, floats, rows_of, with_memory};
 use super::elem::{Elem, View};
 use super::elementwise::task_rows;
 use super::kernels::Store;
@@ -109,10 +107,10 @@ fn head_backward<E: Elem>(
     let Heads { n_query, n_kv, head_dim: d } = pass.heads;
     let (len, wide, narrow) = (doc.len, n_query * d, n_kv * d);
     let kv = head / (n_query / n_kv);
-    let blocks = len.div_ceil(QUERIES);
+    let blocks = len.div_ceil(pass.queries);
     // Queries and their gradients as A (rows) and as B (rows along k), by blocks of queries.
-    let (qa, qb) = (pass.a_units(QUERIES, d), pass.b_units(d, QUERIES));
-    let square = QUERIES * KEYS;
+    let (qa, qb) = (pass.a_units(pass.queries, d), pass.b_units(d, pass.queries));
+    let square = pass.queries * pass.keys;
     let sizes = [
         blocks * qa,
         blocks * qb,
@@ -120,18 +118,18 @@ fn head_backward<E: Elem>(
         blocks * qb,
         len * d,
         len,
-        pass.b_units(KEYS, d),
-        pass.b_units(KEYS, d),
-        pass.b_units(d, KEYS),
+        pass.b_units(pass.keys, d),
+        pass.b_units(pass.keys, d),
+        pass.b_units(d, pass.keys),
         square,
         square,
-        pass.a_units(KEYS, QUERIES).max(pass.a_units(QUERIES, KEYS)),
+        pass.a_units(pass.keys, pass.queries).max(pass.a_units(pass.queries, pass.keys)),
     ];
     with_memory(sizes, |[q_rows, q_cols, do_rows, do_cols, sum, delta, k_rows, v_rows, k_cols, p, dp, packed]| {
         let (sum, delta, p, dp) = (floats(sum), floats(delta), floats(p), floats(dp));
         sum.fill(0.0);
-        for (b, row) in (0..len).step_by(QUERIES).enumerate() {
-            let rows = QUERIES.min(len - row);
+        for (b, row) in (0..len).step_by(pass.queries).enumerate() {
+            let rows = pass.queries.min(len - row);
             pass.pack_a(&mut q_rows[b * qa..], rows_of(x.q, wide, doc.start, head, d), row, rows, 0, d);
             pass.pack_b(&mut q_cols[b * qb..], columns_of(x.q, wide, doc.start, head, d), 0, d, row, rows);
             pass.pack_a(&mut do_rows[b * qa..], rows_of(r.dout, wide, doc.start, head, d), row, rows, 0, d);
@@ -141,25 +139,25 @@ fn head_backward<E: Elem>(
             let at = (doc.start + i) * wide + head * d;
             *delta = row_dot(pass.level, &r.dout[at..at + d], &r.out[at..at + d]);
         }
-        for first in (0..len).step_by(KEYS) {
-            let count = KEYS.min(len - first);
+        for first in (0..len).step_by(pass.keys) {
+            let count = pass.keys.min(len - first);
             pass.pack_b(k_rows, rows_of(x.k, narrow, doc.start, kv, d), first, count, 0, d);
             pass.pack_b(v_rows, rows_of(x.v, narrow, doc.start, kv, d), first, count, 0, d);
             pass.pack_b(k_cols, columns_of(x.k, narrow, doc.start, kv, d), 0, d, first, count);
             let k_panel = pass.b_units(1, count);
-            for row in (first..len).step_by(QUERIES) {
-                let rows = QUERIES.min(len - row);
+            for row in (first..len).step_by(pass.queries) {
+                let rows = pass.queries.min(len - row);
                 let keys = first..(first + count).min(row + rows);
                 if pass.keys_of(row).start >= keys.end {
                     // The window has moved past this block for good.
                     break;
                 }
-                let (b, n) = (row / QUERIES, keys.len());
-                pass.multiply(p, KEYS, rows, n, &q_rows[b * qa..], k_rows, d, pass.scale, Store::Set);
-                pass.multiply(dp, KEYS, rows, n, &do_rows[b * qa..], v_rows, d, 1.0, Store::Set);
+                let (b, n) = (row / pass.queries, keys.len());
+                pass.multiply(p, pass.keys, rows, n, &q_rows[b * qa..], k_rows, d, pass.scale, Store::Set);
+                pass.multiply(dp, pass.keys, rows, n, &do_rows[b * qa..], v_rows, d, 1.0, Store::Set);
                 for i in 0..rows {
                     let seen = pass.keys_in(row + i, &keys);
-                    let (p, dp) = (&mut p[i * KEYS..i * KEYS + n], &mut dp[i * KEYS..i * KEYS + n]);
+                    let (p, dp) = (&mut p[i * pass.keys..i * pass.keys + n], &mut dp[i * pass.keys..i * pass.keys + n]);
                     for x in [&mut *p, &mut *dp] {
                         x[..seen.start].fill(0.0);
                         x[seen.end..].fill(0.0);
@@ -169,12 +167,19 @@ fn head_backward<E: Elem>(
                 }
                 let dk = &mut dk[first * d..];
                 let dv = &mut dv[first * d..];
-                let transposed = |x| Operand { data: View::F32(x), major_stride: 1, k_stride: KEYS };
+                let transposed = |x| Operand { data: View::F32(x), major_stride: 1, k_stride: pass.keys };
                 pass.pack_a(packed, transposed(p), 0, n, 0, rows);
                 pass.multiply(dv, d, n, d, packed, &do_cols[b * qb..], rows, 1.0, Store::Add);
                 pass.pack_a(packed, transposed(dp), 0, n, 0, rows);
                 pass.multiply(dk, d, n, d, packed, &q_cols[b * qb..], rows, 1.0, Store::Add);
-                pass.pack_a(packed, Operand { data: View::F32(dp), major_stride: KEYS, k_stride: 1 }, 0, rows, 0, n);
+                pass.pack_a(
+                    packed,
+                    Operand { data: View::F32(dp), major_stride: pass.keys, k_stride: 1 },
+                    0,
+                    rows,
+                    0,
+                    n,
+                );
                 // Keys cut by the last query leave the panels longer than what is read of them.
                 for (j, k) in (0..d).step_by(pass.micro.nr).zip(k_cols.chunks(k_panel)) {
                     let cols = pass.micro.nr.min(d - j);

@@ -7,12 +7,11 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::Cpu;
-use super::buffer::elems;
+use super::buffer::{Grow, elems};
 use super::elem::Elem;
 use super::kernels::{Micro, Store, Target, Tile};
 use super::level::Level;
-use super::matmul::Grow;
-use super::pack::{Operand, pack_panel};
+use super::pack::{Operand, Unit, pack_panel};
 use crate::backend::{Attention, Heads, Mask};
 
 /// What attention reads, as slices; see [`Attention`].
@@ -40,12 +39,6 @@ pub struct Results<'a, E> {
     pub out: &'a [E],
     pub lse: &'a [f32],
 }
-
-/// Queries of a block: whole register tiles at every level but the 6-row one.
-pub const QUERIES: usize = 56;
-
-/// Keys of a block, a multiple of [`QUERIES`] and of every tile width.
-pub const KEYS: usize = 224;
 
 /// One document of a micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,13 +71,18 @@ pub struct Pass {
     pub window: usize,
     /// `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Queries of a block: whole register tiles at every level but the 6-row one.
+    pub queries: usize,
+    /// Keys of a block, a multiple of the queries and of the tile's width.
+    pub keys: usize,
 }
 
 impl Pass {
     pub fn new<E: Elem>(level: Level, heads: Heads, mask: Mask) -> Self {
         let micro = Micro::new(level, E::DTYPE == crate::tensor::DType::Bf16);
         let scale = 1.0 / (heads.head_dim as f32).sqrt();
-        Self { level, micro, heads, window: mask.window.unwrap_or(usize::MAX), scale }
+        let (queries, keys) = if micro.mr == 32 { (64, 256) } else { (56, 224) };
+        Self { level, micro, heads, window: mask.window.unwrap_or(usize::MAX), scale, queries, keys }
     }
 
     /// Keys that query `i` of a document sees, counted in the document.
@@ -101,35 +99,42 @@ impl Pass {
 
     /// The blocks of keys that the queries `rows` see; the last one ends at the last query.
     pub fn key_blocks(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let first = self.keys_of(rows.start).start / KEYS;
-        (first..rows.end.div_ceil(KEYS)).map(move |b| b * KEYS..((b + 1) * KEYS).min(rows.end))
+        let (first, keys) = (self.keys_of(rows.start).start / self.keys, self.keys);
+        (first..rows.end.div_ceil(keys)).map(move |b| b * keys..((b + 1) * keys).min(rows.end))
     }
 
     /// Units of an A operand of `rows` x `k`.
     pub fn a_units(&self, rows: usize, k: usize) -> usize {
-        rows.next_multiple_of(self.micro.mr) * self.micro.unit.count(k)
+        rows.next_multiple_of(self.micro.mr) * self.micro.units(k)
     }
 
     /// Units of a B operand of `cols` x `k`.
     pub fn b_units(&self, cols: usize, k: usize) -> usize {
-        cols.next_multiple_of(self.micro.nr) * self.micro.unit.count(k)
+        cols.next_multiple_of(self.micro.nr) * self.micro.units(k)
     }
 
     /// Packs an A operand: `rows` of the major axis, `k` steps from `k0`.
     pub fn pack_a(&self, dst: &mut [u32], src: Operand<'_>, first: usize, rows: usize, k0: usize, k: usize) {
-        self.pack(dst, self.micro.mr, src, (first, rows), (k0, k));
+        self.pack(dst, (self.micro.a, self.micro.mr), src, (first, rows), (k0, k));
     }
 
     /// Packs a B operand.
     pub fn pack_b(&self, dst: &mut [u32], src: Operand<'_>, first: usize, cols: usize, k0: usize, k: usize) {
-        self.pack(dst, self.micro.nr, src, (first, cols), (k0, k));
+        self.pack(dst, (self.micro.b, self.micro.nr), src, (first, cols), (k0, k));
     }
 
-    fn pack(&self, dst: &mut [u32], width: usize, src: Operand<'_>, majors: (usize, usize), ks: (usize, usize)) {
-        let size = width * self.micro.unit.count(ks.1);
+    fn pack(
+        &self,
+        dst: &mut [u32],
+        (unit, width): (Unit, usize),
+        src: Operand<'_>,
+        majors: (usize, usize),
+        ks: (usize, usize),
+    ) {
+        let size = width * unit.count(ks.1);
         for (i, panel) in dst.chunks_exact_mut(size).take(majors.1.div_ceil(width)).enumerate() {
             let have = width.min(majors.1 - i * width);
-            pack_panel(self.level, panel, self.micro.unit, width, src, majors.0 + i * width, have, ks.0, ks.1);
+            pack_panel(self.level, panel, unit, width, src, majors.0 + i * width, have, ks.0, ks.1);
         }
     }
 
@@ -147,7 +152,7 @@ impl Pass {
         alpha: f32,
         store: Store,
     ) {
-        let units = self.micro.unit.count(k);
+        let units = self.micro.units(k);
         assert!(
             rows > 0 && cols <= stride && (rows - 1) * stride + cols <= c.len(),
             "the product fits its destination"
@@ -155,7 +160,7 @@ impl Pass {
         assert!(self.a_units(rows, k) <= a.len() && self.b_units(cols, k) <= b.len(), "the operands are packed");
         let tile = Tile { target: Target::F32(c.as_mut_ptr()), stride, rows, cols, alpha, store };
         // SAFETY: the destination and the panels are as large as needed (asserted above).
-        unsafe { super::matmul::block(&self.micro, a, b, units, tile) };
+        unsafe { self.micro.block(a, b, units, tile) };
     }
 }
 

@@ -10,9 +10,7 @@
 //! ```
 
 use super::Cpu;
-use super::attention_blocks::{
-    Document, Inputs, KEYS, Pass, QUERIES, columns_of, documents, floats, rows_of, with_memory,
-};
+use super::attention_blocks::{Document, Inputs, Pass, columns_of, documents, floats, rows_of, with_memory};
 use super::elem::{Elem, View};
 use super::kernels::Store;
 use super::level::multiversion;
@@ -84,7 +82,8 @@ pub fn forward<E: Elem>(dev: &Cpu, out: &mut [E], lse: &mut [f32], x: Inputs<'_,
         .map(|doc| {
             let packed = Packed { doc, k_at: k_units, v_at: v_units };
             k_units += pass.b_units(doc.len, d);
-            v_units += (0..doc.len).step_by(KEYS).map(|j| pass.b_units(d, KEYS.min(doc.len - j))).sum::<usize>();
+            v_units +=
+                (0..doc.len).step_by(pass.keys).map(|j| pass.b_units(d, pass.keys.min(doc.len - j))).sum::<usize>();
             packed
         })
         .collect();
@@ -100,8 +99,8 @@ pub fn forward<E: Elem>(dev: &Cpu, out: &mut [E], lse: &mut [f32], x: Inputs<'_,
             let dst = unsafe { packed_k.slice(head * k_units + p.k_at, pass.b_units(len, d)) };
             pass.pack_b(dst, rows_of(k, n_kv * d, p.doc.start, head, d), 0, len, 0, d);
             let mut at = head * v_units + p.v_at;
-            for j in (0..len).step_by(KEYS) {
-                let keys = KEYS.min(len - j);
+            for j in (0..len).step_by(pass.keys) {
+                let keys = pass.keys.min(len - j);
                 let size = pass.b_units(d, keys);
                 // SAFETY: as above, for the values.
                 let dst = unsafe { packed_v.slice(at, size) };
@@ -112,8 +111,9 @@ pub fn forward<E: Elem>(dev: &Cpu, out: &mut [E], lse: &mut [f32], x: Inputs<'_,
     }
     let (packed_k, packed_v) = (&*packed_k, &*packed_v);
     // Late blocks see the most keys: they go first, so that the threads end together.
-    let blocks: Vec<(usize, usize)> =
-        (0..docs.len()).flat_map(|i| (0..docs[i].doc.len).step_by(QUERIES).rev().map(move |row| (i, row))).collect();
+    let blocks: Vec<(usize, usize)> = (0..docs.len())
+        .flat_map(|i| (0..docs[i].doc.len).step_by(pass.queries).rev().map(move |row| (i, row)))
+        .collect();
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
     dev.pool.run(blocks.len() * n_query, &|task| {
         let ((i, row), head) = (blocks[task / n_query], task % n_query);
@@ -139,8 +139,15 @@ fn query_block<E: Elem>(
     row: usize,
 ) {
     let Heads { n_query, head_dim: d, .. } = pass.heads;
-    let rows = QUERIES.min(doc.len - row);
-    let sizes = [pass.a_units(QUERIES, d), QUERIES * KEYS, pass.a_units(QUERIES, KEYS), QUERIES * d, QUERIES, QUERIES];
+    let rows = pass.queries.min(doc.len - row);
+    let sizes = [
+        pass.a_units(pass.queries, d),
+        pass.queries * pass.keys,
+        pass.a_units(pass.queries, pass.keys),
+        pass.queries * d,
+        pass.queries,
+        pass.queries,
+    ];
     with_memory(sizes, |[packed_q, scores, packed_p, sum, max, total]| {
         let (scores, sum, max, total) = (floats(scores), floats(sum), floats(max), floats(total));
         pass.pack_a(packed_q, rows_of(q, n_query * d, doc.start, head, d), row, rows, 0, d);
@@ -150,10 +157,10 @@ fn query_block<E: Elem>(
         for keys in pass.key_blocks(row..row + rows) {
             let n = keys.len();
             let k = &k[keys.start / pass.micro.nr * pass.b_units(1, d)..];
-            pass.multiply(scores, KEYS, rows, n, packed_q, k, d, pass.scale, Store::Set);
+            pass.multiply(scores, pass.keys, rows, n, packed_q, k, d, pass.scale, Store::Set);
             for i in 0..rows {
                 let seen = pass.keys_in(row + i, &keys);
-                let scores = &mut scores[i * KEYS..i * KEYS + n];
+                let scores = &mut scores[i * pass.keys..i * pass.keys + n];
                 scores[..seen.start].fill(0.0);
                 scores[seen.end..].fill(0.0);
                 if seen.is_empty() {
@@ -168,12 +175,12 @@ fn query_block<E: Elem>(
                 total[i] = total[i] * shrink + added;
                 max[i] = larger;
             }
-            let p = Operand { data: View::F32(scores), major_stride: KEYS, k_stride: 1 };
+            let p = Operand { data: View::F32(scores), major_stride: pass.keys, k_stride: 1 };
             pass.pack_a(packed_p, p, 0, rows, 0, n);
             // Every block before this one is full.
-            let v = &v[keys.start / KEYS * pass.b_units(d, KEYS)..];
+            let v = &v[keys.start / pass.keys * pass.b_units(d, pass.keys)..];
             // This one may be cut by the last query; its panels then are longer than what is read of them.
-            multiply_values(pass, sum, rows, packed_p, v, n, KEYS.min(doc.len - keys.start));
+            multiply_values(pass, sum, rows, packed_p, v, n, pass.keys.min(doc.len - keys.start));
         }
         for i in 0..rows {
             let token = doc.start + row + i;

@@ -51,6 +51,22 @@ impl CpuBuf {
     }
 }
 
+/// A buffer that grows.
+#[derive(Default)]
+pub struct Grow(Option<CpuBuf>);
+
+impl Grow {
+    /// `len` elements, their values whatever they were.
+    pub fn elems<T: bytemuck::Pod>(&mut self, len: usize) -> &mut [T] {
+        let bytes = len * size_of::<T>();
+        if self.0.as_ref().is_none_or(|b| b.bytes().len() < bytes) {
+            self.0 = None;
+            self.0 = Some(CpuBuf::zeros(bytes).expect("the system grants scratch memory"));
+        }
+        self.0.as_mut().expect("just grown").elems_mut(len)
+    }
+}
+
 /// The elements of a tensor of a known type.
 pub fn elems<E: Stored>(t: &Tensor<Cpu>) -> &[E] {
     assert_eq!(t.dtype(), E::DTYPE, "element type of a {} x {} tensor", t.rows(), t.cols());

@@ -14,6 +14,16 @@ pub enum View<'a> {
     Bf16(&'a [bf16]),
 }
 
+impl<'a> View<'a> {
+    /// The elements from `at` on.
+    pub fn from(self, at: usize) -> View<'a> {
+        match self {
+            View::F32(x) => View::F32(&x[at..]),
+            View::Bf16(x) => View::Bf16(&x[at..]),
+        }
+    }
+}
+
 /// What a tensor can hold.
 pub trait Stored: Pod + Send + Sync {
     /// Its name among the tensors.

@@ -3,9 +3,13 @@
 //! Each element of C is one chain of sums over k, the same at every place of the tile and for every tile height. So a row of
 //! a product depends neither on its index nor on how many rows there are.
 
+#[cfg(target_arch = "x86_64")]
+pub mod amx;
+
 use half::bf16;
 
 use super::elem::Elem;
+use super::elementwise::piece;
 use super::level::Level;
 use super::pack::Unit;
 
@@ -38,6 +42,8 @@ pub struct Tile {
     pub store: Store,
 }
 
+/// `tile = or += alpha · panel of A · panel of B`. Safe where `a` points to `units · mr` and `b` to `units · nr` units, the tile's
+/// `rows <= mr` and `cols <= nr` elements may be read and written, and the processor has the level.
 type Kernel = unsafe fn(units: usize, a: *const u32, b: *const u32, tile: Tile);
 
 /// A register tile: its size, what its panels hold, and the code.
@@ -47,48 +53,147 @@ pub struct Micro {
     pub mr: usize,
     /// Columns of the tile: width of B's panels.
     pub nr: usize,
-    pub unit: Unit,
-    kernel: Kernel,
+    /// What A's panels hold.
+    pub a: Unit,
+    /// What B's panels hold: as many units for so many steps of k.
+    pub b: Unit,
+    /// Units of A that one block of C reads again and again: they stay in the L2 cache.
+    pub block_units: usize,
+    code: Code,
 }
+
+/// What computes a block of C from panels.
+#[derive(Clone, Copy)]
+enum Code {
+    /// A kernel for one register tile.
+    Kernel(Kernel),
+    /// AMX: whole blocks, see [`amx::block`](amx::block).
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+}
+
+/// Units of A in a block (256 KiB) where the L2 cache has 512 KiB or 1 MiB.
+const BLOCK_UNITS: usize = 1 << 16;
 
 impl Micro {
     /// The tile for products of two f32 operands (`bf16 == false`) or with at least one of bf16.
     pub fn new(level: Level, bf16: bool) -> Self {
         let single = if bf16 { Unit::Rounded } else { Unit::Single };
+        let of = |(mr, nr), unit, kernel| Self {
+            mr,
+            nr,
+            a: unit,
+            b: unit,
+            block_units: BLOCK_UNITS,
+            code: Code::Kernel(kernel),
+        };
         #[cfg(target_arch = "x86_64")]
         match level {
-            Level::Avx512Bf16 if bf16 => {
-                return Self { mr: 14, nr: 32, unit: Unit::Pair, kernel: avx512::bf16_tile };
+            Level::Amx if bf16 => {
+                // The processors that have tiles have an L2 cache of 2 MiB: half of it for A, since B's panels come from beyond.
+                let (side, block_units) = (amx::SIDE, 4 * BLOCK_UNITS);
+                return Self {
+                    mr: side,
+                    nr: side,
+                    a: Unit::RowTile,
+                    b: Unit::PairTile,
+                    block_units,
+                    code: Code::Tiles,
+                };
             }
-            Level::Avx512 | Level::Avx512Bf16 => {
-                return Self { mr: 14, nr: 32, unit: single, kernel: avx512::f32_tile };
-            }
-            Level::Avx2 => {
-                return Self { mr: 6, nr: 16, unit: single, kernel: avx2::f32_tile };
-            }
+            Level::Avx512Bf16 if bf16 => return of((14, 32), Unit::Pair, avx512::bf16_tile),
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => return of((14, 32), single, avx512::f32_tile),
+            Level::Avx2 => return of((6, 16), single, avx2::f32_tile),
             Level::Portable => {}
         }
         let _ = level;
-        Self { mr: 4, nr: 8, unit: single, kernel: portable::f32_tile }
+        of((4, 8), single, portable::f32_tile)
     }
 
-    /// `tile = or += alpha · panel of A · panel of B`.
+    /// Units of a panel's row for `k` steps.
+    pub fn units(&self, k: usize) -> usize {
+        self.a.count(k)
+    }
+
+    /// Panels of A at most in a [`Micro::block`] of so many units.
+    pub fn most_panels(&self, units: usize) -> usize {
+        let most = (self.block_units / (self.mr * units).max(1)).max(1);
+        match self.code {
+            Code::Kernel(_) => most,
+            #[cfg(target_arch = "x86_64")]
+            Code::Tiles => most.min(amx::MOST_PANELS),
+        }
+    }
+
+    /// `tile = or += alpha · A · B` from panels of `units` units, on this thread.
     ///
     /// # Safety
-    /// `a` points to `units · mr` and `b` to `units · nr` units, the tile's `rows <= mr` and `cols <= nr` elements may be
-    /// read and written, and the processor has the level this was made for.
-    #[inline]
-    pub unsafe fn run(&self, units: usize, a: *const u32, b: *const u32, tile: Tile) {
-        debug_assert!(tile.rows <= self.mr && tile.cols <= self.nr);
+    /// `a` and `b` hold the panels that the tile's rows and columns need, the tile's elements may be read and written, and the
+    /// processor has the level this was made for.
+    pub unsafe fn block(&self, a: &[u32], b: &[u32], units: usize, tile: Tile) {
+        let Self { mr, nr, .. } = *self;
+        let kernel = match self.code {
+            Code::Kernel(kernel) => kernel,
+            #[cfg(target_arch = "x86_64")]
+            Code::Tiles => {
+                let rows = mr * amx::MOST_PANELS;
+                for i in (0..tile.rows).step_by(rows) {
+                    // SAFETY: the caller's promise.
+                    unsafe { amx::block(&a[i * units..], b, units, tile.part(i, 0, rows, tile.cols)) };
+                }
+                return;
+            }
+        };
+        for j in 0..tile.cols.div_ceil(nr) {
+            let b = piece(b, j, nr * units).as_ptr();
+            for i in 0..tile.rows.div_ceil(mr) {
+                let a = piece(a, i, mr * units).as_ptr();
+                // SAFETY: the caller's promise; the part is a register tile.
+                unsafe { kernel(units, a, b, tile.part(i * mr, j * nr, mr, nr)) };
+            }
+        }
+    }
+}
+
+impl Tile {
+    /// Asks for the tile's lines before its sums are there: rows of C far apart are streams that no processor follows.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub fn ask(&self) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for r in 0..self.rows {
+            let row: *const i8 = match self.target {
+                Target::F32(c) => c.wrapping_add(r * self.stride).cast(),
+                Target::Bf16(c) => c.wrapping_add(r * self.stride).cast(),
+            };
+            // SAFETY: a prefetch of any address does nothing but move data between caches.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(row);
+                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64));
+            }
+        }
+    }
+
+    /// The part of the tile from (i, j), at most `rows` x `cols` of it.
+    ///
+    /// # Safety
+    /// (i, j) lies inside the tile.
+    pub unsafe fn part(self, i: usize, j: usize, rows: usize, cols: usize) -> Tile {
         // SAFETY: the caller's promise.
-        unsafe { (self.kernel)(units, a, b, tile) }
+        let target = unsafe {
+            match self.target {
+                Target::F32(c) => Target::F32(c.add(i * self.stride + j)),
+                Target::Bf16(c) => Target::Bf16(c.add(i * self.stride + j)),
+            }
+        };
+        Tile { target, rows: rows.min(self.rows - i), cols: cols.min(self.cols - j), ..self }
     }
 }
 
 /// Stores a tile that stands in memory as rows of `width`.
 ///
 /// # Safety
-/// As [`Micro::run`].
+/// As [`Kernel`].
 #[inline(always)]
 unsafe fn store_rows(acc: &[f32], width: usize, t: Tile) {
     for (r, row) in acc.chunks_exact(width).take(t.rows).enumerate() {
@@ -117,7 +222,7 @@ mod portable {
     const NR: usize = 8;
 
     /// # Safety
-    /// As `Micro::run`.
+    /// As `Kernel`.
     pub unsafe fn f32_tile(units: usize, a: *const u32, b: *const u32, tile: Tile) {
         // SAFETY: the panels hold `units` rows of MR and NR units, each the bits of an f32.
         let (a, b) = unsafe {
@@ -150,7 +255,7 @@ mod avx2 {
     const NR: usize = 16;
 
     /// # Safety
-    /// As `Micro::run`.
+    /// As `Kernel`.
     #[target_feature(enable = "avx2,fma")]
     pub unsafe fn f32_tile(units: usize, a: *const u32, b: *const u32, tile: Tile) {
         let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
@@ -181,18 +286,24 @@ mod avx2 {
 }
 
 #[cfg(target_arch = "x86_64")]
+use avx512::store_sums;
+
+#[cfg(target_arch = "x86_64")]
 mod avx512 {
     use super::{Store, Target, Tile};
+    use crate::cpu::pack::avx512::round_bf16;
     use std::arch::x86_64::{
-        __m512, __m512bh, __m512i, _CMP_UNORD_Q, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16, _mm512_add_epi32,
-        _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cmp_ps_mask,
-        _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-        _mm512_loadu_si512, _mm512_mask_or_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
-        _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_srli_epi32,
+        __m512, __m512bh, __m512i, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16, _mm512_add_ps,
+        _mm512_castsi512_ps, _mm512_cvtepi32_epi16, _mm512_cvtepu16_epi32, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
+        _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
     };
 
     const MR: usize = 14;
     const NR: usize = 32;
+
+    /// Steps of the inner loop from which on there is time to fetch the tile of C before it is needed.
+    const PREFETCH_UNITS: usize = 64;
 
     /// Chooses the height and the number of vectors that hold the tile; the sums are the same for each.
     macro_rules! by_size {
@@ -214,22 +325,25 @@ mod avx512 {
     }
 
     /// # Safety
-    /// As `Micro::run`.
+    /// As `Kernel`.
     pub unsafe fn f32_tile(units: usize, a: *const u32, b: *const u32, tile: Tile) {
         by_size!(f32_sized, units, a, b, tile);
     }
 
     /// # Safety
-    /// As `Micro::run`.
+    /// As `Kernel`.
     pub unsafe fn bf16_tile(units: usize, a: *const u32, b: *const u32, tile: Tile) {
         by_size!(bf16_sized, units, a, b, tile);
     }
 
     /// # Safety
-    /// As `Micro::run`, with `rows <= M` and `cols <= 16 V`.
+    /// As `Kernel`, with `rows <= M` and `cols <= 16 V`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn f32_sized<const M: usize, const V: usize>(units: usize, a: *const u32, b: *const u32, tile: Tile) {
         let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
+        if units >= PREFETCH_UNITS {
+            tile.ask();
+        }
         let mut acc = [[_mm512_setzero_ps(); V]; M];
         for _ in 0..units {
             // SAFETY: the panels hold `units` rows of MR >= M and NR >= 16 V units.
@@ -252,10 +366,13 @@ mod avx512 {
     }
 
     /// # Safety
-    /// As `Micro::run`, with `rows <= M` and `cols <= 16 V`.
+    /// As `Kernel`, with `rows <= M` and `cols <= 16 V`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     unsafe fn bf16_sized<const M: usize, const V: usize>(units: usize, a: *const u32, b: *const u32, tile: Tile) {
         let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
+        if units >= PREFETCH_UNITS {
+            tile.ask();
+        }
         let mut acc = [[_mm512_setzero_ps(); V]; M];
         for _ in 0..units {
             // SAFETY: the panels hold `units` rows of MR >= M and NR >= 16 V units. The transmutes change the type of a
@@ -281,51 +398,65 @@ mod avx512 {
     /// Stores the rows and columns of the tile that exist.
     ///
     /// # Safety
-    /// As `Micro::run`, with `rows <= M` and `cols <= 16 V`.
+    /// As `Kernel`, with `rows <= M` and `cols <= 16 V`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn store<const M: usize, const V: usize>(acc: &[[__m512; V]; M], t: Tile) {
-        let alpha = _mm512_set1_ps(t.alpha);
         for (r, acc) in acc.iter().enumerate() {
             if r >= t.rows {
                 break;
             }
             for (v, &sum) in acc.iter().enumerate() {
-                let have = t.cols.saturating_sub(16 * v).min(16);
-                let mask = ((1u32 << have) - 1) as u16;
-                let mut x = _mm512_mul_ps(sum, alpha);
-                // SAFETY: the mask covers the `have` columns that exist.
-                unsafe {
-                    match t.target {
-                        Target::F32(c) => {
-                            let c = c.add(r * t.stride + 16 * v);
-                            if t.store == Store::Add {
-                                x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, c));
-                            }
-                            _mm512_mask_storeu_ps(c, mask, x);
-                        }
-                        Target::Bf16(c) => {
-                            let c = c.add(r * t.stride + 16 * v).cast::<i16>();
-                            if t.store == Store::Add {
-                                let old = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, c));
-                                x = _mm512_add_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(old)));
-                            }
-                            _mm256_mask_storeu_epi16(c, mask, _mm512_cvtepi32_epi16(round(x)));
-                        }
-                    }
-                }
+                // SAFETY: row r of the tile exists.
+                unsafe { store_vector(sum, r, 16 * v, t) };
             }
         }
     }
 
-    /// The bf16 bits of each lane, in its low half: nearest, ties to even, NaN kept (as `elem::round_bits`).
+    /// Stores a tile that stands in memory as rows of `width` sums.
+    ///
+    /// # Safety
+    /// The processor has AVX-512, `sums` has the tile's rows, and the tile's elements may be read and written.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub unsafe fn store_sums(sums: &[f32], width: usize, t: Tile) {
+        assert!(t.cols <= width && t.rows * width <= sums.len() && width.is_multiple_of(16), "the sums of a tile");
+        for r in 0..t.rows {
+            for col in (0..t.cols).step_by(16) {
+                // SAFETY: 16 sums from this column of row r exist (asserted above); so does the tile's row.
+                unsafe { store_vector(_mm512_loadu_ps(sums.as_ptr().add(r * width + col)), r, col, t) };
+            }
+        }
+    }
+
+    /// Stores 16 sums of row `r` from column `col`, as many as the tile has.
+    ///
+    /// # Safety
+    /// Row `r` of the tile may be read and written.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    fn round(x: __m512) -> __m512i {
-        let bits = _mm512_castps_si512(x);
-        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-        let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-        _mm512_srli_epi32::<16>(_mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000)))
+    unsafe fn store_vector(sum: __m512, r: usize, col: usize, t: Tile) {
+        let have = t.cols.saturating_sub(col).min(16);
+        let mask = ((1u32 << have) - 1) as u16;
+        let mut x = _mm512_mul_ps(sum, _mm512_set1_ps(t.alpha));
+        // SAFETY: the mask covers the `have` columns that exist.
+        unsafe {
+            match t.target {
+                Target::F32(c) => {
+                    let c = c.add(r * t.stride + col);
+                    if t.store == Store::Add {
+                        x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, c));
+                    }
+                    _mm512_mask_storeu_ps(c, mask, x);
+                }
+                Target::Bf16(c) => {
+                    let c = c.add(r * t.stride + col).cast::<i16>();
+                    if t.store == Store::Add {
+                        let old = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, c));
+                        x = _mm512_add_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(old)));
+                    }
+                    _mm256_mask_storeu_epi16(c, mask, _mm512_cvtepi32_epi16(round_bf16(x)));
+                }
+            }
+        }
     }
 }

@@ -194,7 +194,7 @@ fn scatter<E: Elem>(dst: &mut [E], src: &[f32], rows: &[usize], c: usize) {
 #[cfg(test)]
 mod tests {
     use crate::cpu::testing::head::{self, How, SHAPES};
-    use crate::cpu::testing::{cpus, normal, thread_counts};
+    use crate::cpu::testing::{cpus, normal, thread_counts, thread_counts_of_levels};
     use crate::tensor::DType;
 
     #[test]
@@ -215,11 +215,12 @@ mod tests {
 
     #[test]
     fn bits_depend_neither_on_threads_nor_on_the_rows_around() {
-        let devs = thread_counts();
-        let first = head::bits_do_not_depend_on_the_rows_around(&devs[0], "one thread", 300, 97);
-        for dev in &devs[1..] {
-            let again = head::bits_do_not_depend_on_the_rows_around(dev, "more threads", 300, 97);
-            assert_eq!(again, first, "{} threads", dev.threads());
+        for devs in thread_counts_of_levels() {
+            let first = head::bits_do_not_depend_on_the_rows_around(&devs[0], "one thread", 300, 97);
+            for dev in &devs[1..] {
+                let again = head::bits_do_not_depend_on_the_rows_around(dev, "more threads", 300, 97);
+                assert_eq!(again, first, "{}, {} threads", dev.level().name(), dev.threads());
+            }
         }
     }
 

@@ -10,12 +10,11 @@
 //! multiplication", for the scheme.
 
 use super::Cpu;
-use super::buffer::{CpuBuf, ViewMut, view, view_mut};
+use super::buffer::{Grow, ViewMut, view, view_mut};
 use super::elem::Elem;
-use super::elementwise::piece;
 use super::kernels::{Micro, Store, Target, Tile};
 use super::level::multiversion;
-use super::pack::{Operand, pack_panel};
+use super::pack::{Operand, Unit, pack_panel};
 use super::threads::{Pool, SharedMut, chunked};
 use crate::backend::{MatMul, Write};
 use crate::tensor::{DType, Tensor};
@@ -26,8 +25,11 @@ const K_UNITS: usize = 1024;
 /// Units of a packed slab (4 MiB): it stays in the L3 cache until it is used.
 const SLAB_UNITS: usize = 1 << 20;
 
-/// Units of A that one tile task reads again and again (256 KiB): they stay in the L2 cache.
-const BLOCK_UNITS: usize = 1 << 16;
+/// Units of packed A (768 KiB) that stay in the L2 cache while panels of B go by.
+const RESIDENT_UNITS: usize = 3 << 16;
+
+/// Rows up to which nothing is gained by packing B for others to read: what there is to do is to read it.
+const FEW_ROWS: usize = 64;
 
 /// Memory kept between operations; grows to what the largest one needs.
 #[derive(Default)]
@@ -42,22 +44,6 @@ pub struct Scratch {
     pub gradients: Grow,
     /// Packed keys and values, or the gradients of each query head.
     pub attention: Grow,
-}
-
-/// A buffer that grows.
-#[derive(Default)]
-pub struct Grow(Option<CpuBuf>);
-
-impl Grow {
-    /// `len` elements, their values whatever they were.
-    pub fn elems<T: bytemuck::Pod>(&mut self, len: usize) -> &mut [T] {
-        let bytes = len * size_of::<T>();
-        if self.0.as_ref().is_none_or(|b| b.bytes().len() < bytes) {
-            self.0 = None;
-            self.0 = Some(CpuBuf::zeros(bytes).expect("the system grants scratch memory"));
-        }
-        self.0.as_mut().expect("just grown").elems_mut(len)
-    }
 }
 
 /// C in memory.
@@ -98,14 +84,13 @@ fn panels_per_task(panel_units: usize) -> usize {
 fn pack_slab(
     dev: &Cpu,
     dst: &mut [u32],
-    micro: &Micro,
-    width: usize,
+    (unit, width): (Unit, usize),
     src: Operand<'_>,
     majors: (usize, usize),
     ks: (usize, usize),
 ) {
     let ((first, count), (k0, k)) = (majors, ks);
-    let panel_units = width * micro.unit.count(k);
+    let panel_units = width * unit.count(k);
     if panel_units == 0 {
         return;
     }
@@ -114,7 +99,7 @@ fn pack_slab(
     dev.pool.split(chunked(dst, per_task * panel_units), |task, dst| {
         for (i, panel) in dst.chunks_exact_mut(panel_units).enumerate() {
             let at = (task * per_task + i) * width;
-            pack_panel(dev.level, panel, micro.unit, width, src, first + at, width.min(count - at), k0, k);
+            pack_panel(dev.level, panel, unit, width, src, first + at, width.min(count - at), k0, k);
         }
     });
 }
@@ -147,8 +132,8 @@ pub fn product(dev: &Cpu, scratch: &mut Scratch, c: Dest<'_>, p: Product<'_>) {
         return;
     }
     let micro = Micro::new(dev.level, bf16);
-    let k_steps = K_UNITS * if micro.unit.count(2) == 1 { 2 } else { 1 };
-    let units = micro.unit.count(k.min(k_steps)).max(1);
+    let k_steps = if micro.a.is_pair() { 2 * K_UNITS } else { K_UNITS };
+    let units = micro.units(k.min(k_steps)).max(1);
     let slab = |width: usize| (SLAB_UNITS / units / width).max(1) * width;
     let (ms, ns) = (slab(micro.mr).min(m), slab(micro.nr).min(n));
     let store = if write == Write::Set { Store::Set } else { Store::Add };
@@ -157,6 +142,10 @@ pub fn product(dev: &Cpu, scratch: &mut Scratch, c: Dest<'_>, p: Product<'_>) {
         Dest::Bf16(c) => (None, Some(SharedMut::new(c))),
     };
     let several = k > k_steps;
+    let resident = m.next_multiple_of(micro.mr) * units <= RESIDENT_UNITS && n.div_ceil(micro.nr) >= 4 * dev.threads();
+    if m <= FEW_ROWS || resident && !several {
+        return by_panels(dev, scratch, &micro, k_steps, (c_f32, c_bf16), p);
+    }
     let packed_a = scratch.a.elems::<u32>(ms.next_multiple_of(micro.mr) * units);
     let packed_b = scratch.b.elems::<u32>(ns.next_multiple_of(micro.nr) * units);
     let sum = scratch.sum.elems::<f32>(if several { ms * ns } else { 0 });
@@ -168,12 +157,12 @@ pub fn product(dev: &Cpu, scratch: &mut Scratch, c: Dest<'_>, p: Product<'_>) {
             for k0 in (0..k.max(1)).step_by(k_steps) {
                 let kk = k_steps.min(k - k0);
                 if !(one_b && i0 > 0) {
-                    pack_slab(dev, packed_b, &micro, micro.nr, b, (j0, nj), (k0, kk));
+                    pack_slab(dev, packed_b, (micro.b, micro.nr), b, (j0, nj), (k0, kk));
                 }
                 if !(m <= ms && !several && j0 > 0) {
-                    pack_slab(dev, packed_a, &micro, micro.mr, a, (i0, mi), (k0, kk));
+                    pack_slab(dev, packed_a, (micro.a, micro.mr), a, (i0, mi), (k0, kk));
                 }
-                let panels = Panels { micro, a: packed_a, b: packed_b, units: micro.unit.count(kk) };
+                let panels = Panels { micro, a: packed_a, b: packed_b, units: micro.units(kk) };
                 let tile = if several {
                     let store = if k0 == 0 { Store::Set } else { Store::Add };
                     Tile { target: Target::F32(sum.as_mut_ptr()), stride: nj, rows: mi, cols: nj, alpha: 1.0, store }
@@ -204,6 +193,74 @@ pub fn product(dev: &Cpu, scratch: &mut Scratch, c: Dest<'_>, p: Product<'_>) {
     }
 }
 
+thread_local! {
+    /// A panel of B and sums, of the task that a thread runs.
+    static PANEL: std::cell::RefCell<[Grow; 2]> = std::cell::RefCell::default();
+}
+
+/// A product whose A stays in the L2 cache, or has few rows: each task packs panels of B for itself and uses them at once, so that
+/// B is read once and packed panels never leave the caches.
+fn by_panels(
+    dev: &Cpu,
+    scratch: &mut Scratch,
+    micro: &Micro,
+    k_steps: usize,
+    (c_f32, c_bf16): (Option<SharedMut<f32>>, Option<SharedMut<half::bf16>>),
+    p: Product<'_>,
+) {
+    let Product { a, b, shape: Shape { m, n, k }, alpha, write, .. } = p;
+    let Micro { mr, nr, .. } = *micro;
+    let starts: Vec<usize> = (0..k.max(1)).step_by(k_steps).collect();
+    // Slabs of k one after the other; all but the last are full.
+    let slab = m.next_multiple_of(mr) * micro.units(k_steps.min(k));
+    let packed_a = scratch.a.elems::<u32>(slab * starts.len());
+    for (&k0, slab) in starts.iter().zip(packed_a.chunks_mut(slab.max(1))) {
+        pack_slab(dev, slab, (micro.a, mr), a, (0, m), (k0, k_steps.min(k - k0)));
+    }
+    let packed_a = &*packed_a;
+    let panels = n.div_ceil(nr);
+    let per_task = panels.div_ceil(8 * dev.threads()).min(8);
+    let several = starts.len() > 1;
+    let store = if write == Write::Set { Store::Set } else { Store::Add };
+    dev.pool.run(panels.div_ceil(per_task), &|task| {
+        PANEL.with_borrow_mut(|[panel, sum]| {
+            let panel = panel.elems::<u32>(nr * micro.units(k_steps.min(k)));
+            let sum = sum.elems::<f32>(if several { m * nr } else { 0 });
+            for j in (task * per_task..(task + 1) * per_task).map(|j| j * nr).take_while(|&j| j < n) {
+                let cols = nr.min(n - j);
+                for &k0 in &starts {
+                    let steps = k_steps.min(k - k0);
+                    let units = micro.units(steps);
+                    pack_panel(dev.level, panel, micro.b, nr, b, j, cols, k0, steps);
+                    let tile = if several {
+                        let store = if k0 == 0 { Store::Set } else { Store::Add };
+                        Tile { target: Target::F32(sum.as_mut_ptr()), stride: nr, rows: m, cols, alpha: 1.0, store }
+                    } else {
+                        // SAFETY: column j lies inside C.
+                        let target = unsafe { place(c_f32, c_bf16, j) };
+                        Tile { target, stride: n, rows: m, cols, alpha, store }
+                    };
+                    let a = &packed_a[k0.div_ceil(k_steps) * slab..];
+                    assert!(m.next_multiple_of(mr) * units <= a.len() && nr * units <= panel.len(), "packed operands");
+                    // SAFETY: the panels hold the tile (asserted above); these columns of C belong to this task, and the sums do.
+                    unsafe { micro.block(a, panel, units, tile) };
+                }
+                for (i, sum) in sum.chunks_exact(nr).enumerate() {
+                    let at = i * n + j;
+                    // SAFETY: these columns of C belong to this task.
+                    unsafe {
+                        match (c_f32, c_bf16) {
+                            (Some(c), _) => finish(dev.level, c.slice(at, cols), &sum[..cols], alpha, write),
+                            (_, Some(c)) => finish(dev.level, c.slice(at, cols), &sum[..cols], alpha, write),
+                            (None, None) => unreachable!("C has a type"),
+                        }
+                    }
+                }
+            }
+        });
+    });
+}
+
 /// The element of C at `at`.
 ///
 /// # Safety
@@ -225,39 +282,6 @@ struct Panels<'a> {
     a: &'a [u32],
     b: &'a [u32],
     units: usize,
-}
-
-impl Tile {
-    /// The part of the tile from (i, j), at most `rows` x `cols` of it.
-    ///
-    /// # Safety
-    /// (i, j) lies inside the tile.
-    pub unsafe fn part(self, i: usize, j: usize, rows: usize, cols: usize) -> Tile {
-        // SAFETY: the caller's promise.
-        let target = unsafe {
-            match self.target {
-                Target::F32(c) => Target::F32(c.add(i * self.stride + j)),
-                Target::Bf16(c) => Target::Bf16(c.add(i * self.stride + j)),
-            }
-        };
-        Tile { target, rows: rows.min(self.rows - i), cols: cols.min(self.cols - j), ..self }
-    }
-}
-
-/// `tile = or += alpha · A · B` from panels of `units` rows, on this thread.
-///
-/// # Safety
-/// `a` and `b` hold the panels that the tile's rows and columns need, and the tile's elements may be read and written.
-pub unsafe fn block(micro: &Micro, a: &[u32], b: &[u32], units: usize, tile: Tile) {
-    let Micro { mr, nr, .. } = *micro;
-    for j in 0..tile.cols.div_ceil(nr) {
-        let b = piece(b, j, nr * units).as_ptr();
-        for i in 0..tile.rows.div_ceil(mr) {
-            let a = piece(a, i, mr * units).as_ptr();
-            // SAFETY: the caller's promise.
-            unsafe { micro.run(units, a, b, tile.part(i * mr, j * nr, mr, nr)) };
-        }
-    }
 }
 
 /// A tile that tasks share; each writes a part of its own.
@@ -282,7 +306,7 @@ unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile) {
     let (mi, nj) = (tile.rows.div_ceil(mr), tile.cols.div_ceil(nr));
     assert!(mi * mr * p.units <= p.a.len() && nj * nr * p.units <= p.b.len(), "packed slabs hold the tile");
     // How C is cut does not change its values; it balances the threads.
-    let mut per_i = (BLOCK_UNITS / (mr * p.units).max(1)).clamp(1, mi);
+    let mut per_i = p.micro.most_panels(p.units).min(mi);
     let mut per_j = nj.min(8);
     let enough = 4 * pool.threads();
     while mi.div_ceil(per_i) * nj.div_ceil(per_j) < enough && (per_i > 2 || per_j > 2) {
@@ -295,7 +319,7 @@ unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile) {
         // SAFETY: the panels hold `units` rows (asserted above); tasks write different parts of the tile.
         unsafe {
             let part = shared.get().part(i0 * mr, j0 * nr, per_i * mr, per_j * nr);
-            block(&p.micro, &p.a[i0 * mr * p.units..], &p.b[j0 * nr * p.units..], p.units, part);
+            p.micro.block(&p.a[i0 * mr * p.units..], &p.b[j0 * nr * p.units..], p.units, part);
         }
     });
 }
@@ -304,8 +328,9 @@ unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile) {
 mod tests {
     use super::*;
     use crate::backend::Backend;
+    use crate::cpu::Level;
     use crate::cpu::testing::sums::Sums;
-    use crate::cpu::testing::{cpus, products, tensor, thread_counts, values};
+    use crate::cpu::testing::{cpus, products, tensor, thread_counts_of_levels, values};
 
     #[test]
     fn matmul_is_as_close_as_plain_arithmetic_at_every_level() {
@@ -326,28 +351,35 @@ mod tests {
 
     #[test]
     fn a_row_depends_neither_on_its_place_nor_on_the_number_of_rows_or_threads() {
-        let mut first: Option<Vec<f32>> = None;
-        for dev in thread_counts() {
-            let name = format!("{} threads", dev.threads());
-            let whole = products::a_row_depends_neither_on_its_place_nor_on_the_number_of_rows(&dev, &name, 70, 2500);
-            assert_eq!(first.get_or_insert_with(|| whole.clone()), &whole, "{name}");
+        for devs in thread_counts_of_levels() {
+            let mut first: Option<Vec<f32>> = None;
+            for dev in devs {
+                let name = format!("{}, {} threads", dev.level().name(), dev.threads());
+                let whole =
+                    products::a_row_depends_neither_on_its_place_nor_on_the_number_of_rows(&dev, &name, 70, 2500);
+                assert_eq!(first.get_or_insert_with(|| whole.clone()), &whole, "{name}");
+            }
         }
     }
 
     #[test]
     fn large_operands_go_through_several_slabs() {
         // Small integers: every sum is exact, so the answer is known whatever the order.
-        let dev = &thread_counts()[1];
         let (m, n, k) = (1100, 1130, 1050);
         let value = |i: usize| ((i * 7 + i / 13) % 5) as f32 - 2.0;
         let (a, b): (Vec<f32>, Vec<f32>) = ((0..m * k).map(value).collect(), (0..n * k).map(value).collect());
-        let (at, bt) = (tensor(dev, m, k, DType::F32, &a), tensor(dev, n, k, DType::F32, &b));
-        let mut c = tensor(dev, m, n, DType::F32, &vec![3.0; m * n]);
-        dev.matmul(&mut c, &at, &bt, MatMul::NT, 1.0, Write::Add).unwrap();
-        let c = values(dev, &c);
-        for (i, j) in [(0, 0), (1, 1129), (500, 600), (1023, 1024), (1099, 0), (1099, 1129)] {
-            let expected: f32 = (0..k).map(|l| a[i * k + l] * b[j * k + l]).sum();
-            assert_eq!(c[i * n + j], 3.0 + expected, "({i}, {j})");
+        for (dev, dtype) in cpus().iter().flat_map(|dev| [(dev, DType::F32), (dev, DType::Bf16)]) {
+            if dev.level() == Level::Portable {
+                continue;
+            }
+            let (at, bt) = (tensor(dev, m, k, dtype, &a), tensor(dev, n, k, dtype, &b));
+            let mut c = tensor(dev, m, n, DType::F32, &vec![3.0; m * n]);
+            dev.matmul(&mut c, &at, &bt, MatMul::NT, 1.0, Write::Add).unwrap();
+            let c = values(dev, &c);
+            for (i, j) in [(0, 0), (1, 1129), (500, 600), (1023, 1024), (1099, 0), (1099, 1129)] {
+                let expected: f32 = (0..k).map(|l| a[i * k + l] * b[j * k + l]).sum();
+                assert_eq!(c[i * n + j], 3.0 + expected, "{} {dtype:?} ({i}, {j})", dev.level().name());
+            }
         }
     }
 

@@ -18,10 +18,10 @@ mod matmul;
 mod norm;
 mod optim;
 mod pack;
-#[cfg(target_arch = "x86_64")]
-mod pack_avx512;
 mod peak;
 mod threads;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod vector;
 
 #[cfg(test)]
@@ -55,8 +55,8 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A device of `threads` threads (`None`: one per available core) at the best instruction level of this processor, or
-    /// the one that the environment variable `RINGTUNE_CPU` names: `portable`, `avx2`, `avx512`, `avx512bf16`.
+    /// A device of `threads` threads (`None`: one per available core) at the fastest instruction level of this processor, or the
+    /// one that the environment variable `RINGTUNE_CPU` names: see [`Level`].
     ///
     /// # Errors
     /// If `threads` is zero, the system refuses a thread, or `RINGTUNE_CPU` asks for what the processor lacks.
@@ -69,7 +69,19 @@ impl Cpu {
     /// # Errors
     /// As [`Cpu::new`].
     pub fn with_level(threads: Option<usize>, level: Level) -> Result<Self> {
-        ensure!(level.is_supported(), "cpu: this processor cannot run level {}", level.name());
+        ensure!(level.is_supported(), "cpu: this machine cannot run level {}", level.name());
+        // SAFETY: the level is supported.
+        unsafe { Self::with_level_unchecked(threads, level) }
+    }
+
+    /// As [`Cpu::with_level`], for a level that nobody asked the processor about.
+    ///
+    /// # Errors
+    /// As [`Cpu::new`].
+    ///
+    /// # Safety
+    /// The level's instructions are carried out: by the processor, or by a handler of the signal that it raises instead.
+    pub unsafe fn with_level_unchecked(threads: Option<usize>, level: Level) -> Result<Self> {
         let threads = match threads {
             Some(n) => n,
             None => std::thread::available_parallelism().map_or(1, usize::from),
@@ -106,7 +118,9 @@ impl Device for Cpu {
 
     fn describe(&self) -> String {
         let threads = self.threads();
-        format!("cpu, {threads} thread{}, {}", if threads == 1 { "" } else { "s" }, self.level.name())
+        let note =
+            Level::note().filter(|_| self.level == Level::fastest()).map_or(String::new(), |n| format!(" ({n})"));
+        format!("cpu, {threads} thread{}, {}{note}", if threads == 1 { "" } else { "s" }, self.level.name())
     }
 
     fn arithmetic(&self) -> String {
@@ -128,8 +142,8 @@ impl Device for Cpu {
     }
 
     fn measured_peak(&self, dtype: DType) -> Option<f64> {
-        let (f32_peak, bf16_peak) = peak::measure(self.threads());
-        Some(if dtype == DType::Bf16 { bf16_peak } else { f32_peak })
+        // SAFETY: the device's level is carried out here.
+        Some(unsafe { peak::measure(self.level, self.threads(), dtype == DType::Bf16) })
     }
 
     fn nature(&self) -> Nature {

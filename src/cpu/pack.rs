@@ -3,6 +3,11 @@
 //! A panel holds up to W rows of the operand's major axis (rows of C for A, columns of C for B) and all steps of k: unit
 //! `u` of row `r` stands at `u·W + r`. A unit is four bytes: one f32, or two neighbouring k of bf16 with the even one in
 //! the low half (what `vdpbf16ps` multiplies). Missing rows and the missing half of an odd k are zero.
+//!
+//! Panels for AMX tiles have whole tiles of 16 units: zero beyond k. A's hold 16 units of row after row.
+
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
 
 use half::bf16;
 
@@ -18,7 +23,15 @@ pub enum Unit {
     Rounded,
     /// Two bf16.
     Pair,
+    /// Two bf16, in tiles of 16 units: B of an AMX tile.
+    PairTile,
+    /// Two bf16, in tiles of 16 units, of each row side by side: unit `u` of row `r` stands at `(u / 16 · W + r) · 16 + u % 16`. A
+    /// of an AMX tile.
+    RowTile,
 }
+
+/// Units of k in a tile.
+const TILE: usize = 16;
 
 impl Unit {
     /// Number of units for `k` steps.
@@ -26,7 +39,13 @@ impl Unit {
         match self {
             Unit::Single | Unit::Rounded => k,
             Unit::Pair => k.div_ceil(2),
+            Unit::PairTile | Unit::RowTile => k.div_ceil(2).next_multiple_of(TILE),
         }
+    }
+
+    /// Whether a unit holds two steps of k.
+    pub fn is_pair(self) -> bool {
+        matches!(self, Unit::Pair | Unit::PairTile | Unit::RowTile)
     }
 }
 
@@ -148,27 +167,6 @@ fn panel<S: Source, T: ToUnit<S>>(
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-fn wide_panel<L: super::pack_avx512::Load>(
-    dst: &mut [u32],
-    width: usize,
-    have: usize,
-    src: &[L::Source],
-    (major_stride, k_stride): (usize, usize),
-    k: usize,
-) {
-    use super::pack_avx512::{k_contiguous, rows_contiguous};
-    // SAFETY: the caller saw the level that has these instructions.
-    unsafe {
-        match (width, k_stride == 1) {
-            (14, true) => k_contiguous::<L, 14>(dst, have, src, major_stride, k),
-            (14, false) => rows_contiguous::<L, 14>(dst, have, src, k_stride, k),
-            (_, true) => k_contiguous::<L, 32>(dst, have, src, major_stride, k),
-            (_, false) => rows_contiguous::<L, 32>(dst, have, src, k_stride, k),
-        }
-    }
-}
-
 /// Packs rows `first .. first + have` of the major axis and steps `k0 .. k0 + k` into one panel of `width`.
 #[allow(clippy::too_many_arguments)]
 pub fn pack_panel(
@@ -185,43 +183,44 @@ pub fn pack_panel(
     let at = first * src.major_stride + k0 * src.k_stride;
     let strides = (src.major_stride, src.k_stride);
     #[cfg(target_arch = "x86_64")]
-    {
-        use super::pack_avx512::{PairBf16, PairF32, SingleF32};
-        let wide = (width == 14 || width == 32) && k > 0 && have > 0;
-        // The vector code is compiled with the bf16 instructions, so it serves the one level that has them.
-        if wide && level == Level::Avx512Bf16 {
-            match (src.data, unit) {
-                (View::F32(x), Unit::Single) => return wide_panel::<SingleF32>(dst, width, have, &x[at..], strides, k),
-                (View::F32(x), Unit::Pair) => return wide_panel::<PairF32>(dst, width, have, &x[at..], strides, k),
-                (View::Bf16(x), Unit::Pair) => return wide_panel::<PairBf16>(dst, width, have, &x[at..], strides, k),
-                _ => {}
-            }
-        }
+    if avx512::panel(level, dst, unit, width, src.data.from(at), have, strides, k) {
+        return;
     }
     match (src.data, unit) {
         (View::F32(x), Unit::Single) => panel::<f32, Exact>(level, dst, width, have, &x[at..], strides, k),
         (View::F32(x), Unit::Rounded) => panel::<f32, Round>(level, dst, width, have, &x[at..], strides, k),
-        (View::F32(x), Unit::Pair) => panel::<f32, Pairs>(level, dst, width, have, &x[at..], strides, k),
+        (View::F32(x), _) => panel::<f32, Pairs>(level, dst, width, have, &x[at..], strides, k),
         (View::Bf16(x), Unit::Single | Unit::Rounded) => {
             panel::<bf16, Exact>(level, dst, width, have, &x[at..], strides, k)
         }
-        (View::Bf16(x), Unit::Pair) => panel::<bf16, Pairs>(level, dst, width, have, &x[at..], strides, k),
+        (View::Bf16(x), _) => panel::<bf16, Pairs>(level, dst, width, have, &x[at..], strides, k),
+    }
+    if matches!(unit, Unit::PairTile | Unit::RowTile) {
+        dst[k.div_ceil(2) * width..unit.count(k) * width].fill(0);
+    }
+    if unit == Unit::RowTile {
+        for tile in dst.chunks_exact_mut(TILE * width) {
+            let pairs = tile.to_vec();
+            for (i, unit) in tile.iter_mut().enumerate() {
+                *unit = pairs[i % TILE * width + i / TILE];
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::testing::normal;
+    use crate::cpu::testing::{levels, normal};
 
     /// Every level gives the same units, from every source, in both directions, at ragged edges too.
     #[test]
     fn levels_pack_the_same_units() {
         let x = normal(9, 70 * 70);
         let y: Vec<bf16> = x.iter().map(|&x| bf16::from_f32(x)).collect();
-        for level in Level::ALL.into_iter().filter(|l| l.is_supported()) {
+        for level in levels() {
             for data in [View::F32(&x), View::Bf16(&y)] {
-                for unit in [Unit::Single, Unit::Pair] {
+                for unit in [Unit::Single, Unit::Rounded, Unit::Pair, Unit::PairTile, Unit::RowTile] {
                     for strides in [(70, 1), (1, 70)] {
                         for (width, have, first, k0, k) in [
                             (14, 14, 0, 0, 64),
@@ -229,6 +228,7 @@ mod tests {
                             (14, 3, 40, 2, 1),
                             (32, 17, 7, 0, 33),
                             (32, 9, 0, 1, 2),
+                            (32, 32, 1, 0, 69),
                         ] {
                             let src = Operand { data, major_stride: strides.0, k_stride: strides.1 };
                             let n = unit.count(k) * width;

@@ -1,78 +1,195 @@
-//! What the arithmetic units reach without memory: independent multiply-adds in registers, the ceiling of every product.
+//! What the arithmetic units reach without memory: independent multiply-adds in registers, the ceiling of every product of a level.
+//!
+//! The loops are written as instructions: a compiler would be free to keep sums in memory. Each thread gives its best of many short
+//! bursts while the others run, so that a burst that was interrupted does not count.
 
-use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Rounds of a measurement: some milliseconds.
-const ROUNDS: usize = 1_000_000;
+use super::level::Level;
 
-/// Floating-point operations per second of `threads` threads: of f32, and of bf16 pairs where there are such instructions.
-pub fn measure(threads: usize) -> (f64, f64) {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the processor has the features.
-        let f32_peak = best(threads, |n| unsafe { registers::f32_loop(n) }, 24.0 * 32.0);
-        if is_x86_feature_detected!("avx512bf16") {
-            // SAFETY: the processor has the features.
-            return (f32_peak, best(threads, |n| unsafe { registers::bf16_loop(n) }, 24.0 * 64.0));
-        }
-        return (f32_peak, f32_peak);
-    }
-    let plain = |n| {
-        let mut acc = [1.0f32; 64];
-        for _ in 0..n {
-            acc.iter_mut().for_each(|x| *x = *x * 0.999 + 1e-3);
-        }
-        acc.iter().sum()
-    };
-    let plain = best(threads, plain, 128.0);
-    (plain, plain)
+/// Time of one measurement.
+const TIME: Duration = Duration::from_millis(40);
+
+/// Rounds of a burst: a fraction of a millisecond.
+const ROUNDS: usize = 4096;
+
+/// Multiply-adds in registers.
+struct Loop {
+    /// Runs so many rounds.
+    run: unsafe fn(usize),
+    /// Floating-point operations of a round.
+    flop: f64,
 }
 
-/// The best of three runs of a loop with so many operations a round.
-fn best(threads: usize, run: fn(usize) -> f32, flop: f64) -> f64 {
-    let run_all = |_| {
-        let start = Instant::now();
-        std::thread::scope(|s| {
-            for _ in 0..threads {
-                s.spawn(move || black_box(run(ROUNDS)));
-            }
-        });
-        start.elapsed().as_secs_f64()
+/// Floating-point operations per second of `threads` threads on the units that products of this level use, of f32 or of bf16.
+///
+/// # Safety
+/// The level's instructions are carried out here.
+pub unsafe fn measure(level: Level, threads: usize, bf16: bool) -> f64 {
+    let l = of(level, bf16);
+    let best = || {
+        let (begin, mut least) = (Instant::now(), f64::INFINITY);
+        while least.is_infinite() || begin.elapsed() < TIME {
+            let start = Instant::now();
+            // SAFETY: the caller's promise.
+            unsafe { (l.run)(ROUNDS) };
+            least = least.min(start.elapsed().as_secs_f64());
+        }
+        l.flop * ROUNDS as f64 / least
     };
-    let least = (0..3).map(run_all).fold(f64::INFINITY, f64::min);
-    threads as f64 * flop * ROUNDS as f64 / least
+    std::thread::scope(|s| {
+        let all: Vec<_> = (0..threads).map(|_| s.spawn(best)).collect();
+        all.into_iter().map(|t| t.join().expect("a loop in registers does not fail")).sum()
+    })
 }
 
 #[cfg(target_arch = "x86_64")]
-mod registers {
-    use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_reduce_add_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    };
-    use std::hint::black_box;
+fn of(level: Level, bf16: bool) -> Loop {
+    match level {
+        Level::Amx if bf16 => Loop { run: x86::tiles, flop: 4.0 * 2.0 * 16.0 * 16.0 * 32.0 },
+        Level::Avx512Bf16 if bf16 => Loop { run: x86::dot_products, flop: 24.0 * 64.0 },
+        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => Loop { run: x86::wide, flop: 24.0 * 32.0 },
+        Level::Avx2 => Loop { run: x86::half_wide, flop: 12.0 * 16.0 },
+        Level::Portable => Loop { run: x86::two_operations, flop: 12.0 * 8.0 },
+    }
+}
 
-    #[target_feature(enable = "avx512f")]
-    pub fn f32_loop(rounds: usize) -> f32 {
-        let (x, y) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(1e-3)));
-        let mut acc = [_mm512_set1_ps(1.0); 24];
-        for _ in 0..rounds {
-            for v in &mut acc {
-                *v = _mm512_fmadd_ps(*v, x, y);
-            }
+#[cfg(not(target_arch = "x86_64"))]
+fn of(_: Level, _: bool) -> Loop {
+    /// # Safety
+    /// None is needed.
+    unsafe fn plain(rounds: usize) {
+        let mut acc = [1.0f32; 64];
+        for _ in 0..std::hint::black_box(rounds) {
+            acc.iter_mut().for_each(|x| *x = x.mul_add(0.999, 1e-3));
         }
-        acc.into_iter().map(|v| _mm512_reduce_add_ps(v)).sum()
+        std::hint::black_box(acc);
+    }
+    Loop { run: plain, flop: 128.0 }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::asm;
+
+    /// A loop of the instruction on each of the registers, from zeros: their values do not change how long it takes.
+    macro_rules! registers {
+        ($rounds:expr, $zero:literal, $step:literal, $($register:tt)+) => {
+            // SAFETY: only the registers named are written, and the processor has the instructions.
+            unsafe {
+                asm!(
+                    $(concat!($zero, " ", $register, ", ", $register, ", ", $register),)+
+                    "2:",
+                    $(concat!($step, " ", $register, ", ", $register, ", ", $register),)+
+                    "dec {n}",
+                    "jnz 2b",
+                    n = inout(reg) $rounds => _,
+                    $(out($register) _,)+
+                    options(nomem, nostack)
+                )
+            }
+        };
     }
 
+    /// # Safety
+    /// The processor has AVX-512, and `rounds` is not zero.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn wide(rounds: usize) {
+        registers!(rounds, "vpxord", "vfmadd231ps",
+            "zmm0" "zmm1" "zmm2" "zmm3" "zmm4" "zmm5" "zmm6" "zmm7" "zmm8" "zmm9" "zmm10" "zmm11"
+            "zmm12" "zmm13" "zmm14" "zmm15" "zmm16" "zmm17" "zmm18" "zmm19" "zmm20" "zmm21" "zmm22" "zmm23");
+    }
+
+    /// # Safety
+    /// The processor has AVX-512 with bf16, and `rounds` is not zero.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub fn bf16_loop(rounds: usize) -> f32 {
-        // SAFETY: only the type of a 64-byte vector changes.
-        let x = unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(black_box(0x3c00_3c00))) };
-        let mut acc = [_mm512_set1_ps(1.0); 24];
-        for _ in 0..rounds {
-            for v in &mut acc {
-                *v = _mm512_dpbf16_ps(*v, x, x);
-            }
+    pub unsafe fn dot_products(rounds: usize) {
+        registers!(rounds, "vpxord", "vdpbf16ps",
+            "zmm0" "zmm1" "zmm2" "zmm3" "zmm4" "zmm5" "zmm6" "zmm7" "zmm8" "zmm9" "zmm10" "zmm11"
+            "zmm12" "zmm13" "zmm14" "zmm15" "zmm16" "zmm17" "zmm18" "zmm19" "zmm20" "zmm21" "zmm22" "zmm23");
+    }
+
+    /// # Safety
+    /// The processor has AVX2 and fused multiply-add, and `rounds` is not zero.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn half_wide(rounds: usize) {
+        registers!(rounds, "vxorps", "vfmadd231ps",
+            "ymm0" "ymm1" "ymm2" "ymm3" "ymm4" "ymm5" "ymm6" "ymm7" "ymm8" "ymm9" "ymm10" "ymm11");
+    }
+
+    /// A product and a sum of four lanes each, as the portable kernel has them.
+    ///
+    /// # Safety
+    /// `rounds` is not zero.
+    pub unsafe fn two_operations(rounds: usize) {
+        // SAFETY: only the registers named are written.
+        unsafe {
+            asm!(
+                "xorps xmm0, xmm0", "xorps xmm1, xmm1", "xorps xmm2, xmm2", "xorps xmm3, xmm3",
+                "xorps xmm4, xmm4", "xorps xmm5, xmm5", "xorps xmm6, xmm6", "xorps xmm7, xmm7",
+                "xorps xmm8, xmm8", "xorps xmm9, xmm9", "xorps xmm10, xmm10", "xorps xmm11, xmm11",
+                "2:",
+                "mulps xmm0, xmm0", "addps xmm1, xmm1", "mulps xmm2, xmm2", "addps xmm3, xmm3",
+                "mulps xmm4, xmm4", "addps xmm5, xmm5", "mulps xmm6, xmm6", "addps xmm7, xmm7",
+                "mulps xmm8, xmm8", "addps xmm9, xmm9", "mulps xmm10, xmm10", "addps xmm11, xmm11",
+                "mulps xmm0, xmm0", "addps xmm1, xmm1", "mulps xmm2, xmm2", "addps xmm3, xmm3",
+                "mulps xmm4, xmm4", "addps xmm5, xmm5", "mulps xmm6, xmm6", "addps xmm7, xmm7",
+                "mulps xmm8, xmm8", "addps xmm9, xmm9", "mulps xmm10, xmm10", "addps xmm11, xmm11",
+                "dec {n}",
+                "jnz 2b",
+                n = inout(reg) rounds => _,
+                out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+                out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                options(nomem, nostack)
+            );
         }
-        acc.into_iter().map(|v| _mm512_reduce_add_ps(v)).sum()
+    }
+
+    /// # Safety
+    /// The processor has AMX tiles for bf16, the system grants them, and `rounds` is not zero.
+    pub unsafe fn tiles(rounds: usize) {
+        // SAFETY: the caller's promise; the guard configures the tiles that are named.
+        unsafe {
+            let _tiles = crate::cpu::kernels::amx::Configured::new();
+            asm!(
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {n}",
+                "jnz 2b",
+                n = inout(reg) rounds => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nomem, nostack)
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::{Support, levels};
+
+    /// Wider units are faster, and none is so by more than the width allows: a loop that is cut short or runs in memory would show.
+    #[test]
+    fn peaks_grow_with_the_width_of_the_units() {
+        let native: Vec<Level> = levels().into_iter().filter(|&l| Support::of(l) == Support::Native).collect();
+        // SAFETY: the levels are supported.
+        let peak = |l, bf16| unsafe { measure(l, 1, bf16) };
+        for two in native.windows(2) {
+            let (narrow, wide) = (peak(two[0], true), peak(two[1], true));
+            assert!(wide > 0.7 * narrow && wide < 20.0 * narrow, "{two:?}: {narrow:.3e} {wide:.3e}");
+        }
+        let of = |l: &Level| (peak(*l, false), peak(*l, true));
+        for (l, (f32_peak, bf16_peak)) in native.iter().map(|l| (l, of(l))) {
+            // One core: between 1 and 10,000 GFLOP/s.
+            assert!(
+                (1e9..1e13).contains(&f32_peak) && bf16_peak > 0.5 * f32_peak,
+                "{l:?}: {f32_peak:.3e} {bf16_peak:.3e}"
+            );
+        }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use crate::levels::{Support, cpu, levels};
 use crate::parity::{ParityArgs, compare};
 use crate::runs::{change_tensor, copy_dir};
-use ringtune::cpu::Cpu;
+use ringtune::cpu::{Cpu, Level};
 use ringtune::rng::Stream;
 use ringtune::tensor::DType;
 use serde_json::Value;
@@ -13,6 +14,10 @@ const CASES: [&str; 6] =
     ["tiny-llama-tied", "tiny-llama-untied", "qwen2-untied", "qwen3-tied", "mistral-window", "llama3-rope"];
 
 fn check(case: &str, dtype: DType) {
+    check_on(&Cpu::new(Some(2)).unwrap(), case, dtype);
+}
+
+fn check_on(dev: &Cpu, case: &str, dtype: DType) {
     let out = tempfile::tempdir().unwrap();
     let args = ParityArgs {
         case: Path::new("tests/data/golden").join(case),
@@ -20,10 +25,11 @@ fn check(case: &str, dtype: DType) {
         out: out.path().to_path_buf(),
         dtype,
     };
-    let report = compare(&Cpu::new(Some(2)).unwrap(), &args).unwrap();
-    println!("{case} {dtype:?}\n{}", report.table());
-    assert!(report.len() >= 12, "{case}: only {} comparisons", report.len());
-    assert_eq!(report.failures(), 0, "{case} {dtype:?}\n{}", report.table());
+    let report = compare(dev, &args).unwrap();
+    let name = format!("{case} {dtype:?} {}", dev.level().name());
+    println!("{name}\n{}", report.table());
+    assert!(report.len() >= 12, "{name}: only {} comparisons", report.len());
+    assert_eq!(report.failures(), 0, "{name}\n{}", report.table());
     let written = [
         "dump.safetensors",
         "lora.all.safetensors",
@@ -44,6 +50,21 @@ fn f32_within_the_noise_of_the_recording_library() {
 #[test]
 fn bf16_within_the_noise_of_the_recording_library() {
     CASES.into_iter().for_each(|c| check(c, DType::Bf16));
+}
+
+/// Each level sums in an order of its own, and all stay within the same noise.
+#[test]
+fn the_smallest_case_at_every_level_that_runs_here() {
+    for level in Level::ALL {
+        println!("level {}: {}", level.name(), Support::of(level).word());
+    }
+    for level in levels() {
+        check_on(&cpu(2, level), SMALL, DType::Bf16);
+        // Tiles are for bf16 alone; what is emulated takes its time.
+        if Support::of(level) == Support::Native {
+            check_on(&cpu(2, level), SMALL, DType::F32);
+        }
+    }
 }
 
 /// A copy of the smallest case, to be changed.

@@ -1,6 +1,9 @@
 //! Every behaviour test of ringtune in one program: one file per behaviour here, shared pieces in `tests/common`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[path = "../common/amx.rs"]
+mod amx;
 mod bad_input;
 mod bench;
 mod chat_templates;
@@ -23,6 +26,8 @@ mod hf_config;
 mod hostile;
 #[path = "../common/json_tokenizers.rs"]
 mod json_tokenizers;
+#[path = "../common/levels.rs"]
+mod levels;
 mod loader;
 mod merge;
 mod merge_cmd;
