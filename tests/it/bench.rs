@@ -121,6 +121,29 @@ fn steps_have_speed_memory_and_losses_that_fall() {
     assert!(positive(&cases[0], "estimated_bytes") > 2.0 * positive(&cases[1], "estimated_bytes"));
 }
 
+/// In the words of a training: one case, so many steps, short documents of which half has targets.
+#[test]
+fn a_step_can_be_asked_for_as_a_training_is() {
+    let words = "step --device cpu --shape tiny --layers 1 --threads 1 --lora --mixed_precision no --micro_batch 3 --seq_len 16 \
+                 --documents 6 --supervised 0.5 --steps 4 --warmup 2";
+    let v = json(words);
+    let flags = v["flags"].as_str().unwrap();
+    for part in ["--model tiny --tokens 48 --document 8 --dtype f32", "--warmup 2 --supervised 0.5 --steps 4"] {
+        assert!(flags.contains(part), "{flags}");
+    }
+    let cases = v["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 1, "{v:#}");
+    assert_eq!((positive(&cases[0], "seconds.rounds"), positive(&cases[0], "tokens")), (4.0, 48.0));
+    positive(&cases[0], "first_step_seconds");
+    assert!(cases[0]["tokens_per_second_spread"].as_f64().unwrap() >= 0.0, "{v:#}");
+    // Rows without a target never reach the head: less is to be done.
+    let all = json(&words.replace("--supervised 0.5", ""));
+    assert!(positive(&all["cases"][0], "flop") > positive(&cases[0], "flop"), "{v:#}");
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/model/qwen3-tied");
+    let file = json(&format!("step --device cpu --shape {model} --threads 1 --seq_len 16 --steps 3 --lora"));
+    assert!(file["flags"].as_str().unwrap().contains(&format!("--model {model} --tokens 16")), "{file:#}");
+}
+
 #[test]
 fn what_makes_no_sense_is_a_usage_error() {
     for (words, part) in [
@@ -132,7 +155,11 @@ fn what_makes_no_sense_is_a_usage_error() {
         ("kernels --seconds -1", "--seconds: expected 0 to 3600, found -1"),
         ("kernels --seconds 1e9", "--seconds: expected 0 to 3600"),
         ("kernels --device gpu", "--device: expected auto, cpu or cuda[:N]"),
-        ("kernels --model 70b", "70b"),
+        ("kernels --model 70b", "--model: expected tiny, 135m, 1b, 8b, small or a config.json, found 70b"),
+        ("step --micro_batch 2", "--micro_batch: it counts rows of --seq_len tokens"),
+        ("step --seq_len 8 --tokens 8", "--seq_len"),
+        ("step --dtype bf16 --mixed_precision no", "--mixed_precision"),
+        ("step --supervised 0", "--supervised: expected a share above 0 and at most 1, found 0"),
         ("kernels --tokens 0", "0"),
         ("kernels --layers 2", "--layers"),
         ("kernels --dtype f16", "f16"),

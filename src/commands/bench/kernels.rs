@@ -10,7 +10,7 @@ use super::cases;
 use super::options::{Options, Which};
 use super::print;
 use super::products::{self, Dims};
-use super::roofline::{Bound, Ceilings, Work};
+use super::roofline::{Bound, Ceilings, Work, hold_to_peak};
 use super::timing::{self, Times};
 use crate::backend::{Backend, MatMul};
 use crate::commands::device::OnDevice;
@@ -51,6 +51,8 @@ struct Row {
 struct Under {
     ceilings: Ceilings,
     product: String,
+    /// Operations a second of a loop in registers, where the device has one.
+    peak: Option<f64>,
 }
 
 impl OnDevice for Bench<'_> {
@@ -139,7 +141,7 @@ fn row<B: Backend>(case: &Case<B>, error: f64, tally: Option<Tally>, times: Opti
 /// The ceilings of the data sheet of the device that an emulated one poses as.
 fn sheet(nature: &Nature) -> Option<Under> {
     let ceilings = Ceilings { flops: nature.sheet_flops?, bandwidth: nature.sheet_bandwidth? };
-    Some(Under { ceilings, product: "data sheet".into() })
+    Some(Under { ceilings, product: "data sheet".into(), peak: None })
 }
 
 /// Memory larger than the last cache, to copy: what that reaches is a ceiling, and it leaves nothing else in the cache.
@@ -203,6 +205,7 @@ fn timed<B: Backend>(dev: &B, o: &Options, cache: u64, sweep: &mut Sweep<B>, cas
 /// Every case, and the ceilings that were reached: a copy's, and the best product's.
 fn measured<B: Backend + 'static>(dev: &B, o: &Options, nature: &Nature, all: &[Case<B>]) -> Result<(Vec<Row>, Under)> {
     let cache = cache(o, nature);
+    let mut peak = dev.measured_peak(o.dtype);
     let mut sweep = Sweep::new(dev, cache)?;
     let bandwidth = sweep.rate(dev, o.seconds)?;
     let side = match (o.seconds > 0.0, dev.free_memory()) {
@@ -221,7 +224,11 @@ fn measured<B: Backend + 'static>(dev: &B, o: &Options, nature: &Nature, all: &[
     let rate = |r: &Row| r.times.map_or(0.0, |(t, _)| r.work.flop / t.median);
     let best = rows.iter().filter(|r| r.kernel == "matmul").max_by(|a, b| rate(a).total_cmp(&rate(b)));
     let (flops, product) = best.map_or((0.0, String::new()), |r| (rate(r), format!("{}, {}", r.name, r.shape)));
-    Ok((rows, Under { ceilings: Ceilings { flops, bandwidth }, product }))
+    if let Some(peak) = &mut peak {
+        let rates: Vec<_> = rows.iter().map(|r| (format!("{}, {}", r.name, r.shape), rate(r))).collect();
+        hold_to_peak(&rates, peak, || dev.measured_peak(o.dtype))?;
+    }
+    Ok((rows, Under { ceilings: Ceilings { flops, bandwidth }, product, peak }))
 }
 
 /// How near a row came to the ceilings, and which one decides.
@@ -261,7 +268,8 @@ fn measurement(rows: &[Row], under: &Under, o: &Options, nature: &Nature) -> Str
         0 => "buffers warm in the caches".into(),
         n => format!("buffers beyond the last cache of {}", bytes(n)),
     };
-    let sheet = nature.sheet_flops.map_or(String::new(), |f| format!("; data sheet {} {unit}", rate(f)));
+    let registers = under.peak.map_or(String::new(), |f| format!("; in registers {} {unit}", rate(f)));
+    let sheet = nature.sheet_flops.map_or(registers, |f| format!("; data sheet {} {unit}", rate(f)));
     format!(
         "ceilings of this run: product {} {unit} ({}){sheet}; copy {:.1} GB/s, read and written\n\
          error: relative, of samples against f64; bytes: each operand once; {rotation}\n\n{}",
@@ -318,6 +326,7 @@ fn ceilings_json(under: Option<&Under>, nature: &Nature) -> Value {
     let source = if nature.emulated { "data sheet" } else { "measured" };
     json!({
         "source": source, "flops_per_second": u.ceilings.flops, "bytes_per_second": u.ceilings.bandwidth, "product": u.product,
+        "peak_flops_per_second": u.peak,
     })
 }
 

@@ -1,13 +1,17 @@
 //! What `ringtune bench` is asked, and the defaults that follow from the device.
 
+use std::path::Path;
+
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::case::Setup;
 use super::shapes::Shape;
 use crate::commands::device;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
+use crate::hf;
 use crate::measure::Nature;
 use crate::model::Recompute;
+use crate::model::config::ModelConfig;
 use crate::tensor::DType;
 use crate::words::Words;
 
@@ -20,12 +24,22 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Whose shapes.
     pub model: Option<Shape>,
+    /// The shapes of a `config.json` instead, with its path.
+    pub config: Option<(String, ModelConfig)>,
     /// Layers instead of the model's.
     pub layers: Option<usize>,
     /// Tokens of a micro-batch.
     pub tokens: Option<usize>,
     /// Tokens of a document.
     pub document: usize,
+    /// Documents of a micro-batch instead.
+    pub documents: Option<usize>,
+    /// Share of a document's tokens that have a target: its last ones.
+    pub supervised: f64,
+    /// Steps that are timed, instead of a time.
+    pub steps: Option<usize>,
+    /// Steps before those that count.
+    pub warmup: usize,
     /// How weights and activations are stored.
     pub dtype: DType,
     /// What backward computes again.
@@ -61,8 +75,9 @@ pub fn flags(clap: Command, which: Which) -> Command {
         )
         .arg(count("threads", 4096).help("Threads of the CPU [default: one per core]"))
         .arg(
-            arg("model", "MODEL").value_parser(Shape::WORDS.to_vec()).help(
-                "Shapes of Llama-3-8B, Llama-3.2-1B, SmolLM2-135M or a tiny model [default: 135m, tiny on an emulated GPU]",
+            arg("model", "MODEL").visible_alias("shape").help(
+                "Shapes of Llama-3-8B (8b), Llama-3.2-1B (1b), SmolLM2-135M (135m or small), a tiny model, or those of a config.json [default: \
+                 135m, tiny on an emulated GPU]",
             ),
         )
         .arg(count("tokens", 1 << 20).help("Tokens of a micro-batch [default: 512 on the CPU, 8192 on a GPU, 64 on an emulated one]"))
@@ -85,12 +100,47 @@ pub fn flags(clap: Command, which: Which) -> Command {
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one JSON document; its fields are in benches/README.md"));
     match which {
         Which::Kernels => clap,
-        Which::Step => clap.arg(count("layers", 4096).help("Layers instead of the model's")).arg(
-            arg("recompute", "WHAT")
-                .default_value("none")
-                .value_parser(Recompute::WORDS.to_vec())
-                .help("What backward computes again"),
-        ),
+        Which::Step => clap
+            .arg(count("layers", 4096).help("Layers instead of the model's"))
+            .arg(
+                arg("recompute", "WHAT")
+                    .default_value("none")
+                    .value_parser(Recompute::WORDS.to_vec())
+                    .help("What backward computes again"),
+            )
+            .arg(
+                Arg::new("lora")
+                    .long("lora")
+                    .action(ArgAction::SetTrue)
+                    .help("LoRA alone, as --only lora; without it both"),
+            )
+            .arg(
+                arg("mixed_precision", "TYPE")
+                    .value_parser(["no", "bf16"])
+                    .conflicts_with("dtype")
+                    .help("As --dtype, in the words of a training: no is f32"),
+            )
+            .arg(count("micro_batch", 1 << 20).help("Rows of a micro-batch of --seq_len tokens each [default: 1]"))
+            .arg(
+                count("seq_len", 1 << 20).conflicts_with_all(["tokens", "document"]).help(
+                    "Tokens of a row, which is one document unless --documents says otherwise; instead of --tokens",
+                ),
+            )
+            .arg(
+                count("documents", 1 << 20).conflicts_with("document").help("Documents of a micro-batch, equally long"),
+            )
+            .arg(
+                arg("supervised", "SHARE")
+                    .default_value("1")
+                    .value_parser(value_parser!(f64))
+                    .help("Share of a document's tokens that have a target, its last ones; above 0, at most 1"),
+            )
+            .arg(count("steps", 1 << 20).help("Steps to time, instead of --seconds"))
+            .arg(
+                count("warmup", 1 << 20)
+                    .default_value("1")
+                    .help("Steps before those that count; the first of all is never counted"),
+            ),
     }
 }
 
@@ -110,17 +160,50 @@ impl Options {
         }
         let step = which == Which::Step;
         let recompute = if step { word("recompute").and_then(Recompute::of_word) } else { None };
+        let Asked { known: model, file: config } = shape(word("model"))?;
+        let of_step = |id: &str| if step { count(id) } else { None };
+        let supervised = if step { *m.get_one::<f64>("supervised").expect("it has a default") } else { 1.0 };
+        if !(supervised > 0.0 && supervised <= 1.0) {
+            return Err(Error::usage(format!(
+                "--supervised: expected a share above 0 and at most 1, found {supervised}"
+            )));
+        }
+        let (rows, length) = (of_step("micro_batch"), of_step("seq_len"));
+        if rows.is_some() && length.is_none() {
+            return Err(Error::usage("--micro_batch: it counts rows of --seq_len tokens, which is missing"));
+        }
+        let tokens = length.map(|length| length.saturating_mul(rows.unwrap_or(1))).or_else(|| count("tokens"));
+        if let Some(tokens) = tokens.filter(|&n| n > 1 << 20) {
+            return Err(Error::usage(format!("--micro_batch: at most {} tokens in all, found {tokens}", 1 << 20)));
+        }
+        let dtype = match (step && m.contains_id("mixed_precision"), word("dtype")) {
+            (true, _) if word("mixed_precision") == Some("no") => DType::F32,
+            (true, _) => DType::Bf16,
+            (false, word) => {
+                if word == Some("f32") {
+                    DType::F32
+                } else {
+                    DType::Bf16
+                }
+            }
+        };
+        let lora = step && m.get_flag("lora");
         Ok(Self {
             device,
             threads: count("threads"),
-            model: word("model").and_then(Shape::of_word),
+            model,
+            config,
             layers: if step { count("layers") } else { None },
-            tokens: count("tokens"),
-            document: count("document").expect("it has a default"),
-            dtype: if word("dtype") == Some("f32") { DType::F32 } else { DType::Bf16 },
+            tokens,
+            document: length.or_else(|| count("document")).expect("it has a default"),
+            documents: of_step("documents"),
+            supervised,
+            steps: of_step("steps"),
+            warmup: of_step("warmup").unwrap_or(1),
+            dtype,
             recompute: recompute.unwrap_or(Recompute::None),
             seconds,
-            only: m.get_many("only").into_iter().flatten().cloned().collect(),
+            only: m.get_many("only").into_iter().flatten().cloned().chain(lora.then(|| "lora".into())).collect(),
             label: m.get_one("label").cloned(),
             json: m.get_flag("json"),
         })
@@ -143,8 +226,10 @@ impl Options {
     /// Shapes of the cases on a device; `has_memory`: of its own, as a GPU has.
     pub fn setup(&self, nature: &Nature, has_memory: bool) -> Setup {
         let tokens = self.tokens(nature, has_memory);
-        let config = self.shape(nature).config(self.layers);
-        Setup { config, tokens, document: self.document.min(tokens), dtype: self.dtype }
+        let mut config = self.config.as_ref().map_or_else(|| self.shape(nature).config(None), |(_, c)| c.clone());
+        config.n_layers = self.layers.unwrap_or(config.n_layers);
+        let document = self.documents.map_or(self.document, |n| tokens.div_ceil(n));
+        Setup { config, tokens, document: document.min(tokens), dtype: self.dtype }
     }
 
     /// Whether a case is wanted: its name has one of the words, whatever their case.
@@ -172,7 +257,7 @@ impl Options {
     pub fn line(&self, which: Which, nature: &Nature, setup: &Setup) -> String {
         let mut line = format!(
             "--model {} --tokens {} --document {} --dtype {} --seconds {}",
-            self.shape(nature).word(),
+            self.config.as_ref().map_or(self.shape(nature).word(), |(path, _)| path),
             setup.tokens,
             setup.document,
             dtype_word(setup.dtype),
@@ -180,12 +265,38 @@ impl Options {
         );
         if which == Which::Step {
             line += &format!(" --layers {} --recompute {}", setup.config.n_layers, self.recompute.word());
+            line += &format!(" --warmup {} --supervised {}", self.warmup, self.supervised);
+            line += &self.steps.map_or(String::new(), |n| format!(" --steps {n}"));
         }
         if !self.only.is_empty() {
             line += &format!(" --only {}", self.only.join(","));
         }
         line
     }
+}
+
+/// What `--model` names, if anything.
+#[derive(Default)]
+struct Asked {
+    known: Option<Shape>,
+    file: Option<(String, ModelConfig)>,
+}
+
+/// A model of known shape by its word, or one that a `config.json` describes, by its path or that of its folder.
+fn shape(word: Option<&str>) -> Result<Asked> {
+    let Some(word) = word else { return Ok(Asked::default()) };
+    let known = Shape::of_word(if word == "small" { "135m" } else { word });
+    if known.is_some() {
+        return Ok(Asked { known, file: None });
+    }
+    let path = Path::new(word);
+    if !path.exists() {
+        let words = Shape::WORDS.join(", ");
+        return Err(Error::usage(format!("--model: expected {words}, small or a config.json, found {word}")));
+    }
+    let text = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
+    let text = std::fs::read_to_string(&text).context(|| format!("--model: {}: cannot be read", text.display()))?;
+    Ok(Asked { known: None, file: Some((word.to_string(), hf::config::parse(&text)?.model)) })
 }
 
 /// As `--dtype` says it.

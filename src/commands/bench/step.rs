@@ -10,11 +10,11 @@ use super::demand::{What, estimated};
 use super::options::{Options, Which};
 use super::print;
 use super::remedy;
-use super::roofline::Ceilings;
+use super::roofline::{Ceilings, hold_to_peak};
 use super::timing::Times;
 use super::values::RandomWeights;
 use crate::backend::Backend;
-use crate::batch::MicroBatch;
+use crate::batch::{IGNORE, MicroBatch};
 use crate::comm::Solo;
 use crate::commands::device::{self, OnDevice};
 use crate::data::loader::Step;
@@ -27,8 +27,6 @@ use crate::say::{self, Out};
 use crate::text::bytes;
 use crate::train::setup::workload;
 
-/// Steps before those that count: the first compiles, allocates and draws.
-const WARM: usize = 1;
 /// Steps that count at least.
 const LEAST: usize = 3;
 /// How far the loss of random weights may be from what their deviation makes expected.
@@ -89,6 +87,8 @@ struct Row {
     /// Floating-point operations of a step.
     flop: f64,
     losses: (f64, f64),
+    /// Seconds from drawing the weights to the end of the first step.
+    first_step: f64,
     peak: Option<u64>,
     estimated: u64,
     /// Of one step.
@@ -119,7 +119,12 @@ impl OnDevice for Case<'_> {
             });
         }
         let row = steps(dev, o, &setup, self.what, &nature)?;
-        self.found.as_mut().expect("set above").rows.push(row);
+        let found = self.found.as_mut().expect("set above");
+        if let (Some(peak), Some(t), None) = (&mut found.peak, row.times, dev.peak_flops(o.dtype)) {
+            let rate = [(row.what.name().to_string(), row.flop / t.median)];
+            hold_to_peak(&rate, peak, || dev.measured_peak(o.dtype))?;
+        }
+        found.rows.push(row);
         Ok(())
     }
 }
@@ -139,32 +144,46 @@ fn fits<B: Backend>(dev: &B, o: &Options, setup: &Setup, what: What) -> Result<(
     Err(Error::new(format!("bench: {name} needs {needed} and {free} are free; {advice}")))
 }
 
-/// Documents whose tokens are often followed by the same, so that there is something to learn; every token is supervised.
-fn batch(setup: &Setup) -> MicroBatch {
+/// Documents whose tokens are often followed by the same, so that there is something to learn; the last `supervised` of each have a target.
+fn batch(setup: &Setup, supervised: f64) -> MicroBatch {
     let (stream, vocabulary) = (Stream::new(&[0x7374_6570_7300]), setup.config.vocab_size);
     let draw = |i: u64| (stream.f64_at(i).powi(3) * vocabulary as f64) as i32;
     let tokens: Vec<i32> = (0..setup.tokens as u64).map(draw).collect();
-    let targets: Vec<i32> = tokens.iter().map(|&t| ((i64::from(t) * 7 + 3) % vocabulary as i64) as i32).collect();
     let doc_start = setup.doc_start();
+    let without = ((1.0 - supervised) * setup.document as f64) as usize;
+    let target = |(i, &t): (usize, &i32)| match i - doc_start[i] as usize >= without || i + 1 == setup.tokens {
+        true => ((i64::from(t) * 7 + 3) % vocabulary as i64) as i32,
+        false => IGNORE,
+    };
+    let targets: Vec<i32> = tokens.iter().enumerate().map(target).collect();
     let documents = setup.tokens.div_ceil(setup.document) as u32;
-    MicroBatch { n_valid: targets.len(), tokens, targets, doc_start, samples: (0..documents).collect() }
+    MicroBatch {
+        n_valid: targets.iter().filter(|&&t| t != IGNORE).count(),
+        tokens,
+        targets,
+        doc_start,
+        samples: (0..documents).collect(),
+    }
 }
 
 /// Takes steps, and holds their losses to what random weights give at first and to falling.
 fn steps<B: Backend>(dev: &B, o: &Options, setup: &Setup, what: What, nature: &Nature) -> Result<Row> {
-    let settings = what.settings(o);
+    let (settings, started) = (what.settings(o), Instant::now());
+    // The first compiles, allocates and draws: it never counts.
+    let warm = o.warmup.max(1);
+    let mut first_step = 0.0;
     let held = dev.memory_use().map(|m| m.now);
     let mut work = workload(dev, &RandomWeights(setup.config.clone()), &settings, None, setup.tokens)?;
     dev.synchronize()?;
     let forgotten = dev.forget_peak();
-    let step = Step { micro_batches: vec![batch(setup)], ..Default::default() };
-    // What suits the narrowest model is too much for wider ones.
-    let lr = if what == What::Lora { 5e-3 } else { 1e-3 } * (576.0 / setup.config.hidden_size as f64).min(1.0);
+    let step = Step { micro_batches: vec![batch(setup, o.supervised)], ..Default::default() };
+    // What suits the narrowest model is too much for wider ones. More makes the first steps of low-rank updates rise.
+    let lr = 1e-3 * (576.0 / setup.config.hidden_size as f64).min(1.0);
     let (mut times, mut losses, mut flop, mut tally) = (Vec::new(), Vec::new(), 0.0, None);
     let mut begin = Instant::now();
-    let least = if nature.emulated { 1 } else { LEAST };
+    let least = o.steps.unwrap_or(if nature.emulated { 1 } else { LEAST });
     for i in 0.. {
-        if i == WARM {
+        if i == warm {
             begin = Instant::now();
         }
         let (before, start) = (dev.tally(), Instant::now());
@@ -174,13 +193,17 @@ fn steps<B: Backend>(dev: &B, o: &Options, setup: &Setup, what: What, nature: &N
         ensure!(stepped.loss.is_finite() && stepped.problem.is_none(), "{}: step {i} failed: {stepped:?}", what.name());
         losses.push(stepped.loss);
         flop = stepped.flops;
-        if i >= WARM {
+        if i >= warm {
             times.push(seconds);
             // The wait above is not the step's.
             let of = |now: Tally, then: Tally| Tally { waits: now.waits - then.waits - 1, ..now.since(then) };
             tally = dev.tally().zip(before).map(|(now, then)| of(now, then));
         }
-        if times.len() >= least && (nature.emulated || begin.elapsed().as_secs_f64() >= o.seconds) {
+        if i == 0 {
+            first_step = started.elapsed().as_secs_f64();
+        }
+        if times.len() >= least && (o.steps.is_some() || nature.emulated || begin.elapsed().as_secs_f64() >= o.seconds)
+        {
             break;
         }
     }
@@ -204,6 +227,7 @@ fn steps<B: Backend>(dev: &B, o: &Options, setup: &Setup, what: What, nature: &N
         times: (!nature.emulated).then(|| Times::of(times)),
         flop,
         losses: (first, last),
+        first_step,
         peak,
         estimated: estimated(what, o, setup, dev.free_memory().is_some())?,
         tally,
@@ -283,7 +307,10 @@ fn row_json(r: &Row, setup: &Setup, peak: Option<f64>, nature: &Nature) -> Value
     });
     if let Some(t) = r.times {
         v["seconds"] = print::times_json(&t);
+        v["first_step_seconds"] = json!(r.first_step);
         v["tokens_per_second"] = json!(setup.tokens as f64 / t.median);
+        // Of the middle half of the steps: as far as the quartiles lie apart.
+        v["tokens_per_second_spread"] = json!(setup.tokens as f64 * (1.0 / t.quartile1 - 1.0 / t.quartile3));
         v["flops_per_second"] = json!(r.flop / t.median);
         v["mfu"] = json!(peak.map(|peak| r.flop / t.median / peak));
     }
