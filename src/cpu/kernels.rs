@@ -5,10 +5,12 @@
 
 #[cfg(target_arch = "x86_64")]
 pub mod amx;
+#[cfg(target_arch = "x86_64")]
+mod few;
 
 use half::bf16;
 
-use super::elem::Elem;
+use super::elem::{Elem, View};
 use super::elementwise::piece;
 use super::level::Level;
 use super::pack::Unit;
@@ -123,6 +125,22 @@ impl Micro {
             #[cfg(target_arch = "x86_64")]
             Code::Tiles => most.min(amx::MOST_PANELS),
         }
+    }
+
+    /// `tile = or += alpha · A · Bᵀ` for a few rows of A in a panel, from rows of B as they stand in memory, `stride` apart. False where
+    /// there is no code for it: then nothing was done.
+    ///
+    /// # Safety
+    /// The tile's elements may be read and written, and the processor has the level this was made for.
+    pub unsafe fn few_rows(&self, a: &[u32], b: View<'_>, stride: usize, k: usize, tile: Tile) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let (View::Bf16(b), Unit::Pair, 1..=few::ROWS, 1..) = (b, self.b, tile.rows, k) {
+            // SAFETY: panels of pairs are those of AVX-512 with bf16; the caller's promise for the tile.
+            unsafe { few::multiply(a, self.mr, b, stride, k, tile) };
+            return true;
+        }
+        let _ = (a, b, stride, k, tile);
+        false
     }
 
     /// `tile = or += alpha · A · B` from panels of `units` units, on this thread.
@@ -434,7 +452,7 @@ mod avx512 {
     /// Row `r` of the tile may be read and written.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn store_vector(sum: __m512, r: usize, col: usize, t: Tile) {
+    pub unsafe fn store_vector(sum: __m512, r: usize, col: usize, t: Tile) {
         let have = t.cols.saturating_sub(col).min(16);
         let mask = ((1u32 << have) - 1) as u16;
         let mut x = _mm512_mul_ps(sum, _mm512_set1_ps(t.alpha));

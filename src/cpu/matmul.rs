@@ -231,7 +231,6 @@ fn by_panels(
                 for &k0 in &starts {
                     let steps = k_steps.min(k - k0);
                     let units = micro.units(steps);
-                    pack_panel(dev.level, panel, micro.b, nr, b, j, cols, k0, steps);
                     let tile = if several {
                         let store = if k0 == 0 { Store::Set } else { Store::Add };
                         Tile { target: Target::F32(sum.as_mut_ptr()), stride: nr, rows: m, cols, alpha: 1.0, store }
@@ -241,6 +240,12 @@ fn by_panels(
                         Tile { target, stride: n, rows: m, cols, alpha, store }
                     };
                     let a = &packed_a[k0.div_ceil(k_steps) * slab..];
+                    let rows = b.data.from(j * b.major_stride + k0 * b.k_stride);
+                    // SAFETY: these columns of C, or the sums, belong to this task.
+                    if b.k_stride == 1 && unsafe { micro.few_rows(a, rows, b.major_stride, steps, tile) } {
+                        continue;
+                    }
+                    pack_panel(dev.level, panel, micro.b, nr, b, j, cols, k0, steps);
                     assert!(m.next_multiple_of(mr) * units <= a.len() && nr * units <= panel.len(), "packed operands");
                     // SAFETY: the panels hold the tile (asserted above); these columns of C belong to this task, and the sums do.
                     unsafe { micro.block(a, panel, units, tile) };

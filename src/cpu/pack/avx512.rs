@@ -286,7 +286,7 @@ packers!(pairs, "avx512f,avx512bw,avx512vl,avx512bf16");
 /// Asks for the line of an element of the next panel, whether it exists or not: the rows of a panel are more streams than a
 /// processor follows by itself.
 #[inline(always)]
-fn ahead<T>(p: *const T) {
+pub fn ahead<T>(p: *const T) {
     // SAFETY: a prefetch of any address does nothing but move data between caches.
     unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast()) };
 }
@@ -400,7 +400,7 @@ pub fn round_bf16(x: __m512) -> __m512i {
 /// Transposes 16 x 16 lanes of four bytes: by pairs of lanes, of pairs, and twice by quarters of vectors.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+pub fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     let mut pairs = rows;
     for i in (0..16).step_by(2) {
         pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
