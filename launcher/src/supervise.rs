@@ -74,6 +74,8 @@ struct Watch<'a> {
     /// The first exit code that is not 0, where nothing counts as a failure.
     first_code: u8,
     kill_at: Option<Instant>,
+    /// The hub is elsewhere, and a rank has heard there that the run has failed: what is left here is ended, and not to blame.
+    over: bool,
     /// A rank elsewhere is gone; who started it may say more until then.
     lost: Option<(Instant, usize)>,
 }
@@ -99,6 +101,7 @@ pub fn supervise(
         outcome: Outcome::default(),
         first_code: 0,
         kill_at: None,
+        over: false,
         lost: None,
         attempt,
     };
@@ -205,7 +208,8 @@ impl Watch<'_> {
         p.settled = true;
         let goodbye = member.closed.flatten();
         let code = goodbye.unwrap_or_else(|| code_of(status));
-        if self.first_code == 0 && code != BYSTANDER {
+        let ended_here = self.over && status.signal().is_some();
+        if self.first_code == 0 && code != BYSTANDER && !ended_here {
             self.first_code = code;
         }
         let Some(rank) = p.rank else {
@@ -213,6 +217,10 @@ impl Watch<'_> {
             self.kill_at = Some(Instant::now() + LAST_WORD);
             return;
         };
+        if code == BYSTANDER && self.attempt.hub.is_none() {
+            self.over = true;
+            self.kill_at.get_or_insert(Instant::now() + self.attempt.options.grace);
+        }
         // Who is watched from elsewhere says goodbye there.
         let fine = match goodbye {
             Some(_) => [0, REQUEUE].contains(&code),
@@ -220,7 +228,7 @@ impl Watch<'_> {
         };
         // What was asked to end may end in any way.
         let asked = self.outcome.asked && (status.signal().is_some() || code == REQUEUE) && !member.joined;
-        if !fine && !asked && code != BYSTANDER {
+        if !fine && !asked && !ended_here && code != BYSTANDER {
             let text = self.ended(index, rank, status, code);
             self.fail(Cause { text, ..self.cause(rank, code.max(1)) });
         }

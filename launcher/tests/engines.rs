@@ -131,6 +131,18 @@ fn one_ringrun_on_each_machine() {
     }
 }
 
+/// The hub of the first machine tells the ranks of the others that the run has failed; one that is stopped does not hear it.
+#[test]
+fn a_machine_ends_what_has_not_heard_that_the_run_is_over() {
+    let node = ["--nnodes", "2", "--node-rank", "1", "--master-addr", "127.0.0.1", "--master-port", "9"];
+    let script = "[ $RANK = 2 ] && exit 76; kill -STOP $$; sleep 100";
+    let words = ["--nproc-per-node", "2", "--oversubscribe", "--grace", "0.2", "sh", "-c", script];
+    let begun = std::time::Instant::now();
+    let o = outcome(ringrun(&[&node[..], &words].concat()).spawn().unwrap());
+    assert_eq!((o.code, o.stderr.contains("rank 3")), (Some(76), false), "{}", o.stderr);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(60));
+}
+
 #[test]
 fn a_wrapper_without_a_launcher_says_so() {
     let o = shell(&["--wrap"], "exit 0");
