@@ -88,6 +88,13 @@ fn check() -> Clap {
                 .value_parser(|text: &str| parse_size(text).map_err(|e| e.to_string()))
                 .help("Memory of the device to train on, such as 24GB [default: what is free on the GPU that --device names, or on this machine]"),
         )
+        .arg(
+            flag("ranks", "ranks")
+                .value_name("N")
+                .default_value("1")
+                .value_parser(value_parser!(u64).range(1..=65_536))
+                .help("Ranks to train on: memory is that of one, a step is that of all"),
+        )
         .arg(switch("time", "time").help("Take a few steps on this machine and estimate the whole run's time"))
         .arg(
             flag("flops_rate", "flops-rate")
@@ -409,6 +416,7 @@ fn run_check(m: &ArgMatches, before: Option<&String>) -> Result<()> {
         time: m.get_flag("time"),
         device_memory: m.get_one("device_memory").copied(),
         flops_rate: m.get_one("flops_rate").copied(),
+        ranks: *m.get_one::<u64>("ranks").expect("it has a default") as usize,
     };
     if let Some(rate) = options.flops_rate.filter(|r| !(r.is_finite() && *r > 0.0)) {
         return Err(Error::usage(format!("--flops-rate: expected a number above 0, found {rate}")));

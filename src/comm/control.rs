@@ -78,6 +78,17 @@ pub fn saved(step: u64) {
     }
 }
 
+type Suspicion = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// See [`suspect`].
+static SUSPICION: OnceLock<Suspicion> = OnceLock::new();
+
+/// From now on an error of this rank is first taken for the trace of another one's end where `lost` says so: whoever knows that ends this
+/// process within ten seconds.
+pub fn suspect(lost: impl Fn() -> bool + Send + Sync + 'static) {
+    let _ = SUSPICION.set(Box::new(lost)); // A process has one communicator.
+}
+
 /// Whether this rank has said goodbye or why it ends, or is being ended: another thread sees to the rest.
 pub fn is_ending() -> bool {
     OWN.get().is_some_and(|own| own.ended.load(SeqCst))
@@ -201,7 +212,12 @@ impl Channel {
             Err(e) if e.kind() == Kind::Interrupted => self.shared.goodbye(e.exit_code()),
             // Who knows the cause ends this process soon.
             Err(e) if e.kind() == Kind::Bystander => std::thread::sleep(EXPLANATION),
-            Err(e) => self.shared.fail(e.to_string(), e.exit_code()),
+            Err(e) => {
+                if SUSPICION.get().is_some_and(|lost| lost()) {
+                    std::thread::sleep(EXPLANATION);
+                }
+                self.shared.fail(e.to_string(), e.exit_code());
+            }
         }
         self.shared.leave_last();
     }

@@ -13,6 +13,8 @@ pub mod bucket;
 pub mod control;
 pub mod fault;
 pub mod mpi;
+#[cfg(feature = "cuda")]
+pub mod nccl;
 pub mod ranks;
 pub mod start;
 pub mod transport;
@@ -24,9 +26,11 @@ pub use launcher::beacon::{Phase, Position};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
+use crate::words::words;
 
+pub use mpi::Choice;
 pub use ranks::Ranks;
-pub use start::{Comm, start};
+pub use start::{Comm, On, Ways, ranks_of_environment, start};
 
 /// Which rank this is, and of how many.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,14 +56,16 @@ impl World {
 }
 
 /// When gradients are summed over ranks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fold {
     /// After every micro-batch, in the order of their numbers: any number of ranks gives the bits of one. The caller sets the gradients
     /// to zero once a reduction has read them.
+    #[default]
     MicroBatch,
-    /// Once a step.
+    /// Once a step: less to send, and results that depend on how the micro-batches of a step are dealt to ranks.
     Step,
 }
+words!(Fold { MicroBatch = "micro_batch", Step = "step" });
 
 /// Which sums of a bucket a rank wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,17 +11,22 @@ use super::World;
 use super::transport::Transport;
 use crate::ensure;
 use crate::error::{Error, Result};
+use crate::words::words;
 
 /// What carries gradients, as `RINGTUNE_TRANSPORT` says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// MPI where every rank has it, else sockets.
+    /// NCCL between GPUs, else MPI where every rank has it, else sockets.
+    #[default]
     Auto,
     /// Sockets.
     Sockets,
+    /// NCCL, or an error.
+    Nccl,
     /// MPI, or an error.
     Mpi,
 }
+words!(Choice { Auto = "auto", Sockets = "socket", Nccl = "nccl", Mpi = "mpi" });
 
 impl Choice {
     /// What the environment asks for.
@@ -44,15 +49,20 @@ impl Choice {
 ///
 /// # Errors
 /// A usage error where MPI is asked for and cannot be had: the message says why.
-pub fn is_ready(identity: &Identity, get: &dyn Fn(&str) -> Option<String>) -> Result<bool> {
-    let (choice, offered, built) = (Choice::of(get)?, is_offered(identity, get), library().is_some());
+pub fn is_ready(identity: &Identity, choice: Choice, get: &dyn Fn(&str) -> Option<String>) -> Result<bool> {
+    let choice = if choice == Choice::Auto { Choice::of(get)? } else { choice };
+    let (offered, built) = (is_offered(identity, get), library().is_some());
     let asked = |so: bool, why: &str| {
-        if choice == Choice::Mpi && !so { Err(Error::usage(format!("RINGTUNE_TRANSPORT=mpi: {why}"))) } else { Ok(so) }
+        if choice == Choice::Mpi && !so {
+            Err(Error::usage(format!("--transport mpi, RINGTUNE_TRANSPORT=mpi: {why}")))
+        } else {
+            Ok(so)
+        }
     };
     let built =
         asked(built, "this program was built without MPI; `make build` adds it where mpicc and libclang are found")?;
     let why = "nothing that speaks to MPI started this rank: start the program with mpirun, or with srun --mpi=pmix";
-    Ok(asked(offered, why)? && built && choice != Choice::Sockets)
+    Ok(asked(offered, why)? && built && matches!(choice, Choice::Auto | Choice::Mpi))
 }
 
 /// Whether a launcher of MPI started this process as this rank of the run. Under srun that is so with a plug-in for MPI alone; inside
@@ -110,7 +120,7 @@ mod tests {
     fn ready(text: &str) -> Result<bool> {
         let vars: Vec<(&str, &str)> = text.split_whitespace().filter_map(|pair| pair.split_once('=')).collect();
         let get = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string());
-        is_ready(&identify(&get).unwrap().unwrap(), &get)
+        is_ready(&identify(&get).unwrap().unwrap(), Choice::Auto, &get)
     }
 
     const OPEN_MPI: &str = "OMPI_COMM_WORLD_RANK=2 OMPI_COMM_WORLD_SIZE=4";

@@ -28,6 +28,7 @@ pub struct Ranks {
     control: Box<dyn Control>,
     worker: Option<Worker>,
     bucket: usize,
+    fold: Fold,
 }
 
 /// Elements of a bucket: less than 1 MiB is not worth a call of its own.
@@ -68,12 +69,17 @@ impl Ranks {
         let (rank, size) = (world.rank, world.size);
         let worker =
             transport.map(|t| Worker::start(Owner { rank, size, sums: Vec::new(), transport: t })).transpose()?;
-        Ok(Self { world, control, worker, bucket: BUCKET })
+        Ok(Self { world, control, worker, bucket: BUCKET, fold: Fold::MicroBatch })
     }
 
     /// The same ranks with buckets of so many elements: another layout has to give the same bits.
     pub fn with_buckets(self, elements: usize) -> Self {
         Self { bucket: elements, ..self }
+    }
+
+    /// The same ranks, which sum gradients when they are told to.
+    pub fn with_fold(self, fold: Fold) -> Self {
+        Self { fold, ..self }
     }
 
     /// Which rank this is, whatever the backend.
@@ -113,7 +119,7 @@ impl<B: Backend> Communicator<B> for Ranks {
     }
 
     fn fold(&self) -> Fold {
-        if self.worker.is_some() { Fold::MicroBatch } else { Fold::Step }
+        if self.worker.is_some() { self.fold } else { Fold::Step }
     }
 
     fn bucket_elements(&self) -> usize {

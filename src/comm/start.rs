@@ -16,9 +16,10 @@ use launcher::secret::{PATIENCE, Secret, Timed, nonce};
 use launcher::spawn::{own_cores, parse_ranges, ranges};
 
 use super::control::Channel;
+use super::mpi::Choice;
 use super::ranks::Ranks;
 use super::transport::{Sockets, Stream, Transport};
-use super::{Communicator, Solo, World, mpi};
+use super::{Communicator, Fold, Solo, Sums, World, mpi};
 use crate::backend::Backend;
 use crate::error::{Context, Error, Result};
 use crate::{bail, ensure, machine, say};
@@ -38,6 +39,33 @@ pub enum Comm {
     Ranks(Box<Joined>),
 }
 
+/// How ranks work together, as far as the user decides it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ways {
+    /// What carries gradients.
+    pub transport: Choice,
+    /// When they are summed; `None`: once a step over NCCL, else after every micro-batch.
+    pub fold: Option<Fold>,
+}
+
+/// The ranks of a run on a device.
+pub enum On<'a, B: Backend> {
+    /// Whatever the device.
+    Any(&'a dyn Communicator<B>),
+    /// Those of this device.
+    Own(Box<dyn Communicator<B>>),
+}
+
+impl<B: Backend> On<'_, B> {
+    /// As the trainer holds it.
+    pub fn get(&self) -> &dyn Communicator<B> {
+        match self {
+            On::Any(ranks) => *ranks,
+            On::Own(ranks) => ranks.as_ref(),
+        }
+    }
+}
+
 /// A rank that has met the others.
 pub struct Joined {
     ranks: Ranks,
@@ -46,6 +74,7 @@ pub struct Joined {
     threads: usize,
     /// What carries gradients.
     carrier: String,
+    ways: Ways,
 }
 
 /// Which rank this is, before it has met the others: who is not the main one is silent from the beginning.
@@ -58,11 +87,20 @@ pub fn announce() -> Result<()> {
     Ok(())
 }
 
+/// How many ranks whatever started this process started; 1 without a launcher.
+///
+/// # Errors
+/// A usage error where the environment makes no sense.
+pub fn ranks_of_environment() -> Result<usize> {
+    let identity = identify(&|name| std::env::var(name).ok()).map_err(Error::usage)?;
+    Ok(identity.map_or(1, |i| i.size))
+}
+
 /// Meets the other ranks: first of all, before any file is touched. Without a launcher there are none.
 ///
 /// # Errors
 /// If the environment makes no sense, or the ranks do not find each other.
-pub fn start() -> Result<Comm> {
+pub fn start(ways: Ways) -> Result<Comm> {
     let Some(identity) = identify(&|name| std::env::var(name).ok()).map_err(Error::usage)? else {
         return Ok(Comm::Solo);
     };
@@ -72,7 +110,7 @@ pub fn start() -> Result<Comm> {
         // SAFETY: a call without pointers.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     }
-    let join = || join(&identity).map(|joined| Comm::Ranks(Box::new(joined)));
+    let join = || join(&identity, ways).map(|joined| Comm::Ranks(Box::new(joined)));
     join().context(|| format!("rank {} of {}, started by {}", identity.rank, identity.size, identity.launcher.name()))
 }
 
@@ -83,6 +121,26 @@ impl Comm {
             Comm::Solo => &Solo,
             Comm::Ranks(joined) => &joined.ranks,
         }
+    }
+
+    /// As they work together on a device: over NCCL between GPUs, else over what joined them. With ZeRO-1 a rank wants the sums that it
+    /// owns.
+    ///
+    /// # Errors
+    /// If NCCL is asked for and cannot be had, or fails to connect the GPUs.
+    pub fn on<B: Backend + 'static>(&self, dev: &B, sums: Sums) -> Result<On<'_, B>> {
+        let Comm::Ranks(joined) = self else { return Ok(On::Any(&Solo)) };
+        let Joined { ranks, channel, ways, .. } = &**joined;
+        let (world, by_name) = (ranks.own_world(), ways.transport == Choice::Nccl);
+        if world.size > 1 && matches!(ways.transport, Choice::Auto | Choice::Nccl) {
+            let own = over_nccl(dev, world, channel, sums, by_name)?;
+            if let Some(own) = own {
+                let once = ways.fold != Some(Fold::MicroBatch);
+                ensure!(once, "--fold micro_batch: NCCL sums once a step; pass --transport socket for that");
+                return Ok(On::Own(own));
+            }
+        }
+        Ok(On::Any(ranks))
     }
 
     /// Which rank this is.
@@ -121,6 +179,21 @@ impl Comm {
     }
 }
 
+#[cfg(feature = "cuda")]
+use super::nccl::join as over_nccl;
+
+#[cfg(not(feature = "cuda"))]
+fn over_nccl<B: Backend>(
+    _dev: &B,
+    _world: &World,
+    _channel: &Rc<Channel>,
+    _sums: Sums,
+    by_name: bool,
+) -> Result<Option<Box<dyn Communicator<B>>>> {
+    ensure!(!by_name, "--transport nccl: this program was built without the feature `cuda`");
+    Ok(None)
+}
+
 /// What tells machines, and containers on one of them, apart.
 fn place() -> String {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -128,9 +201,9 @@ fn place() -> String {
     format!("{} {} {network}", machine::host(), boot.trim())
 }
 
-fn join(identity: &Identity) -> Result<Joined> {
+fn join(identity: &Identity, ways: Ways) -> Result<Joined> {
     let &Identity { rank, size, launcher, .. } = identity;
-    let mpi = size > 1 && mpi::is_ready(identity, &|name| std::env::var(name).ok())?;
+    let mpi = size > 1 && mpi::is_ready(identity, ways.transport, &|name| std::env::var(name).ok())?;
     let inherited = std::env::var("RINGTUNE_BEACON_FD").ok().and_then(|fd| Beacon::inherited(fd.parse().ok()?).ok());
     let beacon = inherited.unwrap_or_else(Beacon::private);
     let own_hub = if rank == 0 { open_hub(identity)? } else { None };
@@ -151,6 +224,8 @@ fn join(identity: &Identity) -> Result<Joined> {
         mpi,
     };
     let mut control = meet(&hello, size, &secret, &addresses)?;
+    #[cfg(feature = "cuda")]
+    super::nccl::set_environment(control.local_addr().ok().map(|address| address.ip()));
     let members = welcome(&mut control, launcher)?;
     ensure!(members.len() == size, "expected {size} ranks, met {}", members.len());
     let here: Vec<usize> = (0..size).filter(|&r| members[r].place == hello.place).collect();
@@ -179,8 +254,8 @@ fn join(identity: &Identity) -> Result<Joined> {
     if ranks.is_err() {
         channel.finish(&ranks);
     }
-    let ranks = ranks?;
-    Ok(Joined { ranks, channel, threads: (cores / sharing.max(1)).max(1), carrier })
+    let ranks = ranks?.with_fold(ways.fold.unwrap_or_default());
+    Ok(Joined { ranks, channel, threads: (cores / sharing.max(1)).max(1), carrier, ways })
 }
 
 /// Rank 0 holds the hub where the launcher has none.

@@ -1,6 +1,7 @@
 //! `--device`: what a command computes on, and the one place that chooses a backend.
 
 use crate::backend::{Backend, Footprint};
+use crate::comm::World;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::tensor::Device;
@@ -40,6 +41,39 @@ pub fn run(name: &str, threads: Option<usize>, mut job: impl OnDevice) -> Result
         },
     }
     job.run(&Cpu::new(threads)?)
+}
+
+/// As [`run`], as one of several ranks: those of a machine take its GPUs in their order, unless a number is given.
+///
+/// # Errors
+/// As [`run`]; or if the machine has fewer GPUs than ranks.
+pub fn run_as(world: &World, name: &str, threads: Option<usize>, mut job: impl OnDevice) -> Result<()> {
+    match wanted(name)? {
+        _ if world.local_size == 1 => run(name, threads, job),
+        Wanted::Cuda(_) if name == "cuda" => cuda::run(ordinal(world, cuda::count()?)?, job),
+        Wanted::Auto => match cuda::proven(|count| ordinal(world, count)) {
+            Ok(dev) => job.run(&dev),
+            Err(why) => {
+                job.without_gpu(why);
+                job.run(&Cpu::new(threads)?)
+            }
+        },
+        _ => run(name, threads, job),
+    }
+}
+
+/// The GPU of a rank among so many that are visible: its own by its number on the machine, or the only one, where each rank is shown its own.
+fn ordinal(world: &World, visible: usize) -> Result<usize> {
+    let World { local_rank, local_size, .. } = *world;
+    if visible == 1 {
+        return Ok(0);
+    }
+    if visible < local_size {
+        return Err(Error::usage(format!(
+            "{local_size} ranks on this machine, and {visible} GPUs are visible: start no more ranks than GPUs, or pass --device cpu"
+        )));
+    }
+    Ok(local_rank)
 }
 
 /// Whether this is the name of a device that the program was built for: `auto`, `cpu`, `cuda` or `cuda:N`. Whether the machine has
@@ -122,6 +156,14 @@ mod cuda {
     pub fn first() -> Result<Cpu, String> {
         Err("this program was built without CUDA".into())
     }
+
+    pub fn count() -> Result<usize> {
+        unreachable!("no name stands for it")
+    }
+
+    pub fn proven(_which: impl FnOnce(usize) -> Result<usize>) -> Result<Cpu, String> {
+        first()
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -140,16 +182,28 @@ mod cuda {
 
     /// The first GPU, proven by a kernel; or why there is none.
     pub fn first() -> Result<Cuda, String> {
+        proven(|_| Ok(0))
+    }
+
+    /// How many the driver sees.
+    pub fn count() -> Result<usize> {
+        Cuda::count()
+    }
+
+    /// The GPU that `which` takes of so many, proven by a kernel; or why there is none.
+    pub fn proven(which: impl FnOnce(usize) -> Result<usize>) -> Result<Cuda, String> {
         let open = || -> Result<Cuda> {
             device_library::require()?;
-            if Cuda::count()? == 0 {
+            let count = Cuda::count()?;
+            if count == 0 {
                 return Err(Error::new("cuda: the driver sees no GPU"));
             }
-            let properties = cuda::properties(0)?;
+            let ordinal = which(count)?;
+            let properties = cuda::properties(ordinal)?;
             if properties.emulated {
-                return Err(Error::new(format!("cuda:0 is emulated ({})", properties.name)));
+                return Err(Error::new(format!("cuda:{ordinal} is emulated ({})", properties.name)));
             }
-            let dev = Cuda::new(0)?;
+            let dev = Cuda::new(ordinal)?;
             dev.prove()?;
             Ok(dev)
         };
@@ -165,6 +219,16 @@ mod cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranks_take_the_gpus_of_their_machine_in_order() {
+        let world = |local_rank| World { rank: 5, size: 8, local_rank, local_size: 4 };
+        assert_eq!((0..4).map(|r| ordinal(&world(r), 8).unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        // Each is shown its own.
+        assert_eq!(ordinal(&world(3), 1).unwrap(), 0);
+        let e = ordinal(&world(1), 3).unwrap_err();
+        assert!(e.exit_code() == 2 && e.to_string().contains("4 ranks on this machine, and 3 GPUs are visible"), "{e}");
+    }
 
     #[test]
     fn names_of_devices() {

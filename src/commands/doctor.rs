@@ -296,8 +296,9 @@ mod cuda {
 
     use super::{Row, gib};
     use crate::cuda::compile::Prebuilt;
+    use crate::cuda::nccl::{HOW_TO_GET, Nccl};
     use crate::cuda::nvrtc::{self, Nvrtc};
-    use crate::cuda::{self, Cuda, Properties, device_library, nccl};
+    use crate::cuda::{self, Cuda, Properties, device_library};
     use crate::error::{Error, Result};
 
     pub fn rows() -> Vec<Row> {
@@ -386,18 +387,11 @@ mod cuda {
     }
 
     fn collectives() -> Row {
-        match nccl::find() {
-            nccl::Found::Usable(path, version) => Row::works(
-                "nccl",
-                format!("{}, {}", path.display(), version.as_deref().unwrap_or("version unknown")),
-                json!({ "path": path.display().to_string(), "version": version }),
-            ),
-            nccl::Found::WithoutLink(path) => Row::missing(
-                "nccl",
-                format!("{} is there, but under this name alone, which is not looked for", path.display()),
-                format!("in a folder of LD_LIBRARY_PATH: ln -s {} libnccl.so", path.display()),
-            ),
-            nccl::Found::Missing => Row::missing("nccl", "libnccl.so was not found", nccl::HOW_TO_GET),
+        match Nccl::get().and_then(|nccl| Ok((nccl.path().display().to_string(), nccl.version()?))) {
+            Ok((path, version)) => {
+                Row::works("nccl", format!("{path}, {version}"), json!({ "path": path, "version": version }))
+            }
+            Err(e) => Row::missing("nccl", e.to_string(), HOW_TO_GET),
         }
     }
 }

@@ -14,7 +14,7 @@ use super::start::{self, Start, StopAtFirst, fingerprints, hash_model, model_art
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
 use crate::checkpoint::state::Fingerprints;
-use crate::comm::{self, Comm, Communicator, Phase, Position};
+use crate::comm::{self, Comm, Communicator, Phase, Position, Sums, Ways};
 use crate::error::Result;
 use crate::eval::gen_test::{GenRun, SAMPLES, generation_test, held_out_rows};
 use crate::files::write_json;
@@ -25,6 +25,7 @@ use crate::hf::resize::Resized;
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::SaveOptions;
 use crate::hf::{WithConfig, merged};
+use crate::settings::{TrainSettings, Zero};
 use crate::text::table;
 use crate::train::checkpoints::RESIZED_BASE;
 use crate::train::init::RandomModel;
@@ -44,9 +45,10 @@ const WHOLE: &str = "the start went through all steps";
 pub fn run_sft(job: &SftJob) -> Result<()> {
     // Before the others are met, which may take minutes: what asks this rank for its state must not kill it.
     let stop = StopFlag::on_signals()?;
-    let comm = comm::start()?;
+    let comm = comm::start(ways(&job.settings))?;
     let threads = job.settings.threads.or(comm.threads());
-    comm.finish(device::run(&device_of(&job.device, &comm), threads, Sft { job, comm: &comm, stop, no_gpu: None }))
+    let sft = Sft { job, comm: &comm, stop, no_gpu: None };
+    comm.finish(device::run_as(comm.world(), &job.device, threads, sft))
 }
 
 struct Sft<'a> {
@@ -61,10 +63,11 @@ impl OnDevice for Sft<'_> {
         self.no_gpu = Some(why);
     }
 
-    fn run<B: Backend>(self, dev: &B) -> Result<()> {
+    fn run<B: Backend + 'static>(self, dev: &B) -> Result<()> {
         let Self { job, comm, stop, no_gpu } = self;
-        let comm = comm.of::<B>();
         let settings = &job.settings;
+        let on = comm.on(dev, sums(settings))?;
+        let comm = on.get();
         let mut guide = StopAtFirst::new(settings.quiet || !comm.is_main());
         let lora = start::settings(&mut guide, settings)?;
         let rows = job.data.paths.iter().map(|path| ("the data set", path.as_path()));
@@ -163,17 +166,20 @@ impl OnDevice for Sft<'_> {
 pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
     // Before the others are met, which may take minutes: what asks this rank for its state must not kill it.
     let stop = StopFlag::on_signals()?;
-    let comm = comm::start()?;
+    let comm = comm::start(ways(&job.settings))?;
     let threads = job.settings.threads.or(comm.threads());
-    comm.finish(device::run(&device_of(&job.device, &comm), threads, Pretrain { job, comm: &comm, stop, no_gpu: None }))
+    let pretrain = Pretrain { job, comm: &comm, stop, no_gpu: None };
+    comm.finish(device::run_as(comm.world(), &job.device, threads, pretrain))
 }
 
-/// The device of this rank: with `cuda` alone the ranks of a machine take its GPUs in their order.
-fn device_of(name: &str, comm: &Comm) -> String {
-    match comm.world() {
-        world if name == "cuda" && world.local_size > 1 => format!("cuda:{}", world.local_rank),
-        _ => name.into(),
-    }
+/// How the ranks of a run work together.
+fn ways(s: &TrainSettings) -> Ways {
+    Ways { transport: s.transport, fold: s.fold }
+}
+
+/// Which sums of gradients a rank wants.
+fn sums(s: &TrainSettings) -> Sums {
+    if s.zero == Zero::Moments { Sums::Owned } else { Sums::Whole }
 }
 
 /// Whether all ranks train the same: the same program on the same kind of processor, from the same data, tokenizer and model.
@@ -194,10 +200,11 @@ impl OnDevice for Pretrain<'_> {
         self.no_gpu = Some(why);
     }
 
-    fn run<B: Backend>(self, dev: &B) -> Result<()> {
+    fn run<B: Backend + 'static>(self, dev: &B) -> Result<()> {
         let Self { job, comm, stop, no_gpu } = self;
-        let comm = comm.of::<B>();
         let settings = &job.settings;
+        let on = comm.on(dev, sums(settings))?;
+        let comm = on.get();
         let mut guide = StopAtFirst::new(settings.quiet || !comm.is_main());
         start::settings(&mut guide, settings)?;
         ensure!(settings.lora.is_none(), "pretraining has no LoRA");

@@ -189,6 +189,17 @@ impl Cuda {
         self.modules.target()
     }
 
+    /// What tells it from every other GPU, as `nvidia-smi -L` prints it.
+    ///
+    /// # Errors
+    /// If the driver does not say.
+    pub fn uuid(&self) -> Result<String> {
+        let uuid = self.context.uuid().doing(|| "asking for the device's UUID".into())?;
+        let hex: Vec<String> = uuid.bytes.iter().map(|b| format!("{:02x}", *b as u8)).collect();
+        let part = |from: usize, to: usize| hex[from..to].concat();
+        Ok(format!("GPU-{}-{}-{}-{}-{}", part(0, 4), part(4, 6), part(6, 8), part(8, 10), part(10, 16)))
+    }
+
     /// Free and total memory in bytes.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ pub mod adamw;
 pub mod attention;
 pub mod attention_tiles;
 pub mod cast;
+pub mod collectives;
 pub mod compile;
 pub mod cross_entropy;
 mod device;
@@ -106,7 +107,10 @@ impl Device for Cuda {
     }
 
     fn arithmetic(&self) -> String {
-        format!("cuda, {}, {}", self.properties().name, self.target())
+        // An emulated GPU has its number in its name, which decides nothing.
+        let p = self.properties();
+        let name = p.name.strip_prefix(&format!("vgpu {} ", p.ordinal)).map(|kind| format!("vgpu {kind}"));
+        format!("cuda, {}, {}", name.as_deref().unwrap_or(&p.name), self.target())
     }
 
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>> {

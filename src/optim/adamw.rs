@@ -368,7 +368,10 @@ impl<B: Backend> Optimizer<B> {
     }
 
     /// The weights whose gradient is not finite.
-    fn not_finite(&mut self, dev: &B, grads: &Grads<B>) -> Result<Vec<Place>> {
+    ///
+    /// # Errors
+    /// If the device refuses an operation.
+    pub fn not_finite(&mut self, dev: &B, grads: &Grads<B>) -> Result<Vec<Place>> {
         let mut found = Vec::new();
         for (at, grad) in grads.places() {
             let Some(grad) = grad else { continue };

@@ -1,6 +1,7 @@
 //! From flags, config file and defaults to one value per setting, each with where it came from.
 
 use super::{Command, Setting, Settings, Value, file, find, find_config};
+use crate::comm::ranks_of_environment;
 use crate::error::{Error, Result};
 
 /// Where a value came from; a later one overrides an earlier one.
@@ -73,7 +74,44 @@ impl Resolved {
         resolved.check_effects()?;
         resolved.check_counts()?;
         resolved.apply();
+        if resolved.is_set("global_batch_size") {
+            resolved.deal_rows(ranks_of_environment()?)?;
+        }
         Ok(resolved)
+    }
+
+    /// The micro-batches of a step on each of so many ranks, from the rows of a step over all of them.
+    fn deal_rows(&mut self, ranks: usize) -> Result<()> {
+        let (train, global, own) = (&self.settings.train, "global_batch_size", "gradient_accumulation_steps");
+        let (rows, micro_batch) = (train.global_batch_size.unwrap_or(0), train.micro_batch_size);
+        let unit = micro_batch * ranks;
+        let on = if ranks == 1 { String::new() } else { format!(" on {ranks} ranks") };
+        if !rows.is_multiple_of(unit) {
+            let (below, above) = (rows / unit * unit, rows.next_multiple_of(unit));
+            let near = if below == 0 { above.to_string() } else { format!("{below} or {above}") };
+            return Err(Error::usage(format!(
+                "{} {rows}: micro-batches of {micro_batch} rows{on} make no step of so many rows; expected {near}, or another {}",
+                self.named(global),
+                self.named("per_device_train_batch_size")
+            )));
+        }
+        let needed = rows / unit;
+        if self.is_set(own) && train.grad_accum != needed {
+            return Err(Error::usage(format!(
+                "{} {} contradicts {} {rows}, which micro-batches of {micro_batch} rows{on} make with {needed}; leave one of the two out",
+                self.named(own),
+                train.grad_accum,
+                self.named(global)
+            )));
+        }
+        let origin = self.origin(global).clone();
+        for (setting, value, from) in &mut self.entries {
+            if setting.key == own {
+                (*value, *from) = (Value::Int(needed as u64), origin.clone());
+            }
+        }
+        self.settings.train.grad_accum = needed;
+        Ok(())
     }
 
     /// Every row writes its field, in the table's order.

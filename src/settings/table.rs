@@ -5,6 +5,7 @@ use super::fields::Content;
 use super::train::{EarlyStopping, Every, GenTest, Resume, Zero};
 use super::value::{Kind, Range, Value};
 use super::{Commands, Needs, Row, Setting, Settings};
+use crate::comm::{Choice as Transport, Fold};
 use crate::data::encode::Overflow;
 use crate::data::mix::WeightUnit;
 use crate::data::raw_tokens::RawWidth;
@@ -181,6 +182,9 @@ pub static TABLE: &[Setting] = &[
         .alias(&["grad_accum"])
         .default("1")
         .to(|s, v| s.train.grad_accum = v.count()),
+    set(TRAIN, C::TRAIN, "global_batch_size", Int(1, ROWS), "Rows of an optimiser step over all ranks; gradient_accumulation_steps follows")
+        .unset("rows of a micro-batch times gradient_accumulation_steps times ranks")
+        .to(|s, v| s.train.global_batch_size = v.given().map(Value::count)),
     set(TRAIN, C::TRAIN, "mixed_precision", Choice(DType::WORDS), "bf16: weights and activations in bfloat16, sums and masters in f32; no: all f32")
         .default("no")
         .to(|s, v| s.train.dtype = v.choice()),
@@ -350,6 +354,12 @@ pub static TABLE: &[Setting] = &[
     set(RUN, C::TRAIN, "device", Text, "Device to compute on: auto, cpu, or cuda and the number of a GPU (cuda:1); auto is the first GPU that gives right results, else the CPU")
         .default("auto")
         .to(|s, v| s.device = v.text()),
+    set(RUN, C::TRAIN, "transport", Choice(Transport::WORDS), "What carries gradients between ranks; auto: NCCL between GPUs, else MPI where mpirun or srun offers it and it was built in, else sockets")
+        .default("auto")
+        .to(|s, v| s.train.transport = v.choice()),
+    set(RUN, C::TRAIN, "fold", Choice(Fold::WORDS), "When ranks sum gradients: after every micro-batch, which gives the bits of one rank, or once a step")
+        .unset("step over NCCL, else micro_batch")
+        .to(|s, v| s.train.fold = v.given().map(Value::choice)),
     set(RUN, C::TRAIN, "zero", Choice(Zero::WORDS), "ZeRO stage on several ranks: 1 has each of them hold its part of moments and masters; same bits")
         .default("0")
         .to(|s, v| s.train.zero = v.choice()),

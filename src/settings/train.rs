@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::comm::{Choice, Fold};
 use crate::error::{Error, Result};
 use crate::model::{LoraSpec, Recompute};
 use crate::optim::ScheduleSettings;
@@ -136,6 +137,12 @@ fields! {
         pub seed: u64,
         /// Storage type of weights and activations (`--mixed_precision`).
         pub dtype: DType,
+        /// Rows of a step over all ranks (`--global_batch_size`): the micro-batches of a step on each follow.
+        pub global_batch_size: Option<usize>,
+        /// What carries gradients between ranks (`--transport`).
+        pub transport: Choice,
+        /// When ranks sum gradients (`--fold`); `None`: once a step over NCCL, else after every micro-batch.
+        pub fold: Option<Fold>,
         /// What each rank holds a part of (`--zero`).
         pub zero: Zero,
         /// Activation memory against time (`--recompute`).

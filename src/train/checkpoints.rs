@@ -14,7 +14,7 @@ use crate::backend::Backend;
 use crate::checkpoint::manifest;
 use crate::checkpoint::shards::StateFiles;
 use crate::checkpoint::state::{Fingerprints, read_json};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::hf::artifact::{Artifact, HostParams};
 use crate::settings::TrainSettings;
 use crate::{ensure, say};
@@ -76,13 +76,29 @@ impl Checkpoints {
         Ok((params, path))
     }
 
+    /// Which micro-batches and ranks have steps like those of a checkpoint, where this run's differ: only their product decides.
+    fn restoring(&self, path: &Path) -> Option<String> {
+        const STEP: &str = "config.gradient_accumulation_steps";
+        let value = read_json(&path.join(TRAINER_STATE)).ok()?;
+        let then = Fingerprints::from_json(&value["ringtune"]["fingerprints"]).ok()?;
+        let of = |f: &Fingerprints| f.0.get(STEP)?.parse::<usize>().ok();
+        let (then, now) = (of(&then)?, of(&self.fingerprints)?);
+        restoring(then, now, self.settings.grad_accum)
+    }
+
     /// Restores weights, moments and state from a checkpoint that verified, and checks what the run depends on. Returns the
     /// names of fingerprints that differ and are allowed to.
     ///
     /// # Errors
     /// If a file is damaged, or something the run depends on has changed.
     pub fn resume<B: Backend>(&self, dev: &B, work: &mut Workload<B>, path: &Path) -> Result<(RunState, Vec<String>)> {
-        let saved = read_state(path, &self.fingerprints, &self.settings.allow_changed, self.max_steps)?;
+        let saved = read_state(path, &self.fingerprints, &self.settings.allow_changed, self.max_steps);
+        let saved = saved.map_err(|e| match self.restoring(path) {
+            Some(what) if !self.settings.allow_changed.iter().any(|a| a == "config") => {
+                Error::new(format!("{e}; {what} goes on with the steps of the checkpoint"))
+            }
+            _ => e,
+        })?;
         let Saved { state, changed, arithmetic } = saved;
         work.import_params(dev, &self.artifact.read(path, &work.trained())?)?;
         let tensors = StateFiles::open(path)?.read(&work.optimizer.parts())?;
@@ -93,6 +109,22 @@ impl Checkpoints {
         }
         Ok((state, changed))
     }
+}
+
+/// What to start for steps of `then` micro-batches over all ranks, where this run's have `now` of them, `own` on each rank.
+fn restoring(then: usize, now: usize, own: usize) -> Option<String> {
+    if then == now {
+        return None;
+    }
+    let ranks = now / own.max(1);
+    if ranks > 0 && then.is_multiple_of(ranks) {
+        return Some(format!("--gradient-accumulation-steps {} on {ranks} ranks", then / ranks));
+    }
+    let fits: Vec<String> = (1..=then).filter(|n| then.is_multiple_of(*n)).map(|n| n.to_string()).collect();
+    Some(format!(
+        "a number of ranks among {}, with --gradient-accumulation-steps {then} divided by it,",
+        fits.join(", ")
+    ))
 }
 
 /// What a checkpoint's state file says, once what the run depends on was compared with it.
@@ -119,4 +151,17 @@ pub fn read_state(checkpoint: &Path, now: &Fingerprints, allowed: &[String], max
     ensure!(state.step <= max_steps, "{}: step {} is beyond max_steps {max_steps}", checkpoint.display(), state.step);
     let arithmetic = value["ringtune"]["arithmetic"].as_str().map(String::from);
     Ok(Saved { state, changed, arithmetic })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_restores_the_steps_of_a_checkpoint_is_said() {
+        assert_eq!(restoring(4, 4, 2), None);
+        assert_eq!(restoring(8, 4, 2).unwrap(), "--gradient-accumulation-steps 4 on 2 ranks");
+        let said = restoring(4, 3, 1).unwrap();
+        assert_eq!(said, "a number of ranks among 1, 2, 4, with --gradient-accumulation-steps 4 divided by it,");
+    }
 }

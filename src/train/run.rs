@@ -18,7 +18,7 @@ use super::step::Workload;
 use super::trainer::{Finished, Trainer};
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
-use crate::comm::{Communicator, Phase, Position, is_restarted};
+use crate::comm::{Communicator, Fold, Phase, Position, is_restarted};
 use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
 use crate::error::{Context, Error, Result};
@@ -117,6 +117,13 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     say::detail(&format!("device: {}{no_gpu}", dev.describe()));
     say::detail(&setup::parameters_line(&work));
     say::detail(&memory_table(&setup::memory(&work), available));
+    if comm.world_size() > 1 && comm.fold() == Fold::Step {
+        say::detail(&format!(
+            "gradients are summed once a step: the last bits depend on {} micro-batches on each of {} ranks, not on their product alone",
+            s.grad_accum,
+            comm.world_size()
+        ));
+    }
     let rows = spec.train.plan(state.epoch).n_rows();
     say::detail(&format!(
         "steps: {max_steps} of up to {} rows ({rows} rows of at most {} tokens in epoch {})\n",

@@ -71,12 +71,14 @@ pub enum Problem {
         /// Indices into the data set.
         samples: Vec<u32>,
     },
-    /// The loss is finite, the gradient of these tensors is not; any sample of the step may be the cause.
+    /// The loss is finite, the gradient of these tensors is not.
     Gradient {
         /// The weights.
         tensors: Vec<Place>,
-        /// All samples of the step.
+        /// Samples of the micro-batches whose own gradient is not finite; all of the step where it is their sum alone.
         samples: Vec<u32>,
+        /// The ranks that had them, of several.
+        ranks: Vec<usize>,
     },
 }
 
@@ -86,12 +88,17 @@ impl Problem {
         match self {
             Problem::NoTarget => ("no_target", "no supervised target in any of its micro-batches".into()),
             Problem::Loss { .. } => ("loss", format!("loss is {}", stepped.loss)),
-            Problem::Gradient { tensors, .. } => {
+            Problem::Gradient { tensors, ranks, .. } => {
+                let ranks = match &ranks[..] {
+                    [] => String::new(),
+                    [one] => format!(", on rank {one}"),
+                    all => format!(", on ranks {}", all.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
+                };
                 let first = tensors.first().map_or(String::new(), Place::to_string);
                 let norm = stepped.grad_norm;
                 (
                     "gradient",
-                    format!("gradient norm is {norm}, not finite in {} tensors from {first} on", tensors.len()),
+                    format!("gradient norm is {norm}, not finite in {} tensors from {first} on{ranks}", tensors.len()),
                 )
             }
         }
@@ -194,13 +201,49 @@ impl<B: Backend> Workload<B> {
         }
         stepped.grad_norm = *grad_norm;
         if let Verdict::NonFinite { mut tensors, .. } = verdict {
-            if optimizer.is_sharded() {
-                tensors = known_to_any(comm, optimizer.places(), &tensors)?;
-            }
-            let samples = joined(comm, numbered().map(|(k, b)| (k, b.samples.clone())))?;
-            stepped.problem = Some(Problem::Gradient { tensors, samples });
+            let bad = self.replay(dev, comm, batch, step, (1.0 / supervised) as f32)?;
+            let places: Vec<Place> = self.optimizer.places().collect();
+            // Sums that overflow have no micro-batch of their own.
+            let own: Vec<Place> = bad.iter().flat_map(|(_, tensors)| tensors.clone()).chain(tensors).collect();
+            tensors = known_to_any(comm, &places, &own)?;
+            let said = comm.gather("ranks that are not finite", &[u8::from(!bad.is_empty())])?;
+            let ranks: Vec<usize> = (0..said.len()).filter(|&r| said[r] == [1]).collect();
+            let sums_alone = ranks.is_empty();
+            let suspect = |k: usize| sums_alone || bad.iter().any(|(own, _)| *own == k);
+            let suspects = numbered().filter(|(k, _)| suspect(*k)).map(|(k, b)| (k, b.samples.clone()));
+            let samples = joined(comm, suspects)?;
+            let ranks = if comm.world_size() > 1 { ranks } else { Vec::new() };
+            stepped.problem = Some(Problem::Gradient { tensors, samples, ranks });
         }
         Ok(stepped)
+    }
+
+    /// Runs the micro-batches of a step again, each from zero and without the other ranks, as all of it follows from seed and step: those
+    /// whose own gradient is not finite, with its tensors.
+    fn replay(
+        &mut self,
+        dev: &B,
+        comm: &dyn Communicator<B>,
+        batch: &Step,
+        step: u64,
+        scale: f32,
+    ) -> Result<Vec<(usize, Vec<Place>)>> {
+        let mut bad = Vec::new();
+        let numbered = dealt(comm.rank(), comm.world_size()).zip(&batch.micro_batches).enumerate();
+        for (i, (k, b)) in numbered.filter(|(_, (_, b))| b.n_valid > 0) {
+            comm.at(Position { step: step + 1, phase: Phase::Forward, layer: None });
+            model::zero_grads(dev, &mut self.grads)?;
+            self.acts.load_at(dev, i, b)?;
+            self.acts.set_dropout_key(rng::mix(&[self.seed, step, k as u64]));
+            model::forward(dev, &self.model, &mut self.acts)?;
+            let nobody = &mut |_, _: &mut Grads<B>| Ok(());
+            model::backward(dev, &self.model, &mut self.grads, &mut self.acts, scale * comm.gain(), nobody)?;
+            let tensors = self.optimizer.not_finite(dev, &self.grads)?;
+            if !tensors.is_empty() {
+                bad.push((k, tensors));
+            }
+        }
+        Ok(bad)
     }
 
     /// The samples of this rank whose loss is not finite, by its micro-batches, from the losses of each token that the step left on the
@@ -311,12 +354,7 @@ impl<B: Backend> Workload<B> {
 }
 
 /// The weights that any rank names, of all that are trained.
-fn known_to_any<B: Backend>(
-    comm: &dyn Communicator<B>,
-    all: impl Iterator<Item = Place>,
-    own: &[Place],
-) -> Result<Vec<Place>> {
-    let all: Vec<Place> = all.collect();
+fn known_to_any<B: Backend>(comm: &dyn Communicator<B>, all: &[Place], own: &[Place]) -> Result<Vec<Place>> {
     let named: Vec<u8> = all.iter().map(|at| u8::from(own.contains(at))).collect();
     let by_rank = comm.gather("tensors that are not finite", &named)?;
     let any = |i: usize| by_rank.iter().any(|named| named.get(i) == Some(&1));

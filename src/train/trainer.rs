@@ -11,6 +11,7 @@ use std::time::Instant;
 use serde_json::{Map, json};
 
 use super::batches::{EvalBatches, TrainBatches};
+use super::drift;
 use super::outputs::Outputs;
 use super::part::Part;
 use super::saver::Saver;
@@ -108,6 +109,7 @@ impl<B: Backend> Trainer<'_, B> {
             self.stop.begin();
             return Ok(Finished::EarlyStopped);
         }
+        drift::compare(self.dev, self.comm, &mut self.work, self.state.step)?;
         if self.state.step == 0 && settings.eval_on_start && settings.eval_every != Every::Never {
             self.evaluate_and_log()?;
         }
@@ -169,6 +171,7 @@ impl<B: Backend> Trainer<'_, B> {
     /// Writes a checkpoint: the main rank alone, or all of them where each holds a part of the state.
     fn save(&mut self) -> Result<()> {
         let sharded = self.work.optimizer.is_sharded();
+        drift::compare(self.dev, self.comm, &mut self.work, self.state.step)?;
         if self.outputs.is_none() && !sharded {
             return Ok(());
         }

@@ -34,6 +34,7 @@ mod products;
 mod project;
 #[path = "../common/projections.rs"]
 mod projections;
+mod ranks;
 #[path = "../common/reference.rs"]
 mod reference;
 mod rounding;

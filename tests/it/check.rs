@@ -378,6 +378,24 @@ fn memory_is_estimated_to_the_byte() {
     }
 }
 
+/// Of several ranks the memory is that of one, with its part of the state, and a step has the rows of all.
+#[test]
+fn several_ranks_have_a_part_each() {
+    let w = good();
+    let of = |more: &[&'static str]| {
+        let flags = ["--no_lora", "--per_device_train_batch_size", "2"];
+        let report = check(&w, &[&flags[..], more].concat());
+        let memory = &report["memory_per_device"];
+        let state = memory["bytes"]["moments_and_masters"].as_u64().unwrap_or_else(|| panic!("{memory:#}"));
+        (state, report["steps"]["rows_per_step"].as_u64().unwrap())
+    };
+    let (whole, rows) = of(&[]);
+    assert_eq!(of(&["--ranks", "4"]), (whole, 4 * rows));
+    let (part, all) = of(&["--ranks", "4", "--zero", "1"]);
+    assert!(all == 4 * rows && part * 2 < whole && part * 4 >= whole, "{part} of {whole}");
+    assert_eq!(of(&["--ranks", "2", "--global_batch_size", "16"]).1, 16);
+}
+
 #[test]
 fn a_remedy_is_the_mildest_change() {
     let base = ModelFiles::open(Path::new(MODEL)).unwrap();

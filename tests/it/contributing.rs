@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::program::repository;
 
 /// Names without a prefix of ours that the program or a script reads.
-const FOREIGN: [&str; 24] = [
+const FOREIGN: [&str; 26] = [
     "CARGO_TARGET_DIR",
     "CONDA_PREFIX",
     "CUDA_HOME",
@@ -21,6 +21,8 @@ const FOREIGN: [&str; 24] = [
     "MASTER_PORT",
     "MPI",
     "MUTANTS_DIR",
+    "NCCL_NVLS_ENABLE",
+    "NCCL_SOCKET_IFNAME",
     "NO_COLOR",
     "PROGRAMS",
     "RANK",

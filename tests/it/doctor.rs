@@ -86,19 +86,25 @@ fn an_old_driver_is_refused_with_its_version() {
     assert_eq!(json["gpu"].as_array().unwrap().len(), 0);
 }
 
+/// Packages come without the development link, and an old library lacks what ranks call.
 #[test]
-fn nccl_without_its_link_is_found_and_the_link_is_named() {
+fn nccl_is_found_under_the_name_that_packages_have() {
     let w = Workplace::new();
-    library(&w, "lib", "libnccl.so.2", "int ncclGetVersion(int *v) { *v = 23203; return 0; }\n");
-    let run = || report(&w.shell("LD_LIBRARY_PATH=$PWD/lib ringtune doctor --json"));
-    let json = run();
-    // A system with NCCL under a name that works is as well.
-    if json["nccl"]["works"] == false {
-        let hint = json["missing"].as_array().unwrap().iter().find(|m| m["name"] == "nccl").unwrap();
-        let how = hint["how"].as_str().unwrap();
-        assert!(how.contains("ln -s ") && how.contains("libnccl.so.2 libnccl.so"), "{how}");
+    let version = "int ncclGetVersion(int *v) { *v = 23203; return 0; }\n";
+    let rest = ["GetUniqueId", "CommInitRankConfig", "CommGetAsyncError", "AllReduce", "ReduceScatter", "AllGather"];
+    let rest = rest.iter().chain(&["CommFinalize", "CommDestroy", "GetErrorString"]);
+    let whole: String = rest.map(|name| format!("int nccl{name}(void) {{ return 0; }}\n")).collect();
+    library(&w, "old", "libnccl.so.2", version);
+    library(&w, "new", "libnccl.so.2", &format!("{version}{whole}"));
+    let of = |folder: &str| report(&w.shell(&format!("LD_LIBRARY_PATH=$PWD/{folder} ringtune doctor --json")));
+    let json = of("new");
+    // A system with one under the first name has that.
+    if json["nccl"]["path"].as_str().is_some_and(|path| path.contains("/new/")) {
+        assert_eq!(json["nccl"]["version"], "2.32.3", "{json:#}");
+        let json = of("old");
+        let error = json["nccl"]["error"].as_str().unwrap();
+        assert!(error.contains("ncclGetUniqueId is missing; NCCL 2.14 or later is needed"), "{error}");
+    } else {
+        assert_eq!(json["nccl"]["works"], true, "{json:#}");
     }
-    assert_eq!(w.shell("ln -s libnccl.so.2 lib/libnccl.so").code, Some(0));
-    let json = run();
-    assert_eq!(json["nccl"]["version"], "2.32.3", "{json:#}");
 }

@@ -9,8 +9,8 @@ use ringtune::data::loader::{Step, dealt};
 use ringtune::hf::safetensors::ModelFiles;
 use ringtune::model::LoraSpec;
 use ringtune::settings::TrainSettings;
-use ringtune::train::setup;
 use ringtune::train::step::{Problem, Stepped, Workload};
+use ringtune::train::{drift, setup};
 use serde_json::Value;
 
 use crate::golden_steps::{GOLDEN, MODEL, micro_batch};
@@ -52,6 +52,30 @@ fn ranks_and_accumulation_are_one() {
     for size in [2, 3, 4, 6] {
         let ranks = on_ranks(size, |rank| train(rank));
         assert!(ranks.iter().all(|rank| *rank == one), "{size} ranks");
+    }
+}
+
+/// Ranks that no longer hold the same weights are told so, with the rank and the first tensor.
+#[test]
+fn weights_that_drifted_apart_are_named() {
+    let said = on_ranks(3, |rank| {
+        let dev = Cpu::new(Some(1)).unwrap();
+        let settings = TrainSettings::default();
+        let base = ModelFiles::open(Path::new(MODEL)).unwrap();
+        let mut work: Workload<Cpu> = setup::workload(&dev, &base, &settings, None, 512).unwrap();
+        drift::compare(&dev, rank, &mut work, 7).unwrap();
+        if rank.rank() == 2 {
+            let mut params = work.export_params(&dev).unwrap();
+            let last = params[4].1.data.last_mut().unwrap();
+            *last = f32::from_bits(last.to_bits() ^ 1);
+            work.import_params(&dev, &params).unwrap();
+        }
+        let fourth = work.trained()[4];
+        (drift::compare(&dev, rank, &mut work, 7).unwrap_err().to_string(), fourth)
+    });
+    for (said, fourth) in said {
+        let expected = "after step 7 the weights of rank 2 differ from those of rank 0 in 1 of ";
+        assert!(said.starts_with(expected) && said.contains(&format!("from {fourth} on")), "{said}");
     }
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::backend::Backend;
 use crate::comm::bucket::cuts;
-use crate::comm::{self, Comm, Communicator, Span, Sums, World};
+use crate::comm::{self, Comm, Communicator, Span, Sums, Ways, World};
 use crate::commands::device::{self, OnDevice};
 use crate::error::{Error, Result};
 use crate::say::Out;
@@ -108,7 +108,7 @@ fn of_bytes(text: &str) -> std::result::Result<usize, String> {
 /// If there is one rank only, a flag makes no sense, a sum is wrong, or a peer is gone.
 pub fn run(m: &ArgMatches) -> Result<()> {
     comm::start::announce()?;
-    let comm = comm::start()?;
+    let comm = comm::start(Ways::default())?;
     let size = |id: &str| *m.get_one::<usize>(id).expect("it has a default");
     let (least, most, factor) =
         (size("min-bytes"), size("max-bytes"), *m.get_one::<u64>("factor").expect("it has a default"));

@@ -42,18 +42,20 @@ pub struct Steps {
     pub epoch: u64,
 }
 
-fn shape(s: &TrainSettings) -> StepShape {
-    StepShape { micro_batch: s.micro_batch_size, grad_accum: s.grad_accum, world_size: 1 }
+fn shape(s: &TrainSettings, ranks: usize) -> StepShape {
+    let of_rows = |rows: usize| (rows / (s.micro_batch_size * ranks)).max(1);
+    let grad_accum = s.global_batch_size.map_or(s.grad_accum, of_rows);
+    StepShape { micro_batch: s.micro_batch_size, grad_accum, world_size: ranks }
 }
 
 /// Steps of an epoch and in all, and whether the schedule fits them.
-pub fn steps(check: &mut Check, start: &Start) -> Option<Steps> {
+pub fn steps(check: &mut Check, start: &Start, ranks: usize) -> Option<Steps> {
     let data = start.data.as_ref()?;
     let s = &start.settings;
     if s.check().is_err() {
         return None;
     }
-    let shape = shape(s);
+    let shape = shape(s, ranks);
     let epoch = shape.steps(data.train.plan(0).n_rows() as u64);
     let total = s.max_steps.unwrap_or_else(|| steps_until(&data.train, Cursor::default(), s.epochs, shape));
     let schedule = Schedule::new(s.schedule, start.peak_lr, total);
@@ -92,8 +94,8 @@ pub fn steps(check: &mut Check, start: &Start) -> Option<Steps> {
     Some(Steps { total, epoch })
 }
 
-/// Memory by class against what there is, and which settings to change where it does not fit.
-pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64>) {
+/// Memory by class, of a rank where there are several, against what there is, and which settings to change where it does not fit.
+pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64>, ranks: usize) {
     let (Some(config), Some(max_seq_len)) = (&start.config, start.max_seq_len) else {
         return;
     };
@@ -106,7 +108,7 @@ pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64
         max_seq_len,
         device: limits.footprint,
     };
-    let classes = memory::estimate(&demand);
+    let classes = memory::estimate_on(&demand, ranks);
     let total: u64 = classes.iter().map(|c| c.bytes).sum();
     let (available, whose) = match (memory, limits.free) {
         (Some(n), _) => (Some(n), "--device-memory"),
@@ -252,7 +254,7 @@ impl OnDevice for Measure<'_> {
             None => &random,
         };
         let mut work = setup::workload(dev, source, s, start.new_rows, max_tokens)?;
-        let mut batches = TrainBatches::start(&Arc::clone(&data.train), Cursor::default(), shape(s), 0)?;
+        let mut batches = TrainBatches::start(&Arc::clone(&data.train), Cursor::default(), shape(s, 1), 0)?;
         let mut measured = Measured { steps: 0, tokens: 0.0, flops: 0.0, seconds: 0.0, device: dev.describe() };
         let begin = Instant::now();
         for step in 0..=MEASURED_STEPS as u64 {

@@ -46,6 +46,8 @@ pub struct Options {
     pub device_memory: Option<u64>,
     /// Floating-point operations a second of the device to train on.
     pub flops_rate: Option<f64>,
+    /// Ranks to train on.
+    pub ranks: usize,
 }
 
 /// Findings and facts as they come in.
@@ -146,8 +148,9 @@ pub fn run(settings: &Resolved, options: &Options) -> Result<()> {
         }
     };
     corpus::examine(&mut check, &start, options.preview_rows);
-    let steps = budget::steps(&mut check, &start);
-    budget::memory(&mut check, &start, &settings.settings.device, options.device_memory);
+    let ranks = options.ranks.max(1);
+    let steps = budget::steps(&mut check, &start, ranks);
+    budget::memory(&mut check, &start, &settings.settings.device, options.device_memory, ranks);
     budget::time(&mut check, &start, steps, options, &settings.settings.device);
     folder::examine(&mut check, &start, steps);
     let mut out = Out::new();
