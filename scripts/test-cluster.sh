@@ -97,7 +97,7 @@ start() {
             local name=a
             [ $rank = 0 ] || name=b
             RINGTUNE_SECRET=${secret:-$seed} on $name "$PROGRAMS/ringrun" --nnodes 2 --node-rank $rank --master-addr 10.77.0.1 --master-port "$port" \
-                --nproc-per-node 2 --oversubscribe --grace 10 ringtune $(words "$out" 1) >"$work/$out.$name.log" 2>&1 &
+                --nproc-per-node 2 --oversubscribe --grace 4 ringtune $(words "$out" 1) >"$work/$out.$name.log" 2>&1 &
             jobs+=($!)
         done
         ;;
