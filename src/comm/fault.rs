@@ -35,7 +35,7 @@ impl Fault {
     /// A usage error if it cannot be read.
     pub fn of(rank: usize) -> Result<Option<Self>> {
         match std::env::var("RINGTUNE_FAULT") {
-            Ok(text) if !is_restarted() => Self::parse(&text, rank),
+            Ok(text) if !is_restarted() && !text.trim().is_empty() => Self::parse(&text, rank),
             _ => Ok(None),
         }
     }

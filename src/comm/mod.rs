@@ -11,6 +11,7 @@
 
 pub mod bucket;
 pub mod control;
+mod doors;
 pub mod fault;
 pub mod mpi;
 #[cfg(feature = "cuda")]
