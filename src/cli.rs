@@ -54,6 +54,7 @@ pub fn command() -> Clap {
         )
         .subcommand(settings(commands::parity::command(), Command::Parity))
         .subcommand(commands::prepare::about(settings(Clap::new("prepare"), Command::Prepare)))
+        .subcommand(commands::convert::command())
         .subcommand(commands::eval::about(settings(Clap::new("eval"), Command::Eval)))
         .subcommand(commands::generate::about(settings(Clap::new("generate"), Command::Generate)))
         .subcommand(commands::merge::about(settings(Clap::new("merge"), Command::Merge)))
@@ -62,6 +63,8 @@ pub fn command() -> Clap {
         .subcommand(commands::report::command())
         .subcommand(commands::bench::command())
         .subcommand(commands::plan::command())
+        .subcommand(commands::shell::completions_command())
+        .subcommand(commands::shell::man_command())
 }
 
 /// The flags of both trainings, and those of looking.
@@ -188,7 +191,7 @@ fn with_settings(mut clap: Clap, wanted: impl Fn(&Setting) -> bool) -> Clap {
             .alias("config_path")
             .value_name("PATH")
             .help_heading("Configuration")
-            .help("JSON file of settings, looked for as given, under configs/ and built in; flags override it"),
+            .help("JSON or YAML file of settings, looked for as given, under configs/ and built in; flags override it"),
     );
     for setting in TABLE.iter().filter(|s| wanted(s)) {
         clap = clap.arg(flag(setting));
@@ -361,6 +364,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         "inspect" => run_inspect(m, before),
         "templates" => commands::templates::run(),
         "prepare" => commands::prepare::run(&resolve(Command::Prepare, m, None)?.settings),
+        "convert" => commands::convert::run(m),
         "eval" => commands::eval::run(&resolve(Command::Eval, m, before)?.settings),
         "generate" => {
             let prompts = m.get_many("prompts").into_iter().flatten().cloned().collect();
@@ -372,6 +376,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         "report" => commands::report::run(m),
         "bench" => commands::bench::run(m),
         "plan" => commands::plan::run(m),
+        "completions" => commands::shell::completions(m, command()),
+        "man" => commands::shell::man(m, command()),
         "parity" => commands::parity::run(m, &resolve(Command::Parity, m, before)?.settings),
         _ => unreachable!("clap knows no other command"),
     }

@@ -28,6 +28,7 @@ pub mod optim;
 pub mod rng;
 pub mod say;
 pub mod settings;
+pub mod tables;
 pub mod tensor;
 pub mod text;
 pub mod train;

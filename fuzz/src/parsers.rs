@@ -12,8 +12,9 @@ use ringtune::checkpoint::manifest;
 use ringtune::checkpoint::state::Fingerprints;
 use ringtune::commands::report::parse_metrics;
 use ringtune::commands::start::new_model_config;
+use ringtune::data::columns::Columns;
 use ringtune::data::encode::{Overflow, encode_rendered};
-use ringtune::data::jsonl::{BadRows, RowOptions, parse_rows};
+use ringtune::data::jsonl::{BadRows, RowOptions, parse_rows, read_rows};
 use ringtune::data::mix::WeightUnit;
 use ringtune::data::pretrain::{self, PretrainDataSpec};
 use ringtune::data::progress::Progress;
@@ -37,8 +38,8 @@ use ringtune::words::Words;
 use crate::seeds::{
     adapter_config_seeds, added_token_seeds, alpaca_seeds, config_seeds, conversation_seeds, dolly_seeds, file,
     jinja_seeds, manifest_seeds, metrics_seeds, oasst_seeds, raw_token_seeds, row_seeds, run_record_seeds,
-    safetensors_seeds, sentencepiece_seeds, settings_file_seeds, shard_index_seeds, text_jsonl_seeds, text_seeds,
-    token_file_seeds, tokenizer_config_seeds, tokenizer_json_seeds, trainer_state_seeds,
+    safetensors_seeds, sentencepiece_seeds, settings_file_seeds, shard_index_seeds, table_seeds, text_jsonl_seeds,
+    text_seeds, token_file_seeds, tokenizer_config_seeds, tokenizer_json_seeds, trainer_state_seeds,
 };
 
 /// A parser and how its input looks.
@@ -72,6 +73,7 @@ pub const ALL: &[Parser] = &[
     Parser { name: "dolly", run: dolly, seeds: dolly_seeds },
     Parser { name: "oasst", run: oasst, seeds: oasst_seeds },
     Parser { name: "alpaca", run: alpaca, seeds: alpaca_seeds },
+    Parser { name: "tables", run: tables, seeds: table_seeds },
     Parser { name: "encoded_rows", run: encoded_rows, seeds: row_seeds },
     Parser { name: "pretrain_text", run: pretrain_text, seeds: text_seeds },
     Parser { name: "pretrain_jsonl", run: pretrain_jsonl, seeds: text_jsonl_seeds },
@@ -111,11 +113,23 @@ fn as_file(name: &str, bytes: &[u8]) -> PathBuf {
 
 fn jsonl_rows(bytes: &[u8]) {
     for bad_rows in [BadRows::Fail, BadRows::Skip] {
-        let options = RowOptions { max_line_bytes: 1 << 16, bad_rows };
+        let options = RowOptions { max_line_bytes: 1 << 16, bad_rows, ..RowOptions::default() };
         if let Ok(rows) = parse_rows("rows.jsonl", bytes, &options) {
             for row in &rows.rows {
                 std::hint::black_box((row.prompt(), row.response(), row.context()));
             }
+        }
+    }
+}
+
+/// Rows of a table: a Parquet file where the bytes begin as one, else CSV, with a column under another name.
+fn tables(bytes: &[u8]) {
+    let path = as_file("tables/rows.csv", bytes);
+    for pairs in [Vec::new(), vec!["prompt=instruction".to_string(), "response=output".to_string()]] {
+        let columns = Columns::parse(&pairs).expect("they are fields");
+        let options = RowOptions { max_line_bytes: 1 << 16, bad_rows: BadRows::Skip, columns };
+        if let Ok(rows) = read_rows(&path, &options) {
+            assert!(rows.rows.iter().all(|row| !row.messages.is_empty()));
         }
     }
 }
@@ -380,6 +394,7 @@ fn text_as(name: &str, bytes: &[u8]) {
         max_seq_len: 16,
         packing: true,
         seed: 1,
+        columns: Columns::default(),
         raw_width: None,
         cache_dir: scratch().join("text"),
     };

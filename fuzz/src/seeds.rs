@@ -213,6 +213,13 @@ pub fn alpaca_seeds() -> Vec<Vec<u8>> {
     vec![parquet(Compression::UNCOMPRESSED), parquet(Compression::SNAPPY), gzip(&array), array, found, endless]
 }
 
+/// Inputs of `tables`.
+pub fn table_seeds() -> Vec<Vec<u8>> {
+    let csv = b"instruction,output\r\n\"a, \"\"b\"\"\nc\",d\r\n".to_vec();
+    let list = b"id;messages\n1;\"[{\"\"role\"\": \"\"user\"\", \"\"content\"\": \"\"a\"\"}]\"\n".to_vec();
+    [vec![csv, list], alpaca_seeds()].concat()
+}
+
 /// Inputs of `metrics`.
 pub fn metrics_seeds() -> Vec<Vec<u8>> {
     let line = |step: u64| {

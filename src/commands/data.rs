@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 use super::jobs::{PretrainJob, SftJob};
 use super::open::{self, DEFAULT_SEQ_LEN, TemplateArgs};
 use crate::data::cache;
+use crate::data::columns::Columns;
 use crate::data::jsonl::{BadRows, RowOptions};
+use crate::data::named::files_of;
 use crate::data::pretrain::PretrainDataSpec;
 use crate::data::progress::Progress;
 use crate::data::sft::{RowSpec, SftDataSpec};
 use crate::data::template::Template;
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hf;
+use crate::say;
 use crate::settings::{Resolved, Settings, find_config};
 
 /// The tokenizer of `tokenizer_path`, or the one in the model's folder.
@@ -55,15 +58,26 @@ pub fn progress(settings: &Settings) -> Progress {
 }
 
 /// What decides the tokens of rows. `skip_log` is where skipped rows are named.
-pub fn row_spec(settings: &Settings, max_seq_len: usize, skip_log: Option<PathBuf>) -> RowSpec {
-    let bad_rows = if settings.data.skip_bad_rows { BadRows::Skip } else { BadRows::Fail };
-    RowSpec {
+///
+/// # Errors
+/// As [`row_options`].
+pub fn row_spec(settings: &Settings, max_seq_len: usize, skip_log: Option<PathBuf>) -> Result<RowSpec> {
+    Ok(RowSpec {
         max_seq_len,
         overflow: settings.data.overflow,
-        rows: RowOptions { bad_rows, ..RowOptions::default() },
+        rows: row_options(settings)?,
         skip_log,
         cache_dir: cache_dir(settings),
-    }
+    })
+}
+
+/// How rows are read.
+///
+/// # Errors
+/// A usage error for columns that are none.
+pub fn row_options(settings: &Settings) -> Result<RowOptions> {
+    let bad_rows = if settings.data.skip_bad_rows { BadRows::Skip } else { BadRows::Fail };
+    Ok(RowOptions { bad_rows, columns: Columns::parse(&settings.data.columns)?, ..RowOptions::default() })
 }
 
 /// What decides the data of `sft`.
@@ -74,13 +88,14 @@ pub fn sft_spec(resolved: &Resolved, max_seq_len: usize, skip_log: Option<PathBu
     let settings = &resolved.settings;
     Ok(SftDataSpec {
         paths: paths(resolved)?,
+        val_paths: named(&settings.data.val_paths)?,
         weights: settings.data.weights.clone(),
         weight_unit: settings.data.weight_unit,
         epoch_samples: settings.data.epoch_samples,
         val_fraction: settings.data.val_fraction,
         packing: settings.data.packing,
         seed: settings.train.seed,
-        row: row_spec(settings, max_seq_len, skip_log),
+        row: row_spec(settings, max_seq_len, skip_log)?,
     })
 }
 
@@ -92,7 +107,7 @@ pub fn pretrain_spec(resolved: &Resolved, max_seq_len: usize) -> Result<Pretrain
     let settings = &resolved.settings;
     Ok(PretrainDataSpec {
         paths: paths(resolved)?,
-        val_paths: settings.data.val_paths.clone(),
+        val_paths: named(&settings.data.val_paths)?,
         weights: settings.data.weights.clone(),
         weight_unit: settings.data.weight_unit,
         epoch_samples: settings.data.epoch_samples,
@@ -100,18 +115,66 @@ pub fn pretrain_spec(resolved: &Resolved, max_seq_len: usize) -> Result<Pretrain
         max_seq_len,
         packing: settings.data.packing,
         seed: settings.train.seed,
+        columns: text_columns(settings)?,
         raw_width: settings.data.raw_width,
         cache_dir: cache_dir(settings),
     })
 }
 
-/// The data sets.
+/// The column that holds text.
 ///
 /// # Errors
-/// A usage error without any.
+/// A usage error where another field is named.
+pub fn text_columns(settings: &Settings) -> Result<Columns> {
+    let pairs = &settings.data.columns;
+    match pairs.iter().find(|p| !p.starts_with("text=")) {
+        Some(other) => {
+            Err(Error::usage(format!("columns: expected text=COLUMN for text to pretrain on, found {other:?}")))
+        }
+        None => Columns::parse(pairs),
+    }
+}
+
+/// The data sets' files.
+///
+/// # Errors
+/// A usage error without any, or with another number of weights; as [`files_of`].
 pub fn paths(resolved: &Resolved) -> Result<Vec<PathBuf>> {
-    let paths = &resolved.settings.data.paths;
-    if paths.is_empty() { Err(resolved.missing("dataset_paths")) } else { Ok(paths.clone()) }
+    let data = &resolved.settings.data;
+    if data.paths.is_empty() {
+        return Err(resolved.missing("dataset_paths"));
+    }
+    let files = named(&data.paths)?;
+    match &data.weights {
+        Some(weights) if weights.len() != files.len() => Err(Error::usage(format!(
+            "dataset_weights: expected one for each of the {} files that dataset_paths stand for, found {}: {}",
+            files.len(),
+            weights.len(),
+            files.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+        ))),
+        _ => Ok(files),
+    }
+}
+
+/// The files of names; what a folder holds besides is said.
+///
+/// # Errors
+/// As [`files_of`].
+pub fn named(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        let found = files_of(path)?;
+        let left_out: Vec<_> = found.left_out.iter().map(|p| p.display().to_string()).collect();
+        if !left_out.is_empty() {
+            say::note(&format!(
+                "{}: left out, by their names no training data: {}",
+                path.display(),
+                left_out.join(", ")
+            ));
+        }
+        files.extend(found.files);
+    }
+    Ok(files)
 }
 
 /// Where token files are kept.

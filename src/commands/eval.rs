@@ -7,13 +7,13 @@ use std::time::Instant;
 use clap::Command;
 use serde_json::{Value, json};
 
-use super::data::cache_dir;
+use super::data::{cache_dir, named, row_options};
 use super::device::{self, OnDevice};
 use super::model_folder::{ModelArgs, ModelFolder};
 use super::open;
 use crate::backend::Backend;
 use crate::data::encode::Overflow;
-use crate::data::jsonl::{BadRows, RowOptions};
+use crate::data::jsonl::RowOptions;
 use crate::data::progress::Progress;
 use crate::data::sft::{RowSpec, load_sets};
 use crate::data::template::{Template, Unmarked};
@@ -45,7 +45,7 @@ struct EvalArgs {
     batch_size: usize,
     max_seq_len: Option<usize>,
     overflow: Overflow,
-    skip_bad_rows: bool,
+    rows: RowOptions,
     gen_only: bool,
     gen_test: GenTest,
     output: Option<PathBuf>,
@@ -60,21 +60,17 @@ impl EvalArgs {
         }
         Ok(Self {
             model: ModelArgs::of(s, if s.eval.gen_only { Unmarked::Whole } else { Unmarked::Turns })?,
-            dataset_paths: s.data.paths.clone(),
+            dataset_paths: named(&s.data.paths)?,
+            rows: row_options(s)?,
             max_eval_samples: s.eval.max_samples,
             batch_size: s.train.eval_batch_size,
             max_seq_len: s.train.max_seq_len,
             overflow: s.data.overflow,
-            skip_bad_rows: s.data.skip_bad_rows,
             gen_only: s.eval.gen_only,
             gen_test,
             output: s.output.clone(),
             cache_dir: cache_dir(s),
         })
-    }
-
-    fn rows(&self) -> RowOptions {
-        RowOptions { bad_rows: if self.skip_bad_rows { BadRows::Skip } else { BadRows::Fail }, ..RowOptions::default() }
     }
 }
 
@@ -96,7 +92,7 @@ impl OnDevice for EvalArgs {
         let spec = RowSpec {
             max_seq_len,
             overflow: args.overflow,
-            rows: args.rows(),
+            rows: args.rows.clone(),
             skip_log: args.output.as_ref().map(|report| report.with_file_name("skipped_rows.txt")),
             cache_dir: args.cache_dir.clone(),
         };
@@ -164,7 +160,7 @@ fn samples<B: Backend>(
     tokenizer: &Tokenizer,
     template: &Template,
 ) -> Result<GenReport> {
-    let rows = held_out_rows(sets, args.gen_test.num_samples, &args.rows())?;
+    let rows = held_out_rows(sets, args.gen_test.num_samples, &args.rows)?;
     ensure!(
         !rows.is_empty(),
         "no prompt to answer: the data sets are token files whose JSON Lines are gone; give the JSON Lines"

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod convert;
 pub mod curve;
 pub mod data;
 pub mod device;
@@ -20,6 +21,7 @@ pub mod plan;
 pub mod prepare;
 pub mod preview;
 pub mod report;
+pub mod shell;
 pub mod start;
 pub mod templates;
 pub mod train;

@@ -49,6 +49,7 @@ pub fn run(resolved: &Resolved) -> Result<()> {
             max_seq_len: settings.train.max_seq_len.unwrap_or(DEFAULT_SEQ_LEN),
             packing: true,
             seed: 0,
+            columns: data::text_columns(settings)?,
             raw_width: settings.data.raw_width,
             cache_dir: folder,
         };
@@ -66,7 +67,7 @@ pub fn run(resolved: &Resolved) -> Result<()> {
         }
     } else {
         let template = data::template(settings, &mut tokenizer)?;
-        let mut spec = data::row_spec(settings, settings.train.max_seq_len.unwrap_or(DEFAULT_SEQ_LEN), None);
+        let mut spec = data::row_spec(settings, settings.train.max_seq_len.unwrap_or(DEFAULT_SEQ_LEN), None)?;
         spec.cache_dir = folder;
         for (path, target) in paths.iter().zip(&targets) {
             let progress = data::progress(settings);

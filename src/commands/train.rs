@@ -70,7 +70,7 @@ impl OnDevice for Sft<'_> {
         let comm = on.get();
         let mut guide = StopAtFirst::new(settings.quiet || !comm.is_main());
         let lora = start::settings(&mut guide, settings)?;
-        let rows = job.data.paths.iter().map(|path| ("the data set", path.as_path()));
+        let rows = job.data.paths.iter().chain(&job.data.val_paths).map(|path| ("the data set", path.as_path()));
         let inputs: Vec<_> = rows.chain([("the model", job.model_path.as_path())]).collect();
         let _folder = run::take_output_dir(comm, &job.output_dir, settings, &inputs)?;
         comm.at(Position { phase: Phase::Tokenise, ..Position::default() });

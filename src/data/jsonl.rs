@@ -1,6 +1,6 @@
 //! Rows of supervised fine-tuning: JSON in, checked conversations out. Data is untrusted: every row is checked by name.
 //!
-//! One object a line, or one array of objects, plain or gzip. Forms:
+//! One object a line, or one array of objects, plain or gzip, or a row of a table ([`crate::tables`]). Forms:
 //!
 //! * `{"prompt", "response" | "completion", "system"?}`; TRL's conversational form has lists of messages in place of texts;
 //! * `{"messages": [{"role", "content"}, …], "system"?}`, the content a text or OpenAI's list of text parts;
@@ -18,8 +18,10 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde::de::DeserializeSeed;
 
+use crate::data::columns::Columns;
 use crate::data::row::Row;
-use crate::data::row_fields::{Json, Levels, Turns};
+use crate::data::row_fields::Turns;
+use crate::data::row_json::{Json, Levels};
 use crate::data::source::{Batches, Item, Source};
 use crate::error::Result;
 use crate::say::visible;
@@ -35,17 +37,19 @@ pub enum BadRows {
 }
 
 /// Limits and policy of [`read_rows`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowOptions {
     /// Longest line in bytes, line end excluded.
     pub max_line_bytes: usize,
     /// What to do with a bad line.
     pub bad_rows: BadRows,
+    /// Which keys are read as others.
+    pub columns: Columns,
 }
 
 impl Default for RowOptions {
     fn default() -> Self {
-        Self { max_line_bytes: 16 << 20, bad_rows: BadRows::Fail }
+        Self { max_line_bytes: 16 << 20, bad_rows: BadRows::Fail, columns: Columns::default() }
     }
 }
 
@@ -130,7 +134,7 @@ fn read_all(mut reader: RowReader<'_, '_>) -> Result<RowFile> {
 pub struct RowReader<'s, 'a> {
     name: String,
     batches: Batches<'s, 'a>,
-    array: bool,
+    unit: Unit,
     options: RowOptions,
     /// What was found so far, but for the rows.
     file: RowFile,
@@ -143,12 +147,21 @@ impl<'s, 'a> RowReader<'s, 'a> {
     /// # Errors
     /// If it is empty or cannot be read.
     pub fn new(name: &str, source: &'s Source<'a>, options: &RowOptions) -> Result<Self> {
-        ensure!(!source.is_empty(), "{name}: the file is empty, expected one JSON object a line, found 0 bytes");
+        ensure!(
+            source.table().is_some() || !source.is_empty(),
+            "{name}: the file is empty, expected one JSON object a line, found 0 bytes"
+        );
         let mut file = RowFile::default();
         file.forms.extend(source.is_array().then(|| ("JSON array".to_string(), 0)));
+        file.forms.extend(source.table().map(|table| (table.name().to_string(), 0)));
         file.forms.extend(source.is_gzip().then(|| ("gzip".to_string(), 0)));
+        let unit = match (source.is_array(), source.table()) {
+            (true, _) => Unit::Element,
+            (_, Some(_)) => Unit::TableRow,
+            _ => Unit::Line,
+        };
         let batches = source.batches(options.max_line_bytes)?;
-        Ok(Self { name: name.to_string(), batches, array: source.is_array(), options: *options, file, rows: 0 })
+        Ok(Self { name: name.to_string(), batches, unit, options: options.clone(), file, rows: 0 })
     }
 
     /// The next rows in file order, perhaps none of them good, and how many bytes of text they were; `None` behind the last.
@@ -158,9 +171,9 @@ impl<'s, 'a> RowReader<'s, 'a> {
     pub fn next_rows(&mut self) -> Result<Option<(Vec<Row>, u64)>> {
         let Some(batch) = self.batches.next_batch()? else { return Ok(None) };
         let items: Vec<Item> = batch.items().collect();
-        let (array, limit) = (self.array, self.options.max_line_bytes);
+        let (unit, options) = (self.unit, &self.options);
         let parsed: Vec<Option<Result<Turns, String>>> =
-            items.par_iter().map(|item| parse_item(item, array, limit)).collect();
+            items.par_iter().map(|item| parse_item(item, unit, options)).collect();
         let bytes = items.iter().map(|item| item.bytes + 1).sum();
         for (item, row) in items.iter().zip(parsed) {
             let Ok(line) = u32::try_from(item.number) else {
@@ -187,27 +200,46 @@ impl<'s, 'a> RowReader<'s, 'a> {
     pub fn finish(self) -> Result<RowFile> {
         ensure!(
             self.rows > 0 || !self.file.bad.is_empty(),
-            "{}: no rows, expected one JSON object a line, found {}",
+            "{}: no rows, expected {}, found {}",
             self.name,
-            if self.array { "an empty array".into() } else { format!("{} blank lines", self.file.blank_lines.max(1)) }
+            if self.unit == Unit::Line { "one JSON object a line" } else { "at least one" },
+            match self.unit {
+                Unit::Line => format!("{} blank lines", self.file.blank_lines.max(1)),
+                Unit::Element => "an empty array".into(),
+                Unit::TableRow => "a table without any".into(),
+            }
         );
         Ok(self.file)
     }
 }
 
+/// What the items of a file are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Line,
+    /// Of the one array that the file is.
+    Element,
+    TableRow,
+}
+
 /// An item of a file; `None` for a blank line.
-fn parse_item(item: &Item<'_>, array: bool, max_line_bytes: usize) -> Option<Result<Turns, String>> {
-    if !array && item.bytes == item.text.len() as u64 && item.text.iter().all(u8::is_ascii_whitespace) {
+fn parse_item(item: &Item<'_>, unit: Unit, options: &RowOptions) -> Option<Result<Turns, String>> {
+    let blank = || item.bytes == item.text.len() as u64 && item.text.iter().all(u8::is_ascii_whitespace);
+    if unit != Unit::Element && blank() {
         return None;
     }
-    let (number, parsed) = (item.number, parse_line(item, max_line_bytes));
-    Some(if array { parsed.map_err(|e| format!("{e} (element {number} of the array)")) } else { parsed })
+    let (number, parsed) = (item.number, parse_line(item, options));
+    Some(match unit {
+        Unit::Line => parsed,
+        Unit::Element => parsed.map_err(|e| format!("{e} (element {number} of the array)")),
+        Unit::TableRow => parsed.map_err(|e| format!("{e} (row {number} of the table)")),
+    })
 }
 
 /// One line to its turns, or what is wrong with it.
-fn parse_line(item: &Item<'_>, max_line_bytes: usize) -> Result<Turns, String> {
-    let Item { text: raw, bytes, cut, .. } = *item;
-    if bytes > max_line_bytes as u64 {
+fn parse_line(item: &Item<'_>, options: &RowOptions) -> Result<Turns, String> {
+    let (Item { text: raw, bytes, cut, .. }, RowOptions { max_line_bytes, columns, .. }) = (*item, options);
+    if bytes > *max_line_bytes as u64 {
         return Err(format!("the line is too long, expected at most {max_line_bytes} bytes, found {bytes}"));
     }
     let text = std::str::from_utf8(raw).map_err(|e| {
@@ -217,8 +249,9 @@ fn parse_line(item: &Item<'_>, max_line_bytes: usize) -> Result<Turns, String> {
     })?;
     let mut de = serde_json::Deserializer::from_str(text);
     // A row, its list of turns, a turn, its list of parts, a part.
-    match Levels(5).deserialize(&mut de).and_then(|f| de.end().map(|()| f)).map_err(|e| json_error(&e, text, cut))? {
-        Json::Object(fields) => fields.into_turns(),
+    let row = Levels::of_row(columns).deserialize(&mut de);
+    match row.and_then(|f| de.end().map(|()| f)).map_err(|e| json_error(&e, text, cut))? {
+        Json::Object(fields) => fields.into_turns().map_err(|e| columns.in_words(e)),
         other => Err(format!("not a JSON object, expected {{\"prompt\": …, \"response\": …}}, found {}", other.kind())),
     }
 }
@@ -246,9 +279,7 @@ fn json_error(e: &serde_json::Error, text: &str, cut: bool) -> String {
         _ if shown.contains("NaN") || shown.contains("Infinity") => " (NaN and Infinity are no JSON: write null)",
         t if t.starts_with('<') => " (a page instead of the file?)",
         t if t.starts_with("{'") => " (Python's repr? write rows with json.dumps)",
-        t if !t.contains('{') && t.contains([',', '\t']) => {
-            " (a table? write it as JSON Lines, in pandas with to_json(FILE, orient=\"records\", lines=True))"
-        }
+        t if !t.contains('{') && t.contains([',', '\t']) => " (a table? its name has to end in .csv or .tsv)",
         _ => "",
     };
     format!("invalid JSON, expected a JSON object, found {cause}{hint} at column {column}, near `{shown}`")
@@ -261,7 +292,7 @@ mod tests {
 
     fn parse(line: &str) -> Result<Vec<Message>, String> {
         let item = Item { number: 1, text: line.as_bytes(), bytes: line.len() as u64, last: false, cut: false };
-        parse_line(&item, 1000).map(|turns| turns.messages)
+        parse_line(&item, &RowOptions { max_line_bytes: 1000, ..RowOptions::default() }).map(|turns| turns.messages)
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Pretraining data: plain text, JSON Lines with a `text` field, or files of token ids; every token is supervised.
 //!
-//! * `.jsonl`, `.json`: one document a line, its string `text`.
+//! * `.jsonl`, `.json`, a table ([`crate::tables`]): one document a row, its string `text`.
 //! * `.tok` (ours), `.bin` (nanoGPT, llm.c): documents as they are. Anything that starts with our magic counts as ours.
 //! * Anything else is UTF-8 text. Documents are separated by two or more blank lines; a text without any is one document.
 //!   CRLF becomes LF, a BOM and blank lines at either end of a document are dropped.
@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::data::cache;
+use crate::data::columns::Columns;
 use crate::data::encode::Encoded;
 use crate::data::mix::{Mix, WeightUnit};
 use crate::data::progress::Progress;
@@ -49,6 +50,8 @@ pub struct PretrainDataSpec {
     pub packing: bool,
     /// Seed of split, rotation and order.
     pub seed: u64,
+    /// Which column holds the text, where it is not called so.
+    pub columns: Columns,
     /// Bytes of a token in `.bin` files without a header.
     pub raw_width: Option<RawWidth>,
     /// Where token files are kept.
@@ -180,14 +183,17 @@ pub fn tokens_of(
     tokenizer.newline_id()?;
     let source = Source::open(path)?;
     ensure!(source.bytes() > 0, "{name}: the file is empty, expected text");
-    let is_jsonl = ["jsonl", "json"].contains(&extension.as_str());
+    let is_jsonl = source.table().is_some() || ["jsonl", "json"].contains(&extension.as_str());
     let s = tokenizer.special();
-    let settings = json!({
+    let mut settings = json!({
         "form": if is_jsonl { "jsonl" } else { "text" },
         "special_ids": [s.pad, s.unk, s.bos, s.eos],
         "added_tokens": tokenizer.added(),
         "encoding": 2,
     });
+    if !spec.columns.is_empty() {
+        settings["columns"] = json!(spec.columns.pairs());
+    }
     let data = source.hash();
     let key = cache::key(&[data.as_bytes(), tokenizer.hash().as_bytes(), settings.to_string().as_bytes()]);
     let to = cache::path(&spec.cache_dir, path, &key);
@@ -199,17 +205,18 @@ pub fn tokens_of(
             docs.iter().try_for_each(|(info, doc)| to.push(info, doc))
         };
         if is_jsonl {
-            jsonl_texts(&name, &source, encode)?
+            jsonl_texts(&name, &source, spec.columns.column("text"), encode)?
         } else {
             plain_texts(&name, &source, encode)?
         }
         bar.finish_and_clear();
         let (form, gzip) =
             (if is_jsonl { "rows of text" } else { "text" }, if source.is_gzip() { ", gzip" } else { "" });
+        let table = source.table().map_or(String::new(), |t| format!(", {}", t.name()));
         Ok(Meta {
             sources: vec![name.clone()],
             settings: settings.clone(),
-            form: format!("{form}{gzip}"),
+            form: format!("{form}{table}{gzip}"),
             counts: Counts { rows: to.n_docs(), kept: to.n_docs(), ..Counts::default() },
             longest: to.longest(),
             ..Meta::default()
@@ -274,7 +281,12 @@ fn plain_texts(name: &str, source: &Source<'_>, mut each: impl FnMut(&[Text], u6
 }
 
 /// The texts of rows; `each` as for [`plain_texts`].
-fn jsonl_texts(name: &str, source: &Source<'_>, mut each: impl FnMut(&[Text], u64) -> Result<()>) -> Result<()> {
+fn jsonl_texts(
+    name: &str,
+    source: &Source<'_>,
+    key: &str,
+    mut each: impl FnMut(&[Text], u64) -> Result<()>,
+) -> Result<()> {
     let mut any = false;
     let mut batches = source.batches(usize::MAX)?;
     while let Some(batch) = batches.next_batch()? {
@@ -287,13 +299,15 @@ fn jsonl_texts(name: &str, source: &Source<'_>, mut each: impl FnMut(&[Text], u6
             }
             let (line, at) = (number(name, &item)?, format!("{name}:{}", item.number));
             let value: Value = serde_json::from_slice(item.text)
-                .map_err(|e| Error::new(format!("{at}: invalid JSON, expected an object with \"text\", found {e}")))?;
-            match value.get("text") {
+                .map_err(|e| Error::new(format!("{at}: invalid JSON, expected an object with \"{key}\", found {e}")))?;
+            match value.get(key) {
                 Some(Value::String(s)) if !s.trim().is_empty() => docs.push((line, s.clone())),
-                Some(Value::String(_)) => bail!("{at}: field \"text\" is empty, expected text, found only white space"),
-                Some(other) => bail!("{at}: field \"text\" is not a string, expected a string, found {other}"),
+                Some(Value::String(_)) => {
+                    bail!("{at}: field \"{key}\" is empty, expected text, found only white space")
+                }
+                Some(other) => bail!("{at}: field \"{key}\" is not a string, expected a string, found {other}"),
                 None => bail!(
-                    "{at}: field \"text\" is missing, expected a string, found {}",
+                    "{at}: field \"{key}\" is missing, expected a string, found {}",
                     if value.is_object() { "other fields" } else { "no object" }
                 ),
             }

@@ -1,143 +1,9 @@
-//! The JSON of a row: which of the known forms it has, its turns, and the keys that nothing reads. What serde's derive would
-//! not tell apart (missing, empty, null, twice, of another kind) is told apart here.
+//! The fields of a row: which of the known forms they have, the turns, and the keys that nothing reads.
 
-use std::fmt;
-
-use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::DeserializeSeed;
 
 use super::row::{Message, Role};
-
-/// A JSON value as far as rows care.
-pub(super) enum Json {
-    Null,
-    Bool(bool),
-    Number(f64),
-    Text(String),
-    List(Vec<Json>),
-    Object(Fields),
-}
-
-impl Json {
-    pub(super) fn kind(&self) -> &'static str {
-        match self {
-            Json::Null => "null",
-            Json::Bool(_) => "a boolean",
-            Json::Number(_) => "a number",
-            Json::Text(_) => "a string",
-            Json::List(_) => "an array",
-            Json::Object(_) => "an object",
-        }
-    }
-
-    /// Whether it says nothing: what tables of columns write where a row has no such field.
-    fn is_void(&self) -> bool {
-        match self {
-            Json::Null => true,
-            Json::Text(s) => s.trim().is_empty(),
-            Json::List(items) => items.is_empty(),
-            Json::Object(fields) => fields.all.is_empty(),
-            Json::Bool(_) | Json::Number(_) => false,
-        }
-    }
-}
-
-/// The fields of an object, in their order; the value is gone once it is read.
-#[derive(Default)]
-pub(super) struct Fields {
-    all: Vec<(String, Option<Json>)>,
-    /// The first known key that came twice: readers disagree about which one counts.
-    duplicate: Option<String>,
-}
-
-/// Keys that some form reads; the values of others are looked at no further than whether they are empty.
-const KNOWN: [&str; 18] = [
-    "prompt",
-    "response",
-    "completion",
-    "system",
-    "messages",
-    "conversations",
-    "instruction",
-    "input",
-    "context",
-    "output",
-    "role",
-    "content",
-    "from",
-    "value",
-    "train",
-    "weight",
-    "type",
-    "text",
-];
-
-/// Reads a value. Below this many levels of known keys nothing is kept: no form is deeper.
-pub(super) struct Levels(pub(super) u8);
-
-impl<'de> DeserializeSeed<'de> for Levels {
-    type Value = Json;
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Json, D::Error> {
-        d.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Levels {
-    type Value = Json;
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-    fn visit_str<E: de::Error>(self, v: &str) -> Result<Json, E> {
-        Ok(Json::Text(v.to_string()))
-    }
-    fn visit_string<E: de::Error>(self, v: String) -> Result<Json, E> {
-        Ok(Json::Text(v))
-    }
-    fn visit_bool<E: de::Error>(self, v: bool) -> Result<Json, E> {
-        Ok(Json::Bool(v))
-    }
-    fn visit_unit<E: de::Error>(self) -> Result<Json, E> {
-        Ok(Json::Null)
-    }
-    fn visit_u64<E: de::Error>(self, v: u64) -> Result<Json, E> {
-        Ok(Json::Number(v as f64))
-    }
-    fn visit_i64<E: de::Error>(self, v: i64) -> Result<Json, E> {
-        Ok(Json::Number(v as f64))
-    }
-    fn visit_f64<E: de::Error>(self, v: f64) -> Result<Json, E> {
-        Ok(Json::Number(v))
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
-        let mut fields = Fields::default();
-        while let Some(key) = map.next_key::<String>()? {
-            if self.0 == 0 {
-                map.next_value::<IgnoredAny>()?;
-                fields.all = vec![(key, None)];
-                continue;
-            }
-            let known = KNOWN.contains(&key.as_str());
-            if known && fields.contains(&key) {
-                fields.duplicate.get_or_insert_with(|| key.clone());
-            }
-            let value = map.next_value_seed(Levels(if known { self.0 - 1 } else { 0 }))?;
-            fields.all.push((key, Some(value)));
-        }
-        Ok(Json::Object(fields))
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
-        let mut items = Vec::new();
-        if self.0 == 0 {
-            while seq.next_element::<IgnoredAny>()?.is_some() {
-                items = vec![Json::Null];
-            }
-            return Ok(Json::List(items));
-        }
-        while let Some(item) = seq.next_element_seed(Levels(self.0 - 1))? {
-            items.push(item);
-        }
-        Ok(Json::List(items))
-    }
-}
+use super::row_json::{Fields, Json, Levels};
 
 /// A row as it was understood.
 pub(super) struct Turns {
@@ -275,7 +141,7 @@ impl Fields {
                 ));
             }
             turns.form = if key == "messages" { "messages" } else { "ShareGPT" };
-            match self.take(key) {
+            match self.take(key).map(unfolded) {
                 Some(Json::List(items)) => turns.extend(key, items, true)?,
                 other => {
                     let kind = other.map_or("nothing", |f| f.kind());
@@ -351,16 +217,17 @@ impl Fields {
             _ => None,
         };
         let jq = |filter: String| format!("; write them with jq -c '{filter}'");
+        let columns = |pairs: String| format!("; read them with --columns {pairs}");
         if self.has("chosen") {
-            let filter = if self.contains("prompt") { "{prompt, response: .chosen}" } else { "{messages: .chosen}" };
-            return "; preference pairs are not trained on: ".to_string() + &jq(filter.into())["; ".len()..];
+            let pair = if self.contains("prompt") { "response=chosen" } else { "messages=chosen" };
+            return format!("; preference pairs are not trained on: read one side with --columns {pair}");
         }
         if self.contains("role") && self.contains("content") {
             return "; this is one turn: put the turns of a conversation under \"messages\", one conversation a line"
                 .into();
         }
         if let Some((a, b)) = PAIRS.into_iter().find(|(a, b)| self.has(a) && self.has(b)) {
-            return jq(format!("{{prompt: .{a}, response: .{b}}}"));
+            return columns(format!("prompt={a} response={b}"));
         }
         match lone_list {
             Some(key) => jq(format!(".{key}[]")),
@@ -368,6 +235,17 @@ impl Fields {
             None => String::new(),
         }
     }
+}
+
+/// The list behind a text that is one in JSON: tables of columns without lists hold conversations so.
+fn unfolded(value: Json) -> Json {
+    if let Json::Text(text) = &value
+        && text.trim_start().starts_with('[')
+        && let Ok(list @ Json::List(_)) = Levels::of_list().deserialize(&mut serde_json::Deserializer::from_str(text))
+    {
+        return list;
+    }
+    value
 }
 
 impl Turns {

@@ -76,7 +76,7 @@ fn source_rows(set: &PieceSet, lines: BTreeSet<u32>, options: &RowOptions) -> Re
             continue;
         }
         let source = Source::open(path)?;
-        let options = RowOptions { bad_rows: BadRows::Skip, ..*options };
+        let options = RowOptions { bad_rows: BadRows::Skip, ..options.clone() };
         let mut reader = RowReader::new(&path.display().to_string(), &source, &options)?;
         while found.len() < lines.len() {
             let Some((rows, _)) = reader.next_rows()? else { break };

@@ -43,8 +43,10 @@ pub struct RowSpec {
 /// What decides the data of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SftDataSpec {
-    /// JSON Lines files, or token files written by `ringtune pack`.
+    /// Files of rows, or token files written by `ringtune pack`.
     pub paths: Vec<PathBuf>,
+    /// Validation files; without any, `val_fraction` of each training file's rows is held out.
+    pub val_paths: Vec<PathBuf>,
     /// Relative weights, one for each path.
     pub weights: Option<Vec<f64>>,
     /// What the weights share out.
@@ -120,7 +122,8 @@ pub fn tokenise(
     let files = load_files(&spec.paths, &spec.row, tokenizer, template, progress, log)?;
     let hashes: Vec<Vec<u64>> =
         files.iter().map(|f| (0..f.n_docs()).map(|d| f.info(d).prompt_hash).collect()).collect();
-    let splits = split_sets(&hashes, spec.val_fraction, spec.seed)?;
+    let own = spec.val_paths.is_empty();
+    let splits = split_sets(&hashes, if own { spec.val_fraction } else { 0.0 }, spec.seed)?;
     let (mut train, mut val, mut sets) = (Vec::new(), Vec::new(), Vec::new());
     for ((path, file), split) in spec.paths.iter().zip(files).zip(splits) {
         let name = path.display().to_string();
@@ -130,7 +133,7 @@ pub fn tokenise(
             "{name}: no usable training row, expected at least one, found {}",
             why_empty(file.meta())
         );
-        if let (Some(why), true) = (&split.none, spec.val_fraction > 0.0) {
+        if let (Some(why), true) = (&split.none, own && spec.val_fraction > 0.0) {
             log(format!("{name}: no row is held out: {why}"));
         }
         let form = if file.path() == path { "token file".into() } else { file.meta().form.clone() };
@@ -141,9 +144,15 @@ pub fn tokenise(
             pieces: docs.iter().map(|&d| whole(&tokens, d)).collect(),
         };
         let (n_train, n_val) = (split.train.len(), split.val.len());
-        sets.push(SetReport { name: name.clone(), form, counts, n_train, n_val, none_held_out: split.none.clone() });
+        let none_held_out = split.none.clone().filter(|_| own);
+        sets.push(SetReport { name: name.clone(), form, counts, n_train, n_val, none_held_out });
         train.push(side(&split.train));
-        val.push(side(&split.val));
+        if own {
+            val.push(side(&split.val));
+        }
+    }
+    if !own {
+        val = load_sets(&spec.val_paths, &spec.row, tokenizer, template, progress, log)?;
     }
     let sizes: Vec<_> = train.iter().map(PieceSet::size).collect();
     let mix = Mix::new(&sizes, spec.weights.as_deref(), spec.weight_unit, spec.epoch_samples, spec.seed)?;
@@ -339,7 +348,7 @@ pub fn token_file_of(
 
 fn settings(row: &RowSpec, tokenizer: &Tokenizer, template: &Template) -> serde_json::Value {
     let s = tokenizer.special();
-    json!({
+    let mut all = json!({
         "template": template.fingerprint(),
         "max_seq_len": row.max_seq_len,
         "overflow": row.overflow.word(),
@@ -352,7 +361,11 @@ fn settings(row: &RowSpec, tokenizer: &Tokenizer, template: &Template) -> serde_
         // Files of builds that did not look for what the rows show are made again.
         "findings": 2,
         "prompt_hash": "context",
-    })
+    });
+    if !row.rows.columns.is_empty() {
+        all["columns"] = json!(row.rows.columns.pairs());
+    }
+    all
 }
 
 /// Rows to documents, in parallel, in file order, batch by batch: the file may be larger than the memory.

@@ -1,4 +1,5 @@
-//! The bytes of a data set: a file that can be read again, unpacked where it is gzip, refused by name where it is something else.
+//! The bytes of a data set: a file that can be read again, unpacked where it is gzip, as JSON Lines where it is a table, refused by name
+//! where it is something else.
 
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
@@ -8,18 +9,20 @@ use flate2::read::MultiGzDecoder;
 use self::items::{Array, Mark, Splitter};
 use crate::error::{Context, Error, Result};
 use crate::files::open_file;
+use crate::tables::Table;
 use crate::{bail, ensure};
 
 mod items;
 
 pub use items::{Batch, Batches, Item};
 
-/// A data set's file, unpacked where it is gzip, without a byte order mark. It is read from its start whenever its items are asked
+/// A data set's file, unpacked where it is gzip, made JSON Lines where it is a table, without a byte order mark. It is read from its start whenever its items are asked
 /// for, and never held whole: a file may be larger than the memory.
 #[derive(Debug)]
 pub struct Source<'a> {
     origin: Origin<'a>,
     gzip: bool,
+    table: Option<Table>,
     bom: bool,
     array: bool,
     bytes: u64,
@@ -33,12 +36,11 @@ enum Origin<'a> {
 }
 
 /// What files of other kinds begin with, what they are, and what to do.
-const OTHERS: [(&[u8], &str, &str); 16] = [
+const OTHERS: [(&[u8], &str, &str); 15] = [
     (b"\xff\xfe", "UTF-16 text", TO_UTF8),
     (b"\xfe\xff", "UTF-16 text", TO_UTF8),
     (b"{\0", "UTF-16 text", TO_UTF8),
     (b"\0{", "UTF-16 text", TO_UTF8),
-    (b"PAR1", "a Parquet file", FROM_TABLE),
     (b"ARROW1", "an Arrow file", FROM_TABLE),
     (b"\xff\xff\xff\xff", "an Arrow stream", FROM_TABLE),
     (b"PK\x03\x04", "a zip file", "unpack it with unzip"),
@@ -76,10 +78,17 @@ impl<'a> Source<'a> {
     pub fn open(path: &'a Path) -> Result<Self> {
         let gzip = head(path)?.starts_with(b"\x1f\x8b");
         let mut start = Vec::new();
-        let mut all = Self { origin: Origin::File(path), gzip, bom: false, array: false, bytes: 0, hash: NOTHING };
+        let mut all =
+            Self { origin: Origin::File(path), gzip, table: None, bom: false, array: false, bytes: 0, hash: NOTHING };
         all.unread()?.take(512).read_to_end(&mut start).map_err(|e| all.explain(&e))?;
+        all.table = Table::of(path, &start);
+        ensure!(
+            !(gzip && all.table == Some(Table::Parquet)),
+            "{}: a Parquet file inside a gzip file, expected it alone; unpack it with gunzip",
+            path.display()
+        );
         refuse_others(&start).context(|| path.display().to_string())?;
-        all.bom = start.starts_with(BOM);
+        all.bom = all.table.is_none() && start.starts_with(BOM);
         all.scan()?;
         Ok(all)
     }
@@ -87,7 +96,15 @@ impl<'a> Source<'a> {
     /// Text in memory, as it is.
     pub fn of(bytes: &'a [u8]) -> Self {
         let bom = bytes.starts_with(BOM);
-        let mut all = Self { origin: Origin::Memory(bytes), gzip: false, bom, array: false, bytes: 0, hash: NOTHING };
+        let mut all = Self {
+            origin: Origin::Memory(bytes),
+            gzip: false,
+            table: None,
+            bom,
+            array: false,
+            bytes: 0,
+            hash: NOTHING,
+        };
         all.scan().expect("memory can be read");
         all
     }
@@ -95,6 +112,11 @@ impl<'a> Source<'a> {
     /// Whether the file is gzip.
     pub fn is_gzip(&self) -> bool {
         self.gzip
+    }
+
+    /// The table whose rows its items are, where it is one.
+    pub fn table(&self) -> Option<Table> {
+        self.table
     }
 
     /// Whether its items are the elements of one JSON array, not lines.
@@ -166,9 +188,12 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// The same behind the byte order mark.
+    /// The text of its items: behind the byte order mark, or made of a table's rows.
     fn text(&self) -> Result<Box<dyn Read + 'a>> {
         let mut reader = self.unread()?;
+        if let (Some(table), Origin::File(path)) = (self.table, self.origin) {
+            return table.json_lines(path, reader).map_err(|e| self.explain(&e));
+        }
         if self.bom {
             reader.read_exact(&mut [0; BOM.len()]).map_err(|e| self.explain(&e))?;
         }
@@ -183,7 +208,8 @@ impl<'a> Source<'a> {
     }
 
     fn explain(&self, e: &std::io::Error) -> Error {
-        let what = if self.gzip { "damaged gzip file, expected " } else { "" };
+        let own = e.kind() == ErrorKind::InvalidData && self.table.is_some();
+        let what = if self.gzip && !own { "damaged gzip file, expected " } else { "" };
         Error::new(format!("{}: {what}{e}", self.name()))
     }
 }

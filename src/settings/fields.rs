@@ -111,7 +111,9 @@ pub struct DataSettings {
     pub epoch_samples: Option<u64>,
     /// Share kept for validation.
     pub val_fraction: f64,
-    /// Validation data of `pretrain`, instead of a share.
+    /// Columns read as fields of other names, as `FIELD=COLUMN`.
+    pub columns: Vec<String>,
+    /// Validation data, instead of a share.
     pub val_paths: Vec<PathBuf>,
     /// Several documents share a row.
     pub packing: bool,

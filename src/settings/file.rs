@@ -1,7 +1,8 @@
-//! Reading a config file: one JSON object of settings, every mistake an error that names the key.
+//! Reading a config file: one JSON object of settings, or one YAML mapping, every mistake an error that names the key.
 
 use std::fmt;
 
+use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::{Setting, TABLE, Value, find, habits, nearest};
@@ -9,17 +10,22 @@ use crate::error::{Error, Result};
 
 /// The settings of a config file in its order.
 ///
-/// Keys that begin with `//` are comments. `text` is the file's content and `name` what messages call it.
+/// Keys that begin with `//` are comments. `text` is the file's content and `name` what messages call it: YAML where it ends in `.yaml` or
+/// `.yml`, else JSON.
 ///
 /// # Errors
-/// Usage errors: not a JSON object, an unknown key (with the nearest known one), a key given twice, a value of another
+/// Usage errors: not one object, an unknown key (with the nearest known one), a key given twice, a value of another
 /// type than its setting takes.
 pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
     let fail = |message: String| Error::usage(message).context(name);
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut de = serde_json::Deserializer::from_str(text);
-    let pairs = de.deserialize_map(Pairs).and_then(|p| de.end().map(|()| p));
-    let pairs = pairs.map_err(|e| fail(format!("expected one JSON object of settings: {e}")))?;
+    let pairs = match is_yaml(name) {
+        true => serde_saphyr::from_str::<Pairs>(text)
+            .map_err(|e| fail(format!("expected one YAML mapping of settings: {}", e.to_string().trim_end())))?,
+        false => serde_json::from_str::<Pairs>(text)
+            .map_err(|e| fail(format!("expected one JSON object of settings: {e}")))?,
+    };
+    let Pairs(pairs) = pairs;
     let mut settings: Vec<(&'static Setting, Value)> = Vec::new();
     let mut named: Vec<String> = Vec::new();
     for (key, json) in pairs.into_iter().filter(|(k, _)| !k.starts_with("//")) {
@@ -45,6 +51,11 @@ pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
     Ok(settings)
 }
 
+/// Whether a file of this name holds YAML.
+pub(super) fn is_yaml(name: &str) -> bool {
+    [".yaml", ".yml"].iter().any(|ending| name.to_ascii_lowercase().ends_with(ending))
+}
+
 /// The message for a key that is no setting: what to write instead of another tool's key, or the nearest name.
 fn unknown(key: &str) -> String {
     if let Some(instead) = habits::instead(key) {
@@ -68,10 +79,18 @@ pub fn hint(key: &str, found: &serde_json::Value) -> &'static str {
 }
 
 /// Key-value pairs in the file's order, duplicates kept: `serde_json::Map` would silently take the last.
-struct Pairs;
+struct Pairs(Vec<(String, serde_json::Value)>);
 
-impl<'de> Visitor<'de> for Pairs {
-    type Value = Vec<(String, serde_json::Value)>;
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
+        d.deserialize_map(PairsVisitor)
+    }
+}
+
+struct PairsVisitor;
+
+impl<'de> Visitor<'de> for PairsVisitor {
+    type Value = Pairs;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
@@ -82,7 +101,7 @@ impl<'de> Visitor<'de> for Pairs {
         while let Some(pair) = map.next_entry()? {
             pairs.push(pair);
         }
-        Ok(pairs)
+        Ok(Pairs(pairs))
     }
 }
 
@@ -112,6 +131,27 @@ mod tests {
             "expected one JSON object of settings: invalid type: sequence, expected an object at line 1 column 0",
         );
         assert!(read("{\"seed\": 1", "c").is_err() && read("{} x", "c").is_err());
+    }
+
+    #[test]
+    fn yaml_says_the_same_as_json() {
+        let yaml = "# why\nlr: 2e-4\nmixed_precision: no\nuse_lora: false\nmax_steps: null\nlora_targets: [q, v]\n\
+                    dataset_paths:\n  - a.jsonl\n  - \"b, c.jsonl\"\nseed: 18446744073709551615\noutput_dir: 007\n";
+        let json = r#"{"lr": 2e-4, "mixed_precision": "no", "use_lora": false, "max_steps": null, "lora_targets": ["q", "v"],
+            "dataset_paths": ["a.jsonl", "b, c.jsonl"], "seed": 18446744073709551615, "output_dir": "007"}"#;
+        let read = |text: &str, name: &str| -> Vec<(&str, Value)> {
+            let pairs = read(text, name).unwrap();
+            pairs.into_iter().map(|(s, v)| (s.key, v)).collect()
+        };
+        assert_eq!(read(&yaml.replace("007", "\"007\""), "c.yaml"), read(json, "c.json"));
+        assert_eq!(read("mixed_precision: \"no\"", "c.yml"), read(r#"{"mixed_precision": "no"}"#, "c"));
+        let error = |text: &str| super::read(text, "c.yaml").unwrap_err().to_string();
+        assert!(error("lora_rr: 8").contains("unknown key \"lora_rr\"; did you mean \"lora_r\"?"));
+        assert!(error("seed: 1\nseed: 2").contains("seed"), "{}", error("seed: 1\nseed: 2"));
+        assert!(read("", "c.yaml").is_empty());
+        for bad in ["- a", "seed: [", "a: &a [*a]", "learning_rate: abc"] {
+            assert!(error(bad).starts_with("c.yaml: "), "{}", error(bad));
+        }
     }
 
     #[test]

@@ -74,7 +74,10 @@ fn batch_size(help: &'static str) -> Setting {
 
 pub(super) static EVAL: LazyLock<Vec<Setting>> = LazyLock::new(|| {
     let own = [
-        of("dataset_paths").help("Data sets: JSONL rows or token files"),
+        of("dataset_paths").help(
+            "Data sets: rows (JSON Lines, Parquet, CSV) or token files; a folder or a pattern stands for its files",
+        ),
+        of("columns").help("Columns under other names, as FIELD=COLUMN: prompt=question response=answer"),
         own("max_eval_samples", Int(1, ROWS), "Evaluate at most this many rows of each data set, a seeded choice")
             .unset("all")
             .to(|s, v| s.eval.max_samples = v.given().map(Value::count)),

@@ -88,10 +88,7 @@ const TABLE: &[(&[&str], Instead)] = &[
         &["overwrite_output_dir", "overwrite_cache"],
         Do("nothing is overwritten; resume_from_checkpoint auto takes a run up, another output_dir begins one"),
     ),
-    (
-        &["val_paths", "eval_dataset", "eval_dataset_path", "validation_file", "eval_file", "test_datasets"],
-        Do("sft holds rows out with val_fraction; `ringtune eval --dataset_paths FILE` evaluates other files"),
-    ),
+    (&["eval_dataset", "validation_file", "eval_file", "test_datasets", "val_dataset"], Name("val_paths")),
     (
         &["val_size", "val_set_size", "validation_split", "validation_split_percentage", "eval_split_ratio"],
         Name("val_fraction"),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::file::is_yaml;
 use crate::error::{Context, Error, Result};
 
 /// Copies of the repository's configs, so that commands work outside it.
@@ -34,7 +35,7 @@ pub fn find_config(path: &str) -> Result<Source> {
     let mut file = String::new();
     if ["", "config", "configs", "./config", "./configs"].contains(&folder) {
         file = given.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        if !file.ends_with(".json") {
+        if !file.ends_with(".json") && !is_yaml(&file) {
             file.push_str(".json");
         }
         places.push(Path::new("configs").join(&file));

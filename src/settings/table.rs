@@ -113,10 +113,13 @@ pub static TABLE: &[Setting] = &[
         .unset("no padding")
         .to(|s, v| s.model.pad_vocab_to = v.given().map(Value::count)),
     // Data
-    set(DATA, C::DATA, "dataset_paths", Paths, "Data sets: JSONL for sft, .txt, .jsonl or .bin for pretrain")
+    set(DATA, C::DATA, "dataset_paths", Paths, "Data sets: JSON Lines, Parquet, CSV (gzip too); .txt and .bin for pretrain; a folder or a pattern stands for its files")
         .alias(&["dataset_path"])
         .unset("required")
         .to(|s, v| s.data.paths = v.paths()),
+    set(DATA, C::DATA, "columns", Texts, "Columns under other names, as FIELD=COLUMN: prompt=question response=answer; text=body for pretrain")
+        .unset("each field under its own name")
+        .to(|s, v| s.data.columns = v.texts()),
     set(DATA, C::TRAIN, "dataset_weights", Weights, "Relative share of each data set in an epoch, in the order of dataset_paths")
         .unset("every row once")
         .to(|s, v| s.data.weights = v.given().map(Value::floats)),
@@ -140,8 +143,8 @@ pub static TABLE: &[Setting] = &[
         .alias(&["test_size"])
         .default("0.05")
         .to(|s, v| s.data.val_fraction = v.float()),
-    set(DATA, C::PRETRAIN, "val_paths", Paths, "Validation data, as dataset_paths; instead of val_fraction")
-        .alias(&["eval_dataset_paths"])
+    set(DATA, C::TRAIN, "val_paths", Paths, "Validation data, as dataset_paths; instead of val_fraction")
+        .alias(&["eval_dataset_paths", "eval_dataset_path"])
         .unset("val_fraction")
         .to(|s, v| s.data.val_paths = v.paths()),
     set(DATA, C::DATA, "max_seq_len", Int(2, 1 << 26), "Longest row in tokens")

@@ -200,6 +200,8 @@ impl Kind {
                 let x = n.as_f64();
                 x.filter(|&x| range.contains(x)).map(Value::Float).ok_or_else(|| range.refused(bad(), x))
             }
+            // Readers of YAML take the word `no` for false.
+            (Kind::Choice(words), J::Bool(false)) if words.contains(&"no") => Ok(Value::Text("no".into())),
             (Kind::Choice(_) | Kind::Text | Kind::Path | Kind::Texts | Kind::Paths, J::String(s)) => {
                 self.parse(&[s]).map_err(|_| bad())
             }

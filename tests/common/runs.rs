@@ -32,6 +32,7 @@ pub fn sft(dir: &Path, name: &str) -> SftJob {
         pad_vocab_to: None,
         data: SftDataSpec {
             paths: vec![rows(dir, 60)],
+            val_paths: Vec::new(),
             weights: None,
             weight_unit: Default::default(),
             epoch_samples: None,

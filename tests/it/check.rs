@@ -244,7 +244,7 @@ fn a_file_without_one_usable_row_has_its_bad_lines_named() {
         (bad.len(), &bad[0]["code"], &bad[4]["place"]),
         (5, &Value::from("bad-row"), &Value::from("rows.jsonl:5"))
     );
-    assert!(bad[0]["do"].as_str().unwrap().contains("jq -c '{prompt: .question"), "{report:#}");
+    assert!(bad[0]["do"].as_str().unwrap().contains("--columns prompt=question"), "{report:#}");
     assert!(bad[4]["do"].as_str().unwrap().ends_with("(2 more in this file)"), "{report:#}");
     let skipped = check(&w, &["--skip_bad_rows"]);
     let why = problem(&skipped, "data", "");

@@ -32,7 +32,7 @@ fn flags_of_other_tools_are_answered_with_what_to_type() {
         ("--load_in_4bit", "weights are not quantised"),
         ("--quantization_bit 4", "weights are not quantised"),
         ("--overwrite_output_dir", "resume_from_checkpoint auto takes a run up"),
-        ("--val-paths dev.jsonl", "sft holds rows out with val_fraction"),
+        ("--validation_file dev.jsonl", "write --val_paths"),
         ("--val_size 0.1", "write --val_fraction"),
         ("--val_set_size 0.05", "write --val_fraction"),
         ("--logging_dir logs", "TensorBoard files are in runs/"),
@@ -136,4 +136,29 @@ fn all_that_is_missing_is_said_at_once() {
         error("ringtune pretrain --output-dir o")
             .starts_with("--model-config, --tokenizer-path, --dataset-paths are required")
     );
+}
+
+/// Shells and `man` know every command.
+#[test]
+fn completions_and_man_pages_name_every_command() {
+    let w = Workplace::new();
+    let commands: Vec<String> =
+        ringtune::cli::command().get_subcommands().map(|c| c.get_name().to_string()).filter(|n| n != "help").collect();
+    for shell in ["bash", "zsh", "fish"] {
+        let outcome = w.run(&["completions", shell]);
+        assert_eq!(outcome.code, Some(0), "{shell}: {}", outcome.stderr);
+        for word in commands.iter().map(String::as_str).chain(["dataset-paths"]) {
+            assert!(outcome.stdout.contains(word), "{shell}: {word}");
+        }
+    }
+    assert_eq!(w.run(&["completions", "dash"]).code, Some(2));
+    let outcome = w.run(&["man", "pages"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    for name in &commands {
+        let page = std::fs::read_to_string(w.path(&format!("pages/ringtune-{name}.1"))).unwrap();
+        assert!(page.contains("NAME") && page.contains(name.as_str()), "{name}");
+    }
+    let page = std::fs::read_to_string(w.path("pages/ringtune-sft.1")).unwrap();
+    assert!(page.contains("dataset\\-paths"), "{page}");
+    assert!(w.path("pages/ringtune-inspect-rows.1").is_file());
 }

@@ -47,6 +47,7 @@ impl Setup {
     fn spec(&self, paths: &[PathBuf]) -> SftDataSpec {
         SftDataSpec {
             paths: paths.to_vec(),
+            val_paths: Vec::new(),
             weights: None,
             weight_unit: WeightUnit::Samples,
             epoch_samples: None,
@@ -442,6 +443,7 @@ fn pretraining_predicts_every_token_once() {
         max_seq_len: 32,
         packing: true,
         seed: 1,
+        columns: Default::default(),
         raw_width: None,
         cache_dir: s.dir.path().join("cache"),
     };

@@ -17,6 +17,7 @@ mod durable;
 mod eval;
 mod floors;
 mod foreign_folders;
+mod forms;
 mod generate_cmd;
 mod golden;
 mod golden_steps;

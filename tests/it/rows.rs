@@ -293,18 +293,18 @@ fn forms_of_other_trainers_say_what_to_do() {
         let e = error_of(row.as_bytes());
         assert!(e.contains(advice), "{row}: {e}");
     };
-    check(r#"{"question": "a", "answer": "b"}"#, "jq -c '{prompt: .question, response: .answer}'");
-    check(r#"{"input": "a", "output": "b"}"#, "jq -c '{prompt: .input, response: .output}'");
+    check(r#"{"question": "a", "answer": "b"}"#, "read them with --columns prompt=question response=answer");
+    check(r#"{"input": "a", "output": "b"}"#, "read them with --columns prompt=input response=output");
     check(
         r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#,
-        "preference pairs are not trained on: write them with jq -c '{prompt, response: .chosen}'",
+        "preference pairs are not trained on: read one side with --columns response=chosen",
     );
-    check(r#"{"chosen": [{}], "rejected": [{}]}"#, "jq -c '{messages: .chosen}'");
+    check(r#"{"chosen": [{}], "rejected": [{}]}"#, "read one side with --columns messages=chosen");
     check(r#"{"text": "a"}"#, "ringtune pretrain");
     check(r#"{"data": [{"prompt": "a"}]}"#, "jq -c '.data[]'");
     check(r#"{"role": "user", "content": "a"}"#, "put the turns of a conversation under \"messages\"");
     check("{", "an object over several lines? make one line of each with jq -c .");
-    check("prompt,response", "a table? write it as JSON Lines");
+    check("prompt,response", "a table? its name has to end in .csv or .tsv");
     check("<!DOCTYPE html>", "a page instead of the file?");
     check("{'prompt': 'a'}", "Python's repr? write rows with json.dumps");
     check(r#"{"prompt": "a", "response": "b", "score": NaN}"#, "NaN and Infinity are no JSON: write null");
@@ -362,7 +362,7 @@ fn files_of_other_kinds_are_named_with_what_to_do() {
     for (bytes, what) in [
         ([b"\xff\xfe".as_slice(), &utf16].concat(), "UTF-16 text, expected UTF-8 text; convert it with iconv"),
         (utf16.clone(), "UTF-16 text"),
-        (b"PAR1\x15\x04".to_vec(), "a Parquet file, expected UTF-8 text; write it as JSON Lines"),
+        (b"PAR1\x15\x04".to_vec(), "not a readable Parquet file"),
         (b"PK\x03\x04rest".to_vec(), "unzip"),
         (b"\x28\xb5\x2f\xfdrest".to_vec(), "zstd -d"),
         (b"version https://git-lfs.github.com/spec/v1\noid".to_vec(), "git lfs pull"),

@@ -278,6 +278,7 @@ fn pretraining_makes_a_model_that_sft_takes() {
             max_seq_len: 0,
             packing: true,
             seed: 1,
+            columns: Default::default(),
             raw_width: None,
             cache_dir: dir.path().join("cache"),
         },

@@ -202,7 +202,7 @@ fn model_section(check: &mut Check, c: &ModelConfig, start: &Start) {
 
 /// The data of fine-tuning. After a bad row the rest is looked at as well; then each data set alone, to name every bad one.
 fn tokenise(check: &mut Check, mut spec: SftDataSpec, t: &Tokenizer, template: &Template) -> Option<SftData> {
-    if t.newline_id().is_err() || !all_there(check, spec.paths.iter()) {
+    if t.newline_id().is_err() || !all_there(check, spec.paths.iter().chain(&spec.val_paths)) {
         return None;
     }
     let first = match sft::tokenise(&spec, t, template, Progress::Hide, &mut |_| ()) {

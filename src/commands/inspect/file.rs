@@ -87,7 +87,7 @@ fn report(path: &Path, tokenizer: Option<Tokenizer>) -> Result<Report> {
     }
     match ending.as_str() {
         "safetensors" => tensor_file(path),
-        "jsonl" | "ndjson" | "gz" => rows(path),
+        "jsonl" | "ndjson" | "gz" | "parquet" | "csv" | "tsv" => rows(path),
         "model" => tokenizer_file(path),
         "json" if path.file_name().is_some_and(|f| f == "tokenizer.json") => tokenizer_file(path),
         "json"
@@ -97,7 +97,7 @@ fn report(path: &Path, tokenizer: Option<Tokenizer>) -> Result<Report> {
         }
         "json" => rows(path),
         _ => bail!(
-            "{}: expected a token file, .safetensors, .model, tokenizer.json or .jsonl file, or the folder of a model, adapter or \
+            "{}: expected a token file, .safetensors, .model, tokenizer.json, .jsonl, .parquet or .csv file, or the folder of a model, adapter or \
              checkpoint; found a file of {} that is none of them",
             path.display(),
             bytes(meta.len())

@@ -32,7 +32,7 @@ fn load(resolved: &Resolved) -> Result<(Tokenizer, Template, SftData)> {
 /// As [`sft::tokenise`].
 pub fn rows(resolved: &Resolved, epoch: u64, json: bool) -> Result<()> {
     let (_, _, data) = load(resolved)?;
-    let options = data::row_spec(&resolved.settings, data.train.max_seq_len(), None).rows;
+    let options = data::row_options(&resolved.settings)?;
     let plan = data.train.plan(epoch);
     let mut out = Out::new();
     for view in rows::epoch_rows(&data.train, &plan, &options)? {
