@@ -71,7 +71,7 @@ AGENT
 chmod +x "$work/agent"
 
 head -60 data/demo/chat.jsonl >"$work/rows.jsonl"
-steps=40
+steps=120
 # words OUT ACCUMULATION
 words() {
     echo "sft --model_path tests/data/model/tiny-llama-tied --max_steps $steps --save_steps 4 --save_total_limit 3 --eval_steps 10 \
@@ -156,9 +156,11 @@ for round in $(seq "$rounds"); do
     else
         sleep "0.$(printf %03d "$later")"
         mapfile -t pids < <(ranks_of "$out")
-        pid=${pids[victim % (${#pids[@]} > 0 ? ${#pids[@]} : 1)]-0}
+        # A run that is over by now has nobody to disturb.
+        [ ${#pids[@]} -gt 0 ] && pid=${pids[victim % ${#pids[@]}]} || deed=nothing
         begun=$(now)
         case $deed in
+        nothing) expected=0 ;;
         kill) kill -KILL "$pid" 2>/dev/null; expected=137 ;;
         stop) kill -STOP "$pid" 2>/dev/null; expected=124 ;;
         pause)
