@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::data::named;
 use crate::data::columns::Columns;
 use crate::data::jsonl::{BadRows, RowOptions, RowReader};
+use crate::data::mix::largest_remainder;
 use crate::data::row::{Message, Role, Row};
 use crate::data::source::Source;
 use crate::error::{Error, Result};
@@ -252,14 +253,9 @@ fn chosen(rows: std::ops::Range<u32>, n: usize, name: &[u64]) -> Vec<u32> {
 fn counts_of(shares: &[f64], lens: &[usize], wanted: Option<usize>) -> Result<Vec<usize>, (usize, usize)> {
     let sum: f64 = shares.iter().sum();
     let most = shares.iter().zip(lens).map(|(s, &len)| len as f64 * sum / s).fold(f64::INFINITY, f64::min);
-    let total = wanted.unwrap_or((most + 1e-9) as usize);
+    let total = wanted.unwrap_or(((most + 1e-9) as usize).min(lens.iter().sum()));
     let quotas: Vec<f64> = shares.iter().map(|s| s / sum * total as f64).collect();
-    let mut counts: Vec<usize> = quotas.iter().map(|q| (q + 1e-9) as usize).collect();
-    // What is left goes to the largest remainders, the first of equal ones first.
-    let mut rest: Vec<usize> = (0..shares.len()).collect();
-    rest.sort_by(|&a, &b| (quotas[b] - counts[b] as f64).total_cmp(&(quotas[a] - counts[a] as f64)).then(a.cmp(&b)));
-    let missing = total.saturating_sub(counts.iter().sum());
-    rest.iter().take(missing).for_each(|&i| counts[i] += 1);
+    let mut counts: Vec<usize> = largest_remainder(&quotas, total as u64).into_iter().map(|n| n as usize).collect();
     if wanted.is_none() {
         counts.iter_mut().zip(lens).for_each(|(n, &len)| *n = (*n).min(len));
     }

@@ -194,7 +194,7 @@ pub fn check_weights(weights: &[f64], n_sets: usize) -> Result<()> {
 }
 
 /// Whole numbers that sum to `total` and differ from the quotas by less than one; ties go to the first.
-fn largest_remainder(quotas: &[f64], total: u64) -> Vec<u64> {
+pub fn largest_remainder(quotas: &[f64], total: u64) -> Vec<u64> {
     let mut counts: Vec<u64> = quotas.iter().map(|q| q.floor() as u64).collect();
     let mut order: Vec<usize> = (0..quotas.len()).collect();
     order.sort_by(|&a, &b| (quotas[b] - quotas[b].floor()).total_cmp(&(quotas[a] - quotas[a].floor())).then(a.cmp(&b)));
