@@ -108,11 +108,19 @@ pub trait Communicator<B: Backend> {
     /// If a peer is gone or the transport fails.
     fn reduce_start(&self, dev: &B, bucket: usize, tensors: &[&Tensor<B>]) -> Result<()>;
 
-    /// Takes this rank's place in a reduction to which it has nothing to add, not even zeros.
+    /// Takes this rank's place in a reduction to which it has nothing to add, its tensors being zeros.
     ///
     /// # Errors
     /// If a peer is gone or the transport fails.
-    fn reduce_skip(&self, bucket: usize, tensors: &[&Tensor<B>]) -> Result<()>;
+    fn reduce_skip(&self, dev: &B, bucket: usize, tensors: &[&Tensor<B>]) -> Result<()>;
+
+    /// Called in [`Backend::prepare`], before the first step, with the lengths of the gradients of each bucket: takes what reductions will need.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn prepare(&self, _dev: &B, _buckets: &[Vec<usize>]) -> Result<()> {
+        Ok(())
+    }
 
     /// Waits for the sums of a bucket over all reductions since it was finished last, and writes those that are wanted. Each element has
     /// one owner, see [`bucket`].
@@ -350,7 +358,7 @@ impl<B: Backend> Communicator<B> for Solo {
         Ok(())
     }
 
-    fn reduce_skip(&self, _bucket: usize, _tensors: &[&Tensor<B>]) -> Result<()> {
+    fn reduce_skip(&self, _dev: &B, _bucket: usize, _tensors: &[&Tensor<B>]) -> Result<()> {
         Ok(())
     }
 

@@ -1,5 +1,5 @@
-//! Ranks on GPUs: buckets of gradients are summed by NCCL once a step, while the layers below are still computed; small values, heartbeats
-//! and causes travel over the control channel, as everywhere.
+//! Ranks on GPUs: buckets of gradients are summed by NCCL once a step, or folded in order after every micro-batch, while the layers below are
+//! still computed; small values, heartbeats and causes travel over the control channel, as everywhere.
 
 use std::any::Any;
 use std::net::IpAddr;
@@ -34,6 +34,7 @@ pub struct GpuRanks {
     control: Rc<Channel>,
     collectives: Collectives,
     sums: Sums,
+    fold: Fold,
 }
 
 /// Joins the ranks of a run on this device, where it is a GPU and every rank has NCCL; `None` where it is another device, or, unless NCCL is
@@ -45,14 +46,26 @@ pub fn join<B: Backend + 'static>(
     dev: &B,
     world: &World,
     control: &Rc<Channel>,
-    sums: Sums,
+    (sums, fold): (Sums, Fold),
     by_name: bool,
 ) -> Result<Option<Box<dyn Communicator<B>>>> {
-    let Some(dev) = (dev as &dyn Any).downcast_ref::<Cuda>() else {
+    let dev = (dev as &dyn Any).downcast_ref::<Cuda>();
+    // A rank without a GPU would wait elsewhere than the others.
+    let own = if dev.is_some() { "a GPU" } else { "the CPU" };
+    let on = texts(control.gather("what ranks compute on", own.as_bytes())?);
+    if let Some(other) = on.iter().position(|said| *said != on[0]) {
+        bail!(
+            "what ranks compute on differs: rank 0 has {}, rank {other} {}; pass --device cuda or --device cpu, and --device auto says why \
+             it takes no GPU",
+            on[0],
+            on[other]
+        );
+    }
+    let Some(dev) = dev else {
         ensure!(!by_name, "--transport nccl: it moves gradients of GPUs alone, and this device is none");
         return Ok(None);
     };
-    let Some(ranks) = GpuRanks::join(dev, world, control, sums, by_name)? else { return Ok(None) };
+    let Some(ranks) = GpuRanks::join(dev, world, control, (sums, fold), by_name)? else { return Ok(None) };
     let ranks: Box<dyn Communicator<Cuda>> = Box::new(ranks);
     // Where the device is a `Cuda`, B is that type.
     let ranks = (Box::new(ranks) as Box<dyn Any>).downcast::<Box<dyn Communicator<B>>>();
@@ -60,7 +73,13 @@ pub fn join<B: Backend + 'static>(
 }
 
 impl GpuRanks {
-    fn join(dev: &Cuda, world: &World, control: &Rc<Channel>, sums: Sums, by_name: bool) -> Result<Option<Self>> {
+    fn join(
+        dev: &Cuda,
+        world: &World,
+        control: &Rc<Channel>,
+        (sums, fold): (Sums, Fold),
+        by_name: bool,
+    ) -> Result<Option<Self>> {
         let own = Nccl::get().and_then(|nccl| Ok((nccl, nccl.version()?)));
         let said = own.as_ref().map_or_else(|e| format!("-{e}"), |(_, version)| format!("+{version}"));
         let all = texts(control.gather("nccl", said.as_bytes())?);
@@ -90,13 +109,19 @@ impl GpuRanks {
         let collectives = Collectives::join(dev, nccl, UniqueId(id), (world.rank, world.size), failed)?;
         let comm = collectives.comm();
         suspect(move || comm.error().is_some());
-        Ok(Some(Self { world: world.clone(), control: Rc::clone(control), collectives, sums }))
+        Ok(Some(Self { world: world.clone(), control: Rc::clone(control), collectives, sums, fold }))
     }
 
     /// What each rank owns of tensors of these lengths.
     fn slots(&self, lengths: &[usize], of: impl Fn(usize, Range<usize>) -> Piece) -> Vec<Vec<Piece>> {
         let own = |r: usize| pieces(lengths, r, self.world.size).into_iter().map(|(i, range)| of(i, range)).collect();
         (0..self.world.size).map(own).collect()
+    }
+
+    /// What each rank owns of these gradients.
+    fn slots_of(&self, tensors: &[&Tensor<Cuda>]) -> Vec<Vec<Piece>> {
+        let lengths: Vec<usize> = tensors.iter().map(|t| t.len()).collect();
+        self.slots(&lengths, |i, range| Piece::of(tensors[i], range.start, range.len()))
     }
 }
 
@@ -106,32 +131,44 @@ impl Communicator<Cuda> for GpuRanks {
     }
 
     fn fold(&self) -> Fold {
-        Fold::Step
+        self.fold
     }
 
     fn bucket_elements(&self) -> usize {
         BUCKET
     }
 
-    fn reduce_start(&self, _dev: &Cuda, _bucket: usize, tensors: &[&Tensor<Cuda>]) -> Result<()> {
-        let lengths: Vec<usize> = tensors.iter().map(|t| t.len()).collect();
-        let slots = self.slots(&lengths, |i, range| Piece::of(tensors[i], range.start, range.len()));
-        let what = if self.sums == Sums::Owned { What::SumOwned } else { What::Sum };
-        self.collectives.start(what, &slots)
+    fn reduce_start(&self, dev: &Cuda, bucket: usize, tensors: &[&Tensor<Cuda>]) -> Result<()> {
+        let slots = self.slots_of(tensors);
+        match (self.fold, self.sums) {
+            (Fold::MicroBatch, _) => self.collectives.add(dev, bucket, &slots),
+            (Fold::Step, Sums::Owned) => self.collectives.start(What::SumOwned, &slots),
+            (Fold::Step, Sums::Whole) => self.collectives.start(What::Sum, &slots),
+        }
     }
 
-    fn reduce_skip(&self, bucket: usize, _tensors: &[&Tensor<Cuda>]) -> Result<()> {
-        bail!("bucket {bucket} is left out of a sum that is made once a step")
+    fn reduce_skip(&self, dev: &Cuda, bucket: usize, tensors: &[&Tensor<Cuda>]) -> Result<()> {
+        // Zeros change no bit of a sum, and who sends what need not be known.
+        self.reduce_start(dev, bucket, tensors)
     }
 
-    fn reduce_finish(
-        &self,
-        _dev: &Cuda,
-        _bucket: usize,
-        _tensors: &mut [&mut Tensor<Cuda>],
-        wanted: Sums,
-    ) -> Result<()> {
+    fn prepare(&self, dev: &Cuda, buckets: &[Vec<usize>]) -> Result<()> {
+        let shares =
+            |lengths: &Vec<usize>| cuts(lengths, self.world.size).windows(2).map(|cut| cut[1] - cut[0]).collect();
+        let shares: Vec<Vec<usize>> = buckets.iter().map(shares).collect();
+        self.collectives.prepare(&shares)?;
+        match self.fold {
+            Fold::MicroBatch => self.collectives.prepare_folds(dev, &shares),
+            Fold::Step => Ok(()),
+        }
+    }
+
+    fn reduce_finish(&self, dev: &Cuda, bucket: usize, tensors: &mut [&mut Tensor<Cuda>], wanted: Sums) -> Result<()> {
         assert_eq!(wanted, self.sums, "the sums that were started");
+        if self.fold == Fold::MicroBatch {
+            let tensors: Vec<&Tensor<Cuda>> = tensors.iter().map(|t| &**t).collect();
+            self.collectives.collect(dev, bucket, &self.slots_of(&tensors), wanted == Sums::Whole)?;
+        }
         self.collectives.wait()
     }
 

@@ -140,7 +140,7 @@ impl<B: Backend> Communicator<B> for Ranks {
         self.job(Job::Add { bucket, lengths, values: Some(values) })
     }
 
-    fn reduce_skip(&self, bucket: usize, tensors: &[&Tensor<B>]) -> Result<()> {
+    fn reduce_skip(&self, _dev: &B, bucket: usize, tensors: &[&Tensor<B>]) -> Result<()> {
         let lengths = tensors.iter().map(|t| t.len()).collect();
         self.job(Job::Add { bucket, lengths, values: None })
     }

@@ -130,10 +130,9 @@ impl Comm {
         let Joined { ranks, channel, ways, .. } = &**joined;
         let (world, by_name) = (ranks.own_world(), ways.transport == Choice::Nccl);
         if world.size > 1 && matches!(ways.transport, Choice::Auto | Choice::Nccl) {
-            let own = over_nccl(dev, world, channel, sums, by_name)?;
-            if let Some(own) = own {
-                let once = ways.fold != Some(Fold::MicroBatch);
-                ensure!(once, "--fold micro_batch: NCCL sums once a step; pass --transport socket for that");
+            // An order of sums has its price there: who wants it asks for it.
+            let fold = ways.fold.unwrap_or(Fold::Step);
+            if let Some(own) = over_nccl(dev, world, channel, (sums, fold), by_name)? {
                 return Ok(On::Own(own));
             }
         }
@@ -184,7 +183,7 @@ fn over_nccl<B: Backend>(
     _dev: &B,
     _world: &World,
     _channel: &Rc<Channel>,
-    _sums: Sums,
+    _when: (Sums, Fold),
     by_name: bool,
 ) -> Result<Option<Box<dyn Communicator<B>>>> {
     ensure!(!by_name, "--transport nccl: this program was built without the feature `cuda`");

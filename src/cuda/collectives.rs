@@ -17,6 +17,7 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, r
 
 use super::device::Cuda;
 use super::error::DriverResult;
+use super::fold::{Folding, STAGE};
 use super::memory::CudaBuf;
 use super::nccl::{Comm, Nccl, UniqueId};
 use crate::error::{Error, Result};
@@ -42,6 +43,28 @@ impl Piece {
         let size = t.dtype().bytes();
         Self { address: t.buf.address() + (first * size) as u64, bytes: len * size }
     }
+
+    /// Bytes at an address.
+    #[cfg(test)]
+    pub(super) fn at(address: u64, bytes: usize) -> Self {
+        Self { address, bytes }
+    }
+
+    /// Where they begin.
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// How many there are.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// `bytes` of them from byte `first` on.
+    pub(super) fn part(&self, first: usize, bytes: usize) -> Self {
+        assert!(first + bytes <= self.bytes, "bytes {first}..{} of {}", first + bytes, self.bytes);
+        Self { address: self.address + first as u64, bytes }
+    }
 }
 
 /// What becomes of a bucket.
@@ -59,14 +82,17 @@ pub enum What {
 pub struct Collectives {
     context: Arc<CudaContext>,
     /// The stream that computes.
-    compute: Arc<CudaStream>,
-    transfer: Arc<CudaStream>,
-    comm: Arc<Comm>,
-    rank: usize,
-    size: usize,
+    pub(super) compute: Arc<CudaStream>,
+    pub(super) transfer: Arc<CudaStream>,
+    pub(super) comm: Arc<Comm>,
+    pub(super) rank: usize,
+    pub(super) size: usize,
     staging: RefCell<Option<CudaSlice<u8>>>,
+    /// The sums of ordered folds, and elements that a stage of theirs holds.
+    pub(super) folding: RefCell<Folding>,
+    pub(super) stage: usize,
     /// After the last bucket that was started.
-    last: RefCell<Option<CudaEvent>>,
+    pub(super) last: RefCell<Option<CudaEvent>>,
     /// Set when nobody needs to look for errors any more.
     ended: Arc<AtomicBool>,
     watch: RefCell<Option<JoinHandle<()>>>,
@@ -108,10 +134,18 @@ impl Collectives {
             rank,
             size,
             staging: RefCell::default(),
+            folding: RefCell::default(),
+            stage: STAGE,
             last: RefCell::default(),
             ended,
             watch: RefCell::new(Some(thread)),
         })
+    }
+
+    /// The same, with stages of so many elements: another number has to give the same bits.
+    pub fn with_stages(mut self, elements: usize) -> Self {
+        self.stage = elements;
+        self
     }
 
     /// Whether something that was queued failed, as a rank that is gone makes it: `Some` with the error.
@@ -136,7 +170,7 @@ impl Collectives {
         if slot == 0 {
             return Ok(());
         }
-        self.context.bind_to_thread().doing(|| "binding the device".into())?;
+        self.bind()?;
         self.transfer.join(&self.compute).doing(|| "waiting for gradients".into())?;
         let staging = self.staging(slot * self.size)?;
         let own = self.rank..self.rank + 1;
@@ -160,9 +194,31 @@ impl Collectives {
         for r in received.filter(|&r| what != What::Gather || r != self.rank) {
             self.copy(&slots[r], staging + (r * slot) as u64, false)?;
         }
-        let event = self.transfer.record_event(None).doing(|| "marking the end of a bucket".into())?;
-        *self.last.borrow_mut() = Some(event);
+        *self.last.borrow_mut() = Some(self.mark()?);
         Ok(())
+    }
+
+    /// Takes the staging buffer that buckets of [`Collectives::start`] will need: `buckets` has for each the elements that every rank owns.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    pub fn prepare(&self, buckets: &[Vec<usize>]) -> Result<()> {
+        let longest = buckets.iter().flatten().copied().max().unwrap_or(0) * size_of::<f32>();
+        if longest > 0 {
+            self.bind()?;
+            self.staging(longest.next_multiple_of(CudaBuf::ALIGNMENT as usize) * self.size)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the device this thread's.
+    pub(super) fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().doing(|| "binding the device".into())
+    }
+
+    /// What happens once all that was queued for the others is through.
+    pub(super) fn mark(&self) -> Result<CudaEvent> {
+        self.transfer.record_event(None).doing(|| "marking the end of a bucket".into())
     }
 
     /// From here on the computing stream goes on once all buckets that were started are through. The host does not wait.
@@ -185,7 +241,7 @@ impl Collectives {
         if slot == 0 {
             return Ok(vec![Vec::new(); counts.len()]);
         }
-        self.context.bind_to_thread().doing(|| "binding the device".into())?;
+        self.bind()?;
         let staging = self.staging(slot * self.size)?;
         let mut all = vec![0u8; slot * self.size];
         all[..own.len()].copy_from_slice(own);
@@ -215,12 +271,17 @@ impl Collectives {
     }
 
     /// Copies pieces into the staging buffer from `at` on, or back.
-    fn copy(&self, pieces: &[Piece], mut at: u64, pack: bool) -> Result<()> {
+    fn copy(&self, pieces: &[Piece], at: u64, pack: bool) -> Result<()> {
+        Self::copy_on(&self.transfer, pieces, at, pack)
+    }
+
+    /// Copies pieces into a buffer from `at` on, or back, in a stream.
+    pub(super) fn copy_on(stream: &CudaStream, pieces: &[Piece], mut at: u64, pack: bool) -> Result<()> {
         for &Piece { address, bytes } in pieces {
             let (to, from) = if pack { (at, address) } else { (address, at) };
             // SAFETY: both lie in device memory that lives until the stream is past this: the buffer is kept, the pieces are kept by who
             // started the bucket.
-            let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, self.transfer.cu_stream()) };
+            let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) };
             copied.doing(|| "copying a bucket".into())?;
             at += bytes as u64;
         }

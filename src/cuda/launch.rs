@@ -1,6 +1,8 @@
 //! One launch: arguments held to the kernel's list, then the only call that runs code on the device.
 
-use cudarc::driver::{LaunchConfig, PushKernelArg};
+use std::sync::Arc;
+
+use cudarc::driver::{CudaStream, LaunchConfig, PushKernelArg};
 
 use super::device::{Counts, Cuda};
 use super::error::DriverResult;
@@ -23,12 +25,13 @@ pub struct Launch<'a> {
     args: [(Param, u64); MOST],
     len: usize,
     maps: &'a [TensorMap],
+    stream: &'a Arc<CudaStream>,
 }
 
 impl<'a> Launch<'a> {
     /// A launch of `blocks` blocks in one dimension, with `shared` bytes of dynamic shared memory.
     pub fn new(dev: &'a Cuda, kernel: &'a Kernel, blocks: usize, shared: usize) -> Self {
-        Self { dev, kernel, blocks, shared, args: [(Param::U32, 0); MOST], len: 0, maps: &[] }
+        Self { dev, kernel, blocks, shared, args: [(Param::U32, 0); MOST], len: 0, maps: &[], stream: dev.stream() }
     }
 
     fn push(mut self, param: Param, bits: u64) -> Self {
@@ -51,6 +54,12 @@ impl<'a> Launch<'a> {
     /// A tensor that the kernel writes, or reads and writes.
     pub fn write(self, t: &'a mut Tensor<Cuda>) -> Self {
         let address = self.address(t);
+        self.push(Param::Out, address)
+    }
+
+    /// A tensor that the kernel writes from this element on.
+    pub fn write_from(self, t: &'a mut Tensor<Cuda>, element: usize) -> Self {
+        let address = self.address(t) + (element * t.dtype().bytes()) as u64;
         self.push(Param::Out, address)
     }
 
@@ -116,7 +125,12 @@ impl<'a> Launch<'a> {
         (0..maps.len()).fold(this, |this, at| this.push(Param::Map, at as u64))
     }
 
-    /// Queues it on the device's stream; in a rehearsal it is written down instead. Without blocks there is nothing to do.
+    /// On another stream than the one that computes: whoever holds the tensors keeps them until that stream is past this launch.
+    pub fn on(self, stream: &'a Arc<CudaStream>) -> Self {
+        Self { stream, ..self }
+    }
+
+    /// Queues it on its stream, that of the device where no other was named; in a rehearsal it is written down instead. Without blocks there is nothing to do.
     ///
     /// # Errors
     /// If the kernel does not compile or load, or the driver refuses the launch.
@@ -137,7 +151,7 @@ impl<'a> Launch<'a> {
         }
         Counts::add(&self.dev.counts.launches);
         let function = self.dev.modules().function(self.kernel, self.shared)?;
-        let mut builder = self.dev.stream().launch_builder(&function);
+        let mut builder = self.stream.launch_builder(&function);
         for (param, bits) in args {
             match param {
                 Param::Map => builder.arg(&self.maps[*bits as usize]),
@@ -151,7 +165,7 @@ impl<'a> Launch<'a> {
         };
         // SAFETY: the arguments have the kinds and order of the kernel's list (asserted above), which a test compares with the
         // compiled entry. Buffers hold what the caller of `Launch` checked: shapes and types of its tensors. Buffers are freed in
-        // stream order, after this launch.
+        // stream order, after this launch, or kept by who named another stream.
         let launched = unsafe { builder.launch(config) };
         launched.doing(|| {
             format!(

@@ -16,6 +16,7 @@ pub mod device_library;
 pub mod dropout;
 pub mod elementwise;
 mod error;
+pub mod fold;
 mod group;
 pub mod kernels;
 mod launch;
@@ -75,6 +76,7 @@ pub fn configurations(cc: u32) -> Vec<kernels::Configuration> {
         cross_entropy::all(),
         dropout::all(),
         elementwise::all(),
+        fold::all(),
         lora::all(),
         norm::all(),
         rope::all(),

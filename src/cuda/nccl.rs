@@ -50,6 +50,28 @@ pub enum Element {
     F32 = 7,
 }
 
+/// Which way a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To the other rank.
+    To,
+    /// From it.
+    From,
+}
+
+/// f32 values that go to another rank or come from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Which way.
+    pub way: Way,
+    /// The other rank.
+    pub peer: usize,
+    /// Address of the first value in device memory.
+    pub values: u64,
+    /// How many.
+    pub n: usize,
+}
+
 // Functions of nccl.h, whose signatures are those of every version since 2.14.
 type Version = unsafe extern "C" fn(*mut c_int) -> c_int;
 type MakeId = unsafe extern "C" fn(*mut UniqueId) -> c_int;
@@ -57,6 +79,9 @@ type Init = unsafe extern "C" fn(*mut Handle, c_int, UniqueId, c_int, *mut Confi
 type State = unsafe extern "C" fn(Handle, *mut c_int) -> c_int;
 type Reduce = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, Stream) -> c_int;
 type Gather = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Handle, Stream) -> c_int;
+type SendTo = unsafe extern "C" fn(*const c_void, usize, c_int, c_int, Handle, Stream) -> c_int;
+type ReceiveFrom = unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, Handle, Stream) -> c_int;
+type Group = unsafe extern "C" fn() -> c_int;
 type End = unsafe extern "C" fn(Handle) -> c_int;
 type Describe = unsafe extern "C" fn(c_int) -> *const c_char;
 type Last = unsafe extern "C" fn(Handle) -> *const c_char;
@@ -71,6 +96,10 @@ pub struct Nccl {
     all_reduce: Reduce,
     reduce_scatter: Reduce,
     all_gather: Gather,
+    send: SendTo,
+    receive: ReceiveFrom,
+    group_start: Group,
+    group_end: Group,
     finalize: End,
     destroy: End,
     error_string: Describe,
@@ -111,6 +140,10 @@ impl Nccl {
             all_reduce: function!(c"ncclAllReduce", Reduce),
             reduce_scatter: function!(c"ncclReduceScatter", Reduce),
             all_gather: function!(c"ncclAllGather", Gather),
+            send: function!(c"ncclSend", SendTo),
+            receive: function!(c"ncclRecv", ReceiveFrom),
+            group_start: function!(c"ncclGroupStart", Group),
+            group_end: function!(c"ncclGroupEnd", Group),
             finalize: function!(c"ncclCommFinalize", End),
             destroy: function!(c"ncclCommDestroy", End),
             error_string: function!(c"ncclGetErrorString", Describe),
@@ -309,6 +342,42 @@ impl Comm {
             )
         };
         self.done("ncclAllGather", code)
+    }
+
+    /// Queues that values go to other ranks and come from them, all at once. Every send has its receive of as many values on the other rank.
+    ///
+    /// # Safety
+    /// As [`Comm::all_reduce`], for each of the messages; what is received is written while what is sent is read.
+    ///
+    /// # Errors
+    /// As [`Comm::all_reduce`].
+    pub unsafe fn exchange(&self, messages: &[Message], stream: Stream) -> Result<()> {
+        // SAFETY: a call without arguments.
+        self.nccl.checked("ncclGroupStart", unsafe { (self.nccl.group_start)() }, None)?;
+        let element = Element::F32 as c_int;
+        let mut queued = Ok(());
+        for m in messages {
+            let (peer, values) = (m.peer as c_int, m.values);
+            // SAFETY: the caller's.
+            let (call, code) = unsafe {
+                match m.way {
+                    Way::To => {
+                        ("ncclSend", (self.nccl.send)(values as *const c_void, m.n, element, peer, self.handle, stream))
+                    }
+                    Way::From => (
+                        "ncclRecv",
+                        (self.nccl.receive)(values as *mut c_void, m.n, element, peer, self.handle, stream),
+                    ),
+                }
+            };
+            queued = queued.and_then(|()| {
+                if code == IN_PROGRESS { Ok(()) } else { self.nccl.checked(call, code, Some(self.handle)) }
+            });
+        }
+        // A group that was opened is closed, whatever was refused in it.
+        // SAFETY: as above.
+        let ended = self.done("ncclGroupEnd", unsafe { (self.nccl.group_end)() });
+        queued.and(ended)
     }
 
     /// Ends the communicator, on all ranks, once nothing that it was given is under way.

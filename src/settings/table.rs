@@ -360,7 +360,7 @@ pub static TABLE: &[Setting] = &[
     set(RUN, C::TRAIN, "transport", Choice(Transport::WORDS), "What carries gradients between ranks; auto: NCCL between GPUs, else MPI where mpirun or srun offers it and it was built in, else sockets")
         .default("auto")
         .to(|s, v| s.train.transport = v.choice()),
-    set(RUN, C::TRAIN, "fold", Choice(Fold::WORDS), "When ranks sum gradients: after every micro-batch, which gives the bits of one rank, or once a step")
+    set(RUN, C::TRAIN, "fold", Choice(Fold::WORDS), "When ranks sum gradients: after every micro-batch, which gives the bits of one rank and sends 4 bytes a trained weight each time, or once a step")
         .unset("step over NCCL, else micro_batch")
         .to(|s, v| s.train.fold = v.given().map(Value::choice)),
     set(RUN, C::TRAIN, "zero", Choice(Zero::WORDS), "ZeRO stage on several ranks: 1 has each of them hold its part of moments and masters; same bits")

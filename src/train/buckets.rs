@@ -80,6 +80,16 @@ impl Buckets {
         own.filter_map(|(_, grad)| grad.as_mut()).collect()
     }
 
+    /// Has the ranks take what their reductions will need: [`Communicator::prepare`].
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    pub fn prepare<B: Backend>(&self, dev: &B, comm: &dyn Communicator<B>, g: &mut Grads<B>) -> Result<()> {
+        let lengths = |bucket| self.gradients(g, bucket).iter().map(|t| t.len()).collect();
+        let all: Vec<Vec<usize>> = (0..self.count()).map(lengths).collect();
+        comm.prepare(dev, &all)
+    }
+
     /// Starts the reduction of a bucket. Where it is added after every micro-batch, the next one begins at zero.
     ///
     /// # Errors
@@ -106,7 +116,7 @@ impl Buckets {
     pub fn skip<B: Backend>(&self, dev: &B, comm: &dyn Communicator<B>, g: &mut Grads<B>) -> Result<()> {
         for bucket in 0..self.count() {
             match comm.fold() {
-                Fold::MicroBatch => comm.reduce_skip(bucket, &shared(&self.gradients(g, bucket)))?,
+                Fold::MicroBatch => comm.reduce_skip(dev, bucket, &shared(&self.gradients(g, bucket)))?,
                 Fold::Step => self.start(dev, comm, g, bucket)?,
             }
         }

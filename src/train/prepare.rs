@@ -1,9 +1,11 @@
 //! What steps and evaluations ask of their device, asked once before the first of them.
 
+use super::buckets::Buckets;
 use super::step::Workload;
 use crate::backend::Backend;
 use crate::backend::footprint::row_counts;
 use crate::batch::MicroBatch;
+use crate::comm::Communicator;
 use crate::error::Result;
 use crate::model;
 
@@ -13,13 +15,13 @@ impl<B: Backend> Workload<B> {
     ///
     /// # Errors
     /// If the device has not enough memory, or a kernel does not compile.
-    pub fn prepare(&mut self, dev: &B, micro_batches: usize) -> Result<()> {
-        dev.prepare(&mut || self.rehearse(dev, micro_batches))?;
+    pub fn prepare(&mut self, dev: &B, comm: &dyn Communicator<B>, micro_batches: usize) -> Result<()> {
+        dev.prepare(&mut || self.rehearse(dev, comm, micro_batches))?;
         self.optimizer.forget_step(dev)?;
         dev.begin_step(&mut self.stats)
     }
 
-    fn rehearse(&mut self, dev: &B, micro_batches: usize) -> Result<()> {
+    fn rehearse(&mut self, dev: &B, comm: &dyn Communicator<B>, micro_batches: usize) -> Result<()> {
         let Self { model, grads, acts, optimizer, stats, .. } = self;
         model::zero_grads(dev, grads)?;
         for n in row_counts(acts.capacity()) {
@@ -28,6 +30,7 @@ impl<B: Backend> Workload<B> {
             model::backward(dev, model, grads, acts, 1.0, &mut |_, _| Ok(()))?;
             model::loss(dev, model, acts)?;
         }
+        Buckets::of(comm, grads).prepare(dev, comm, grads)?;
         dev.begin_step(stats)?;
         dev.add_loss(stats, acts.loss_tensor(), Some(acts.correct_tensor()))?;
         optimizer.rehearse(dev, &mut model.params, grads, acts.loss_tensor(), micro_batches)

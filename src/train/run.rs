@@ -117,12 +117,18 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     say::detail(&format!("device: {}{no_gpu}", dev.describe()));
     say::detail(&setup::parameters_line(&work));
     say::detail(&memory_table(&setup::memory(&work), available));
-    if comm.world_size() > 1 && comm.fold() == Fold::Step {
-        say::detail(&format!(
-            "gradients are summed once a step: the last bits depend on {} micro-batches on each of {} ranks, not on their product alone",
-            s.grad_accum,
-            comm.world_size()
-        ));
+    if comm.world_size() > 1 {
+        let (each, ranks) = (s.grad_accum, comm.world_size());
+        say::detail(&match comm.fold() {
+            Fold::Step => format!(
+                "gradients are summed once a step: the last bits depend on {each} micro-batches on each of {ranks} ranks, not on their \
+                 product alone"
+            ),
+            Fold::MicroBatch => format!(
+                "gradients are folded in order after every micro-batch: the bits are those of one rank with {} micro-batches in a step",
+                each * ranks
+            ),
+        });
     }
     let rows = spec.train.plan(state.epoch).n_rows();
     say::detail(&format!(

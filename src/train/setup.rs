@@ -194,7 +194,7 @@ fn built<B: Backend>(
     let flops = FlopCount::new(&model.config, model.lora.is_some().then_some(trained));
     let (stats, seed, trace) = (dev.new_stats()?, s.seed, Trace::default());
     let mut work = Workload { model, grads, acts, optimizer, stats, flops, seed, trace };
-    work.prepare(dev, s.grad_accum)?;
+    work.prepare(dev, comm, s.grad_accum)?;
     Ok(work)
 }
 

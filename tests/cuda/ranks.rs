@@ -1,4 +1,5 @@
-//! Several ranks on GPUs, one process each, over NCCL: the curve of one rank, the same weights on all, and a rank that is lost.
+//! Several ranks on GPUs, one process each, over NCCL: the curve of one rank, with the ordered fold its bits; the same weights on all, and a
+//! rank that is lost.
 //!
 //! On the emulator `VGPU_DEVICES` says how many GPUs a rank sees; on a real machine the tests take as many as there are.
 
@@ -8,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use ringtune::cuda::Cuda;
 use ringtune::cuda::nccl::Nccl;
+use serde_json::Value;
 
 use crate::skip::{device, skipped};
-use crate::train::{F32, assert_close, losses};
+use crate::train::{BF16, F32, assert_close, losses};
 
 /// Whether this machine can run so many ranks on a GPU each.
 fn can_run(ranks: usize) -> bool {
@@ -26,22 +28,32 @@ fn can_run(ranks: usize) -> bool {
     true
 }
 
-/// A fine-tuning with a step of four micro-batches.
+/// A fine-tuning with so many micro-batches in a step, whatever the number of ranks.
 struct Training<'a> {
     dir: &'a Path,
     flags: &'a str,
+    /// Of even and odd ranks.
+    devices: [&'a str; 2],
+    micro_batches: usize,
 }
 
-impl Training<'_> {
-    fn command(&self, out: &str, ranks: usize) -> Command {
+impl<'a> Training<'a> {
+    /// Of four, on GPUs.
+    fn of(dir: &'a Path, flags: &'a str) -> Self {
+        Self { dir, flags, devices: ["cuda"; 2], micro_batches: 4 }
+    }
+
+    fn command(&self, out: &str, rank: usize, ranks: usize) -> Command {
         let (rows, out) = (self.dir.join("rows.jsonl"), self.dir.join(out));
         let mut command = Command::new(crate::skip::program());
         command.current_dir(crate::skip::root()).env("RINGTUNE_CACHE", crate::skip::scratch());
-        command.args(["sft", "--model-path", "tests/data/model/tiny-llama-tied", "--device", "cuda", "--seed", "7"]);
+        command.args(["sft", "--model-path", "tests/data/model/tiny-llama-tied", "--seed", "7"]);
+        command.args(["--device", self.devices[rank % 2]]);
         command.arg("--dataset-paths").arg(rows).arg("--output-dir").arg(out);
-        let common =
-            "--prompt-template chatml --per-device-train-batch-size 2 --max-seq-len 64 --no-tensorboard --quiet";
-        command.args(common.split(' ')).args(["--gradient-accumulation-steps", &(4 / ranks).to_string()]);
+        let common = "--prompt-template chatml --per-device-train-batch-size 2 --max-seq-len 64 --no-tensorboard";
+        command
+            .args(common.split(' '))
+            .args(["--gradient-accumulation-steps", &(self.micro_batches / ranks).to_string()]);
         command.args(self.flags.split(' ')).env("VGPU_DEVICES", ranks.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -51,7 +63,7 @@ impl Training<'_> {
     fn ranks(&self, out: &str, ranks: usize, more: impl Fn(&mut Command, usize)) -> Vec<Child> {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
         let start = |rank: usize| {
-            let mut c = self.command(out, ranks);
+            let mut c = self.command(out, rank, ranks);
             let [own, all] = [rank, ranks].map(|n| n.to_string());
             c.envs([("RANK", &own), ("WORLD_SIZE", &all), ("LOCAL_RANK", &own), ("LOCAL_WORLD_SIZE", &all)]);
             c.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port), ("TORCHELASTIC_RUN_ID", "none")]);
@@ -62,11 +74,18 @@ impl Training<'_> {
     }
 
     fn succeed(&self, out: &str, ranks: usize) -> PathBuf {
-        let outputs = ended(self.ranks(out, ranks, |_, _| ()));
+        self.succeed_saying(out, ranks, "").0
+    }
+
+    /// Every rank works in another order. Also what the main rank says.
+    fn succeed_saying(&self, out: &str, ranks: usize, more: &str) -> (PathBuf, String) {
+        let outputs = ended(self.ranks(out, ranks, |c, rank| {
+            c.args(more.split_whitespace()).env("VGPU_SEED", (10 * ranks + rank).to_string());
+        }));
         for (rank, output) in outputs.iter().enumerate() {
             assert!(output.status.success(), "rank {rank} of {out}: {}", text(output));
         }
-        self.dir.join(out)
+        (self.dir.join(out), text(&outputs[0]))
     }
 }
 
@@ -84,6 +103,28 @@ fn rows(dir: &Path) {
     std::fs::write(dir.join("rows.jsonl"), rows.join("\n") + "\n").unwrap();
 }
 
+/// What a run has written of its losses, norms and evaluations, times left out.
+fn figures(run: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let of = |v: Value| {
+        let named = ["step", "loss", "grad_norm", "eval_loss", "eval_mean_token_accuracy"]
+            .map(|name| format!("{name} {}", v[name]));
+        named.join(", ")
+    };
+    lines.map(of).collect()
+}
+
+/// That a run wrote what another did, to the bit.
+fn same(what: &str, ours: &Path, one: &Path) {
+    assert_eq!(figures(ours), figures(one), "{what}");
+    let weights = |run: &Path| {
+        let names = ["model.safetensors", "adapter_model.safetensors"].map(|name| run.join(name));
+        std::fs::read(names.iter().find(|path| path.is_file()).unwrap()).unwrap()
+    };
+    assert!(weights(ours) == weights(one), "{what}: other weights");
+}
+
 /// The ranks compare the bits of their weights at the start and with every checkpoint: a run that ends had the same ones everywhere.
 #[test]
 fn ranks_over_nccl_follow_one_rank() {
@@ -92,28 +133,113 @@ fn ranks_over_nccl_follow_one_rank() {
     }
     let dir = tempfile::tempdir().unwrap();
     rows(dir.path());
-    let flags = "--no-lora --learning-rate 2e-3 --max-steps 6 --save-steps 3";
-    let one = Training { dir: dir.path(), flags }.succeed("one", 1);
-    for (ranks, zero) in [(2, "0"), (2, "1"), (4, "1")] {
+    let flags = "--no-lora --learning-rate 2e-3 --max-steps 6 --save-steps 3 --val-fraction 0";
+    let one = Training::of(dir.path(), flags).succeed("one", 1);
+    for (ranks, zero) in [(2, "0"), (4, "1")] {
         let flags = format!("{flags} --transport nccl --zero {zero}");
-        let out = Training { dir: dir.path(), flags: &flags }.succeed(&format!("{ranks}-{zero}"), ranks);
+        let (out, said) = Training::of(dir.path(), &flags).succeed_saying(&format!("{ranks}-{zero}"), ranks, "");
         assert_close(&format!("{ranks} ranks, ZeRO {zero}"), &losses(&out), &losses(&one), F32);
+        assert!(said.contains("gradients are summed once a step: the last bits depend on"), "{said}");
     }
     // Sharded state of GPUs goes on with any number of them.
     let resume = format!("{flags} --resume-from-checkpoint {}", dir.path().join("4-1/checkpoint-3").display());
-    let again = Training { dir: dir.path(), flags: &resume }.succeed("again", 2);
+    let again = Training::of(dir.path(), &resume).succeed("again", 2);
     let whole = [&losses(&dir.path().join("4-1"))[..3], &losses(&again)].concat();
     assert_close("resumed on two ranks", &whole, &losses(&one), F32);
 }
 
+/// Low-rank updates with dropout in bf16, with evaluations, summed once a step.
 #[test]
-fn a_lost_rank_is_named_on_the_others() {
+fn updates_in_bf16_over_nccl_follow_one_rank() {
     if !can_run(2) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     rows(dir.path());
-    let training = Training { dir: dir.path(), flags: "--no-lora --max-steps 500 --transport nccl" };
+    let flags = "--learning-rate 2e-2 --max-steps 4 --lora-r 8 --lora-dropout 0.1 --mixed-precision bf16 --val-fraction 0.2 \
+                 --eval-strategy steps --eval-steps 2";
+    let one = Training::of(dir.path(), flags).succeed("one", 1);
+    for zero in ["0", "1"] {
+        let out = Training::of(dir.path(), flags).succeed_saying(zero, 2, &format!("--zero {zero}")).0;
+        let all = [&out, &one].map(|run| {
+            let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+            let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            let each = lines.filter_map(|v| v["loss"].as_f64().or(v["eval_loss"].as_f64()));
+            each.collect::<Vec<f64>>()
+        });
+        assert!(all[0].len() == 6 && all[1].len() == 6, "{all:?}");
+        assert_close(&format!("bf16, ZeRO {zero}"), &all[0], &all[1], BF16);
+    }
+}
+
+/// One order of sums: full, on any number of GPUs and orders of work, with sharded state and without.
+#[test]
+fn the_ordered_fold_gives_the_bits_of_one_rank() {
+    if !can_run(3) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path());
+    let flags = "--no-lora --learning-rate 2e-3 --max-steps 2 --val-fraction 0 --save-strategy no";
+    let training = Training { micro_batches: 6, ..Training::of(dir.path(), flags) };
+    let one = training.succeed("one", 1);
+    for (ranks, zero) in [(2, "1"), (3, "0")] {
+        let more = format!("--fold micro_batch --transport nccl --zero {zero}");
+        let (out, said) = training.succeed_saying(&format!("{ranks}"), ranks, &more);
+        same(&format!("{ranks} ranks, ZeRO {zero}"), &out, &one);
+        assert!(said.contains("gradients are folded in order after every micro-batch"), "{said}");
+    }
+}
+
+/// Low-rank updates with dropout in bf16, evaluated; interrupted on four ranks with sharded state, gone on with by two that hold it whole; the
+/// last step of an epoch has micro-batches for some ranks alone.
+#[test]
+fn the_ordered_fold_keeps_the_bits_over_a_resume_on_fewer_ranks() {
+    if !can_run(4) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path());
+    let flags = "--learning-rate 2e-3 --num-train-epochs 1 --lora-r 8 --lora-dropout 0.1 --mixed-precision bf16 --val-fraction 0.1 \
+                 --eval-strategy steps --eval-steps 2 --save-steps 2 --packing";
+    let one = Training::of(dir.path(), flags).succeed("one", 1);
+    let training = Training::of(dir.path(), flags);
+    let four = training.succeed_saying("four", 4, "--fold micro_batch --zero 1").0;
+    same("four ranks, ZeRO 1", &four, &one);
+    let from = four.join("checkpoint-2");
+    let more = format!("--fold micro_batch --zero 0 --resume-from-checkpoint {}", from.display());
+    let two = training.succeed_saying("two", 2, &more).0;
+    let all = figures(&one);
+    let after = all.iter().position(|line| line.starts_with("step 3,")).unwrap();
+    assert_eq!(figures(&two), all[after..]);
+    let weights = [&two, &one].map(|run| std::fs::read(run.join("adapter_model.safetensors")).unwrap());
+    assert!(weights[0] == weights[1], "other weights after the resume");
+}
+
+/// `auto` takes GPUs on every rank or on none.
+#[test]
+fn ranks_on_different_devices_are_refused_by_name() {
+    if !can_run(2) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path());
+    let flags = "--max-steps 2 --val-fraction 0 --save-strategy no";
+    let training = |devices| Training { devices, ..Training::of(dir.path(), flags) };
+    let (_, said) = training(["auto"; 2]).succeed_saying("auto", 2, "");
+    let on = if device().is_some_and(|dev| dev.properties().emulated) { "device: cpu" } else { "device: cuda:0" };
+    assert!(said.contains(on), "{said}");
+    let one_of_two = ended(training(["cuda", "cpu"]).ranks("mixed", 2, |_, _| ()));
+    let said: String = one_of_two.iter().map(text).collect();
+    assert!(one_of_two.iter().all(|o| !o.status.success()), "{said}");
+    assert!(said.contains("what ranks compute on differs: rank 0 has a GPU, rank 1 the CPU"), "{said}");
+}
+
+/// Ends a run of two ranks by the death of one of them: the other one ends too, and says who it was.
+fn lose_a_rank(flags: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path());
+    let training = Training::of(dir.path(), flags);
     let mut children = training.ranks("out", 2, |c, _| {
         c.env("RINGTUNE_FAULT", "rank=1 step=3 at=backward:1 do=kill");
     });
@@ -135,13 +261,27 @@ fn a_lost_rank_is_named_on_the_others() {
 }
 
 #[test]
+fn a_lost_rank_is_named_on_the_others() {
+    if can_run(2) {
+        lose_a_rank("--no-lora --max-steps 500 --transport nccl --quiet");
+    }
+}
+
+#[test]
+fn a_rank_that_is_lost_in_an_ordered_fold_is_named_on_the_others() {
+    if can_run(2) {
+        lose_a_rank("--no-lora --max-steps 500 --transport nccl --fold micro_batch --zero 1 --quiet");
+    }
+}
+
+#[test]
 fn ranks_that_share_a_gpu_are_refused_by_name() {
     if !can_run(2) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     rows(dir.path());
-    let training = Training { dir: dir.path(), flags: "--max-steps 2" };
+    let training = Training::of(dir.path(), "--max-steps 2");
     let outputs = ended(training.ranks("out", 2, |c, _| {
         c.env("VGPU_DEVICES", "1").env("CUDA_VISIBLE_DEVICES", "0");
     }));

@@ -85,7 +85,7 @@ pub fn losses(run: &Path) -> Vec<f64> {
 /// Largest relative difference of losses in f32, where both compute the same sums in other orders.
 pub const F32: f64 = 1e-4;
 /// And in bf16, where roundings fall to either side.
-const BF16: f64 = 5e-3;
+pub const BF16: f64 = 5e-3;
 
 pub fn assert_close(what: &str, ours: &[f64], cpu: &[f64], allowed: f64) {
     assert_eq!(ours.len(), cpu.len(), "{what}");
