@@ -39,8 +39,8 @@ test-vgpu: bootstrap ## the same for the emulator of tests/vgpu alone, which cha
 lint: tools ## format and lints alone
 	@scripts/test.sh lint
 
-bench: tools ## time the kernels and whole training steps on this machine; results are checked first
-	$(CARGO) bench $$(scripts/features.sh) --bench kernels --bench step
+bench: tools ## time the kernels and whole training steps on this machine; results are checked first (FLAGS="--json")
+	$(CARGO) bench $$(scripts/features.sh) --bench kernels --bench step $(if $(FLAGS),-- $(FLAGS))
 
 demo: build ## the whole job on real text: pretrain, fine-tune, evaluate, generate, merge (OUT=folder)
 	@scripts/demo.sh "$(OUT)"

@@ -165,6 +165,14 @@ fn what_makes_no_sense_is_a_usage_error() {
         ("kernels --dtype f16", "f16"),
         ("step --recompute all", "all"),
         ("", "bench"),
+        (
+            "kernels --device cpu atention,rmsnorn",
+            "--only: no case has \"atention\" in its name; near are attention; expected",
+        ),
+        ("kernels --sed 3", "--sed: no flag of ringtune bench kernels"),
+        ("kernels --fail-below 0.9", "--baseline"),
+        ("collectives --fail_below 2", "--baseline"),
+        ("step --baseline x --fail-below 0", "--fail-below: expected a ratio of speeds above 0, such as 0.9, found 0"),
     ] {
         let outcome = bench(words);
         assert_eq!(outcome.code, Some(2), "{words}: {}", outcome.stderr);
@@ -185,4 +193,94 @@ fn too_little_memory_names_flags_that_fit() {
     let error = outcome.error();
     assert!(error.starts_with("bench: full needs ") && error.contains(" are free; "), "{error}");
     assert!(error.contains("--tokens ") && error.contains(" takes "), "{error}");
+}
+
+/// Figures of another time stand beside those of now; only `--fail-below` makes them an error.
+#[test]
+fn figures_are_compared_with_those_of_another_time() {
+    let at = Workplace::new();
+    let run = |words: &str| {
+        let words: Vec<&str> = ["bench"].into_iter().chain(words.split_whitespace()).collect();
+        at.run(&words)
+    };
+    let document = |o: &Outcome| -> Value {
+        assert_eq!(o.code, Some(0), "{}", o.stderr);
+        serde_json::from_str(&o.stdout).unwrap()
+    };
+    let mut before = document(&run(&format!("kernels {TINY} --json --label before add dropout")));
+    let cases = before["cases"].as_array_mut().unwrap();
+    assert!(cases.iter().skip(1).all(|c| ["add", "dropout"].contains(&c["kernel"].as_str().unwrap())), "{cases:?}");
+    // A machine a thousand times as slow, but at one of the cases, which had no equal there.
+    for case in cases.iter_mut() {
+        for field in ["median", "quartile1", "quartile3"] {
+            case["seconds"][field] = (1000.0 * positive(case, &format!("seconds.{field}"))).into();
+        }
+    }
+    let dropout = cases.iter().position(|c| c["name"] == "dropout").unwrap();
+    cases[dropout]["shape"] = "another".into();
+    at.write("slow.json", before.to_string());
+    let now = document(&run(&format!("kernels {TINY} --json --baseline slow.json --fail-below 2 add dropout")));
+    let of =
+        |name: &str| now["cases"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap()["baseline"].clone();
+    assert!(positive(&of("add"), "ratio") > 10.0 && of("add")["beyond_spread"] == true, "{now:#}");
+    assert!(of("dropout").is_null() && now["baseline"]["missing"][0] == "dropout, another, bf16", "{now:#}");
+    assert_eq!((&now["baseline"]["file"], &now["baseline"]["label"]), (&"slow.json".into(), &"before".into()));
+    let text = run(&format!("kernels {TINY} --baseline slow.json --tokens 24 add dropout --label x"));
+    assert_eq!(text.code, Some(2), "a flag twice: {}", text.stderr);
+    let text = run(&format!("kernels {TINY} --baseline slow.json add dropout,swiglu"));
+    assert_eq!(text.code, Some(0), "{}", text.stderr);
+    let row = |name: &str| text.stdout.lines().find(|l| l.starts_with(name)).unwrap().to_string();
+    assert!(row("add ").ends_with("x faster") && row("dropout ").ends_with(" new"), "{}", text.stdout);
+    assert!(
+        text.stdout.contains("baseline: slow.json, ringtune ") && text.stdout.contains(", before; "),
+        "{}",
+        text.stdout
+    );
+    assert!(text.stdout.contains("baseline: another line of flags then: --model tiny "), "{}", text.stdout);
+
+    // The other way round it is too slow, which is an error where one is asked for, after the figures.
+    let mut fast = before.clone();
+    for case in fast["cases"].as_array_mut().unwrap() {
+        for field in ["median", "quartile1", "quartile3"] {
+            case["seconds"][field] = (1e-9 * positive(case, &format!("seconds.{field}"))).into();
+        }
+    }
+    at.write("fast.json", fast.to_string());
+    let slower = run(&format!("kernels {TINY} --baseline fast.json add"));
+    assert_eq!(slower.code, Some(0), "{}", slower.stderr);
+    assert!(slower.stdout.contains("x slower"), "{}", slower.stdout);
+    let fails = run(&format!("kernels {TINY} --baseline fast.json --fail-below 0.9 add"));
+    assert_eq!(fails.code, Some(1), "{}", fails.stderr);
+    assert!(fails.stdout.contains("x slower") && fails.error().starts_with("--fail-below 0.9: "), "{}", fails.stderr);
+
+    let step = run("step --device cpu --baseline slow.json");
+    assert_eq!(step.code, Some(1), "{}", step.stderr);
+    assert!(step.error().contains("`ringtune bench step --json` prints, found what `ringtune bench kernels` prints"));
+    let steps = format!("step {TINY} --layers 1 --lora --json");
+    at.write("steps.json", document(&run(&steps)).to_string());
+    let again = document(&run(&format!("{steps} --baseline steps.json")));
+    positive(&again["cases"][0]["baseline"], "ratio");
+}
+
+/// What people type first, and what a table of documented fields promises.
+#[test]
+fn help_has_the_flags_and_the_readme_the_fields() {
+    for which in ["kernels", "step", "collectives"] {
+        let help = bench(&format!("{which} --help"));
+        assert_eq!(help.code, Some(0), "{}", help.stderr);
+        for flag in ["--seconds", "--device", "--json", "--baseline", "--fail-below"] {
+            assert!(help.stdout.contains(flag), "{which}: {flag}");
+        }
+    }
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/README.md")).unwrap();
+    let kernels = json(&format!("kernels {TINY} add"));
+    let steps = json(&format!("step {TINY} --layers 1 --lora"));
+    let mut fields: Vec<&String> = Vec::new();
+    for document in [&kernels, &steps] {
+        fields.extend(document.as_object().unwrap().keys());
+        fields.extend(document["cases"][0].as_object().unwrap().keys());
+    }
+    for field in fields {
+        assert!(readme.contains(&format!("`{field}`")), "{field} is not in benches/README.md");
+    }
 }

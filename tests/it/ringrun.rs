@@ -280,7 +280,21 @@ fn collectives_are_measured_between_ranks() {
         assert!((of("algbw_bytes_per_second") / algbw - 1.0).abs() < 1e-9, "{s}");
         let passes = if s["collective"] == "all_reduce" { 4.0 / 3.0 } else { 2.0 / 3.0 };
         assert!((of("busbw_bytes_per_second") / algbw - passes).abs() < 1e-9 && s["wrong"] == 0, "{s}");
+        assert!(of("seconds_min") <= of("seconds_quartile1") && of("seconds_quartile3") <= of("seconds_max"), "{s}");
     }
+    // The same again beside it, for one of the sizes; the file is read on the main rank.
+    let dir = tempfile::tempdir().unwrap();
+    let before = dir.path().join("before.json");
+    std::fs::write(&before, &output.stdout).unwrap();
+    let mut c = Command::new(ringrun());
+    c.args(["-n", "2", "--oversubscribe", "ringtune", "bench", "collectives", "--json", "--seconds", "0"]);
+    let again = c.args(["--max-bytes", "1KiB", "--baseline"]).arg(&before).output().unwrap();
+    assert_eq!(again.status.code(), Some(0), "{}", String::from_utf8_lossy(&again.stderr));
+    let v: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
+    let ratios: Vec<f64> =
+        v["cases"].as_array().unwrap().iter().filter_map(|c| c["baseline"]["ratio"].as_f64()).collect();
+    assert!(ratios.len() == 3 && ratios.iter().all(|r| *r > 0.0), "{v:#}");
+    assert_eq!(v["baseline"]["missing"].as_array().unwrap().len(), 6, "{v:#}");
     // One rank has nobody to sum with.
     let alone = Command::new(env!("CARGO_BIN_EXE_ringtune")).args(["bench", "collectives"]).output().unwrap();
     assert_eq!(alone.status.code(), Some(2));

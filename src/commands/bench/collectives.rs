@@ -10,6 +10,10 @@ use std::time::Instant;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 
+use super::baseline::{self, Baseline, Ratio};
+use super::options::{comparison, fail_below};
+use super::print::spread;
+use super::timing::Times;
 use crate::backend::Backend;
 use crate::comm::bucket::cuts;
 use crate::comm::{self, Comm, Communicator, Span, Sums, Ways, World};
@@ -60,7 +64,7 @@ impl Collective {
 pub fn command() -> Command {
     let arg = |name: &'static str, value: &'static str| Arg::new(name).long(name).value_name(value);
     let size = |name, default| arg(name, "BYTES").default_value(default).value_parser(of_bytes);
-    Command::new("collectives")
+    comparison(Command::new("collectives"))
         .about("Time sums of gradients and gathers of weights between ranks: ringrun -n 4 ringtune bench collectives")
         .after_help(
             "Every value is verified, to the bit. algbw and busbw are those of nccl-tests: size over time, and what a link has to carry, \
@@ -113,7 +117,7 @@ pub fn run(m: &ArgMatches) -> Result<()> {
     let (least, most, factor) =
         (size("min-bytes"), size("max-bytes"), *m.get_one::<u64>("factor").expect("it has a default"));
     let seconds = *m.get_one::<f64>("seconds").expect("it has a default");
-    let asked = || -> Result<Vec<usize>> {
+    let asked = || -> Result<(Vec<usize>, Option<Baseline>, Option<f64>)> {
         if comm.world().size < 2 {
             return Err(Error::usage(
                 "bench collectives: there is one rank, and nothing to sum; start several: ringrun -n 4 ringtune bench collectives",
@@ -126,14 +130,17 @@ pub fn run(m: &ArgMatches) -> Result<()> {
             return Err(Error::usage("--min-bytes: expected at most --max-bytes"));
         }
         let next = |n: &usize| n.checked_mul(factor as usize).filter(|&n| n <= most);
-        Ok(std::iter::successors(Some(least), next).collect())
+        // The file need be on the main rank's machine alone.
+        let file = m.get_one::<String>("baseline").filter(|_| comm.world().rank == 0);
+        let baseline = file.map(|file| Baseline::read(file, "bench collectives")).transpose()?;
+        Ok((std::iter::successors(Some(least), next).collect(), baseline, fail_below(m)?))
     };
     let name = match m.get_one::<String>("device").map_or("cpu", String::as_str) {
         "cuda" if comm.world().local_size > 1 => format!("cuda:{}", comm.world().local_rank),
         name => name.into(),
     };
-    let result = asked().and_then(|sizes| {
-        let bench = Bench { comm: &comm, sizes: &sizes, seconds, json: m.get_flag("json") };
+    let result = asked().and_then(|(sizes, baseline, fail_below)| {
+        let bench = Bench { comm: &comm, sizes: &sizes, seconds, json: m.get_flag("json"), baseline, fail_below };
         device::check(&name)?;
         device::run(&name, comm.threads(), bench)
     });
@@ -145,6 +152,8 @@ struct Bench<'a> {
     sizes: &'a [usize],
     seconds: f64,
     json: bool,
+    baseline: Option<Baseline>,
+    fail_below: Option<f64>,
 }
 
 /// What came of a size.
@@ -152,14 +161,13 @@ struct Bench<'a> {
 struct Row {
     collective: Collective,
     bytes: usize,
-    rounds: usize,
-    /// Median over the rounds of the slowest rank's time.
-    seconds: f64,
+    /// Of the rounds, of the slowest rank's time.
+    times: Times,
 }
 
 impl Row {
     fn algbw(&self) -> f64 {
-        self.bytes as f64 / self.seconds
+        self.bytes as f64 / self.times.median
     }
 
     fn busbw(&self, world: usize) -> f64 {
@@ -179,13 +187,17 @@ impl OnDevice for Bench<'_> {
             return Ok(());
         }
         let (world, carrier) = (comm.world(), self.comm.carrier());
-        let mut out = Out::new();
-        match self.json {
-            true => writeln!(out, "{:#}", as_json(&rows, world, carrier, &device))?,
-            false => write!(out, "{}", as_text(&rows, world, carrier, &device))?,
+        let (mut out, baseline) = (Out::new(), self.baseline.as_ref());
+        let mut document = as_json(&rows, world, carrier, &device);
+        let ratios = baseline::compare(baseline, &mut document, rows.iter().map(|r| Some(r.times)));
+        if self.json {
+            writeln!(out, "{document:#}")?;
+        } else {
+            write!(out, "{}", baseline.map_or(String::new(), |b| b.heading(&document)))?;
+            write!(out, "{}", as_text(&rows, world, carrier, &device, baseline.map(|_| ratios.as_slice())))?;
         }
         out.flush()?;
-        Ok(())
+        baseline.map_or(Ok(()), |b| b.judge(self.fail_below, &document, &ratios))
     }
 }
 
@@ -248,8 +260,7 @@ fn measure<B: Backend>(
         ensure!(theirs.len() == slowest.len(), "the ranks took {} and {} rounds", theirs.len(), slowest.len());
         slowest.iter_mut().zip(theirs).for_each(|(max, t)| *max = max.max(t));
     }
-    slowest.sort_by(f64::total_cmp);
-    Ok(Row { collective, bytes: n, rounds: slowest.len(), seconds: slowest[slowest.len() / 2] })
+    Ok(Row { collective, bytes: n, times: Times::of(slowest) })
 }
 
 /// Holds what a rank has afterwards to what it should have.
@@ -273,19 +284,22 @@ fn verify(collective: Collective, found: &[f32], world: &World) -> Result<()> {
     Ok(())
 }
 
-fn as_text(rows: &[Row], world: &World, carrier: &str, device: &str) -> String {
+fn as_text(rows: &[Row], world: &World, carrier: &str, device: &str, ratios: Option<&[Option<Ratio>]>) -> String {
     let header =
-        ["collective", "size", "elements", "time us", "algbw GB/s", "busbw GB/s", "rounds"].map(String::from).to_vec();
-    let line = |r: &Row| {
-        let rate = |x: f64| format!("{:.3}", x / 1e9);
-        let (time, elements) = (format!("{:.1}", r.seconds * 1e6), (r.bytes / 4).to_string());
-        let rates = [rate(r.algbw()), rate(r.busbw(world.size)), r.rounds.to_string()];
-        [r.collective.name().into(), bytes(r.bytes as u64), elements, time].into_iter().chain(rates).collect()
+        ["collective", "size", "elements", "time us", "min", "max", "spread %", "algbw GB/s", "busbw GB/s", "rounds"];
+    let header = header.into_iter().chain(ratios.map(|_| "ratio")).map(String::from).collect();
+    let line = |(i, r): (usize, &Row)| {
+        let (rate, t) = (|x: f64| format!("{:.3}", x / 1e9), &r.times);
+        let times = [t.median, t.min, t.max].map(|s| format!("{:.1}", s * 1e6));
+        let rates = [spread(t), rate(r.algbw()), rate(r.busbw(world.size)), t.rounds.to_string()];
+        let ratio = ratios.map(|all| all[i].as_ref().map_or("new".into(), Ratio::text));
+        let case = [r.collective.name().into(), bytes(r.bytes as u64), (r.bytes / 4).to_string()];
+        case.into_iter().chain(times).chain(rates).chain(ratio).collect()
     };
-    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows.iter().map(line)).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows.iter().enumerate().map(line)).collect();
     format!(
         "f32 between {} ranks, {} of them on host {}, over {carrier}; {device}\nevery value verified; time: median over the rounds of the \
-         slowest rank's; up to 64 KiB have one owner\n\n{}",
+         slowest rank's; spread: of the middle half of the rounds, to the median; up to 64 KiB have one owner\n\n{}",
         world.size,
         world.local_size,
         machine::host(),
@@ -296,7 +310,9 @@ fn as_text(rows: &[Row], world: &World, carrier: &str, device: &str) -> String {
 fn as_json(rows: &[Row], world: &World, carrier: &str, device: &str) -> Value {
     let row = |r: &Row| {
         json!({
-            "collective": r.collective.name(), "bytes": r.bytes, "rounds": r.rounds, "seconds": r.seconds, "algbw_bytes_per_second": r.algbw(),
+            "collective": r.collective.name(), "bytes": r.bytes, "rounds": r.times.rounds, "seconds": r.times.median,
+            "seconds_min": r.times.min, "seconds_max": r.times.max, "seconds_quartile1": r.times.quartile1,
+            "seconds_quartile3": r.times.quartile3, "algbw_bytes_per_second": r.algbw(),
             "busbw_bytes_per_second": r.busbw(world.size), "wrong": 0,
         })
     };
@@ -346,7 +362,7 @@ mod tests {
     /// nccl-tests: an all-reduce of 8 ranks at algbw 10 has busbw 17.5; of 2 ranks both are one.
     #[test]
     fn bandwidths_are_those_of_nccl_tests() {
-        let row = Row { collective: Collective::AllReduce, bytes: 10_000_000, rounds: 1, seconds: 1e-3 };
+        let row = Row { collective: Collective::AllReduce, bytes: 10_000_000, times: Times::of(vec![1e-3]) };
         assert_eq!(row.algbw(), 1e10);
         assert_eq!((row.busbw(8), row.busbw(2)), (1.75e10, 1e10));
         let half = Row { collective: Collective::AllGather, ..row };

@@ -5,6 +5,7 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
+use super::baseline::{self, Ratio};
 use super::case::{Case, Kernel, Setup, Verified};
 use super::cases;
 use super::options::{Options, Which};
@@ -64,6 +65,7 @@ impl OnDevice for Bench<'_> {
         let (o, nature) = (self.options, dev.nature());
         let setup = o.setup(&nature, dev.free_memory().is_some());
         let flags = o.line(Which::Kernels, &nature, &setup);
+        o.check_baseline(&nature)?;
         let all = wanted(o, &setup)?;
         fits(dev, o, &setup)?;
         let (rows, under) = match nature.emulated {
@@ -74,17 +76,20 @@ impl OnDevice for Bench<'_> {
             }
         };
         let mut out = Out::new();
+        let mut document = print::machine_json(dev, Which::Kernels, &nature, o, &flags);
+        document["ceilings"] = ceilings_json(under.as_ref(), &nature);
+        document["cases"] = rows.iter().map(|r| row_json(r, setup.dtype, under.as_ref(), &nature)).collect();
+        let ratios =
+            baseline::compare(o.baseline.as_ref(), &mut document, rows.iter().map(|r| r.times.map(|(t, _)| t)));
         if o.json {
-            let mut document = print::machine_json(dev, Which::Kernels, &nature, o, &flags);
-            document["ceilings"] = ceilings_json(under.as_ref(), &nature);
-            document["cases"] = rows.iter().map(|r| row_json(r, setup.dtype, under.as_ref(), &nature)).collect();
             writeln!(out, "{document:#}")?;
         } else {
             write!(out, "{}", print::heading(dev, &nature, o, &flags, self.no_gpu.as_deref()))?;
-            write!(out, "{}", report(&rows, under.as_ref(), o, &nature))?;
+            write!(out, "{}", o.baseline.as_ref().map_or(String::new(), |b| b.heading(&document)))?;
+            write!(out, "{}", report(&rows, &ratios, under.as_ref(), o, &nature))?;
         }
         out.flush()?;
-        Ok(())
+        o.baseline.as_ref().map_or(Ok(()), |b| b.judge(o.fail_below, &document, &ratios))
     }
 }
 
@@ -237,31 +242,34 @@ fn share(r: &Row, under: &Under) -> Option<(f64, Bound)> {
     r.times.map(|(t, _)| (least / t.median, bound))
 }
 
-fn report(rows: &[Row], under: Option<&Under>, o: &Options, nature: &Nature) -> String {
+fn report(rows: &[Row], ratios: &[Option<Ratio>], under: Option<&Under>, o: &Options, nature: &Nature) -> String {
     match under {
         _ if nature.emulated => projection(rows, under),
-        Some(under) => measurement(rows, under, o, nature),
+        Some(under) => measurement(rows, ratios, under, o, nature),
         None => unreachable!("a device that is not emulated is measured"),
     }
 }
 
 /// The table of times.
-fn measurement(rows: &[Row], under: &Under, o: &Options, nature: &Nature) -> String {
+fn measurement(rows: &[Row], ratios: &[Option<Ratio>], under: &Under, o: &Options, nature: &Nature) -> String {
     let (unit, scale) = if under.ceilings.flops >= 5e12 { ("TFLOP/s", 1e12) } else { ("GFLOP/s", 1e9) };
     let rate = |flops: f64| {
         if flops / scale < 99.95 { format!("{:.1}", flops / scale) } else { format!("{:.0}", flops / scale) }
     };
     let launches = rows.iter().any(|r| r.tally.is_some());
-    let mut header = vec!["kernel", "shape", "error", "us median", "min", "max", unit, "GB/s", "% of ceiling", "which"];
+    let mut header =
+        vec!["kernel", "shape", "error", "us median", "min", "max", "spread %", unit, "GB/s", "% of ceiling", "which"];
     header.extend(launches.then_some("launches"));
+    header.extend(o.baseline.as_ref().map(|_| "ratio"));
     let mut lines = vec![header.into_iter().map(String::from).collect::<Vec<_>>()];
-    for r in rows {
+    for (r, ratio) in rows.iter().zip(ratios) {
         let (Some((t, _)), Some((share, bound))) = (r.times, share(r, under)) else { continue };
         let mut line = vec![r.name.clone(), r.shape.clone(), format!("{:.1e}", r.error)];
-        line.extend([print::us(t.median), print::us(t.min), print::us(t.max)]);
+        line.extend([print::us(t.median), print::us(t.min), print::us(t.max), print::spread(&t)]);
         line.extend([rate(r.work.flop / t.median), format!("{:.1}", r.work.bytes / t.median / 1e9)]);
         line.extend([format!("{:.0}", 100.0 * share), bound.word().into()]);
-        line.extend(r.tally.map(|t| t.launches.to_string()));
+        line.extend(launches.then(|| r.tally.map_or("-".into(), |t| t.launches.to_string())));
+        line.extend(o.baseline.as_ref().map(|_| ratio.as_ref().map_or("new".into(), Ratio::text)));
         lines.push(line);
     }
     let rotation = match cache(o, nature) {
@@ -270,9 +278,11 @@ fn measurement(rows: &[Row], under: &Under, o: &Options, nature: &Nature) -> Str
     };
     let registers = under.peak.map_or(String::new(), |f| format!("; in registers {} {unit}", rate(f)));
     let sheet = nature.sheet_flops.map_or(registers, |f| format!("; data sheet {} {unit}", rate(f)));
+    let memory = nature.sheet_bandwidth.map_or(String::new(), |b| format!("; data sheet {:.0} GB/s", b / 1e9));
     format!(
-        "ceilings of this run: product {} {unit} ({}){sheet}; copy {:.1} GB/s, read and written\n\
-         error: relative, of samples against f64; bytes: each operand once; {rotation}\n\n{}",
+        "ceilings of this run: product {} {unit} ({}){sheet}; copy {:.1} GB/s, read and written{memory}\n\
+         error: relative, of samples against f64; spread: of the middle half of the rounds, to the median; bytes: each operand once; \
+         {rotation}\n\n{}",
         rate(under.ceilings.flops),
         under.product,
         under.ceilings.bandwidth / 1e9,

@@ -1,6 +1,7 @@
 //! `ringtune bench`: how fast the kernels, whole steps and sums between ranks are, each result verified.
 
 mod attention;
+mod baseline;
 mod case;
 mod cases;
 mod collectives;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use super::baseline::Baseline;
 use super::case::Setup;
 use super::shapes::Shape;
 use crate::commands::device;
@@ -52,6 +53,10 @@ pub struct Options {
     pub label: Option<String>,
     /// One JSON document instead of a table.
     pub json: bool,
+    /// Figures of another time, to compare with.
+    pub baseline: Option<Baseline>,
+    /// The least ratio of speeds that is no error.
+    pub fail_below: Option<f64>,
 }
 
 /// Which command it is.
@@ -63,11 +68,57 @@ pub enum Which {
     Step,
 }
 
+impl Which {
+    /// The command's words.
+    pub fn command(self) -> &'static str {
+        if self == Which::Kernels { "bench kernels" } else { "bench step" }
+    }
+}
+
+/// `--baseline` and `--fail-below`, which every bench has.
+pub fn comparison(clap: Command) -> Command {
+    clap.arg(
+        Arg::new("baseline")
+            .long("baseline")
+            .value_name("FILE")
+            .help("Compare with what --json printed at another time: the ratio of speeds of each case, and whether it is beyond the spread"),
+    )
+    .arg(
+        Arg::new("fail_below")
+            .long("fail-below")
+            .alias("fail_below")
+            .value_name("RATIO")
+            .requires("baseline")
+            .value_parser(value_parser!(f64))
+            .help("End with 1 where a case has less than this of the speed in --baseline, such as 0.9 [default: it never does]"),
+    )
+}
+
+/// What `--fail-below` says.
+///
+/// # Errors
+/// A usage error for what is no ratio.
+pub fn fail_below(m: &ArgMatches) -> Result<Option<f64>> {
+    match m.get_one::<f64>("fail_below").copied() {
+        Some(r) if !(r > 0.0 && r <= 1000.0) => {
+            Err(Error::usage(format!("--fail-below: expected a ratio of speeds above 0, such as 0.9, found {r}")))
+        }
+        ratio => Ok(ratio),
+    }
+}
+
 /// The flags of one of the two commands.
 pub fn flags(clap: Command, which: Which) -> Command {
     let arg = |name: &'static str, value: &'static str| Arg::new(name).long(name).value_name(value);
     let count = |name, most| arg(name, "N").value_parser(value_parser!(u64).range(1..=most));
-    let clap = clap
+    let clap = comparison(clap)
+        .arg(
+            Arg::new("filter")
+                .value_name("WORDS")
+                .num_args(0..)
+                .value_delimiter(',')
+                .help("As --only, without the flag: cargo bench --bench kernels -- attention"),
+        )
         .arg(
             arg("device", "DEVICE")
                 .default_value("auto")
@@ -188,6 +239,9 @@ impl Options {
             }
         };
         let lora = step && m.get_flag("lora");
+        let fail_below = fail_below(m)?;
+        let baseline = word("baseline").map(|file| Baseline::read(file, which.command())).transpose()?;
+        let words = ["only", "filter"].into_iter().flat_map(|id| m.get_many::<String>(id).into_iter().flatten());
         Ok(Self {
             device,
             threads: count("threads"),
@@ -203,9 +257,11 @@ impl Options {
             dtype,
             recompute: recompute.unwrap_or(Recompute::None),
             seconds,
-            only: m.get_many("only").into_iter().flatten().cloned().chain(lora.then(|| "lora".into())).collect(),
+            only: words.cloned().chain(lora.then(|| "lora".into())).collect(),
             label: m.get_one("label").cloned(),
             json: m.get_flag("json"),
+            baseline,
+            fail_below,
         })
     }
 
@@ -242,14 +298,28 @@ impl Options {
     ///
     /// # Errors
     /// A usage error with the words that do, if none of the names is wanted, or a word is in none of them.
-    pub fn check_only<'a>(&self, names: impl Iterator<Item = &'a str> + Clone, words: &[&str]) -> Result<()> {
+    pub fn check_only<'a>(&self, names: impl Iterator<Item = &'a str> + Clone, words: &[&'a str]) -> Result<()> {
         let known = |word: &String| names.clone().any(|n| n.to_lowercase().contains(&word.trim().to_lowercase()));
         match self.only.iter().find(|word| word.trim().is_empty() || !known(word)) {
             None => Ok(()),
             Some(word) => Err(Error::usage(format!(
-                "--only: no case has \"{word}\" in its name; expected some of {}",
+                "--only: no case has \"{word}\" in its name; {}expected some of {}",
+                near(word, names.clone().chain(words.iter().copied())),
                 words.join(", ")
             ))),
+        }
+    }
+
+    /// That there is something to compare.
+    ///
+    /// # Errors
+    /// A usage error for `--baseline` on an emulated device.
+    pub fn check_baseline(&self, nature: &Nature) -> Result<()> {
+        match &self.baseline {
+            Some(_) if nature.emulated => Err(Error::usage(
+                "--baseline: an emulated device has no times to compare; leave it out, or use --device cpu",
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -272,6 +342,24 @@ impl Options {
             line += &format!(" --only {}", self.only.join(","));
         }
         line
+    }
+}
+
+/// The words of the names that are most like one that none has, in words of an error.
+fn near<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let found = word.trim().to_lowercase();
+    let mut all: Vec<(f64, String)> = Vec::new();
+    for part in names.flat_map(|name| name.split(|c: char| !c.is_alphanumeric())).filter(|part| part.len() > 1) {
+        let part = part.to_lowercase();
+        let likeness = strsim::jaro_winkler(&found, &part);
+        if likeness >= 0.8 && !all.iter().any(|(_, known)| *known == part) {
+            all.push((likeness, part));
+        }
+    }
+    all.sort_by(|a, b| b.0.total_cmp(&a.0));
+    match all.len() {
+        0 => String::new(),
+        _ => format!("near are {}; ", all.into_iter().take(3).map(|(_, part)| part).collect::<Vec<_>>().join(", ")),
     }
 }
 

@@ -41,7 +41,7 @@ pub fn heading<B: Backend>(dev: &B, nature: &Nature, o: &Options, flags: &str, n
 /// The fields that both documents begin with.
 pub fn machine_json<B: Backend>(dev: &B, which: Which, nature: &Nature, o: &Options, flags: &str) -> Value {
     json!({
-        "command": if which == Which::Kernels { "bench kernels" } else { "bench step" },
+        "command": which.command(),
         "version": env!("CARGO_PKG_VERSION"),
         "label": o.label,
         "device": {
@@ -63,6 +63,11 @@ pub fn times_json(t: &Times) -> Value {
     json!({
         "median": t.median, "min": t.min, "max": t.max, "quartile1": t.quartile1, "quartile3": t.quartile3, "rounds": t.rounds,
     })
+}
+
+/// How far the quartiles lie apart, in percent of the median.
+pub fn spread(t: &Times) -> String {
+    format!("{:.1}", 100.0 * (t.quartile3 - t.quartile1) / t.median)
 }
 
 /// Counters of the emulator as JSON.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::baseline::{self, Ratio};
 use super::case::Setup;
 use super::demand::{What, estimated};
 use super::options::{Options, Which};
@@ -50,15 +51,17 @@ pub fn run(o: &Options) -> Result<()> {
     }
     let Some(Found { heading, mut document, setup, nature, peak, rows }) = found else { return Ok(()) };
     let mut out = Out::new();
+    document["peak_flops_per_second"] = json!(peak);
+    document["cases"] = rows.iter().map(|r| row_json(r, &setup, peak, &nature)).collect();
+    let ratios = baseline::compare(o.baseline.as_ref(), &mut document, rows.iter().map(|r| r.times));
     if o.json {
-        document["peak_flops_per_second"] = json!(peak);
-        document["cases"] = rows.iter().map(|r| row_json(r, &setup, peak, &nature)).collect();
         writeln!(out, "{document:#}")?;
     } else {
-        write!(out, "{heading}{}", report(&rows, &setup, peak, &nature))?;
+        let compared = o.baseline.as_ref().map(|b| (b.heading(&document), ratios.as_slice()));
+        write!(out, "{heading}{}", report(&rows, &setup, peak, &nature, compared))?;
     }
     out.flush()?;
-    Ok(())
+    o.baseline.as_ref().map_or(Ok(()), |b| b.judge(o.fail_below, &document, &ratios))
 }
 
 /// What the cases have in common, and what came of them.
@@ -104,6 +107,7 @@ impl OnDevice for Case<'_> {
         let (o, nature) = (self.options, dev.nature());
         let setup = o.setup(&nature, dev.free_memory().is_some());
         if self.found.is_none() {
+            o.check_baseline(&nature)?;
             for &what in self.wanted {
                 fits(dev, o, &setup, what)?;
             }
@@ -252,21 +256,35 @@ fn mib(bytes: u64) -> String {
     format!("{:.0}", bytes as f64 / f64::from(1 << 20))
 }
 
-fn report(rows: &[Row], setup: &Setup, peak: Option<f64>, nature: &Nature) -> String {
+/// The table; `compared`: lines and ratios of a baseline.
+fn report(
+    rows: &[Row],
+    setup: &Setup,
+    peak: Option<f64>,
+    nature: &Nature,
+    compared: Option<(String, &[Option<Ratio>])>,
+) -> String {
     let launches = rows.iter().any(|r| r.tally.is_some());
     let mut header = vec!["step"];
     match nature.emulated {
         true => header.extend(["warp instr.", "tensor flop / needed", "GB requested", "projected ms, at least"]),
-        false => header.extend(["ms median", "min", "max", "tokens/s", "TFLOP/s", "% of peak"]),
+        false => header.extend(["ms median", "min", "max", "spread %", "tokens/s", "TFLOP/s", "% of peak"]),
     }
     header.extend(["loss", "to", "peak MiB", "estimated MiB"]);
     header.extend(["launches", "waits"].into_iter().filter(|_| launches));
+    header.extend(compared.as_ref().map(|_| "ratio"));
     let mut lines = vec![header.into_iter().map(String::from).collect::<Vec<_>>()];
-    for r in rows {
+    for (i, r) in rows.iter().enumerate() {
         let mut line = vec![r.what.name().to_string()];
         if let Some(t) = r.times {
             let ms = |s: f64| format!("{:.1}", s * 1e3);
-            line.extend([ms(t.median), ms(t.min), ms(t.max), format!("{:.0}", setup.tokens as f64 / t.median)]);
+            line.extend([
+                ms(t.median),
+                ms(t.min),
+                ms(t.max),
+                print::spread(&t),
+                format!("{:.0}", setup.tokens as f64 / t.median),
+            ]);
             line.push(format!("{:.2}", r.flop / t.median / 1e12));
             line.push(peak.map_or("-".into(), |peak| format!("{:.1}", 100.0 * r.flop / t.median / peak)));
         } else {
@@ -278,6 +296,7 @@ fn report(rows: &[Row], setup: &Setup, peak: Option<f64>, nature: &Nature) -> St
         line.extend([format!("{:.4}", r.losses.0), format!("{:.4}", r.losses.1)]);
         line.extend([r.peak.map_or("-".into(), mib), mib(r.estimated)]);
         line.extend(r.tally.into_iter().flat_map(|t| [t.launches.to_string(), t.waits.to_string()]));
+        line.extend(compared.as_ref().map(|(_, ratios)| ratios[i].as_ref().map_or("new".into(), Ratio::text)));
         lines.push(line);
     }
     let notes = match (nature.emulated, peak) {
@@ -292,8 +311,9 @@ fn report(rows: &[Row], setup: &Setup, peak: Option<f64>, nature: &Nature) -> St
         }
         (false, None) => "peak: this device's is not known".into(),
     };
+    let baseline = compared.map_or(String::new(), |(heading, _)| heading);
     format!(
-        "{notes}\npeak memory: beyond what was held before; estimated: as `check` counts it\n\n{}",
+        "{baseline}{notes}\npeak memory: beyond what was held before; estimated: as `check` counts it\n\n{}",
         print::table(&lines, 1)
     )
 }
