@@ -14,7 +14,7 @@
 #include "common/warpgroup.cuh"
 #include "common/elements.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1)
     matmul_sm90(void *__restrict__ c, const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, u32 m, u32 n, u32 k,
                 float alpha, u32 c_is_bf16, u32 add) {
     extern __shared__ unsigned char space[];
@@ -22,19 +22,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     Buffers buffers(space);
     if (copies()) {
         give_registers<40>();
-        if (!copies_alone()) return;
-        for (u32 tile = blockIdx.x; tile < tiles_m * tiles_n; tile += gridDim.x) {
-            const TilePlace place(tile, tiles_m, tiles_n);
-            buffers.copy_term(a, place.m * BLOCK_M, b, place.n * BLOCK_N, steps);
+        if (copies_alone()) {
+            for (u32 tile = first_tile(); tile < places_of(tiles_m, tiles_n); tile += tiles_further()) {
+                const BlockPlace place(tile, tiles_m, tiles_n);
+                buffers.copy_term(a, place.m * BLOCK_M, b, place.n * BLOCK_N, steps);
+            }
         }
+        leave();
         return;
     }
     take_registers<232>();
     const Multiplier mine(buffers, space);
-    for (u32 tile = blockIdx.x; tile < tiles_m * tiles_n; tile += gridDim.x) {
+    for (u32 tile = first_tile(); tile < places_of(tiles_m, tiles_n); tile += tiles_further()) {
         WarpgroupSums<BLOCK_N> sums;
         mine.run(sums, buffers, steps, 0);
-        const TilePlace place(tile, tiles_m, tiles_n);
+        const BlockPlace place(tile, tiles_m, tiles_n);
         const u32 first_row = place.m * BLOCK_M + mine.warp * 16, first_column = place.n * BLOCK_N;
 #pragma unroll
         for (int p = 0; p < BLOCK_N / STAGED_COLUMNS; p++) {
@@ -50,4 +52,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                        });
         }
     }
+    leave();
 }

@@ -27,11 +27,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     auto part_of_group = [&] {
         u32 block = blockIdx.x;
         keep(block);
-        return WeightPart(block, m0, m1, m2, n);
+        return WeightPart<TilePlace>(block, m0, m1, m2, n);
     };
     {
         const u32 tiles = (k + BLOCK_K - 1) / BLOCK_K;
-        const WeightPart of = part_of_group();
+        const WeightPart<TilePlace> of = part_of_group();
         Operands<LoaderA, LoaderB> from{LoaderA(pick(of.group, dy0, dy1, dy2), of.m, of.row, of.m), LoaderB(x, n, of.column, n),
                                         k - (tiles - 1) * BLOCK_K};
         const WarpPart part;
@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         run(sums, shared, tiles, from, part);
         stage(shared, sums, part);
     }
-    const WeightPart of = part_of_group();
+    const WeightPart<TilePlace> of = part_of_group();
     float *dw = pick(of.group, dw0, dw1, dw2);
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < BLOCK_M * BLOCK_N / 8; i += THREADS) {

@@ -16,29 +16,31 @@
 #include "common/elements.cuh"
 #include "common/group.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1)
     project_dw_sm90(float *__restrict__ dw0, float *__restrict__ dw1, float *__restrict__ dw2, const __grid_constant__ TensorMap dy0,
                     const __grid_constant__ TensorMap dy1, const __grid_constant__ TensorMap dy2, const __grid_constant__ TensorMap x,
                     u32 m0, u32 m1, u32 m2, u32 n, u32 k) {
     extern __shared__ unsigned char space[];
-    const u32 tiles = tiles_below(m0, m1, m2) * ((n + BLOCK_N - 1) / BLOCK_N), steps = tiles_of(k);
+    const u32 tiles = places_of(tiles_below(m0, m1, m2), (n + BLOCK_N - 1) / BLOCK_N), steps = tiles_of(k);
     Buffers buffers(space);
     if (copies()) {
         give_registers<40>();
-        if (!copies_alone()) return;
-        for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-            const WeightPart part(tile, m0, m1, m2, n);
-            const TensorMap &dy = part.group == 0 ? dy0 : part.group == 1 ? dy1 : dy2;
-            buffers.copy_term(dy, part.row, x, part.column, steps);
+        if (copies_alone()) {
+            for (u32 tile = first_tile(); tile < tiles; tile += tiles_further()) {
+                const WeightPart<BlockPlace> part(tile, m0, m1, m2, n);
+                const TensorMap &dy = part.group == 0 ? dy0 : part.group == 1 ? dy1 : dy2;
+                buffers.copy_term(dy, part.row, x, part.column, steps);
+            }
         }
+        leave();
         return;
     }
     take_registers<232>();
     const Multiplier mine(buffers, space);
-    for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    for (u32 tile = first_tile(); tile < tiles; tile += tiles_further()) {
         WarpgroupSums<BLOCK_N> sums;
         mine.run(sums, buffers, steps, 0);
-        const WeightPart part(tile, m0, m1, m2, n);
+        const WeightPart<BlockPlace> part(tile, m0, m1, m2, n);
         float *dw = pick(part.group, dw0, dw1, dw2);
 #pragma unroll
         for (int p = 0; p < BLOCK_N / STAGED_COLUMNS; p++) {
@@ -49,4 +51,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                        });
         }
     }
+    leave();
 }

@@ -19,7 +19,7 @@
 #include "common/warpgroup.cuh"
 #include "common/philox.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1)
     project_dx_sm90(bf16 *__restrict__ dx, const __grid_constant__ TensorMap dy0, const __grid_constant__ TensorMap dy1,
                     const __grid_constant__ TensorMap dy2, const __grid_constant__ TensorMap w0, const __grid_constant__ TensorMap w1,
                     const __grid_constant__ TensorMap w2, const __grid_constant__ TensorMap u0, const __grid_constant__ TensorMap u1,
@@ -31,27 +31,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     Buffers buffers(space);
     if (copies()) {
         give_registers<40>();
-        if (!copies_alone()) return;
-        for (u32 tile = blockIdx.x; tile < tiles_m * tiles_n; tile += gridDim.x) {
-            const TilePlace place(tile, tiles_m, tiles_n);
-            const u32 row = place.m * BLOCK_M, column = place.n * BLOCK_N;
+        if (copies_alone()) {
+            for (u32 tile = first_tile(); tile < places_of(tiles_m, tiles_n); tile += tiles_further()) {
+                const BlockPlace place(tile, tiles_m, tiles_n);
+                const u32 row = place.m * BLOCK_M, column = place.n * BLOCK_N;
 #pragma unroll 1
-            for (u32 i = 0; i < updates; i++) {
-                buffers.copy_term(i == 0 ? u0 : i == 1 ? u1 : u2, row, i == 0 ? a0 : i == 1 ? a1 : a2, column, parts);
-            }
+                for (u32 i = 0; i < updates; i++) {
+                    buffers.copy_term(i == 0 ? u0 : i == 1 ? u1 : u2, row, i == 0 ? a0 : i == 1 ? a1 : a2, column, parts);
+                }
 #pragma unroll 1
-            for (u32 i = 0; i < 3; i++) {
-                buffers.copy_term(i == 0 ? dy0 : i == 1 ? dy1 : dy2, row, i == 0 ? w0 : i == 1 ? w1 : w2, column,
-                                  tiles_of(pick(i, k0, k1, k2)));
+                for (u32 i = 0; i < 3; i++) {
+                    buffers.copy_term(i == 0 ? dy0 : i == 1 ? dy1 : dy2, row, i == 0 ? w0 : i == 1 ? w1 : w2, column,
+                                      tiles_of(pick(i, k0, k1, k2)));
+                }
             }
         }
+        leave();
         return;
     }
     take_registers<232>();
     const Multiplier mine(buffers, space);
     const u32 steps = tiles_of(k0) + tiles_of(k1) + tiles_of(k2);
-    for (u32 tile = blockIdx.x; tile < tiles_m * tiles_n; tile += gridDim.x) {
-        const TilePlace place(tile, tiles_m, tiles_n);
+    for (u32 tile = first_tile(); tile < places_of(tiles_m, tiles_n); tile += tiles_further()) {
+        const BlockPlace place(tile, tiles_m, tiles_n);
         const u32 first_row = place.m * BLOCK_M + mine.warp * 16, first_column = place.n * BLOCK_N;
         WarpgroupSums<BLOCK_N> sums;
         if (MASKS || updates) {
@@ -120,4 +122,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                        });
         }
     }
+    leave();
 }

@@ -33,7 +33,7 @@ struct Part {
 
     __device__ __forceinline__ Part(u32 tile, u32 tiles_m, u32 n0, u32 n1, u32 n2) {
         const u32 tiles0 = (n0 + STEP - 1) / STEP, tiles1 = PAIR ? 0 : (n1 + STEP - 1) / STEP, tiles2 = PAIR ? 0 : (n2 + STEP - 1) / STEP;
-        const TilePlace place(tile, tiles_m, tiles0 + tiles1 + tiles2);
+        const BlockPlace place(tile, tiles_m, tiles0 + tiles1 + tiles2);
         group = PAIR || place.n < tiles0 ? 0 : place.n < tiles0 + tiles1 ? 1 : 2;
         n = pick(group, n0, n1, n2);
         row = place.m * BLOCK_M, column = (place.n - pick(group, 0u, tiles0, tiles0 + tiles1)) * STEP;
@@ -58,7 +58,7 @@ template <int COUNT> __device__ __forceinline__ void add_bias(float *sums, const
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, 1)
     project_sm90(bf16 *__restrict__ y0, bf16 *__restrict__ y1, bf16 *__restrict__ y2, bf16 *__restrict__ act,
                  const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w0, const __grid_constant__ TensorMap w1,
                  const __grid_constant__ TensorMap w2, const __grid_constant__ TensorMap t0, const __grid_constant__ TensorMap t1,
@@ -68,44 +68,46 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                  const int *__restrict__ positions, u32 m, u32 n0, u32 n1, u32 n2, u32 k, u32 rank, u32 updated, u32 turned) {
     extern __shared__ unsigned char space[];
     const u32 tiles_m = (m + BLOCK_M - 1) / BLOCK_M, steps = tiles_of(k), parts = tiles_of(rank);
-    const u32 tiles = tiles_m * ((n0 + STEP - 1) / STEP + (PAIR ? 0 : (n1 + STEP - 1) / STEP + (n2 + STEP - 1) / STEP));
+    const u32 tiles = places_of(tiles_m, (n0 + STEP - 1) / STEP + (PAIR ? 0 : (n1 + STEP - 1) / STEP + (n2 + STEP - 1) / STEP));
     Buffers buffers(space);
     if (copies()) {
         give_registers<40>();
-        if (!copies_alone()) return;
-        for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-            const Part part(tile, tiles_m, n0, n1, n2);
+        if (copies_alone()) {
+            for (u32 tile = first_tile(); tile < tiles; tile += tiles_further()) {
+                const Part part(tile, tiles_m, n0, n1, n2);
 #if !PAIR
-            const TensorMap &w = part.group == 0 ? w0 : part.group == 1 ? w1 : w2;
+                const TensorMap &w = part.group == 0 ? w0 : part.group == 1 ? w1 : w2;
 #endif
-            for (u32 which = part.group; which < part.group + BOTH; which++) {
-                if (!(updated >> which & 1)) continue;
-                const TensorMap &t = which == 0 ? t0 : which == 1 ? t1 : t2, &b = which == 0 ? b0 : which == 1 ? b1 : b2;
+                for (u32 which = part.group; which < part.group + BOTH; which++) {
+                    if (!(updated >> which & 1)) continue;
+                    const TensorMap &t = which == 0 ? t0 : which == 1 ? t1 : t2, &b = which == 0 ? b0 : which == 1 ? b1 : b2;
 #if PAIR
-                buffers.copy_term(t, part.row, parts, [&](u32 k) {
-                    // Rows beyond b, which are zeros, for the columns that are not this one's.
-                    buffers.copy_b<HALF>(b, which == 0 ? part.column : BEYOND, k);
-                    buffers.copy_b<HALF>(b, which == 1 ? part.column : BEYOND, k, HALF * BLOCK_K * 2);
+                    buffers.copy_term(t, part.row, parts, [&](u32 k) {
+                        // Rows beyond b, which are zeros, for the columns that are not this one's.
+                        buffers.copy_b<HALF>(b, which == 0 ? part.column : BEYOND, k);
+                        buffers.copy_b<HALF>(b, which == 1 ? part.column : BEYOND, k, HALF * BLOCK_K * 2);
+                    });
+#else
+                    buffers.copy_term(t, part.row, b, part.column, parts);
+#endif
+                }
+#if PAIR
+                buffers.copy_term(x, part.row, steps, [&](u32 k) {
+                    buffers.copy_b<HALF>(w0, part.column, k);
+                    buffers.copy_b<HALF>(w1, part.column, k, HALF * BLOCK_K * 2);
                 });
 #else
-                buffers.copy_term(t, part.row, b, part.column, parts);
+                buffers.copy_term(x, part.row, w, part.column, steps);
 #endif
             }
-#if PAIR
-            buffers.copy_term(x, part.row, steps, [&](u32 k) {
-                buffers.copy_b<HALF>(w0, part.column, k);
-                buffers.copy_b<HALF>(w1, part.column, k, HALF * BLOCK_K * 2);
-            });
-#else
-            buffers.copy_term(x, part.row, w, part.column, steps);
-#endif
         }
+        leave();
         return;
     }
     take_registers<232>();
     const Multiplier mine(buffers, space);
     const u32 lane = mine.lane;
-    for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    for (u32 tile = first_tile(); tile < tiles; tile += tiles_further()) {
         WarpgroupSums<BLOCK_N> sums;
         {
             const Part part(tile, tiles_m, n0, n1, n2);
@@ -183,4 +185,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
 #endif
     }
+    leave();
 }

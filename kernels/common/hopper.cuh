@@ -25,6 +25,25 @@ __device__ __forceinline__ void barrier_arrive_expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+// Arrives at a barrier of another block of the cluster, by an address of `in_block`. It says that products have read a buffer, which were
+// waited for; nothing written is made visible to the other block, and a fence for that (`.release.cluster`) would stand in a loop.
+__device__ __forceinline__ void barrier_arrive_there(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Where another block of the cluster has what lies at this address of shared memory here.
+__device__ __forceinline__ u32 in_block(u32 rank, u32 at) {
+    u32 there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+    return there;
+}
+
+// Waits until all threads of the cluster are here, and see what the others wrote.
+__device__ __forceinline__ void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release;\n"
+                 "barrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // Waits for the end of the phase of this parity: 0 for the first one.
 __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
     asm volatile("{\n"
@@ -40,6 +59,13 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
 __device__ __forceinline__ void copy_box(u32 to, const TensorMap &map, u32 barrier, u32 column, u32 row) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                  ::"r"(to), "l"(&map), "r"(barrier), "r"(column), "r"(row) : "memory");
+}
+
+// The same to the same place of every block of the cluster whose bit is set, each of which counts the bytes at its own barrier there.
+__device__ __forceinline__ void copy_box_to_all(u32 to, const TensorMap &map, u32 barrier, u32 column, u32 row, u16 blocks) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%3, %4}], [%2], %5;"
+                 ::"r"(to), "l"(&map), "r"(barrier), "r"(column), "r"(row), "h"(blocks) : "memory");
 }
 
 __device__ __forceinline__ void prefetch_map(const TensorMap &map) {

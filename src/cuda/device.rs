@@ -115,6 +115,8 @@ pub struct Cuda {
     pub(super) rooms: [Mutex<Option<Tensor<Cuda>>>; Room::COUNT],
     /// The only tile of projections, for tests and benches; else each gets the one of the least cost.
     pub(super) tile: Option<Tile>,
+    /// Whether blocks may work in clusters, where the device has them.
+    pub(super) clusters: bool,
     /// What is kept by [`Table`].
     pub(super) tables: [Mutex<Option<Kept>>; Table::COUNT],
 }
@@ -170,13 +172,30 @@ impl Cuda {
         let (stream, copies) = (stream()?, stream()?);
         let modules = Modules::new(context.clone(), compiler, properties.shared_limit);
         let (rehearsal, counts, rooms, tables) = Default::default();
-        Ok(Self { context, stream, copies, properties, modules, rehearsal, counts, rooms, tile: None, tables })
+        Ok(Self {
+            context,
+            stream,
+            copies,
+            properties,
+            modules,
+            rehearsal,
+            counts,
+            rooms,
+            tile: None,
+            clusters: true,
+            tables,
+        })
     }
 
     /// The same device with one tile of the portable kernels for all projections, where it holds whole heads, instead of the one of the
     /// least cost or of an architecture's own kernels: for tests and benches.
     pub fn with_tile(self, tile: Tile) -> Self {
         Self { tile: Some(tile), ..self }
+    }
+
+    /// The same device with each block by itself, for tests and benches: clusters change no bits.
+    pub fn without_clusters(self) -> Self {
+        Self { clusters: false, ..self }
     }
 
     /// What the device is.

@@ -131,7 +131,8 @@ impl Cuda {
         let plain = aligned && a_type == DType::Bf16 && b_type == DType::Bf16;
         let device = self.properties();
         if tile.is_none() && plain && device.cc == matmul_sm90::CC {
-            return matmul_sm90::product(self, Columns::choose(m, n, device.sm_count), c, of);
+            let cluster = self.cluster((op == MatMul::TN).then(|| m.div_ceil(matmul_sm90::BLOCK_M)));
+            return matmul_sm90::product(self, Columns::choose(m, n, cluster, device.sm_count), cluster, c, of);
         }
         let tile = tile.unwrap_or_else(|| Tile::choose(m, n, plain, device.cc, device.sm_count, device.shared_limit));
         assert!(plain || tile == Tile::Small, "matmul: {tile:?} takes aligned bf16 alone");

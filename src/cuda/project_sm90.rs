@@ -8,7 +8,7 @@ use super::kernels::Param::{In, Map, Out, U32};
 use super::kernels::{Configuration, Kernel, Param};
 use super::launch::Launch;
 use super::lora::{self, Updates};
-use super::matmul_sm90::{BLOCK_M, CC, Columns};
+use super::matmul_sm90::{BLOCK_M, CC, Cluster, Columns};
 use super::tensor_map::TensorMap;
 use crate::backend::{Projected, Projection};
 use crate::error::Result;
@@ -27,37 +27,38 @@ const MOST_MASKED: usize = 256;
 fn of_columns(
     source: Source,
     entry: &'static str,
-    columns: Columns,
+    (columns, cluster): (Columns, Cluster),
     more: &[Define],
     params: &'static [Param],
 ) -> Kernel {
-    let of_columns = [("BLOCK_N", Value::Number(columns.count())), ("STAGES", Value::Number(columns.stages()))];
+    let of_columns = [("BLOCK_N", columns.count()), ("STAGES", columns.stages()), ("CLUSTER", cluster.count())];
+    let of_columns = of_columns.map(|(name, n)| (name, Value::Number(n)));
     Kernel { source, entry, defines: Defines::new(&[more, &of_columns].concat()), params, threads: 384 }
 }
 
 /// Projections of a group, of gate and up as a pair; heads of `dim` elements are rotated, or none where it is 0.
-pub fn kernel(columns: Columns, pair: bool, dim: usize) -> Kernel {
+pub fn kernel(tile: (Columns, Cluster), pair: bool, dim: usize) -> Kernel {
     const PARAMS: &[Param] = &[
         Out, Out, Out, Out, Map, Map, Map, Map, Map, Map, Map, Map, Map, Map, In, In, In, In, In, In, U32, U32, U32,
         U32, U32, U32, U32, U32,
     ];
     let more = [("PAIR", Value::Number(usize::from(pair))), ("DIM", Value::Number(dim))];
-    of_columns(SOURCE, "project_sm90", columns, &more, PARAMS)
+    of_columns(SOURCE, "project_sm90", tile, &more, PARAMS)
 }
 
 /// Gradient of their input, with so many masked updates.
-pub fn dx_kernel(columns: Columns, masks: usize) -> Kernel {
+pub fn dx_kernel(tile: (Columns, Cluster), masks: usize) -> Kernel {
     const PARAMS: &[Param] = &[
         Out, Map, Map, Map, Map, Map, Map, Map, Map, Map, Map, Map, Map, U32, U32, U32, U32, U32, U32, U32, U32, U32,
         U32, U32, U32, U32, U32, U32, U32, U32, U32, U32, U32,
     ];
-    of_columns(SOURCE_DX, "project_dx_sm90", columns, &[("MASKS", Value::Number(masks))], PARAMS)
+    of_columns(SOURCE_DX, "project_dx_sm90", tile, &[("MASKS", Value::Number(masks))], PARAMS)
 }
 
 /// Gradients of their weights.
-pub fn dw_kernel(columns: Columns) -> Kernel {
+pub fn dw_kernel(tile: (Columns, Cluster)) -> Kernel {
     const PARAMS: &[Param] = &[Out, Out, Out, Map, Map, Map, Map, U32, U32, U32, U32, U32];
-    of_columns(SOURCE_DW, "project_dw_sm90", columns, &[], PARAMS)
+    of_columns(SOURCE_DW, "project_dw_sm90", tile, &[], PARAMS)
 }
 
 /// Columns of C in a tile of projections; `None` where it cannot be had.
@@ -80,26 +81,22 @@ pub fn all(cc: u32) -> Vec<Configuration> {
     let mut all = Vec::new();
     for columns in Columns::ALL.into_iter().filter(|_| cc == CC) {
         let mut push = |kernel| all.push((kernel, columns.shared()));
+        let tile = (columns, Cluster::Two);
         for dim in [0, 32, 64, 80, 96, 128].into_iter().filter(|&dim| step(columns, false, dim).is_some()) {
-            push(kernel(columns, false, dim));
+            push(kernel(tile, false, dim));
         }
         if step(columns, true, 0).is_some() {
-            push(kernel(columns, true, 0));
+            push(kernel(tile, true, 0));
         }
-        (0..=GROUP).filter(|&masks| masks == 0 || masked(columns)).for_each(|masks| push(dx_kernel(columns, masks)));
-        push(dw_kernel(columns));
+        (0..=GROUP).filter(|&masks| masks == 0 || masked(columns)).for_each(|masks| push(dx_kernel(tile, masks)));
+        Cluster::ALL.into_iter().for_each(|cluster| push(dw_kernel((columns, cluster))));
     }
     all
 }
 
-/// Rows of a tensor in which k runs along the rows.
-fn along(t: &Tensor<Cuda>, wide: usize) -> Result<TensorMap> {
-    TensorMap::new(t.buf.address(), t.shape(), t.cols(), wide)
-}
-
-/// A tensor with a row for each step of k.
-fn across(t: &Tensor<Cuda>) -> Result<TensorMap> {
-    along(t, 64)
+/// A tensor in boxes of so many rows.
+fn boxes(t: &Tensor<Cuda>, rows: usize) -> Result<TensorMap> {
+    TensorMap::new(t.buf.address(), t.shape(), t.cols(), rows)
 }
 
 /// A group in one launch, after one for its `t`. `false`: no tile holds whole heads, nothing was done.
@@ -115,7 +112,8 @@ pub(super) fn forward(
     let (pair, dim) = (matches!(then, Then::Swiglu(_)), then.dim());
     let n = widths(by);
     let in_row = |step: usize| n[..if pair { 1 } else { GROUP }].iter().map(|n| n.div_ceil(step)).sum::<usize>();
-    let tiles = |columns| Some(m.div_ceil(BLOCK_M) * in_row(step(columns, pair, dim)?));
+    let cluster = dev.cluster(None);
+    let tiles = |columns| Some(cluster.tiles(m.div_ceil(BLOCK_M), in_row(step(columns, pair, dim)?)));
     let Some((columns, tiles)) = Columns::cheapest(dev.properties().sm_count, tiles) else { return Ok(false) };
     if tiles == 0 {
         return Ok(true);
@@ -123,22 +121,23 @@ pub(super) fn forward(
     if updates.rank > 0 {
         lora::t(dev, to.iter_mut().map(|to| to.t.as_deref_mut()), x, by.iter().map(|p| p.lora), updates)?;
     }
-    let wide = if pair { columns.count() / 2 } else { columns.count() };
+    // Each of a pair has half of the rows.
+    let rows = columns.box_rows(true, cluster) / if pair { 2 } else { 1 };
     let (act, residual, rope) = then.parts();
 
     let has = |i: usize| by.get(i).and_then(|p| p.lora);
     let mut maps = [TensorMap::absent(); 10];
-    maps[0] = along(x, BLOCK_M)?;
+    maps[0] = boxes(x, BLOCK_M)?;
     let mut updated = 0;
     for (i, (to, by)) in to.iter().zip(by).enumerate() {
-        maps[1 + i] = along(by.w, wide)?;
+        maps[1 + i] = boxes(by.w, rows)?;
         if let (Some(t), Some(lora)) = (to.t.as_deref(), has(i)) {
-            (maps[4 + i], maps[7 + i]) = (along(t, BLOCK_M)?, along(lora.b, wide)?);
+            (maps[4 + i], maps[7 + i]) = (boxes(t, BLOCK_M)?, boxes(lora.b, rows)?);
             updated |= 1 << i;
         }
     }
-    let kernel = kernel(columns, pair, dim);
-    let blocks = tiles.min(dev.properties().sm_count);
+    let kernel = kernel((columns, cluster), pair, dim);
+    let blocks = cluster.blocks(tiles, dev.properties().sm_count);
     let mut launch = Launch::new(dev, &kernel, blocks, columns.shared());
     let mut results = to.iter_mut();
     for _ in 0..GROUP {
@@ -168,23 +167,25 @@ pub(super) fn dx(
     if masks > 0 && updates.rank > MOST_MASKED {
         return Ok(false);
     }
-    let tiles =
-        |columns: Columns| (masks == 0 || masked(columns)).then(|| m.div_ceil(BLOCK_M) * n.div_ceil(columns.count()));
+    let cluster = dev.cluster(None);
+    let of = |columns: Columns| cluster.tiles(m.div_ceil(BLOCK_M), n.div_ceil(columns.count()));
+    let tiles = |columns: Columns| (masks == 0 || masked(columns)).then(|| of(columns));
     let Some((columns, tiles)) = Columns::cheapest(dev.properties().sm_count, tiles) else { return Ok(false) };
     if tiles == 0 {
         return Ok(true);
     }
+    let rows = columns.box_rows(false, cluster);
     let mut maps = [TensorMap::absent(); 12];
     for i in 0..by.len() {
-        (maps[i], maps[3 + i]) = (along(dys[i], BLOCK_M)?, across(by[i].w)?);
+        (maps[i], maps[3 + i]) = (boxes(dys[i], BLOCK_M)?, boxes(by[i].w, rows)?);
     }
     let pairs = lora::list(by, |i| Some(&us[i])).into_iter().zip(lora::list(by, |i| Some(by[i].lora?.a)));
     for (place, (u, a)) in pairs.enumerate() {
         let (Some(u), Some(a)) = (u, a) else { break };
-        (maps[6 + place], maps[9 + place]) = (along(u, BLOCK_M)?, across(a)?);
+        (maps[6 + place], maps[9 + place]) = (boxes(u, BLOCK_M)?, boxes(a, rows)?);
     }
-    let kernel = dx_kernel(columns, masks);
-    let blocks = tiles.min(dev.properties().sm_count);
+    let kernel = dx_kernel((columns, cluster), masks);
+    let blocks = cluster.blocks(tiles, dev.properties().sm_count);
     let launch = Launch::new(dev, &kernel, blocks, columns.shared()).write(dx).maps(&maps).u32(m).u32(n);
     let launch = widths(by).into_iter().fold(launch, Launch::u32).u32(updates.rank).u32(count);
     lora::masks(launch, updates, &places).run()?;
@@ -200,16 +201,17 @@ pub(super) fn dw(
 ) -> Result<()> {
     let (k, n) = x.shape();
     let m = dys.map(|dy| dy.map_or(0, Tensor::cols));
-    let tiles =
-        |columns: Columns| Some(m.iter().map(|m| m.div_ceil(BLOCK_M)).sum::<usize>() * n.div_ceil(columns.count()));
+    let below = m.iter().map(|m| m.div_ceil(BLOCK_M)).sum::<usize>();
+    let cluster = dev.cluster(Some(below));
+    let tiles = |columns: Columns| Some(cluster.tiles(below, n.div_ceil(columns.count())));
     let (columns, tiles) = Columns::cheapest(dev.properties().sm_count, tiles).expect("a tile for every shape");
     let mut maps = [TensorMap::absent(); 4];
     for (map, dy) in maps.iter_mut().zip(dys.into_iter().flatten()) {
-        *map = across(dy)?;
+        *map = boxes(dy, 64)?;
     }
-    maps[3] = across(x)?;
-    let kernel = dw_kernel(columns);
-    let launch = Launch::new(dev, &kernel, tiles.min(dev.properties().sm_count), columns.shared());
+    maps[3] = boxes(x, columns.box_rows(false, cluster))?;
+    let kernel = dw_kernel((columns, cluster));
+    let launch = Launch::new(dev, &kernel, cluster.blocks(tiles, dev.properties().sm_count), columns.shared());
     let launch = dw.into_iter().fold(launch, Launch::write_if).maps(&maps);
     m.into_iter().fold(launch, Launch::u32).u32(n).u32(k).run()
 }

@@ -107,7 +107,7 @@ pub fn k_major(op: MatMul) -> (bool, bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::matmul_sm90::Columns;
+    use super::super::matmul_sm90::{Cluster, Columns};
     use super::*;
     use crate::backend::footprint::{ROW_STEP, row_counts};
 
@@ -129,7 +129,7 @@ mod tests {
                 for m in 1..2000 {
                     let choose = |m: usize| Tile::choose(m, n, true, cc, sms, kib * 1024);
                     assert_eq!(choose(m), choose(m.next_multiple_of(ROW_STEP)), "{m} rows of {n} on {cc}");
-                    let choose = |m: usize| Columns::choose(m, n, sms);
+                    let choose = |m: usize| Columns::choose(m, n, Cluster::Two, sms);
                     assert_eq!(choose(m), choose(m.next_multiple_of(ROW_STEP)), "{m} rows of {n}");
                 }
             }

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use ringtune::backend::MatMul;
 use ringtune::cuda::compile::{Target, Value, compile, label};
 use ringtune::cuda::kernels::{Kernel, Param};
-use ringtune::cuda::matmul_sm90::Columns;
+use ringtune::cuda::matmul_sm90::{Cluster, Columns};
 use ringtune::cuda::tiles::Tile;
 use ringtune::cuda::{self, attention_tiles, cast, matmul, matmul_sm90, project, project_sm90};
 use ringtune::tensor::DType;
@@ -154,8 +155,9 @@ fn no_configuration_spills_on_sm_120() {
 #[test]
 fn the_loop_of_a_warpgroup_is_tight() {
     let Some(nvrtc) = nvrtc() else { return };
-    let wide = Columns::N256;
-    let mut kernels: Vec<Kernel> = OPS.into_iter().map(|op| matmul_sm90::kernel(wide, op)).collect();
+    let wide = (Columns::N256, Cluster::Two);
+    let mut kernels: Vec<Kernel> = OPS.into_iter().map(|op| matmul_sm90::kernel(wide.0, op, wide.1)).collect();
+    kernels.push(matmul_sm90::kernel(wide.0, MatMul::TN, Cluster::One));
     kernels.extend([
         project_sm90::kernel(wide, false, 0),
         project_sm90::kernel(wide, false, 128),
@@ -163,7 +165,7 @@ fn the_loop_of_a_warpgroup_is_tight() {
     ]);
     kernels.extend([
         project_sm90::dx_kernel(wide, 0),
-        project_sm90::dx_kernel(Columns::N128, 2),
+        project_sm90::dx_kernel((Columns::N128, Cluster::Two), 2),
         project_sm90::dw_kernel(wide),
     ]);
     for kernel in kernels {

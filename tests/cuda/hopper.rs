@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use ringtune::backend::{Backend, Write};
-use ringtune::cuda::matmul_sm90::{CC, Columns};
+use ringtune::cuda::matmul_sm90::{CC, Cluster, Columns};
 use ringtune::cuda::tiles::Tile;
 use ringtune::cuda::{Cuda, Properties};
 use ringtune::tensor::{DType, Device};
@@ -51,12 +51,22 @@ fn projections_follow_their_formulas() {
 const ALIGNED: [(usize, usize, usize); 6] =
     [(8, 8, 8), (136, 264, 72), (128, 256, 64), (120, 40, 712), (264, 520, 136), (8, 1032, 328)];
 
+/// Every width, by blocks alone and in clusters.
+const TILES: [(Columns, Cluster); 6] = [
+    (Columns::N256, Cluster::One),
+    (Columns::N256, Cluster::Two),
+    (Columns::N128, Cluster::One),
+    (Columns::N128, Cluster::Two),
+    (Columns::N64, Cluster::One),
+    (Columns::N64, Cluster::Two),
+];
+
 #[test]
-fn every_width_is_as_close_as_plain_arithmetic() {
+fn every_tile_is_as_close_as_plain_arithmetic() {
     let Some(dev) = hopper() else { return };
-    for columns in Columns::ALL {
+    for tile in TILES {
         let types = [(DType::Bf16, DType::Bf16)];
-        let name = format!("{columns:?}");
+        let name = format!("{tile:?}");
         products::as_close_as_plain_arithmetic(
             &dev,
             &name,
@@ -64,7 +74,7 @@ fn every_width_is_as_close_as_plain_arithmetic() {
             &types,
             sums(&dev),
             |c, a, b, op, alpha, write| {
-                dev.matmul_sm90(columns, c, [a, b], op, alpha, write).unwrap();
+                dev.matmul_sm90(tile, c, [a, b], op, alpha, write).unwrap();
             },
         );
     }
@@ -73,7 +83,7 @@ fn every_width_is_as_close_as_plain_arithmetic() {
 /// A chain of sums for each element, as in the products of every architecture: with whole tiles of k also in their order, so that on the
 /// emulator, where both instructions round alike, the bits are theirs.
 #[test]
-fn every_width_gives_the_same_bits() {
+fn every_tile_gives_the_same_bits() {
     let Some(dev) = hopper() else { return };
     let s = Shape { m: 200, n: 328, k: 320 };
     let (a, b) = (normal(1, s.m * s.k), normal(2, s.k * s.n));
@@ -81,13 +91,13 @@ fn every_width_gives_the_same_bits() {
         let [(ar, ac), (br, bc)] = s.operands(op);
         let (at, bt) = (tensor(&dev, ar, ac, DType::Bf16, &a), tensor(&dev, br, bc, DType::Bf16, &b));
         let mut c = dev.alloc(s.m, s.n, DType::F32).unwrap();
-        let mut run = |columns: Columns| {
-            dev.matmul_sm90(columns, &mut c, [&at, &bt], op, 1.0, Write::Set).unwrap();
+        let mut run = |tile: (Columns, Cluster)| {
+            dev.matmul_sm90(tile, &mut c, [&at, &bt], op, 1.0, Write::Set).unwrap();
             values(&dev, &c)
         };
-        let wide = run(Columns::N256);
-        for columns in [Columns::N128, Columns::N64] {
-            assert_same(&format!("{columns:?} {op:?}"), &run(columns), &wide);
+        let wide = run(TILES[0]);
+        for tile in &TILES[1..] {
+            assert_same(&format!("{tile:?} {op:?}"), &run(*tile), &wide);
         }
         if dev.properties().emulated {
             dev.matmul_with(Some(Tile::Small), &mut c, [&at, &bt], op, 1.0, Write::Set).unwrap();

@@ -1,6 +1,7 @@
 //! Projections of groups on the device, fused where its kernels take them, against f64 and the CPU's, which are composed.
 
 use ringtune::cpu::Cpu;
+use ringtune::cuda::matmul_sm90::CC;
 use ringtune::cuda::tiles::Tile;
 use ringtune::tensor::DType;
 
@@ -169,6 +170,29 @@ fn rows_of_a_group_stand_alone() {
     Case { outs: [136, 136, 0], group: Group::GateUp, ..qkv }.rows_stand_alone(&dev, NAME);
     Case { updates: DROPPED, ..qkv }.rows_stand_alone(&dev, NAME);
     Case { updates: DROPPED, tokens: 1100, width: 16, outs: [520, 0, 0], ..BASE }.rows_stand_alone(&dev, NAME);
+}
+
+/// On Hopper blocks copy the weights for each other: with an odd number of rows of tiles, of tokens and of weights, and several tiles for
+/// a block.
+#[test]
+fn clusters_change_no_bits() {
+    let Some(dev) = device() else { return };
+    if dev.properties().cc != CC {
+        return; // `hopper` runs it where the device poses as one
+    }
+    let qkv = Case { tokens: 300, width: 136, outs: [320, 64, 64], group: Group::Qkv { dim: Some(64) }, ..BASE };
+    let alone = device().unwrap().without_clusters();
+    for case in [
+        Case { bias: true, ..qkv },
+        Case { updates: DROPPED, ..qkv },
+        Case { tokens: 70, updates: Some(Updates { rank: 72, ..UPDATES }), ..qkv },
+        Case { tokens: 140, outs: [264, 264, 0], group: Group::GateUp, updates: DROPPED, ..qkv },
+        Case { tokens: 1, width: 264, outs: [72, 0, 0], group: Group::One { residual: true }, bias: true, ..qkv },
+    ] {
+        for ((what, _, ours), (_, _, alone)) in case.run(&dev).iter().zip(&case.run(&alone)) {
+            assert_same(&format!("{case:?} {what}"), ours, alone);
+        }
+    }
 }
 
 /// The tile is chosen by the shape, so a row would change with the rows beside it if the tile changed its bits.

@@ -42,7 +42,7 @@ fn sums_that_are_cut_off_as_on_hopper() {
     if emulated() {
         in_a_child("hopper", "8.0", &HELD[1..]);
         // Its own kernels.
-        let own = ["hopper::every_width_is_as_close_as_plain_arithmetic"];
+        let own = ["hopper::every_tile_is_as_close_as_plain_arithmetic"];
         in_a_child("hopper", "9.0", &[&HELD[2..5], &own].concat());
     }
 }
