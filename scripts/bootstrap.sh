@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what the build needs, only where it is missing, and says what it does. Quick when nothing is missing.
 # What for: cmake and g++ build the SentencePiece library, pkg-config is asked by build scripts.
-# `bootstrap.sh tests` adds what tests alone need, and goes on without it where it cannot be had: Open MPI and libclang (scripts/features.sh).
+# `bootstrap.sh tests` adds what tests alone need, and goes on without it where it cannot be had: Open MPI and libclang
+# (scripts/features.sh), Chromium and its driver.
 set -eu
 
 say() { echo "bootstrap: $*" >&2; }
@@ -55,6 +56,16 @@ if [ "${1-}" = tests ] && [ "${MPI-}" != no ] && command -v apt-get >/dev/null 2
     case $packages in *libopenmpi-dev*) packages="$packages libclang-dev" ;; esac
     if [ -n "$packages" ] && { [ -z "$as_root" ] || sudo -n true 2>/dev/null; }; then
         install || say "without$packages: the tests of MPI are skipped"
+    fi
+fi
+
+# Chromium, whose tests look at the report. A distribution that has no such package is not asked for it, and their tests are skipped.
+if [ "${1-}" = tests ] && command -v apt-get >/dev/null 2>&1; then
+    packages=
+    need chromium chromium
+    need chromedriver chromium-driver
+    if [ -n "$packages" ] && { [ -z "$as_root" ] || sudo -n true 2>/dev/null; }; then
+        install || say "without$packages: the tests of the report in a browser are skipped"
     fi
 fi
 

@@ -61,6 +61,7 @@ pub fn command() -> Clap {
         .subcommand(commands::doctor::command())
         .subcommand(commands::kernels::command())
         .subcommand(commands::report::command())
+        .subcommand(commands::watch::command())
         .subcommand(commands::bench::command())
         .subcommand(commands::plan::command())
         .subcommand(commands::shell::completions_command())
@@ -339,8 +340,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     if before.is_some() && !takes_precision(&command(), &matches) {
         return Err(Error::usage(format!("--mixed-precision: has no effect on `{name}`; leave it out")));
     }
-    // A training saves before it ends; the others only may not leave half of a file.
-    if !["sft", "pretrain"].contains(&name) {
+    // A training saves before it ends, and Ctrl-C is how watching ends; the others only may not leave half of a file.
+    if !["sft", "pretrain", "watch"].contains(&name) {
         leave_nothing_behind()?;
     }
     if ["sft", "pretrain"].contains(&name) {
@@ -374,6 +375,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         "doctor" => commands::doctor::run(m),
         "kernels" => commands::kernels::run(m),
         "report" => commands::report::run(m),
+        "watch" => commands::watch::run(m),
         "bench" => commands::bench::run(m),
         "plan" => commands::plan::run(m),
         "completions" => commands::shell::completions(m, command()),

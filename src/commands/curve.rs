@@ -1,4 +1,5 @@
-//! The loss curve of a run, drawn from its `metrics.jsonl` as `loss.svg` and `loss.png`.
+//! The loss curve of a run, drawn from its `metrics.jsonl` as `loss.svg` and `loss.png` in the colours of the report. The SVG turns
+//! dark where its reader's page is; the PNG has two pixels for each of the SVG's.
 
 use std::path::Path;
 
@@ -6,14 +7,22 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 
-use super::report::{parse_metrics, smooth};
+use super::report::{parse_metrics, shown, smooth};
 use crate::error::{Context, Error, Result};
+use crate::files::write_bytes;
 
+/// Width and height of the SVG.
 const SIZE: (u32, u32) = (1000, 600);
-const TRAIN: RGBColor = RGBColor(31, 95, 160);
-const EVAL: RGBColor = RGBColor(200, 80, 20);
-const GRID: RGBColor = RGBColor(225, 225, 225);
-const INK: RGBColor = RGBColor(60, 60, 60);
+/// Pixels of the PNG for each of them.
+const SCALE: u32 = 2;
+// The colours of the report's page.css, and what its dark style has in their place.
+const PAPER: RGBColor = RGBColor(0xff, 0xff, 0xff);
+const TRAIN: RGBColor = RGBColor(0x25, 0x63, 0xeb);
+const EVAL: RGBColor = RGBColor(0xd9, 0x66, 0x0a);
+const GRID: RGBColor = RGBColor(0xec, 0xef, 0xf2);
+const INK: RGBColor = RGBColor(0x5c, 0x65, 0x70);
+const DARK: [(RGBColor, &str); 5] =
+    [(PAPER, "#171b21"), (TRAIN, "#6ea4ff"), (EVAL, "#ffa04d"), (GRID, "#232930"), (INK, "#9aa4b0")];
 
 /// What the chart shows: points of (step, loss).
 struct Curve {
@@ -33,55 +42,84 @@ impl Curve {
     }
 }
 
-/// Draws `dir/metrics.jsonl` into `dir/loss.svg` and `dir/loss.png`; does nothing for a run of less than two points.
+/// Draws `dir/metrics.jsonl` into `dir/loss.svg` and `dir/loss.png`; does nothing for a run of less than two points, or one that keeps
+/// no metrics.
 ///
 /// # Errors
 /// If the metrics cannot be read or a picture cannot be written.
 pub fn write(dir: &Path, title: &str) -> Result<bool> {
-    let curve = Curve::read(&dir.join("metrics.jsonl"))?;
+    let metrics = dir.join("metrics.jsonl");
+    if !metrics.exists() {
+        return Ok(false);
+    }
+    let curve = Curve::read(&metrics)?;
     if curve.train.len() < 2 {
         return Ok(false);
     }
     // The font is inside the program, so that a machine without fonts draws the same picture.
     register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular())
         .map_err(|_| Error::new("the built-in font is not readable"))?;
-    let svg = dir.join("loss.svg");
-    draw(SVGBackend::new(&svg, SIZE).into_drawing_area(), &curve, title).context(|| svg.display().to_string())?;
+    let mut svg = String::new();
+    draw(SVGBackend::with_string(&mut svg, SIZE).into_drawing_area(), &curve, title, 1)?;
+    write_bytes(&dir.join("loss.svg"), with_dark_style(&svg).as_bytes())?;
     let png = dir.join("loss.png");
-    draw(BitMapBackend::new(&png, SIZE).into_drawing_area(), &curve, title).context(|| png.display().to_string())?;
+    let size = (SIZE.0 * SCALE, SIZE.1 * SCALE);
+    draw(BitMapBackend::new(&png, size).into_drawing_area(), &curve, title, SCALE)
+        .context(|| png.display().to_string())?;
     Ok(true)
 }
 
-fn draw<D: DrawingBackend>(area: DrawingArea<D, Shift>, curve: &Curve, title: &str) -> Result<()> {
-    plot(area, curve, title).map_err(|e| Error::new(format!("cannot draw the loss curve: {e}")))
+/// Adds the style by which a reader in a dark page sees other colours: rules of CSS go before the colours of elements.
+fn with_dark_style(svg: &str) -> String {
+    let rule = |(light, dark): &(RGBColor, &str)| {
+        let name = format!("#{:02X}{:02X}{:02X}", light.0, light.1, light.2);
+        format!("[fill=\"{name}\"] {{ fill: {dark}; }} [stroke=\"{name}\"] {{ stroke: {dark}; }} ")
+    };
+    let rules: String = DARK.iter().map(rule).collect();
+    let style = format!("<style>@media (prefers-color-scheme: dark) {{ {}}}</style>", rules);
+    match svg.find("<svg").and_then(|at| svg[at..].find('>').map(|end| at + end + 1)) {
+        Some(open) => format!("{}\n{style}{}", &svg[..open], &svg[open..]),
+        None => svg.to_string(),
+    }
+}
+
+fn draw<D: DrawingBackend>(area: DrawingArea<D, Shift>, curve: &Curve, title: &str, scale: u32) -> Result<()> {
+    plot(area, curve, title, scale).map_err(|e| Error::new(format!("cannot draw the loss curve: {e}")))
 }
 
 fn plot<D: DrawingBackend>(
     area: DrawingArea<D, Shift>,
     curve: &Curve,
     title: &str,
+    scale: u32,
 ) -> Result<(), DrawingAreaErrorKind<D::ErrorType>> {
     let mean = smooth(&curve.train);
-    let last_step = curve.train.iter().chain(&curve.eval).map(|p| p.0).fold(1.0, f64::max);
-    let first_step = curve.train.iter().chain(&curve.eval).map(|p| p.0).fold(last_step, f64::min);
-    let losses = || curve.train.iter().chain(&curve.eval).map(|p| p.1);
-    let (low, high) = (losses().fold(f64::INFINITY, f64::min), losses().fold(0.0, f64::max));
+    let steps = || curve.train.iter().chain(&curve.eval).map(|p| p.0);
+    let (first_step, last_step) = (steps().fold(f64::INFINITY, f64::min), steps().fold(1.0, f64::max));
+    let ranges = || [&curve.train, &curve.eval].into_iter().filter_map(|line| shown(line.iter().map(|p| p.1)));
+    let low = ranges().map(|r| r.start).fold(f64::INFINITY, f64::min);
+    let high = ranges().map(|r| r.end).fold(f64::NEG_INFINITY, f64::max);
     let margin = 0.05 * (high - low).max(0.1);
-    let text = |size: u32| ("sans-serif", size).into_font().color(&INK);
+    let (bottom, top) = ((low - margin).max(0.0), high + margin);
+    // A value far beyond the others stands at the edge, with a mark.
+    let inside =
+        |line: &[(f64, f64)]| -> Vec<(f64, f64)> { line.iter().map(|p| (p.0, p.1.clamp(bottom, top))).collect() };
+    let s = |n: u32| n * scale;
+    let text = |size: u32| ("sans-serif", s(size)).into_font().color(&INK);
 
-    area.fill(&WHITE)?;
+    area.fill(&PAPER)?;
     let mut chart = ChartBuilder::on(&area)
         .caption(title, text(24))
-        .margin(16)
-        .margin_right(28)
-        .x_label_area_size(52)
-        .y_label_area_size(72)
-        .build_cartesian_2d(first_step..last_step, (low - margin).max(0.0)..high + margin)?;
+        .margin(s(16))
+        .margin_right(s(28))
+        .x_label_area_size(s(52))
+        .y_label_area_size(s(72))
+        .build_cartesian_2d(first_step..last_step, bottom..top)?;
     chart
         .configure_mesh()
-        .light_line_style(WHITE)
-        .bold_line_style(GRID)
-        .axis_style(INK)
+        .light_line_style(PAPER)
+        .bold_line_style(GRID.stroke_width(scale))
+        .axis_style(INK.stroke_width(scale))
         .label_style(text(16))
         .axis_desc_style(text(18))
         .x_desc("optimiser step")
@@ -89,25 +127,27 @@ fn plot<D: DrawingBackend>(
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{y:.2}"))
         .draw()?;
-    chart.draw_series(LineSeries::new(curve.train.iter().copied(), TRAIN.mix(0.25)))?;
-    chart
-        .draw_series(LineSeries::new(mean, TRAIN.stroke_width(2)))?
-        .label("training, smoothed")
-        .legend(|(x, y)| PathElement::new([(x, y), (x + 24, y)], TRAIN.stroke_width(2)));
+    chart.draw_series(LineSeries::new(inside(&curve.train), TRAIN.mix(0.3).stroke_width(scale)))?;
+    let bold = |colour: RGBColor| colour.stroke_width(s(2));
+    let key =
+        move |colour: RGBColor| move |(x, y)| PathElement::new([(x, y), (x + 24 * scale as i32, y)], bold(colour));
+    chart.draw_series(LineSeries::new(inside(&mean), bold(TRAIN)))?.label("training, mean").legend(key(TRAIN));
     if !curve.eval.is_empty() {
-        chart
-            .draw_series(LineSeries::new(curve.eval.iter().copied(), EVAL.stroke_width(2)))?
-            .label("validation")
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 24, y)], EVAL.stroke_width(2)));
-        chart.draw_series(curve.eval.iter().map(|&p| Circle::new(p, 4, EVAL.filled())))?;
+        let eval = inside(&curve.eval);
+        chart.draw_series(LineSeries::new(eval.clone(), bold(EVAL)))?.label("validation").legend(key(EVAL));
+        chart.draw_series(eval.iter().map(|&p| Circle::new(p, s(4), EVAL.filled())))?;
+    }
+    for (line, colour) in [(&curve.train, TRAIN), (&curve.eval, EVAL)] {
+        let beyond = line.iter().filter(|p| p.1 > top || p.1 < bottom);
+        chart.draw_series(beyond.map(|p| TriangleMarker::new((p.0, p.1.clamp(bottom, top)), s(6), colour.filled())))?;
     }
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperRight)
-        .margin(12)
-        .legend_area_size(36)
-        .background_style(WHITE.mix(0.85))
-        .border_style(GRID)
+        .margin(s(12))
+        .legend_area_size(s(36))
+        .background_style(PAPER)
+        .border_style(GRID.stroke_width(scale))
         .label_font(text(16))
         .draw()?;
     area.present()
@@ -131,7 +171,14 @@ mod tests {
         assert!(write(dir.path(), "a run").unwrap());
         let svg = std::fs::read_to_string(dir.path().join("loss.svg")).unwrap();
         assert!(svg.contains("validation") && svg.contains("optimiser step"));
-        assert_eq!(&std::fs::read(dir.path().join("loss.png")).unwrap()[1..4], b"PNG");
+        assert!(svg.contains("[stroke=\"#2563EB\"] { stroke: #6ea4ff; }"), "no dark style");
+        for (colour, _) in DARK {
+            let name = format!("\"#{:02X}{:02X}{:02X}\"", colour.0, colour.1, colour.2);
+            assert!(svg.split("</style>").nth(1).unwrap().contains(&name), "nothing is {name}");
+        }
+        let png = std::fs::read(dir.path().join("loss.png")).unwrap();
+        let number = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
+        assert_eq!((&png[1..4], number(16), number(20)), (&b"PNG"[..], 2000, 1200));
     }
 
     #[test]

@@ -25,3 +25,4 @@ pub mod shell;
 pub mod start;
 pub mod templates;
 pub mod train;
+pub mod watch;

@@ -6,6 +6,8 @@
 mod amx;
 mod bad_input;
 mod bench;
+#[path = "../common/browser.rs"]
+mod browser;
 mod chat_templates;
 mod check;
 mod checkpoint;
@@ -51,6 +53,7 @@ mod readme;
 #[path = "../common/reference.rs"]
 mod reference;
 mod report;
+mod report_seen;
 mod resize;
 mod resume;
 mod ringrun;
@@ -65,6 +68,8 @@ mod schedule;
 mod seeds;
 mod settings;
 mod shapes;
+#[path = "../common/skip.rs"]
+mod skip;
 mod templates;
 mod token_file;
 mod tokenizer;
@@ -73,5 +78,6 @@ mod tokenizer_json;
 mod train;
 #[path = "../common/tuned.rs"]
 mod tuned;
+mod watch;
 mod weights;
 mod zero;

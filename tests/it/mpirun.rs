@@ -3,12 +3,12 @@
 //! Where the program was built without MPI each says `skipped: …`. That is a failure with `RINGTUNE_NO_SKIP=1` where it could have been
 //! built with one: a machine without MPI lacks nothing that it needs.
 
-use std::io::Write;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::ringrun_program::{Training, processes, ringrun, run, succeed, wait_until};
 use crate::runs::{metrics, rows, same_file};
+use crate::skip::skipped;
 
 const ADAPTER: &str = "adapter_model.safetensors";
 
@@ -19,17 +19,9 @@ fn is_there() -> bool {
     if built && there("mpirun") {
         return true;
     }
-    let name = std::thread::current().name().unwrap_or("a test").to_string();
     let why = if built { "there is no mpirun" } else { "the program was built without MPI" };
-    let line = format!("skipped: {name}: {why}");
     let features = Command::new("scripts/features.sh").env_remove("MPI").output().unwrap();
-    let could = !built && !features.stdout.is_empty();
-    assert!(!could || !std::env::var("RINGTUNE_NO_SKIP").is_ok_and(|v| v == "1"), "RINGTUNE_NO_SKIP=1 and {line}");
-    eprintln!("{line}");
-    if let Some(path) = std::env::var_os("RINGTUNE_SKIP_LOG") {
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        file.unwrap().write_all(format!("{line}\n").as_bytes()).unwrap();
-    }
+    skipped(why, !built && !features.stdout.is_empty());
     false
 }
 

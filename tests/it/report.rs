@@ -9,7 +9,7 @@ use crate::program::{Outcome, Workplace, first_rows};
 const MODEL: &str = "tests/data/model/tiny-llama-tied";
 
 /// A folder with a model and rows.
-fn place() -> Workplace {
+pub fn place() -> Workplace {
     let w = Workplace::new();
     for file in ["config.json", "model.safetensors"] {
         w.copy(&format!("{MODEL}/{file}"), &format!("model/{file}"));
@@ -25,7 +25,7 @@ fn ran(outcome: Outcome) -> Outcome {
     outcome
 }
 
-fn sft(w: &Workplace, output: &str, more: &[&str]) {
+pub fn sft(w: &Workplace, output: &str, more: &[&str]) {
     let mut words = vec![
         "sft",
         "--model_path",
@@ -117,9 +117,12 @@ fn a_run_is_shown_with_its_numbers() {
     let total: f64 = of("tokens").iter().sum();
     assert_eq!(curves["lr"][""]["tokens"][5].as_f64(), Some(total));
     let last = evals.last().unwrap()["eval_loss"].as_f64().unwrap();
-    assert!(page.contains(&format!("<td class=\"n\">{last:.4}</td>")), "the last validation loss is in the table");
-    // Six charts by step and by tokens.
-    assert_eq!(page.matches("<svg class=\"chart\"").count(), 12);
+    assert!(
+        page.contains(&format!("<dt>validation loss</dt><dd>{last:.4}</dd>")),
+        "the last validation loss is not there"
+    );
+    // Seven charts by step and by tokens, each for a screen and for a phone.
+    assert_eq!(page.matches("<svg class=\"chart\"").count(), 28);
     for part in [
         "Loss (nats",
         "Learning rate",

@@ -1,13 +1,15 @@
-//! Line charts as SVG: axes with round ticks, a faint line of every value and a bold one of their running mean, markers.
+//! Line charts as SVG: axes with round ticks, a faint line of every value and a bold one of their mean, markers. A value far beyond the
+//! others is cut at the edge of the frame and marked there.
 
 use std::fmt::Write;
 
-/// Points drawn for a line; a screen shows no more.
-const POINTS: usize = 500;
-const LEFT: f64 = 62.0;
+use super::points::{shown, smooth, thin};
+
 const RIGHT: f64 = 14.0;
-const TOP: f64 = 12.0;
-const BOTTOM: f64 = 36.0;
+const TOP: f64 = 14.0;
+const BOTTOM: f64 = 28.0;
+/// Marks of values beyond the frame that a line gets.
+const MARKS: usize = 40;
 /// Colours of lines in the style sheet; later runs take them again.
 pub const COLOURS: usize = 8;
 
@@ -27,6 +29,8 @@ pub enum Kind {
 pub struct Line {
     /// Which run it belongs to.
     pub run: usize,
+    /// Which of the [`COLOURS`] it has.
+    pub colour: usize,
     /// How it is drawn.
     pub kind: Kind,
     /// `(x, y)`; points that are not finite are left out.
@@ -44,41 +48,10 @@ pub struct Chart<'a> {
     pub x: &'a str,
     /// Width and height.
     pub size: (f64, f64),
+    /// Width left of the frame, for the labels.
+    pub left: f64,
     /// The lines.
     pub lines: Vec<Line>,
-}
-
-/// The running mean of a noisy line: exponential, unbiased at the start, over a twentieth of the line.
-pub fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let keep = 1.0 - 1.0 / (points.len() as f64 / 20.0).max(1.0);
-    let (mut sum, mut weight) = (0.0, 0.0);
-    let finite = points.iter().filter(|p| p.0.is_finite() && p.1.is_finite());
-    finite
-        .map(|&(x, y)| {
-            sum = keep * sum + y;
-            weight = keep * weight + 1.0;
-            (x, sum / weight)
-        })
-        .collect()
-}
-
-/// At most about `n` points with the same outline: the lowest and highest of each stretch.
-pub fn thin(points: &[(f64, f64)], n: usize) -> Vec<(f64, f64)> {
-    let finite: Vec<(f64, f64)> = points.iter().copied().filter(|p| p.0.is_finite() && p.1.is_finite()).collect();
-    if finite.len() <= n {
-        return finite;
-    }
-    let stretch = finite.len().div_ceil(n / 2);
-    let mut out = Vec::new();
-    for part in finite.chunks(stretch) {
-        let low = (0..part.len()).min_by(|&a, &b| part[a].1.total_cmp(&part[b].1)).unwrap_or(0);
-        let high = (0..part.len()).max_by(|&a, &b| part[a].1.total_cmp(&part[b].1)).unwrap_or(0);
-        out.push(part[low.min(high)]);
-        if low != high {
-            out.push(part[low.max(high)]);
-        }
-    }
-    out
 }
 
 /// Round numbers from about `low` to about `high`, some six of them.
@@ -93,6 +66,29 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     let first = (low / step).ceil() as i64;
     let last = (high / step + 1e-9).floor() as i64;
     (first..=last.min(first + 20)).map(|i| i as f64 * step).collect()
+}
+
+/// What stands at the ticks: all of them with the decimals that tell them apart.
+fn labels(ticks: &[f64]) -> Vec<String> {
+    let most = ticks.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+    let step = ticks.windows(2).map(|w| w[1] - w[0]).fold(f64::INFINITY, f64::min);
+    let (unit, name) = match most {
+        m if m < 1e4 => (1.0, ""),
+        m if m < 1e6 => (1e3, "k"),
+        m if m < 1e9 => (1e6, "M"),
+        _ => (1e9, "G"),
+    };
+    let is_whole = |d: i32| {
+        let scaled = step / unit * 10f64.powi(d);
+        (scaled - scaled.round()).abs() < 1e-6 * scaled
+    };
+    match (0..=4).find(|&d| is_whole(d)).filter(|_| most < 1e13) {
+        Some(d) => ticks
+            .iter()
+            .map(|&v| if v == 0.0 { "0".into() } else { format!("{:.*}{name}", d as usize, v / unit) })
+            .collect(),
+        None => ticks.iter().map(|&v| number(v)).collect(),
+    }
 }
 
 /// A number as short as it is clear: `0.0002`, `1.5e-5`, `2.31`, `12,000`, `1.2M`.
@@ -121,97 +117,170 @@ pub fn number(v: f64) -> String {
     }
 }
 
-impl Chart<'_> {
-    /// The chart as SVG; empty where there is nothing to draw.
-    pub fn svg(&self) -> String {
-        let all = || self.lines.iter().flat_map(|l| &l.points).filter(|p| p.0.is_finite() && p.1.is_finite());
-        let range = |of: fn(&(f64, f64)) -> f64| {
-            let values = || all().map(of);
-            (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max))
-        };
-        let ((x0, x1), (y0, y1)) = (range(|p| p.0), range(|p| p.1));
-        if !(x0 <= x1 && y0 <= y1) {
-            return String::new();
+/// The frame of a chart, and the values at its edges.
+struct Frame {
+    x: (f64, f64),
+    y: (f64, f64),
+    left: f64,
+    right: f64,
+    floor: f64,
+}
+
+impl Frame {
+    /// Where a value stands; one beyond the frame at its edge.
+    fn place(&self, (x, y): (f64, f64)) -> (f64, f64) {
+        let across = self.left + (x - self.x.0) / (self.x.1 - self.x.0) * (self.right - self.left);
+        let up = ((y - self.y.0) / (self.y.1 - self.y.0)).clamp(0.0, 1.0);
+        (across, self.floor - up * (self.floor - TOP))
+    }
+
+    fn path(&self, points: &[(f64, f64)]) -> String {
+        let mut d = String::new();
+        for (i, &p) in points.iter().enumerate() {
+            let (x, y) = self.place(p);
+            let _ = write!(d, "{}{x:.1} {y:.1}", if i == 0 { 'M' } else { 'L' });
         }
-        let x1 = if x1 > x0 { x1 } else { x0 + 1.0 };
+        d
+    }
+
+    fn is_beyond(&self, y: f64) -> bool {
+        y < self.y.0 || y > self.y.1
+    }
+}
+
+impl Chart<'_> {
+    /// Points that count for anything.
+    fn finite(&self) -> impl Iterator<Item = &(f64, f64)> {
+        self.lines.iter().flat_map(|l| &l.points).filter(|p| p.0.is_finite() && p.1.is_finite())
+    }
+
+    /// Whether no line has more than a point: then numbers say more than a frame.
+    pub fn is_of_single_points(&self) -> bool {
+        self.lines.iter().all(|l| l.points.iter().filter(|p| p.0.is_finite() && p.1.is_finite()).count() <= 1)
+    }
+
+    fn frame(&self) -> Option<Frame> {
+        let of = |pick: fn(f64, f64) -> f64, start| self.finite().map(|p| p.0).fold(start, pick);
+        let (x0, x1) = (of(f64::min, f64::INFINITY), of(f64::max, f64::NEG_INFINITY));
+        // Each line for itself: the few points of a validation are no outliers of the training.
+        let ranges =
+            || self.lines.iter().filter_map(|l| shown(l.points.iter().filter(|p| p.0.is_finite()).map(|p| p.1)));
+        let y0 = ranges().map(|r| r.start).fold(f64::INFINITY, f64::min);
+        let y1 = ranges().map(|r| r.end).fold(f64::NEG_INFINITY, f64::max);
+        if !(x0 <= x1 && y0 <= y1) {
+            return None;
+        }
         // A flat line stands in the middle; others get a little air.
         let margin = if y1 > y0 { 0.06 * (y1 - y0) } else { 0.5 * y1.abs().max(1e-9) };
         let bottom = if y0 >= 0.0 { (y0 - margin).max(0.0) } else { y0 - margin };
-        let top = y1 + margin;
         let (width, height) = self.size;
-        let place = |(x, y): (f64, f64)| {
-            let across = LEFT + (x - x0) / (x1 - x0) * (width - LEFT - RIGHT);
-            let down = height - BOTTOM - (y - bottom) / (top - bottom) * (height - TOP - BOTTOM);
-            (across, down)
-        };
+        Some(Frame {
+            x: (x0, if x1 > x0 { x1 } else { x0 + 1.0 }),
+            y: (bottom, y1 + margin),
+            left: self.left,
+            right: width - RIGHT,
+            floor: height - BOTTOM,
+        })
+    }
+
+    /// What of the lines lies beyond the frame, in words; empty where nothing does.
+    pub fn beyond(&self) -> String {
+        let Some(frame) = self.frame() else { return String::new() };
+        let out: Vec<&(f64, f64)> = self.finite().filter(|p| frame.is_beyond(p.1)).collect();
+        let far = |p: &(f64, f64)| (p.1 - frame.y.1).max(frame.y.0 - p.1);
+        let Some(worst) = out.iter().max_by(|a, b| far(a).total_cmp(&far(b))) else { return String::new() };
+        let at = format!("{} at {} {}", number(worst.1), self.x, number(worst.0));
+        match out.len() {
+            1 => format!("beyond the frame, marked at its edge: {at}"),
+            n => format!("{n} values beyond the frame, marked at its edge; the farthest: {at}"),
+        }
+    }
+
+    /// The chart as SVG; empty where there is nothing to draw.
+    pub fn svg(&self) -> String {
+        let Some(frame) = self.frame() else { return String::new() };
+        let ((x0, x1), (bottom, top), (left, right), floor) =
+            (frame.x, frame.y, (frame.left, frame.right), frame.floor);
+        let (width, height) = self.size;
         let mut out = format!(
             "<svg class=\"chart\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{} by {}\" data-key=\"{}\" \
-             data-x=\"{}\" data-box=\"{x0},{x1},{bottom},{top}\">",
+             data-x=\"{}\" data-values=\"{x0},{x1},{bottom},{top}\" data-frame=\"{left},{right},{TOP},{floor}\">",
             self.title, self.x, self.key, self.x
         );
-        for y in ticks(bottom, top) {
-            let (_, down) = place((x0, y));
+        let (across_ticks, up_ticks) = (ticks(x0, x1), ticks(bottom, top));
+        for (&y, label) in up_ticks.iter().zip(labels(&up_ticks)) {
+            let (_, down) = frame.place((x0, y));
             let _ = write!(
                 out,
-                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{down:.1}\" y2=\"{down:.1}\"/>\
+                "<line class=\"grid\" x1=\"{left}\" x2=\"{right}\" y1=\"{down:.1}\" y2=\"{down:.1}\"/>\
                  <text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-                width - RIGHT,
-                LEFT - 8.0,
+                left - 8.0,
                 down + 4.0,
-                number(y)
+                label
             );
         }
-        let floor = height - BOTTOM;
-        let _ =
-            write!(out, "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{floor}\" y2=\"{floor}\"/>", width - RIGHT);
-        for x in ticks(x0, x1) {
-            let (across, _) = place((x, bottom));
+        let _ = write!(out, "<line class=\"axis\" x1=\"{left}\" x2=\"{right}\" y1=\"{floor}\" y2=\"{floor}\"/>");
+        for (&x, label) in across_ticks.iter().zip(labels(&across_ticks)) {
+            let (across, _) = frame.place((x, bottom));
+            // A label at the very edge would stand out of the picture.
+            let anchor = if across > right - 10.0 { "end" } else { "middle" };
+            let across = if anchor == "end" { width - 2.0 } else { across };
             let _ = write!(
                 out,
-                "<text class=\"tick\" x=\"{across:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                "<text class=\"tick\" x=\"{across:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>",
                 floor + 18.0,
-                number(x)
+                label
             );
         }
         for line in &self.lines {
-            self.draw(&mut out, line, &place);
+            self.draw(&mut out, line, &frame);
         }
         out += "</svg>";
         out
     }
 
-    fn draw(&self, out: &mut String, line: &Line, place: &dyn Fn((f64, f64)) -> (f64, f64)) {
-        let _ = write!(out, "<g class=\"r{} c{}\">", line.run, line.run % COLOURS);
-        let path = |points: &[(f64, f64)]| {
-            let mut d = String::new();
-            for (i, &p) in points.iter().enumerate() {
-                let (x, y) = place(p);
-                let _ = write!(d, "{}{x:.1} {y:.1}", if i == 0 { 'M' } else { 'L' });
-            }
-            d
-        };
-        let shown = thin(&line.points, POINTS);
+    fn draw(&self, out: &mut String, line: &Line, frame: &Frame) {
+        let _ = write!(out, "<g class=\"r{} c{}\">", line.run, line.colour);
+        // A point for each pixel across is as many as a screen shows.
+        let most = (frame.right - frame.left) as usize;
+        let drawn = thin(&line.points, most.min(500));
         match line.kind {
             Kind::Noisy => {
-                let _ = write!(out, "<path class=\"raw\" d=\"{}\"/>", path(&shown));
-                let mean = thin(&smooth(&line.points), POINTS);
-                let _ = write!(out, "<path class=\"mean\" d=\"{}\"/>", path(&mean));
+                let _ = write!(out, "<path class=\"raw\" d=\"{}\"/>", frame.path(&drawn));
+                let mean = thin(&smooth(&line.points), most.min(500));
+                let _ = write!(out, "<path class=\"mean\" d=\"{}\"/>", frame.path(&mean));
             }
             Kind::Plain => {
-                let _ = write!(out, "<path class=\"plain\" d=\"{}\"/>", path(&shown));
+                let _ = write!(out, "<path class=\"plain\" d=\"{}\"/>", frame.path(&drawn));
             }
             Kind::Marked => {
-                let _ = write!(out, "<path class=\"dashed\" d=\"{}\"/>", path(&shown));
-                for &p in &shown {
-                    let (x, y) = place(p);
+                let _ = write!(out, "<path class=\"dashed\" d=\"{}\"/>", frame.path(&drawn));
+                for &p in &drawn {
+                    let (x, y) = frame.place(p);
                     let _ = write!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\"/>");
                 }
             }
         }
         // A single step is a point.
-        if line.kind != Kind::Marked && shown.len() == 1 {
-            let (x, y) = place(shown[0]);
+        if line.kind != Kind::Marked && drawn.len() == 1 {
+            let (x, y) = frame.place(drawn[0]);
             let _ = write!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>");
+        }
+        for &p in drawn.iter().filter(|p| frame.is_beyond(p.1)).take(MARKS) {
+            let (x, y) = frame.place(p);
+            let away = if p.1 > frame.y.1 { 7.0 } else { -7.0 };
+            let _ = write!(
+                out,
+                "<path class=\"beyond\" d=\"M{:.1} {:.1}L{x:.1} {:.1}L{:.1} {:.1}Z\"><title>{} at {} {}</title></path>",
+                x - 5.0,
+                y + away,
+                y - away.signum(),
+                x + 5.0,
+                y + away,
+                number(p.1),
+                self.x,
+                number(p.0)
+            );
         }
         *out += "</g>";
     }
@@ -225,6 +294,27 @@ pub fn fixed(v: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn chart(points: Vec<(f64, f64)>) -> Chart<'static> {
+        let lines = vec![Line { run: 0, colour: 0, kind: Kind::Noisy, points }];
+        Chart { key: "loss", title: "Loss", x: "step", size: (640.0, 280.0), left: 62.0, lines }
+    }
+
+    #[test]
+    fn a_spike_flattens_nothing_and_is_marked() {
+        let usual = |i: u32| (f64::from(i), 2.0 + 1.0 / (1.0 + f64::from(i) / 20.0));
+        let mut points: Vec<(f64, f64)> = (0..300).map(usual).collect();
+        let (before, quiet) = (chart(points.clone()), 3.06);
+        assert!(!before.svg().contains("beyond") && before.beyond().is_empty());
+        points[200].1 = 480.0;
+        let spiked = chart(points);
+        let svg = spiked.svg();
+        let top: f64 = svg.split("data-values=\"").nth(1).unwrap().split([',', '"']).nth(3).unwrap().parse().unwrap();
+        assert!((top - quiet).abs() < 0.01, "the frame ends at {top}");
+        assert_eq!(svg.matches("class=\"beyond\"").count(), 1);
+        assert!(svg.contains("<title>480 at step 200</title>"));
+        assert_eq!(spiked.beyond(), "beyond the frame, marked at its edge: 480 at step 200");
+    }
 
     #[test]
     fn numbers_are_short() {
@@ -250,24 +340,17 @@ mod tests {
     }
 
     #[test]
-    fn thinning_keeps_the_outline() {
-        let points: Vec<(f64, f64)> = (0..10_000).map(|i| (f64::from(i), f64::from(i % 100))).collect();
-        let thinned = thin(&points, 500);
-        assert!(thinned.len() <= 502 && thinned.len() > 200);
-        assert!(thinned.iter().any(|p| p.1 == 99.0) && thinned.iter().any(|p| p.1 == 0.0));
-        assert!(thinned.windows(2).all(|w| w[0].0 < w[1].0));
-        assert_eq!(thin(&[(1.0, f64::NAN), (2.0, 1.0)], 500), [(2.0, 1.0)]);
+    fn labels_of_ticks_differ() {
+        assert_eq!(labels(&[80_950.0, 81_000.0, 81_050.0]), ["80.95k", "81.00k", "81.05k"]);
+        assert_eq!(labels(&[0.0, 0.25, 0.5]), ["0", "0.25", "0.50"]);
+        assert_eq!(labels(&[0.0, 50.0, 100.0]), ["0", "50", "100"]);
+        assert_eq!(labels(&[0.0, 5e-5, 1e-4]), ["0", "5e-5", "1e-4"]);
+        assert_eq!(labels(&[2e6, 4e6]), ["2M", "4M"]);
+        assert_eq!(labels(&[7.0]), ["7"]);
     }
 
     #[test]
     fn nothing_finite_draws_nothing() {
-        let chart = |points: Vec<(f64, f64)>| Chart {
-            key: "loss",
-            title: "Loss",
-            x: "step",
-            size: (640.0, 280.0),
-            lines: vec![Line { run: 0, kind: Kind::Noisy, points }],
-        };
         assert_eq!(chart(vec![]).svg(), "");
         assert_eq!(chart(vec![(1.0, f64::NAN)]).svg(), "");
         let one = chart(vec![(1.0, 2.0)]).svg();

@@ -11,6 +11,7 @@ use crate::ensure;
 use crate::error::{Context, Result};
 use crate::eval::gen_test::SAMPLES;
 use crate::log::metrics::METRICS;
+use crate::train::folder::LOCK;
 use crate::train::record::RUN;
 use crate::train::state::TRAINER_STATE;
 
@@ -36,6 +37,8 @@ pub struct StepPoint {
     pub share: f64,
     /// Milliseconds.
     pub ms: f64,
+    /// Place in epochs.
+    pub epoch: f64,
 }
 
 /// One evaluation.
@@ -70,27 +73,45 @@ pub struct Metrics {
 
 /// Reads the lines of a run's figures. A last line without its end is one that is being written, or that a crash cut off.
 pub fn parse_metrics(bytes: &[u8]) -> Metrics {
-    let mut out = Metrics::default();
-    let (whole, cut) = match bytes.iter().rposition(|&b| b == b'\n') {
-        Some(end) => (&bytes[..end], bytes.len() - end - 1),
-        None => (&bytes[..0], bytes.len()),
-    };
-    if cut > 0 {
-        out.notes.push(format!(
-            "the last line of {METRICS} is not complete ({cut} bytes): the run is still going, or it was cut off; read up to the line before"
-        ));
-    }
-    let (mut tokens, mut unreadable) = (0.0, 0u64);
-    for line in whole.split(|&b| b == b'\n').filter(|l| !l.iter().all(u8::is_ascii_whitespace)) {
-        match serde_json::from_slice::<Value>(line) {
-            Ok(v) if v.is_object() => out.line(&v, &mut tokens),
-            _ => unreadable += 1,
+    let mut lines = Lines::default();
+    let read = lines.take(bytes);
+    lines.metrics(bytes.len() - read)
+}
+
+/// The lines of `metrics.jsonl`, as far as they were read.
+#[derive(Clone, Debug, Default)]
+pub struct Lines {
+    metrics: Metrics,
+    tokens: f64,
+    unreadable: u64,
+}
+
+impl Lines {
+    /// Reads what follows, up to the last end of a line; gives how many bytes that is.
+    pub fn take(&mut self, bytes: &[u8]) -> usize {
+        let Some(end) = bytes.iter().rposition(|&b| b == b'\n') else { return 0 };
+        for line in bytes[..end].split(|&b| b == b'\n').filter(|l| !l.iter().all(u8::is_ascii_whitespace)) {
+            match serde_json::from_slice::<Value>(line) {
+                Ok(v) if v.is_object() => self.metrics.line(&v, &mut self.tokens),
+                _ => self.unreadable += 1,
+            }
         }
+        end + 1
     }
-    if unreadable > 0 {
-        out.notes.push(format!("{unreadable} lines of {METRICS} are no JSON objects and left out"));
+
+    /// The figures; `cut` bytes follow that are no whole line.
+    pub fn metrics(&self, cut: usize) -> Metrics {
+        let mut out = self.metrics.clone();
+        if cut > 0 {
+            out.notes.push(format!(
+                "the last line of {METRICS} is not complete ({cut} bytes): the run is still going, or it was cut off; read up to the line before"
+            ));
+        }
+        if self.unreadable > 0 {
+            out.notes.push(format!("{} lines of {METRICS} are no JSON objects and left out", self.unreadable));
+        }
+        out
     }
-    out
 }
 
 impl Metrics {
@@ -133,6 +154,7 @@ impl Metrics {
                 rate: number("tokens_per_second"),
                 share: 100.0 * number("supervised") / of_step,
                 ms: number("ms"),
+                epoch: number("epoch"),
             });
         }
     }
@@ -183,7 +205,11 @@ impl Run {
         );
         let size = std::fs::metadata(&path).context(|| path.display().to_string())?.len();
         ensure!(size <= LONGEST, "{}: {size} bytes, expected at most {LONGEST}", path.display());
-        let mut metrics = parse_metrics(&std::fs::read(&path).context(|| path.display().to_string())?);
+        Ok(Self::of(dir, parse_metrics(&std::fs::read(&path).context(|| path.display().to_string())?)))
+    }
+
+    /// A run whose figures were read; its other files are read now.
+    pub fn of(dir: &Path, mut metrics: Metrics) -> Self {
         let mut json = |name: &str, what: &str| match read_json(&dir.join(name)) {
             Ok(value) => value,
             Err(e) if dir.join(name).exists() => {
@@ -191,23 +217,24 @@ impl Run {
                 Value::Null
             }
             Err(_) => {
-                metrics.notes.push(format!("{name} is not there: {what}"));
+                if !what.is_empty() {
+                    metrics.notes.push(format!("{name} is not there: {what}"));
+                }
                 Value::Null
             }
         };
         let record = json(RUN, "no settings, mix and machine are shown");
-        let state = json(TRAINER_STATE, "the run has not ended, or was cut off");
-        let samples = match dir.join(SAMPLES).exists() {
-            true => json(SAMPLES, ""),
-            false => Value::Null,
-        };
+        // A run that goes on has none yet.
+        let going = dir.join(LOCK).exists();
+        let state = json(TRAINER_STATE, if going { "" } else { "the run has not ended, or was cut off" });
+        let samples = json(SAMPLES, "");
         let best = state["best_global_step"].as_u64();
         let checkpoints = manifest::list(dir).unwrap_or_default().into_iter().map(|(step, path)| Checkpoint {
             step,
             bytes: folder_bytes(&path),
             best: best == Some(step),
         });
-        Ok(Self {
+        Self {
             name: name_of(dir),
             dir: dir.to_path_buf(),
             metrics,
@@ -215,7 +242,7 @@ impl Run {
             state,
             samples,
             checkpoints: checkpoints.collect(),
-        })
+        }
     }
 
     /// A setting as it was used, and its origin.
@@ -236,39 +263,43 @@ fn folder_bytes(dir: &Path) -> u64 {
     entries.filter_map(|e| e.metadata().ok()).filter(|m| m.is_file()).map(|m| m.len()).sum()
 }
 
-/// The runs of the folders named; a folder that holds only folders of runs (as `pretrain` writes) stands for these.
-///
-/// # Errors
-/// If a folder holds no run.
-pub fn read_all(dirs: &[PathBuf]) -> Result<Vec<Run>> {
-    let mut runs = Vec::new();
+/// The folders of runs that some folders stand for: one that holds only folders of runs (as `pretrain` writes) stands for these.
+pub fn run_folders(dirs: &[PathBuf]) -> Vec<PathBuf> {
+    let mut all = Vec::new();
     for dir in dirs {
         if dir.join(METRICS).is_file() {
-            runs.push(Run::read(dir)?);
+            all.push(dir.clone());
             continue;
         }
-        let mut below: Vec<PathBuf> = std::fs::read_dir(dir)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path())
-            .filter(|p| p.join(METRICS).is_file())
-            .collect();
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let mut below: Vec<PathBuf> = entries.map(|e| e.path()).filter(|p| p.join(METRICS).is_file()).collect();
         below.sort();
+        // What is wrong with it is said when it is read.
         if below.is_empty() {
             below.push(dir.clone());
         }
-        for path in below {
-            runs.push(Run::read(&path)?);
-        }
+        all.extend(below);
     }
-    // Two runs of one name are told apart by their paths.
+    all
+}
+
+/// Two runs of one name are told apart by their paths.
+pub fn tell_apart(runs: &mut [Run]) {
     let names: Vec<String> = runs.iter().map(|r| r.name.clone()).collect();
-    for run in &mut runs {
+    for run in runs {
         if names.iter().filter(|n| **n == run.name).count() > 1 {
             run.name = run.dir.display().to_string();
         }
     }
+}
+
+/// The runs of the folders named.
+///
+/// # Errors
+/// If a folder holds no run.
+pub fn read_all(dirs: &[PathBuf]) -> Result<Vec<Run>> {
+    let mut runs = run_folders(dirs).iter().map(|dir| Run::read(dir)).collect::<Result<Vec<_>>>()?;
+    tell_apart(&mut runs);
     Ok(runs)
 }
 

@@ -58,9 +58,9 @@ pub fn date(unix: u64) -> String {
     format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", rest / 3600, rest / 60 % 60)
 }
 
-/// A square of the run's colour.
+/// A square of the run's colour; no line ends between it and what follows.
 pub fn swatch(run: usize) -> String {
-    format!("<i class=\"swatch c{}\"></i>", run % COLOURS)
+    format!("<i class=\"swatch c{}\"></i>&#8288;", run % COLOURS)
 }
 
 /// The run's name with its colour, where there are several.

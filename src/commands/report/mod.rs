@@ -1,9 +1,12 @@
 //! `ringtune report`: one or several runs as one HTML file that needs nothing else, with or without scripts.
 
 mod chart;
+mod curves;
+mod figures;
 mod files;
 mod html;
 mod page;
+mod points;
 mod sections;
 
 use std::io::Write;
@@ -14,8 +17,9 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use crate::error::Result;
 use crate::files::write_bytes;
 use crate::say::{self, Out};
-pub use chart::smooth;
-pub use files::{Metrics, parse_metrics};
+pub use files::{Lines, Metrics, Run, parse_metrics, run_folders, tell_apart};
+pub use page::{PageKind, body, page};
+pub use points::{shown, smooth};
 
 /// The file's name where none is given.
 const NAME: &str = "report.html";
@@ -25,7 +29,7 @@ const NAME: &str = "report.html";
 /// # Errors
 /// If a folder holds no run.
 pub fn html_of(dirs: &[PathBuf]) -> Result<String> {
-    Ok(page::page(&files::read_all(dirs)?))
+    Ok(page(&files::read_all(dirs)?, PageKind::File))
 }
 
 /// The command line of `report`.
@@ -56,7 +60,7 @@ pub fn run(m: &ArgMatches) -> Result<()> {
         (None, [one]) => one.dir.join(NAME),
         (None, _) => PathBuf::from(NAME),
     };
-    write_bytes(&to, page::page(&runs).as_bytes())?;
+    write_bytes(&to, page(&runs, PageKind::File).as_bytes())?;
     for (run, note) in runs.iter().flat_map(|r| r.metrics.notes.iter().map(move |n| (r, n))) {
         say::note(&format!("note: {}: {note}", run.dir.display()));
     }

@@ -1,7 +1,8 @@
 // Hovering a chart shows the values of every run at that place. Everything else on the page works without this script.
-(() => {
+const hover = () => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const tip = document.getElementById("tip");
+  tip.style.display = "none";
   const format = (v) => {
     if (v === null || v === undefined) return "–";
     const a = Math.abs(v);
@@ -33,19 +34,21 @@
     return div;
   };
   for (const svg of document.querySelectorAll("svg.chart")) {
-    const { width, height } = svg.viewBox.baseVal;
-    const [x0, x1] = svg.dataset.box.split(",").map(Number);
+    const { width } = svg.viewBox.baseVal;
+    const [x0, x1] = svg.dataset.values.split(",").map(Number);
+    const [left, right, top, floor] = svg.dataset.frame.split(",").map(Number);
     const cursor = document.createElementNS("http://www.w3.org/2000/svg", "line");
     cursor.setAttribute("class", "cursor");
-    cursor.setAttribute("y1", 12);
-    cursor.setAttribute("y2", height - 36);
+    cursor.setAttribute("y1", top);
+    cursor.setAttribute("y2", floor);
     const hide = () => { tip.style.display = "none"; cursor.remove(); };
     svg.addEventListener("pointerleave", hide);
     svg.addEventListener("pointermove", (event) => {
       const box = svg.getBoundingClientRect();
       const across = (event.clientX - box.left) / box.width * width;
-      const x = x0 + (across - 62) / (width - 62 - 14) * (x1 - x0);
-      if (!(x >= x0 && x <= x1)) return hide();
+      const reach = (x1 - x0) / 100;
+      const x = x0 + (across - left) / (right - left) * (x1 - x0);
+      if (!(x >= x0 - reach && x <= x1 + reach)) return hide();
       tip.replaceChildren();
       let at = null;
       data.forEach((run, i) => {
@@ -56,21 +59,23 @@
           if (!list.length) continue;
           const k = nearest(list, x);
           if (at === null) at = list[k];
-          tip.append(row((data.length > 1 ? run.name + " " : "") + name, format(line.y[k]), i % 8));
+          const mean = line.mean ? " (mean " + format(line.mean[k]) + ")" : "";
+          tip.append(row((data.length > 1 ? run.name + " " : "") + name, format(line.y[k]) + mean, line.colour));
         }
       });
       if (at === null) return hide();
       const head = row(svg.dataset.x, Math.round(at).toLocaleString("en"), null);
       head.className = "at";
       tip.prepend(head);
-      const px = 62 + (at - x0) / (x1 - x0) * (width - 62 - 14);
+      const px = left + (at - x0) / (x1 - x0) * (right - left);
       cursor.setAttribute("x1", px);
       cursor.setAttribute("x2", px);
       svg.append(cursor);
       tip.style.display = "block";
-      const width = tip.offsetWidth;
-      tip.style.left = Math.min(event.clientX + 16, window.innerWidth - width - 8) + "px";
-      tip.style.top = event.clientY + 14 + "px";
+      const room = { across: window.innerWidth - tip.offsetWidth - 8, down: window.innerHeight - tip.offsetHeight - 8 };
+      tip.style.left = Math.max(8, Math.min(event.clientX + 16, room.across)) + "px";
+      tip.style.top = Math.max(8, Math.min(event.clientY + 14, room.down)) + "px";
     });
   }
-})();
+};
+hover();

@@ -80,6 +80,7 @@ pub fn settings(out: &mut String, runs: &[Run]) {
         let _ = write!(out, "<th class=\"r{i}\">{name}</th>");
     }
     *out += "</tr></thead><tbody>\n";
+    let mut marked = false;
     for name in &names {
         let values: Vec<Option<&(String, String)>> = all.iter().map(|s| s.get(name)).collect();
         let differs = values.iter().any(|v| v.map(|x| &x.0) != values[0].map(|x| &x.0));
@@ -89,6 +90,7 @@ pub fn settings(out: &mut String, runs: &[Run]) {
             (2.., true, _) => "differs",
             _ => "same",
         };
+        marked |= class != "same";
         let _ = write!(out, "<tr class=\"{class}\"><th>{}</th>", escape(name));
         for (i, value) in values.iter().enumerate() {
             match value {
@@ -105,6 +107,10 @@ pub fn settings(out: &mut String, runs: &[Run]) {
             }
         }
         *out += "</tr>\n";
+    }
+    if !marked {
+        let what = if runs.len() > 1 { "nothing differs" } else { "nothing was set" };
+        let _ = writeln!(out, "<tr class=\"none\"><td colspan=\"{}\">{what}</td></tr>", runs.len() + 1);
     }
     *out += "</tbody></table></div>\n";
 }

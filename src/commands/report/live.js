@@ -1,0 +1,30 @@
+// The served page: asks for its sections whenever the server says that the run's files have changed. Switches stay as they are.
+{
+  const tag = document.getElementById("live");
+  const say = (text, good) => { tag.textContent = text; tag.classList.toggle("good", good); };
+  let wanted = 0, shown = 0, busy = false;
+  const update = async () => {
+    if (busy || wanted === shown) return;
+    busy = true;
+    const version = wanted;
+    try {
+      const answer = await fetch("/main", { cache: "no-store" });
+      if (answer.ok) {
+        document.querySelector("main").innerHTML = await answer.text();
+        hover();
+        shown = version;
+      }
+    } catch { /* The events say when the server is there again. */ }
+    busy = false;
+    if (wanted !== version) update();
+  };
+  const events = new EventSource("/events");
+  events.onopen = () => say("live", true);
+  events.onerror = () => say("no answer: ringtune watch has ended", false);
+  events.onmessage = (event) => {
+    const [version, state] = event.data.split(" ", 2);
+    say(state === "over" ? "ended" : "live", state !== "over");
+    wanted = version;
+    update();
+  };
+}
