@@ -22,6 +22,25 @@ pub struct Footprint {
     /// Where projections in bf16 make masks of dropout in registers if all widths and ranks are multiples of this, and so need no scratch
     /// for what was dropped. `None`: they never do.
     pub fused_multiple: Option<usize>,
+    /// How frozen weights in bf16 are kept for products in both directions. `None`: as they are.
+    pub packed: Option<Packed>,
+}
+
+/// Panels of bf16 in which products read a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// Columns of the product in a panel; the last one is filled up.
+    pub columns: usize,
+    /// Steps of the sum at whose multiples panels end.
+    pub steps: usize,
+}
+
+impl Packed {
+    /// Bytes that a weight (out, in) takes for both directions.
+    pub fn bytes(&self, (out, wide): (usize, usize)) -> u64 {
+        let form = |n: usize, k: usize| 2 * (n.next_multiple_of(self.columns) * k.next_multiple_of(self.steps)) as u64;
+        form(out, wide) + form(wide, out)
+    }
 }
 
 impl Footprint {
@@ -46,7 +65,7 @@ mod tests {
 
     #[test]
     fn what_is_fused_needs_no_scratch() {
-        let fuses = Footprint { logits_rows: 1, batch_words: 6, block: 1, fused_multiple: Some(8) };
+        let fuses = Footprint { logits_rows: 1, batch_words: 6, block: 1, fused_multiple: Some(8), packed: None };
         assert!(!fuses.writes_dropped(DType::Bf16, &[64, 16]));
         assert!(fuses.writes_dropped(DType::F32, &[64, 16]));
         assert!(fuses.writes_dropped(DType::Bf16, &[64, 4]));

@@ -155,7 +155,9 @@ impl ModelFolder {
         if let Some(adapter) = &self.adapter {
             load_adapter(dev, &mut params, adapter)?;
         }
-        Ok(Model::fixed(resized.config().clone(), params, self.adapter.as_ref().map(lora_spec), dtype))
+        let mut model = Model::fixed(resized.config().clone(), params, self.adapter.as_ref().map(lora_spec), dtype);
+        model.keep_packed(dev, false)?;
+        Ok(model)
     }
 }
 

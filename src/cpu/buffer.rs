@@ -5,13 +5,16 @@ use memmap2::MmapMut;
 
 use super::Cpu;
 use super::elem::{Stored, View};
+use super::kept::Forms;
 use crate::error::{Context, Result};
 use crate::tensor::{DType, Tensor};
 
 /// A buffer of zero bytes at first. Pages that were never written take no memory.
 pub struct CpuBuf {
-    /// At least one page, so that even a tensor without elements has an aligned start.
-    map: MmapMut,
+    /// At least one page, so that even a tensor without elements has an aligned start. `None` where the bytes stand in `forms` alone.
+    map: Option<MmapMut>,
+    /// What products read instead, as long as nothing is written.
+    forms: Option<Box<Forms>>,
 }
 
 impl CpuBuf {
@@ -26,17 +29,38 @@ impl CpuBuf {
         if bytes >= 8 << 20 {
             let _ = map.advise(memmap2::Advice::HugePage);
         }
-        Ok(Self { map })
+        Ok(Self { map: Some(map), forms: None })
     }
 
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        match (&self.map, &self.forms) {
+            (Some(map), _) => map,
+            (None, Some(forms)) => forms.rows().bytes(),
+            (None, None) => unreachable!("the bytes stand somewhere"),
+        }
     }
 
-    /// All bytes, to be written.
+    /// All bytes, to be written; forms of what stood there are forgotten.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.map
+        let forms = self.forms.take();
+        if let (None, Some(forms)) = (&self.map, forms) {
+            self.map = forms.into_rows().map;
+        }
+        self.map.as_mut().expect("the bytes stand somewhere")
+    }
+
+    /// What products read instead of the bytes.
+    pub fn forms(&self) -> Option<&Forms> {
+        self.forms.as_deref()
+    }
+
+    /// Keeps forms of what stands here; without `with_bytes` in its place.
+    pub fn keep(&mut self, forms: Forms, with_bytes: bool) {
+        self.forms = Some(Box::new(forms));
+        if !with_bytes {
+            self.map = None;
+        }
     }
 
     /// The first `len` elements.

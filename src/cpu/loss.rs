@@ -3,6 +3,8 @@
 use super::Cpu;
 use super::buffer::{elems, elems_mut, view};
 use super::elem::{Elem, View};
+use super::kept::Weight;
+use super::kernels::Micro;
 use super::level::multiversion;
 use super::matmul::{Dest, Product, Shape, product};
 use super::pack::Operand;
@@ -108,6 +110,7 @@ pub fn linear_cross_entropy(
     }
     let gradient = dx.is_some() || dw.is_some();
     let both_bf16 = x.dtype() == DType::Bf16 || w.dtype() == DType::Bf16;
+    let micro = Micro::new(dev.level, both_bf16);
     let mut scratch = dev.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let (mut kept, mut kept_gradients) = (std::mem::take(&mut scratch.logits), std::mem::take(&mut scratch.gradients));
     let most = CHUNK.min(rows.len());
@@ -130,8 +133,8 @@ pub fn linear_cross_entropy(
         let operand = |data, major_stride, k_stride| Operand { data, major_stride, k_stride };
         let of =
             |a, b, (m, n, k), write| Product { a, b, shape: Shape { m, n, k }, bf16: both_bf16, alpha: 1.0, write };
-        let (a, b) = (operand(xs, c, 1), operand(view(w), c, 1));
-        product(dev, &mut scratch, Dest::F32(logits), of(a, b, (m, classes, c), Write::Set));
+        let b = Weight::of(w, &micro, true, classes, c);
+        product(dev, &mut scratch, Dest::F32(logits), of(operand(xs, c, 1), b, (m, classes, c), Write::Set));
         dev.pool.split((chunked(logits, classes), chunked(&mut results[..m], 1)), |i, (logits, result)| {
             result[0] = softmax_row(dev.level, logits, targets[chunk[i]] as usize);
         });
@@ -163,8 +166,8 @@ pub fn linear_cross_entropy(
         };
         if let Some(dx) = &mut dx {
             let out = &mut gathered_dx[..m * c];
-            let (a, b) = (operand(ds, classes, 1), operand(view(w), 1, c));
-            product(dev, &mut scratch, Dest::F32(out), of(a, b, (m, c, classes), Write::Set));
+            let b = Weight::of(w, &micro, false, c, classes);
+            product(dev, &mut scratch, Dest::F32(out), of(operand(ds, classes, 1), b, (m, c, classes), Write::Set));
             match dx.dtype() {
                 DType::F32 => scatter(elems_mut::<f32>(dx), out, chunk, c),
                 _ => scatter(elems_mut::<bf16>(dx), out, chunk, c),
@@ -177,7 +180,7 @@ pub fn linear_cross_entropy(
             };
             let out = &mut elems_mut::<f32>(dw)[..tail * c];
             let (a, b) = (operand(ds, 1, classes), operand(xs, 1, c));
-            product(dev, &mut scratch, Dest::F32(out), of(a, b, (tail, c, m), Write::Add));
+            product(dev, &mut scratch, Dest::F32(out), of(a, b.into(), (tail, c, m), Write::Add));
         }
     }
     scratch.gradients = kept_gradients;

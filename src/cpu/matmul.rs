@@ -12,6 +12,7 @@
 use super::Cpu;
 use super::buffer::{Grow, ViewMut, view, view_mut};
 use super::elem::Elem;
+use super::kept::Weight;
 use super::kernels::{Micro, Store, Target, Tile};
 use super::level::multiversion;
 use super::pack::{Operand, Unit, pack_panel};
@@ -21,6 +22,11 @@ use crate::tensor::{DType, Tensor};
 
 /// Steps of k in a slab, in units of four bytes: a panel of B is then 128 KiB.
 const K_UNITS: usize = 1024;
+
+/// Steps of k in a slab of these units: the cut depends on nothing else.
+pub fn k_steps(unit: Unit) -> usize {
+    if unit.is_pair() { 2 * K_UNITS } else { K_UNITS }
+}
 
 /// Units of a packed slab (4 MiB): it stays in the L3 cache until it is used.
 const SLAB_UNITS: usize = 1 << 20;
@@ -62,12 +68,13 @@ pub struct Shape {
 
 pub fn matmul(dev: &Cpu, c: &mut Tensor<Cpu>, a: &Tensor<Cpu>, b: &Tensor<Cpu>, op: MatMul, alpha: f32, write: Write) {
     let (m, n, k) = op.check(c, a, b);
-    let (ac, bc) = (a.cols(), b.cols());
-    let (a_major, a_k) = if op == MatMul::TN { (1, ac) } else { (ac, 1) };
-    let (b_major, b_k) = if op == MatMul::NT { (bc, 1) } else { (1, bc) };
+    let (a_major, a_k) = if op == MatMul::TN { (1, a.cols()) } else { (a.cols(), 1) };
     let bf16 = a.dtype() == DType::Bf16 || b.dtype() == DType::Bf16;
     let a = Operand { data: view(a), major_stride: a_major, k_stride: a_k };
-    let b = Operand { data: view(b), major_stride: b_major, k_stride: b_k };
+    let b = match op {
+        MatMul::TN => Weight::from(Operand { data: view(b), major_stride: 1, k_stride: b.cols() }),
+        MatMul::NT | MatMul::NN => Weight::of(b, &Micro::new(dev.level, bf16), op == MatMul::NT, n, k),
+    };
     let c = match view_mut(c) {
         ViewMut::F32(c) => Dest::F32(c),
         ViewMut::Bf16(c) => Dest::Bf16(c),
@@ -81,7 +88,7 @@ fn panels_per_task(panel_units: usize) -> usize {
     (16 * 1024 / panel_units.max(1)).max(1)
 }
 
-fn pack_slab(
+pub fn pack_slab(
     dev: &Cpu,
     dst: &mut [u32],
     (unit, width): (Unit, usize),
@@ -117,7 +124,7 @@ multiversion! {
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
     pub a: Operand<'a>,
-    pub b: Operand<'a>,
+    pub b: Weight<'a>,
     pub shape: Shape,
     /// Whether the operands are rounded to bf16 where they are not already.
     pub bf16: bool,
@@ -132,7 +139,7 @@ pub fn product(dev: &Cpu, scratch: &mut Scratch, c: Dest<'_>, p: Product<'_>) {
         return;
     }
     let micro = Micro::new(dev.level, bf16);
-    let k_steps = if micro.a.is_pair() { 2 * K_UNITS } else { K_UNITS };
+    let k_steps = k_steps(micro.b);
     let units = micro.units(k.min(k_steps)).max(1);
     let slab = |width: usize| (SLAB_UNITS / units / width).max(1) * width;
     let (ms, ns) = (slab(micro.mr).min(m), slab(micro.nr).min(n));
@@ -147,7 +154,7 @@ pub fn product(dev: &Cpu, scratch: &mut Scratch, c: Dest<'_>, p: Product<'_>) {
         return by_panels(dev, scratch, &micro, k_steps, (c_f32, c_bf16), p);
     }
     let packed_a = scratch.a.elems::<u32>(ms.next_multiple_of(micro.mr) * units);
-    let packed_b = scratch.b.elems::<u32>(ns.next_multiple_of(micro.nr) * units);
+    let packed_b = scratch.b.elems::<u32>(if b.kept.is_some() { 0 } else { ns.next_multiple_of(micro.nr) * units });
     let sum = scratch.sum.elems::<f32>(if several { ms * ns } else { 0 });
     let one_b = !several;
     for j0 in (0..n).step_by(ns) {
@@ -156,13 +163,14 @@ pub fn product(dev: &Cpu, scratch: &mut Scratch, c: Dest<'_>, p: Product<'_>) {
             let mi = ms.min(m - i0);
             for k0 in (0..k.max(1)).step_by(k_steps) {
                 let kk = k_steps.min(k - k0);
-                if !(one_b && i0 > 0) {
-                    pack_slab(dev, packed_b, (micro.b, micro.nr), b, (j0, nj), (k0, kk));
+                if !(one_b && i0 > 0 || b.kept.is_some()) {
+                    pack_slab(dev, packed_b, (micro.b, micro.nr), b.rows, (j0, nj), (k0, kk));
                 }
+                let b = b.kept.map_or(&*packed_b, |kept| kept.panels(j0, k0));
                 if !(m <= ms && !several && j0 > 0) {
                     pack_slab(dev, packed_a, (micro.a, micro.mr), a, (i0, mi), (k0, kk));
                 }
-                let panels = Panels { micro, a: packed_a, b: packed_b, units: micro.units(kk) };
+                let panels = Panels { micro, a: packed_a, b, units: micro.units(kk) };
                 let tile = if several {
                     let store = if k0 == 0 { Store::Set } else { Store::Add };
                     Tile { target: Target::F32(sum.as_mut_ptr()), stride: nj, rows: mi, cols: nj, alpha: 1.0, store }
@@ -224,7 +232,7 @@ fn by_panels(
     let store = if write == Write::Set { Store::Set } else { Store::Add };
     dev.pool.run(panels.div_ceil(per_task), &|task| {
         PANEL.with_borrow_mut(|[panel, sum]| {
-            let panel = panel.elems::<u32>(nr * micro.units(k_steps.min(k)));
+            let own = panel.elems::<u32>(if b.kept.is_some() { 0 } else { nr * micro.units(k_steps.min(k)) });
             let sum = sum.elems::<f32>(if several { m * nr } else { 0 });
             for j in (task * per_task..(task + 1) * per_task).map(|j| j * nr).take_while(|&j| j < n) {
                 let cols = nr.min(n - j);
@@ -240,12 +248,19 @@ fn by_panels(
                         Tile { target, stride: n, rows: m, cols, alpha, store }
                     };
                     let a = &packed_a[k0.div_ceil(k_steps) * slab..];
-                    let rows = b.data.from(j * b.major_stride + k0 * b.k_stride);
-                    // SAFETY: these columns of C, or the sums, belong to this task.
-                    if b.k_stride == 1 && unsafe { micro.few_rows(a, rows, b.major_stride, steps, tile) } {
-                        continue;
-                    }
-                    pack_panel(dev.level, panel, micro.b, nr, b, j, cols, k0, steps);
+                    let panel = match b.kept {
+                        Some(kept) => kept.panels(j, k0),
+                        None => {
+                            let b = b.rows;
+                            let rows = b.data.from(j * b.major_stride + k0 * b.k_stride);
+                            // SAFETY: these columns of C, or the sums, belong to this task.
+                            if b.k_stride == 1 && unsafe { micro.few_rows(a, rows, b.major_stride, steps, tile) } {
+                                continue;
+                            }
+                            pack_panel(dev.level, own, micro.b, nr, b, j, cols, k0, steps);
+                            &*own
+                        }
+                    };
                     assert!(m.next_multiple_of(mr) * units <= a.len() && nr * units <= panel.len(), "packed operands");
                     // SAFETY: the panels hold the tile (asserted above); these columns of C belong to this task, and the sums do.
                     unsafe { micro.block(a, panel, units, tile) };

@@ -11,6 +11,7 @@ mod buffer;
 mod elem;
 mod elementwise;
 mod embedding;
+mod kept;
 mod kernels;
 mod level;
 mod loss;
@@ -172,7 +173,19 @@ impl Backend for Cpu {
     type Stats = HostStats;
 
     fn footprint(_classes: usize) -> Footprint {
-        Footprint { logits_rows: LOGITS_ROWS, batch_words: 6, block: 1, fused_multiple: None }
+        // What is asked of `RINGTUNE_CPU` and cannot run is said where the device is opened.
+        let level = Level::detect().unwrap_or_else(|_| Level::fastest());
+        Footprint {
+            logits_rows: LOGITS_ROWS,
+            batch_words: 6,
+            block: 1,
+            fused_multiple: None,
+            packed: kept::packed(level),
+        }
+    }
+
+    fn keep_packed(&self, w: &mut Tensor<Self>, backward: bool, rows_are_read: bool) -> Result<usize> {
+        kept::keep(self, w, backward, rows_are_read)
     }
 
     operations! {

@@ -211,6 +211,7 @@ impl Backend for Cuda {
             batch_words: plan::SLOTS * plan::TOKEN_WORDS,
             block: stats::CHUNK,
             fused_multiple: Some(FUSED_MULTIPLE),
+            packed: None,
         }
     }
 

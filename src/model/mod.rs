@@ -77,6 +77,22 @@ impl<B: Backend> Model<B> {
         self.params.lm_head.as_ref().unwrap_or(&self.params.embed)
     }
 
+    /// Has the device keep what is not trained in the form that its products read, for passes back too where `training`: of a model with
+    /// low-rank updates, or of one that is used as it is. Gives the bytes that this takes beyond the weights'.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    pub fn keep_packed(&mut self, dev: &B, training: bool) -> Result<u64> {
+        let (config, new_rows) = (&self.config, self.new_rows.is_some());
+        let mut taken = 0;
+        for (at, w) in self.params.places_mut() {
+            if let Some(rows_are_read) = kept_packed(config, new_rows, at) {
+                taken += dev.keep_packed(w, training, rows_are_read)? as u64;
+            }
+        }
+        Ok(taken)
+    }
+
     /// Probability of dropping an element of a low-rank update's input in training; `None` without dropout.
     fn dropout(&self) -> Option<f32> {
         self.lora.as_ref().map(|l| l.dropout as f32).filter(|&p| p > 0.0)
@@ -103,6 +119,17 @@ impl<B: Backend> Model<B> {
             Kind::Vocabulary => self.vocabulary_rows(),
             Kind::Matrix | Kind::Norm | Kind::Bias => 0,
         }
+    }
+}
+
+/// Whether a weight that is not trained is one that products read, and then whether others read its rows too: the embedding's are gathered,
+/// and of a head with rows beyond the classes a product reads a part.
+pub fn kept_packed(config: &ModelConfig, new_rows: bool, at: Place) -> Option<bool> {
+    match at {
+        Place::Embed if config.tied && !new_rows => Some(true),
+        Place::Head if !new_rows => Some(config.n_classes != config.vocab_size),
+        Place::Layer(_, weights::Part::Matrix(_)) => Some(false),
+        _ => None,
     }
 }
 

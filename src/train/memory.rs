@@ -8,7 +8,7 @@ use crate::comm::ranks::BUCKET;
 use crate::log::tables::MemoryClass;
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Place, Product, Weights};
-use crate::model::{LoraSpec, Recompute, dropped_width};
+use crate::model::{LoraSpec, Recompute, dropped_width, kept_packed};
 use crate::settings::{TrainSettings, Zero};
 use crate::tensor::DType;
 use crate::text::bytes;
@@ -16,6 +16,10 @@ use crate::words::Words;
 
 /// Bytes of f32 and of i32.
 const WORD: u64 = 4;
+
+/// What frozen weights take beyond themselves in the form that products read. It spares time alone: a machine that has not the memory
+/// does without.
+pub const PACKED: &str = "packed weights";
 
 /// What a run's memory depends on.
 #[derive(Clone, Debug)]
@@ -83,6 +87,19 @@ impl Demand<'_> {
         (0..ranks).map(of).max().unwrap_or(0)
     }
 
+    /// Bytes of [`PACKED`]: see [`crate::model::Model::keep_packed`].
+    fn packed(&self) -> u64 {
+        let bf16 = self.settings.dtype == DType::Bf16 && self.lora.is_some();
+        let Some(packed) = self.device.packed.filter(|_| bf16) else { return 0 };
+        let element = self.settings.dtype.bytes() as u64;
+        let of = |at: Place| {
+            let rows_are_read = kept_packed(self.config, self.new_rows.is_some(), at)?;
+            let own = if rows_are_read { 0 } else { at.len(self.config, 0) as u64 * element };
+            Some(packed.bytes(at.shape(self.config, 0)) - own)
+        };
+        Weights::of(self.config).places().into_iter().filter_map(|(at, _)| of(at)).sum()
+    }
+
     /// Number of trained weights.
     pub fn trained_weights(&self) -> u64 {
         match self.lora {
@@ -116,17 +133,32 @@ pub fn estimate_on(d: &Demand, ranks: usize) -> Vec<MemoryClass> {
     let rows = d.device.logits_rows.min(d.max_tokens()) as u64;
     let apart = if d.settings.dtype == DType::Bf16 { element } else { 0 };
     let head = rows * (d.config.n_classes as u64 * (WORD + apart) + d.config.hidden_size as u64 * (WORD + element));
-    let mut classes = vec![
-        class("weights", (d.base_weights() + d.lora_weights()) * element),
+    let mut classes = vec![class("weights", (d.base_weights() + d.lora_weights()) * element)];
+    classes.extend(Some(d.packed()).filter(|&n| n > 0).map(|n| class(PACKED, n)));
+    classes.extend([
         class("gradients", (d.trained_weights() + between as u64) * WORD),
         class("moments and masters", (2 * (held + between as u64) + mastered) * WORD),
         class("activations", d.max_tokens() as u64 * per_token(d) + vocabulary * WORD),
         class("logits chunk", head),
-    ];
+    ]);
     if ranks > 1 {
         classes.push(class("sums over ranks", owned * WORD));
     }
     classes
+}
+
+/// As [`estimate_on`] for a device with `available` bytes: without [`PACKED`] where it does not fit.
+pub fn estimate_within(d: &Demand, ranks: usize, available: Option<u64>) -> Vec<MemoryClass> {
+    let mut classes = estimate_on(d, ranks);
+    if available.is_some_and(|n| n < sum(&classes)) {
+        classes.retain(|c| c.name != PACKED);
+    }
+    classes
+}
+
+/// Bytes of all classes.
+pub fn sum(classes: &[MemoryClass]) -> u64 {
+    classes.iter().map(|c| c.bytes).sum()
 }
 
 /// Bytes of activations and scratch that one token takes.
@@ -179,7 +211,7 @@ pub fn remedy(d: &Demand, lora: &LoraSpec, available: u64) -> Option<Remedy> {
     let mut flags: Vec<String> = Vec::new();
     let total = |s: &TrainSettings, l: Option<&LoraSpec>, rows: usize| -> u64 {
         let changed = Demand { settings: s, lora: l, max_seq_len: rows, ..d.clone() };
-        estimate(&changed).iter().map(|c| c.bytes).sum()
+        sum(&estimate_within(&changed, 1, Some(0)))
     };
     let fits = |s: &TrainSettings, l: Option<&LoraSpec>, rows: usize, flags: &[String]| {
         let bytes = total(s, l, rows);

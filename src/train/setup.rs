@@ -11,6 +11,7 @@ use crate::hf::TensorSource;
 use crate::hf::device::load_params;
 use crate::log::tables::MemoryClass;
 use crate::log::trace::Trace;
+use crate::machine::available_memory;
 use crate::model;
 use crate::model::config::ModelConfig;
 use crate::model::flops::FlopCount;
@@ -149,18 +150,27 @@ fn what_fits<B: Backend>(
     max_tokens: usize,
     free: u64,
 ) -> String {
-    let named = |s: &TrainSettings| lora_spec(s).ok().flatten();
-    let lora = named(s);
-    let demand = Demand {
+    let usual = lora_spec(&TrainSettings::default()).ok().flatten().expect("the table's defaults are valid");
+    demand::<B, _>(config, s, new_rows, max_tokens, |d| memory::does_not_fit(d, &usual, free))
+}
+
+/// `f` of what a run's memory depends on.
+fn demand<B: Backend, R>(
+    config: &ModelConfig,
+    s: &TrainSettings,
+    new_rows: Option<(usize, usize)>,
+    max_tokens: usize,
+    f: impl FnOnce(&Demand) -> R,
+) -> R {
+    let lora = lora_spec(s).ok().flatten();
+    f(&Demand {
         config,
         settings: s,
         lora: lora.as_ref(),
         new_rows: new_rows.map(|(_, n)| n).filter(|_| lora.is_some()),
         max_seq_len: max_tokens / s.micro_batch_size.max(s.eval_batch_size).max(1),
         device: B::footprint(config.n_classes),
-    };
-    let usual = named(&TrainSettings::default()).expect("the table's defaults are valid");
-    memory::does_not_fit(&demand, &usual, free)
+    })
 }
 
 fn built<B: Backend>(
@@ -173,12 +183,15 @@ fn built<B: Backend>(
 ) -> Result<Workload<B>> {
     let config = source.config().clone();
     let lora = lora_spec(s)?;
+    let needed = demand::<B, _>(&config, s, new_rows, max_tokens, |d| memory::sum(&memory::estimate(d)));
+    let packs = lora.is_some() && available_memory().is_none_or(|n| n >= needed);
     let mut params = load_params(dev, source, s.dtype)?;
     if let Some(l) = &lora {
         add_lora(dev, &config, &mut params, s.dtype, l, s.seed)?;
     }
     let new_rows = new_rows.filter(|_| lora.is_some()).map(|(first, n)| first..first + n);
     let mut model = Model { config, params, lora, dtype: s.dtype, new_rows };
+    let packed = if packs { model.keep_packed(dev, true)? } else { 0 };
     let grads = model::alloc_grads(dev, &model)?;
     let options = ActsOptions { recompute: s.recompute, training: true, micro_batches: s.grad_accum };
     let acts = Acts::new(dev, &model, max_tokens, options)?;
@@ -193,7 +206,7 @@ fn built<B: Backend>(
     let trained = trained_weights(&grads);
     let flops = FlopCount::new(&model.config, model.lora.is_some().then_some(trained));
     let (stats, seed, trace) = (dev.new_stats()?, s.seed, Trace::default());
-    let mut work = Workload { model, grads, acts, optimizer, stats, flops, seed, trace };
+    let mut work = Workload { model, packed, grads, acts, optimizer, stats, flops, seed, trace };
     work.prepare(dev, comm, s.grad_accum)?;
     Ok(work)
 }
@@ -214,15 +227,18 @@ pub fn parameters_line<B: Backend>(work: &Workload<B>) -> String {
 /// Bytes on the device by class. `per_class` activations are those of the model's own account.
 pub fn memory<B: Backend>(work: &Workload<B>) -> Vec<MemoryClass> {
     let bytes = |t: &Tensor<B>| (t.capacity() * t.dtype().bytes()) as u64;
-    vec![
-        MemoryClass { name: "weights", bytes: work.model.params.places().iter().map(|(_, t)| bytes(t)).sum() },
+    let weights =
+        MemoryClass { name: "weights", bytes: work.model.params.places().iter().map(|(_, t)| bytes(t)).sum() };
+    let packed = Some(work.packed).filter(|&n| n > 0).map(|bytes| MemoryClass { name: memory::PACKED, bytes });
+    let rest = [
         MemoryClass {
             name: "gradients",
             bytes: work.grads.places().iter().filter_map(|(_, t)| t.as_ref()).map(bytes).sum(),
         },
         MemoryClass { name: "moments and masters", bytes: work.optimizer.bytes() as u64 },
         MemoryClass { name: "activations", bytes: work.acts.bytes() as u64 },
-    ]
+    ];
+    [weights].into_iter().chain(packed).chain(rest).collect()
 }
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ use crate::tensor::DType;
 pub struct Workload<B: Backend> {
     /// The model; with LoRA the adapter is among its weights.
     pub model: Model<B>,
+    /// Bytes that frozen weights take beyond their own in the form that products read.
+    pub packed: u64,
     /// Gradients of what is trained.
     pub grads: Grads<B>,
     /// Activations of one micro-batch.

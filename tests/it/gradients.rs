@@ -372,6 +372,7 @@ fn a_dropout_mask_belongs_to_its_step_micro_batch_layer_and_target() {
             flops: FlopCount::new(&model.config, None),
             seed,
             trace: Trace::default(),
+            packed: 0,
             model,
             grads,
         };
