@@ -69,6 +69,15 @@ impl Error {
         self
     }
 
+    /// Adds what to do, behind all that is said: `cause; advice`.
+    #[must_use]
+    pub fn hint(mut self, advice: &str) -> Self {
+        if let Some(cause) = self.chain.last_mut() {
+            *cause += &format!("; {advice}");
+        }
+        self
+    }
+
     /// Who has to act.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -95,7 +104,16 @@ impl std::error::Error for Error {}
 
 impl From<std::io::Error> for Error {
     fn from(e: std::io::Error) -> Self {
-        Self::new(e.to_string())
+        Self::new(in_words(&e))
+    }
+}
+
+/// An input/output error without the number that the system has for it.
+pub fn in_words(e: &std::io::Error) -> String {
+    let text = e.to_string();
+    match text.rsplit_once(" (os error ") {
+        Some((words, number)) if number.trim_end_matches(')').parse::<i32>().is_ok() => words.to_string(),
+        _ => text,
     }
 }
 
@@ -136,6 +154,7 @@ mod tests {
         let e: Error = Err::<(), _>(io).context(|| "data/a.jsonl".to_string()).unwrap_err().context("sft");
         assert_eq!(e.to_string(), "sft: data/a.jsonl: no such file");
         assert_eq!(e.exit_code(), 1);
+        assert_eq!(Error::from(std::io::Error::from_raw_os_error(2)).to_string(), "No such file or directory");
         assert_eq!(Error::usage("x").context("y").exit_code(), 2);
         assert_eq!(Error::interrupted("x").exit_code(), 75);
     }

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, in_words};
 use crate::{bail, ensure};
+
+pub mod nearby;
 
 /// Turns an input/output error at `path` into a message that says what to do where the disk is full.
 pub fn explain(path: &Path, e: &std::io::Error) -> Error {
@@ -19,7 +21,7 @@ pub fn explain(path: &Path, e: &std::io::Error) -> Error {
         Some(libc::EACCES | libc::EROFS | libc::EPERM) => "; choose a folder that can be written to",
         _ => "",
     };
-    Error::new(format!("{}: {e}{hint}", path.display()))
+    Error::new(format!("{}: {}{hint}", path.display(), in_words(e)))
 }
 
 /// Attaches the path, and advice where there is some, to an input/output result.
@@ -53,7 +55,12 @@ pub fn kind_of(path: &Path) -> std::io::Result<&'static str> {
 /// If it is not there, no file, or cannot be read.
 pub fn open_file(path: &Path) -> Result<File> {
     let name = || path.display().to_string();
-    let kind = kind_of(path).context(name)?;
+    let kind = match kind_of(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            return Err(Error::new(format!("{}: {}{}", name(), in_words(&e), nearby::hint(path))));
+        }
+        kind => kind.context(name)?,
+    };
     let hint = if kind == "a folder" { "" } else { "; write what it gives to a file" };
     ensure!(kind == "a file", "{}: expected a file that can be read again, found {kind}{hint}", name());
     File::open(path).context(name)

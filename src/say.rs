@@ -36,6 +36,72 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// How text looks that is more than text, for errors, tables and clap's help alike.
+pub mod look {
+    use anstyle::{AnsiColor, Style};
+
+    /// `error:`, and a problem that `check` finds.
+    pub const ERROR: Style = AnsiColor::Red.on_default().bold();
+    /// `warning:`.
+    pub const WARNING: Style = AnsiColor::Yellow.on_default().bold();
+    /// A heading.
+    pub const HEADING: Style = Style::new().bold();
+    /// What carries loss, and a good verdict.
+    pub const TRAINED: Style = AnsiColor::Green.on_default().bold();
+    /// Context, defaults.
+    pub const DIM: Style = Style::new().dimmed();
+}
+
+fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|v| !v.is_empty())
+}
+
+/// Whether a stream gets colour: never with `NO_COLOR` (no-color.org), always with `FORCE_COLOR` or `CLICOLOR_FORCE` other than 0, else
+/// where it is a terminal that is not dumb.
+fn has_colour(is_terminal: bool) -> bool {
+    let is = |name: &str, value: &str| std::env::var_os(name).is_some_and(|v| v == value);
+    let forced = |name: &str| is_set(name) && !is(name, "0");
+    if is_set("NO_COLOR") {
+        return false;
+    }
+    forced("FORCE_COLOR") || forced("CLICOLOR_FORCE") || (is_terminal && !is("TERM", "dumb") && !is("CLICOLOR", "0"))
+}
+
+/// Whether results get colour.
+pub fn stdout_has_colour() -> bool {
+    has_colour(stdout_is_terminal())
+}
+
+/// Whether notes and errors get colour.
+pub fn stderr_has_colour() -> bool {
+    has_colour(stderr_is_terminal())
+}
+
+/// Characters that fit a line of results: `COLUMNS` where it is set, else what the terminal has; `None` where standard output is a file or a
+/// pipe, whose readers want all of a line.
+pub fn width() -> Option<usize> {
+    let asked = std::env::var("COLUMNS").ok().and_then(|text| text.trim().parse().ok()).filter(|&n| n > 0);
+    let found = || {
+        stdout_is_terminal()
+            .then(|| {
+                terminal_size::terminal_size_of(io::stdout()).map_or(80, |(terminal_size::Width(n), _)| usize::from(n))
+            })
+            .filter(|&n| n > 0)
+    };
+    asked.or_else(found).map(|n: usize| n.max(20))
+}
+
+/// Standard error, from which colours are taken where nobody wants them.
+fn stderr() -> anstream::AutoStream<io::Stderr> {
+    let choice = if stderr_has_colour() { anstream::ColorChoice::Always } else { anstream::ColorChoice::Never };
+    anstream::AutoStream::new(io::stderr(), choice)
+}
+
+/// `label: text`, the label in its look.
+fn labelled(look: anstyle::Style, label: &str, text: &str) {
+    line(stderr(), &format!("{look}{label}:{look:#} {}", visible(text)));
+}
+
 static RANK: AtomicUsize = AtomicUsize::new(0);
 static QUIET: AtomicBool = AtomicBool::new(false);
 
@@ -124,13 +190,13 @@ pub fn remark(text: &str) {
 /// `warning: …`, on stderr.
 pub fn warning(text: &str) {
     if is_main() {
-        line(io::stderr(), &visible(&format!("warning: {text}")));
+        labelled(look::WARNING, "warning", text);
     }
 }
 
 /// `error: …`, on stderr, whatever the rank: it is why the process ends.
 pub fn error(text: &str) {
-    line(io::stderr(), &visible(&format!("error: {text}")));
+    labelled(look::ERROR, "error", text);
 }
 
 /// Invites the user's next line, on stderr; not with `--quiet`.

@@ -1,28 +1,91 @@
 //! Text for people: tables, sizes, counts, times, and which of it is trained.
 
-use std::borrow::Cow;
 use std::fmt::Write;
 use std::ops::Range;
 use std::path::{Component, Path};
 
-use crate::say::{self, visible};
+use crate::say::{self, look, visible};
 
-/// Columns as wide as their widest cell, two blanks apart; the last one ragged. The first row is the header.
+/// Columns two blanks apart, numbers to the right, within the width of the terminal: see [`table_in`]. The first row is the header.
 pub fn table(rows: &[Vec<String>]) -> String {
-    let rows: Vec<Vec<Cow<str>>> = rows.iter().map(|r| r.iter().map(|c| visible(c)).collect()).collect();
+    lines_in(rows, say::width()).into_iter().map(|(_, line)| line + "\n").collect()
+}
+
+/// Shortest that a column of text is made.
+const NARROW: usize = 16;
+
+/// The lines of a table, each with the number of its row. Where the table is wider than `width`, its widest columns of text are shortened in
+/// the middle; where that does not suffice, the columns that do not fit follow below, behind the first column again. Nothing is left out.
+pub fn lines_in(rows: &[Vec<String>], width: Option<usize>) -> Vec<(usize, String)> {
+    let mut rows: Vec<Vec<String>> = rows.iter().map(|r| r.iter().map(|c| visible(c).into_owned()).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut out = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, w) in row.iter().zip(&widths) {
-            let _ = write!(line, "  {cell:<w$}");
+    let number = |cell: &str| cell.trim_start_matches(['-', '+']).starts_with(|c: char| c.is_ascii_digit());
+    let right: Vec<bool> = (0..columns)
+        .map(|c| {
+            let mut body = rows.iter().skip(1).filter_map(|r| r.get(c)).filter(|cell| !cell.is_empty()).peekable();
+            body.peek().is_some() && body.all(|cell| number(cell))
+        })
+        .collect();
+    let width_of = |rows: &[Vec<String>], c: usize| {
+        rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0)
+    };
+    let mut widths: Vec<usize> = (0..columns).map(|c| width_of(&rows, c)).collect();
+    let all = |widths: &[usize]| widths.iter().map(|w| w + 2).sum::<usize>();
+    if let Some(width) = width {
+        while all(&widths) > width {
+            let Some(c) = (0..columns).filter(|&c| !right[c] && widths[c] > NARROW).max_by_key(|&c| widths[c]) else {
+                break;
+            };
+            let most = (widths[c] - (all(&widths) - width).min(widths[c] - NARROW)).max(NARROW);
+            rows.iter_mut().filter_map(|r| r.get_mut(c)).for_each(|cell| *cell = shortened(cell, most));
+            widths[c] = width_of(&rows, c).max(1).min(most);
         }
-        out.push_str(line.trim_end());
-        out.push('\n');
     }
-    out
+    let mut blocks: Vec<Vec<usize>> = vec![Vec::new()];
+    for c in 0..columns {
+        let block = blocks.last().expect("there is one");
+        let used = block.iter().map(|&c| widths[c] + 2).sum::<usize>() + widths[c] + 2;
+        match width {
+            Some(width) if used > width && block.len() > 1 => blocks.push(vec![0, c]),
+            _ => blocks.last_mut().expect("there is one").push(c),
+        }
+    }
+    let mut lines = Vec::new();
+    for block in blocks {
+        for (i, row) in rows.iter().enumerate() {
+            let mut line = String::new();
+            for &c in &block {
+                let (cell, w) = (row.get(c).map_or("", String::as_str), widths[c]);
+                let _ = if right[c] { write!(line, "  {cell:>w$}") } else { write!(line, "  {cell:<w$}") };
+            }
+            lines.push((i, line.trim_end().to_string()));
+        }
+    }
+    lines
+}
+
+/// At most `most` characters of a text, the middle left out: a path keeps where it begins and its name.
+pub fn shortened(text: &str, most: usize) -> String {
+    let chars: Vec<char> = text.chars().collect();
+    if chars.len() <= most || most < 3 {
+        return chars.into_iter().take(most.max(1)).collect();
+    }
+    let head = (most - 1) / 3;
+    let tail = most - 1 - head;
+    chars[..head].iter().chain(['…'].iter()).chain(&chars[chars.len() - tail..]).collect()
+}
+
+/// Parts of a line joined by ` | `, each with a rank: those of the highest ranks are left out until the line fits. Rank 0 stays.
+pub fn fitted(parts: &[(u8, String)], width: Option<usize>) -> String {
+    let mut parts: Vec<&(u8, String)> = parts.iter().collect();
+    let join = |parts: &[&(u8, String)]| parts.iter().map(|p| p.1.as_str()).collect::<Vec<_>>().join(" | ");
+    while let Some(width) = width.filter(|&w| join(&parts).chars().count() > w) {
+        let Some(i) = (0..parts.len()).filter(|&i| parts[i].0 > 0).max_by_key(|&i| parts[i].0) else {
+            return shortened(&join(&parts), width);
+        };
+        parts.remove(i);
+    }
+    join(&parts)
 }
 
 /// `812 B`, `1.5 MiB`.
@@ -72,11 +135,9 @@ pub struct Style {
 }
 
 impl Style {
-    /// What suits stdout. `NO_COLOR` (no-color.org) and `TERM=dumb` switch colour off.
+    /// What suits stdout.
     pub fn stdout() -> Self {
-        let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
-        Self { colour: say::stdout_is_terminal() && !set("NO_COLOR") && !dumb }
+        Self { colour: say::stdout_has_colour() }
     }
 
     /// A style with or without colour.
@@ -88,7 +149,7 @@ impl Style {
     pub fn trained(self, text: &str) -> String {
         let text = visible(text);
         match self.colour {
-            true => self.paint("1;32", &text),
+            true => self.paint(look::TRAINED, &text),
             false => format!("«{text}»"),
         }
     }
@@ -97,7 +158,7 @@ impl Style {
     pub fn context(self, text: &str) -> String {
         let text = visible(text);
         match self.colour {
-            true => self.paint("2", &text),
+            true => self.paint(look::DIM, &text),
             false => text.into(),
         }
     }
@@ -106,16 +167,21 @@ impl Style {
     pub fn heading(self, text: &str) -> String {
         let text = visible(text);
         match self.colour {
-            true => self.paint("1", &text),
+            true => self.paint(look::HEADING, &text),
             false => text.into(),
         }
+    }
+
+    /// A good verdict: green, or as it is.
+    pub fn good(self, text: &str) -> String {
+        if self.colour { self.paint(look::TRAINED, text) } else { text.into() }
     }
 
     /// A finding: red where it is a problem, else yellow; or as it is.
     pub fn finding(self, problem: bool, text: &str) -> String {
         let text = visible(text);
         match self.colour {
-            true => self.paint(if problem { "31" } else { "33" }, &text),
+            true => self.paint(if problem { look::ERROR } else { look::WARNING }, &text),
             false => text.into(),
         }
     }
@@ -147,9 +213,9 @@ impl Style {
     }
 
     /// Colour line by line: pagers reset it at line ends.
-    fn paint(self, code: &str, text: &str) -> String {
+    fn paint(self, look: anstyle::Style, text: &str) -> String {
         let line = |l: &str| {
-            if l.is_empty() { String::new() } else { format!("\x1b[{code}m{l}\x1b[0m") }
+            if l.is_empty() { String::new() } else { format!("{look}{l}{look:#}") }
         };
         text.split('\n').map(line).collect::<Vec<_>>().join("\n")
     }
@@ -204,7 +270,7 @@ mod tests {
     #[test]
     fn spans_with_and_without_colour() {
         assert_eq!(Style::new(false).spans("ab cd\nef", &[[3, 8]]), "ab «cd\nef»");
-        assert_eq!(Style::new(true).spans("a\nb", &[[0, 3]]), "\x1b[1;32ma\x1b[0m\n\x1b[1;32mb\x1b[0m");
+        assert_eq!(Style::new(true).spans("a\nb", &[[0, 3]]), "\x1b[1m\x1b[32ma\x1b[0m\n\x1b[1m\x1b[32mb\x1b[0m");
     }
 
     #[test]
@@ -212,9 +278,60 @@ mod tests {
         assert_eq!(visible("a\n\tb é 🙂 ಕ್\u{200d}ಷ"), "a\n\tb é 🙂 ಕ್\u{200d}ಷ");
         let hidden = "\x1b[2K\x07\r\u{9b}\0\x7f\u{202e}\u{2066}\u{feff}";
         assert_eq!(visible(hidden), "\\u001b[2K\\u0007\\u000d\\u009b\\u0000\\u007f\\u202e\\u2066\\ufeff");
-        assert_eq!(Style::new(true).trained("\x1b[8m"), "\x1b[1;32m\\u001b[8m\x1b[0m");
+        assert_eq!(Style::new(true).trained("\x1b[8m"), "\x1b[1m\x1b[32m\\u001b[8m\x1b[0m");
         assert_eq!(Style::new(false).spans("a\rb\x1b", &[[2, 4]]), "a\\u000d«b\\u001b»");
         assert_eq!(table(&[vec!["\x1b]0;x\x07".into(), "b".into()]]), "  \\u001b]0;x\\u0007  b\n");
+    }
+
+    fn rows(text: &str) -> Vec<Vec<String>> {
+        text.lines().map(|l| l.split('|').map(String::from).collect()).collect()
+    }
+
+    fn printed(text: &str, width: usize) -> String {
+        lines_in(&rows(text), Some(width)).into_iter().map(|(_, l)| l + "\n").collect()
+    }
+
+    #[test]
+    fn numbers_stand_to_the_right_and_words_to_the_left() {
+        let text = "set|rows|size|of\na|1,051|1.5 MiB|one\nlonger|7|12 KiB|three";
+        let expected = "  set      rows     size  of\n  a       1,051  1.5 MiB  one\n  longer      7   12 KiB  three\n";
+        assert_eq!(printed(text, 80), expected);
+    }
+
+    /// No line is longer than the width, and nothing but the middle of long texts is left out.
+    #[test]
+    fn a_table_fits_every_width() {
+        let text = "data set|form|rows|kept|train|validation|samples|tokens\n\
+                    data/a/very/long/folder/of/files/dolly15k.jsonl|prompt and response|15,011|15,011|14,260|751|40.0% → 40.0%|40.0% → 38.1%\n\
+                    b.jsonl|messages|9|9|8|1|60.0% → 60.0%|60.0% → 61.9%";
+        for width in 40..=200 {
+            let lines = lines_in(&rows(text), Some(width));
+            lines.iter().for_each(|(_, l)| assert!(l.chars().count() <= width, "{width}: {l}"));
+            let whole: String = lines.iter().map(|l| l.1.as_str()).collect();
+            for cell in ["15,011", "14,260", "751", "40.0% → 38.1%", "60.0% → 61.9%", "k.jsonl"] {
+                assert!(whole.contains(cell), "{width}: {cell} is lost in\n{whole}");
+            }
+        }
+        assert_eq!(lines_in(&rows(text), Some(150)).len(), 3, "one block where there is room");
+        assert_eq!(lines_in(&rows(text), Some(80)).len(), 6);
+    }
+
+    #[test]
+    fn the_middle_of_a_path_is_left_out() {
+        assert_eq!(shortened("checkpoints/sft/tiny-mixed/final", 20), "checkp…y-mixed/final");
+        assert_eq!(shortened("abc", 3), "abc");
+        for most in 1..40 {
+            assert!(shortened("checkpoints/sft/tiny-mixed/final", most).chars().count() <= most);
+        }
+    }
+
+    #[test]
+    fn parts_of_a_line_are_left_out_by_rank() {
+        let parts = [(0, "step 1".to_string()), (2, "norm 3".into()), (0, "loss 2".into()), (1, "lr 4".into())];
+        assert_eq!(fitted(&parts, None), "step 1 | norm 3 | loss 2 | lr 4");
+        assert_eq!(fitted(&parts, Some(24)), "step 1 | loss 2 | lr 4");
+        assert_eq!(fitted(&parts, Some(16)), "step 1 | loss 2");
+        assert_eq!(fitted(&parts, Some(9)).chars().count(), 9);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::{At, create_dir_all, parent, publish_dir, read_text, sync_dir, write_json, write_synced};
+use crate::files::{At, create_dir_all, nearby, parent, publish_dir, read_text, sync_dir, write_json, write_synced};
 use crate::{bail, ensure};
 
 /// Name of the manifest in a checkpoint.
@@ -214,8 +214,11 @@ pub fn verify(checkpoint: &Path) -> Result<Manifest> {
 }
 
 fn read_manifest(checkpoint: &Path) -> Result<Manifest> {
-    ensure!(checkpoint.is_dir(), "no such checkpoint folder");
+    ensure!(checkpoint.is_dir(), "no such checkpoint folder{}", nearby::hint(checkpoint));
     let path = checkpoint.join(MANIFEST);
+    if let (false, Some((_, newest))) = (path.is_file(), list(checkpoint)?.pop()) {
+        bail!("a folder of checkpoints, not one; did you mean {}? (auto takes the newest)", newest.display());
+    }
     ensure!(path.is_file(), "{MANIFEST} is missing; the checkpoint was not finished or is not one of ringtune");
     let text = read_text(&path, 64 << 20)?;
     let m: Manifest = serde_json::from_str(&text).map_err(|e| Error::new(format!("{MANIFEST} is damaged: {e}")))?;

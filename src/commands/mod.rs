@@ -6,6 +6,7 @@ pub mod convert;
 pub mod curve;
 pub mod data;
 pub mod device;
+mod did_you_mean;
 pub mod doctor;
 pub mod eval;
 pub mod generate;

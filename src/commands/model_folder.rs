@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::did_you_mean::{self, has_weights};
 use super::open::{self, TemplateArgs};
 use super::start::plan_resize;
 use crate::backend::Backend;
@@ -19,7 +20,7 @@ use crate::model::Model;
 use crate::settings::Settings;
 use crate::tensor::DType;
 use crate::train::outputs::MERGED;
-use crate::{bail, ensure, say};
+use crate::{bail, say};
 
 /// Which model, tokenizer and template a command was told.
 #[derive(Clone, Debug)]
@@ -71,11 +72,11 @@ impl ModelFolder {
     /// folder, or the whole model in it.
     pub fn open(model_path: &Path, base_model: Option<&Path>, no_lora: bool) -> Result<Self> {
         let shown = model_path.display();
-        ensure!(
-            model_path.is_dir(),
-            "{shown}: expected a model folder, found {}",
-            if model_path.exists() { "a file" } else { "nothing" }
-        );
+        if !model_path.is_dir() {
+            let found = if model_path.exists() { "a file" } else { "nothing" };
+            let e = Error::new(format!("{shown}: expected a model folder, found {found}"));
+            return Err(did_you_mean::model(e, model_path, false));
+        }
         let holds = |dir: &Path, name: &str| dir.join(name).is_file();
         let whole = |dir: &Path| holds(dir, "config.json") && has_weights(dir);
         if no_lora || !peft::is_adapter(model_path) {
@@ -101,9 +102,10 @@ impl ModelFolder {
                 }
                 // The message of a model that lacks a file says which.
                 let files = ModelFiles::open(model_path);
-                return Err(files
-                    .err()
-                    .map_or_else(|| Error::new(format!("{shown}: no model")), |e| hint_inside(e, model_path)));
+                return Err(files.err().map_or_else(
+                    || Error::new(format!("{shown}: no model")),
+                    |e| did_you_mean::model(e, model_path, false),
+                ));
             };
             if no_lora && dir == merged {
                 say::note(&format!("model: {} (merged)", dir.display()));
@@ -158,25 +160,5 @@ impl ModelFolder {
         let mut model = Model::fixed(resized.config().clone(), params, self.adapter.as_ref().map(lora_spec), dtype);
         model.keep_packed(dev, false)?;
         Ok(model)
-    }
-}
-
-fn has_weights(dir: &Path) -> bool {
-    ["model.safetensors", "model.safetensors.index.json"].iter().any(|n| dir.join(n).is_file())
-}
-
-/// Adds to an error where a model or adapter lies below the folder, when there is one.
-fn hint_inside(e: Error, dir: &Path) -> Error {
-    let mut found: Vec<String> = std::fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|p| has_weights(p) || peft::is_adapter(p))
-        .map(|p| p.display().to_string())
-        .collect();
-    found.sort();
-    match found.is_empty() {
-        true => e,
-        false => Error::new(format!("{e}; did you mean {}?", found.join(" or "))),
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::did_you_mean;
 use super::jobs::{PretrainJob, SftJob};
 use super::open::{self, TemplateArgs};
 use crate::checkpoint::manifest::hash_file;
@@ -153,7 +154,11 @@ pub fn of_sft(guide: &mut impl Guide, job: &SftJob, lora: Option<LoraSpec>) -> R
         ..Start::default()
     };
     let place = job.model_path.display().to_string();
-    start.base = guide.step("model", &place, ModelFiles::open(&job.model_path))?;
+    start.base = guide.step(
+        "model",
+        &place,
+        ModelFiles::open(&job.model_path).map_err(|e| did_you_mean::model(e, &job.model_path, true)),
+    )?;
     for warning in start.base.iter().flat_map(|b| &b.hf_config().warnings) {
         guide.warning("model", &place, warning);
     }

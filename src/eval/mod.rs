@@ -5,7 +5,8 @@ pub mod sets;
 
 use serde_json::{Map, Value, json};
 
-use crate::text::{grouped, table};
+use crate::say;
+use crate::text::{fitted, grouped, table};
 
 /// Sums over one data set. Sums, not means: figures of parts add up to those of the whole, whatever the parts were.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -83,14 +84,16 @@ impl Evaluation {
         let Some(all) = self.together() else {
             return "eval: no supervised validation token".into();
         };
-        let mut out = format!(
-            "eval {step:>5}/{max_steps} | loss {:.4} | ppl {:.2} | acc {:.1}% | {} tokens | {:.1} s",
-            all.loss(),
-            all.perplexity(),
-            100.0 * all.accuracy(),
-            grouped(all.supervised as u64),
-            self.seconds,
-        );
+        let digits = max_steps.to_string().len();
+        let parts = [
+            (0, format!("eval {step:>digits$}/{max_steps}")),
+            (0, format!("loss {:>7.4}", all.loss())),
+            (1, format!("ppl {:.2}", all.perplexity())),
+            (2, format!("acc {:.1}%", 100.0 * all.accuracy())),
+            (3, format!("{} tokens", grouped(all.supervised as u64))),
+            (4, format!("{:.1} s", self.seconds)),
+        ];
+        let mut out = fitted(&parts, say::width());
         if self.sets.len() > 1 {
             let mut rows = vec![["data set", "loss", "ppl", "acc", "tokens"].map(String::from).to_vec()];
             rows.extend(self.sets.iter().map(|s| {
@@ -127,7 +130,7 @@ mod tests {
         assert_eq!(v["eval_a_loss"], 3.0);
         assert_eq!(v["eval_b_mean_token_accuracy"], 1.0);
         let text = e.text(7, 20);
-        let first = "eval     7/20 | loss 1.0000 | ppl 2.72 | acc 87.5% | 40 tokens | 1.0 s\n  data set  loss";
+        let first = "eval  7/20 | loss  1.0000 | ppl 2.72 | acc 87.5% | 40 tokens | 1.0 s\n  data set    loss";
         assert!(text.starts_with(first), "{text}");
     }
 
@@ -136,7 +139,7 @@ mod tests {
         assert!(Evaluation::default().together().is_none());
         assert!(Evaluation::default().text(1, 2).contains("no supervised"));
         let e = Evaluation { sets: vec![sums("a", f64::NAN, 10.0, 5.0)], seconds: 0.0 };
-        assert!(e.text(1, 2).contains("loss NaN"), "{}", e.text(1, 2));
+        assert!(e.text(1, 2).contains("loss     NaN"), "{}", e.text(1, 2));
         assert!(e.to_json(1, 0.1)["eval_loss"].is_null());
     }
 }

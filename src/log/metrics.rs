@@ -11,6 +11,7 @@ use super::tensorboard::EventFile;
 use crate::error::{Context, Error, Result};
 use crate::files::{At, write_bytes};
 use crate::say;
+use crate::text::fitted;
 
 /// The file with one JSON object a step and one an evaluation.
 pub const METRICS: &str = "metrics.jsonl";
@@ -44,26 +45,35 @@ pub struct StepFigures {
 
 impl StepFigures {
     /// The step line:
-    /// `step   120/2400 | loss 1.8321 | norm 0.94 | lr 1.9e-4 | 212 ms | 77k tok/s | 41.2% mfu | 61% valid`.
+    /// `step 120/2400 | loss  1.8321 | norm  0.94 | lr 1.9e-4 | 212 ms |  77k tok/s |  41.2% mfu | 61% valid`.
     ///
-    /// Without a known peak the column of the utilisation shows the achieved arithmetic, `131 GFLOP/s`.
-    pub fn line(&self, steps: u64) -> String {
+    /// Without a known peak the column of the utilisation shows the achieved arithmetic, `131 GFLOP/s`. Where the line is longer than
+    /// `width`, columns are left out: first these two, then the rate and norm; the loss never.
+    pub fn line(&self, steps: u64, width: Option<usize>) -> String {
         let seconds = (self.ms / 1e3).max(1e-9);
         let arithmetic = match self.peak {
-            Some(peak) => format!("{:.1}% mfu", 100.0 * self.flops / seconds / peak),
-            None => format!("{} GFLOP/s", three_digits(self.flops / seconds / 1e9)),
+            Some(peak) => format!("{:>5.1}% mfu", 100.0 * self.flops / seconds / peak),
+            None => format!("{:>4} GFLOP/s", three_digits(self.flops / seconds / 1e9)),
         };
-        format!(
-            "step {:>5}/{} | loss {:.4} | norm {:.2} | lr {:.1e} | {} | {} tok/s | {arithmetic} | {:.0}% valid",
-            self.step,
-            self.max_steps,
-            self.loss,
-            self.grad_norm,
-            self.lr,
-            duration(self.ms / steps.max(1) as f64),
-            thousands(self.tokens as f64 / seconds),
-            100.0 * self.supervised as f64 / self.tokens.max(1) as f64,
-        )
+        let digits = self.max_steps.to_string().len();
+        let parts = |of_all: String| {
+            [
+                (0, format!("step {:>digits$}{of_all}", self.step)),
+                (0, format!("loss {:>7.4}", self.loss)),
+                (3, format!("norm {:>5.2}", self.grad_norm)),
+                (4, format!("lr {:.1e}", self.lr)),
+                (2, format!("{:>6}", duration(self.ms / steps.max(1) as f64))),
+                (1, format!("{:>4} tok/s", thousands(self.tokens as f64 / seconds))),
+                (6, arithmetic.clone()),
+                (5, format!("{:>3.0}% valid", 100.0 * self.supervised as f64 / self.tokens.max(1) as f64)),
+            ]
+        };
+        let line = fitted(&parts(format!("/{}", self.max_steps)), width);
+        match width.is_some_and(|w| !line.contains("loss") || line.contains('…') && line.chars().count() >= w) {
+            // Of a very long run on a very narrow screen.
+            true => fitted(&parts(String::new()), width),
+            false => line,
+        }
     }
 }
 
@@ -117,7 +127,7 @@ impl Metrics {
         // Before the first step is done there is no rate to estimate from; only a terminal gets a bar.
         let bar = (progress && say::stderr_is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(Some(max_steps), ProgressDrawTarget::stderr_with_hz(5));
-            let template = "{bar:32} {pos}/{len} steps  {elapsed_precise} < {eta_precise}  {msg}";
+            let template = "{wide_bar} {pos}/{len} steps  {elapsed_precise} < {eta_precise}  {msg}";
             bar.set_style(ProgressStyle::with_template(template).expect("the template is valid"));
             bar.set_position(resumed_at);
             bar.reset_eta();
@@ -222,15 +232,49 @@ mod tests {
             ..Default::default()
         };
         let expected =
-            "step   120/2400 | loss 1.8321 | norm 0.94 | lr 1.9e-4 | 212 ms | 77k tok/s | 41.2% mfu | 61% valid";
-        assert_eq!(f.line(1), expected);
+            "step  120/2400 | loss  1.8321 | norm  0.94 | lr 1.9e-4 | 212 ms |  77k tok/s |  41.2% mfu |  61% valid";
+        assert_eq!(f.line(1, None), expected);
         f.peak = None;
-        assert!(f.line(1).contains(" | 412 GFLOP/s | "), "{}", f.line(1));
-        assert!(f.line(2).contains(" | 106 ms | 77k tok/s | "), "{}", f.line(2));
+        assert!(f.line(1, None).contains(" |  412 GFLOP/s | "), "{}", f.line(1, None));
+        assert!(f.line(2, None).contains(" | 106 ms |  77k tok/s | "), "{}", f.line(2, None));
         f.ms = 21_200.0;
-        assert!(f.line(1).contains(" | 21.2 s | 770 tok/s | 4.12 GFLOP/s | "), "{}", f.line(1));
+        assert!(f.line(1, None).contains(" | 21.2 s |  770 tok/s | 4.12 GFLOP/s | "), "{}", f.line(1, None));
         f.loss = f64::NAN;
-        assert!(f.line(1).contains("loss NaN"), "{}", f.line(1));
+        assert!(f.line(1, None).contains("loss     NaN"), "{}", f.line(1, None));
+    }
+
+    /// A screen of 80 columns holds a step line with all that is read in passing; the loss is on every screen.
+    #[test]
+    fn a_step_line_fits_every_width() {
+        for (max_steps, loss) in [(3, 11.2035), (2_400, 0.0123), (1_000_000_000, 123.4567), (99, f64::NAN)] {
+            for (ms, peak) in [(2.0, None), (9_999.0, Some(1e12)), (123_456.0, None)] {
+                let (tokens, supervised, grad_norm, lr) = (16_384, 16_384, 1234.5, 1.25e-10);
+                let step = max_steps;
+                let f = StepFigures {
+                    step,
+                    max_steps,
+                    loss,
+                    grad_norm,
+                    lr,
+                    tokens,
+                    supervised,
+                    ms,
+                    peak,
+                    ..Default::default()
+                };
+                for width in 40..=200 {
+                    let line = f.line(1, Some(width));
+                    assert!(line.chars().count() <= width, "{width}: {line}");
+                    assert!(
+                        line.contains(&format!("loss {loss:>7.4}")) && line.contains(&step.to_string()),
+                        "{width}: {line}"
+                    );
+                }
+                let line = f.line(1, Some(80));
+                assert!(["norm", "lr ", "tok/s"].iter().all(|c| line.contains(c)) || max_steps > 1_000_000, "{line}");
+                assert_eq!(f.line(1, Some(200)), f.line(1, None));
+            }
+        }
     }
 
     #[test]

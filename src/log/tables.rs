@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::settings::ResolvedSetting;
-use crate::text::{bytes, table};
+use crate::settings::{DEFAULT, ResolvedSetting};
+use crate::text::{Style, bytes, lines_in, table};
 
 /// Bytes of one class of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,11 +14,19 @@ pub struct MemoryClass {
     pub bytes: u64,
 }
 
-/// Setting, value, origin.
-pub fn settings_table(settings: &[ResolvedSetting]) -> String {
+/// Setting, value, origin: of those that somebody set, or of all, defaults dim.
+pub fn settings_table(settings: &[ResolvedSetting], all: bool, style: Style, width: Option<usize>) -> String {
     let header = ["setting", "value", "from"].map(String::from).to_vec();
-    let rows = settings.iter().map(|s| vec![s.name.clone(), s.value.clone(), s.origin.clone()]);
-    table(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
+    let shown: Vec<&ResolvedSetting> = settings.iter().filter(|s| all || s.origin != DEFAULT).collect();
+    let rows = shown.iter().map(|s| vec![s.name.clone(), s.value.clone(), s.origin.clone()]);
+    let rows: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
+    let is_default = |row: usize| row > 0 && shown[row - 1].origin == DEFAULT;
+    let dim = |(row, line): (usize, String)| if is_default(row) { style.context(&line) } else { line };
+    let mut out: String = lines_in(&rows, width).into_iter().map(|line| dim(line) + "\n").collect();
+    if shown.len() < settings.len() {
+        let _ = writeln!(out, "  {} more have their defaults (--verbose shows them)", settings.len() - shown.len());
+    }
+    out
 }
 
 /// Memory by class, the sum, and what the machine has; a warning where it will not fit.
@@ -53,8 +61,12 @@ mod tests {
             value: value.into(),
             origin: origin.into(),
         };
-        let text = settings_table(&[setting("lora_r", "16", "--lora_r"), setting("seed", "42", "default")]);
-        assert_eq!(text, "  setting  value  from\n  lora_r   16     --lora_r\n  seed     42     default\n");
+        let settings = [setting("lora_r", "16", "--lora_r"), setting("seed", "42", "default")];
+        let text = |all, colour| settings_table(&settings, all, Style::new(colour), None);
+        let set = "  setting  value  from\n  lora_r      16  --lora_r\n";
+        assert_eq!(text(false, true), format!("{set}  1 more have their defaults (--verbose shows them)\n"));
+        assert_eq!(text(true, false), format!("{set}  seed        42  default\n"));
+        assert_eq!(text(true, true), format!("{set}\x1b[2m  seed        42  default\x1b[0m\n"));
     }
 
     #[test]

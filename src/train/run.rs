@@ -29,6 +29,7 @@ use crate::log::trace::{self, Trace};
 use crate::machine::available_memory;
 use crate::optim::Schedule;
 use crate::settings::{Resume, TrainSettings};
+use crate::text::Style;
 use crate::{ensure, say};
 
 /// A run that has ended, with its model still on the device.
@@ -93,7 +94,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     let max_steps = s.max_steps.unwrap_or_else(|| steps_until(&spec.train, Cursor::default(), s.epochs, shape));
     ensure!(max_steps > 0, "the data give no optimiser step");
     say::set_quiet(s.quiet);
-    say::detail(&settings_table(&spec.resolved_settings()));
+    say::detail(&settings_table(&spec.resolved_settings(), s.verbose, Style::stdout(), say::width()));
     let available = dev.free_memory().or_else(available_memory);
     let max_tokens = s.micro_batch_size.max(s.eval_batch_size) * spec.train.max_seq_len();
     let trace = match &s.trace {

@@ -302,7 +302,7 @@ impl<B: Backend> Trainer<'_, B> {
         figures = StepFigures { loss, tokens, supervised, ms, flops, ..figures };
         if let Some(metrics) = &mut metrics {
             metrics.scalars(s.step, &scalars);
-            metrics.print(&figures.line(steps));
+            metrics.print(&figures.line(steps, say::width()));
         }
         Ok(())
     }

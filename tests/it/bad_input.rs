@@ -248,7 +248,7 @@ fn flags_that_are_wrong_name_the_nearest_or_what_is_expected() {
 fn configs_that_are_wrong_name_key_expected_and_found() {
     let w = good();
     for (text, parts) in [
-        ("{\"lora_rank\": 8}", ["c.json", "unknown key \"lora_rank\"; did you mean \"lora_r\"?"]),
+        ("{\"lora_rank\": 8}", ["c.json", "unknown key \"lora_rank\"; write \"lora_r\": 8"]),
         (
             "{\"learning_rate\": \"abc\"}",
             ["key \"learning_rate\"", "expected a number above 0, found the text \"abc\""],

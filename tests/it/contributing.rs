@@ -7,11 +7,15 @@ use std::path::{Path, PathBuf};
 use crate::program::repository;
 
 /// Names without a prefix of ours that the program or a script reads.
-const FOREIGN: [&str; 26] = [
+const FOREIGN: [&str; 30] = [
     "CARGO_TARGET_DIR",
+    "CLICOLOR",
+    "CLICOLOR_FORCE",
+    "COLUMNS",
     "CONDA_PREFIX",
     "CUDA_HOME",
     "CUDA_PATH",
+    "FORCE_COLOR",
     "HF_ENDPOINT",
     "HF_TOKEN",
     "HOME",

@@ -1,12 +1,88 @@
 //! What people type who come from other tools: it works, or the answer is the exact thing to type.
 
-use crate::program::{Workplace, first_rows};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::program::{Workplace, first_rows, repository};
 use crate::runs::MODEL;
+
+/// Settings as other tools write them, and as they are written here.
+const FILES: [(&str, &str); 3] = [
+    (
+        "axolotl.yml",
+        "base_model: tiny\ndatasets:\n  - path: rows.jsonl\n    type: alpaca\nsequence_len: 2048\nsample_packing: true\n\
+         adapter: lora\nlora_r: 8\nmicro_batch_size: 2\nnum_epochs: 1\nbf16: auto\ngradient_checkpointing: true\noutput_dir: out\n",
+    ),
+    (
+        "factory.yaml",
+        "model_name_or_path: tiny\nstage: sft\nfinetuning_type: lora\nlora_target: all\nlora_rank: 8\ndataset_path: rows.jsonl\n\
+         template: llama3\ncutoff_len: 2048\noutput_dir: out\nval_size: 0.1\nplot_loss: true\n",
+    ),
+    (
+        "good.yml",
+        "model_path: tiny\ndataset_paths: rows.jsonl\nmax_seq_len: 64\nmax_steps: 1\noutput_dir: out\nval_fraction: 0\n",
+    ),
+];
+
+/// A folder with what the lines of the table name; `runs` are finished ones.
+fn habitat(runs: Option<&Workplace>) -> Workplace {
+    let w = Workplace::new();
+    w.write("rows.jsonl", first_rows("data/demo/chat.jsonl", 12));
+    FILES.iter().for_each(|(name, text)| w.write(name, text));
+    let models = repository().join(MODEL);
+    w.write("models/note", "");
+    for (to, link) in [(models.clone(), "tiny"), (models, "models/tiny")] {
+        symlink(to, w.path(link)).unwrap();
+    }
+    for name in runs.iter().flat_map(|_| ["run", "yesterday"]) {
+        symlink(runs.unwrap().path(name), w.path(name)).unwrap();
+    }
+    w
+}
+
+/// Lines of the table in tests/data/habits.tsv: each ends as it says, with the answer that it says, in moments.
+#[test]
+fn lines_that_people_of_other_tools_type_work_or_are_answered() {
+    let runs = habitat(None);
+    for (name, more) in [("run", "--merge_adapters --max_steps 1"), ("yesterday", "--max_steps 2")] {
+        let line = format!(
+            "ringtune sft --model_path tiny --dataset_paths rows.jsonl --output_dir {name} --max_seq_len 64 --quiet {more}"
+        );
+        let outcome = runs.shell(&line);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    }
+    let table = std::fs::read_to_string(repository().join("tests/data/habits.tsv")).unwrap();
+    let lines: Vec<&str> = table.lines().filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
+    assert!(lines.len() >= 40, "{} lines", lines.len());
+    let (next, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from).min(8) {
+            scope.spawn(|| {
+                while let Some(line) = lines.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let [code, typed, answer] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
+                    let w = habitat(Some(&runs));
+                    let outcome = w.shell(typed);
+                    let said = format!("{}{}", outcome.stdout, outcome.stderr);
+                    if outcome.code != code.parse().ok() || !said.contains(&answer.replace("\\n", "\n")) {
+                        wrong.lock().unwrap().push(format!("{line}\nended with {:?}:\n{said}", outcome.code));
+                    }
+                    for word in ["Some(", "None", "Os {", "(os error", "panicked"] {
+                        assert!(!said.contains(word), "{typed}: {word} in\n{said}");
+                    }
+                }
+            });
+        }
+    });
+    let wrong = wrong.into_inner().unwrap();
+    assert!(wrong.is_empty(), "{} of {} lines:\n{}", wrong.len(), lines.len(), wrong.join("\n\n"));
+}
 
 fn place() -> (Workplace, String) {
     let w = Workplace::new();
     w.write("rows.jsonl", first_rows("data/demo/chat.jsonl", 12));
-    let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(MODEL);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join(MODEL);
     let sft = format!(
         "ringtune sft --model_path {} --dataset_paths rows.jsonl --output_dir out --max_seq_len 64 --quiet --no_tensorboard",
         model.display()
@@ -46,7 +122,7 @@ fn flags_of_other_tools_are_answered_with_what_to_type() {
         ("--attn_implementation flash_attention_2", "this is always so here; leave it out"),
         ("--flash_attn fa2", "this is always so here; leave it out"),
         ("--use_liger_kernel", "this is always so here; leave it out"),
-        ("--deepspeed z3.json", "a run uses one device so far"),
+        ("--deepspeed z3.json", "`ringrun -n N ringtune sft …` starts N ranks"),
         ("--dataloader_num_workers 4", "limit all of it with threads"),
         ("--preprocessing_num_workers 16", "limit all of it with threads"),
         ("--dataset alpaca_en", "write --dataset_paths"),

@@ -64,6 +64,7 @@ mod rows;
 mod runs;
 mod safetensors;
 mod schedule;
+mod screen;
 #[path = "../../fuzz/src/seeds.rs"]
 mod seeds;
 mod settings;
@@ -71,6 +72,8 @@ mod shapes;
 #[path = "../common/skip.rs"]
 mod skip;
 mod templates;
+#[path = "../common/terminal.rs"]
+mod terminal;
 mod token_file;
 mod tokenizer;
 mod tokenizer_in;

@@ -203,6 +203,16 @@ enum Kind {
     Jinja(Box<jinja::Jinja>),
 }
 
+/// What to write instead of a name of no template: a near one, but never one of another version; the model's own for its family's name.
+fn meant(name: &str) -> String {
+    let digits = |name: &str| -> String { name.chars().filter(char::is_ascii_digit).collect() };
+    let near = |n: &&str| digits(n) == digits(name) && strsim::osa_distance(&name.to_lowercase(), n) <= 2;
+    match Template::NAMES.into_iter().chain(["alpaca", "model"]).find(|n| near(n)) {
+        Some(near) => format!("did you mean \"{near}\"?"),
+        None => "`model` is the chat template that lies with the model".into(),
+    }
+}
+
 /// A prompt template.
 #[derive(Debug)]
 pub struct Template {
@@ -235,13 +245,10 @@ impl Template {
                 return Self::from_jinja(&name, &source, options).context(|| format!("prompt template {path}"));
             }
             _ => {
-                let near = Self::NAMES
-                    .into_iter()
-                    .max_by(|a, b| strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b)))
-                    .expect("there are templates");
                 return Err(Error::usage(format!(
-                    "unknown prompt template \"{name}\", expected one of {}, alpaca, or the path of a .jinja file; did you mean \"{near}\"?",
-                    Self::NAMES.join(", ")
+                    "unknown prompt template \"{name}\", expected one of {}, alpaca, or the path of a .jinja file; {}",
+                    Self::NAMES.join(", "),
+                    meant(name)
                 )));
             }
         };

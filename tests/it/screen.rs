@@ -1,0 +1,123 @@
+//! What a terminal shows: lines within its width, colours where they are wanted, words that people use.
+
+use std::process::Command;
+
+use crate::program::{Workplace, first_rows, repository};
+use crate::runs::MODEL;
+use crate::terminal::{Terminal, plain};
+
+fn place() -> Workplace {
+    let w = Workplace::new();
+    w.write("a/long/folder/of/rows/that/somebody/made/rows.jsonl", first_rows("data/demo/chat.jsonl", 40));
+    w.write("more.jsonl", first_rows("data/demo/define.jsonl", 40));
+    std::os::unix::fs::symlink(repository().join(MODEL), w.path("model")).unwrap();
+    w
+}
+
+fn ringtune(w: &Workplace, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringtune"));
+    command.args(line.split(' ')).current_dir(w.path("")).env("RINGTUNE_CACHE", w.path("cache"));
+    for name in ["COLUMNS", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+        command.env_remove(name);
+    }
+    command.env("TERM", "xterm-256color");
+    command
+}
+
+const DATA: &str = "--model_path model --dataset_paths a/long/folder/of/rows/that/somebody/made/rows.jsonl more.jsonl \
+                    --dataset_weights 0.25 0.75 --max_seq_len 64 --output_dir out";
+
+#[test]
+fn a_run_and_its_check_fit_a_terminal_of_eighty_columns() {
+    let w = place();
+    for line in [format!("check --preview 0 {DATA}"), format!("sft --max_steps 3 --eval_steps 2 {DATA}")] {
+        let (status, screen) = Terminal::start(ringtune(&w, &line), 80).end();
+        assert!(status.success(), "{screen}");
+        assert!(screen.contains("\x1b["), "a terminal gets colour: {screen}");
+        let lines = plain(&screen);
+        // Tables begin with two blanks; sentences (`FILE: what is to be known`) are the terminal's to break.
+        let fitting = |l: &&String| {
+            (l.starts_with("  ") && !l.contains(": ")) || l.starts_with("step ") || l.starts_with("eval ")
+        };
+        let wide: Vec<&String> = lines.iter().filter(fitting).filter(|l| l.chars().count() > 80).collect();
+        assert!(wide.is_empty(), "{wide:#?}");
+        if line.starts_with("sft") {
+            let steps: Vec<&String> = lines.iter().filter(|l| l.starts_with("step ")).collect();
+            assert_eq!(steps.len(), 3, "{lines:#?}");
+            assert!(steps.iter().all(|l| l.contains("| loss ") && l.contains("| lr ")), "{steps:?}");
+            assert!(lines.iter().any(|l| l.contains("dataset_weights") && l.ends_with("--dataset-weights")));
+            assert!(lines.iter().any(|l| l.contains("more have their defaults")), "{lines:#?}");
+            assert!(!lines.iter().any(|l| l.contains("adam_beta1")));
+        }
+    }
+}
+
+#[test]
+fn colours_go_where_they_are_wanted() {
+    let w = place();
+    let coloured = |line: &str, vars: &[(&str, &str)], terminal: bool| {
+        let mut command = ringtune(&w, line);
+        command.envs(vars.iter().copied());
+        let said = match terminal {
+            true => Terminal::start(command, 80).end().1,
+            false => {
+                let output = command.output().unwrap();
+                String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+            }
+        };
+        assert!(said.len() > 20, "{said}");
+        said.contains("\x1b[")
+    };
+    // An error of ours, one that clap found, a help, a result.
+    for line in ["sft --bf16", "merge --model_path", "sft --help", "templates"] {
+        assert!(coloured(line, &[], true), "{line}");
+        assert!(!coloured(line, &[("NO_COLOR", "1")], true), "{line}");
+        assert!(!coloured(line, &[("TERM", "dumb")], true), "{line}");
+        assert!(!coloured(line, &[], false), "{line}");
+        assert!(coloured(line, &[("FORCE_COLOR", "1")], false), "{line}");
+        assert!(coloured(line, &[("CLICOLOR_FORCE", "1")], false), "{line}");
+        assert!(!coloured(line, &[("FORCE_COLOR", "0")], false), "{line}");
+        assert!(!coloured(line, &[("FORCE_COLOR", "1"), ("NO_COLOR", "1")], false), "{line}");
+    }
+}
+
+#[test]
+fn a_pipe_gets_whole_lines_and_columns_say_how_wide_it_is() {
+    let w = place();
+    let run = |out: &str, columns: Option<&str>| {
+        let mut command = ringtune(&w, &format!("sft --max_steps 1 --verbose {DATA}-{out}"));
+        if let Some(n) = columns {
+            command.env("COLUMNS", n);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let whole = run("a", None);
+    let step = whole.lines().find(|l| l.starts_with("step ")).unwrap();
+    assert!(step.contains("% valid") && step.contains("FLOP/s"), "{step}");
+    assert!(whole.lines().any(|l| l.contains("rows.jsonl more.jsonl")), "paths are whole: {whole}");
+    assert!(whole.contains("adam_beta1"), "--verbose shows all: {whole}");
+    let narrow = run("b", Some("60"));
+    assert!(narrow.lines().filter(|l| l.starts_with("  ")).all(|l| l.chars().count() <= 60), "{narrow}");
+    assert!(narrow.lines().any(|l| l.starts_with("step ") && l.contains("loss") && l.len() <= 60), "{narrow}");
+}
+
+/// What is said of problems stands first and last, where the eye is.
+#[test]
+fn check_begins_and_ends_with_its_verdict() {
+    let w = place();
+    w.write("bad.jsonl", "{\"prompt\": \"a\"}\n{\"prompt\": \"a\", \"response\": \"b\"}\n");
+    let said = |line: &str| {
+        let output = ringtune(&w, line).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let good = said(&format!("check {DATA}"));
+    assert!(good.starts_with("no problem found, "), "{good}");
+    assert!(good.trim_end().lines().last().unwrap().starts_with("no problem found, "), "{good}");
+    let bad = said("check --model_path model --dataset_paths bad.jsonl --max_seq_len 64 --output_dir out");
+    let lines: Vec<&str> = bad.lines().collect();
+    assert!(lines[0].starts_with("1 problem, "), "{bad}");
+    assert!(lines[1].starts_with("problem [bad-row] bad.jsonl:1: "), "{bad}");
+    assert_eq!((lines[lines.len() - 1], lines[lines.len() - 2]), (lines[0], lines[1]), "{bad}");
+}
