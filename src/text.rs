@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 
 use crate::say::{self, look, visible};
 
-/// Columns two blanks apart, numbers to the right, within the width of the terminal: see [`table_in`]. The first row is the header.
+/// Columns two blanks apart, numbers to the right, within the width of the terminal: see [`lines_in`]. The first row is the header.
 pub fn table(rows: &[Vec<String>]) -> String {
     lines_in(rows, say::width()).into_iter().map(|(_, line)| line + "\n").collect()
 }
