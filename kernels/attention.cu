@@ -218,9 +218,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (u32 row = warp_first; row < min(warp_first + WARP_ROWS, last); row++) {
         const u32 oldest_key = window > 0 ? max(job.document + window, row + 1) - window : job.document;
         for (u32 column = threadIdx.x % 32; column < HEAD_DIM; column += 32) {
-            bool seen = false;
-            for (u32 key = oldest_key; key <= row; key++) seen |= !finite(v_head[u64(key) * kv_stride + column]);
-            if (seen) to[u64(row) * q_stride + column].bits = 0x7fff;
+            // Both infinities are NaN together, and with what a whole block made of them.
+            float added = 0.0f;
+            for (u32 key = oldest_key; key <= row; key++) {
+                const bf16 x = v_head[u64(key) * kv_stride + column];
+                if (!finite(x)) added += to_f32(x);
+            }
+            if (added != 0.0f) put(to[u64(row) * q_stride + column], to_f32(to[u64(row) * q_stride + column]) + added);
         }
     }
 }

@@ -111,6 +111,19 @@ mod tests {
     }
 
     #[test]
+    fn decoding_follows_the_formula() {
+        for dev in cpus() {
+            for (dtype, shape) in
+                [(DType::F32, (&[1, 130, 20][..], (6, 2, 16), None)), (DType::Bf16, (&[7, 129], (3, 1, 64), Some(40)))]
+            {
+                attention::decoding_follows_the_formula(&dev, dev.level().name(), dtype, shape);
+                let long = (&shape.0[1..2], shape.1, shape.2);
+                attention::infinite_values_are_what_sums_make_of_them(&dev, dev.level().name(), dtype, long);
+            }
+        }
+    }
+
+    #[test]
     fn decoding_a_token_is_the_last_row_of_forward() {
         for dev in cpus() {
             for window in [None, Some(7)] {

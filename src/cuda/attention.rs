@@ -138,6 +138,9 @@ pub(super) fn decode(dev: &Cuda, out: &mut Tensor<Cuda>, x: Decode<'_, Cuda>) ->
     let Decode { q, k_cache, v_cache, lens, heads, mask } = x;
     let (dim, window, scale) = shape(heads, mask)?;
     let dtype = same_type("attention_decode", &[out, q, k_cache, v_cache]);
+    if attention_tiles::takes(dim, dtype) {
+        return attention_tiles::decode(dev, out, x, capacity, window, scale);
+    }
     let kernel = entry(DECODE.0, DECODE.1, dtype, layout(dim));
     let launch = Launch::new(dev, &kernel, q.rows() * heads.n_query, decode_floats(dim) * 4).write(out);
     let launch = launch.read(q).read(k_cache).read(v_cache).read(lens);

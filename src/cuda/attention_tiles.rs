@@ -1,5 +1,5 @@
-//! Attention on tensor cores: the kernels of `kernels/attention.cu` and `kernels/attention_backward.cu`, for bf16 and the widths of heads
-//! that models have.
+//! Attention on tensor cores: the kernels of `kernels/attention.cu`, `kernels/attention_backward.cu` and `kernels/attention_decode.cu`, for
+//! bf16 and the widths of heads that models have.
 
 use super::compile::{Defines, Source, Value, source};
 use super::device::{Cuda, Room};
@@ -7,7 +7,7 @@ use super::kernels::Param::{F32, In, Out, U32};
 use super::kernels::{Configuration, Kernel, Param};
 use super::launch::Launch;
 use super::plan::{List, ROWS, ROWS_BACKWARD};
-use crate::backend::{Attention, AttentionGrads, Heads, Rope};
+use crate::backend::{Attention, AttentionGrads, Decode, Heads, Rope};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
@@ -15,6 +15,9 @@ use crate::tensor::{DType, Tensor};
 pub const SOURCE: Source = source!("kernels/attention.cu");
 /// The source of backward.
 pub const SOURCE_BACKWARD: Source = source!("kernels/attention_backward.cu");
+
+/// The source of decoding.
+pub const SOURCE_DECODE: Source = source!("kernels/attention_decode.cu");
 
 /// Widths of heads that have kernels.
 pub const WIDTHS: [usize; 5] = [32, 64, 80, 96, 128];
@@ -77,11 +80,27 @@ pub fn backward_kernels(dim: usize) -> [Configuration; 3] {
     [(delta, 0), (dq, shared), (dkdv, shared)]
 }
 
+/// Keys of a part of a cache, and query heads of a tile (`KEYS` and `HEADS` of the source).
+const PART: usize = 128;
+const HEADS: usize = 16;
+
+/// Decoding, and its dynamic shared memory.
+pub fn decode_kernel(dim: usize) -> Configuration {
+    let kernel = Kernel {
+        source: SOURCE_DECODE,
+        entry: "attention_tiles_decode",
+        defines: Defines::new(&[("HEAD_DIM", Value::Number(dim))]),
+        params: &[Out, Out, Out, In, In, In, In, U32, U32, U32, U32, F32],
+        threads: THREADS,
+    };
+    (kernel, (HEADS + 2 * PART) * row(dim))
+}
+
 /// Every configuration that an architecture (major · 10 + minor) may be asked to run.
 pub fn all(cc: u32) -> Vec<Configuration> {
     WIDTHS
         .into_iter()
-        .flat_map(|dim| [vec![forward_kernel(dim, cc)], backward_kernels(dim).to_vec()].concat())
+        .flat_map(|dim| [vec![forward_kernel(dim, cc), decode_kernel(dim)], backward_kernels(dim).to_vec()].concat())
         .collect()
 }
 
@@ -139,4 +158,29 @@ pub(super) fn backward(
     let launch = launch.read(dout).read(q).read(k).read(v).read(stats.tensor()).read_from(&batch.doc_start, at);
     let launch = launch.read_if(table).read_if(positions).u32(n);
     launch.u32(n_query).u32(n_kv).u32(window).f32(scale).run()
+}
+
+/// One new token a sequence, once shapes and types were checked; `window` 0 is none.
+pub(super) fn decode(
+    dev: &Cuda,
+    out: &mut Tensor<Cuda>,
+    x: Decode<'_, Cuda>,
+    capacity: usize,
+    window: usize,
+    scale: f32,
+) -> Result<()> {
+    let Decode { q, k_cache, v_cache, lens, heads: Heads { n_query, n_kv, head_dim }, .. } = x;
+    let (kernel, shared) = decode_kernel(head_dim);
+    let group = n_query / n_kv;
+    let (tasks, parts) = (q.rows() * n_kv * group.div_ceil(HEADS), capacity.div_ceil(PART));
+    let blocks = tasks * parts;
+    // What the parts of a sequence leave for the block that comes last.
+    let mut sums = match parts {
+        1 => None,
+        _ => Some(dev.room(Room::Sums, blocks * group.min(HEADS), head_dim + 2, DType::F32)?),
+    };
+    let mut counters = dev.room(Room::Counters, tasks, 1, DType::I32)?;
+    let launch = Launch::new(dev, &kernel, blocks, shared).write(out).write_if(sums.as_mut().map(|s| s.tensor()));
+    let launch = launch.write(counters.tensor()).read(q).read(k_cache).read(v_cache).read(lens);
+    launch.u32(n_query).u32(n_kv).u32(window).u32(capacity).f32(scale).run()
 }

@@ -19,10 +19,9 @@ pub struct Decoder<B: Backend> {
     prefill: Acts<B>,
     /// For one token a sequence.
     step: Acts<B>,
-    rows: Tensor<B>,     // (max(S, capacity), 1) i32
-    lens_dev: Tensor<B>, // (S, 1) i32
-    last: Tensor<B>,     // (S, C)
-    logits: Tensor<B>,   // (S, V) f32
+    rows: Tensor<B>,   // (capacity, 1) i32, of a prompt
+    last: Tensor<B>,   // (S, C)
+    logits: Tensor<B>, // (S, V) f32
 }
 
 impl<B: Backend> Decoder<B> {
@@ -47,8 +46,7 @@ impl<B: Backend> Decoder<B> {
             lens: vec![0; sequences],
             prefill: Acts::for_prefill(dev, model, capacity)?,
             step,
-            rows: dev.alloc(sequences.max(capacity), 1, DType::I32)?,
-            lens_dev: dev.alloc(sequences, 1, DType::I32)?,
+            rows: dev.alloc(capacity, 1, DType::I32)?,
             last: dev.alloc(sequences, c.hidden_size, model.dtype)?,
             logits: dev.alloc(sequences, c.vocab_size, DType::F32)?,
         })
@@ -146,27 +144,29 @@ impl<B: Backend> Decoder<B> {
         // independent, and those of sequences that are not extended are thrown away.
         let tokens = self.spread(which, |&(_, t)| t as i32, 0);
         let positions = self.spread(which, |&(s, _)| self.lens[s] as i32, 0);
-        let (targets, doc_start) = (vec![IGNORE; tokens.len()], (0..tokens.len() as i32).collect::<Vec<_>>());
-        let (tokens, positions, targets, doc_start) = (&tokens[..], &positions[..], &targets[..], &doc_start[..]);
-        let view = BatchView { tokens, targets, positions, doc_start, rows: &[], by_token: &[] };
-        self.step.load_view(dev, view)?;
+        let doc_start: Vec<i32> = (0..tokens.len() as i32).collect();
         // A sequence that is not extended writes to its own last free row, or over its last token's row when it is full: its
         // result is thrown away, and the row is written again before it is read.
         let spare = |s: usize| (s * self.capacity + self.lens[s].min(self.capacity - 1)) as i32;
-        let rows: Vec<i32> = (0..self.lens.len()).map(spare).collect();
-        self.rows.set_rows(rows.len());
-        dev.upload_i32(&mut self.rows, &rows)?;
+        let to: Vec<i32> = (0..self.lens.len()).map(spare).collect();
         let lens: Vec<i32> = self.lens.iter().map(|&l| (l + 1).min(self.capacity) as i32).collect();
-        dev.upload_i32(&mut self.lens_dev, &lens)?;
+        let take: Vec<i32> = which.iter().map(|&(s, _)| s as i32).collect();
+        // A step has no targets and nothing to sort: those vectors of a micro-batch bring what it needs instead, all in one copy.
+        let view = BatchView {
+            tokens: &tokens,
+            targets: &lens,
+            positions: &positions,
+            doc_start: &doc_start,
+            rows: &take,
+            by_token: &to,
+        };
+        self.step.load_view(dev, view)?;
         self.run_step(dev, model)?;
         for &(s, _) in which {
             self.lens[s] += 1;
         }
-        let take: Vec<i32> = which.iter().map(|&(s, _)| s as i32).collect();
-        self.rows.set_rows(n);
-        dev.upload_i32(&mut self.rows, &take)?;
         self.last.set_rows(n);
-        dev.gather_rows(&mut self.last, &self.step.hidden, &self.rows)?;
+        dev.gather_rows(&mut self.last, &self.step.hidden, &self.step.batch.rows)?;
         self.head(dev, model, n)
     }
 
@@ -182,6 +182,7 @@ impl<B: Backend> Decoder<B> {
         all
     }
 
+    /// The layers of what was loaded: `targets` are the lengths with the new tokens, `by_token` the rows of the cache that these take.
     fn run_step(&mut self, dev: &B, model: &Model<B>) -> Result<()> {
         let Acts { table, batch, x, mid, attn, mlp, scratch: s, hidden, rstd, .. } = &mut self.step;
         let pass = Pass::new(dev, model, batch, table, None);
@@ -190,9 +191,9 @@ impl<B: Backend> Decoder<B> {
         for (i, layer) in model.params.layers.iter().enumerate() {
             let pass = pass.at(i);
             attention::qkv(pass, layer, &x[i % 2], a, s)?;
-            dev.scatter_rows(&mut self.keys[i], &a.k, &self.rows)?;
-            dev.scatter_rows(&mut self.values[i], &a.v, &self.rows)?;
-            let (k_cache, v_cache, lens) = (&self.keys[i], &self.values[i], &self.lens_dev);
+            dev.scatter_rows(&mut self.keys[i], &a.k, &batch.by_token)?;
+            dev.scatter_rows(&mut self.values[i], &a.v, &batch.by_token)?;
+            let (k_cache, v_cache, lens) = (&self.keys[i], &self.values[i], &batch.targets);
             let of = Decode { q: &a.q, k_cache, v_cache, lens, heads: pass.c.heads, mask: pass.c.mask() };
             dev.attention_decode(&mut a.out, of)?;
             attention::output(pass, layer, mid, &x[i % 2], &a.out, &mut m.t_o, s)?;

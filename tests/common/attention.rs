@@ -251,3 +251,122 @@ pub fn decoding_a_token_is_the_last_row_of_forward<B: Backend>(
         assert!((x - y).abs() <= unit * y.abs().max(if dtype == DType::F32 { 1.0 } else { 1e-3 }), "{name} {x} {y}");
     }
 }
+
+/// Caches of some sequences, of which one decodes a token each. What is not seen is NaN.
+pub struct Caches {
+    heads: Heads,
+    mask: Mask,
+    dtype: DType,
+    lens: Vec<usize>,
+    q: Vec<Vec<f32>>,
+    /// Keys and values of the tokens of each sequence.
+    kv: Vec<[Vec<f32>; 2]>,
+}
+
+impl Caches {
+    pub fn new((lens, (n_query, n_kv, head_dim), window): Shape<'_>, dtype: DType) -> Self {
+        let heads = Heads { n_query, n_kv, head_dim };
+        let (wide, narrow) = (n_query * head_dim, n_kv * head_dim);
+        let unseen = |len: usize| window.map_or(0, |w| len.saturating_sub(w)) * narrow;
+        let cache = |seed, len: usize| {
+            let mut x = normal(seed, len * narrow);
+            x[..unseen(len)].fill(f32::NAN);
+            x
+        };
+        let numbered = || (0..).zip(lens);
+        Self {
+            heads,
+            mask: Mask { window },
+            dtype,
+            lens: lens.to_vec(),
+            q: numbered().map(|(s, _)| normal(100 + s, wide)).collect(),
+            kv: numbered().map(|(s, &len)| [cache(200 + s, len), cache(300 + s, len)]).collect(),
+        }
+    }
+
+    /// Output of some of the sequences side by side, one list for each, in caches of this capacity.
+    pub fn run<B: Backend>(&self, dev: &B, which: &[usize], capacity: usize) -> Vec<Vec<f32>> {
+        let Heads { n_query, n_kv, head_dim } = self.heads;
+        let (n, wide, narrow) = (which.len(), n_query * head_dim, n_kv * head_dim);
+        let cache = |i: usize| {
+            let mut all = vec![f32::NAN; n * capacity * narrow];
+            for (at, &s) in which.iter().enumerate() {
+                all[at * capacity * narrow..][..self.lens[s] * narrow].copy_from_slice(&self.kv[s][i]);
+            }
+            tensor(dev, n * capacity, narrow, self.dtype, &all)
+        };
+        let q = tensor(dev, n, wide, self.dtype, &which.iter().flat_map(|&s| self.q[s].clone()).collect::<Vec<_>>());
+        let lens = tensor_i32(dev, &which.iter().map(|&s| self.lens[s] as i32).collect::<Vec<_>>());
+        let mut out = dev.alloc(n, wide, self.dtype).unwrap();
+        let x =
+            Decode { q: &q, k_cache: &cache(0), v_cache: &cache(1), lens: &lens, heads: self.heads, mask: self.mask };
+        dev.attention_decode(&mut out, x).unwrap();
+        values(dev, &out).chunks(wide).map(<[f32]>::to_vec).collect()
+    }
+
+    /// Output of a sequence and the sum of the magnitudes that it is made of, in f64.
+    fn exact(&self, s: usize) -> Vec<(f64, f64)> {
+        let Heads { n_query, n_kv, head_dim: d } = self.heads;
+        let [q, k, v] = [&self.q[s], &self.kv[s][0], &self.kv[s][1]].map(|x| stored(self.dtype, x));
+        let first = self.mask.window.map_or(0, |w| self.lens[s].saturating_sub(w));
+        let mut out = Vec::new();
+        for h in 0..n_query {
+            let at = |j: usize| (j * n_kv + h / (n_query / n_kv)) * d;
+            let dot = |j: usize| (0..d).map(|e| q[h * d + e] * k[at(j) + e]).sum::<f64>() / (d as f64).sqrt();
+            let scores: Vec<f64> = (first..self.lens[s]).map(dot).collect();
+            let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let p: Vec<f64> = scores.iter().map(|x| (x - top).exp()).collect();
+            let total: f64 = p.iter().sum();
+            out.extend((0..d).map(|e| {
+                let terms = (first..self.lens[s]).zip(&p).map(|(j, p)| p / total * v[at(j) + e]);
+                terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs()))
+            }));
+        }
+        out
+    }
+}
+
+/// A decoded token against f64, whatever stands beside it and however long the cache is; keys beyond a sequence's end or window are NaN.
+pub fn decoding_follows_the_formula<B: Backend>(dev: &B, name: &str, dtype: DType, shape: Shape<'_>) {
+    let caches = Caches::new(shape, dtype);
+    let all: Vec<usize> = (0..caches.lens.len()).collect();
+    let longest = *caches.lens.iter().max().unwrap();
+    let found = caches.run(dev, &all, longest);
+    for &s in &all {
+        let what = format!("{name} {dtype:?} {shape:?} sequence {s}");
+        for (i, (&x, (y, size))) in found[s].iter().zip(caches.exact(s)).enumerate() {
+            // Half a unit in the last place of the result; f32 sums of exponentials.
+            let allowed = if dtype == DType::Bf16 { y.abs() / 255.0 } else { 0.0 } + 4e-5 * size;
+            assert!((f64::from(x) - y).abs() <= allowed, "{what}: element {i}: {x}, expected {y}");
+        }
+        assert_same(&format!("{what} alone"), &caches.run(dev, &[s], longest + 150)[0], &found[s]);
+    }
+}
+
+/// Infinite values that are seen give infinity, both signs NaN, as IEEE's sums do; those that are not seen nothing.
+pub fn infinite_values_are_what_sums_make_of_them<B: Backend>(dev: &B, name: &str, dtype: DType, shape: Shape<'_>) {
+    let mut caches = Caches::new(shape, dtype);
+    let (len, row) = (caches.lens[0], caches.heads.n_kv * caches.heads.head_dim);
+    let clean = caches.run(dev, &[0], len).remove(0);
+    let values = &mut caches.kv[0][1];
+    // Columns of the first head: one sign, the other, both, and a value that the window hides or else NaN.
+    values[(len - 1) * row] = f32::INFINITY;
+    values[(len - 2) * row + 1] = f32::NEG_INFINITY;
+    values[(len - 1) * row + 2] = f32::INFINITY;
+    values[(len - 3) * row + 2] = f32::NEG_INFINITY;
+    values[3] = f32::NAN;
+    let hidden = caches.mask.window.is_some_and(|w| w < len);
+    let found = caches.run(dev, &[0], len).remove(0);
+    let what = format!("{name} {dtype:?} {shape:?}");
+    let heads = caches.heads.n_query / caches.heads.n_kv;
+    for (i, (&x, &clean)) in found.iter().zip(&clean).enumerate() {
+        let (head, column) = (i / caches.heads.head_dim, i % caches.heads.head_dim);
+        match column {
+            0 if head < heads => assert_eq!(x, f32::INFINITY, "{what}: {i}"),
+            1 if head < heads => assert_eq!(x, f32::NEG_INFINITY, "{what}: {i}"),
+            2 if head < heads => assert!(x.is_nan(), "{what}: {i}: {x}"),
+            3 if head < heads && !hidden => assert!(x.is_nan(), "{what}: {i}: {x}"),
+            _ => assert_eq!(x, clean, "{what}: {i}"),
+        }
+    }
+}

@@ -111,3 +111,31 @@ fn a_layer_takes_few_launches() {
     bounded("full", 26.0, |layers, steps| runs.pretrain(layers, steps));
     bounded("LoRA with dropout", 33.0, |layers, steps| runs.lora(layers, steps));
 }
+
+/// A token that is decoded costs one copy of page-locked memory, one back and one wait; nothing is allocated, compiled or loaded.
+#[test]
+fn a_token_takes_a_copy_each_way_and_one_wait() {
+    if !device().is_some_and(|dev| dev.properties().emulated) {
+        return;
+    }
+    let runs = Runs(tempfile::tempdir().unwrap());
+    runs.pretrain(2, 1);
+    let model = runs.0.path().join("pretrain1/deep2/final");
+    let (few, many) = (4, 12);
+    let run = |tokens: usize| {
+        let tokens = tokens.to_string();
+        let words = ["generate", "--model-path", model.to_str().unwrap(), "--raw", "--greedy", "--device", "cuda"];
+        runs.counts(&[&words[..], &["--max-new-tokens", &tokens, "A river"]].concat())
+    };
+    let ([launches_few, calls_few], [launches, calls]) = (run(few), run(many));
+    let tokens = (many - few) as f64;
+    let (launches, calls) = (less(&launches, &launches_few, tokens), less(&calls, &calls_few, tokens));
+    println!("{} launches a token of 2 layers: {launches:?}; {calls:?}", launches.values().sum::<f64>());
+    let count = |name: &str| calls.get(name).copied().unwrap_or(0.0);
+    let copies = |way: &str| calls.iter().filter(|(name, _)| name.starts_with(way)).map(|(_, n)| n).sum::<f64>();
+    assert_eq!([copies("cuMemcpyHtoD"), copies("cuMemcpyDtoH")], [1.0, 1.0], "{calls:?}");
+    assert_eq!(count("cuStreamSynchronize"), 1.0, "{calls:?}");
+    for name in ["cuMemAllocAsync", "cuModuleLoadData", "cuModuleGetFunction", "cuEventSynchronize"] {
+        assert_eq!(count(name), 0.0, "{name}: {calls:?}");
+    }
+}

@@ -133,25 +133,30 @@ fn attention_on_tensor_cores_gives_a_document_the_same_bits_alone_and_packed() {
     }
 }
 
-/// An element of a token that is NaN, in q, k, v or the gradient of the output, reaches what the formula says; all else keeps its bits.
-fn nan_in_a_token(dev: &Cuda, dtype: DType, shape: attention::Shape<'_>, token: usize) {
+/// An element of a token that is NaN, in q, k, v or the gradient of the output, reaches what the formula says; all else keeps its bits. An
+/// infinite one in v makes outputs infinite.
+fn not_finite_in_a_token(dev: &Cuda, dtype: DType, shape: attention::Shape<'_>, token: usize) {
     let case = Case::new(shape, dtype, true);
     let inputs = case.inputs(31);
     let clean = case.run(dev, &inputs);
-    for (which, input) in ["q", "k", "v", "dout"].into_iter().enumerate() {
+    let [q, k, v, dout] = [0, 1, 2, 3];
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    for (which, input, odd) in
+        [(q, "q", nan), (k, "k", nan), (v, "v", nan), (dout, "dout", nan), (v, "v", inf), (v, "v", -inf)]
+    {
         let mut inputs = inputs.clone();
         let width = inputs[which].len() / case.starts.len();
-        inputs[which][token * width + 3] = f32::NAN;
+        inputs[which][token * width + 3] = odd;
         let ours = case.run(dev, &inputs);
         let exact = case.reference(&inputs.map(|x| stored(dtype, &x)), |x| x, |x| x);
-        for i in 0..5 {
-            let what = format!("{dtype:?} {shape:?} NaN in {input} of {token}: {}", NAMES[i]);
+        // Gradients of infinity are its products with both signs.
+        let results = if odd.is_nan() { 5 } else { 2 };
+        for i in 0..results {
+            let what = format!("{dtype:?} {shape:?} {odd} in {input} of {token}: {}", NAMES[i]);
             for (at, ((x, clean), exact)) in ours[i].iter().zip(&clean[i]).zip(&exact[i]).enumerate() {
-                let expected = if exact.is_nan() { f32::NAN } else { *clean };
-                assert!(
-                    x.is_nan() && exact.is_nan() || x.to_bits() == expected.to_bits(),
-                    "{what}[{at}]: {x}, {expected}"
-                );
+                let expected = if exact.is_finite() { *clean } else { *exact as f32 };
+                let same = x.to_bits() == expected.to_bits();
+                assert!(x.is_nan() && exact.is_nan() || same, "{what}[{at}]: {x}, {expected}");
             }
         }
     }
@@ -159,7 +164,7 @@ fn nan_in_a_token(dev: &Cuda, dtype: DType, shape: attention::Shape<'_>, token: 
 
 /// A token in the middle of a block, some of whose queries and keys may not see it; with windows, on both sides.
 #[test]
-fn nan_reaches_who_sees_it_alone() {
+fn what_is_not_finite_reaches_who_sees_it_alone() {
     let Some(dev) = device() else { return };
     let shapes: [(attention::Shape<'_>, usize); 4] = [
         ((&[130, 70], (2, 1, 64), None), 100),
@@ -168,9 +173,9 @@ fn nan_reaches_who_sees_it_alone() {
         ((&[20, 41], (4, 2, 16), Some(9)), 30),
     ];
     for (shape, token) in shapes {
-        nan_in_a_token(&dev, DType::Bf16, shape, token);
+        not_finite_in_a_token(&dev, DType::Bf16, shape, token);
     }
-    nan_in_a_token(&dev, DType::F32, (&[20, 41], (4, 2, 16), None), 30);
+    not_finite_in_a_token(&dev, DType::F32, (&[20, 41], (4, 2, 16), None), 30);
 }
 
 #[test]
@@ -183,6 +188,29 @@ fn decoding_a_token_is_the_last_row_of_forward() {
         {
             attention::decoding_a_token_is_the_last_row_of_forward(&dev, NAME, dtype, lens, heads, window);
         }
+    }
+}
+
+/// One key, a part of a cache and its borders, several; groups of one, three, seven and more than a tile of query heads; windows that begin
+/// within a part and leave whole ones out.
+#[test]
+fn decoding_follows_the_formula() {
+    let Some(dev) = device() else { return };
+    let shapes: [attention::Shape<'_>; 6] = [
+        (&[1, 127, 128, 129, 300], (3, 1, 64), None),
+        (&[1, 2, 5], (2, 2, 128), None),
+        (&[257, 31], (20, 1, 32), None),
+        (&[400, 130, 20], (14, 2, 80), Some(140)),
+        (&[385, 64], (4, 2, 96), Some(129)),
+        (&[40, 300], (4, 2, 10), Some(50)),
+    ];
+    for shape in shapes {
+        attention::decoding_follows_the_formula(&dev, NAME, DType::Bf16, shape);
+    }
+    attention::decoding_follows_the_formula(&dev, NAME, DType::F32, shapes[4]);
+    for (dtype, shape) in [(DType::Bf16, shapes[0]), (DType::Bf16, shapes[3]), (DType::F32, shapes[5])] {
+        let long = shape.0.iter().copied().max().unwrap();
+        attention::infinite_values_are_what_sums_make_of_them(&dev, NAME, dtype, (&[long], shape.1, shape.2));
     }
 }
 
@@ -237,6 +265,7 @@ fn digest(dev: &Cuda) -> u64 {
     elementwise::dropout_draws_what_its_definition_says(dev, NAME, &[(7, 33)]);
     rows::gather_scatter_and_embedding_gradient(dev, NAME, DType::Bf16, 8);
     attention::decoding_a_token_is_the_last_row_of_forward(dev, NAME, DType::Bf16, [1, 20, 140], (2, 1, 8), Some(100));
+    all.extend(attention::Caches::new((&[1, 300], (3, 1, 32), Some(200)), DType::Bf16).run(dev, &[0, 1], 301).concat());
     optimiser::adamw_updates_the_rows_it_is_given(dev, NAME, &[(5, 33, 2)]);
     let tiles: [attention::Shape<'_>; 2] = [(&[1, 140, 7], (2, 1, 32), None), (&[70, 9], (1, 1, 80), Some(20))];
     for shape in tiles {
