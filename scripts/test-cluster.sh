@@ -120,12 +120,15 @@ await() {
         sleep 0.02
     done
 }
-# The end of the run that was started last: its exit code in $code, its last line in $last.
+# The end of the run that was started last: its exit code in $code, that of the second machine's ringrun in $second, the last line in $last.
 ended() {
     code=0
-    # The first one has the hub; the others know of their own ranks alone.
     wait "${jobs[0]}" || code=$?
-    for job in "${jobs[@]:1}"; do wait "$job"; done
+    second=$code
+    for job in "${jobs[@]:1}"; do
+        second=0
+        wait "$job" || second=$?
+    done
     last=$(grep '^ringrun: ' "$work/$1.a.log" | tail -1)
 }
 
@@ -180,6 +183,8 @@ for round in $(seq "$rounds"); do
     else
         [ "$code" = $expected ] || fail "$what: exit code $code, expected $expected: $last"
         [[ $last =~ ^ringrun:\ rank\ [0-9]+\ on\ host\ [ab]:\  ]] || fail "$what: no cause is named: $last"
+        [[ ! $last =~ :\ start: ]] || fail "$what: it was long past its start: $last"
+        [ "$second" = "$code" ] || fail "$what: the second machine ends with $second, the first with $code: $(tail -2 "$work/$out.b.log")"
         [ "$deed" = nan ] || below "$took" 12 || fail "$what: over after $took s"
         none_left "$what"
         unset RINGTUNE_FAULT

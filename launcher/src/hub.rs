@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,8 @@ struct Member {
     out: TcpStream,
     hello: Hello,
     beat: Instant,
-    position: Position,
+    /// Where it was when that was last said; none before it has moved.
+    position: Option<Position>,
     moves: u64,
     goodbye: Option<u8>,
     closed: bool,
@@ -57,6 +58,10 @@ struct Round {
 
 struct State {
     members: Vec<Option<Member>>,
+    /// Parents of ranks on other machines, who are told why the run ends.
+    watchers: Vec<TcpStream>,
+    /// How many of them have been told.
+    told: usize,
     rounds: BTreeMap<u64, Round>,
     met: Option<Instant>,
     /// When a beacon of any rank moved last.
@@ -71,8 +76,10 @@ struct Shared {
     secret: Secret,
     hang: Duration,
     state: Mutex<State>,
-    /// A connection was closed.
+    /// A connection was closed, or a parent of ranks was told.
     changed: Condvar,
+    /// Which attempt of a run the hub is of.
+    attempt: AtomicU32,
     /// Nobody is let in any more.
     shut: AtomicBool,
     notify: Notify,
@@ -99,6 +106,8 @@ impl Hub {
     ) -> io::Result<Self> {
         let state = State {
             members: (0..size).map(|_| None).collect(),
+            watchers: Vec::new(),
+            told: 0,
             rounds: BTreeMap::new(),
             met: None,
             moved: Instant::now(),
@@ -110,6 +119,7 @@ impl Hub {
             hang,
             state: Mutex::new(state),
             changed: Condvar::new(),
+            attempt: AtomicU32::new(0),
             shut: AtomicBool::new(false),
             notify: Box::new(notify),
         });
@@ -149,7 +159,10 @@ impl Hub {
         let mut state = self.shared.lock();
         if state.failed.is_none() {
             state.failed = Some(cause.clone());
-            state.tell_all(&Message::Failed(cause.clone()));
+            let message = Message::Failed(cause.clone());
+            state.tell_all(&message);
+            let State { watchers, told, .. } = &mut *state;
+            *told += watchers.iter_mut().filter_map(|to| message.write(to).ok()).count();
         }
     }
 
@@ -160,7 +173,7 @@ impl Hub {
 
     /// Where a rank was when it last said so.
     pub fn position(&self, rank: usize) -> Option<Position> {
-        self.shared.lock().members.get(rank)?.as_ref().map(|m| m.position)
+        self.shared.lock().members.get(rank)?.as_ref().and_then(|m| m.position)
     }
 
     /// The machine of a rank, once it has come.
@@ -176,6 +189,21 @@ impl Hub {
         };
         let mut state = self.shared.lock();
         while open(&state) && Instant::now() < until {
+            let wait = until.saturating_duration_since(Instant::now());
+            state = self.shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The parents of ranks that watch another attempt are turned away. Without a word it is the first one, 0.
+    pub fn is_of_attempt(&self, number: u32) {
+        self.shared.attempt.store(number, SeqCst);
+    }
+
+    /// Waits until so many parents of ranks on other machines know why the run has failed, at most so long.
+    pub fn wait_until_told(&self, parents: usize, limit: Duration) {
+        let until = Instant::now() + limit;
+        let mut state = self.shared.lock();
+        while state.told < parents && Instant::now() < until {
             let wait = until.saturating_duration_since(Instant::now());
             state = self.shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -209,7 +237,7 @@ impl State {
     fn cause(&self, rank: usize, text: String, code: u8) -> Event {
         let member = self.members[rank].as_ref();
         let host = member.map_or_else(|| "unknown".into(), |m| m.hello.host.clone());
-        Event::Failed(Cause { rank, host, position: member.map(|m| m.position), text, code })
+        Event::Failed(Cause { rank, host, position: member.and_then(|m| m.position), text, code })
     }
 }
 
@@ -225,6 +253,9 @@ fn serve(shared: &Shared, mut stream: TcpStream) {
     let Ok(Some(Message::Hello(hello))) = Message::read(&mut stream, LIMIT) else { return };
     if let Some(rank) = hello["observes"].as_u64() {
         return observe(shared, &mut stream, &hello, rank as usize);
+    }
+    if let Some(attempt) = hello["watches"].as_u64() {
+        return watched_from_elsewhere(shared, stream, &hello, attempt);
     }
     let Some(rank) = admit(shared, &stream, &hello) else { return };
     (shared.notify)(Event::Joined(rank));
@@ -252,6 +283,33 @@ fn observe(shared: &Shared, stream: &mut TcpStream, hello: &Value, rank: usize) 
     }
 }
 
+/// The parent of ranks that stand elsewhere is told why the run ends, and says where they are.
+fn watched_from_elsewhere(shared: &Shared, mut stream: TcpStream, hello: &Value, attempt: u64) {
+    let Ok(mut out) = stream.try_clone() else { return };
+    let ours = u64::from(shared.attempt.load(SeqCst)) == attempt && hello["size"].as_u64() == Some(shared.size as u64);
+    if !ours || Message::Known.write(&mut out).is_err() {
+        return;
+    }
+    {
+        let mut state = shared.lock();
+        if let Some(cause) = &state.failed {
+            let told = Message::Failed(cause.clone()).write(&mut out).is_ok();
+            state.told += usize::from(told);
+            shared.changed.notify_all();
+            return;
+        }
+        state.watchers.push(out);
+    }
+    let _ = stream.set_read_timeout(None);
+    while let Ok(Some(message)) = Message::read(&mut stream, LIMIT) {
+        let Message::Place { rank, position } = message else { continue };
+        let mut state = shared.lock();
+        if let Some(Some(member)) = usize::try_from(rank).ok().and_then(|rank| state.members.get_mut(rank)) {
+            member.position = Some(Position::unpack(position));
+        }
+    }
+}
+
 /// Takes a rank in if it is one of as many and nobody has its number.
 fn admit(shared: &Shared, stream: &TcpStream, hello: &Value) -> Option<usize> {
     if hello["size"].as_u64() != Some(shared.size as u64) {
@@ -274,8 +332,7 @@ fn admit(shared: &Shared, stream: &TcpStream, hello: &Value) -> Option<usize> {
     if let Some(cause) = &state.failed {
         let _ = Message::Failed(cause.clone()).write(&mut out);
     }
-    let position = Position::default();
-    let member = Member { out, hello, beat: Instant::now(), position, moves: 0, goodbye: None, closed: false };
+    let member = Member { out, hello, beat: Instant::now(), position: None, moves: 0, goodbye: None, closed: false };
     state.members[rank] = Some(member);
     if state.members.iter().all(Option::is_some) {
         let all: Vec<Value> = state.members.iter().flatten().map(|m| m.hello.to_json()).collect();
@@ -292,7 +349,9 @@ fn receive(shared: &Shared, rank: usize, message: Message) -> Option<Event> {
     member.beat = Instant::now();
     match message {
         Message::Beat { position, moves } => {
-            member.position = Position::unpack(position);
+            if moves > 0 {
+                member.position = Some(Position::unpack(position));
+            }
             if member.moves != moves {
                 member.moves = moves;
                 state.moved = Instant::now();
@@ -377,8 +436,9 @@ fn watch_over(shared: &Shared) {
 fn hang(state: &State, limit: Duration) -> Event {
     let alive: Vec<(usize, &Member)> =
         state.members.iter().enumerate().filter_map(|(r, m)| Some((r, m.as_ref().filter(|m| !m.closed)?))).collect();
-    let waits = alive.iter().filter(|(_, m)| m.position.phase == Phase::Reduce).count();
-    let culprit = alive.iter().find(|(_, m)| m.position.phase != Phase::Reduce).or(alive.first());
+    let reduces = |m: &Member| m.position.is_some_and(|at| at.phase == Phase::Reduce);
+    let waits = alive.iter().filter(|(_, m)| reduces(m)).count();
+    let culprit = alive.iter().find(|(_, m)| !reduces(m)).or(alive.first());
     let rank = culprit.map_or(0, |(r, _)| *r);
     let others = if waits > 0 { format!("; {waits} others wait in the reduction") } else { String::new() };
     state.cause(rank, format!("hangs since {} s{others}", limit.as_secs()), HANG)

@@ -15,6 +15,7 @@ pub mod engine;
 pub mod environment;
 pub mod hosts;
 pub mod hub;
+pub mod link;
 pub mod local;
 pub mod options;
 pub mod output;

@@ -52,6 +52,13 @@ pub enum Message {
     Goodbye(u8),
     /// Hub to rank: end as after this signal.
     Stop(i32),
+    /// From a parent of ranks whose hub is elsewhere: one of its ranks is here, as its page says.
+    Place {
+        /// Which.
+        rank: u64,
+        /// See [`crate::beacon::Position::pack`].
+        position: u64,
+    },
 }
 
 impl Message {
@@ -80,6 +87,7 @@ impl Message {
             Message::Failed(cause) => (8, cause.to_json().to_string().into_bytes()),
             Message::Goodbye(code) => (9, vec![*code]),
             Message::Stop(signal) => (10, signal.to_le_bytes().to_vec()),
+            Message::Place { rank, position } => (11, [rank.to_le_bytes(), position.to_le_bytes()].concat()),
         }
     }
 
@@ -108,6 +116,7 @@ impl Message {
             8 => Message::Failed(Cause::from_json(&json()?)?),
             9 => Message::Goodbye(*body.first()?),
             10 => Message::Stop(i32::from_le_bytes(body.try_into().ok()?)),
+            11 => Message::Place { rank: number(&mut rest)?, position: number(&mut rest)? },
             _ => return None,
         })
     }

@@ -17,7 +17,7 @@ use crate::options::{Engine, Options};
 use crate::process::Start;
 use crate::secret::{Secret, nonce};
 use crate::spawn::adopt_orphans;
-use crate::supervise::{Attempt, Event, Outcome, host_name, out_of_memory, supervise};
+use crate::supervise::{Attempt, Event, LAST_WORD, Outcome, host_name, out_of_memory, supervise};
 use crate::wrap::{self, Report};
 
 /// Runs what was typed; the exit code.
@@ -164,6 +164,7 @@ fn meet(options: &Options, attempt: u32, sender: &Sender<Event>) -> io::Result<(
     let to = sender.clone();
     let notify = move |event| drop(to.send(Event::Hub(attempt, event)));
     let hub = Hub::start(listener, size, &Secret::of(&meeting.secret), options.hang_timeout, notify)?;
+    hub.is_of_attempt(attempt);
     Ok((Some(hub), meeting, size))
 }
 
@@ -202,11 +203,16 @@ fn one(options: &Options, number: u32, sender: &Sender<Event>, events: &Receiver
     };
     let say: &dyn Fn(&str) = if options.quiet { &|_| {} } else { &say };
     let report = match &hub {
-        None => Some(Report { address: meeting.control.clone(), secret: meeting.secret.clone(), size }),
+        None => {
+            Some(Report { address: meeting.control.clone(), secret: meeting.secret.clone(), size, attempt: number })
+        }
         Some(_) => None,
     };
     let attempt = Attempt { options, number, size, starts: &starts, hub: hub.as_ref(), report, say };
     let outcome = supervise(attempt, (sender, events), log);
+    if let (Some(hub), Some(node), Ok(Outcome { cause: Some(_), .. })) = (&hub, &options.node, &outcome) {
+        hub.wait_until_told(node.count - 1, LAST_WORD);
+    }
     hub.iter().for_each(Hub::shut);
     outcome
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::cause::{BYSTANDER, Cause, HANG, REQUEUE, signal_name};
 use crate::hub::{self, Hub};
+use crate::link::{Heard, Link};
 use crate::options::Options;
 use crate::output::{Lines, drain};
 use crate::process::{Process, Start};
@@ -20,6 +21,8 @@ use crate::wrap::Report;
 pub enum Event {
     /// From the hub of an attempt.
     Hub(u32, hub::Event),
+    /// From the hub of an attempt, where it is elsewhere.
+    Heard(u32, Heard),
     /// A process that was started ended in an attempt; it was not reaped yet.
     Ended(u32, usize),
     /// ringrun got a signal.
@@ -74,14 +77,17 @@ struct Watch<'a> {
     /// The first exit code that is not 0, where nothing counts as a failure.
     first_code: u8,
     kill_at: Option<Instant>,
+    /// The connection to a hub that is elsewhere, and whether it stands.
+    link: Option<Link>,
+    linked: bool,
     /// The hub is elsewhere, and a rank has heard there that the run has failed: what is left here is ended, and not to blame.
     over: bool,
     /// A rank elsewhere is gone; who started it may say more until then.
     lost: Option<(Instant, usize)>,
 }
 
-/// How long who started a rank elsewhere has to say what became of it.
-const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long who started a rank elsewhere has to say what became of it, and to be told why the run ends.
+pub const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Runs the ranks to their end.
 ///
@@ -101,6 +107,8 @@ pub fn supervise(
         outcome: Outcome::default(),
         first_code: 0,
         kill_at: None,
+        link: None,
+        linked: false,
         over: false,
         lost: None,
         attempt,
@@ -116,7 +124,15 @@ pub fn supervise(
             }
         }
     }
+    if let Some(report) = &watch.attempt.report {
+        let pages = watch.processes.iter().filter_map(|p| Some((p.rank?, p.beacon))).collect();
+        let (number, to) = (watch.attempt.number, sender.clone());
+        // Without it the ranks hear for themselves why the run ends.
+        watch.link = Link::start(report, pages, move |heard| drop(to.send(Event::Heard(number, heard)))).ok();
+    }
     watch.run(events);
+    watch.ask_why(events);
+    watch.link = None;
     watch.end_all();
     drain(ends);
     watch.repeat_last_lines();
@@ -159,11 +175,45 @@ impl Watch<'_> {
         }
     }
 
+    /// A rank here has ended because of another one: the hub, which told it, is telling this process why.
+    fn ask_why(&mut self, events: &Receiver<Event>) {
+        let until = Instant::now() + LAST_WORD;
+        let bystander = self.processes.iter().any(|p| p.status.map(code_of) == Some(BYSTANDER));
+        while bystander && self.linked && self.outcome.cause.is_none() {
+            match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(event) => self.take(event),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The hub is elsewhere, and ends the run here, whether or not the ranks can hear it.
+    fn told(&mut self, heard: Heard) {
+        match heard {
+            Heard::Open => self.linked = true,
+            Heard::Failed(cause) => {
+                self.over = true;
+                self.fail_as(cause, false);
+            }
+            Heard::Gone => {
+                self.linked = false;
+                // A program that knows of no hub goes on without it.
+                let knows = |p: &Process| p.status.is_none() && p.beacon.moves() > 0;
+                if self.processes.iter().any(knows) && self.outcome.cause.is_none() {
+                    self.over = true;
+                    self.kill_at.get_or_insert(Instant::now() + self.attempt.options.grace);
+                }
+            }
+        }
+    }
+
     fn take(&mut self, event: Event) {
         match event {
             Event::Signal(signal) => self.got_signal(signal),
             // Nothing of an earlier attempt counts.
-            Event::Ended(attempt, _) | Event::Hub(attempt, _) if attempt != self.attempt.number => {}
+            Event::Ended(attempt, _) | Event::Hub(attempt, _) | Event::Heard(attempt, _)
+                if attempt != self.attempt.number => {}
+            Event::Heard(_, heard) => self.told(heard),
             Event::Ended(_, index) => {
                 // It has ended: this does not wait.
                 self.processes[index].status = self.processes[index].child.wait().ok();
@@ -257,7 +307,12 @@ impl Watch<'_> {
     }
 
     /// The first cause counts. Ranks that know the hub learn it there and end; the others are asked by a signal.
-    fn fail(&mut self, mut cause: Cause) {
+    fn fail(&mut self, cause: Cause) {
+        self.fail_as(cause, true);
+    }
+
+    /// `ours`: it was found out here, and who knows the others is told.
+    fn fail_as(&mut self, mut cause: Cause, ours: bool) {
         if self.outcome.cause.is_some() {
             return;
         }
@@ -270,11 +325,13 @@ impl Watch<'_> {
         if let Some(hub) = self.attempt.hub {
             hub.fail(&cause);
         }
-        if let Some(report) = &self.attempt.report {
+        if let Some(report) = self.attempt.report.as_ref().filter(|_| ours) {
             report.tell(&cause);
         }
         for p in self.processes.iter().filter(|p| p.status.is_none()) {
-            if p.rank.is_some_and(|r| !self.members[r].joined && self.attempt.report.is_none()) {
+            // Of ranks whose hub is elsewhere, those that never said where they are may not know of it.
+            let unaware = self.attempt.report.is_none() || p.beacon.moves() == 0;
+            if p.rank.is_some_and(|r| !self.members[r].joined && unaware) {
                 signal_group(p.child.id(), libc::SIGTERM);
             }
         }
@@ -377,7 +434,8 @@ impl Watch<'_> {
     }
 
     fn finish(self) -> Outcome {
-        let bystander = self.processes.iter().any(|p| p.status.map(code_of) == Some(BYSTANDER));
+        let ended = |status: ExitStatus| code_of(status) == BYSTANDER || (self.over && status.signal().is_some());
+        let bystander = self.processes.iter().any(|p| p.status.is_some_and(ended));
         let code = match (&self.outcome.cause, self.first_code) {
             (Some(cause), _) => cause.code,
             (None, 0) if bystander => BYSTANDER,

@@ -23,10 +23,12 @@ pub struct Report {
     pub secret: String,
     /// Ranks of the run.
     pub size: usize,
+    /// Number of the attempt, from 0.
+    pub attempt: u32,
 }
 
 impl Report {
-    /// Tells the hub; where that cannot be reached, its owner sees a closed connection.
+    /// Tells the hub, on a connection of its own; where that cannot be reached, its owner sees a closed connection.
     pub fn tell(&self, cause: &Cause) {
         let tell = || -> io::Result<()> {
             let mut hub = TcpStream::connect(&self.address)?;
@@ -61,6 +63,7 @@ pub fn command(options: &Options) -> Result<(RankCommand, usize, Report), String
         address: get("RINGTUNE_CONTROL").unwrap_or_default(),
         secret: get("RINGTUNE_SECRET").unwrap_or_default(),
         size,
+        attempt: get("RINGTUNE_RESTART").and_then(|n| n.parse().ok()).unwrap_or_default(),
     };
     let program = resolve(&options.program[0]);
     let args = options.program[1..].to_vec();

@@ -143,6 +143,36 @@ fn a_machine_ends_what_has_not_heard_that_the_run_is_over() {
     assert!(begun.elapsed() < std::time::Duration::from_secs(60));
 }
 
+/// The ringrun of the second machine ends as that of the first one does, with its cause, though its only rank hears nothing: it is
+/// stopped, or a program that knows of no hub.
+#[test]
+fn every_machine_names_the_cause_and_none_waits_for_a_rank_that_is_stopped() {
+    for stopped in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let up = dir.path().join("up").display().to_string();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port().to_string();
+        let stop = if stopped { "kill -STOP $$; " } else { "" };
+        let script = format!(
+            "[ $RANK = 1 ] && {{ touch {up}; {stop}exec sleep 1000; }}; until [ -e {up} ]; do sleep 0.01; done; exit 3"
+        );
+        let start = |rank: &str| {
+            let node = ["--nnodes", "2", "--node-rank", rank, "--master-addr", "127.0.0.1", "--master-port", &port];
+            let words = ["--nproc-per-node", "1", "--grace", "0.2", "sh", "-c", &script];
+            ringrun(&[&node[..], &words].concat()).spawn().unwrap()
+        };
+        let begun = std::time::Instant::now();
+        for o in [start("0"), start("1")].map(outcome) {
+            assert_eq!(o.code, Some(3), "{}", o.stderr);
+            assert!(
+                o.last().contains("rank 0 on host ") && o.last().ends_with(": ended with exit code 3"),
+                "{}",
+                o.stderr
+            );
+        }
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "nobody waited for the rank that does nothing");
+    }
+}
+
 #[test]
 fn a_wrapper_without_a_launcher_says_so() {
     let o = shell(&["--wrap"], "exit 0");

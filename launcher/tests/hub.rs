@@ -4,11 +4,14 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use launcher::beacon::{Phase, Position};
+use launcher::beacon::{Beacon, Phase, Position};
 use launcher::cause::Cause;
 use launcher::hub::{Event, Hub};
+use launcher::link::{Heard, Link};
 use launcher::protocol::{Hello, LIMIT, Message};
 use launcher::secret::{PATIENCE, Secret};
+
+use crate::program::wait_until;
 
 fn hub(size: usize, hang: Duration) -> (Hub, Receiver<Event>) {
     let (to, events) = channel();
@@ -144,8 +147,45 @@ fn who_does_not_wait_is_to_blame_for_a_hang() {
 fn a_parent_says_what_became_of_its_rank() {
     let (hub, events) = hub(2, Duration::from_secs(600));
     let cause = Cause { rank: 1, host: "b".into(), position: None, text: "killed by SIGKILL".into(), code: 137 };
-    let report = launcher::wrap::Report { address: hub.address().to_string(), secret: "s".into(), size: 2 };
+    let report = launcher::wrap::Report { address: hub.address().to_string(), secret: "s".into(), size: 2, attempt: 0 };
     launcher::wrap::Report { secret: "wrong".into(), ..report.clone() }.tell(&cause);
     report.tell(&cause);
     assert_eq!(next(&events), Event::Failed(cause));
+}
+
+/// A parent of ranks elsewhere knows where they are when they cannot say it any more, and hears why the run ends when they cannot.
+#[test]
+fn a_parent_elsewhere_says_where_its_ranks_are_and_hears_why_the_run_ends() {
+    let (hub, events) = hub(2, Duration::from_secs(600));
+    hub.is_of_attempt(1);
+    let both = two(&hub, &events);
+    assert_eq!(hub.position(1), None, "nobody has said it");
+    let report = launcher::wrap::Report { address: hub.address().to_string(), secret: "s".into(), size: 2, attempt: 1 };
+    let watch = |report: &launcher::wrap::Report, pages| {
+        let (to, heard) = channel();
+        (Link::start(report, pages, move |h| drop(to.send(h))).unwrap(), heard)
+    };
+    let page = Beacon::private();
+    let at = Position { step: 7, phase: Phase::Backward, layer: Some(2) };
+    page.set(at);
+    let (_link, heard) = watch(&report, vec![(1, page)]);
+    // Of another attempt, and with another secret: neither is told anything.
+    let (_other, other) = watch(&launcher::wrap::Report { attempt: 0, ..report.clone() }, Vec::new());
+    let (_wrong, wrong) = watch(&launcher::wrap::Report { secret: "wrong".into(), ..report.clone() }, Vec::new());
+    let patience = Duration::from_secs(20);
+    assert_eq!(heard.recv_timeout(patience).unwrap(), Heard::Open);
+    wait_until("the hub knows the place", || hub.position(1) == Some(at));
+    assert_eq!(hub.position(0), None);
+    let cause = Cause { rank: 0, host: "a".into(), position: None, text: "killed by SIGKILL".into(), code: 137 };
+    hub.fail(&cause);
+    assert_eq!(heard.recv_timeout(patience).unwrap(), Heard::Failed(cause.clone()));
+    // Who comes late is told too.
+    let (_late, late) = watch(&report, Vec::new());
+    assert_eq!(
+        [late.recv_timeout(patience).unwrap(), late.recv_timeout(patience).unwrap()],
+        [Heard::Open, Heard::Failed(cause)]
+    );
+    hub.wait_until_told(2, patience);
+    assert!(other.try_recv().is_err() && wrong.try_recv().is_err());
+    drop(both);
 }

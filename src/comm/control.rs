@@ -120,6 +120,8 @@ struct Shared {
     rank: usize,
     out: Mutex<TcpStream>,
     beacon: Beacon,
+    /// Where it was when it last said so, packed.
+    said: AtomicU64,
     /// It has said goodbye or why it ends: what the hub says does not matter any more.
     ended: AtomicBool,
     /// The hub, where this rank holds it.
@@ -179,7 +181,15 @@ impl Channel {
     ) -> Result<Self> {
         let fault = Fault::of(rank)?;
         let (from, out) = (stream.try_clone()?, Mutex::new(stream));
-        let shared = Arc::new(Shared { rank, out, beacon, ended: AtomicBool::new(false), hub, launcher_speaks });
+        let shared = Arc::new(Shared {
+            rank,
+            out,
+            beacon,
+            said: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            hub,
+            launcher_speaks,
+        });
         let ((to, gathered), (to_aside, beside)) = (unbounded(), unbounded());
         let named = |name: &str| std::thread::Builder::new().name(name.into());
         let listener = Arc::clone(&shared);
@@ -229,6 +239,11 @@ impl Control for Rc<Channel> {
         self.sequence.set(seq + 1);
         let message = Message::Gather { seq, what: what.into(), own: own.to_vec() };
         let gone = || self.lost(Error::new(format!("the control channel is lost in \"{what}\"")));
+        // The hub may have to say where this rank was: here, not where its last heartbeat was.
+        let at = self.shared.beacon.position().pack();
+        if self.shared.said.swap(at, SeqCst) != at {
+            self.shared.send(&self.shared.beat()).map_err(|_| gone())?;
+        }
         self.shared.send(&message).map_err(|_| gone())?;
         let (found, all) = self.gathered.recv().map_err(|_| gone())?;
         assert_eq!(found, seq, "exchanges come in their order");
@@ -244,6 +259,10 @@ impl Control for Rc<Channel> {
         self.shared.beacon.set(position);
         if let Some(fault) = &self.fault {
             fault.act(position);
+            if fault.strays(position) {
+                // The others do not call it: the hub says so, and this process ends in here.
+                let _ = self.gather("an exchange that RINGTUNE_FAULT asked for", &[]);
+            }
         }
     }
 

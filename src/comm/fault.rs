@@ -1,6 +1,7 @@
 //! Faults on purpose, for tests: `RINGTUNE_FAULT="rank=2 step=5 at=backward:1 do=kill"`, acted on where a rank says where it is.
 //!
-//! `do=` is `kill`, `stop`, `panic`, `hang`, `exit:N`, `nan` (the loss of the step) or `enospc` (no file may grow any more). A run
+//! `do=` is `kill`, `stop`, `panic`, `hang`, `exit:N`, `nan` (the loss of the step) or `enospc` (no file may grow any more) or `stray`
+//! (an exchange that the other ranks do not make). A run
 //! that was started again has no fault.
 
 use launcher::beacon::{Phase, Position};
@@ -17,6 +18,7 @@ enum Deed {
     Exit(i32),
     Nan,
     DiskFull,
+    Stray,
 }
 
 /// A fault of this rank.
@@ -64,6 +66,7 @@ impl Fault {
                         "exit" => Deed::Exit(number(value)? as i32),
                         "nan" => Deed::Nan,
                         "enospc" => Deed::DiskFull,
+                        "stray" => Deed::Stray,
                         _ => return Err(wrong(word)),
                     });
                 }
@@ -74,9 +77,18 @@ impl Fault {
         Ok((of == rank).then_some(Self { step, phase: at.0, layer: at.1, deed }))
     }
 
+    fn is_at(&self, at: Position) -> bool {
+        at.step == self.step && at.phase == self.phase && (self.layer.is_none() || at.layer == self.layer)
+    }
+
+    /// Whether the rank shall make an exchange of its own here.
+    pub fn strays(&self, at: Position) -> bool {
+        self.deed == Deed::Stray && self.is_at(at)
+    }
+
     /// Happens where this is the place for it.
     pub fn act(&self, at: Position) {
-        if at.step != self.step || at.phase != self.phase || (self.layer.is_some() && at.layer != self.layer) {
+        if !self.is_at(at) {
             return;
         }
         match self.deed {
@@ -90,7 +102,7 @@ impl Fault {
             },
             Deed::Exit(code) => std::process::exit(code),
             Deed::DiskFull => no_file_grows(),
-            Deed::Nan => {}
+            Deed::Nan | Deed::Stray => {}
         }
     }
 

@@ -133,6 +133,19 @@ fn a_killed_rank_is_named_with_step_phase_and_layer() {
     );
 }
 
+/// Ranks that call different collectives are told apart by name, with the number of the exchange.
+#[test]
+fn ranks_that_call_different_exchanges_are_named_with_both() {
+    let strays = "calls \"an exchange that RINGTUNE_FAULT asked for\"";
+    // Whichever rank comes second is the one that is named first.
+    fault(
+        "rank=1 step=4 at=update do=stray",
+        &[],
+        1,
+        &["step 4, update: ", strays, "calls \"sum of ", " as exchange ", "they have lost each other"],
+    );
+}
+
 #[test]
 fn a_stopped_rank_is_found_by_its_silence() {
     fault(
