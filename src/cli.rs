@@ -3,10 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use clap::builder::Styles;
-use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, ColorChoice, Command as Clap, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
 
 use crate::error::{Error, Result};
 use crate::hf::save::parse_size;
@@ -16,7 +14,7 @@ use crate::{commands, say};
 
 mod foreign;
 
-use foreign::{as_here, unknown_flags, usage};
+use foreign::{switches_with_a_value, unknown_flag};
 
 const COLUMNS: &str = "\
 Results go to stdout, progress to stderr. Exit codes: 0 done, 1 data, files or device, 2 flags or configuration,
@@ -27,11 +25,7 @@ const BEFORE: &str = "mixed_precision before the command";
 
 /// The whole command line. Every flag is known with dashes and with underscores.
 pub fn command() -> Clap {
-    let colour = if say::stdout_has_colour() { ColorChoice::Always } else { ColorChoice::Never };
-    let styles = Styles::styled().header(say::look::HEADING).usage(say::look::HEADING).literal(say::look::HEADING);
     Clap::new("ringtune")
-        .color(colour)
-        .styles(styles.placeholder(say::look::DIM))
         .version(env!("CARGO_PKG_VERSION"))
         .about("Fine-tunes Llama-family language models: JSONL in, Hugging Face and PEFT files out")
         .after_help(COLUMNS)
@@ -127,7 +121,7 @@ fn inspect() -> Clap {
         .arg_required_else_help(true)
         .subcommand(
             Clap::new("file")
-                .about("Say what a file or folder is, and show what is in it; `inspect PATH` is the same")
+                .about("Say what a token file, model, adapter or checkpoint is: shapes, hashes, a preview")
                 .arg(path("path").required(true).help("File or folder"))
                 .arg(
                     path("tokenizer")
@@ -195,7 +189,7 @@ fn with_settings(mut clap: Clap, wanted: impl Fn(&Setting) -> bool) -> Clap {
     clap = clap.arg(
         Arg::new("config_path")
             .long("config-path")
-            .aliases(["config_path", "config", "config_file", "config-file"])
+            .alias("config_path")
             .value_name("PATH")
             .help_heading("Configuration")
             .help("JSON or YAML file of settings, looked for as given, under configs/ and built in; flags override it"),
@@ -310,16 +304,22 @@ fn typed(command: Command, matches: &ArgMatches, before: Option<&String>) -> Res
 
 /// What a command's flags and config file come to. Warnings are printed.
 fn resolve(command: Command, matches: &ArgMatches, before: Option<&String>) -> Result<Resolved> {
-    let resolved = resolve_quietly(command, matches, before)?;
+    let resolved = resolve_quietly(command, matches, before, None)?;
     for warning in &resolved.warnings {
         say::warning(warning);
     }
     Ok(resolved)
 }
 
-fn resolve_quietly(command: Command, matches: &ArgMatches, before: Option<&String>) -> Result<Resolved> {
+/// `ranks`: so many, instead of those that the environment says.
+fn resolve_quietly(
+    command: Command,
+    matches: &ArgMatches,
+    before: Option<&String>,
+    ranks: Option<usize>,
+) -> Result<Resolved> {
     let config = command.takes_config().then(|| matches.get_one::<String>("config_path")).flatten();
-    let resolved = Resolved::new(command, typed(command, matches, before)?, config.map(String::as_str))?;
+    let resolved = Resolved::on_ranks(command, typed(command, matches, before)?, config.map(String::as_str), ranks)?;
     // The pool for tokenising; the first to set it wins, and nobody else does.
     if let Some(threads) = resolved.settings.train.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
@@ -328,17 +328,18 @@ fn resolve_quietly(command: Command, matches: &ArgMatches, before: Option<&Strin
     Ok(resolved)
 }
 
-/// Parses `args` and runs the command. Help and version print themselves and end the process.
+/// Parses `args` and runs the command. Help, version and usage errors print themselves and end the process (0 or 2).
 ///
 /// # Errors
 /// Whatever stopped the command.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
-    let args = as_here(args.into_iter().collect());
+    let args = switches_with_a_value(args.into_iter().collect());
     let matches = match command().try_get_matches_from(&args) {
         Ok(matches) => matches,
-        // Help and version are results.
-        Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
-        Err(e) => return Err(unknown_flags(&e, &args).unwrap_or_else(|| usage(&e, &args))),
+        Err(e) => match unknown_flag(&e, &args) {
+            Some(error) => return Err(error),
+            None => e.exit(),
+        },
     };
     let before = matches.get_one::<String>(BEFORE);
     let (name, m) = matches.subcommand().expect("clap requires a command");
@@ -435,7 +436,7 @@ fn run_check(m: &ArgMatches, before: Option<&String>) -> Result<()> {
         return Err(Error::usage(format!("--flops-rate: expected a number above 0, found {rate}")));
     }
     // The warnings of the settings are among the findings.
-    let resolved = resolve_quietly(command, m, before)?;
+    let resolved = resolve_quietly(command, m, before, Some(options.ranks))?;
     commands::check::run(&resolved, &options)
 }
 

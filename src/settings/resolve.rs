@@ -18,9 +18,6 @@ pub enum Origin {
 /// What was typed on the command line: key and words of each flag, in the table's order.
 pub type Typed = Vec<(&'static Setting, Vec<String>)>;
 
-/// What [`ResolvedSetting::origin`] says of a setting that nobody set.
-pub const DEFAULT: &str = "default";
-
 /// One line of the table printed at the start of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedSetting {
@@ -49,6 +46,14 @@ impl Resolved {
     /// # Errors
     /// Usage errors that name the flag or key, what is expected and what was found.
     pub fn new(command: Command, typed: Typed, config_path: Option<&str>) -> Result<Self> {
+        Self::on_ranks(command, typed, config_path, None)
+    }
+
+    /// As [`Resolved::new`], for so many ranks instead of those that the environment says.
+    ///
+    /// # Errors
+    /// Those of [`Resolved::new`].
+    pub fn on_ranks(command: Command, typed: Typed, config_path: Option<&str>, ranks: Option<usize>) -> Result<Self> {
         let (mut name, mut from_file) = (String::new(), Vec::new());
         if let Some(path) = config_path {
             let source = find_config(path)?;
@@ -78,7 +83,7 @@ impl Resolved {
         resolved.check_counts()?;
         resolved.apply();
         if resolved.is_set("global_batch_size") {
-            resolved.deal_rows(ranks_of_environment()?)?;
+            resolved.deal_rows(ranks.map_or_else(ranks_of_environment, Ok)?)?;
         }
         Ok(resolved)
     }
@@ -290,7 +295,7 @@ impl Resolved {
             name: setting.key.into(),
             value: value.given().map_or_else(|| format!("({})", setting.unset), Value::to_string),
             origin: match origin {
-                Origin::Default => DEFAULT.into(),
+                Origin::Default => "default".into(),
                 Origin::File(name) => name.clone(),
                 Origin::Flag => format!("--{}", setting.flag()),
             },

@@ -368,8 +368,7 @@ fn memory_is_estimated_to_the_byte() {
                             device: Cpu::footprint(grown.config().n_classes),
                         };
                         let found = estimate(&demand);
-                        let now = setup::memory(&work);
-                        assert_eq!(found[..now.len()], now, "{name} {case} {dtype:?} {recompute:?} {lora}");
+                        assert_eq!(found[..4], setup::memory(&work), "{name} {case} {dtype:?} {recompute:?} {lora}");
                         let trained = format!("{} trained", ringtune::text::grouped(demand.trained_weights()));
                         assert!(setup::parameters_line(&work).contains(&trained), "{trained}");
                     }
@@ -395,6 +394,20 @@ fn several_ranks_have_a_part_each() {
     let (part, all) = of(&["--ranks", "4", "--zero", "1"]);
     assert!(all == 4 * rows && part * 2 < whole && part * 4 >= whole, "{part} of {whole}");
     assert_eq!(of(&["--ranks", "2", "--global_batch_size", "16"]).1, 16);
+    // Those of --ranks are judged, whoever this process is one of.
+    let words = flags(&["--no_lora", "--per_device_train_batch_size", "2", "--json"]).join(" ");
+    let on = |ranks: &str, rows: &str| {
+        w.shell(&format!("WORLD_SIZE=8 RANK=0 LOCAL_RANK=0 LOCAL_WORLD_SIZE=8 ringtune check {words} --ranks {ranks} --global_batch_size {rows}"))
+    };
+    let fits = on("3", "12");
+    assert!(fits.code == Some(0) && fits.stdout.contains("\"rows_per_step\": 12"), "{}{}", fits.stdout, fits.stderr);
+    let not = on("3", "16");
+    assert_eq!(not.code, Some(2), "{}", not.stdout);
+    assert!(
+        not.error().contains("micro-batches of 2 rows on 3 ranks make no step of so many rows; expected 12 or 18"),
+        "{}",
+        not.stderr
+    );
 }
 
 #[test]

@@ -43,9 +43,7 @@ pub struct Steps {
 }
 
 fn shape(s: &TrainSettings, ranks: usize) -> StepShape {
-    let of_rows = |rows: usize| (rows / (s.micro_batch_size * ranks)).max(1);
-    let grad_accum = s.global_batch_size.map_or(s.grad_accum, of_rows);
-    StepShape { micro_batch: s.micro_batch_size, grad_accum, world_size: ranks }
+    StepShape { micro_batch: s.micro_batch_size, grad_accum: s.grad_accum, world_size: ranks }
 }
 
 /// Steps of an epoch and in all, and whether the schedule fits them.
@@ -108,13 +106,13 @@ pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64
         max_seq_len,
         device: limits.footprint,
     };
+    let classes = memory::estimate_on(&demand, ranks);
+    let total: u64 = classes.iter().map(|c| c.bytes).sum();
     let (available, whose) = match (memory, limits.free) {
         (Some(n), _) => (Some(n), "--device-memory"),
         (None, Some(n)) => (Some(n), "free on the device"),
         (None, None) => (available_memory(), "free on this machine"),
     };
-    let classes = memory::estimate_within(&demand, ranks, available);
-    let total = memory::sum(&classes);
     let mut rows: Vec<Vec<String>> = classes.iter().map(|c| vec![c.name.into(), bytes(c.bytes)]).collect();
     rows.push(vec!["sum".into(), bytes(total)]);
     if let Some(n) = available {
