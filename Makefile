@@ -9,7 +9,7 @@ MPI ?=
 export MPI
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap tools build test test-product test-full test-vgpu lint bench demo install vgpu clean-demo
+.PHONY: help bootstrap tools build test test-product test-full test-vgpu lint bench dist demo install vgpu clean-demo
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ lint: tools ## format and lints alone
 
 bench: tools ## time the kernels and whole training steps on this machine; results are checked first (FLAGS="--json")
 	$(CARGO) bench $$(scripts/features.sh) --bench kernels --bench step $(if $(FLAGS),-- $(FLAGS))
+
+dist: tools ## pack programs, completions, man pages, licences and kernels for other machines: dist/*.tar.gz
+	@scripts/dist.sh
 
 demo: build ## the whole job on real text: pretrain, fine-tune, evaluate, generate, merge (OUT=folder)
 	@scripts/demo.sh "$(OUT)"

@@ -3,8 +3,10 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use clap::builder::Styles;
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, ColorChoice, Command as Clap, value_parser};
 
 use crate::error::{Error, Result};
 use crate::hf::save::parse_size;
@@ -14,7 +16,7 @@ use crate::{commands, say};
 
 mod foreign;
 
-use foreign::{switches_with_a_value, unknown_flag};
+use foreign::{as_here, unknown_flags, usage};
 
 const COLUMNS: &str = "\
 Results go to stdout, progress to stderr. Exit codes: 0 done, 1 data, files or device, 2 flags or configuration,
@@ -25,7 +27,11 @@ const BEFORE: &str = "mixed_precision before the command";
 
 /// The whole command line. Every flag is known with dashes and with underscores.
 pub fn command() -> Clap {
+    let colour = if say::stdout_has_colour() { ColorChoice::Always } else { ColorChoice::Never };
+    let styles = Styles::styled().header(say::look::HEADING).usage(say::look::HEADING).literal(say::look::HEADING);
     Clap::new("ringtune")
+        .color(colour)
+        .styles(styles.placeholder(say::look::DIM))
         .version(env!("CARGO_PKG_VERSION"))
         .about("Fine-tunes Llama-family language models: JSONL in, Hugging Face and PEFT files out")
         .after_help(COLUMNS)
@@ -121,7 +127,7 @@ fn inspect() -> Clap {
         .arg_required_else_help(true)
         .subcommand(
             Clap::new("file")
-                .about("Say what a token file, model, adapter or checkpoint is: shapes, hashes, a preview")
+                .about("Say what a file or folder is, and show what is in it; `inspect PATH` is the same")
                 .arg(path("path").required(true).help("File or folder"))
                 .arg(
                     path("tokenizer")
@@ -189,7 +195,7 @@ fn with_settings(mut clap: Clap, wanted: impl Fn(&Setting) -> bool) -> Clap {
     clap = clap.arg(
         Arg::new("config_path")
             .long("config-path")
-            .alias("config_path")
+            .aliases(["config_path", "config", "config_file", "config-file"])
             .value_name("PATH")
             .help_heading("Configuration")
             .help("JSON or YAML file of settings, looked for as given, under configs/ and built in; flags override it"),
@@ -328,18 +334,17 @@ fn resolve_quietly(
     Ok(resolved)
 }
 
-/// Parses `args` and runs the command. Help, version and usage errors print themselves and end the process (0 or 2).
+/// Parses `args` and runs the command. Help and version print themselves and end the process.
 ///
 /// # Errors
 /// Whatever stopped the command.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
-    let args = switches_with_a_value(args.into_iter().collect());
+    let args = as_here(args.into_iter().collect());
     let matches = match command().try_get_matches_from(&args) {
         Ok(matches) => matches,
-        Err(e) => match unknown_flag(&e, &args) {
-            Some(error) => return Err(error),
-            None => e.exit(),
-        },
+        // Help and version are results.
+        Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
+        Err(e) => return Err(unknown_flags(&e, &args).unwrap_or_else(|| usage(&e, &args))),
     };
     let before = matches.get_one::<String>(BEFORE);
     let (name, m) = matches.subcommand().expect("clap requires a command");

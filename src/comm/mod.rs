@@ -23,6 +23,7 @@ pub mod transport;
 use std::sync::Arc;
 
 pub use launcher::beacon::{Phase, Position};
+pub use launcher::options::command as launcher_command;
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};

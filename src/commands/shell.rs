@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use clap_complete::Shell;
 
+use crate::comm::launcher_command;
 use crate::error::Result;
 use crate::files::{create_dir_all, write_bytes};
 use crate::say::{self, Out};
@@ -20,33 +21,43 @@ pub fn completions_command() -> Command {
              fish: ringtune completions fish > ~/.config/fish/completions/ringtune.fish",
         )
         .arg(Arg::new("shell").value_name("SHELL").required(true).value_parser(value_parser!(Shell)).help("The shell"))
+        .arg(
+            Arg::new("program")
+                .value_name("PROGRAM")
+                .value_parser(["ringtune", "ringrun"])
+                .default_value("ringtune")
+                .help("Whose commands and flags"),
+        )
 }
 
 /// The command line of `man`.
 pub fn man_command() -> Command {
     Command::new("man")
-        .about("Write a man page for the program and one for each command into a folder")
+        .about("Write a man page for the program, one for each command and one for ringrun into a folder")
         .after_help("ringtune man ~/.local/share/man/man1, then: man ringtune-sft")
         .arg(
             Arg::new("folder").value_name("DIR").required(true).value_parser(value_parser!(PathBuf)).help("The folder"),
         )
 }
 
-/// Prints the completions of `whole`.
+/// Prints the completions of `whole`, or those of ringrun.
 ///
 /// # Errors
 /// If they cannot be printed.
 pub fn completions(m: &ArgMatches, mut whole: Command) -> Result<()> {
     let shell = *m.get_one::<Shell>("shell").expect("clap requires it");
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut whole, "ringtune", &mut text);
+    match m.get_one::<String>("program").map(String::as_str) {
+        Some("ringrun") => clap_complete::generate(shell, &mut launcher_command(), "ringrun", &mut text),
+        _ => clap_complete::generate(shell, &mut whole, "ringtune", &mut text),
+    }
     let mut out = Out::new();
     out.write_all(&text)?;
     out.flush()?;
     Ok(())
 }
 
-/// Writes the pages of `whole`.
+/// Writes the pages of `whole` and that of ringrun.
 ///
 /// # Errors
 /// If the folder or a page cannot be written.
@@ -54,7 +65,9 @@ pub fn man(m: &ArgMatches, mut whole: Command) -> Result<()> {
     let folder = m.get_one::<PathBuf>("folder").expect("clap requires it");
     create_dir_all(folder)?;
     whole.build();
-    let pages = pages(&whole, "ringtune", folder)?;
+    let mut ringrun = launcher_command();
+    ringrun.build();
+    let pages = pages(&whole, "ringtune", folder)? + pages(&ringrun, "ringrun", folder)?;
     say::result(&format!("{}: {pages} pages", folder.display()));
     Ok(())
 }

@@ -28,8 +28,13 @@ pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
     let Pairs(pairs) = pairs;
     let mut settings: Vec<(&'static Setting, Value)> = Vec::new();
     let mut named: Vec<String> = Vec::new();
+    let mut unknown: Vec<(String, String)> = Vec::new();
     for (key, json) in pairs.into_iter().filter(|(k, _)| !k.starts_with("//")) {
-        let setting = find(&key).ok_or_else(|| fail(unknown(&key)))?;
+        let Some(setting) = find(&key) else {
+            // All of them at once: a file of another tool has many.
+            unknown.push((key.clone(), instead_of(&key, &json, is_yaml(name))));
+            continue;
+        };
         if let Some(i) = settings.iter().position(|(s, _)| s.key == setting.key) {
             let other = &named[i];
             return Err(fail(match *other == key {
@@ -48,7 +53,14 @@ pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
         settings.push((setting, value));
         named.push(key);
     }
-    Ok(settings)
+    match &unknown[..] {
+        [] => Ok(settings),
+        [(key, answer)] => Err(fail(format!("unknown key \"{key}\"; {answer}"))),
+        all => {
+            let lines: Vec<String> = all.iter().map(|(key, answer)| format!("\n  \"{key}\": {answer}")).collect();
+            Err(fail(format!("{} unknown keys{}", all.len(), lines.concat())))
+        }
+    }
 }
 
 /// Whether a file of this name holds YAML.
@@ -56,25 +68,22 @@ pub(super) fn is_yaml(name: &str) -> bool {
     [".yaml", ".yml"].iter().any(|ending| name.to_ascii_lowercase().ends_with(ending))
 }
 
-/// The message for a key that is no setting: what to write instead of another tool's key, or the nearest name.
-fn unknown(key: &str) -> String {
+/// What to write instead of a key that is no setting: another tool's, or the nearest name.
+fn instead_of(key: &str, value: &serde_json::Value, yaml: bool) -> String {
     if let Some(instead) = habits::instead(key) {
-        return format!("unknown key \"{key}\"; {}", instead.in_file());
+        return instead.in_file(yaml, value);
     }
     match nearest(key, TABLE.iter().flat_map(|s| s.aliases.iter().copied().chain([s.key]))) {
-        Some(near) => format!("unknown key \"{key}\"; did you mean \"{near}\"?"),
-        None => format!("unknown key \"{key}\"; configs/README.md lists every key"),
+        Some(near) => format!("did you mean \"{near}\"?"),
+        None => "configs/README.md lists every key".into(),
     }
 }
 
 /// A word more where a value is a common wish that is refused for a reason.
-pub fn hint(key: &str, found: &serde_json::Value) -> &'static str {
-    match (key, found.as_str()) {
-        ("mixed_precision", Some("fp16")) => {
-            "; float16 cannot hold small gradients without loss scaling, bf16 has the range of f32"
-        }
-        ("mixed_precision", Some("fp32" | "float32" | "f32")) => "; \"no\" is f32",
-        _ => "",
+pub fn hint(key: &str, found: &serde_json::Value) -> String {
+    match found {
+        serde_json::Value::String(text) => habits::value_hint(key, text),
+        other => habits::value_hint(key, &other.to_string()),
     }
 }
 
@@ -126,6 +135,11 @@ mod tests {
             r#"keys "lr" and "learning_rate" are the same setting; leave one out"#,
         );
         check(r#"{"bf16": true}"#, r#"unknown key "bf16"; write "mixed_precision": "bf16""#);
+        check(
+            r#"{"bf16": true, "zzz": 1, "cutoff_len": 512}"#,
+            "3 unknown keys\n  \"bf16\": write \"mixed_precision\": \"bf16\"\n  \"zzz\": configs/README.md lists every key\n  \
+             \"cutoff_len\": write \"max_seq_len\": 512",
+        );
         check(
             "[1]",
             "expected one JSON object of settings: invalid type: sequence, expected an object at line 1 column 0",

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::file::is_yaml;
 use crate::error::{Context, Error, Result};
+use crate::files::nearby;
 
 /// Copies of the repository's configs, so that commands work outside it.
 const EMBEDDED: &[(&str, &str)] = &[
@@ -53,9 +54,10 @@ pub fn find_config(path: &str) -> Result<Source> {
     let places: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
     let names: Vec<&str> = EMBEDDED.iter().map(|(n, _)| *n).collect();
     Err(Error::usage(format!(
-        "{path}: no such config file; looked for {}; built in are {}",
+        "{path}: no such config file; looked for {}; built in are {}{}",
         places.join(", "),
-        names.join(", ")
+        names.join(", "),
+        nearby::hint(given)
     )))
 }
 

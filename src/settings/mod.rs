@@ -15,7 +15,7 @@ pub use fields::{Content, DataSettings, EvalSettings, GenerateSettings, MergeSet
 pub use fields::{PrepareSettings, Settings};
 pub use file::read as read_file;
 pub use lookup::{Source, find_config};
-pub use resolve::{Origin, Resolved, ResolvedSetting, Typed};
+pub use resolve::{DEFAULT, Origin, Resolved, ResolvedSetting, Typed};
 pub use table::TABLE;
 pub use train::{EarlyStopping, Every, GenTest, Resume, TrainSettings, Zero};
 pub use value::{Kind, Value};

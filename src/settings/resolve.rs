@@ -18,6 +18,9 @@ pub enum Origin {
 /// What was typed on the command line: key and words of each flag, in the table's order.
 pub type Typed = Vec<(&'static Setting, Vec<String>)>;
 
+/// What [`ResolvedSetting::origin`] says of a setting that nobody set.
+pub const DEFAULT: &str = "default";
+
 /// One line of the table printed at the start of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedSetting {
@@ -295,7 +298,7 @@ impl Resolved {
             name: setting.key.into(),
             value: value.given().map_or_else(|| format!("({})", setting.unset), Value::to_string),
             origin: match origin {
-                Origin::Default => "default".into(),
+                Origin::Default => DEFAULT.into(),
                 Origin::File(name) => name.clone(),
                 Origin::Flag => format!("--{}", setting.flag()),
             },

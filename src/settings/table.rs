@@ -368,6 +368,9 @@ pub static TABLE: &[Setting] = &[
         .to(|s, v| s.train.zero = v.choice()),
     set(RUN, C::DATA, "threads", Int(1, 4096), "Worker threads").unset("one per core")
         .to(|s, v| s.train.threads = v.given().map(Value::count)),
+    set(RUN, C::TRAIN, "verbose", Bool, "Show every setting at the start, those that nobody set too")
+        .default("false")
+        .to(|s, v| s.train.verbose = v.bool()),
     set(RUN, C::DATA, "quiet", Bool, "Print less: no tables, no sample rows, no progress bar")
         .default("false")
         .to(|s, v| s.train.quiet = v.bool()),

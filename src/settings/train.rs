@@ -84,9 +84,13 @@ pub enum Resume {
 }
 
 impl Resume {
-    /// What the setting says: `auto`, or a folder.
+    /// What the setting says: `auto` (or the words of transformers and Axolotl for it), or a folder.
     pub(super) fn of(path: PathBuf) -> Self {
-        if path.as_os_str() == "auto" { Resume::Auto } else { Resume::Path(path) }
+        match path.to_str().map(str::to_ascii_lowercase).as_deref() {
+            Some("auto" | "true" | "last" | "latest" | "newest") => Resume::Auto,
+            Some("false") => Resume::No,
+            _ => Resume::Path(path),
+        }
     }
 }
 
@@ -185,6 +189,8 @@ fields! {
         pub trace: Option<PathBuf>,
         /// Print less: no tables, no sample rows, no progress bar (`--quiet`).
         pub quiet: bool,
+        /// Show every setting at the start, defaults too (`--verbose`).
+        pub verbose: bool,
     }
 }
 

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::program::repository;
 
 /// Names without a prefix of ours that the program or a script reads.
-const FOREIGN: [&str; 30] = [
+const FOREIGN: [&str; 32] = [
+    "ARCHS",
     "CARGO_TARGET_DIR",
     "CLICOLOR",
     "CLICOLOR_FORCE",
@@ -31,6 +32,7 @@ const FOREIGN: [&str; 30] = [
     "PROGRAMS",
     "RANK",
     "SEED",
+    "SOURCE_DATE_EPOCH",
     "STEPS",
     "TERM",
     "TEST_THREADS",

@@ -237,4 +237,11 @@ fn completions_and_man_pages_name_every_command() {
     let page = std::fs::read_to_string(w.path("pages/ringtune-sft.1")).unwrap();
     assert!(page.contains("dataset\\-paths"), "{page}");
     assert!(w.path("pages/ringtune-inspect-rows.1").is_file());
+    // And those of the launcher.
+    let page = std::fs::read_to_string(w.path("pages/ringrun.1")).unwrap();
+    assert!(page.contains("hang\\-timeout"), "{page}");
+    for shell in ["bash", "zsh", "fish"] {
+        let outcome = w.run(&["completions", shell, "ringrun"]);
+        assert!(outcome.code == Some(0) && outcome.stdout.contains("hang-timeout"), "{shell}: {}", outcome.stderr);
+    }
 }

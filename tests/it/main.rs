@@ -13,6 +13,7 @@ mod check;
 mod checkpoint;
 mod contributing;
 mod crash;
+mod dist;
 #[cfg(feature = "cuda")]
 mod doctor;
 mod durable;
@@ -50,6 +51,7 @@ mod ranks;
 #[path = "../common/ranks.rs"]
 mod ranks_as_threads;
 mod readme;
+mod recipes;
 #[path = "../common/reference.rs"]
 mod reference;
 mod report;

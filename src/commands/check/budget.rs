@@ -106,13 +106,13 @@ pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64
         max_seq_len,
         device: limits.footprint,
     };
-    let classes = memory::estimate_on(&demand, ranks);
-    let total: u64 = classes.iter().map(|c| c.bytes).sum();
     let (available, whose) = match (memory, limits.free) {
         (Some(n), _) => (Some(n), "--device-memory"),
         (None, Some(n)) => (Some(n), "free on the device"),
         (None, None) => (available_memory(), "free on this machine"),
     };
+    let classes = memory::estimate_within(&demand, ranks, available);
+    let total = memory::sum(&classes);
     let mut rows: Vec<Vec<String>> = classes.iter().map(|c| vec![c.name.into(), bytes(c.bytes)]).collect();
     rows.push(vec!["sum".into(), bytes(total)]);
     if let Some(n) = available {

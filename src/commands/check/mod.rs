@@ -108,18 +108,35 @@ impl Check {
         Value::Object(all)
     }
 
+    /// The verdict and the problems first, where they are seen without scrolling, and again at the end, where the eye is.
     fn print(&self, out: &mut impl Write) -> Result<()> {
+        let (problems, warnings) = (self.count(Severity::Problem), self.count(Severity::Warning));
+        let verdict = match problems {
+            0 => self.style.good(&format!("no problem found, {}", plural(warnings, "warning"))),
+            n => {
+                let what = format!(
+                    "{}, {}: this training would fail or be wrong",
+                    plural(n, "problem"),
+                    plural(warnings, "warning")
+                );
+                self.style.finding(true, &what)
+            }
+        };
+        writeln!(out, "{verdict}")?;
+        self.print_findings(out, Severity::Problem)?;
+        writeln!(out)?;
         for (title, text) in &self.sections {
             writeln!(out, "{}\n{}\n", self.style.heading(title), text.trim_end())?;
         }
-        for severity in [Severity::Warning, Severity::Problem] {
-            for f in self.findings.iter().filter(|f| f.severity == severity) {
-                writeln!(out, "{}", self.style.finding(severity == Severity::Problem, &f.to_string()))?;
-            }
-        }
-        let (problems, warnings) = (self.count(Severity::Problem), self.count(Severity::Warning));
-        if problems == 0 {
-            writeln!(out, "no problem found, {}", plural(warnings, "warning"))?;
+        self.print_findings(out, Severity::Warning)?;
+        self.print_findings(out, Severity::Problem)?;
+        writeln!(out, "{verdict}")?;
+        Ok(())
+    }
+
+    fn print_findings(&self, out: &mut impl Write, severity: Severity) -> Result<()> {
+        for f in self.findings.iter().filter(|f| f.severity == severity) {
+            writeln!(out, "{}", self.style.finding(severity == Severity::Problem, &f.to_string()))?;
         }
         Ok(())
     }
