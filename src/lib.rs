@@ -19,6 +19,7 @@ pub mod eval;
 pub mod files;
 pub mod generate;
 pub mod hf;
+pub mod hub;
 pub mod log;
 pub mod machine;
 pub mod mapped;

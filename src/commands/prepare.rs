@@ -10,7 +10,9 @@ use crate::settings::Settings;
 /// What its help says besides its flags.
 pub fn about(clap: Command) -> Command {
     clap.about("Download data sets and write them as rows for sft: dolly15k.jsonl, oasst1_en.jsonl, alpaca.jsonl").after_help(
-        "HF_ENDPOINT and HF_TOKEN, HTTPS_PROXY, HTTP_PROXY and NO_PROXY are honoured. Licences: Dolly 15k CC BY-SA 3.0, \
+        "--source-dir reads copies that were fetched elsewhere: databricks-dolly-15k.jsonl (of databricks/databricks-dolly-15k), \
+         2023-04-12_oasst_ready.trees.jsonl.gz (of OpenAssistant/oasst1), train-00000-of-00001-a09b74b3ef9c3b56.parquet (of tatsu-lab/alpaca). \
+         HF_ENDPOINT and HF_TOKEN, HTTPS_PROXY, HTTP_PROXY and NO_PROXY are honoured. Licences: Dolly 15k CC BY-SA 3.0, \
          OASST1 Apache-2.0, Alpaca CC BY-NC 4.0.",
     )
 }

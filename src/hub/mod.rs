@@ -1,0 +1,21 @@
+//! Models and data sets of the Hugging Face hub: downloaded into the cache that Python shares, verified, and taken from there.
+//!
+//! A branch is looked up with the hub, a commit never; what lies in the cache is not fetched again, and where the hub cannot be reached the
+//! commit that the branch was last is taken. `HF_HUB_OFFLINE=1` asks nobody.
+
+mod cache;
+mod client;
+mod dataset;
+mod fetch;
+mod name;
+mod refusal;
+mod transfer;
+mod wanted;
+
+pub use cache::snapshot_in;
+pub use client::{Client, Failure, Refusal};
+pub use fetch::{Fetched, Hub};
+pub(crate) use fetch::{endpoint, is_offline, token};
+pub use name::{DataName, Kind, MAIN, PREFIX, Repo};
+pub use transfer::Transfer;
+pub use wanted::Part;
