@@ -10,9 +10,11 @@ use clap::{Arg, ArgAction, ArgMatches, ColorChoice, Command as Clap, value_parse
 
 use crate::error::{Error, Result};
 use crate::hf::save::parse_size;
+use crate::hub::Part;
 use crate::settings::{Command, Kind, Resolved, Setting, TABLE, Typed};
 use crate::train::signals::leave_nothing_behind;
 use crate::{commands, say};
+use commands::fetch::ALONE;
 
 mod foreign;
 
@@ -60,6 +62,7 @@ pub fn command() -> Clap {
         )
         .subcommand(settings(commands::parity::command(), Command::Parity))
         .subcommand(commands::prepare::about(settings(Clap::new("prepare"), Command::Prepare)))
+        .subcommand(commands::download::command())
         .subcommand(commands::convert::command())
         .subcommand(commands::eval::about(settings(Clap::new("eval"), Command::Eval)))
         .subcommand(commands::generate::about(settings(Clap::new("generate"), Command::Generate)))
@@ -325,7 +328,11 @@ fn resolve_quietly(
     ranks: Option<usize>,
 ) -> Result<Resolved> {
     let config = command.takes_config().then(|| matches.get_one::<String>("config_path")).flatten();
-    let resolved = Resolved::on_ranks(command, typed(command, matches, before)?, config.map(String::as_str), ranks)?;
+    let mut resolved = Resolved::on_ranks(command, typed(command, matches, before)?, config.map(String::as_str), ranks)?;
+    // Ranks of a training look names up in turn.
+    if !matches!(command, Command::Sft | Command::Pretrain) {
+        ALONE.settings(command, &mut resolved.settings)?;
+    }
     // The pool for tokenising; the first to set it wins, and nobody else does.
     if let Some(threads) = resolved.settings.train.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
@@ -376,6 +383,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         "inspect" => run_inspect(m, before),
         "templates" => commands::templates::run(),
         "prepare" => commands::prepare::run(&resolve(Command::Prepare, m, None)?.settings),
+        "download" => commands::download::run(m),
         "convert" => commands::convert::run(m),
         "eval" => commands::eval::run(&resolve(Command::Eval, m, before)?.settings),
         "generate" => {
@@ -441,7 +449,8 @@ fn run_check(m: &ArgMatches, before: Option<&String>) -> Result<()> {
         return Err(Error::usage(format!("--flops-rate: expected a number above 0, found {rate}")));
     }
     // The warnings of the settings are among the findings.
-    let resolved = resolve_quietly(command, m, before, Some(options.ranks))?;
+    let mut resolved = resolve_quietly(command, m, before, Some(options.ranks))?;
+    ALONE.settings(command, &mut resolved.settings)?;
     commands::check::run(&resolved, &options)
 }
 
@@ -452,11 +461,16 @@ fn run_inspect(matches: &ArgMatches, before: Option<&String>) -> Result<()> {
     let text = |id: &str| m.get_one::<String>(id).map(String::as_str);
     let json = m.get_flag("json");
     match name {
-        "file" => inspect::file::run(path("path"), m.get_one::<PathBuf>("tokenizer").map(PathBuf::as_path), json),
+        "file" => {
+            let (path, _) = ALONE.model(path("path"), Part::Whole)?;
+            let tokenizer = m.get_one::<PathBuf>("tokenizer").map(|t| ALONE.model(t, Part::Tokenizer)).transpose()?;
+            inspect::file::run(&path, tokenizer.as_ref().map(|(t, _)| t.as_path()), json)
+        }
         "templates" => inspect::templates::run(path("conversations"), text("template"), json),
         "tokens" => {
             let special_ids = text("special_ids").expect("it has a default");
-            inspect::tokens::run(path("tokenizer"), special_ids, path("strings"), json)
+            let (tokenizer, _) = ALONE.model(path("tokenizer"), Part::Tokenizer)?;
+            inspect::tokens::run(&tokenizer, special_ids, path("strings"), json)
         }
         "rows" | "packs" => {
             let settings = resolve(Command::Inspect, m, before)?;

@@ -9,6 +9,7 @@ use clap::{ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 
 use super::data::named;
+use super::fetch::ALONE;
 use crate::data::columns::Columns;
 use crate::data::jsonl::{BadRows, RowOptions, RowReader};
 use crate::data::mix::largest_remainder;
@@ -83,7 +84,7 @@ pub fn run(m: &ArgMatches) -> Result<()> {
             to.display()
         )));
     }
-    let from = named(from)?;
+    let from = named(&ALONE.data(from, None)?.0)?;
     if let Some(path) = from.iter().find(|p| same_file(p, to)) {
         return Err(Error::usage(format!(
             "{}: read and written at once; choose another file to write",

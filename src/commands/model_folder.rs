@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::did_you_mean::{self, has_weights};
+use super::fetch::ALONE;
 use super::open::{self, TemplateArgs};
 use super::start::plan_resize;
 use crate::backend::Backend;
@@ -113,7 +114,7 @@ impl ModelFolder {
             return Ok(Self { dir: dir.to_path_buf(), files: ModelFiles::open(dir)?, adapter: None });
         }
         let adapter = Adapter::open(model_path)?;
-        let base = adapter.find_base(base_model)?;
+        let base = ALONE.base(&adapter, base_model)?;
         Ok(Self { dir: model_path.to_path_buf(), files: ModelFiles::open(&base)?, adapter: Some(adapter) })
     }
 

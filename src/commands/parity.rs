@@ -6,9 +6,11 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 
 use self::recorded::{ParityArgs, compare};
 use super::device::{self, OnDevice};
+use super::fetch::ALONE;
 use crate::backend::Backend;
 use crate::bail;
 use crate::error::Result;
+use crate::hub::Part;
 use crate::say;
 use crate::settings::Settings;
 
@@ -31,8 +33,12 @@ pub fn command() -> Command {
 /// If a file is missing or damaged, the device fails, or a difference is beyond its tolerance.
 pub fn run(m: &ArgMatches, settings: &Settings) -> Result<()> {
     let path = |id: &str| m.get_one::<PathBuf>(id).expect("clap requires it").clone();
-    let args =
-        ParityArgs { case: path("case_dir"), model: path("model"), out: path("out"), dtype: settings.train.dtype };
+    let args = ParityArgs {
+        case: path("case_dir"),
+        model: ALONE.model(&path("model"), Part::Whole)?.0,
+        out: path("out"),
+        dtype: settings.train.dtype,
+    };
     device::run(&settings.device, None, args)
 }
 

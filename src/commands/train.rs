@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::device::{self, OnDevice};
+use super::fetch::Lookup;
 use super::jobs::{PretrainJob, SftJob};
 use super::preview::preview;
 use super::start::{self, Start, StopAtFirst, fingerprints, hash_model, model_artifact};
@@ -25,6 +26,7 @@ use crate::hf::resize::Resized;
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::SaveOptions;
 use crate::hf::{WithConfig, merged};
+use crate::hub::{self, Repo};
 use crate::settings::{TrainSettings, Zero};
 use crate::text::table;
 use crate::train::checkpoints::RESIZED_BASE;
@@ -70,6 +72,8 @@ impl OnDevice for Sft<'_> {
         let comm = on.get();
         let mut guide = StopAtFirst::new(settings.quiet || !comm.is_main());
         let lora = start::settings(&mut guide, settings)?;
+        let (job, hub_name) = comm::in_turn(comm, || looked_up(comm, |names| names.sft(job)))?;
+        let job = &job;
         let rows = job.data.paths.iter().chain(&job.data.val_paths).map(|path| ("the data set", path.as_path()));
         let inputs: Vec<_> = rows.chain([("the model", job.model_path.as_path())]).collect();
         let _folder = run::take_output_dir(comm, &job.output_dir, settings, &inputs)?;
@@ -89,11 +93,12 @@ impl OnDevice for Sft<'_> {
         let artifact = match &lora {
             None => model_artifact(&config, settings),
             Some(lora) => {
-                let base_path = match new_rows {
-                    Some(_) => job.output_dir.join(RESIZED_BASE),
-                    None => job.model_path.clone(),
+                let (base, revision) = match (new_rows, hub_name) {
+                    (Some(_), _) => (job.output_dir.join(RESIZED_BASE).display().to_string(), None),
+                    (None, Some(Repo { id, revision, .. })) => (id, Some(revision).filter(|r| r != hub::MAIN)),
+                    (None, None) => (job.model_path.display().to_string(), None),
                 };
-                let adapter = AdapterConfig { lora: lora.clone(), base: base_path.display().to_string() };
+                let adapter = AdapterConfig { lora: lora.clone(), base, revision };
                 let base = Box::new(ModelFiles::open(&job.model_path)?);
                 Artifact::Adapter { config: adapter, base, resize, model: config.clone(), new_rows }
             }
@@ -182,6 +187,19 @@ fn sums(s: &TrainSettings) -> Sums {
     if s.zero == Zero::Moments { Sums::Owned } else { Sums::Whole }
 }
 
+/// Looks names of the hub up. Of the ranks of a machine the first one asks the hub, the others find what it fetched. While bytes come,
+/// this rank moves: nobody takes it for one that hangs.
+fn looked_up<B: Backend, T>(comm: &dyn Communicator<B>, work: impl FnOnce(&Lookup) -> Result<T>) -> Result<T> {
+    let moved = |bytes: u64| {
+        let phase = if (bytes >> 23).is_multiple_of(2) { Phase::Start } else { Phase::Load };
+        comm.at(Position { phase, ..Position::default() });
+    };
+    let names = Lookup { settled: comm.world().local_rank != 0, moved: &moved };
+    let done = work(&names);
+    comm.at(Position::default());
+    done
+}
+
 /// Whether all ranks train the same: the same program on the same kind of processor, from the same data, tokenizer and model.
 fn agree<B: Backend>(comm: &dyn Communicator<B>, fingerprints: &Fingerprints) -> Result<()> {
     comm.agree("the version of the program", env!("CARGO_PKG_VERSION"))?;
@@ -208,6 +226,7 @@ impl OnDevice for Pretrain<'_> {
         let mut guide = StopAtFirst::new(settings.quiet || !comm.is_main());
         start::settings(&mut guide, settings)?;
         ensure!(settings.lora.is_none(), "pretraining has no LoRA");
+        let job = &comm::in_turn(comm, || looked_up(comm, |names| names.pretrain(job)))?;
         let texts = job.data.paths.iter().chain(&job.data.val_paths).map(|path| ("the data set", path.as_path()));
         let run_dir = job.output_dir.join(&job.config_name);
         let _folder = run::take_output_dir(comm, &run_dir, settings, &texts.collect::<Vec<_>>())?;

@@ -36,8 +36,10 @@ const MAX_RANK: u64 = 1 << 16;
 pub struct AdapterConfig {
     /// The updates, as they were trained; targets in the order of [`Product::ALL`].
     pub lora: LoraSpec,
-    /// Where the base model is: a path.
+    /// Where the base model is: a path, or a name of the hub.
     pub base: String,
+    /// Revision of a base on the hub; `None`: its main branch.
+    pub revision: Option<String>,
 }
 
 impl AdapterConfig {
@@ -61,7 +63,7 @@ impl AdapterConfig {
             "peft_type": "LORA",
             "r": r,
             "rank_pattern": {},
-            "revision": null,
+            "revision": self.revision,
             "target_modules": targets.iter().map(|p| p.name()).collect::<Vec<_>>(),
             "task_type": "CAUSAL_LM",
             "use_dora": false,
@@ -213,17 +215,9 @@ impl Adapter {
             ensure!(dir.is_dir(), "{}: no such base model folder", dir.display());
             return Ok(dir.to_path_buf());
         }
-        let name = &self.config.base;
-        let config = self.dir.join(CONFIG);
+        let (name, config) = (&self.config.base, self.dir.join(CONFIG));
         ensure!(!name.is_empty(), "{}: base_model_name_or_path is empty; name the base model", config.display());
-        let here = std::path::absolute(&self.dir).context(|| self.dir.display().to_string())?;
-        let above = here.ancestors().take(4).map(|d| d.join(name));
-        // An output folder that was moved still has the grown base in it, or above its checkpoints.
-        let grown = Path::new(name).file_name().filter(|n| *n == RESIZED_BASE);
-        let beside = grown.into_iter().flat_map(|n| here.ancestors().take(2).map(move |d| d.join(n)));
-        let found =
-            std::iter::once(PathBuf::from(name)).chain(above).chain(beside).find(|d| d.join("config.json").is_file());
-        match found {
+        match self.local_base()? {
             Some(dir) => Ok(dir),
             None => bail!(
                 "{}: base_model_name_or_path {name:?} is no model folder, neither from here nor from the adapter's folder; \
@@ -231,6 +225,21 @@ impl Adapter {
                 config.display()
             ),
         }
+    }
+
+    /// The folder that `base_model_name_or_path` names, if there is one; see [`Adapter::find_base`].
+    ///
+    /// # Errors
+    /// If the working directory is gone.
+    pub fn local_base(&self) -> Result<Option<PathBuf>> {
+        let name = &self.config.base;
+        let here = std::path::absolute(&self.dir).context(|| self.dir.display().to_string())?;
+        let above = here.ancestors().take(4).map(|d| d.join(name));
+        // An output folder that was moved still has the grown base in it, or above its checkpoints.
+        let grown = Path::new(name).file_name().filter(|n| *n == RESIZED_BASE);
+        let beside = grown.into_iter().flat_map(|n| here.ancestors().take(2).map(move |d| d.join(n)));
+        let mut places = std::iter::once(PathBuf::from(name)).chain(above).chain(beside);
+        Ok(places.find(|d| !name.is_empty() && d.join("config.json").is_file()))
     }
 }
 
@@ -308,7 +317,11 @@ fn parse_config(map: &Map<String, Value>) -> Result<AdapterConfig> {
     let rslora =
         get("use_rslora").map_or(Ok(false), |v| v.as_bool().ok_or_else(|| wrong("use_rslora", "true or false", v)))?;
     let (r, alpha, targets) = (rank as usize, finite("lora_alpha", alpha)?, Vec::new());
-    Ok(AdapterConfig { lora: LoraSpec { r, alpha, dropout, rslora, targets }, base })
+    let revision = match get("revision") {
+        None => None,
+        Some(v) => Some(v.as_str().ok_or_else(|| wrong("revision", "a branch, tag or commit", v))?.to_string()),
+    };
+    Ok(AdapterConfig { lora: LoraSpec { r, alpha, dropout, rslora, targets }, base, revision })
 }
 
 /// The products that the file updates, and the number of layers; every key has to be understood, every layer alike.

@@ -51,7 +51,8 @@ fn base_model() -> Setting {
 /// Which model, tokenizer and template.
 fn model() -> Vec<Setting> {
     vec![
-        of("model_path").help("Folder of a model, of an adapter, or the output folder of sft"),
+        of("model_path")
+            .help("Folder of a model, of an adapter, the output folder of sft, or org/name[@revision] of the hub"),
         base_model(),
         switch("no_lora", "Take the merged or whole model in the folder, even where an adapter lies there")
             .to(|s, v| s.model.no_lora = v.bool()),

@@ -95,14 +95,14 @@ fn gen_test(s: &mut Settings, write: impl FnOnce(&mut GenTest)) {
 /// Every setting, in the order of the help and of configs/README.md. A row may read what rows above it wrote.
 #[rustfmt::skip] // One setting, a few short lines: a table.
 pub static TABLE: &[Setting] = &[
-    set(MODEL, C::SFT, "model_path", Path, "Model to fine-tune: a folder in the Hugging Face layout")
+    set(MODEL, C::SFT, "model_path", Path, "Model to fine-tune: a folder in the Hugging Face layout, or org/name[@revision] of the hub")
         .alias(&["model_name_or_path"])
         .unset("required")
         .to(|s, v| s.model.path = v.given().map(Value::path)),
     set(MODEL, C::PRETRAIN, "model_config", Path, "Shape of the new model: a config.json, or tiny, small or base")
         .unset("required")
         .to(|s, v| s.model.config = v.given().map(Value::path)),
-    set(MODEL, C::DATA, "tokenizer_path", Path, "Tokenizer: a SentencePiece model (.model), a tokenizer.json, or a folder with one")
+    set(MODEL, C::DATA, "tokenizer_path", Path, "Tokenizer: a SentencePiece model (.model), a tokenizer.json, a folder with one, or org/name of the hub")
         .alias(&["tokenizer_name_or_path"])
         .unset("sft: the one in the model's folder; otherwise required")
         .to(|s, v| s.model.tokenizer = v.given().map(Value::path)),
@@ -113,7 +113,7 @@ pub static TABLE: &[Setting] = &[
         .unset("no padding")
         .to(|s, v| s.model.pad_vocab_to = v.given().map(Value::count)),
     // Data
-    set(DATA, C::DATA, "dataset_paths", Paths, "Data sets: JSON Lines, Parquet, CSV (gzip too); .txt and .bin for pretrain; a folder or a pattern stands for its files")
+    set(DATA, C::DATA, "dataset_paths", Paths, "Data sets: JSON Lines, Parquet, CSV (gzip too); .txt and .bin for pretrain; a folder or a pattern stands for its files; hf:org/name[/config][:split] is one of the hub")
         .alias(&["dataset_path"])
         .unset("required")
         .to(|s, v| s.data.paths = v.paths()),

@@ -81,6 +81,13 @@ impl Workplace {
 
     fn prepare(&self, mut command: Command) -> Command {
         command.current_dir(self.dir.path()).env("RINGTUNE_CACHE", self.path("cache"));
+        // No test asks the world's hub.
+        command.env("HF_HOME", self.path("hf")).env("HF_HUB_OFFLINE", "1").env("NO_PROXY", "127.0.0.1");
+        ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_OFFLINE"]
+            .into_iter()
+            .for_each(|name| {
+                command.env_remove(name);
+            });
         command
     }
 }

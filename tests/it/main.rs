@@ -28,6 +28,9 @@ mod gradients;
 mod habits;
 mod hf_config;
 mod hostile;
+mod hub;
+#[path = "../common/hub_server.rs"]
+mod hub_server;
 #[path = "../common/json_tokenizers.rs"]
 mod json_tokenizers;
 #[path = "../common/levels.rs"]

@@ -121,7 +121,7 @@ fn grown(name: &str) -> (tempfile::TempDir, ModelFiles) {
     let targets = vec![Product::Q, Product::V];
     let source = Adapter::open(&golden_adapter(name)).unwrap();
     let lora = LoraSpec { r: source.config.lora.r, alpha: 8.0, dropout: 0.05, rslora: false, targets };
-    let config = AdapterConfig { lora, base: name.into() };
+    let config = AdapterConfig { lora, base: name.into(), revision: None };
     let load = |at: Place| {
         if at.kind() == Kind::LowRank { tensor(&source, at) } else { resized.load(at) }
     };

@@ -264,7 +264,7 @@ fn adapter(dir: &Path) -> Result<Report> {
     let adapter = Adapter::open(dir)?;
     let weights = dir.join("adapter_model.safetensors");
     let (count, parts) = tensors(&TensorFile::open(&weights)?);
-    let AdapterConfig { lora, base } = &adapter.config;
+    let AdapterConfig { lora, base, revision } = &adapter.config;
     let facts = vec![
         ("kind", json!("adapter")),
         ("rank", json!(lora.r)),
@@ -272,6 +272,7 @@ fn adapter(dir: &Path) -> Result<Report> {
         ("scale", json!(lora.scale())),
         ("targets", json!(lora.targets.iter().map(|p| p.name()).collect::<Vec<_>>())),
         ("base", json!(base)),
+        ("base_revision", json!(revision.as_deref().unwrap_or("none named"))),
         ("parameters", json!(grouped(count))),
         ("blake3", json!(hash_file(&weights)?)),
     ];

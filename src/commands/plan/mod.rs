@@ -11,9 +11,11 @@ use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 
 use super::bench::shapes::Shape;
+use super::fetch::ALONE;
 use super::{device, open};
 use crate::error::{Error, Result};
 use crate::hf;
+use crate::hub::Part;
 use crate::model::Recompute;
 use crate::say::Out;
 use crate::settings::{TrainSettings, Zero};
@@ -95,7 +97,7 @@ pub fn run(m: &ArgMatches) -> Result<()> {
     let count = |id: &str| m.get_one::<u64>(id).map(|&n| n as usize);
     let word = |id: &str| m.get_one::<String>(id).map(String::as_str);
     let config = match m.get_one::<PathBuf>("model-path") {
-        Some(dir) => hf::config::read(dir)?.model,
+        Some(dir) => hf::config::read(&ALONE.model(dir, Part::Config)?.0)?.model,
         None => word("model").and_then(Shape::of_word).map(|s| s.config(None)).expect("clap requires one of the two"),
     };
     let gpu = gpu(m)?;
