@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::path::{Component, Path, PathBuf};
 
+use super::did_you_mean;
 use super::jobs::{PretrainJob, SftJob};
 use crate::error::{Error, Result};
 use crate::hf::peft::Adapter;
@@ -185,6 +186,9 @@ fn data_name(path: &Path) -> Result<Option<DataName>> {
 fn meant(path: &Path, e: Error) -> Error {
     match path.to_str().is_some_and(|text| text.starts_with(PREFIX)) {
         true => e,
-        false => e.context(format!("{}: no folder of this name here, and on the hub", path.display())),
+        false => {
+            let e = e.context(format!("{}: no folder of this name here, and on the hub", path.display()));
+            did_you_mean::model(e, path, false)
+        }
     }
 }
