@@ -328,7 +328,8 @@ fn resolve_quietly(
     ranks: Option<usize>,
 ) -> Result<Resolved> {
     let config = command.takes_config().then(|| matches.get_one::<String>("config_path")).flatten();
-    let mut resolved = Resolved::on_ranks(command, typed(command, matches, before)?, config.map(String::as_str), ranks)?;
+    let mut resolved =
+        Resolved::on_ranks(command, typed(command, matches, before)?, config.map(String::as_str), ranks)?;
     // Ranks of a training look names up in turn.
     if !matches!(command, Command::Sft | Command::Pretrain) {
         ALONE.settings(command, &mut resolved.settings)?;
