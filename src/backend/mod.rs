@@ -27,7 +27,7 @@ pub mod swiglu;
 use std::ops::Range;
 
 use crate::batch::{Batch, BatchView};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{DType, Device, Tensor};
 
 pub use adamw::{AdamWSlot, AdamWStep};
@@ -134,6 +134,29 @@ pub trait Backend: Device {
         alpha: f32,
         write: Write,
     ) -> Result<()>;
+
+    /// The maker's own library of products, which benches show beside ours: its name and where it is.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn peer(&self) -> Result<String> {
+        Err(Error::new("cuBLASLt: it is a library for NVIDIA's GPUs, and the device is none"))
+    }
+
+    /// [`Backend::matmul`] of bf16 operands with a factor of 1 by that library.
+    ///
+    /// # Errors
+    /// If there is none, or it refuses the product.
+    fn peer_matmul(
+        &self,
+        _c: &mut Tensor<Self>,
+        _a: &Tensor<Self>,
+        _b: &Tensor<Self>,
+        _op: MatMul,
+        _write: Write,
+    ) -> Result<()> {
+        self.peer().map(|_| ())
+    }
 
     /// Root-mean-square norm over each row: `out = x * rstd * w`, `rstd = 1/sqrt(mean(x²) + eps)`; see [`Norm`].
     fn rmsnorm_forward(&self, out: &mut Tensor<Self>, rstd: &mut Tensor<Self>, x: Norm<'_, Self>) -> Result<()>;

@@ -20,7 +20,8 @@ pub(super) fn nature(dev: &Cuda) -> Nature {
         cache: p.cache as u64,
         driver: device_library::version().map(|(major, minor)| format!("CUDA {major}.{minor}")),
         sheet_flops: peaks::dense_bf16(&p.name),
-        sheet_bandwidth: (p.bandwidth > 0.0).then_some(p.bandwidth),
+        // Newer drivers need not say clocks.
+        sheet_bandwidth: (p.bandwidth > 0.0).then_some(p.bandwidth).or_else(|| peaks::memory_rate(&p.name)),
     }
 }
 

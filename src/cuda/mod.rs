@@ -11,6 +11,7 @@ pub mod cast;
 pub mod collectives;
 pub mod compile;
 pub mod cross_entropy;
+mod cublaslt;
 mod device;
 pub mod device_library;
 pub mod dropout;
@@ -278,6 +279,21 @@ impl Backend for Cuda {
         grad_norm2(s: &mut CudaStats, grads: &[&Tensor<Self>]) = stats::grad_norm2;
         set_clip(s: &mut CudaStats, max_norm: Option<f64>) = stats::set_clip;
         adamw_all(s: &CudaStats, slots: &mut [AdamWSlot<'_, Self>], step: AdamWStep) = adamw::adamw_all;
+    }
+
+    fn peer(&self) -> Result<String> {
+        cublaslt::peer(self)
+    }
+
+    fn peer_matmul(
+        &self,
+        c: &mut Tensor<Self>,
+        a: &Tensor<Self>,
+        b: &Tensor<Self>,
+        op: MatMul,
+        write: Write,
+    ) -> Result<()> {
+        cublaslt::peer_matmul(self, c, a, b, op, write)
     }
 
     fn new_stats(&self) -> Result<CudaStats> {

@@ -51,7 +51,9 @@ fn kernels_are_verified_and_on_the_emulator_counted() {
         let least = (case["flop"].as_f64().unwrap() / 312e12).max(case["bytes"].as_f64().unwrap() / 2.03904e12);
         assert!((projected / least - 1.0).abs() < 1e-3, "{case:#}");
     }
-    let (_, table, _) = bench("kernels --device cuda --model tiny --tokens 16 --only rope", &[]);
+    let (code, table, err) =
+        bench("kernels --device cuda --model tiny --tokens 16 --only rope --compare cublaslt", &[]);
+    assert!(code == Some(0) && err.contains("--compare: cuBLASLt: an emulated device"), "{err}");
     assert!(table.contains("nothing was timed") && table.contains("projected us, at least"), "{table}");
     assert!(!table.contains("FLOP/s\n") && !table.contains("us median"), "{table}");
 }

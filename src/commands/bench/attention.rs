@@ -4,9 +4,10 @@ use super::case::{Case, Kernel, Setup, dot, load, values};
 use super::roofline::Work;
 use super::values::Filled;
 use super::verify::{Point, Samples, picks};
-use crate::backend::{Attention, AttentionGrads, Backend, Heads, Mask};
+use crate::backend::{Attention, AttentionGrads, Backend, Heads, Mask, Rope};
 use crate::batch::Batch;
 use crate::error::Result;
+use crate::model::rope;
 use crate::tensor::{DType, Tensor};
 
 /// Rows that are verified, each for one head.
@@ -146,9 +147,23 @@ struct Backward<B: Backend> {
     dq: Tensor<B>,
     dk: Tensor<B>,
     dv: Tensor<B>,
+    /// Where queries and keys were rotated before, whose gradients are turned back: the table, and the frequencies it is of.
+    rope: Option<(Tensor<B>, Vec<f64>)>,
 }
 
 impl<B: Backend> Backward<B> {
+    /// Turns a head's gradient back by the angles of its row.
+    fn turn_back(&self, row: usize, mut x: Vec<f64>) -> Vec<f64> {
+        let position = row - self.b.doc_start[row] as usize;
+        for (j, f) in self.rope.iter().flat_map(|(_, frequencies)| frequencies.iter().enumerate()) {
+            let (sin, cos) = (position as f64 * f).sin_cos();
+            let (lo, hi) = (x[j], x[j + x.len() / 2]);
+            let half = x.len() / 2;
+            (x[j], x[j + half]) = (lo * cos + hi * sin, hi * cos - lo * sin);
+        }
+        x
+    }
+
     /// Gradient of a score, and its probability: of row `i` and head `h` against key `j`, given what forward left.
     fn score(&self, i: usize, h: usize, j: usize, out: &[f32], lse: &[f32]) -> (f64, f64) {
         let (heads, dim) = (self.b.heads.n_query, self.b.heads.head_dim);
@@ -167,7 +182,8 @@ impl<B: Backend> Kernel<B> for Backward<B> {
         let (q, k, v) = (&b.q.t, &b.k.t, &b.v.t);
         let x = Attention { q, k, v, batch: &b.batch, heads: b.heads, mask: Mask { window: None } };
         let dx = AttentionGrads { dq: &mut self.dq, dk: &mut self.dk, dv: &mut self.dv };
-        dev.attention_backward(dx, &self.dout.t, &b.out, &b.lse, x, None)
+        let rope = self.rope.as_ref().map(|(table, _)| Rope { table, positions: &b.batch.positions });
+        dev.attention_backward(dx, &self.dout.t, &b.out, &b.lse, x, rope)
     }
 
     fn outputs(&self) -> Vec<&Tensor<B>> {
@@ -189,7 +205,7 @@ impl<B: Backend> Kernel<B> for Backward<B> {
             let g = b.group(h);
             if b.seen(row).len() > 1 {
                 let of = head_of(&found[0], row, h, n_query, dim);
-                all.push(group("dq", (row, h * dim), &dq, &of, dtype, inner));
+                all.push(group("dq", (row, h * dim), &self.turn_back(row, dq), &of, dtype, inner));
             }
             let (mut dk, mut dv) = (vec![0.0; dim], vec![0.0; dim]);
             let end = b.doc_start.iter().rposition(|&start| start == b.doc_start[row]).unwrap_or(row);
@@ -202,7 +218,7 @@ impl<B: Backend> Kernel<B> for Backward<B> {
             }
             if b.doc_start[row] as usize != row || end > row {
                 let of = head_of(&found[1], row, g, n_kv, dim);
-                all.push(group("dk", (row, g * dim), &dk, &of, dtype, inner));
+                all.push(group("dk", (row, g * dim), &self.turn_back(row, dk), &of, dtype, inner));
             }
             all.push(group("dv", (row, g * dim), &dv, &head_of(&found[2], row, g, n_kv, dim), dtype, inner));
         }
@@ -225,8 +241,34 @@ pub fn cases<B: Backend + 'static>(s: &Setup) -> Vec<Case<B>> {
     let size = s.dtype.bytes();
     let lse = n * s.config.heads.n_query * 4;
     let read = n * (q + 2 * kv) * size;
-    let (forward, backward) = (s.clone(), s.clone());
+    let forward = s.clone();
     let batch = (n * 16 * 4) as u64;
+    let backward = |name: &str, rotated: bool| {
+        let s = s.clone();
+        Case {
+            kernel: "attention",
+            name: name.into(),
+            shape: shape.clone(),
+            work: Work { flop: 5.0 * product, bytes: (2 * read + 2 * n * q * size + lse) as f64 },
+            memory: (2 * read + 2 * n * q * size + lse) as u64 + batch,
+            make: Box::new(move |dev: &B, seed| {
+                let mut b = Buffers::new(dev, &s, seed)?;
+                b.forward(dev)?;
+                let dout = Filled::new(dev, 4 * seed + 3, 1.0, s.tokens, s.config.q_dim(), s.dtype)?;
+                let grad = |cols| dev.alloc(s.tokens, cols, s.dtype);
+                let (dq, dk, dv) = (grad(s.config.q_dim())?, grad(s.config.kv_dim())?, grad(s.config.kv_dim())?);
+                let rope = if rotated {
+                    let positions = s.document.min(s.tokens);
+                    let mut table = dev.alloc(positions, s.config.heads.head_dim, DType::F32)?;
+                    dev.upload(&mut table, &rope::table(&s.config, positions))?;
+                    Some((table, rope::frequencies(&s.config)))
+                } else {
+                    None
+                };
+                Ok(Box::new(Backward { b, dout, dq, dk, dv, rope }) as Box<dyn Kernel<B>>)
+            }),
+        }
+    };
     vec![
         Case {
             kernel: "attention",
@@ -236,21 +278,7 @@ pub fn cases<B: Backend + 'static>(s: &Setup) -> Vec<Case<B>> {
             memory: (read + n * q * size + lse) as u64 + batch,
             make: Box::new(move |dev, seed| Ok(Box::new(Forward(Buffers::new(dev, &forward, seed)?)))),
         },
-        Case {
-            kernel: "attention",
-            name: "attention backward".into(),
-            shape,
-            work: Work { flop: 5.0 * product, bytes: (2 * read + 2 * n * q * size + lse) as f64 },
-            memory: (2 * read + 2 * n * q * size + lse) as u64 + batch,
-            make: Box::new(move |dev, seed| {
-                let s = &backward;
-                let mut b = Buffers::new(dev, s, seed)?;
-                b.forward(dev)?;
-                let dout = Filled::new(dev, 4 * seed + 3, 1.0, s.tokens, s.config.q_dim(), s.dtype)?;
-                let grad = |cols| dev.alloc(s.tokens, cols, s.dtype);
-                let (dq, dk, dv) = (grad(s.config.q_dim())?, grad(s.config.kv_dim())?, grad(s.config.kv_dim())?);
-                Ok(Box::new(Backward { b, dout, dq, dk, dv }))
-            }),
-        },
+        backward("attention backward", false),
+        backward("attention backward, rotated", true),
     ]
 }

@@ -66,12 +66,14 @@ impl OnDevice for Bench<'_> {
         let setup = o.setup(&nature, dev.free_memory().is_some());
         let flags = o.line(Which::Kernels, &nature, &setup);
         o.check_baseline(&nature)?;
-        let all = wanted(o, &setup)?;
+        let side = square_side(o, dev.free_memory().is_some());
+        let mut all = wanted(o, &setup)?;
+        all.extend(beside(dev, o, &setup, side));
         fits(dev, o, &setup)?;
         let (rows, under) = match nature.emulated {
             true => (all.iter().map(|c| counted(dev, c)).collect::<Result<Vec<_>>>()?, sheet(&nature)),
             false => {
-                let (rows, under) = measured(dev, o, &nature, &all)?;
+                let (rows, under) = measured(dev, o, &nature, &all, side)?;
                 (rows, Some(under))
             }
         };
@@ -101,6 +103,37 @@ fn wanted<B: Backend + 'static>(o: &Options, setup: &Setup) -> Result<Vec<Case<B
     o.check_only(all.iter().map(|c| c.name.as_str()), &kernels)?;
     all.retain(|c| o.wants(&c.name));
     Ok(all)
+}
+
+/// The products of the maker's library, where they are asked for and there is one.
+fn beside<B: Backend + 'static>(dev: &B, o: &Options, setup: &Setup, side: usize) -> Vec<Case<B>> {
+    if !o.peer {
+        return Vec::new();
+    }
+    let found = match setup.dtype {
+        DType::Bf16 => dev.peer(),
+        _ => Err(Error::new("cuBLASLt: products of bf16 alone are compared")),
+    };
+    match found {
+        Ok(path) => say::note(&format!("beside our products: {path}")),
+        Err(why) => {
+            say::note(&format!("--compare: {why}; our kernels alone are measured"));
+            return Vec::new();
+        }
+    }
+    // Those of which ours is wanted.
+    let mut peers = products::peers::<B>(setup, side);
+    peers.retain(|c| o.wants(&c.name) || o.wants(&c.name.replacen(products::PEER, "matmul", 1)));
+    peers
+}
+
+/// Side of the square product.
+fn square_side(o: &Options, has_memory: bool) -> usize {
+    match (o.seconds > 0.0, has_memory) {
+        (true, true) => SQUARE[0],
+        (true, false) => SQUARE[1],
+        (false, _) => SQUARE[2],
+    }
 }
 
 /// Bytes that the largest of the wanted cases takes, on the device and, where a device works in the machine's memory, for the
@@ -208,16 +241,17 @@ fn timed<B: Backend>(dev: &B, o: &Options, cache: u64, sweep: &mut Sweep<B>, cas
 }
 
 /// Every case, and the ceilings that were reached: a copy's, and the best product's.
-fn measured<B: Backend + 'static>(dev: &B, o: &Options, nature: &Nature, all: &[Case<B>]) -> Result<(Vec<Row>, Under)> {
+fn measured<B: Backend + 'static>(
+    dev: &B,
+    o: &Options,
+    nature: &Nature,
+    all: &[Case<B>],
+    side: usize,
+) -> Result<(Vec<Row>, Under)> {
     let cache = cache(o, nature);
     let mut peak = dev.measured_peak(o.dtype);
     let mut sweep = Sweep::new(dev, cache)?;
     let bandwidth = sweep.rate(dev, o.seconds)?;
-    let side = match (o.seconds > 0.0, dev.free_memory()) {
-        (true, Some(_)) => SQUARE[0],
-        (true, None) => SQUARE[1],
-        (false, _) => SQUARE[2],
-    };
     let square = products::case(MatMul::NT, "square", Dims { m: side, n: side, k: side }, o.dtype);
     let mut rows = vec![timed(dev, o, cache, &mut sweep, &square)?];
     for (i, case) in all.iter().enumerate() {

@@ -14,6 +14,7 @@ mod options;
 mod print;
 mod products;
 mod project;
+mod project_weights;
 mod remedy;
 mod roofline;
 mod rows;

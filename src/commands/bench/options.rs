@@ -53,6 +53,8 @@ pub struct Options {
     pub label: Option<String>,
     /// One JSON document instead of a table.
     pub json: bool,
+    /// Whether products of the maker's library stand beside ours.
+    pub peer: bool,
     /// Figures of another time, to compare with.
     pub baseline: Option<Baseline>,
     /// The least ratio of speeds that is no error.
@@ -150,7 +152,9 @@ pub fn flags(clap: Command, which: Which) -> Command {
         .arg(arg("label", "TEXT").help("A name for these figures, such as the commit of the build; printed with them"))
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print one JSON document; its fields are in benches/README.md"));
     match which {
-        Which::Kernels => clap,
+        Which::Kernels => clap.arg(arg("compare", "LIBRARY").value_parser(["cublaslt"]).help(
+            "Multiply by this library too, on the same shapes, with results held to the same bounds, where it is found",
+        )),
         Which::Step => clap
             .arg(count("layers", 4096).help("Layers instead of the model's"))
             .arg(
@@ -260,6 +264,7 @@ impl Options {
             only: words.cloned().chain(lora.then(|| "lora".into())).collect(),
             label: m.get_one("label").cloned(),
             json: m.get_flag("json"),
+            peer: !step && word("compare").is_some(),
             baseline,
             fail_below,
         })

@@ -28,6 +28,8 @@ pub struct Dims {
 }
 
 struct Product<B: Backend> {
+    /// Whether the maker's library multiplies.
+    peer: bool,
     op: MatMul,
     dims: Dims,
     a: Filled<B>,
@@ -50,7 +52,10 @@ impl<B: Backend> Product<B> {
 
 impl<B: Backend> Kernel<B> for Product<B> {
     fn run(&mut self, dev: &B) -> Result<()> {
-        dev.matmul(&mut self.c, &self.a.t, &self.b.t, self.op, 1.0, self.write)
+        match self.peer {
+            true => dev.peer_matmul(&mut self.c, &self.a.t, &self.b.t, self.op, self.write),
+            false => dev.matmul(&mut self.c, &self.a.t, &self.b.t, self.op, 1.0, self.write),
+        }
     }
 
     fn outputs(&self) -> Vec<&Tensor<B>> {
@@ -72,6 +77,14 @@ impl<B: Backend> Kernel<B> for Product<B> {
 
 /// A product of operands of `dtype`.
 pub fn case<B: Backend + 'static>(op: MatMul, of: &str, dims: Dims, dtype: DType) -> Case<B> {
+    by("matmul", op, of, dims, dtype)
+}
+
+/// Kernel of the cases that the maker's library multiplies.
+pub const PEER: &str = "cublaslt";
+
+/// A product by our kernels, or by [`PEER`].
+fn by<B: Backend + 'static>(kernel: &'static str, op: MatMul, of: &str, dims: Dims, dtype: DType) -> Case<B> {
     let Dims { m, n, k } = dims;
     let ((ar, ac), (br, bc)) = match op {
         MatMul::NT => ((m, k), (n, k)),
@@ -82,21 +95,31 @@ pub fn case<B: Backend + 'static>(op: MatMul, of: &str, dims: Dims, dtype: DType
     let (operands, c) = ((m * k + k * n) * dtype.bytes(), m * n * result.bytes());
     let passes = if write == Write::Add { 2 } else { 1 };
     Case {
-        kernel: "matmul",
-        name: format!("matmul {} {of}", format!("{op:?}").to_lowercase()),
+        kernel,
+        name: format!("{kernel} {} {of}", format!("{op:?}").to_lowercase()),
         shape: format!("{m} x {n} x {k}"),
         work: Work { flop: 2.0 * m as f64 * n as f64 * k as f64, bytes: (operands + passes * c) as f64 },
         memory: (operands + c) as u64,
         make: Box::new(move |dev, seed| {
             let a = Filled::new(dev, 2 * seed, 1.0, ar, ac, dtype)?;
             let b = Filled::new(dev, 2 * seed + 1, 1.0 / (k as f64).sqrt(), br, bc, dtype)?;
-            Ok(Box::new(Product { op, dims, a, b, c: dev.alloc(m, n, result)?, write }))
+            Ok(Box::new(Product { peer: kernel == PEER, op, dims, a, b, c: dev.alloc(m, n, result)?, write }))
         }),
     }
 }
 
 /// The products of a layer.
 pub fn cases<B: Backend + 'static>(s: &Setup) -> Vec<Case<B>> {
+    layer("matmul", s)
+}
+
+/// The same products by the maker's library, and the square one.
+pub fn peers<B: Backend + 'static>(s: &Setup, side: usize) -> Vec<Case<B>> {
+    let square = by(PEER, MatMul::NT, "square", Dims { m: side, n: side, k: side }, s.dtype);
+    std::iter::once(square).chain(layer(PEER, s)).collect()
+}
+
+fn layer<B: Backend + 'static>(kernel: &'static str, s: &Setup) -> Vec<Case<B>> {
     let c = &s.config;
     let (hidden, ffn) = (c.hidden_size, c.intermediate_size);
     let weights = [
@@ -119,7 +142,7 @@ pub fn cases<B: Backend + 'static>(s: &Setup) -> Vec<Case<B>> {
             (MatMul::TN, Dims { m: out, n: wide, k: t }),
         ];
         let of = if of == "q" && c.q_dim() == hidden { "q, o" } else { of };
-        all.extend(dims.map(|(op, dims)| case(op, of, dims, s.dtype)));
+        all.extend(dims.map(|(op, dims)| by(kernel, op, of, dims, s.dtype)));
     }
     all
 }

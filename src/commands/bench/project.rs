@@ -13,24 +13,28 @@ use crate::model::rope;
 use crate::tensor::{DType, Tensor};
 
 /// Rank and factor of the low-rank updates, and what is dropped of their input.
-const RANK: usize = 16;
-const SCALE: f32 = 2.0;
+pub(super) const RANK: usize = 16;
+pub(super) const SCALE: f32 = 2.0;
 const DROPPED: f32 = 0.05;
 
 /// Rows that are verified, and columns of each.
-const SAMPLES: usize = 3;
-const COLUMNS: usize = 16;
+pub(super) const SAMPLES: usize = 3;
+pub(super) const COLUMNS: usize = 16;
 
 /// Which projections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Of {
+pub(super) enum Of {
+    /// q, k and v, rotated.
     Qkv,
+    /// gate and up with SwiGLU.
     GateUp,
+    /// down, added to the stream.
     Down,
 }
 
 impl Of {
-    fn name(self) -> &'static str {
+    /// Its name.
+    pub fn name(self) -> &'static str {
         match self {
             Of::Qkv => "q, k, v",
             Of::GateUp => "gate, up",
@@ -48,7 +52,7 @@ impl Of {
     }
 
     /// Width of x, and of each result.
-    fn widths(self, s: &Setup) -> (usize, Vec<usize>) {
+    pub fn widths(self, s: &Setup) -> (usize, Vec<usize>) {
         let c = &s.config;
         match self {
             Of::Qkv => (c.hidden_size, vec![c.q_dim(), c.kv_dim(), c.kv_dim()]),
@@ -59,42 +63,53 @@ impl Of {
 }
 
 /// A weight's low-rank factors.
-struct Factors<B: Backend> {
-    a: Filled<B>,
-    b: Filled<B>,
-    dropout: Dropout,
+pub(super) struct Factors<B: Backend> {
+    /// (rank, width of x).
+    pub a: Filled<B>,
+    /// (width of the result, rank).
+    pub b: Filled<B>,
+    /// Of x.
+    pub dropout: Dropout,
+}
+
+/// What dropout makes of an element of x.
+pub(super) fn kept(dropout: Dropout, place: usize, x: f64) -> f64 {
+    if dropout.drops(place as u64) { 0.0 } else { x * f64::from(dropout.scale()) }
 }
 
 impl<B: Backend> Factors<B> {
     /// What dropout makes of an element of x.
     fn kept(&self, place: usize, x: f64) -> f64 {
-        if self.dropout.drops(place as u64) { 0.0 } else { x * f64::from(self.dropout.scale()) }
+        kept(self.dropout, place, x)
     }
 }
 
-struct Forward<B: Backend> {
+/// A group with all that its forward takes and leaves.
+pub(super) struct Forward<B: Backend> {
     of: Of,
     setup: Setup,
-    x: Filled<B>,
-    w: Vec<Filled<B>>,
-    lora: Vec<Factors<B>>,
+    pub x: Filled<B>,
+    pub w: Vec<Filled<B>>,
+    pub lora: Vec<Factors<B>>,
     residual: Option<Filled<B>>,
     table: Tensor<B>,
     batch: Batch<B>,
     y: Vec<Tensor<B>>,
-    t: Vec<Tensor<B>>,
+    pub t: Vec<Tensor<B>>,
     act: Option<Tensor<B>>,
-    scratch: ProjectScratch<B>,
+    pub scratch: ProjectScratch<B>,
 }
 
-fn projections<'a, B: Backend>(w: &'a [Filled<B>], lora: &'a [Factors<B>]) -> Vec<Projection<'a, B>> {
+/// The projections of a group.
+pub(super) fn projections<'a, B: Backend>(w: &'a [Filled<B>], lora: &'a [Factors<B>]) -> Vec<Projection<'a, B>> {
     let low_rank = |f: &'a Factors<B>| LowRank { a: &f.a.t, b: &f.b.t, scale: SCALE, dropout: Some(f.dropout) };
     let of = |(i, w): (usize, &'a Filled<B>)| Projection { w: &w.t, bias: None, lora: lora.get(i).map(low_rank) };
     w.iter().enumerate().map(of).collect()
 }
 
 impl<B: Backend> Forward<B> {
-    fn new(dev: &B, of: Of, s: &Setup, with_lora: bool, seed: u64) -> Result<Self> {
+    /// Buffers of a seed.
+    pub fn new(dev: &B, of: Of, s: &Setup, with_lora: bool, seed: u64) -> Result<Self> {
         let ((wide, outs), n, dtype) = (of.widths(s), s.tokens, s.dtype);
         let size = 1.0 / (wide as f64).sqrt();
         let fill = |i: usize, size, rows, cols| Filled::new(dev, 16 * seed + i as u64, size, rows, cols, dtype);
@@ -173,7 +188,7 @@ fn group(
 }
 
 /// What results may be off before the last rounding: composed of products, each term is rounded to bf16.
-fn inner(dtype: DType, k: usize) -> f64 {
+pub(super) fn inner(dtype: DType, k: usize) -> f64 {
     if dtype == DType::Bf16 { 2e-2 } else { 4.0 * sums(k) + 1e-5 }
 }
 
