@@ -2,12 +2,12 @@
 # A quarter of an hour on a GPU: what this build does there, on a machine without Rust and without network.
 #   scripts/gpu_check.sh pack DIR                          on the build machine: programs, data, kernels, the CPU's curves
 #   DIR/gpu_check.sh run OUT [--only STEP…] [--device N]   there: each step with a limit of its own, OUT/summary.md at the end
-# Steps: doctor, tests, prebuilt, kernels, train, step, speed, sanitizer. On the emulated GPU (scripts/vgpu.sh) kernels and step count and
-# time nothing, and the last two say nothing real; there STEPS=12, for both, makes the trainings short, and TRAIN_LIMIT and TEST_THREADS
-# make room for slow ones.
+# Steps: doctor, kernels, tests, train, step, prebuilt, speed, sanitizer; BUDGET seconds in all (840), those that no time is left for are
+# named. On the emulated GPU (scripts/vgpu.sh) kernels and step count and time nothing, and the last two say nothing real; there STEPS=12,
+# for both, makes the trainings short, and BUDGET, TRAIN_LIMIT and TEST_THREADS make room for slow ones.
 set -u
 
-usage() { sed -n '2,7p' "$0" | cut -c 3- >&2; exit 2; }
+usage() { sed -n '2,8p' "$0" | cut -c 3- >&2; exit 2; }
 
 pack() {
     [ $# -eq 1 ] || usage
@@ -44,7 +44,7 @@ training() {
         pretrain)
             # shellcheck disable=SC2086
             bin/ringtune pretrain --model-config configs/demo_model.json --tokenizer-path data/demo/spm4k.model $common \
-                --dataset-paths data/demo/pretrain_valid.txt --max-steps "${STEPS:-100}" --output-dir "$out" "$@" ;;
+                --dataset-paths data/demo/pretrain_valid.txt --max-steps "${STEPS:-200}" --output-dir "$out" "$@" ;;
         full)
             # shellcheck disable=SC2086
             bin/ringtune sft --model-path tests/data/model/tiny-llama-tied --no-lora $common --dataset-paths data/demo/chat.jsonl \
@@ -71,6 +71,13 @@ distance() {
 
 weights() { find "$1" -name 'model.safetensors' -o -name 'adapter_model.safetensors' | grep -v checkpoint | head -n 1; }
 
+# limit N: N seconds, or what is left of the budget.
+limit() {
+    rest=$((ends - $(date +%s)))
+    [ $rest -lt 1 ] && rest=1
+    [ $rest -lt "$1" ] && echo $rest || echo "$1"
+}
+
 say() { printf '| %s | %s | %s |\n' "$1" "$2" "$3" | tee -a "$out/summary.md"; }
 
 step_doctor() {
@@ -83,15 +90,15 @@ step_doctor() {
 
 # cuda_tests NAME LIMIT WORDS…: runs tests whose names hold one of the words.
 cuda_tests() {
-    name=$1 limit=$2
+    name=$1 seconds=$(limit "$2")
     shift 2
     RINGTUNE_TEST_PROGRAM=$here/bin/ringtune RINGTUNE_TEST_DIR=$work RINGTUNE_NO_SKIP=1 \
-        timeout "$limit" bin/cuda-tests --test-threads "${TEST_THREADS:-8}" "$@" >"$out/$name.log" 2>&1
+        timeout "$seconds" bin/cuda-tests --test-threads "${TEST_THREADS:-8}" "$@" >"$out/$name.log" 2>&1
     code=$?
     result=$(grep '^test result' "$out/$name.log" | tail -n 1)
     case $code in
         0) say "$name" passed "$result" ;;
-        124) say "$name" "CUT OFF" "after $limit s; $(grep -c ' ok$' "$out/$name.log") passed before" ;;
+        124) say "$name" "CUT OFF" "after $seconds s; $(grep -c ' ok$' "$out/$name.log") passed before" ;;
         *) say "$name" FAILED "$result $(sed -n 's/^ *\([a-z_:]*\)$/\1/p' "$out/$name.log" | sort -u | head -n 3 | tr '\n' ' ')" ;;
     esac
 }
@@ -105,13 +112,14 @@ measured() {
     kind=$1 model=$2
     shift 2
     label="commit $(sed -n 's/^commit //p' manifest)"
-    timeout "${TRAIN_LIMIT:-60}" bin/ringtune bench "$kind" --device "$device" --model "$model" --label "$label" --json "$@" \
+    seconds=$(limit "${TRAIN_LIMIT:-90}")
+    timeout "$seconds" bin/ringtune bench "$kind" --device "$device" --model "$model" --label "$label" --json "$@" \
         >"$work/bench.json" 2>>"$out/$kind.log"
     code=$?
     what="$kind $model${*:+ $*}"
     case $code in
         0) ;;
-        124) say "$what" "CUT OFF" "after ${TRAIN_LIMIT:-60} s"; return ;;
+        124) say "$what" "CUT OFF" "after $seconds s"; return ;;
         *) say "$what" FAILED "$(tail -n 1 "$out/$kind.log" | tr '|' ',')"; return ;;
     esac
     # A list of documents: what was there without its end, the new one, the end.
@@ -124,18 +132,47 @@ measured() {
         say "$what" passed "$cases cases: results right, or losses that fall; counters alone, no time"
     elif [ "$kind" = kernels ]; then
         say "$what" measured "$cases cases right; best product $(field flops_per_second 12) TFLOP/s, copy $(field bytes_per_second 9) GB/s"
+        case $* in *--compare*) beside ;; esac
     else
         say "$what" measured "$(sed -n 's/^ *"tokens_per_second": \([0-9]*\).*/\1/p; s/^ *"mfu": \([0-9.]*\).*/(MFU \1)/p' "$work/bench.json" | tr '\n' ' ')tokens/s, full then LoRA"
     fi
 }
 
+# Each product of the last document by our kernels and by cuBLASLt, in TFLOP/s, where it has both; joins OUT/products.md.
+beside() {
+    sed -n 's/^ *"\(flops_per_second\|name\|shape\)": "*\([^"]*[^",]\)"*,*$/\1\t\2/p' "$work/bench.json" | awk -F '\t' '
+        # Fields of a case come in the order of the alphabet.
+        $1 == "flops_per_second" { rate = $2 }
+        $1 == "name" { name = $2 }
+        $1 == "shape" && name != "" {
+            kind = name; sub(/ .*/, "", kind); sub(/^[^ ]* /, "", name)
+            if (kind == "matmul") { ours[name] = rate; order[++n] = name; shape[name] = $2 }
+            if (kind == "cublaslt") theirs[name] = rate
+            name = ""
+        }
+        END {
+            for (i = 1; i <= n; i++) {
+                p = order[i]
+                if (theirs[p] > 0) printf "| %s | %s | %.1f | %.1f | %.2f |\n", p, shape[p], ours[p] / 1e12, theirs[p] / 1e12, ours[p] / theirs[p]
+            }
+        }' >"$work/products"
+    [ -s "$work/products" ] || { say "products beside cuBLASLt" "left out" "$(grep -h -m 1 'compare:' "$out/kernels.log" | tr '|' ',')"; return; }
+    [ -s "$out/products.md" ] || printf '| product | m x n x k | ours, TFLOP/s | cuBLASLt | ours / theirs |\n| --- | --- | --- | --- | --- |\n' >"$out/products.md"
+    cat "$work/products" >>"$out/products.md"
+    say "products beside cuBLASLt" measured "$(awk -F '|' '{ n++; sum += $6; if (n == 1 || $6 < least) least = $6 } END { printf "%d of %s, ours / theirs %.2f on average, %.2f at least", n, "'"$model"'", sum / n, least }' "$work/products")"
+}
+
 step_kernels() {
-    rm -f "$out/kernels.json" "$out/kernels.log"
+    rm -f "$out/kernels.json" "$out/kernels.log" "$out/products.md"
     if emulated; then
-        measured kernels tiny
+        measured kernels tiny --compare cublaslt
     else
-        measured kernels 8b
-        measured kernels 135m
+        # In parts, so that one that takes too long costs the others nothing.
+        measured kernels 8b --compare cublaslt --only matmul
+        measured kernels 8b --only attention
+        measured kernels 8b --only project
+        measured kernels 8b --only norm,rope,swiglu,embedding,head,adamw
+        measured kernels 135m --compare cublaslt
     fi
 }
 
@@ -166,7 +203,7 @@ step_prebuilt() {
 step_train() {
     for run in pretrain full lora; do
         for again in 1 2; do
-            timeout "${TRAIN_LIMIT:-60}" sh "$here/gpu_check.sh" training $run "$work/$run-$again" "$device" >"$out/train-$run.log" 2>&1
+            timeout "$(limit "${TRAIN_LIMIT:-60}")" sh "$here/gpu_check.sh" training $run "$work/$run-$again" "$device" >"$out/train-$run.log" 2>&1
             code=$?
             [ $code = 0 ] && continue
             [ $code = 124 ] && verdict="CUT OFF" || verdict=FAILED
@@ -188,7 +225,7 @@ step_train() {
     done
     pkill -9 -P $child 2>/dev/null
     wait $child 2>/dev/null
-    if timeout 90 sh "$here/gpu_check.sh" training lora "$work/killed" "$device" --save-steps 5 --resume-from-checkpoint auto >>"$out/resume.log" 2>&1 &&
+    if timeout "$(limit 90)" sh "$here/gpu_check.sh" training lora "$work/killed" "$device" --save-steps 5 --resume-from-checkpoint auto >>"$out/resume.log" 2>&1 &&
         cmp -s "$(weights "$work/killed")" "$(weights "$work/lora-1")"; then
         say resume passed "killed after step 10, then the bits of the undisturbed run"
     else
@@ -198,7 +235,7 @@ step_train() {
 
 step_speed() {
     for run in pretrain lora; do
-        timeout 60 sh "$here/gpu_check.sh" training $run "$work/speed-$run" "$device" >"$out/speed-$run.log" 2>&1
+        timeout "$(limit 60)" sh "$here/gpu_check.sh" training $run "$work/speed-$run" "$device" >"$out/speed-$run.log" 2>&1
         rate=$(sed -n 's/.*"tokens_per_second": *\([0-9.]*\).*/\1/p' "$(found "$work/speed-$run")" | tail -n 30 | sort -n | awk '{ a[NR] = $1 } END { print a[int((NR + 1) / 2)] }')
         say "speed $run" measured "median of the last 30 steps: ${rate:-none} tokens/s (a toy model: launches, not arithmetic)"
     done
@@ -210,11 +247,11 @@ step_sanitizer() {
         say sanitizer "left out" "no compute-sanitizer here"
         return
     fi
-    RINGTUNE_TEST_PROGRAM=$here/bin/ringtune RINGTUNE_TEST_DIR=$work timeout 90 "$tool" --error-exitcode 9 \
+    RINGTUNE_TEST_PROGRAM=$here/bin/ringtune RINGTUNE_TEST_DIR=$work timeout "$(limit 90)" "$tool" --error-exitcode 9 \
         bin/cuda-tests --test-threads 1 operations >"$out/sanitizer.log" 2>&1
     case $? in
         0) say sanitizer passed "memcheck: $(grep 'ERROR SUMMARY' "$out/sanitizer.log" | tail -n 1)" ;;
-        124) say sanitizer "CUT OFF" "no error in 90 s" ;;
+        124) say sanitizer "CUT OFF" "no error until then" ;;
         *) say sanitizer FAILED "$(grep -m 1 'Invalid\|ERROR SUMMARY\|FAILED' "$out/sanitizer.log")" ;;
     esac
 }
@@ -235,8 +272,13 @@ run() {
     work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
     RINGTUNE_CACHE=$work/cache && export RINGTUNE_CACHE
     printf '%s\n\n| step | result | what |\n| --- | --- | --- |\n' "$(date -u +%FT%TZ), $(sed -n 's/^commit //p' manifest)" >"$out/summary.md"
-    for step in ${steps:-doctor tests prebuilt kernels train step speed sanitizer}; do
+    ends=$(($(date +%s) + ${BUDGET:-840}))
+    for step in ${steps:-doctor kernels tests train step prebuilt speed sanitizer}; do
         begun=$(date +%s)
+        if [ $((ends - begun)) -lt 10 ]; then
+            say "$step" "left out" "the ${BUDGET:-840} s are over"
+            continue
+        fi
         "step_$step"
         echo "$step: $(($(date +%s) - begun)) s" >>"$out/times.txt"
     done

@@ -24,6 +24,7 @@ mod norm;
 #[path = "../common/norms.rs"]
 mod norms;
 mod offsets;
+mod offsets_groups;
 mod operations;
 #[path = "../common/optimiser.rs"]
 mod optimiser;

@@ -2,6 +2,7 @@
 //!
 //! The emulator's memory takes no room before it is written, so tensors can be as large as on a GPU. A grid that reaches the end of one
 //! would run for days: the program's text is changed so that its first block has a large number. Needs NVRTC, no device.
+//! `offsets_groups.rs` has low-rank updates and Hopper's kernels.
 
 use ringtune::backend::MatMul;
 use ringtune::cuda::compile::{Compiler, Target};
@@ -11,16 +12,17 @@ use ringtune::cuda::{
     cast, configurations, cross_entropy, dropout, elementwise, matmul, norm, project, rope, rows, swiglu,
 };
 use ringtune::tensor::DType;
+use vgpu::tensor_map::{Tiled, encode};
 use vgpu::{Config, Memory, Module};
 
 use crate::close::normal;
 use crate::skip::{nvrtc, skipped};
 
 /// As many elements lie before the far end of what is tested.
-const FAR: usize = 1 << 32;
+pub const FAR: usize = 1 << 32;
 
 /// Whether this machine promises as much memory as the largest tensor here, of which almost nothing is written.
-fn is_promised() -> bool {
+pub fn is_promised() -> bool {
     let promised = Vec::<u64>::new().try_reserve_exact((FAR + FAR / 16) / 2).is_ok();
     if !promised {
         skipped("the machine promises no 18 GiB of memory that is not written");
@@ -29,7 +31,7 @@ fn is_promised() -> bool {
 }
 
 /// An argument of a launch, at the beginning of its tensor and far behind it.
-enum Arg {
+pub enum Arg {
     /// Rows of bytes, so many bytes apart from a first byte on, near and far. `None`: the kernel writes them, and they are compared.
     Rows {
         rows: usize,
@@ -38,6 +40,14 @@ enum Arg {
         at: [usize; 2],
         values: Option<Vec<u8>>,
         compared: bool,
+    },
+    /// Rows of a matrix of bf16 from one on, near and far, that tensor copies take boxes of so many rows of; all before them are not written.
+    Map {
+        rows: [usize; 2],
+        cols: usize,
+        at: [usize; 2],
+        box_rows: usize,
+        values: Vec<u8>,
     },
     U32([usize; 2]),
     U64([usize; 2]),
@@ -48,25 +58,25 @@ enum Arg {
 use Arg::{F32, Null, U32, U64};
 
 /// Rows that are read, the first of them row `far` of the large tensor.
-fn read(values: Vec<u8>, row: usize, far: usize) -> Arg {
+pub fn read(values: Vec<u8>, row: usize, far: usize) -> Arg {
     let rows = values.len() / row;
     Arg::Rows { rows, row, stride: [row; 2], at: [0, far * row], values: Some(values), compared: false }
 }
 
 /// A small tensor that is read.
-fn whole(values: Vec<u8>) -> Arg {
+pub fn whole(values: Vec<u8>) -> Arg {
     let row = values.len();
     read(values, row, 0)
 }
 
 /// Rows that are written.
-fn written(rows: usize, row: usize, far: usize) -> Arg {
+pub fn written(rows: usize, row: usize, far: usize) -> Arg {
     Arg::Rows { rows, row, stride: [row; 2], at: [0, far * row], values: None, compared: true }
 }
 
 impl Arg {
     /// The same where rows of the large tensor are so many bytes apart, and the first one begins there.
-    fn within(self, far_stride: usize, far_at: usize) -> Self {
+    pub fn within(self, far_stride: usize, far_at: usize) -> Self {
         let Arg::Rows { rows, row, values, compared, .. } = self else { panic!("rows") };
         Arg::Rows { rows, row, stride: [row, far_stride], at: [0, far_at], values, compared }
     }
@@ -78,35 +88,36 @@ impl Arg {
     }
 }
 
-fn both(x: usize) -> Arg {
+pub fn both(x: usize) -> Arg {
     U32([x; 2])
 }
 
-fn f32s(seed: u64, n: usize) -> Vec<u8> {
+pub fn f32s(seed: u64, n: usize) -> Vec<u8> {
     normal(seed, n).into_iter().flat_map(f32::to_le_bytes).collect()
 }
 
-fn bf16s(seed: u64, n: usize) -> Vec<u8> {
+pub fn bf16s(seed: u64, n: usize) -> Vec<u8> {
     normal(seed, n).into_iter().flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect()
 }
 
-fn i32s(values: impl IntoIterator<Item = usize>) -> Vec<u8> {
+pub fn i32s(values: impl IntoIterator<Item = usize>) -> Vec<u8> {
     values.into_iter().flat_map(|x| (x as i32).to_le_bytes()).collect()
 }
 
 /// A launch near and far: its first block, and how many.
-struct Case {
-    kernel: Kernel,
-    shared: usize,
-    far_block: usize,
-    blocks: usize,
-    args: Vec<Arg>,
+pub struct Case {
+    pub kernel: Kernel,
+    pub shared: usize,
+    pub far_block: usize,
+    pub blocks: usize,
+    pub args: Vec<Arg>,
 }
 
 impl Case {
     /// What the launch leaves in the rows that are compared.
     fn run(&self, far: bool) -> Option<Vec<Vec<u8>>> {
-        let compiler = Compiler::new(nvrtc()?, Target::Ptx(80), Some(&crate::skip::scratch()));
+        let target = if self.kernel.entry.ends_with("sm90") { Target::OwnPtx(90) } else { Target::Ptx(80) };
+        let compiler = Compiler::new(nvrtc()?, target, Some(&crate::skip::scratch()));
         let image = compiler.image(&self.kernel.source, &self.kernel.defines).unwrap();
         let text = String::from_utf8(image).unwrap();
         let mut ptx = text.trim_end_matches('\0').to_string();
@@ -129,6 +140,11 @@ impl Case {
                         compared.push((begins, *row));
                     }
                     address.to_le_bytes().to_vec()
+                }
+                Arg::Map { rows, cols, at, box_rows, values } => {
+                    let address = memory.alloc(rows[side] * cols * 2).unwrap();
+                    memory.write(address + (at[side] * cols * 2) as u64, values).unwrap();
+                    map(address, (rows[side], *cols), *box_rows)
                 }
                 U32(x) => u32::try_from(x[side]).unwrap().to_le_bytes().to_vec(),
                 U64(x) => (x[side] as u64).to_le_bytes().to_vec(),
@@ -153,7 +169,7 @@ impl Case {
         Some(left.collect())
     }
 
-    fn holds(&self) {
+    pub fn holds(&self) {
         let (Some(near), Some(far)) = (self.run(false), self.run(true)) else { return };
         let entry = self.kernel.entry;
         assert!(!near.is_empty() && near.iter().flatten().any(|&b| b != vgpu_fill()), "{entry} wrote nothing");
@@ -162,6 +178,24 @@ impl Case {
             assert_eq!(differs, None, "{entry}: result {i} differs at this byte far behind the beginning");
         }
     }
+}
+
+/// A matrix of bf16 as `src/cuda/tensor_map.rs` describes it.
+fn map(address: u64, (rows, cols): (usize, usize), box_rows: usize) -> Vec<u8> {
+    let tiled = Tiled {
+        data_type: 9,
+        rank: 2,
+        address,
+        dims: &[cols as u64, rows as u64],
+        strides: &[cols as u64 * 2],
+        box_dims: &[64, box_rows as u32],
+        element_strides: &[1, 1],
+        interleave: 0,
+        swizzle: 3,
+        l2_promotion: 0,
+        oob_fill: 0,
+    };
+    encode(&tiled).unwrap().to_vec()
 }
 
 /// What memory that nobody wrote reads as.
@@ -186,7 +220,7 @@ fn with_first_block(ptx: &str, first: usize) -> String {
 }
 
 /// The configuration of sm_80 with this entry whose defines have all of these words.
-fn configuration(entry: &str, words: &[&str]) -> Configuration {
+pub fn configuration(entry: &str, words: &[&str]) -> Configuration {
     let has = |k: &Kernel| {
         let all: Vec<String> = k.defines.iter().map(|(name, value)| format!("{name}={value}")).collect();
         words.iter().all(|w| all.iter().any(|d| d == w))
