@@ -7,7 +7,7 @@
 // Needs: pointers aligned to 16 bytes; stride a multiple of 4.
 // Launch: blocks of THREADS threads, a quad a thread; the grid covers the quads.
 // Cost: 4 (ranks + 1) bytes an element, 4 more but for the first terms.
-// Test: tests/cuda/ranks.rs, whole trainings on one to four ranks.
+// Test: tests/cuda/fold.rs against the host; tests/cuda/ranks.rs, whole trainings on one to four ranks.
 #include "common/types.cuh"
 
 constexpr int THREADS = 256;

@@ -52,14 +52,28 @@ extern "C" __global__ void __launch_bounds__(THREADS) stats_squares(double *__re
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
+__device__ __forceinline__ void add_norm2(double *stats, double sum) {
+    stats[1] += sum;
+    if (!finite(stats[1])) stats[3] = 0.0;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) stats_norm2(double *__restrict__ stats, const double *__restrict__ parts, u32 n) {
     __shared__ double scratch[THREADS];
     double sum = 0.0;
     for (u32 i = threadIdx.x; i < n; i += THREADS) sum += parts[i];
     sum = block_sum<THREADS>(sum, scratch);
     if (threadIdx.x > 0) return;
-    stats[1] += sum;
-    if (!finite(stats[1])) stats[3] = 0.0;
+    add_norm2(stats, sum);
+}
+
+// The same of parts that lie elsewhere: the i-th is parts[order[i]], so that it has the bits of stats_norm2 whoever made them.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    stats_norm2_in_order(double *__restrict__ stats, const double *__restrict__ parts, const u64 *__restrict__ order, u32 n) {
+    __shared__ double scratch[THREADS];
+    double sum = 0.0;
+    for (u32 i = threadIdx.x; i < n; i += THREADS) sum += parts[order[i]];
+    sum = block_sum<THREADS>(sum, scratch);
+    if (threadIdx.x == 0) add_norm2(stats, sum);
 }
 
 // limit: the bits of the largest norm, an f64; clips: whether there is one.

@@ -52,13 +52,13 @@ pub trait Device: Sized {
     /// If the device has not enough memory.
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>>;
 
-    /// Tensors of zeros that are used together, each beginning at a multiple of `multiple` elements where the device puts them into
-    /// one piece of memory. Here each has its own.
+    /// Tensors of zeros that are used together: one after the other, each in a room of so many elements, where the device puts them into
+    /// one piece of memory. Here each has its own, without more room than it needs.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    fn alloc_together(&self, shapes: &[(usize, usize)], dtype: DType, multiple: usize) -> Result<Vec<Tensor<Self>>> {
-        let _ = multiple;
+    fn alloc_together(&self, shapes: &[(usize, usize)], rooms: &[usize], dtype: DType) -> Result<Vec<Tensor<Self>>> {
+        let _ = rooms;
         shapes.iter().map(|&(rows, cols)| self.alloc(rows, cols, dtype)).collect()
     }
 

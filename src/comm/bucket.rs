@@ -12,14 +12,46 @@ use crate::error::Result;
 /// Elements of a block: those that the sum of squares of a gradient takes together.
 pub const BLOCK: usize = 16 * 1024;
 
+/// Elements of a bucket on GPUs: less than 8 MiB does not fill the links.
+pub const GPU_BUCKET: usize = 1 << 21;
+
+/// Elements that an ordered fold on GPUs sends, or receives, at once.
+pub const STAGE: usize = 1 << 24;
+
+fn blocks(len: &usize) -> usize {
+    len.div_ceil(BLOCK)
+}
+
+/// Blocks that each of `size` ranks owns of a bucket of tensors of these lengths, the last ones fewer.
+///
+/// # Panics
+/// If there is no rank.
+pub fn share(lengths: &[usize], size: usize) -> usize {
+    lengths.iter().map(blocks).sum::<usize>().div_ceil(size)
+}
+
+/// Elements that the tensors of a bucket take where they lie one after the other in one piece of memory, so that each rank's share is one
+/// range of it, all of one length: each tensor is filled up to whole blocks, the last one to a share for each of `size` ranks.
+///
+/// # Panics
+/// If there is no rank.
+pub fn rooms(lengths: &[usize], size: usize) -> Vec<usize> {
+    let mut all: Vec<usize> = lengths.iter().map(|len| len.next_multiple_of(BLOCK)).collect();
+    let whole = share(lengths, size) * size * BLOCK;
+    let so_far: usize = all.iter().sum();
+    if let Some(last) = all.last_mut() {
+        *last += whole - so_far;
+    }
+    all
+}
+
 /// Where the shares of `size` ranks begin in a bucket of tensors of these lengths, and its end: rank r owns `cuts[r]..cuts[r + 1]` of
 /// the elements, one tensor after the other; nothing where there are more ranks than blocks.
 ///
 /// # Panics
 /// If there is no rank.
 pub fn cuts(lengths: &[usize], size: usize) -> Vec<usize> {
-    let blocks = |len: &usize| len.div_ceil(BLOCK);
-    let share = lengths.iter().map(blocks).sum::<usize>().div_ceil(size);
+    let share = share(lengths, size);
     let begin = |mut block: usize| {
         let mut at = 0;
         for len in lengths {
@@ -50,6 +82,44 @@ pub fn tensor_cuts(lengths: &[usize], size: usize) -> Vec<Vec<usize>> {
 pub fn pieces(lengths: &[usize], rank: usize, size: usize) -> Vec<(usize, Range<usize>)> {
     let own = tensor_cuts(lengths, size).into_iter().map(|cuts| cuts[rank]..cuts[rank + 1]);
     own.enumerate().filter(|(_, range)| !range.is_empty()).collect()
+}
+
+/// How many blocks of each tensor every rank owns: what puts values of blocks that lie on several ranks into one order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockCounts {
+    /// By tensor and rank.
+    by_tensor: Vec<Vec<usize>>,
+}
+
+impl BlockCounts {
+    /// Of tensors of which rank r owns `cuts[t][r]..cuts[t][r + 1]`.
+    pub fn new(cuts: &[Vec<usize>]) -> Self {
+        let of = |cuts: &Vec<usize>| cuts.windows(2).map(|cut| blocks(&(cut[1] - cut[0]))).collect();
+        Self { by_tensor: cuts.iter().map(of).collect() }
+    }
+
+    /// Blocks that each rank owns of all tensors.
+    pub fn totals(&self) -> Vec<usize> {
+        let size = self.by_tensor.first().map_or(0, Vec::len);
+        (0..size).map(|r| self.by_tensor.iter().map(|counts| counts[r]).sum()).collect()
+    }
+
+    /// Blocks of each tensor.
+    pub fn of_tensors(&self) -> Vec<usize> {
+        self.by_tensor.iter().map(|counts| counts.iter().sum()).collect()
+    }
+
+    /// Every block in the order of tensors and their elements: its rank, and its place among those of that rank, which has them in the
+    /// same order.
+    pub fn places(&self) -> impl Iterator<Item = (usize, usize)> {
+        let mut taken = vec![0; self.totals().len()];
+        self.by_tensor.iter().flatten().enumerate().flat_map(move |(i, &n)| {
+            let rank = i % taken.len();
+            let first = taken[rank];
+            taken[rank] += n;
+            (first..first + n).map(move |at| (rank, at))
+        })
+    }
 }
 
 /// Where a part of what is wanted lies.
@@ -112,6 +182,47 @@ mod tests {
                 assert!(most.max() <= Some(blocks.div_ceil(size)), "shares are equal but for the last ones");
             }
         }
+    }
+
+    #[test]
+    fn shares_are_ranges_of_one_length_where_tensors_lie_in_their_rooms() {
+        for lengths in BUCKETS {
+            for size in 1..=9 {
+                let (rooms, share) = (rooms(lengths, size), share(lengths, size) * BLOCK);
+                assert!(rooms.iter().zip(lengths).all(|(room, len)| room >= len && room.is_multiple_of(BLOCK)));
+                assert_eq!(rooms.iter().sum::<usize>(), if lengths.is_empty() { 0 } else { share * size });
+                // Where each tensor begins.
+                let begins: Vec<usize> = (0..rooms.len()).map(|t| rooms[..t].iter().sum()).collect();
+                for r in 0..size {
+                    let mut at = r * share;
+                    for (t, range) in pieces(lengths, r, size) {
+                        assert_eq!(
+                            begins[t] + range.start,
+                            at,
+                            "{lengths:?} on {size}: a hole in the share of rank {r}"
+                        );
+                        at = begins[t] + range.end.next_multiple_of(BLOCK);
+                        assert!(at <= (r + 1) * share);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_come_in_the_order_of_tensors_whoever_owns_them() {
+        // Three tensors on three ranks; the second rank begins in the middle of the first.
+        let counts = BlockCounts::new(&[
+            vec![0, 2 * BLOCK, 2 * BLOCK + 1, 2 * BLOCK + 1],
+            vec![0, 0, 5, 5],
+            vec![0, 0, 0, BLOCK + 1],
+        ]);
+        assert_eq!((counts.totals(), counts.of_tensors()), (vec![2, 2, 2], vec![3, 1, 2]));
+        let places: Vec<_> = counts.places().collect();
+        assert_eq!(places, [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]);
+        // The fourth block of the second tensor is the second one of its rank.
+        let counts = BlockCounts::new(&[vec![0, BLOCK, 2 * BLOCK], vec![0, BLOCK, 3 * BLOCK]]);
+        assert_eq!(counts.places().collect::<Vec<_>>(), [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2)]);
     }
 
     #[test]

@@ -20,7 +20,9 @@ pub mod ranks;
 pub mod start;
 pub mod transport;
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use launcher::beacon::{Phase, Position};
 pub use launcher::options::command as launcher_command;
@@ -30,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use crate::words::words;
 
+use bucket::BlockCounts;
 pub use mpi::Choice;
 pub use ranks::Ranks;
 pub use start::{Comm, On, Ways, ranks_of_environment, start};
@@ -88,6 +91,22 @@ pub struct Span<'a, B: Backend> {
     pub len: usize,
 }
 
+/// Something that the collectives did, from when to when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// What it was: `reduce` (exchange and fold, or sum), `collect` (sums to who wants them), `gather` (weights), `share` (small values).
+    pub what: &'static str,
+    /// The bucket, where it was one.
+    pub bucket: Option<usize>,
+    /// When it began.
+    pub begun: Instant,
+    /// When it ended.
+    pub ended: Instant,
+}
+
+/// Hears of it, in the thread of the collectives or the main one.
+pub type Listener = Box<dyn Fn(Timing) + Send>;
+
 /// What the ranks of a run do together. Object-safe: the trainer holds a `&dyn Communicator<B>`.
 pub trait Communicator<B: Backend> {
     /// Which rank this is.
@@ -115,11 +134,12 @@ pub trait Communicator<B: Backend> {
     /// If a peer is gone or the transport fails.
     fn reduce_skip(&self, dev: &B, bucket: usize, tensors: &[&Tensor<B>]) -> Result<()>;
 
-    /// Called in [`Backend::prepare`], before the first step, with the lengths of the gradients of each bucket: takes what reductions will need.
+    /// Called in [`Backend::prepare`], before the first step, with the gradients of each bucket, and with its weights where owners will give
+    /// theirs to all: takes what that will need.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    fn prepare(&self, _dev: &B, _buckets: &[Vec<usize>]) -> Result<()> {
+    fn prepare(&self, _dev: &B, _grads: &[Vec<&Tensor<B>>], _weights: &[Vec<Span<'_, B>>]) -> Result<()> {
         Ok(())
     }
 
@@ -147,6 +167,31 @@ pub trait Communicator<B: Backend> {
     /// # Errors
     /// If a peer is gone or the transport fails.
     fn all_squares(&self, counts: &[usize], own: Vec<f64>) -> Result<Vec<Vec<f64>>>;
+
+    /// Adds to the figures of a step the squared norm of a gradient of which every rank has the sums of its part, `own`: that of the whole,
+    /// its blocks in one order on all ranks.
+    ///
+    /// # Errors
+    /// If a peer is gone, or the transport or the device fails.
+    fn add_norm2(
+        &self,
+        dev: &B,
+        stats: &mut B::Stats,
+        own: &[(&Tensor<B>, Range<usize>)],
+        blocks: &BlockCounts,
+    ) -> Result<()> {
+        let all = self.all_squares(&blocks.totals(), dev.squares(own)?)?;
+        let sums: Vec<f64> = blocks.places().map(|(rank, at)| all[rank][at]).collect();
+        dev.add_squares(stats, &blocks.of_tensors(), &sums)
+    }
+
+    /// From now on `listener` hears what the collectives did and when; `None`: nobody, and what is under way was told before this returns.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn listen(&self, _listener: Option<Listener>) -> Result<()> {
+        Ok(())
+    }
 
     /// How threads that write exchange small values with those of other ranks, in their own order; `None` on one rank.
     fn aside(&self) -> Option<Arc<dyn control::Aside>>;

@@ -8,19 +8,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bucket::{cuts, pieces};
+use super::bucket::{BLOCK, BlockCounts, GPU_BUCKET, STAGE, cuts, pieces, share};
 use super::control::{Aside, Channel, Control, end_here, suspect};
-use super::{Communicator, Fold, Position, Span, Sums, World};
+use super::{Communicator, Fold, Listener, Position, Span, Sums, Timing, World};
 use crate::backend::Backend;
-use crate::cuda::Cuda;
-use crate::cuda::collectives::{Collectives, Piece, What};
+use crate::cuda::collectives::{Collectives, Piece, Slots, What};
 use crate::cuda::nccl::{HOW_TO_GET, Nccl, UniqueId};
+use crate::cuda::{Cuda, CudaStats, stats};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use crate::{bail, ensure, say};
-
-/// Elements of a bucket: less than 8 MiB does not fill the links.
-const BUCKET: usize = 1 << 21;
 
 /// How long a failure of NCCL waits for the cause that the control channel has: a rank that is gone is known there first.
 const CAUSE: Duration = Duration::from_secs(5);
@@ -106,22 +103,33 @@ impl GpuRanks {
             std::thread::sleep(CAUSE);
             end_here(&e.to_string());
         };
-        let collectives = Collectives::join(dev, nccl, UniqueId(id), (world.rank, world.size), failed)?;
+        let collectives = Collectives::join(dev, nccl, UniqueId(id), (world.rank, world.size), STAGE, failed)?;
         let comm = collectives.comm();
         suspect(move || comm.error().is_some());
         Ok(Some(Self { world: world.clone(), control: Rc::clone(control), collectives, sums, fold }))
     }
 
-    /// What each rank owns of tensors of these lengths.
-    fn slots(&self, lengths: &[usize], of: impl Fn(usize, Range<usize>) -> Piece) -> Vec<Vec<Piece>> {
-        let own = |r: usize| pieces(lengths, r, self.world.size).into_iter().map(|(i, range)| of(i, range)).collect();
-        (0..self.world.size).map(own).collect()
+    /// What each rank owns of a bucket of tensors of these lengths, with elements of so many bytes.
+    fn slots(&self, lengths: &[usize], bytes: usize, of: impl Fn(usize, Range<usize>) -> Piece) -> Slots {
+        let size = self.world.size;
+        let own = |r: usize| pieces(lengths, r, size).into_iter().map(|(i, range)| of(i, range)).collect();
+        Slots { pieces: (0..size).map(own).collect(), share: share(lengths, size) * BLOCK * bytes }
     }
 
-    /// What each rank owns of these gradients.
-    fn slots_of(&self, tensors: &[&Tensor<Cuda>]) -> Vec<Vec<Piece>> {
+    /// Of gradients.
+    fn of_tensors(&self, tensors: &[&Tensor<Cuda>]) -> Slots {
         let lengths: Vec<usize> = tensors.iter().map(|t| t.len()).collect();
-        self.slots(&lengths, |i, range| Piece::of(tensors[i], range.start, range.len()))
+        self.slots(&lengths, size_of::<f32>(), |i, range| Piece::of(tensors[i], range.start, range.len()))
+    }
+
+    /// Of weights.
+    fn of_spans(&self, spans: &[Span<'_, Cuda>]) -> Slots {
+        let lengths: Vec<usize> = spans.iter().map(|span| span.len).collect();
+        let bytes = spans.first().map_or(0, |span| span.tensor.dtype().bytes());
+        self.slots(&lengths, bytes, |i, range| {
+            let Span { tensor, first, .. } = &spans[i];
+            Piece::of(tensor, first + range.start, range.len())
+        })
     }
 }
 
@@ -135,15 +143,15 @@ impl Communicator<Cuda> for GpuRanks {
     }
 
     fn bucket_elements(&self) -> usize {
-        BUCKET
+        GPU_BUCKET
     }
 
     fn reduce_start(&self, dev: &Cuda, bucket: usize, tensors: &[&Tensor<Cuda>]) -> Result<()> {
-        let slots = self.slots_of(tensors);
+        let slots = self.of_tensors(tensors);
         match (self.fold, self.sums) {
             (Fold::MicroBatch, _) => self.collectives.add(dev, bucket, &slots),
-            (Fold::Step, Sums::Owned) => self.collectives.start(What::SumOwned, &slots),
-            (Fold::Step, Sums::Whole) => self.collectives.start(What::Sum, &slots),
+            (Fold::Step, Sums::Owned) => self.collectives.start(What::SumOwned, bucket, &slots),
+            (Fold::Step, Sums::Whole) => self.collectives.start(What::Sum, bucket, &slots),
         }
     }
 
@@ -152,14 +160,12 @@ impl Communicator<Cuda> for GpuRanks {
         self.reduce_start(dev, bucket, tensors)
     }
 
-    fn prepare(&self, dev: &Cuda, buckets: &[Vec<usize>]) -> Result<()> {
-        let shares =
-            |lengths: &Vec<usize>| cuts(lengths, self.world.size).windows(2).map(|cut| cut[1] - cut[0]).collect();
-        let shares: Vec<Vec<usize>> = buckets.iter().map(shares).collect();
-        self.collectives.prepare(&shares)?;
+    fn prepare(&self, dev: &Cuda, grads: &[Vec<&Tensor<Cuda>>], weights: &[Vec<Span<'_, Cuda>>]) -> Result<()> {
+        let grads: Vec<Slots> = grads.iter().map(|tensors| self.of_tensors(tensors)).collect();
+        weights.iter().try_for_each(|spans| self.collectives.prepare(&self.of_spans(spans)))?;
         match self.fold {
-            Fold::MicroBatch => self.collectives.prepare_folds(dev, &shares),
-            Fold::Step => Ok(()),
+            Fold::MicroBatch => self.collectives.prepare_folds(dev, &grads),
+            Fold::Step => grads.iter().try_for_each(|slots| self.collectives.prepare(slots)),
         }
     }
 
@@ -167,19 +173,33 @@ impl Communicator<Cuda> for GpuRanks {
         assert_eq!(wanted, self.sums, "the sums that were started");
         if self.fold == Fold::MicroBatch {
             let tensors: Vec<&Tensor<Cuda>> = tensors.iter().map(|t| &**t).collect();
-            self.collectives.collect(dev, bucket, &self.slots_of(&tensors), wanted == Sums::Whole)?;
+            self.collectives.collect(dev, bucket, &self.of_tensors(&tensors), wanted == Sums::Whole)?;
         }
         self.collectives.wait()
     }
 
-    fn all_gather(&self, _dev: &Cuda, _bucket: usize, spans: &mut [Span<'_, Cuda>]) -> Result<()> {
-        let lengths: Vec<usize> = spans.iter().map(|span| span.len).collect();
-        let slots = self.slots(&lengths, |i, range| {
-            let Span { tensor, first, .. } = &spans[i];
-            Piece::of(tensor, first + range.start, range.len())
-        });
-        self.collectives.start(What::Gather, &slots)?;
+    fn all_gather(&self, _dev: &Cuda, bucket: usize, spans: &mut [Span<'_, Cuda>]) -> Result<()> {
+        self.collectives.start(What::Gather, bucket, &self.of_spans(spans))?;
         self.collectives.wait()
+    }
+
+    fn add_norm2(
+        &self,
+        dev: &Cuda,
+        stats: &mut CudaStats,
+        own: &[(&Tensor<Cuda>, Range<usize>)],
+        blocks: &BlockCounts,
+    ) -> Result<()> {
+        let most = blocks.totals().into_iter().max().unwrap_or(0);
+        let order = blocks.places().map(|(rank, at)| (rank * most + at) as u64).collect();
+        let slots = stats::Slots { rank: self.world.rank, size: self.world.size, most };
+        dev.norm2_over_ranks(stats, own, slots, order, |parts, bytes| self.collectives.gather_in_place(parts, bytes))
+    }
+
+    fn listen(&self, listener: Option<Listener>) -> Result<()> {
+        self.collectives.listen(listener.map(|tell| -> crate::cuda::collectives::Tell {
+            Box::new(move |what, bucket, begun, ended| tell(Timing { what, bucket, begun, ended }))
+        }))
     }
 
     fn collect(&self, _bucket: usize, lengths: &[usize], own: Vec<f32>) -> Result<Option<Vec<f32>>> {

@@ -10,6 +10,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use half::bf16;
@@ -17,7 +18,7 @@ use half::bf16;
 use super::bucket::{cuts, pieces};
 use super::control::{Aside, Control};
 use super::transport::{Incoming, Outgoing, Transport, call};
-use super::{Communicator, Fold, Position, Span, Sums, World};
+use super::{Communicator, Fold, Listener, Position, Span, Sums, Timing, World};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -42,6 +43,8 @@ enum Job {
     Collect { bucket: usize, lengths: Vec<usize>, wanted: Sums },
     /// Gives `own` to everyone or to the main rank, who expect `counts[r]` values of rank r.
     Share { call: u32, counts: Vec<usize>, own: Vec<f32>, to_main: bool },
+    /// Tells what was done and when from now on, or no more.
+    Listen(Option<Listener>),
     /// Ends the transport, and the thread with it.
     End,
 }
@@ -208,6 +211,10 @@ impl<B: Backend> Communicator<B> for Ranks {
         Ok(all.iter().map(|theirs| theirs.chunks_exact(2).map(joined).collect()).collect())
     }
 
+    fn listen(&self, listener: Option<Listener>) -> Result<()> {
+        self.job(Job::Listen(listener))
+    }
+
     fn aside(&self) -> Option<Arc<dyn Aside>> {
         self.control.aside()
     }
@@ -250,20 +257,27 @@ impl Worker {
             if opened.send(open).is_err() || failed {
                 return;
             }
+            let mut listener: Option<Listener> = None;
             for job in todo {
-                let result = match job {
+                let begun = Instant::now();
+                let (what, bucket, result) = match job {
                     Job::Add { bucket, lengths, values } => {
                         let result = owner.add(bucket, &lengths, values.as_deref());
                         // A full channel holds enough of them.
                         let _ = values.map(|v| back.try_send(v));
-                        result
+                        ("reduce", Some(bucket), result.map(|()| None))
                     }
-                    // Whoever asked is gone where nobody listens.
                     Job::Collect { bucket, lengths, wanted } => {
-                        owner.collect(bucket, &lengths, wanted).map(|sums| drop(done.send(vec![sums])))
+                        let sums = owner.collect(bucket, &lengths, wanted);
+                        ("collect", Some(bucket), sums.map(|sums| Some(vec![sums])))
                     }
                     Job::Share { call, counts, own, to_main } => {
-                        owner.share(call, &counts, own, to_main).map(|all| drop(done.send(all)))
+                        let (what, bucket) = call::described(call);
+                        (what, bucket, owner.share(call, &counts, own, to_main).map(Some))
+                    }
+                    Job::Listen(to) => {
+                        listener = to;
+                        continue;
                     }
                     Job::End => {
                         let ended = owner.transport.close();
@@ -271,6 +285,15 @@ impl Worker {
                         return;
                     }
                 };
+                if let Some(tell) = &listener {
+                    tell(Timing { what, bucket, begun, ended: Instant::now() });
+                }
+                let result = result.map(|values| {
+                    if let Some(values) = values {
+                        // Whoever asked is gone where nobody listens.
+                        let _ = done.send(values);
+                    }
+                });
                 if let Err(e) = result {
                     *why.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
                     return;

@@ -19,6 +19,16 @@ pub mod call {
     /// Sums of squares of the gradient, to all.
     pub const SQUARES: u32 = 4 << 28;
 
+    /// What a call is in a trace, and of which bucket.
+    pub fn described(call: u32) -> (&'static str, Option<usize>) {
+        let bucket = call & (SUMS - 1);
+        match call - bucket {
+            WEIGHTS => ("gather", Some(bucket as usize)),
+            SQUARES => ("share", None),
+            _ => ("collect", Some(bucket as usize)),
+        }
+    }
+
     /// What a call is, for people.
     pub fn name(call: u32) -> String {
         let bucket = call & (SUMS - 1);

@@ -1,11 +1,14 @@
-//! Collectives between GPUs: buckets go through a staging buffer on a stream of their own, beside the one that computes.
+//! Collectives between GPUs, on a stream of their own beside the one that computes.
 //!
 //! ```text
 //! compute   backward … ─ event ─┐ … backward of the layers below …        ┌─ wait ─ update
-//! transfer                      └─ wait ─ pack ─ NCCL ─ unpack ─ event ───┘
+//! transfer                      └─ wait ─ NCCL (or pack ─ NCCL ─ unpack) ─ event ───┘
 //! ```
-//! A bucket lies in the staging buffer as one slot for each rank with what that rank owns, all of one length: what
-//! `ncclReduceScatter` and `ncclAllGather` ask for. The stream orders the buckets, so one buffer serves them all.
+//! `ncclReduceScatter` and `ncclAllGather` ask for one slot for each rank with what that rank owns, all of one length. A bucket whose tensors lie
+//! so in their piece of memory ([`crate::comm::bucket::rooms`]) is summed and gathered where it is; another one goes through the staging buffer. The
+//! stream orders the buckets, so one buffer serves them all.
+
+mod ordered;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -15,57 +18,19 @@ use std::time::Duration;
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, result};
 
+use self::ordered::Folding;
 use super::device::Cuda;
 use super::error::DriverResult;
-use super::fold::{Folding, STAGE};
 use super::memory::CudaBuf;
 use super::nccl::{Comm, Nccl, UniqueId};
+pub use super::pieces::{Piece, Slots};
+pub use super::timings::Tell;
+use super::timings::{Timings, timed};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 /// How often the communicator is asked whether something failed.
 const POLL: Duration = Duration::from_millis(200);
-
-/// Bytes of a tensor in device memory: where they begin, and how many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
-    address: u64,
-    bytes: usize,
-}
-
-impl Piece {
-    /// Elements `first..first + len` of a tensor.
-    ///
-    /// # Panics
-    /// If it has fewer.
-    pub fn of(t: &Tensor<Cuda>, first: usize, len: usize) -> Self {
-        assert!(first + len <= t.len(), "elements {first}..{} of {:?}", first + len, t.shape());
-        let size = t.dtype().bytes();
-        Self { address: t.buf.address() + (first * size) as u64, bytes: len * size }
-    }
-
-    /// Bytes at an address.
-    #[cfg(test)]
-    pub(super) fn at(address: u64, bytes: usize) -> Self {
-        Self { address, bytes }
-    }
-
-    /// Where they begin.
-    pub(super) fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// How many there are.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// `bytes` of them from byte `first` on.
-    pub(super) fn part(&self, first: usize, bytes: usize) -> Self {
-        assert!(first + bytes <= self.bytes, "bytes {first}..{} of {}", first + bytes, self.bytes);
-        Self { address: self.address + first as u64, bytes }
-    }
-}
 
 /// What becomes of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,24 +47,26 @@ pub enum What {
 pub struct Collectives {
     context: Arc<CudaContext>,
     /// The stream that computes.
-    pub(super) compute: Arc<CudaStream>,
-    pub(super) transfer: Arc<CudaStream>,
-    pub(super) comm: Arc<Comm>,
-    pub(super) rank: usize,
-    pub(super) size: usize,
+    compute: Arc<CudaStream>,
+    transfer: Arc<CudaStream>,
+    comm: Arc<Comm>,
+    rank: usize,
+    size: usize,
     staging: RefCell<Option<CudaSlice<u8>>>,
     /// The sums of ordered folds, and elements that a stage of theirs holds.
-    pub(super) folding: RefCell<Folding>,
-    pub(super) stage: usize,
+    folding: RefCell<Folding>,
+    stage: usize,
     /// After the last bucket that was started.
-    pub(super) last: RefCell<Option<CudaEvent>>,
+    last: RefCell<Option<CudaEvent>>,
+    /// Where somebody wants to know.
+    timings: RefCell<Option<Timings>>,
     /// Set when nobody needs to look for errors any more.
     ended: Arc<AtomicBool>,
     watch: RefCell<Option<JoinHandle<()>>>,
 }
 
 impl Collectives {
-    /// Joins the other ranks on a device. `failed` is called, in a thread of its own, with the first error of something that was queued.
+    /// Joins the other ranks on a device; an ordered fold sends `stage` elements at once. `failed` is called, in a thread of its own, with the first error of something that was queued.
     ///
     /// # Errors
     /// If NCCL refuses, the ranks do not come, or the device fails.
@@ -108,6 +75,7 @@ impl Collectives {
         nccl: &'static Nccl,
         id: UniqueId,
         (rank, size): (usize, usize),
+        stage: usize,
         failed: impl FnOnce(Error) + Send + 'static,
     ) -> Result<Self> {
         let context = dev.stream().context().clone();
@@ -135,17 +103,12 @@ impl Collectives {
             size,
             staging: RefCell::default(),
             folding: RefCell::default(),
-            stage: STAGE,
+            stage,
             last: RefCell::default(),
+            timings: RefCell::default(),
             ended,
             watch: RefCell::new(Some(thread)),
         })
-    }
-
-    /// The same, with stages of so many elements: another number has to give the same bits.
-    pub fn with_stages(mut self, elements: usize) -> Self {
-        self.stage = elements;
-        self
     }
 
     /// Whether something that was queued failed, as a rank that is gone makes it: `Some` with the error.
@@ -158,20 +121,49 @@ impl Collectives {
         Arc::clone(&self.comm)
     }
 
-    /// Queues a bucket behind what the computing stream has so far: `slots[r]` is what rank r owns of it. Until [`Collectives::wait`] the
+    /// Queues a bucket behind what the computing stream has so far: `slots` has what each rank owns of it. Until [`Collectives::wait`] the
     /// memory is this stream's; its owner keeps it alive, and lets nothing else write there.
     ///
     /// # Errors
     /// If the device or NCCL refuses.
-    pub fn start(&self, what: What, slots: &[Vec<Piece>]) -> Result<()> {
-        assert_eq!(slots.len(), self.size, "a slot for each rank");
-        let bytes_of = |slot: &Vec<Piece>| slot.iter().map(|piece| piece.bytes).sum::<usize>();
-        let slot = slots.iter().map(bytes_of).max().unwrap_or(0).next_multiple_of(CudaBuf::ALIGNMENT as usize);
-        if slot == 0 {
+    pub fn start(&self, what: What, bucket: usize, slots: &Slots) -> Result<()> {
+        assert_eq!(slots.pieces.len(), self.size, "a slot for each rank");
+        if slots.pieces.iter().all(Vec::is_empty) {
             return Ok(());
         }
         self.bind()?;
         self.transfer.join(&self.compute).doing(|| "waiting for gradients".into())?;
+        let begun = self.begins()?;
+        match slots.whole() {
+            // SAFETY: the range holds the bucket and what is nobody's, and is this stream's until the end of the bucket.
+            Some(whole) => unsafe { self.queue(what, whole.base, whole.share, whole.bytes)? },
+            None => self.through_staging(what, &slots.pieces)?,
+        }
+        self.ends(begun, if what == What::Gather { "gather" } else { "reduce" }, Some(bucket))?;
+        *self.last.borrow_mut() = Some(self.mark()?);
+        Ok(())
+    }
+
+    /// Queues NCCL's part for slots of `share` bytes from `base` on, of which `bytes` are used.
+    ///
+    /// # Safety
+    /// The slots are device memory that this stream alone uses until it is past this.
+    unsafe fn queue(&self, what: What, base: u64, share: usize, bytes: usize) -> Result<()> {
+        let stream = self.transfer.cu_stream().cast();
+        // SAFETY: the caller's.
+        unsafe {
+            match what {
+                What::Sum => self.comm.all_reduce(base, bytes / size_of::<f32>(), stream),
+                What::SumOwned => self.comm.reduce_scatter(base, share / size_of::<f32>(), self.rank, stream),
+                What::Gather => self.comm.all_gather(base, share, self.rank, stream),
+            }
+        }
+    }
+
+    /// Queues a bucket whose tensors lie anywhere.
+    fn through_staging(&self, what: What, slots: &[Vec<Piece>]) -> Result<()> {
+        let bytes_of = |slot: &Vec<Piece>| slot.iter().map(Piece::bytes).sum::<usize>();
+        let slot = slots.iter().map(bytes_of).max().unwrap_or(0).next_multiple_of(CudaBuf::ALIGNMENT as usize);
         let staging = self.staging(slot * self.size)?;
         let own = self.rank..self.rank + 1;
         let (sent, received) = match what {
@@ -182,29 +174,66 @@ impl Collectives {
         for r in sent {
             self.copy(&slots[r], staging + (r * slot) as u64, true)?;
         }
-        let stream = self.transfer.cu_stream().cast();
         // SAFETY: the staging buffer has a slot for each rank, and this stream alone uses it.
-        unsafe {
-            match what {
-                What::Sum => self.comm.all_reduce(staging, slot / 4 * self.size, stream)?,
-                What::SumOwned => self.comm.reduce_scatter(staging, slot / 4, self.rank, stream)?,
-                What::Gather => self.comm.all_gather(staging, slot, self.rank, stream)?,
-            }
-        }
+        unsafe { self.queue(what, staging, slot, slot * self.size)? };
         for r in received.filter(|&r| what != What::Gather || r != self.rank) {
             self.copy(&slots[r], staging + (r * slot) as u64, false)?;
         }
-        *self.last.borrow_mut() = Some(self.mark()?);
         Ok(())
     }
 
-    /// Takes the staging buffer that buckets of [`Collectives::start`] will need: `buckets` has for each the elements that every rank owns.
+    /// Queues that all ranks get the slots of `bytes` bytes of all, one after the other in a tensor; what the computing stream is given
+    /// afterwards finds them there.
+    ///
+    /// # Errors
+    /// If the device or NCCL refuses.
+    pub fn gather_in_place(&self, slots: &Tensor<Cuda>, bytes: usize) -> Result<()> {
+        let all = Piece::of(slots, 0, slots.len());
+        assert!(bytes * self.size <= all.bytes(), "{} slots of {bytes} bytes in {}", self.size, all.bytes());
+        self.bind()?;
+        self.transfer.join(&self.compute).doing(|| "waiting for values of this rank".into())?;
+        let begun = self.begins()?;
+        // SAFETY: the slots lie in the tensor; the computing stream does not go on before this is through.
+        unsafe { self.comm.all_gather(all.address(), bytes, self.rank, self.transfer.cu_stream().cast())? };
+        self.ends(begun, "share", None)?;
+        self.compute.join(&self.transfer).doing(|| "waiting for values of other ranks".into())
+    }
+
+    /// From now on `tell` hears when collectives ran; `None`: nobody, and the host waits for those under way to be told.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn listen(&self, tell: Option<Tell>) -> Result<()> {
+        self.bind()?;
+        self.transfer.synchronize().doing(|| "waiting for other ranks".into())?;
+        let mut timings = self.timings.borrow_mut();
+        if let Some(timings) = &mut *timings {
+            timings.tell_past()?;
+        }
+        *timings = tell.map(|tell| Timings::new(&self.transfer, tell)).transpose()?;
+        Ok(())
+    }
+
+    /// An event where something begins, if somebody listens.
+    fn begins(&self) -> Result<Option<CudaEvent>> {
+        self.timings.borrow().as_ref().map(|_| timed(&self.transfer)).transpose()
+    }
+
+    /// What began there ends here.
+    fn ends(&self, begun: Option<CudaEvent>, what: &'static str, bucket: Option<usize>) -> Result<()> {
+        match (&mut *self.timings.borrow_mut(), begun) {
+            (Some(timings), Some(begun)) => timings.queued(&self.transfer, what, bucket, begun),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the staging buffer that a bucket of [`Collectives::start`] will need, where it does.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    pub fn prepare(&self, buckets: &[Vec<usize>]) -> Result<()> {
-        let longest = buckets.iter().flatten().copied().max().unwrap_or(0) * size_of::<f32>();
-        if longest > 0 {
+    pub fn prepare(&self, slots: &Slots) -> Result<()> {
+        let longest = slots.pieces.iter().map(|slot| slot.iter().map(Piece::bytes).sum()).max().unwrap_or(0usize);
+        if longest > 0 && slots.whole().is_none() {
             self.bind()?;
             self.staging(longest.next_multiple_of(CudaBuf::ALIGNMENT as usize) * self.size)?;
         }
@@ -212,12 +241,12 @@ impl Collectives {
     }
 
     /// Makes the device this thread's.
-    pub(super) fn bind(&self) -> Result<()> {
+    fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().doing(|| "binding the device".into())
     }
 
     /// What happens once all that was queued for the others is through.
-    pub(super) fn mark(&self) -> Result<CudaEvent> {
+    fn mark(&self) -> Result<CudaEvent> {
         self.transfer.record_event(None).doing(|| "marking the end of a bucket".into())
     }
 
@@ -226,6 +255,9 @@ impl Collectives {
     /// # Errors
     /// If the device refuses.
     pub fn wait(&self) -> Result<()> {
+        if let Some(timings) = &mut *self.timings.borrow_mut() {
+            timings.tell_past()?;
+        }
         match self.last.borrow_mut().take() {
             Some(event) => self.compute.wait(&event).doing(|| "waiting for sums".into()),
             None => Ok(()),
@@ -276,8 +308,8 @@ impl Collectives {
     }
 
     /// Copies pieces into a buffer from `at` on, or back, in a stream.
-    pub(super) fn copy_on(stream: &CudaStream, pieces: &[Piece], mut at: u64, pack: bool) -> Result<()> {
-        for &Piece { address, bytes } in pieces {
+    fn copy_on(stream: &CudaStream, pieces: &[Piece], mut at: u64, pack: bool) -> Result<()> {
+        for (address, bytes) in pieces.iter().map(|piece| (piece.address(), piece.bytes())) {
             let (to, from) = if pack { (at, address) } else { (address, at) };
             // SAFETY: both lie in device memory that lives until the stream is past this: the buffer is kept, the pieces are kept by who
             // started the bucket.

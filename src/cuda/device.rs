@@ -72,11 +72,13 @@ pub(super) enum Table {
     Squares,
     /// Slots and chunks of the optimiser.
     AdamW,
+    /// Blocks of a gradient that lies on several ranks, in order.
+    Order,
 }
 
 impl Table {
     /// How many there are.
-    pub const COUNT: usize = 2;
+    pub const COUNT: usize = 3;
 }
 
 /// A table's words on the host and on the device.

@@ -44,6 +44,11 @@ impl CudaBuf {
         self.address
     }
 
+    /// Where what lies behind it in its piece begins: between them is nobody's.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
     /// `bytes` bytes of a piece from byte `at` on. Whoever cuts a piece into parts sees to it that they do not meet.
     pub(super) fn part(memory: &Memory, at: usize, bytes: usize) -> Self {
         assert!(at + bytes <= memory.held.len(), "bytes {at}..{} of a piece of {}", at + bytes, memory.held.len());
@@ -96,21 +101,21 @@ impl Cuda {
         Ok(Tensor::from_buf(CudaBuf::part(&memory, 0, bytes), rows, cols, dtype))
     }
 
-    /// Tensors of zeros in one piece of memory, each from a multiple of so many elements on.
+    /// Tensors of zeros in one piece of memory, one after the other, each in a room of so many elements.
     pub(super) fn allocate_together(
         &self,
         shapes: &[(usize, usize)],
+        rooms: &[usize],
         dtype: DType,
-        multiple: usize,
     ) -> Result<Vec<Tensor<Self>>> {
-        let room = |&(rows, cols): &(usize, usize)| (rows * cols).next_multiple_of(multiple) * dtype.bytes();
-        let bytes = shapes.iter().map(room).sum();
+        assert_eq!(shapes.len(), rooms.len(), "a room for each tensor");
+        let bytes = rooms.iter().sum::<usize>() * dtype.bytes();
         let memory = self.take_for(bytes, || format!("{} tensors of {dtype:?}", shapes.len()))?;
         let mut at = 0;
-        let tensors = shapes.iter().map(|shape| {
-            let (rows, cols) = *shape;
+        let tensors = shapes.iter().zip(rooms).map(|(&(rows, cols), room)| {
+            assert!(rows * cols <= *room, "{rows} x {cols} in a room of {room} elements");
             let mut buf = CudaBuf::part(&memory, at, rows * cols * dtype.bytes());
-            at += room(shape);
+            at += room * dtype.bytes();
             buf.next = memory.address + at as u64;
             Tensor::from_buf(buf, rows, cols, dtype)
         });

@@ -33,6 +33,7 @@ pub mod norm;
 pub mod nvrtc;
 mod operands;
 mod peaks;
+mod pieces;
 mod plan;
 mod prepare;
 pub mod project;
@@ -45,6 +46,7 @@ pub mod swiglu;
 mod tables;
 mod tensor_map;
 pub mod tiles;
+mod timings;
 mod upload;
 
 use std::ops::Range;
@@ -77,13 +79,13 @@ pub fn configurations(cc: u32) -> Vec<kernels::Configuration> {
         cross_entropy::all(),
         dropout::all(),
         elementwise::all(),
-        fold::all(),
         lora::all(),
         norm::all(),
         rope::all(),
         rows::all(),
         stats::all(),
         swiglu::all(),
+        fold::all(),
     ];
     [
         always.concat(),
@@ -181,8 +183,8 @@ impl Device for Cuda {
         self.zero_all(all)
     }
 
-    fn alloc_together(&self, shapes: &[(usize, usize)], dtype: DType, multiple: usize) -> Result<Vec<Tensor<Self>>> {
-        self.allocate_together(shapes, dtype, multiple)
+    fn alloc_together(&self, shapes: &[(usize, usize)], rooms: &[usize], dtype: DType) -> Result<Vec<Tensor<Self>>> {
+        self.allocate_together(shapes, rooms, dtype)
     }
 
     fn copy(&self, dst: &mut Tensor<Self>, src: &Tensor<Self>) -> Result<()> {

@@ -35,6 +35,7 @@ const BEGIN: (&str, &[Param]) = ("stats_begin", &[Out]);
 const ADD_LOSS: (&str, &[Param]) = ("stats_add_loss", &[Out, In, In, U32, U32]);
 const SQUARES: (&str, &[Param]) = ("stats_squares", &[Out, In]);
 const NORM2: (&str, &[Param]) = ("stats_norm2", &[Out, In, U32]);
+const NORM2_IN_ORDER: (&str, &[Param]) = ("stats_norm2_in_order", &[Out, In, In, U32]);
 const CLIP: (&str, &[Param]) = ("stats_clip", &[Out, U64, U32]);
 
 fn kernel((entry, params): (&'static str, &'static [Param])) -> Kernel {
@@ -43,7 +44,7 @@ fn kernel((entry, params): (&'static str, &'static [Param])) -> Kernel {
 
 /// Every configuration there is.
 pub fn all() -> Vec<Configuration> {
-    [BEGIN, ADD_LOSS, SQUARES, NORM2, CLIP].map(|k| (kernel(k), 0)).into()
+    [BEGIN, ADD_LOSS, SQUARES, NORM2, NORM2_IN_ORDER, CLIP].map(|k| (kernel(k), 0)).into()
 }
 
 pub(super) fn new(dev: &Cuda) -> Result<CudaStats> {
@@ -127,6 +128,50 @@ pub(super) fn add_squares(dev: &Cuda, s: &mut CudaStats, sums: &[f64]) -> Result
     dev.upload_i32(&mut parts, bytemuck::cast_slice(sums))?;
     let kernel = kernel(NORM2);
     Launch::new(dev, &kernel, 1, 0).write(&mut s.block).read(&parts).u32(sums.len()).run()
+}
+
+/// Where every rank leaves the sums of its blocks: rank r from `r · most` on.
+#[derive(Clone, Copy, Debug)]
+pub struct Slots {
+    /// This rank.
+    pub rank: usize,
+    /// Number of ranks.
+    pub size: usize,
+    /// Blocks of the rank that has most.
+    pub most: usize,
+}
+
+impl Cuda {
+    /// Adds the squared norm of a gradient to the figures, of which this rank has the parts `own`: `gather` queues that all ranks get the
+    /// slots of the given number of bytes of all, and `order` names each block's sum in them. Nobody waits.
+    ///
+    /// # Errors
+    /// If the device refuses an operation, or that of `gather`.
+    pub fn norm2_over_ranks(
+        &self,
+        s: &mut CudaStats,
+        own: &[(&Tensor<Self>, Range<usize>)],
+        slots: Slots,
+        order: Vec<u64>,
+        gather: impl FnOnce(&Tensor<Self>, usize) -> Result<()>,
+    ) -> Result<()> {
+        let (words, chunks) = chunks_of(own.iter().map(|(g, range)| (*g, range.clone())));
+        // Slots begin at multiples of 16 bytes.
+        let most = slots.most.next_multiple_of(2);
+        let order: Vec<u64> =
+            order.into_iter().map(|at| at / slots.most as u64 * most as u64 + at % slots.most as u64).collect();
+        let mut parts = self.room(Room::Sums, 1, WORDS * most * slots.size, DType::F32)?;
+        let table = self.table(Table::Squares, words)?;
+        let at = WORDS * most * slots.rank;
+        Launch::new(self, &kernel(SQUARES), chunks, 0).write_from(parts.tensor(), at).read(table.tensor()).run()?;
+        if !self.rehearsal.is_on() {
+            gather(parts.tensor(), WORDS * most * size_of::<f32>())?;
+        }
+        let (n, table) = (order.len(), self.table(Table::Order, order)?);
+        let kernel = kernel(NORM2_IN_ORDER);
+        let launch = Launch::new(self, &kernel, 1, 0).write(&mut s.block).read(parts.tensor());
+        launch.read(table.tensor()).u32(n).run()
+    }
 }
 
 pub(super) fn set_clip(dev: &Cuda, s: &mut CudaStats, max_norm: Option<f64>) -> Result<()> {

@@ -3,12 +3,12 @@
 use super::peft::Adapter;
 use super::{HostTensor, TensorSource};
 use crate::backend::Backend;
-use crate::bail;
 use crate::error::Result;
 use crate::model::Params;
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Lora, Place, Weights};
 use crate::tensor::{DType, Tensor};
+use crate::{bail, ensure};
 
 /// Loads every weight of `source` into tensors of `dtype` (f32 or bf16), one at a time.
 ///
@@ -16,6 +16,31 @@ use crate::tensor::{DType, Tensor};
 /// If a weight cannot be read or the device has not enough memory.
 pub fn load_params<B: Backend>(dev: &B, source: &dyn TensorSource, dtype: DType) -> Result<Params<B>> {
     Weights::of(source.config()).try_map(|at, _| upload(dev, &source.load(at)?, dtype))
+}
+
+/// As [`load_params`], in one piece of memory where the device has such: each weight in a room of so many elements, in the order of files.
+///
+/// # Errors
+/// As [`load_params`], or if a weight has another shape than the model's.
+///
+/// # Panics
+/// If there are more or fewer rooms than weights, or one is too small.
+pub fn load_params_in<B: Backend>(
+    dev: &B,
+    source: &dyn TensorSource,
+    dtype: DType,
+    rooms: &[usize],
+) -> Result<Params<B>> {
+    let places = Weights::of(source.config());
+    let shapes: Vec<_> = places.places().into_iter().map(|(at, _)| at.shape(source.config(), 0)).collect();
+    let mut all = dev.alloc_together(&shapes, rooms, dtype)?.into_iter();
+    places.try_map(|at, _| {
+        let (host, mut tensor) = (source.load(at)?, all.next().expect("one for each weight"));
+        let (found, shape) = ((host.rows, host.cols), tensor.shape());
+        ensure!(found == shape, "{at}: expected shape {shape:?}, found {found:?}");
+        dev.upload(&mut tensor, &host.data)?;
+        Ok(tensor)
+    })
 }
 
 /// A tensor with the values of a host tensor, rounded once where `dtype` is bf16.

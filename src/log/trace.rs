@@ -2,7 +2,8 @@
 //!
 //! One complete event (`"ph": "X"`) a line, times in microseconds since the trace began. The closing bracket is written at the end; a
 //! run that dies leaves the array open, which the viewers accept. Each of several ranks writes a file, which the main one joins into its own
-//! at the end: a rank is a process of the trace, and times count from a moment in which all were together. On a device that works on its own, a span is the host's time.
+//! at the end: a rank is a process of the trace, and times count from a moment in which all were together. On a device that works on its own, a span is the
+//! host's time, but for those of the collectives (row 2), which are the device's: how much of them lies beside backward is what overlaps.
 //! Format: Trace Event Format, Google, "JSON Array Format".
 
 use std::fs::File;
@@ -34,6 +35,9 @@ struct Output {
     file: BufWriter<File>,
     any: bool,
 }
+
+/// The row of what ranks do together: the thread of the collectives, or the stream of NCCL on a GPU.
+pub const COLLECTIVES: u32 = 2;
 
 /// Runs from its making to its end of life.
 #[must_use = "a span ends when it is dropped"]
@@ -73,11 +77,21 @@ impl Trace {
         self.span_of(name, 0)
     }
 
-    /// A span of a thread beside it: 1 is the one that writes checkpoints.
+    /// A span of a thread beside it: 1 is the one that writes checkpoints, [`COLLECTIVES`] what sums gradients.
     pub fn span_of(&self, name: &'static str, thread: u32) -> Span<'_> {
         let inner = self.0.as_deref();
         let step = inner.map_or(0, |i| i.step.load(Ordering::Relaxed));
         Span { inner, name, thread, step, begun: Instant::now() }
+    }
+
+    /// Writes down what ended meanwhile beside the main thread, in the thread's row; `bucket`: of which bucket of gradients it was.
+    pub fn record(&self, name: &'static str, thread: u32, (begun, ended): (Instant, Instant), bucket: Option<usize>) {
+        let Some(inner) = self.0.as_deref() else { return };
+        let mut args = json!({"step": inner.step.load(Ordering::Relaxed)});
+        if let Some(bucket) = bucket {
+            args["bucket"] = bucket.into();
+        }
+        inner.write(name, thread, (begun, ended), &args);
     }
 
     /// Closes the array and flushes the file.
@@ -139,17 +153,23 @@ impl Output {
 impl Drop for Span<'_> {
     fn drop(&mut self) {
         let Some(inner) = self.inner else { return };
+        inner.write(self.name, self.thread, (self.begun, Instant::now()), &json!({"step": self.step}));
+    }
+}
+
+impl Inner {
+    fn write(&self, name: &str, thread: u32, (begun, ended): (Instant, Instant), args: &serde_json::Value) {
         let micros = |d: std::time::Duration| d.as_nanos() as f64 / 1e3;
         let event = json!({
-            "name": self.name,
+            "name": name,
             "ph": "X",
-            "ts": micros(self.begun.duration_since(inner.begun)),
-            "dur": micros(self.begun.elapsed()),
-            "pid": inner.rank,
-            "tid": self.thread,
-            "args": {"step": self.step},
+            "ts": micros(begun.saturating_duration_since(self.begun)),
+            "dur": micros(ended.saturating_duration_since(begun)),
+            "pid": self.rank,
+            "tid": thread,
+            "args": args,
         });
-        let mut out = inner.out.lock().unwrap_or_else(|e| e.into_inner());
+        let mut out = self.out.lock().unwrap_or_else(|e| e.into_inner());
         if out.as_mut().is_some_and(|output| output.event(&event.to_string()).is_err()) {
             *out = None;
         }

@@ -50,29 +50,39 @@ pub fn first_values(c: &ModelConfig, at: Place, r: usize, seed: u64) -> Vec<f32>
     (0..(rows * cols) as u64).map(|k| (bound * (2.0 * stream.f64_at(k) - 1.0)) as f32).collect()
 }
 
-/// Gives the products of `spec` low-rank updates with their first values, stored in `dtype`.
+/// Gives the products of `spec` low-rank updates with their first values, stored in `dtype`: in one piece of memory where the device has
+/// such, each factor in a room of `room` elements, in the order of files.
 ///
 /// # Errors
 /// If the device has not enough memory.
+///
+/// # Panics
+/// If a room is too small.
 pub fn add_lora<B: Backend>(
     dev: &B,
     c: &ModelConfig,
     params: &mut Params<B>,
     dtype: DType,
     spec: &LoraSpec,
-    seed: u64,
+    (seed, room): (u64, &dyn Fn(Place) -> usize),
 ) -> Result<()> {
+    let mut products: Vec<_> = Vec::new();
     for (i, layer) in params.layers.iter_mut().enumerate() {
-        for linear in layer.products_mut().into_iter().filter(|l| spec.has(l.product)) {
-            let load = |part| -> Result<Tensor<B>> {
-                let at = Place::Layer(i, part);
-                let (rows, cols) = at.shape(c, spec.r);
-                let mut factor = dev.alloc(rows, cols, dtype)?;
-                dev.upload(&mut factor, &first_values(c, at, spec.r, seed))?;
-                Ok(factor)
-            };
-            linear.lora = Some(Lora { a: load(Part::LoraA(linear.product))?, b: load(Part::LoraB(linear.product))? });
-        }
+        let own = layer.products_mut().into_iter().filter(|l| spec.has(l.product));
+        products.extend(own.map(|linear| (i, linear)));
+    }
+    let factors = |i: usize, product| [Part::LoraA(product), Part::LoraB(product)].map(|part| Place::Layer(i, part));
+    let places: Vec<Place> = products.iter().flat_map(|(i, linear)| factors(*i, linear.product)).collect();
+    let shapes: Vec<_> = places.iter().map(|at| at.shape(c, spec.r)).collect();
+    let rooms: Vec<usize> = places.iter().map(|at| room(*at)).collect();
+    let all = dev.alloc_together(&shapes, &rooms, dtype)?;
+    let mut all = places.into_iter().zip(all).map(|(at, mut factor)| {
+        dev.upload(&mut factor, &first_values(c, at, spec.r, seed))?;
+        Ok(factor)
+    });
+    let mut next = || -> Result<Tensor<B>> { all.next().expect("two for each product") };
+    for (_, linear) in products {
+        linear.lora = Some(Lora { a: next()?, b: next()? });
     }
     Ok(())
 }

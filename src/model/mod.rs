@@ -149,9 +149,22 @@ pub const BLOCK: usize = 16 * 1024;
 /// # Errors
 /// If the device has not enough memory.
 pub fn alloc_grads<B: Backend>(dev: &B, model: &Model<B>) -> Result<Grads<B>> {
+    let lens = model.params.places().into_iter().map(|(at, t)| model.trained_rows(at, t) * t.cols());
+    let rooms: Vec<usize> = lens.filter(|len| *len > 0).map(|len| len.next_multiple_of(BLOCK)).collect();
+    alloc_grads_in(dev, model, &rooms)
+}
+
+/// As [`alloc_grads`], each in a room of so many elements: one for every trained weight, in the order of files.
+///
+/// # Errors
+/// If the device has not enough memory.
+///
+/// # Panics
+/// If there are more or fewer rooms, or one is too small.
+pub fn alloc_grads_in<B: Backend>(dev: &B, model: &Model<B>, rooms: &[usize]) -> Result<Grads<B>> {
     let shape = |at: Place, t: &Tensor<B>| Some((model.trained_rows(at, t), t.cols())).filter(|s| s.0 > 0);
     let shapes: Vec<_> = model.params.places().into_iter().filter_map(|(at, t)| shape(at, t)).collect();
-    let mut grads = dev.alloc_together(&shapes, DType::F32, BLOCK)?.into_iter();
+    let mut grads = dev.alloc_together(&shapes, rooms, DType::F32)?.into_iter();
     model.params.try_map(|at, t| Ok(shape(at, t).and_then(|_| grads.next())))
 }
 

@@ -162,10 +162,12 @@ impl<B: Backend> Optimizer<B> {
         }
         let own = |e: &Entry<B>| if e.is_whole() { e.shape } else { (1, e.range.len()) };
         let shapes: Vec<_> = entries.iter().filter(|e| !e.range.is_empty()).map(own).collect();
-        let (mut ms, mut vs) = (
-            dev.alloc_together(&shapes, DType::F32, BLOCK)?.into_iter(),
-            dev.alloc_together(&shapes, DType::F32, BLOCK)?.into_iter(),
-        );
+        let rooms: Vec<usize> = shapes.iter().map(|(rows, cols)| (rows * cols).next_multiple_of(BLOCK)).collect();
+        let together = |shapes: &[(usize, usize)]| -> Result<std::vec::IntoIter<Tensor<B>>> {
+            Ok(dev.alloc_together(shapes, &rooms[..shapes.len()], DType::F32)?.into_iter())
+        };
+        let (mut ms, mut vs) = (together(&shapes)?, together(&shapes)?);
+        let mut masters = together(if has_masters { &shapes } else { &[] })?;
         for ((at, param, grad), e) in trained.into_iter().zip(&mut entries) {
             let rows = grad.rows();
             let first_row = settings.groups.first_row(at);
@@ -175,10 +177,10 @@ impl<B: Backend> Optimizer<B> {
             }
             let first = first_row * param.cols() + e.range.start;
             let (m, v) = ms.next().zip(vs.next()).expect("one of each for every range");
-            let master = match param.dtype() {
-                DType::F32 => None,
-                _ => Some(copy_elements(dev, param, first, m.shape())?),
-            };
+            let mut master = masters.next();
+            if let Some(master) = &mut master {
+                copy_elements(dev, master, param, first)?;
+            }
             e.held = Some(Held { m, v, master });
         }
         Ok(Self { settings, updates: 0, entries, shares, has_masters, stats: dev.new_stats()? })
@@ -279,7 +281,7 @@ impl<B: Backend> Optimizer<B> {
         grads: &Grads<B>,
         lr: f64,
     ) -> Result<Verdict> {
-        self.queue(dev, Some(comm), params, grads, lr)?;
+        self.queue(dev, comm, params, grads, lr)?;
         let figures = dev.figures(&self.stats)?;
         dev.begin_step(&mut self.stats)?;
         let (finite, grad_norm) = (figures.finite(), figures.grad_norm2.sqrt());
@@ -300,13 +302,14 @@ impl<B: Backend> Optimizer<B> {
     pub fn rehearse(
         &mut self,
         dev: &B,
+        comm: &dyn Communicator<B>,
         params: &mut Params<B>,
         grads: &Grads<B>,
         loss: &Tensor<B>,
         micro_batches: usize,
     ) -> Result<()> {
         (0..micro_batches).try_for_each(|_| self.add_loss(dev, loss))?;
-        self.queue(dev, None, params, grads, 0.0)?;
+        self.queue(dev, comm, params, grads, 0.0)?;
         self.forget_step(dev)
     }
 
@@ -318,11 +321,11 @@ impl<B: Backend> Optimizer<B> {
         dev.begin_step(&mut self.stats)
     }
 
-    /// Queues norm, clip factor and update; without the other ranks in a rehearsal, where a norm is worth nothing.
+    /// Queues norm, clip factor and update.
     fn queue(
         &mut self,
         dev: &B,
-        comm: Option<&dyn Communicator<B>>,
+        comm: &dyn Communicator<B>,
         params: &mut Params<B>,
         grads: &Grads<B>,
         lr: f64,
@@ -334,12 +337,7 @@ impl<B: Backend> Optimizer<B> {
             None => dev.grad_norm2(&mut self.stats, &all)?,
             Some(shares) => {
                 let own: Vec<_> = all.iter().zip(&self.entries).map(|(g, e)| (*g, e.range.clone())).collect();
-                let squares = dev.squares(&own)?;
-                let (counts, sums) = match comm {
-                    Some(comm) => shares.in_order(BLOCK, &comm.all_squares(&shares.counts(BLOCK), squares)?),
-                    None => (vec![squares.len()], squares),
-                };
-                dev.add_squares(&mut self.stats, &counts, &sums)?;
+                comm.add_norm2(dev, &mut self.stats, &own, &shares.blocks())?;
             }
         }
         dev.set_clip(&mut self.stats, self.settings.max_grad_norm)?;
@@ -453,20 +451,12 @@ impl<B: Backend> Optimizer<B> {
     }
 }
 
-/// An f32 copy of the elements of a weight from `first` on, as many as this shape has.
-fn copy_elements<B: Backend>(
-    dev: &B,
-    param: &Tensor<B>,
-    first: usize,
-    (rows, cols): (usize, usize),
-) -> Result<Tensor<B>> {
-    let mut copy = dev.alloc(rows, cols, DType::F32)?;
-    if param.shape() == (rows, cols) {
-        dev.copy(&mut copy, param)?;
-    } else {
-        let mut values = vec![0.0; rows * cols];
-        dev.download_at(&mut values, param, first)?;
-        dev.upload(&mut copy, &values)?;
+/// Copies the elements of a weight from `first` on to its master, as many as that has.
+fn copy_elements<B: Backend>(dev: &B, master: &mut Tensor<B>, param: &Tensor<B>, first: usize) -> Result<()> {
+    if param.shape() == master.shape() {
+        return dev.copy(master, param);
     }
-    Ok(copy)
+    let mut values = vec![0.0; master.len()];
+    dev.download_at(&mut values, param, first)?;
+    dev.upload(master, &values)
 }

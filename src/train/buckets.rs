@@ -1,7 +1,7 @@
 //! Which gradients ranks reduce together, and which part of each a rank owns: functions of lengths alone, the same on every rank.
 
 use crate::backend::Backend;
-use crate::comm::bucket::tensor_cuts;
+use crate::comm::bucket::{rooms, tensor_cuts};
 use crate::comm::{Communicator, Fold, Span, Sums};
 use crate::error::Result;
 use crate::model::weights::Place;
@@ -80,14 +80,37 @@ impl Buckets {
         own.filter_map(|(_, grad)| grad.as_mut()).collect()
     }
 
-    /// Has the ranks take what their reductions will need: [`Communicator::prepare`].
+    /// Elements that each trained weight takes in a piece of memory that has all of them, in the order of `lengths`: so many that every
+    /// bucket is one range of it, with a share of one length for each rank.
+    pub fn rooms(&self, lengths: &[(Place, usize)], size: usize) -> Vec<usize> {
+        let mut all = vec![0; lengths.len()];
+        for bucket in 0..self.count() {
+            let members: Vec<usize> = (0..lengths.len()).filter(|&i| self.bucket_of(lengths[i].0) == bucket).collect();
+            let own: Vec<usize> = members.iter().map(|&i| lengths[i].1).collect();
+            members.into_iter().zip(rooms(&own, size)).for_each(|(i, room)| all[i] = room);
+        }
+        all
+    }
+
+    /// Has the ranks take what their reductions will need: [`Communicator::prepare`]. `first_row` is as in [`Buckets::all_gather`], `None`
+    /// where every rank updates every weight.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    pub fn prepare<B: Backend>(&self, dev: &B, comm: &dyn Communicator<B>, g: &mut Grads<B>) -> Result<()> {
-        let lengths = |bucket| self.gradients(g, bucket).iter().map(|t| t.len()).collect();
-        let all: Vec<Vec<usize>> = (0..self.count()).map(lengths).collect();
-        comm.prepare(dev, &all)
+    pub fn prepare<B: Backend>(
+        &self,
+        dev: &B,
+        comm: &dyn Communicator<B>,
+        params: &mut Params<B>,
+        grads: &Grads<B>,
+        first_row: Option<&dyn Fn(Place) -> usize>,
+    ) -> Result<()> {
+        let mut all: Vec<Vec<&Tensor<B>>> = (0..self.count()).map(|_| Vec::new()).collect();
+        for (at, grad) in grads.places() {
+            all[self.bucket_of(at)].extend(grad.as_ref());
+        }
+        let weights = first_row.map_or_else(Vec::new, |first_row| self.spans(params, grads, first_row));
+        comm.prepare(dev, &all, &weights)
     }
 
     /// Starts the reduction of a bucket. Where it is added after every micro-batch, the next one begins at zero.
@@ -149,12 +172,23 @@ impl Buckets {
         grads: &Grads<B>,
         first_row: impl Fn(Place) -> usize,
     ) -> Result<()> {
+        let mut all = self.spans(params, grads, first_row);
+        all.iter_mut().enumerate().try_for_each(|(bucket, spans)| comm.all_gather(dev, bucket, spans))
+    }
+
+    /// The trained weights of each bucket.
+    fn spans<'a, B: Backend>(
+        &self,
+        params: &'a mut Params<B>,
+        grads: &'a Grads<B>,
+        first_row: impl Fn(Place) -> usize,
+    ) -> Vec<Vec<Span<'a, B>>> {
         let mut all: Vec<Vec<Span<B>>> = (0..self.count()).map(|_| Vec::new()).collect();
         for (at, tensor, grad) in trained(params, grads) {
             let first = first_row(at) * tensor.cols();
             all[self.bucket_of(at)].push(Span { tensor, first, len: grad.len() });
         }
-        all.iter_mut().enumerate().try_for_each(|(bucket, spans)| comm.all_gather(dev, bucket, spans))
+        all
     }
 
     /// What the owners hold of trained weights, `own` its part on this rank in their order, whole on the main rank in the order of
@@ -222,6 +256,11 @@ mod tests {
                     assert!(cuts.is_sorted() && cuts[0] == 0 && cuts[size] == *len, "{at}: {cuts:?}");
                     assert!(cuts.iter().all(|&cut| cut == *len || cut.is_multiple_of(BLOCK)), "{at}: {cuts:?}");
                 }
+                // The tensors of a bucket follow each other in the order of files, so that each bucket is one range.
+                let of: Vec<usize> = lengths.iter().map(|(at, _)| buckets.bucket_of(*at)).collect();
+                assert_eq!(of.chunk_by(|a, b| a == b).count(), buckets.count(), "{of:?}");
+                let rooms = buckets.rooms(&lengths, size);
+                assert!(rooms.iter().zip(&lengths).all(|(room, (_, len))| room >= len));
             }
         }
     }

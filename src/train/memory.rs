@@ -4,6 +4,8 @@
 
 use super::buckets::Buckets;
 use crate::backend::Footprint;
+use crate::comm::Fold;
+use crate::comm::bucket::{BLOCK, GPU_BUCKET, STAGE, share};
 use crate::comm::ranks::BUCKET;
 use crate::log::tables::MemoryClass;
 use crate::model::config::ModelConfig;
@@ -65,24 +67,33 @@ impl Demand<'_> {
 
     /// Every trained weight with its number of elements, in the order of files.
     fn trained_lengths(&self) -> Vec<(Place, usize)> {
-        let of = |at: Place| match (self.lora, at.kind()) {
-            (None, _) => at.len(self.config, 0),
-            (Some(lora), Kind::LowRank) => at.len(self.config, lora.r),
-            (Some(_), Kind::Vocabulary) => self.new_rows.unwrap_or(0) * self.config.hidden_size,
-            (Some(_), Kind::Matrix | Kind::Norm | Kind::Bias) => 0,
-        };
-        let all = match self.lora {
-            Some(lora) => Weights::with_updates(self.config, &lora.targets),
-            None => Weights::of(self.config),
-        };
-        all.places().into_iter().map(|(at, _)| (at, of(at))).filter(|(_, len)| *len > 0).collect()
+        trained_lengths(self.config, self.lora, self.new_rows.unwrap_or(0))
+    }
+
+    /// Whether the device has memory of its own, over which ranks reach each other.
+    fn on_gpus(&self) -> bool {
+        self.device.block > 1
+    }
+
+    /// The buckets in which ranks sum gradients.
+    fn buckets(&self, lengths: &[(Place, usize)]) -> Buckets {
+        Buckets::new(self.config.n_layers, lengths, if self.on_gpus() { GPU_BUCKET } else { BUCKET })
+    }
+
+    /// Elements between the trained weights, and between their gradients, in the pieces of memory that hold them.
+    fn between(&self, ranks: usize) -> u64 {
+        if !self.on_gpus() {
+            return 0;
+        }
+        let lengths = self.trained_lengths();
+        let rooms = self.buckets(&lengths).rooms(&lengths, ranks);
+        rooms.iter().zip(&lengths).map(|(room, (_, len))| (room - len) as u64).sum()
     }
 
     /// Weights whose gradients a rank sums, and whose state it holds with ZeRO-1: of the rank that has most.
     fn owned_weights(&self, ranks: usize) -> u64 {
         let lengths = self.trained_lengths();
-        let buckets = Buckets::new(self.config.n_layers, &lengths, BUCKET);
-        let all = buckets.cuts(&lengths, ranks);
+        let all = self.buckets(&lengths).cuts(&lengths, ranks);
         let of = |r: usize| all.iter().map(|cuts| (cuts[r + 1] - cuts[r]) as u64).sum();
         (0..ranks).map(of).max().unwrap_or(0)
     }
@@ -100,6 +111,18 @@ impl Demand<'_> {
         Weights::of(self.config).places().into_iter().filter_map(|(at, _)| of(at)).sum()
     }
 
+    /// Elements of the stages through which terms go on GPUs: two that are sent, one that is received.
+    fn stages(&self, ranks: usize) -> u64 {
+        let lengths = self.trained_lengths();
+        let buckets = self.buckets(&lengths);
+        let longest = (0..buckets.count()).map(|bucket| {
+            let own: Vec<usize> =
+                lengths.iter().filter(|(at, _)| buckets.bucket_of(*at) == bucket).map(|(_, len)| *len).collect();
+            share(&own, ranks) * BLOCK * ranks
+        });
+        (3 * longest.max().unwrap_or(0).min(STAGE)) as u64
+    }
+
     /// Number of trained weights.
     pub fn trained_weights(&self) -> u64 {
         match self.lora {
@@ -109,40 +132,64 @@ impl Demand<'_> {
     }
 }
 
+/// Every trained weight with its number of elements, in the order of files; `new_rows` of the vocabulary are trained beside low-rank updates.
+pub(super) fn trained_lengths(c: &ModelConfig, lora: Option<&LoraSpec>, new_rows: usize) -> Vec<(Place, usize)> {
+    let of = |at: Place| match (lora, at.kind()) {
+        (None, _) => at.len(c, 0),
+        (Some(lora), Kind::LowRank) => at.len(c, lora.r),
+        (Some(_), Kind::Vocabulary) => new_rows * c.hidden_size,
+        (Some(_), Kind::Matrix | Kind::Norm | Kind::Bias) => 0,
+    };
+    let all = match lora {
+        Some(lora) => Weights::with_updates(c, &lora.targets),
+        None => Weights::of(c),
+    };
+    all.places().into_iter().map(|(at, _)| (at, of(at))).filter(|(_, len)| *len > 0).collect()
+}
+
 /// Bytes on the device by class, on one rank.
 pub fn estimate(d: &Demand) -> Vec<MemoryClass> {
     estimate_on(d, 1)
 }
 
-/// Bytes by class on the rank of several that has most. With ZeRO-1 its part of the state is its own; the sums of its part of the
-/// gradient, formed over sockets, lie in the memory of the machine.
+/// Bytes by class on the rank of several that has most. With ZeRO-1 its part of the state is its own. Where gradients are folded in order,
+/// the sums of its part take memory: over sockets that of the machine, on GPUs the device's, with what is on its way.
 pub fn estimate_on(d: &Demand, ranks: usize) -> Vec<MemoryClass> {
     let element = d.settings.dtype.bytes() as u64;
     let owned = if ranks > 1 { d.owned_weights(ranks) } else { d.trained_weights() };
+    let sharded = ranks > 1 && d.settings.zero == Zero::Moments;
     let held = if d.settings.zero == Zero::Moments { owned } else { d.trained_weights() };
-    // Masters stand beside trained weights that are bf16.
-    let mastered = if d.settings.dtype == DType::Bf16 { held } else { 0 };
     // With several micro-batches in a step, the vocabulary's gradient of each is formed apart.
     let rows = if d.lora.is_some() { d.new_rows.unwrap_or(0) } else { d.config.vocab_size };
     let vocabulary = if d.settings.grad_accum > 1 { (rows * d.config.hidden_size) as u64 } else { 0 };
-    // Gradients and moments each begin at a multiple of so many elements.
-    let block = d.device.block;
-    let between: usize = d.trained_lengths().iter().map(|(_, len)| len.next_multiple_of(block) - len).sum();
+    // Moments and masters each begin at a multiple of so many elements; a rank has the same number of whole blocks.
+    let between = d.between(ranks);
+    let beside = if sharded { between / ranks as u64 } else { d.between(1) };
+    // Rows of the vocabulary lie in a larger weight.
+    let in_weights = if d.lora.is_some() && d.new_rows.is_some() { 0 } else { between };
+    let kept = if d.settings.dtype == DType::Bf16 { 3 } else { 2 };
     let class = |name, bytes| MemoryClass { name, bytes };
     // Logits are f32, their gradient bf16 beside them where the products round it; the chunk's rows and their gradient.
     let rows = d.device.logits_rows.min(d.max_tokens()) as u64;
     let apart = if d.settings.dtype == DType::Bf16 { element } else { 0 };
     let head = rows * (d.config.n_classes as u64 * (WORD + apart) + d.config.hidden_size as u64 * (WORD + element));
-    let mut classes = vec![class("weights", (d.base_weights() + d.lora_weights()) * element)];
+    let mut classes = vec![class("weights", (d.base_weights() + d.lora_weights() + in_weights) * element)];
     classes.extend(Some(d.packed()).filter(|&n| n > 0).map(|n| class(PACKED, n)));
     classes.extend([
-        class("gradients", (d.trained_weights() + between as u64) * WORD),
-        class("moments and masters", (2 * (held + between as u64) + mastered) * WORD),
+        class("gradients", (d.trained_weights() + between) * WORD),
+        class("moments and masters", kept * (held + beside) * WORD),
         class("activations", d.max_tokens() as u64 * per_token(d) + vocabulary * WORD),
         class("logits chunk", head),
     ]);
     if ranks > 1 {
-        classes.push(class("sums over ranks", owned * WORD));
+        let gathered = d.between(ranks) / ranks as u64;
+        let sums = match (d.on_gpus(), d.settings.fold) {
+            (false, _) => owned,
+            (true, Some(Fold::MicroBatch)) => owned + gathered + d.stages(ranks),
+            // They are formed where the gradients are.
+            (true, _) => 0,
+        };
+        classes.push(class("sums over ranks", sums * WORD));
     }
     classes
 }

@@ -7,7 +7,8 @@ use crate::backend::footprint::row_counts;
 use crate::batch::MicroBatch;
 use crate::comm::Communicator;
 use crate::error::Result;
-use crate::model;
+use crate::model::weights::Place;
+use crate::model::{self, Model};
 
 impl<B: Backend> Workload<B> {
     /// Has the device compile and allocate what steps of `micro_batches` micro-batches and evaluations between them will take:
@@ -30,9 +31,12 @@ impl<B: Backend> Workload<B> {
             model::backward(dev, model, grads, acts, 1.0, &mut |_, _| Ok(()))?;
             model::loss(dev, model, acts)?;
         }
-        Buckets::of(comm, grads).prepare(dev, comm, grads)?;
+        let Model { params, new_rows, .. } = model;
+        let first_row = |at| model::first_row(new_rows.as_ref(), at);
+        let sharded = optimizer.is_sharded().then_some(&first_row as &dyn Fn(Place) -> usize);
+        Buckets::of(comm, grads).prepare(dev, comm, params, grads, sharded)?;
         dev.begin_step(stats)?;
         dev.add_loss(stats, acts.loss_tensor(), Some(acts.correct_tensor()))?;
-        optimizer.rehearse(dev, &mut model.params, grads, acts.loss_tensor(), micro_batches)
+        optimizer.rehearse(dev, comm, &mut model.params, grads, acts.loss_tensor(), micro_batches)
     }
 }

@@ -18,7 +18,7 @@ use super::step::Workload;
 use super::trainer::{Finished, Trainer};
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
-use crate::comm::{Communicator, Fold, Phase, Position, is_restarted};
+use crate::comm::{Communicator, Fold, Phase, Position, Timing, is_restarted};
 use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
 use crate::error::{Context, Error, Result};
@@ -101,7 +101,12 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         Some(path) => {
             // Their clocks begin together.
             comm.barrier()?;
-            Trace::create(&trace::file_of(path, comm.rank()), comm.rank())?
+            let trace = Trace::create(&trace::file_of(path, comm.rank()), comm.rank())?;
+            let row = trace.clone();
+            comm.listen(Some(Box::new(move |Timing { what, bucket, begun, ended }| {
+                row.record(what, trace::COLLECTIVES, (begun, ended), bucket);
+            })))?;
+            trace
         }
         None => Trace::default(),
     };

@@ -1,5 +1,7 @@
 //! Everything a run holds on its device, allocated once: weights, gradients, activations, moments.
 
+use std::ops::Range;
+
 use super::buckets::Buckets;
 use super::init::resolve_targets;
 use super::memory::{self, Demand};
@@ -8,7 +10,7 @@ use crate::backend::Backend;
 use crate::comm::{Communicator, Solo};
 use crate::error::{self, Result};
 use crate::hf::TensorSource;
-use crate::hf::device::load_params;
+use crate::hf::device::{load_params, load_params_in};
 use crate::log::tables::MemoryClass;
 use crate::log::trace::Trace;
 use crate::machine::available_memory;
@@ -185,18 +187,27 @@ fn built<B: Backend>(
     let lora = lora_spec(s)?;
     let needed = demand::<B, _>(&config, s, new_rows, max_tokens, |d| memory::sum(&memory::estimate(d)));
     let packs = lora.is_some() && available_memory().is_none_or(|n| n >= needed);
-    let mut params = load_params(dev, source, s.dtype)?;
-    if let Some(l) = &lora {
-        add_lora(dev, &config, &mut params, s.dtype, l, s.seed)?;
-    }
     let new_rows = new_rows.filter(|_| lora.is_some()).map(|(first, n)| first..first + n);
+    // What is trained lies together, with its gradients at the same places.
+    let lengths = memory::trained_lengths(&config, lora.as_ref(), new_rows.as_ref().map_or(0, Range::len));
+    let buckets = Buckets::new(config.n_layers, &lengths, comm.bucket_elements());
+    let rooms = buckets.rooms(&lengths, comm.world_size());
+    let params = match &lora {
+        None => load_params_in(dev, source, s.dtype, &rooms)?,
+        Some(l) => {
+            let mut params = load_params(dev, source, s.dtype)?;
+            let room = |at: Place| lengths.iter().position(|(place, _)| *place == at).map_or(0, |i| rooms[i]);
+            add_lora(dev, &config, &mut params, s.dtype, l, (s.seed, &room))?;
+            params
+        }
+    };
     let mut model = Model { config, params, lora, dtype: s.dtype, new_rows };
     let packed = if packs { model.keep_packed(dev, true)? } else { 0 };
-    let grads = model::alloc_grads(dev, &model)?;
+    let grads = model::alloc_grads_in(dev, &model, &rooms)?;
     let options = ActsOptions { recompute: s.recompute, training: true, micro_batches: s.grad_accum };
     let acts = Acts::new(dev, &model, max_tokens, options)?;
     let adamw = adamw(s, model.new_rows.as_ref().map(|rows| rows.start));
-    let shares = if s.zero == Zero::Moments { Buckets::of(comm, &grads).shares(comm, &grads) } else { None };
+    let shares = if s.zero == Zero::Moments { buckets.shares(comm, &grads) } else { None };
     let mut optimizer = Optimizer::sharded(dev, adamw, &mut model.params, &grads, shares)?;
     if let Some(l) = &model.lora {
         // A master begins with what was drawn, not with its rounding.

@@ -220,6 +220,7 @@ impl<B: Backend> Trainer<'_, B> {
         let Some(path) = self.settings.trace.as_ref().filter(|_| ended_well && self.comm.world_size() > 1) else {
             return trace.finish();
         };
+        self.comm.listen(None)?;
         if !self.comm.is_main() {
             let finished = trace.finish();
             self.comm.barrier()?;

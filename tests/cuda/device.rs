@@ -62,7 +62,9 @@ fn tensors_start_at_zero_and_are_filled_with_it() {
 fn tensors_that_lie_together_keep_apart() {
     let Some(dev) = device() else { return };
     let shapes = [(3, 5), (1, 16), (0, 7), (2, 9), (1, 1)];
-    let mut all = dev.alloc_together(&shapes, DType::F32, 16).unwrap();
+    let rooms: Vec<usize> =
+        shapes.iter().map(|(rows, cols): &(usize, usize)| (rows * cols).next_multiple_of(16)).collect();
+    let mut all = dev.alloc_together(&shapes, &rooms, DType::F32).unwrap();
     let ones = |n: usize| vec![1.0; n];
     for t in &mut all {
         let n = t.len();

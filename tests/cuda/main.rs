@@ -2,6 +2,7 @@
 //! of `tests/vgpu`. Where there is no device or no NVRTC each says `skipped: …`; with `RINGTUNE_NO_SKIP=1` that is a failure.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod arenas;
 #[path = "../common/attention.rs"]
 mod attention;
 #[path = "../common/batches.rs"]
@@ -14,6 +15,7 @@ mod device;
 mod doctor;
 #[path = "../common/elementwise.rs"]
 mod elementwise;
+mod fold;
 mod gate;
 #[path = "../common/head.rs"]
 mod head;

@@ -159,7 +159,7 @@ fn a_run_that_does_not_fit_says_what_would() {
         words.extend(rest.split_whitespace().chain(extra.split_whitespace()));
         crate::train::ringtune(&words, &[("VGPU_MEMORY", memory)])
     };
-    let failed = run("small", "12M", "");
+    let failed = run("small", "14M", "");
     let text = String::from_utf8_lossy(&failed.stderr).into_owned();
     assert_eq!(failed.status.code(), Some(1), "{text}");
     let line = text.lines().find(|l| l.contains("error: ")).unwrap_or_else(|| panic!("{text}"));
@@ -168,6 +168,6 @@ fn a_run_that_does_not_fit_says_what_would() {
         line.split("were free; ").nth(1).and_then(|l| l.split(" takes ").next()).unwrap_or_else(|| panic!("{line}"));
     assert!(advice.starts_with("--"), "{line}");
     // It is true.
-    let done = run("fits", "12M", advice);
+    let done = run("fits", "14M", advice);
     assert!(done.status.success(), "{advice}: {}", String::from_utf8_lossy(&done.stderr));
 }

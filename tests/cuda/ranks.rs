@@ -3,12 +3,24 @@
 //!
 //! On the emulator `VGPU_DEVICES` says how many GPUs a rank sees; on a real machine the tests take as many as there are.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use ringtune::backend::Backend;
+use ringtune::batch::MicroBatch;
+use ringtune::comm::{self, Choice, Fold, Sums, Ways};
 use ringtune::cuda::Cuda;
 use ringtune::cuda::nccl::Nccl;
+use ringtune::data::loader::Step;
+use ringtune::hf::TensorSource;
+use ringtune::hf::safetensors::ModelFiles;
+use ringtune::settings::{TrainSettings, Zero};
+use ringtune::tensor::{DType, Device};
+use ringtune::train::memory::{Demand, estimate_on};
+use ringtune::train::setup;
+use ringtune::words::Words;
 use serde_json::Value;
 
 use crate::skip::{device, skipped};
@@ -26,6 +38,17 @@ fn can_run(ranks: usize) -> bool {
         return false;
     }
     true
+}
+
+fn free_port() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
+}
+
+/// As another launcher starts a rank.
+fn as_rank<'a>(c: &'a mut Command, rank: usize, ranks: usize, port: &str) -> &'a mut Command {
+    let [own, all] = [rank, ranks].map(|n| n.to_string());
+    c.envs([("RANK", &own), ("WORLD_SIZE", &all), ("LOCAL_RANK", &own), ("LOCAL_WORLD_SIZE", &all)]);
+    c.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port), ("TORCHELASTIC_RUN_ID", "none")])
 }
 
 /// A fine-tuning with so many micro-batches in a step, whatever the number of ranks.
@@ -61,12 +84,10 @@ impl<'a> Training<'a> {
 
     /// As another launcher starts ranks: rank 0 holds the hub.
     fn ranks(&self, out: &str, ranks: usize, more: impl Fn(&mut Command, usize)) -> Vec<Child> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+        let port = free_port();
         let start = |rank: usize| {
             let mut c = self.command(out, rank, ranks);
-            let [own, all] = [rank, ranks].map(|n| n.to_string());
-            c.envs([("RANK", &own), ("WORLD_SIZE", &all), ("LOCAL_RANK", &own), ("LOCAL_WORLD_SIZE", &all)]);
-            c.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port), ("TORCHELASTIC_RUN_ID", "none")]);
+            as_rank(&mut c, rank, ranks, &port);
             more(&mut c, rank);
             c.spawn().unwrap()
         };
@@ -125,6 +146,26 @@ fn same(what: &str, ours: &Path, one: &Path) {
     assert!(weights(ours) == weights(one), "{what}: other weights");
 }
 
+/// A trace has what NCCL did on every rank in every step, in a row of its own, one thing after the other and within the step.
+fn traced(path: &Path, ranks: usize, steps: u64, expected: &[&str]) {
+    let events: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let time = |e: &Value| (e["ts"].as_f64().unwrap(), e["ts"].as_f64().unwrap() + e["dur"].as_f64().unwrap());
+    for rank in 0..ranks {
+        let of = |row: u64| events.iter().filter(move |e| e["pid"] == rank && e["tid"] == row);
+        let times: Vec<(f64, f64)> = of(2).map(time).collect();
+        assert!(times.windows(2).all(|w| w[0].1 <= w[1].0 + 2.0), "rank {rank}: {times:?}");
+        for name in expected {
+            let n = of(2).filter(|e| e["name"] == *name).count() as u64;
+            assert!(n >= steps && n.is_multiple_of(steps), "rank {rank}: {n} of {name} in {steps} steps");
+        }
+        // Weights are gathered while the host is on its way to the next step; sums are there before the update.
+        let all = |row: u64, name: &str| of(row).filter(|e| e["name"] == name).map(time).collect::<Vec<_>>();
+        let (reduced, begun, ended) = (all(2, "reduce"), all(0, "backward")[0].0, all(0, "update").last().unwrap().1);
+        let (first, last) = (reduced[0].0, reduced[reduced.len() - 1].1);
+        assert!(begun <= first + 2000.0 && last <= ended + 2000.0, "{begun} {first} to {last} {ended}");
+    }
+}
+
 /// The ranks compare the bits of their weights at the start and with every checkpoint: a run that ends had the same ones everywhere.
 #[test]
 fn ranks_over_nccl_follow_one_rank() {
@@ -137,7 +178,11 @@ fn ranks_over_nccl_follow_one_rank() {
     let one = Training::of(dir.path(), flags).succeed("one", 1);
     for (ranks, zero) in [(2, "0"), (4, "1")] {
         let flags = format!("{flags} --transport nccl --zero {zero}");
-        let (out, said) = Training::of(dir.path(), &flags).succeed_saying(&format!("{ranks}-{zero}"), ranks, "");
+        let trace = dir.path().join(format!("trace-{zero}"));
+        let more = format!("--trace {}", trace.display());
+        let (out, said) = Training::of(dir.path(), &flags).succeed_saying(&format!("{ranks}-{zero}"), ranks, &more);
+        let expected: &[&str] = if zero == "1" { &["reduce", "share", "gather"] } else { &["reduce"] };
+        traced(&trace, ranks, 6, expected);
         assert_close(&format!("{ranks} ranks, ZeRO {zero}"), &losses(&out), &losses(&one), F32);
         assert!(said.contains("gradients are summed once a step: the last bits depend on"), "{said}");
     }
@@ -214,6 +259,124 @@ fn the_ordered_fold_keeps_the_bits_over_a_resume_on_fewer_ranks() {
     assert_eq!(figures(&two), all[after..]);
     let weights = [&two, &one].map(|run| std::fs::read(run.join("adapter_model.safetensors")).unwrap());
     assert!(weights[0] == weights[1], "other weights after the resume");
+}
+
+/// What the main one of so many ranks asks of the driver in a step, once all is ready.
+fn calls_of_a_step(dir: &Path, ranks: usize, more: &str) -> impl Fn(&str) -> f64 {
+    let run = |steps: u64| {
+        let flags = format!("--no-lora --val-fraction 0 --save-strategy no --max-steps {steps} --quiet {more}");
+        let training = Training { micro_batches: 2 * ranks, ..Training::of(dir, &flags) };
+        let out = format!("{ranks} {more} {steps}").replace(' ', "_");
+        let outputs = ended(training.ranks(&out, ranks, |c, rank| {
+            if rank == 0 {
+                c.env("VGPU_CALLS", "1");
+            }
+        }));
+        let said = text(&outputs[0]);
+        assert!(outputs.iter().all(|o| o.status.success()), "{said}");
+        let names = said.lines().filter_map(|l| l.strip_prefix("vgpu: ")).filter_map(|l| l.split(' ').next());
+        let mut count = BTreeMap::<String, usize>::new();
+        names.for_each(|name| *count.entry(name.into()).or_default() += 1);
+        count
+    };
+    let (few, many) = (run(1), run(3));
+    move |name| {
+        let of = |calls: &BTreeMap<String, usize>| calls.get(name).copied().unwrap_or(0) as f64;
+        (of(&many) - of(&few)) / 2.0
+    }
+}
+
+/// A step of ranks waits once and takes no memory, with sharded state too; once a step, buckets are summed and gathered where they lie.
+#[test]
+fn a_step_of_ranks_waits_once_and_moves_no_bucket() {
+    if !can_run(2) || !device().is_some_and(|dev| dev.properties().emulated) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path());
+    let alone = calls_of_a_step(dir.path(), 1, "--zero 0")("cuMemcpyDtoDAsync_v2");
+    for more in ["--zero 0", "--zero 1", "--zero 1 --fold micro_batch"] {
+        let each = calls_of_a_step(dir.path(), 2, more);
+        // Each wait is for a copy to the host; the emulated NCCL waits for streams itself, to have them run.
+        let waits = ["cuMemcpyDtoHAsync_v2", "cuEventSynchronize", "cuCtxSynchronize"].map(&each);
+        assert_eq!((waits, each("cuMemcpyHtoDAsync_v2")), ([1.0, 0.0, 0.0], 2.0), "{more}");
+        for name in ["cuMemAllocAsync", "cuMemFreeAsync", "cuModuleLoadData", "cuModuleGetFunction"] {
+            assert_eq!(each(name), 0.0, "{more}: {name}");
+        }
+        let moved = each("cuMemcpyDtoDAsync_v2") - alone;
+        // A fold has a bucket copied once, as two slots, for each of its two micro-batches, and the sums to the gradients.
+        assert_eq!(moved, if more.contains("fold") { 2.0 * 2.0 + 1.0 } else { 0.0 }, "{more}");
+    }
+}
+
+/// What a child of [`the_estimate_of_a_ranks_memory_is_what_it_takes`] does.
+#[test]
+fn memory_of_a_rank() {
+    let role = std::env::var("RINGTUNE_TEST_ROLE").unwrap_or_default();
+    let Some(fold) = role.strip_prefix("memory of a rank, ").and_then(Fold::of_word) else { return };
+    let comm = comm::start(Ways { transport: Choice::Nccl, fold: Some(fold) }).unwrap();
+    let base = ModelFiles::open(&crate::skip::root().join("tests/data/model/tiny-llama-untied")).unwrap();
+    for (dtype, lora, zero) in [
+        (DType::F32, false, Zero::None),
+        (DType::Bf16, false, Zero::Moments),
+        (DType::F32, true, Zero::None),
+        (DType::Bf16, true, Zero::Moments),
+    ] {
+        let mut s = TrainSettings { dtype, zero, fold: Some(fold), ..TrainSettings::default() };
+        (s.micro_batch_size, s.eval_batch_size, s.grad_accum) = (2, 1, 2);
+        s.lora = s.lora.filter(|_| lora);
+        let spec = setup::lora_spec(&s).unwrap();
+        let (config, max_seq_len) = (base.config(), 64);
+        let device = Cuda::footprint(config.n_classes);
+        let demand = Demand { config, settings: &s, lora: spec.as_ref(), new_rows: None, max_seq_len, device };
+        let expected: u64 = estimate_on(&demand, 2).iter().map(|c| c.bytes).sum();
+        let dev = Cuda::with_cache(comm.world().rank, Some(&crate::skip::scratch())).unwrap();
+        assert!(dev.forget_peak());
+        let held = dev.memory_use().unwrap().now;
+        let sums = if zero == Zero::Moments { Sums::Owned } else { Sums::Whole };
+        let on = comm.on(&dev, sums).unwrap();
+        let ranks = on.get();
+        let n = 2 * max_seq_len;
+        let mut work = setup::workload_of(&dev, ranks, &base, &s, None, n).unwrap();
+        let batch = || MicroBatch {
+            tokens: vec![7; n],
+            targets: vec![5; n],
+            doc_start: vec![0; n],
+            n_valid: n,
+            samples: vec![0],
+        };
+        let step = Step { micro_batches: vec![batch(), batch()], ..Default::default() };
+        assert_eq!(work.step(&dev, ranks, &step, 0, 1e-4).unwrap().problem, None);
+        let peak = dev.memory_use().unwrap().peak - held;
+        ranks.end_reductions().unwrap();
+        let what = format!("{dtype:?}, LoRA {lora}, {zero:?}, {fold:?}: {peak} bytes, estimated {expected}");
+        println!("{what}");
+        assert!((peak as f64 / expected as f64 - 1.0).abs() < 0.05, "{what}");
+    }
+    comm.finish(Ok(())).unwrap();
+}
+
+/// What `check` and `plan` count for a rank is what the device gives out: with sharded state, low-rank updates, and folds in order.
+#[test]
+fn the_estimate_of_a_ranks_memory_is_what_it_takes() {
+    if !can_run(2) || !device().is_some_and(|dev| dev.properties().emulated) {
+        return;
+    }
+    for fold in Fold::WORDS {
+        let port = free_port();
+        let start = |rank: usize| {
+            let mut c = Command::new(std::env::current_exe().unwrap());
+            c.args(["--exact", "ranks::memory_of_a_rank", "--nocapture"]);
+            c.env("RINGTUNE_TEST_ROLE", format!("memory of a rank, {fold}")).env("VGPU_DEVICES", "2");
+            as_rank(&mut c, rank, 2, &port).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            c.spawn().unwrap()
+        };
+        for output in ended((0..2).map(start).collect()) {
+            let said = text(&output);
+            assert!(output.status.success() && said.contains("1 passed"), "{said}");
+            said.lines().filter(|line| line.contains("estimated")).for_each(|line| println!("{fold}: {line}"));
+        }
+    }
 }
 
 /// `auto` takes GPUs on every rank or on none.

@@ -270,7 +270,23 @@ fn a_trace_has_all_ranks() {
         for step in 1..=3 {
             let of = |e: &&serde_json::Value| e["pid"] == rank && e["args"]["step"] == step && e["name"] == "backward";
             assert!(events.iter().any(|e| of(&e)), "no backward of rank {rank} in step {step}");
+            // What the thread of the collectives did lies in a row of its own, by buckets.
+            let own = |name: &str| -> Vec<f64> {
+                let of = |e: &&serde_json::Value| {
+                    e["pid"] == rank && e["tid"] == 2 && e["name"] == name && e["args"]["step"] == step
+                };
+                events.iter().filter(of).map(|e| e["args"]["bucket"].as_f64().unwrap()).collect()
+            };
+            let mut reduced = own("reduce");
+            reduced.sort_by(f64::total_cmp);
+            reduced.dedup();
+            assert!(!reduced.is_empty(), "no reduction of rank {rank} in step {step}");
+            assert_eq!(own("collect"), reduced, "sums of rank {rank} in step {step}");
         }
+        let spans = events.iter().filter(|e| e["pid"] == rank && e["tid"] == 2);
+        let times: Vec<(f64, f64)> = spans.map(|e| (e["ts"].as_f64().unwrap(), e["dur"].as_f64().unwrap())).collect();
+        // One thread does one thing after the other.
+        assert!(times.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0 + 0.01), "{times:?}");
     }
     assert!(!dir.path().join("trace.json.1").exists());
 }
