@@ -124,7 +124,8 @@ fn plot<D: DrawingBackend>(
         .axis_desc_style(text(18))
         .x_desc("optimiser step")
         .y_desc("loss (nats per token)")
-        .x_label_formatter(&|x| format!("{x:.0}"))
+        // Between whole steps nothing is written.
+        .x_label_formatter(&|x| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() })
         .y_label_formatter(&|y| format!("{y:.2}"))
         .draw()?;
     chart.draw_series(LineSeries::new(inside(&curve.train), TRAIN.mix(0.3).stroke_width(scale)))?;

@@ -1,4 +1,4 @@
-//! Where figures go: step lines, the progress bar, `metrics.jsonl`, TensorBoard.
+//! Where figures go: step lines, the progress bar, `metrics.jsonl`, TensorBoard, MLflow.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::mlflow::{Mlflow, Status};
 use super::tensorboard::EventFile;
 use crate::error::{Context, Error, Result};
 use crate::files::{At, write_bytes};
 use crate::say;
+use crate::settings::Reporter;
 use crate::text::fitted;
 
 /// The file with one JSON object a step and one an evaluation.
@@ -106,21 +108,33 @@ fn three_digits(v: f64) -> String {
 pub struct Metrics {
     jsonl: Option<(File, PathBuf)>,
     events: Option<EventFile>,
+    mlflow: Option<Mlflow>,
     bar: Option<ProgressBar>,
 }
 
 impl Metrics {
-    /// Opens `dir/metrics.jsonl` and, with `tensorboard`, an event file in `dir/runs`. Lines of steps after `resumed_at`,
+    /// Opens what `places` name of `dir/metrics.jsonl` and an event file in `dir/runs`. Lines of steps after `resumed_at`,
     /// which a killed run wrote and this one takes again, are removed; a new run (0) starts an empty file.
     ///
     /// # Errors
     /// If a file cannot be read or written.
-    pub fn open(dir: &Path, resumed_at: u64, max_steps: u64, tensorboard: bool, progress: bool) -> Result<Self> {
+    pub fn open(dir: &Path, resumed_at: u64, max_steps: u64, places: &[Reporter], progress: bool) -> Result<Self> {
         let path = dir.join(METRICS);
         keep_until(&path, resumed_at).context(|| path.display().to_string())?;
-        let open = OpenOptions::new().create(true).append(true).open(&path);
-        let jsonl = Some((open.context(|| format!("{}: cannot write", path.display()))?, path));
-        let events = match tensorboard {
+        let jsonl = match places.contains(&Reporter::Json) {
+            true => {
+                let open = OpenOptions::new().create(true).append(true).open(&path);
+                Some((open.context(|| format!("{}: cannot write", path.display()))?, path))
+            }
+            false => {
+                // Figures of an earlier run would be taken for this one's.
+                if resumed_at == 0 && path.exists() {
+                    std::fs::remove_file(&path).at(&path)?;
+                }
+                None
+            }
+        };
+        let events = match places.contains(&Reporter::TensorBoard) {
             true => Some(EventFile::create(&dir.join("runs"), resumed_at + 1)?),
             false => None,
         };
@@ -133,7 +147,26 @@ impl Metrics {
             bar.reset_eta();
             bar
         });
-        Ok(Self { jsonl, events, bar })
+        Ok(Self { jsonl, events, mlflow: None, bar })
+    }
+
+    /// From now on scalars go to a server of MLflow too.
+    pub fn send_to(&mut self, mlflow: Mlflow) {
+        self.mlflow = Some(mlflow);
+    }
+
+    /// Says what went wrong on the way to the server.
+    fn said_by_mlflow(&self) {
+        let said = self.mlflow.as_ref().map_or(Vec::new(), Mlflow::warnings);
+        said.iter().for_each(|what| self.beside_bar(|| say::warning(what)));
+    }
+
+    /// The run has come to its end; the first call counts.
+    pub fn end(&mut self, status: Status) {
+        if let Some(mlflow) = &mut self.mlflow {
+            mlflow.end(status);
+        }
+        self.said_by_mlflow();
     }
 
     /// A line on standard output that does not tear the progress bar.
@@ -157,8 +190,17 @@ impl Metrics {
         }
     }
 
-    /// Scalars for TensorBoard.
+    /// Whether anybody takes scalars.
+    pub fn wants_scalars(&self) -> bool {
+        self.events.is_some() || self.mlflow.is_some()
+    }
+
+    /// Scalars for TensorBoard and MLflow.
     pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) {
+        if let Some(mlflow) = &self.mlflow {
+            mlflow.scalars(step, values);
+            self.said_by_mlflow();
+        }
         if let Some(Err(e)) = self.events.as_mut().map(|events| events.scalars(step, values)) {
             self.events = None;
             self.left_out(&e);
@@ -291,7 +333,7 @@ mod tests {
     #[test]
     fn a_file_that_fills_up_is_left_out_and_the_others_go_on() {
         let dir = tempfile::tempdir().unwrap();
-        let mut m = Metrics::open(dir.path(), 0, 9, true, false).unwrap();
+        let mut m = Metrics::open(dir.path(), 0, 9, &[Reporter::Json, Reporter::TensorBoard], false).unwrap();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         m.jsonl = Some((full, dir.path().join(METRICS)));
         for step in 1..=3 {
@@ -308,16 +350,19 @@ mod tests {
         let write = |m: &mut Metrics, steps: std::ops::RangeInclusive<u64>| {
             steps.for_each(|step| m.step(&StepFigures { step, loss: 0.5, ms: 1.0, ..Default::default() }));
         };
-        let mut m = Metrics::open(dir.path(), 0, 9, false, false).unwrap();
+        let mut m = Metrics::open(dir.path(), 0, 9, &[Reporter::Json], false).unwrap();
         write(&mut m, 1..=7);
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"step\": 3, \"lo").unwrap();
-        let mut m = Metrics::open(dir.path(), 5, 9, false, false).unwrap();
+        let mut m = Metrics::open(dir.path(), 5, 9, &[Reporter::Json], false).unwrap();
         write(&mut m, 6..=6);
         let text = std::fs::read_to_string(&path).unwrap();
         let steps: Vec<u64> =
             text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].as_u64().unwrap()).collect();
         assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
-        drop(Metrics::open(dir.path(), 0, 9, false, false).unwrap());
+        drop(Metrics::open(dir.path(), 0, 9, &[Reporter::Json], false).unwrap());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
+        // A new run that keeps none takes those of an earlier one away.
+        drop(Metrics::open(dir.path(), 0, 9, &[], false).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -82,6 +82,9 @@ fn instead_of(key: &str, value: &serde_json::Value, yaml: bool) -> String {
 /// A word more where a value is a common wish that is refused for a reason.
 pub fn hint(key: &str, found: &serde_json::Value) -> String {
     match found {
+        serde_json::Value::Array(items) => {
+            items.iter().map(|item| hint(key, item)).find(|hint| !hint.is_empty()).unwrap_or_default()
+        }
         serde_json::Value::String(text) => habits::value_hint(key, text),
         other => habits::value_hint(key, &other.to_string()),
     }

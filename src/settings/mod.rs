@@ -17,7 +17,7 @@ pub use file::read as read_file;
 pub use lookup::{Source, find_config};
 pub use resolve::{DEFAULT, Origin, Resolved, ResolvedSetting, Typed};
 pub use table::TABLE;
-pub use train::{EarlyStopping, Every, GenTest, Resume, TrainSettings, Zero};
+pub use train::{EarlyStopping, Every, GenTest, Reporter, Resume, TrainSettings, Zero};
 pub use value::{Kind, Value};
 
 /// A command that takes settings; of those that take a config file also a bit in [`Row::commands`].

@@ -310,7 +310,7 @@ impl Resolved {
 fn from_words(setting: &'static Setting, words: &[String]) -> Result<Value> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     setting.kind.parse(&words).map_err(|found| {
-        let json = serde_json::Value::String(words.first().copied().unwrap_or_default().into());
+        let json = words.iter().flat_map(|w| w.split(',')).collect::<serde_json::Value>();
         let hint = file::hint(setting.key, &json);
         Error::usage(format!("--{}: expected {}, found {found}{hint}", setting.flag(), setting.kind.expected()))
     })

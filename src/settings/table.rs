@@ -2,7 +2,7 @@
 //! Other commands take rows from here too: see [`super::flags`].
 
 use super::fields::Content;
-use super::train::{EarlyStopping, Every, GenTest, Resume, Zero};
+use super::train::{EarlyStopping, Every, GenTest, Reporter, Resume, Zero};
 use super::value::{Kind, Range, Value};
 use super::{Commands, Needs, Row, Setting, Settings};
 use crate::comm::{Choice as Transport, Fold};
@@ -347,9 +347,12 @@ pub static TABLE: &[Setting] = &[
         .to(|s, v| s.train.allow_changed = v.texts()),
     set(OUT, C::TRAIN, "logging_steps", Int(1, STEPS), "Steps between log lines").default("1")
         .to(|s, v| s.train.logging_steps = v.int()),
-    set(OUT, C::TRAIN, "tensorboard", Bool, "Write TensorBoard event files to output_dir/runs")
+    set(OUT, C::TRAIN, "report_to", Kind::Choices(Reporter::WORDS), "Where figures go: TensorBoard files in output_dir/runs, the server of MLFLOW_TRACKING_URI, output_dir/metrics.jsonl; none: to the console alone")
+        .default("tensorboard json")
+        .to(|s, v| s.train.report_to = v.texts().iter().filter_map(|w| Reporter::of_word(w)).collect()),
+    set(OUT, C::TRAIN, "tensorboard", Bool, "Write TensorBoard event files to output_dir/runs, where report_to names it")
         .default("true")
-        .to(|s, v| s.train.tensorboard = v.bool()),
+        .to(|s, v| { if !v.bool() { s.train.report_to.retain(|r| *r != Reporter::TensorBoard) } }),
     set(OUT, C::TRAIN, "trace", Path, "Write the phases of every step (data, forward, backward, reduce, update, evaluate, save) to this file, as a Chrome trace")
         .unset("no trace")
         .to(|s, v| s.train.trace = v.given().map(Value::path)),

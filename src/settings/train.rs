@@ -60,6 +60,20 @@ pub struct EarlyStopping {
     pub threshold: f64,
 }
 
+/// Where the figures of a run go (`--report_to`), beside the lines on the console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reporter {
+    /// Event files in `output_dir/runs`.
+    TensorBoard,
+    /// The server that `MLFLOW_TRACKING_URI` names.
+    Mlflow,
+    /// `output_dir/metrics.jsonl`.
+    Json,
+    /// Nowhere.
+    Nowhere,
+}
+words!(Reporter { TensorBoard = "tensorboard", Mlflow = "mlflow", Json = "json", Nowhere = "none" });
+
 /// What of a training's state lies on one rank alone (`--zero`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Zero {
@@ -183,8 +197,8 @@ fields! {
         pub allow_changed: Vec<String>,
         /// Worker threads of the CPU backend; `None`: one per core (`--threads`).
         pub threads: Option<usize>,
-        /// Write TensorBoard event files to `output_dir/runs` (`--no_tensorboard` switches them off).
-        pub tensorboard: bool,
+        /// Where figures go (`--report_to`; `--no_tensorboard` takes TensorBoard out).
+        pub report_to: Vec<Reporter>,
         /// Write the phases of every step to this file (`--trace`).
         pub trace: Option<PathBuf>,
         /// Print less: no tables, no sample rows, no progress bar (`--quiet`).
@@ -214,6 +228,9 @@ impl TrainSettings {
             return Err(Error::usage(
                 "merge_adapters: there is no adapter to merge without LoRA; leave one of the two out",
             ));
+        }
+        if self.report_to.len() > 1 && self.report_to.contains(&Reporter::Nowhere) {
+            return Err(Error::usage("report_to: none stands alone; leave it out, or the others"));
         }
         if self.early_stopping.is_some() && self.eval_every == Every::Never {
             return Err(Error::usage(

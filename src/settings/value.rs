@@ -147,10 +147,14 @@ impl Kind {
                 Some(word) => Ok(Value::Text(word.to_string())),
                 None => Err(bad(one)),
             },
-            Kind::Choices(allowed) => match words.iter().find(|w| !allowed.contains(w)) {
-                Some(w) => Err(bad(w)),
-                None => Ok(Value::Texts(words.iter().map(|w| w.to_string()).collect())),
-            },
+            // `tensorboard,json` and `tensorboard json` mean the same.
+            Kind::Choices(allowed) => {
+                let words: Vec<&str> = words.iter().flat_map(|w| w.split(',')).map(str::trim).collect();
+                match words.iter().find(|w| !allowed.contains(w)) {
+                    Some(w) => Err(bad(w)),
+                    None => Ok(Value::Texts(words.iter().map(|w| w.to_string()).collect())),
+                }
+            }
             Kind::Text | Kind::Path if one.is_empty() => Err(bad(one)),
             Kind::Text | Kind::Path => Ok(Value::Text(one.into())),
             // `--lora_targets q,v` and `--lora_targets q v` mean the same; paths may hold commas.
@@ -202,10 +206,11 @@ impl Kind {
             }
             // Readers of YAML take the word `no` for false.
             (Kind::Choice(words), J::Bool(false)) if words.contains(&"no") => Ok(Value::Text("no".into())),
-            (Kind::Choice(_) | Kind::Text | Kind::Path | Kind::Texts | Kind::Paths, J::String(s)) => {
-                self.parse(&[s]).map_err(|_| bad())
-            }
-            (Kind::Texts | Kind::Paths, J::Array(items)) => {
+            (
+                Kind::Choice(_) | Kind::Choices(_) | Kind::Text | Kind::Path | Kind::Texts | Kind::Paths,
+                J::String(s),
+            ) => self.parse(&[s]).map_err(|_| bad()),
+            (Kind::Choices(_) | Kind::Texts | Kind::Paths, J::Array(items)) => {
                 let items = texts(items).ok_or_else(bad)?;
                 self.parse(&items.iter().map(String::as_str).collect::<Vec<_>>()).map_err(|_| bad())
             }

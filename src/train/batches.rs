@@ -32,6 +32,17 @@ impl TrainBatches {
         self.loader.next_step()
     }
 
+    /// Names of the data sets.
+    pub fn set_names(&self) -> Vec<String> {
+        let paths: Vec<String> = self.data.sets().iter().map(|s| s.name.clone()).collect();
+        short_names(&paths)
+    }
+
+    /// Which data set a sample of [`MicroBatch::samples`] is of.
+    pub fn set_of(&self, sample: u32) -> usize {
+        self.data.locate(sample).0
+    }
+
     /// Where a sample of [`MicroBatch::samples`] came from, as `file:line`.
     pub fn sample_name(&self, sample: u32) -> String {
         self.data.sample_name(sample)

@@ -1,19 +1,19 @@
 //! Resuming: what a run reads from its checkpoints, on every rank; [`super::outputs`] writes them.
 //!
 //! `checkpoint-N/` is itself a folder other tools load (adapter or model, tokenizer), with the optimiser's state (one file, or one of
-//! each rank), `trainer_state.json` and the manifest beside it.
+//! each rank), `trainer_state.json`, `ringtune_state.json` and the manifest beside it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::state::{RunFacts, RunState, TRAINER_STATE};
+use super::state::{RunFacts, RunState, TRAINER_STATE, read_document};
 use super::step::Workload;
 use crate::backend::Backend;
 use crate::checkpoint::manifest;
 use crate::checkpoint::shards::StateFiles;
-use crate::checkpoint::state::{Fingerprints, read_json};
+use crate::checkpoint::state::Fingerprints;
 use crate::error::{Context, Error, Result};
 use crate::hf::artifact::{Artifact, HostParams};
 use crate::settings::TrainSettings;
@@ -79,7 +79,7 @@ impl Checkpoints {
     /// Which micro-batches and ranks have steps like those of a checkpoint, where this run's differ: only their product decides.
     fn restoring(&self, path: &Path) -> Option<String> {
         const STEP: &str = "config.gradient_accumulation_steps";
-        let value = read_json(&path.join(TRAINER_STATE)).ok()?;
+        let value = read_document(path).ok()?;
         let then = Fingerprints::from_json(&value["ringtune"]["fingerprints"]).ok()?;
         let of = |f: &Fingerprints| f.0.get(STEP)?.parse::<usize>().ok();
         let (then, now) = (of(&then)?, of(&self.fingerprints)?);
@@ -143,7 +143,7 @@ pub struct Saved {
 /// # Errors
 /// If the file is damaged, something that is not allowed to differ does, or the run is shorter than the checkpoint.
 pub fn read_state(checkpoint: &Path, now: &Fingerprints, allowed: &[String], max_steps: u64) -> Result<Saved> {
-    let value = read_json(&checkpoint.join(TRAINER_STATE))?;
+    let value = read_document(checkpoint)?;
     let at = || checkpoint.join(TRAINER_STATE).display().to_string();
     let state = RunState::from_json(&value).context(at)?;
     let old = Fingerprints::from_json(&value["ringtune"]["fingerprints"]).context(at)?;

@@ -8,23 +8,26 @@ use std::path::{Path, PathBuf};
 use super::checkpoints::RESIZED_BASE;
 use super::outputs::MERGED;
 use super::record::RUN;
-use super::state::TRAINER_STATE;
+use super::state::{OWN_STATE, TRAINER_STATE};
 use crate::checkpoint::manifest::step_of;
 use crate::error::{Context, Error, Result};
 use crate::eval::gen_test::SAMPLES;
 use crate::files::{At, check_writable, create_dir_all};
 use crate::hf::peft;
 use crate::log::metrics::METRICS;
+use crate::log::mlflow::MLFLOW;
 use crate::{machine, say};
 
 /// The file that a run holds locked.
 pub const LOCK: &str = ".lock";
 
 /// What a run writes in its folder, checkpoints and weight files apart.
-const WRITTEN: [&str; 20] = [
+const WRITTEN: [&str; 22] = [
     METRICS,
     RUN,
     TRAINER_STATE,
+    OWN_STATE,
+    MLFLOW,
     SAMPLES,
     MERGED,
     RESIZED_BASE,

@@ -14,6 +14,7 @@ mod prepare;
 pub mod record;
 pub mod run;
 pub mod saver;
+pub mod set_losses;
 pub mod setup;
 pub mod signals;
 pub mod spec;

@@ -13,7 +13,7 @@ use super::part::Part;
 use super::record;
 use super::saver::Saver;
 use super::spec::RunSpec;
-use super::state::{RunState, TRAINER_STATE};
+use super::state::{RunState, split};
 use super::step::Workload;
 use crate::backend::Backend;
 use crate::checkpoint::manifest::{self, CheckpointWriter, FileRecord};
@@ -24,6 +24,8 @@ use crate::error::Result;
 use crate::files::{create_dir_all, remove_torn, write_json};
 use crate::hf::artifact::HostParams;
 use crate::log::metrics::{Metrics, round3};
+use crate::log::mlflow::{About, Mlflow, Status};
+use crate::settings::Reporter;
 
 /// Folder of the merged model, in the output folder.
 pub const MERGED: &str = "merged";
@@ -75,7 +77,12 @@ impl<'a> Outputs<'a> {
             })?;
         }
         record::write(dev, spec, work, (first_step, max_steps), shape)?;
-        let metrics = Metrics::open(&spec.run_dir, first_step, max_steps, s.tensorboard, !s.quiet)?;
+        let mut metrics = Metrics::open(&spec.run_dir, first_step, max_steps, &s.report_to, !s.quiet)?;
+        if s.report_to.contains(&Reporter::Mlflow) {
+            let name = spec.run_dir.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+            let parameters = spec.resolved_settings().into_iter().map(|s| (s.name, s.value)).collect();
+            metrics.send_to(Mlflow::start(&spec.run_dir, first_step, About { name, parameters })?);
+        }
         Ok(Self { spec, checkpoints, saver, metrics })
     }
 
@@ -141,7 +148,8 @@ impl<'a> Outputs<'a> {
         move |writer| {
             artifact.write(writer.dir(), &params)?;
             companions.write(writer.dir())?;
-            writer.write(TRAINER_STATE, format!("{trainer_state:#}\n").as_bytes())
+            let mut files = split(trainer_state).into_iter();
+            files.try_for_each(|(name, value)| writer.write(name, format!("{value:#}\n").as_bytes()))
         }
     }
 
@@ -184,7 +192,7 @@ impl<'a> Outputs<'a> {
     ///
     /// # Errors
     /// If a weight is not finite or a file cannot be written.
-    pub fn finish(&self, params: &HostParams, state: &RunState, first_step: u64, start: Instant) -> Result<()> {
+    pub fn finish(&mut self, params: &HostParams, state: &RunState, first_step: u64, start: Instant) -> Result<()> {
         let spec = self.spec;
         spec.artifact.write(&spec.final_dir, params)?;
         spec.companions.write(&spec.final_dir)?;
@@ -199,6 +207,8 @@ impl<'a> Outputs<'a> {
             "train_steps_per_second": round3((state.step - first_step) as f64 / seconds),
         });
         trainer_state["log_history"].as_array_mut().expect("the history is a list").push(summary);
-        write_json(&spec.run_dir.join(TRAINER_STATE), &trainer_state)
+        split(trainer_state).into_iter().try_for_each(|(name, value)| write_json(&spec.run_dir.join(name), &value))?;
+        self.metrics.end(Status::Finished);
+        Ok(())
     }
 }

@@ -28,7 +28,7 @@ use crate::log::tables::{memory_table, settings_table};
 use crate::log::trace::{self, Trace};
 use crate::machine::available_memory;
 use crate::optim::Schedule;
-use crate::settings::{Resume, TrainSettings};
+use crate::settings::{Reporter, Resume, TrainSettings};
 use crate::text::Style;
 use crate::{ensure, say};
 
@@ -169,6 +169,8 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         outputs,
         saver: Saver::default(),
         stop,
+        reports_sets: spec.train.sets().len() > 1
+            && s.report_to.iter().any(|r| matches!(r, Reporter::TensorBoard | Reporter::Mlflow)),
     };
     let finished = trainer.run()?;
     let Trainer { mut work, state, outputs, stop, .. } = trainer;
@@ -189,7 +191,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     }
     at(Phase::Finish);
     // Final weights are the main rank's to write.
-    let Some(outputs) = outputs else { return Ok(Ended { finished, work, state }) };
+    let Some(mut outputs) = outputs else { return Ok(Ended { finished, work, state }) };
     let best = load_best(dev, &mut work, &state, &checkpoints, s).unwrap_or_else(|e| {
         say::warning(&format!("the best model cannot be loaded, the final weights are those of the last step: {e}"));
         None

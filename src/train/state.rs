@@ -1,11 +1,13 @@
 //! What a run knows besides tensors, and `trainer_state.json` in the shape Hugging Face's Trainer writes.
 //!
-//! People's plotting tools read the shape; ringtune's own fields, which resuming needs bit for bit, stand under `ringtune`.
+//! transformers loads the one file, so it holds the fields of its `TrainerState` and no others; ringtune's own, which resuming needs bit for
+//! bit, stand in a file beside it. Here they are one document, with the latter under `ringtune`.
 
 use serde_json::{Map, Value, json};
 
 use super::early_stop::BestSoFar;
 use crate::checkpoint::manifest;
+use crate::checkpoint::state::read_json;
 use crate::error::{Context, Error, Result};
 use crate::settings::{Every, TrainSettings};
 
@@ -51,6 +53,26 @@ pub struct RunFacts<'a> {
 
 /// The file's name, in checkpoints and in the output folder.
 pub const TRAINER_STATE: &str = "trainer_state.json";
+/// The file with ringtune's own fields, beside it.
+pub const OWN_STATE: &str = "ringtune_state.json";
+
+/// The document as two files: what transformers knows, and the rest.
+pub fn split(mut document: Value) -> [(&'static str, Value); 2] {
+    let own = document.as_object_mut().and_then(|d| d.shift_remove("ringtune")).unwrap_or_default();
+    [(TRAINER_STATE, document), (OWN_STATE, own)]
+}
+
+/// The document of a folder. Earlier versions wrote it as one file.
+///
+/// # Errors
+/// If a file cannot be read or is no JSON object.
+pub fn read_document(dir: &std::path::Path) -> Result<Value> {
+    let mut document = read_json(&dir.join(TRAINER_STATE))?;
+    if document.get("ringtune").is_none() {
+        document["ringtune"] = read_json(&dir.join(OWN_STATE))?;
+    }
+    Ok(document)
+}
 
 impl RunState {
     /// The whole document.
@@ -190,8 +212,48 @@ mod tests {
         let text = serde_json::to_string_pretty(&value).unwrap();
         assert_eq!(RunState::from_json(&serde_json::from_str(&text).unwrap()).unwrap(), state);
         assert_eq!(value["best_model_checkpoint"], "out/checkpoint-10");
+        // As two files, and as the one of earlier versions.
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(TRAINER_STATE), &text).unwrap();
+        assert_eq!(read_document(dir.path()).unwrap(), value);
+        for (name, part) in split(value.clone()) {
+            std::fs::write(dir.path().join(name), part.to_string()).unwrap();
+        }
+        assert_eq!(RunState::from_json(&read_document(dir.path()).unwrap()).unwrap(), state);
         let fresh = RunState::default();
         assert_eq!(RunState::from_json(&fresh.to_json(facts(&settings))).unwrap(), fresh);
+    }
+
+    /// The fields of `transformers.trainer_callback.TrainerState`, 5.24: it takes no others.
+    #[test]
+    fn transformers_knows_every_field() {
+        let known = [
+            "best_global_step",
+            "best_metric",
+            "best_model_checkpoint",
+            "epoch",
+            "eval_steps",
+            "global_step",
+            "is_hyper_param_search",
+            "is_local_process_zero",
+            "is_world_process_zero",
+            "log_history",
+            "logging_steps",
+            "max_steps",
+            "num_input_tokens_seen",
+            "num_train_epochs",
+            "save_steps",
+            "stateful_callbacks",
+            "total_flos",
+            "train_batch_size",
+            "trial_name",
+            "trial_params",
+        ];
+        let [(_, theirs), (_, own)] = split(RunState::default().to_json(facts(&TrainSettings::default())));
+        let mut names: Vec<&str> = theirs.as_object().unwrap().keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, known);
+        assert!(own["cursor"]["rows"] == 0 && own.get("updates").is_some());
     }
 
     #[test]

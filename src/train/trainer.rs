@@ -15,6 +15,7 @@ use super::drift;
 use super::outputs::Outputs;
 use super::part::Part;
 use super::saver::Saver;
+use super::set_losses::set_losses;
 use super::signals::StopFlag;
 use super::state::RunState;
 use super::step::{Problem, Stepped, Workload};
@@ -25,6 +26,7 @@ use crate::data::loader::Step;
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, SetSums};
 use crate::log::metrics::StepFigures;
+use crate::log::mlflow::Status;
 use crate::log::trace;
 use crate::optim::schedule::Schedule;
 use crate::say;
@@ -70,6 +72,8 @@ pub struct Trainer<'a, B: Backend> {
     pub saver: Saver,
     /// Set by a signal.
     pub stop: StopFlag,
+    /// Whether the losses of several data sets are wanted one by one.
+    pub reports_sets: bool,
 }
 
 /// Figures since the last log line that are for the eye only, so they are no part of the state.
@@ -98,6 +102,11 @@ impl<B: Backend> Trainer<'_, B> {
             return Ok(finished);
         };
         outputs.metrics.finish();
+        match &finished {
+            Err(_) => outputs.metrics.end(Status::Failed),
+            Ok(Finished::Interrupted) => outputs.metrics.end(Status::Killed),
+            Ok(_) => {}
+        }
         let finished = finished?;
         outputs.wait()?;
         Ok(finished)
@@ -293,14 +302,22 @@ impl<B: Backend> Trainer<'_, B> {
         s.log_history.push(json!({
             "epoch": s.epoch_fraction, "grad_norm": stepped.grad_norm, "learning_rate": lr, "loss": loss, "step": s.step,
         }));
-        let scalars = [
+        let Window { steps, tokens, supervised, ms, flops } = std::mem::take(window);
+        figures = StepFigures { loss, tokens, supervised, ms, flops, ..figures };
+        let of_sets = match self.reports_sets {
+            true => set_losses(self.dev, self.comm, &self.work, &self.batches, batch)?,
+            false => Vec::new(),
+        };
+        let scalars: Vec<(&str, f64)> = [
             ("train/loss", loss),
             ("train/grad_norm", stepped.grad_norm),
             ("train/learning_rate", lr),
             ("train/epoch", s.epoch_fraction),
-        ];
-        let Window { steps, tokens, supervised, ms, flops } = std::mem::take(window);
-        figures = StepFigures { loss, tokens, supervised, ms, flops, ..figures };
+            ("train/tokens_per_second", tokens as f64 / (ms / 1e3).max(1e-9)),
+        ]
+        .into_iter()
+        .chain(of_sets.iter().map(|(name, loss)| (name.as_str(), *loss)))
+        .collect();
         if let Some(metrics) = &mut metrics {
             metrics.scalars(s.step, &scalars);
             metrics.print(&figures.line(steps, say::width()));
@@ -355,11 +372,17 @@ impl<B: Backend> Trainer<'_, B> {
         let s = &mut self.state;
         let record = evaluation.to_json(s.step, s.epoch_fraction);
         if let Some(outputs) = &mut self.outputs {
-            let scalars = [
+            let sets = if evaluation.sets.len() > 1 { &evaluation.sets[..] } else { &[] };
+            let of_sets: Vec<(String, f64)> =
+                sets.iter().map(|set| (format!("eval/{}_loss", set.name), set.loss())).collect();
+            let scalars: Vec<(&str, f64)> = [
                 ("eval/loss", all.loss()),
                 ("eval/perplexity", all.perplexity()),
                 ("eval/mean_token_accuracy", all.accuracy()),
-            ];
+            ]
+            .into_iter()
+            .chain(of_sets.iter().map(|(name, loss)| (name.as_str(), *loss)))
+            .collect();
             outputs.metrics.json(&record);
             outputs.metrics.scalars(s.step, &scalars);
             outputs.metrics.print(&evaluation.text(s.step, self.max_steps));

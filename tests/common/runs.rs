@@ -85,9 +85,10 @@ pub fn losses(dir: &Path) -> Vec<f64> {
     metrics(dir).iter().filter_map(|v| v["loss"].as_f64()).collect()
 }
 
-/// `trainer_state.json` without the times of its last entry.
+/// `trainer_state.json` without the times of its last entry, and `ringtune_state.json` as one of its fields.
 pub fn trainer_state(dir: &Path) -> Value {
     let mut v: Value = serde_json::from_slice(&std::fs::read(dir.join("trainer_state.json")).unwrap()).unwrap();
+    v["ringtune"] = serde_json::from_slice(&std::fs::read(dir.join("ringtune_state.json")).unwrap()).unwrap();
     for entry in v["log_history"].as_array_mut().unwrap() {
         let entry = entry.as_object_mut().unwrap();
         entry.remove("train_runtime");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::program::repository;
 
 /// Names without a prefix of ours that the program or a script reads.
-const FOREIGN: [&str; 32] = [
+const FOREIGN: [&str; 38] = [
     "ARCHS",
     "CARGO_TARGET_DIR",
     "CLICOLOR",
@@ -24,6 +24,12 @@ const FOREIGN: [&str; 32] = [
     "LOCAL_RANK",
     "MASTER_ADDR",
     "MASTER_PORT",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_RUN_ID",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_USERNAME",
     "MPI",
     "MUTANTS_DIR",
     "NCCL_NVLS_ENABLE",

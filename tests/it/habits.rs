@@ -102,7 +102,8 @@ fn flags_of_other_tools_are_answered_with_what_to_type() {
         ("--tf32 true", "write --mixed_precision no"),
         ("--gradient_checkpointing", "write --recompute layer"),
         ("--gradient-checkpointing true", "write --recompute layer"),
-        ("--report_to wandb", "TensorBoard files are in runs/"),
+        ("--use_mlflow true", "write --report_to mlflow"),
+        ("--mlflow_tracking_uri http://x", "MLFLOW_TRACKING_URI"),
         ("--wandb_project x", "wandb sync --sync-tensorboard"),
         ("--optim adamw_torch_fused", "AdamW with f32 moments is the one optimiser; leave it out"),
         ("--load_in_4bit", "weights are not quantised"),
@@ -159,6 +160,45 @@ fn flags_of_other_tools_are_answered_with_what_to_type() {
         w.write("c.json", format!("{{\"{key}\": 1}}"));
         let outcome = w.shell(&format!("{sft} --config_path c.json"));
         assert!(outcome.error().contains(&format!("unknown key \"{key}\"; {answer}")), "{}", outcome.stderr);
+    }
+}
+
+/// Where figures go is a setting here; a service that is not called is answered with the way to it.
+#[test]
+fn report_to_takes_words_of_other_tools() {
+    let (w, sft) = place();
+    for typed in ["--report_to wandb", "--report-to tensorboard,wandb", "--report_to json wandb"] {
+        let outcome = w.shell(&format!("{sft} {typed}"));
+        assert_eq!(outcome.code, Some(2), "{typed}: {}", outcome.stderr);
+        let expected = "--report-to: expected some of tensorboard, mlflow, json, none, found \"wandb\"; other services are not called: \
+                        `wandb sync --sync-tensorboard OUTPUT_DIR/runs`";
+        assert!(outcome.error().starts_with(expected), "{typed}: {}", outcome.error());
+    }
+    w.write("c.json", "{\"report_to\": [\"wandb\"]}");
+    let outcome = w.shell(&format!("{sft} --config_path c.json"));
+    assert!(outcome.error().contains("`wandb sync --sync-tensorboard"), "{}", outcome.stderr);
+    let outcome = w.shell(&format!("{sft} --report_to none,json"));
+    assert!(outcome.code == Some(2) && outcome.error().contains("none stands alone"), "{}", outcome.stderr);
+    let outcome = w.shell(&format!("env -u MLFLOW_TRACKING_URI {sft} --report_to mlflow"));
+    assert!(outcome.code == Some(2) && outcome.error().contains("MLFLOW_TRACKING_URI: expected"), "{}", outcome.stderr);
+    // Each place where it was asked for, and nowhere else.
+    let sft = sft.replace(" --no_tensorboard", " --max_steps 1");
+    for (i, (typed, tensorboard, json)) in [
+        ("", true, true),
+        ("--report_to none", false, false),
+        ("--report_to json", false, true),
+        ("--report_to=tensorboard", true, false),
+        ("--report_to json,tensorboard --no_tensorboard", false, true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = format!("out-{i}");
+        let outcome = w.shell(&format!("{} {typed}", sft.replace("--output_dir out", &format!("--output_dir {out}"))));
+        assert_eq!(outcome.code, Some(0), "{typed}: {}", outcome.stderr);
+        let there = |name: &str| w.path(&format!("{out}/{name}")).exists();
+        assert_eq!((there("runs"), there("metrics.jsonl")), (tensorboard, json), "{typed}");
+        assert!(!outcome.stderr.contains("warning"), "{typed}: {}", outcome.stderr);
     }
 }
 

@@ -39,6 +39,7 @@ mod loader;
 mod merge;
 mod merge_cmd;
 mod mix;
+mod mlflow;
 mod mpirun;
 mod pack;
 #[path = "../common/parity/mod.rs"]

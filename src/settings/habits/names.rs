@@ -38,24 +38,17 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
         Do("the command says it: sft, pretrain, eval; leave it out"),
     ),
     (
-        &["report_to", "logging_dir", "log_with", "use_tensorboard"],
-        Do(
-            "TensorBoard files are in runs/ of the output folder, metrics in metrics.jsonl (no_tensorboard leaves the first out)",
-        ),
+        &["logging_dir", "log_with", "use_tensorboard"],
+        Do("TensorBoard files are in runs/ of the output folder, metrics in metrics.jsonl (report_to chooses)"),
     ),
     (
-        &[
-            "use_wandb",
-            "wandb_project",
-            "wandb_name",
-            "wandb_entity",
-            "wandb_run_name",
-            "run_name",
-            "use_swanlab",
-            "use_mlflow",
-            "mlflow_tracking_uri",
-        ],
-        Do("no service is called; `wandb sync --sync-tensorboard` takes the files in runs/ of the output folder"),
+        &["use_wandb", "wandb_project", "wandb_name", "wandb_entity", "wandb_run_name", "run_name", "use_swanlab"],
+        Do("wandb is not called; `wandb sync --sync-tensorboard` takes the files in runs/ of the output folder"),
+    ),
+    (&["use_mlflow"], Write("report_to", "mlflow", "")),
+    (
+        &["mlflow_tracking_uri", "mlflow_experiment_name", "hf_mlflow_log_artifacts"],
+        Do("write report_to mlflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME are read from the environment"),
     ),
     (&["optim", "optimizer", "optim_args"], Do("AdamW with f32 moments is the one optimiser; leave it out")),
     (
@@ -372,6 +365,11 @@ pub(super) const ELSEWHERE: &[(&str, &[&str], &str)] = &[
 
 /// Words of other tools for a value, and what to write instead: the key, the words, the answer.
 pub(super) const VALUES: &[(&str, &[&str], &str)] = &[
+    (
+        "report_to",
+        &["wandb", "swanlab", "comet_ml", "clearml", "trackio", "all"],
+        "other services are not called: `wandb sync --sync-tensorboard OUTPUT_DIR/runs` takes the files that tensorboard writes",
+    ),
     (
         "lr_scheduler_type",
         &["constant_with_warmup"],
