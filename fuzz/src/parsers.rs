@@ -30,6 +30,7 @@ use ringtune::hf::config as hf_config;
 use ringtune::hf::peft::Adapter;
 use ringtune::hf::safetensors::{ModelFiles, TensorFile};
 use ringtune::hf::tokenizer_json::tokenizer_json;
+use ringtune::hub::{DataName, Listing, choose};
 use ringtune::model::weights::Product;
 use ringtune::train::checkpoints::read_state;
 use ringtune::train::state::RunState;
@@ -37,9 +38,10 @@ use ringtune::words::Words;
 
 use crate::seeds::{
     adapter_config_seeds, added_token_seeds, alpaca_seeds, config_seeds, conversation_seeds, dolly_seeds, file,
-    jinja_seeds, manifest_seeds, metrics_seeds, oasst_seeds, raw_token_seeds, row_seeds, run_record_seeds,
-    safetensors_seeds, sentencepiece_seeds, settings_file_seeds, shard_index_seeds, table_seeds, text_jsonl_seeds,
-    text_seeds, token_file_seeds, tokenizer_config_seeds, tokenizer_json_seeds, trainer_state_seeds,
+    hub_card_seeds, hub_listing_seeds, jinja_seeds, manifest_seeds, metrics_seeds, oasst_seeds, raw_token_seeds,
+    row_seeds, run_record_seeds, safetensors_seeds, sentencepiece_seeds, settings_file_seeds, shard_index_seeds,
+    table_seeds, text_jsonl_seeds, text_seeds, token_file_seeds, tokenizer_config_seeds, tokenizer_json_seeds,
+    trainer_state_seeds,
 };
 
 /// A parser and how its input looks.
@@ -80,6 +82,8 @@ pub const ALL: &[Parser] = &[
     Parser { name: "conversations", run: conversations, seeds: conversation_seeds },
     Parser { name: "metrics", run: metrics, seeds: metrics_seeds },
     Parser { name: "run_record", run: run_record, seeds: run_record_seeds },
+    Parser { name: "hub_listing", run: hub_listing, seeds: hub_listing_seeds },
+    Parser { name: "hub_card", run: hub_card, seeds: hub_card_seeds },
 ];
 
 /// The parser of a name.
@@ -428,6 +432,29 @@ fn run_record(bytes: &[u8]) {
     as_file("record/trainer_state.json", bytes);
     let path = as_file("record/run.json", bytes);
     page_of(path.parent().expect("a folder"));
+}
+
+/// What the hub says of a repository: no file of it may lie outside the folder that it is fetched into.
+fn hub_listing(bytes: &[u8]) {
+    let Ok(listing) = Listing::from_api(&String::from_utf8_lossy(bytes)) else { return };
+    for entry in &listing.entries {
+        let inside = |c| matches!(c, std::path::Component::Normal(_));
+        assert!(Path::new(&entry.path).components().all(inside) && !entry.path.is_empty());
+        assert!(entry.etag.as_deref().is_none_or(|tag| !tag.contains('/') && !tag.starts_with('.')));
+    }
+}
+
+/// The card of a data set: what it chooses is among the files that there are.
+fn hub_card(bytes: &[u8]) {
+    let files =
+        ["README.md", "a/train-00000-of-00002.parquet", "a/train-00001-of-00002.parquet", "b/test.jsonl", "c.csv"];
+    let card = String::from_utf8_lossy(bytes);
+    for name in ["hf:o/r", "hf:o/r/en:test", "hf:o/r/b"] {
+        let name = DataName::parse(name).expect("a name").expect("of the hub");
+        if let Ok(chosen) = choose(&name, &files, Some(&card)) {
+            assert!(!chosen.is_empty() && chosen.iter().all(|f| files.contains(&f.as_str())));
+        }
+    }
 }
 
 /// Whatever the files say, the page holds its own two scripts and no element of theirs.

@@ -235,6 +235,25 @@ pub fn metrics_seeds() -> Vec<Vec<u8>> {
     vec![whole.into_bytes(), format!("{}\n", line(1)).into_bytes()]
 }
 
+/// Inputs of `hub_listing`.
+pub fn hub_listing_seeds() -> Vec<Vec<u8>> {
+    let listing = serde_json::json!({
+        "sha": "0123456789abcdef0123456789abcdef01234567",
+        "siblings": [
+            {"rfilename": "config.json", "size": 7, "blobId": "ab12"},
+            {"rfilename": "a/model.safetensors", "lfs": {"sha256": "0".repeat(64), "size": 9, "pointerSize": 130}},
+        ],
+    });
+    vec![listing.to_string().into_bytes()]
+}
+
+/// Inputs of `hub_card`.
+pub fn hub_card_seeds() -> Vec<Vec<u8>> {
+    let lists = "---\nconfigs:\n- config_name: en\n  default: true\n  data_files:\n  - split: train\n    path: a/train-*\n  - split: test\n    path: [b/*]\n---\n";
+    let maps = "---\nconfigs:\n- config_name: b\n  data_dir: b\n- config_name: en\n  data_files: {train: 'c.csv', test: '**/*'}\n---\n# Text\n";
+    vec![lists.into(), maps.into()]
+}
+
 /// Inputs of `run_record`.
 pub fn run_record_seeds() -> Vec<Vec<u8>> {
     let record = serde_json::json!({

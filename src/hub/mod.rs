@@ -12,8 +12,9 @@ mod refusal;
 mod transfer;
 mod wanted;
 
-pub use cache::snapshot_in;
+pub use cache::{Entry, Listing, snapshot_in};
 pub use client::{Client, Failure, Refusal};
+pub use dataset::choose;
 pub use fetch::{Fetched, Hub};
 pub(crate) use fetch::{endpoint, is_offline, token};
 pub use name::{DataName, Kind, MAIN, PREFIX, Repo};

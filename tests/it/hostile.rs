@@ -235,5 +235,5 @@ macro_rules! parsers {
 parsers! {
     jsonl_rows token_file raw_tokens safetensors shard_index config_json adapter_config sentencepiece tokenizer_json_input tokenizer_config added_tokens manifest
     trainer_state settings_file jinja dolly oasst alpaca tables encoded_rows pretrain_text pretrain_jsonl conversations
-    metrics run_record
+    metrics run_record hub_listing hub_card
 }
