@@ -9,7 +9,7 @@ MPI ?=
 export MPI
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap tools build test test-product test-full test-vgpu lint bench dist demo install vgpu clean-demo
+.PHONY: help bootstrap tools build test test-product test-full test-vgpu lint bench dist check-targets demo install vgpu clean-demo
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench: tools ## time the kernels and whole training steps on this machine; resul
 
 dist: tools ## pack programs, completions, man pages, licences and kernels for other machines: dist/*.tar.gz
 	@scripts/dist.sh
+
+check-targets: tools ## type-check the launcher for aarch64 Linux and macOS, with stand-ins for their C compilers
+	@scripts/check-targets.sh
 
 demo: build ## the whole job on real text: pretrain, fine-tune, evaluate, generate, merge (OUT=folder)
 	@scripts/demo.sh "$(OUT)"

@@ -99,7 +99,14 @@ pub fn free_bytes(path: &Path) -> Option<u64> {
         }
         stat.assume_init()
     };
-    stat.f_bavail.checked_mul(stat.f_frsize)
+    // Their types differ from system to system.
+    #[allow(
+        clippy::useless_conversion,
+        clippy::unnecessary_fallible_conversions,
+        reason = "they are u64 on Linux alone"
+    )]
+    let (blocks, size) = (u64::from(stat.f_bavail), u64::from(stat.f_frsize));
+    blocks.checked_mul(size)
 }
 
 #[cfg(test)]

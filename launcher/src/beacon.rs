@@ -3,8 +3,10 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::system::{is_memory_file, memory_file};
 
 /// What a rank is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -114,13 +116,7 @@ impl Beacon {
     /// # Errors
     /// If the system gives no memory.
     pub fn create() -> io::Result<(Self, OwnedFd)> {
-        // SAFETY: the name is a terminated string; the result is checked before it is owned.
-        let fd = unsafe { libc::memfd_create(NAME.as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor is new and ours alone.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let fd = memory_file(NAME)?;
         // SAFETY: the descriptor is open.
         if unsafe { libc::ftruncate(fd.as_raw_fd(), size_of::<Page>() as libc::off_t) } != 0 {
             return Err(io::Error::last_os_error());
@@ -133,9 +129,7 @@ impl Beacon {
     /// # Errors
     /// If the descriptor is none of [`Beacon::create`].
     pub fn inherited(fd: RawFd) -> io::Result<Self> {
-        let target = std::fs::read_link(format!("/proc/self/fd/{fd}"))?;
-        let expected = format!("/memfd:{}", NAME.to_string_lossy());
-        if !target.to_string_lossy().starts_with(&expected) {
+        if !is_memory_file(fd, NAME) {
             return Err(io::Error::other(format!("descriptor {fd} is no beacon")));
         }
         Self::map(fd)

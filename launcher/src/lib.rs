@@ -25,4 +25,5 @@ pub mod run;
 pub mod secret;
 pub mod spawn;
 pub mod supervise;
+pub mod system;
 pub mod wrap;

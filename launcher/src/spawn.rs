@@ -7,6 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use crate::system::tie;
+pub use crate::system::{adopt_orphans, die_with, own_cores};
+
 /// The command of a rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RankCommand {
@@ -70,18 +73,6 @@ pub fn parse_ranges(text: &str) -> Option<Vec<usize>> {
     Some(cores)
 }
 
-/// The cores that this process may run on.
-pub fn own_cores() -> Vec<usize> {
-    // SAFETY: all zeros is an empty set, and the call writes no more than the size it is given.
-    let set = unsafe {
-        let mut set = std::mem::zeroed::<libc::cpu_set_t>();
-        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set);
-        set
-    };
-    // SAFETY: the index is below the set's size.
-    (0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect()
-}
-
 /// The shares of `n` ranks of these cores, equal and apart; nothing where there are too few.
 pub fn shares(cores: &[usize], n: usize) -> Vec<Vec<usize>> {
     let each = cores.len() / n.max(1);
@@ -133,43 +124,9 @@ pub fn spawn(command: &RankCommand, streams: Streams, beacon: &impl AsRawFd) -> 
     c.spawn()
 }
 
-/// Ties the calling process to cores.
-fn tie(cores: &[usize]) -> io::Result<()> {
-    if cores.is_empty() {
-        return Ok(());
-    }
-    // SAFETY: all zeros is an empty set; indices beyond its size are left out; the call reads the size it is given.
-    let result = unsafe {
-        let mut set = std::mem::zeroed::<libc::cpu_set_t>();
-        cores.iter().filter(|&&c| c < libc::CPU_SETSIZE as usize).for_each(|&c| libc::CPU_SET(c, &mut set));
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 fn keep_open(fd: RawFd) -> io::Result<()> {
     // SAFETY: a call on a descriptor by number.
     if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// From now on the calling process is killed when its parent dies.
-///
-/// # Errors
-/// If the parent is not (any more) the expected one.
-pub fn die_with(parent: libc::pid_t) -> io::Result<()> {
-    // SAFETY: two calls without pointers.
-    let now = unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        libc::getppid()
-    };
-    // It died in between: the signal will not come.
-    if now == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
-}
-
-/// Makes ringrun the parent of what its ranks leave behind.
-pub fn adopt_orphans() {
-    // SAFETY: a call without pointers; where the kernel refuses, process groups are all there is.
-    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
 }
 
 /// Sends a signal to the process group of a rank that was not reaped yet.

@@ -14,6 +14,7 @@ use crate::options::Options;
 use crate::output::{Lines, drain};
 use crate::process::{Process, Start};
 use crate::spawn::{end_orphans, signal_group, state};
+pub use crate::system::host_name;
 use crate::wrap::Report;
 
 /// What wakes the supervisor.
@@ -458,10 +459,4 @@ pub fn out_of_memory() -> bool {
     let text = std::fs::read_to_string("/sys/fs/cgroup/memory.events").unwrap_or_default();
     let killed = text.lines().find_map(|l| l.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0);
     KNOWN.swap(killed, Relaxed) < killed
-}
-
-/// The machine's name.
-pub fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() { "this machine".into() } else { name.trim().into() }
 }

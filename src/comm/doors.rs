@@ -1,7 +1,6 @@
 //! Where ranks connect to each other: Unix sockets on one machine, TCP between machines. Both ends prove that they know the run's secret.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
@@ -31,7 +30,7 @@ impl Doors {
     pub fn open(rank: usize, seen: Option<&str>) -> Result<Self> {
         // Names of this kind are one space for all containers that share a network.
         let name = format!("ringtune-{}-{rank}", blake3::Hash::from(nonce()?).to_hex());
-        let address = UnixAddr::from_abstract_name(&name)?;
+        let address = near(&name)?;
         let unix = UnixListener::bind_addr(&address).context(|| "cannot listen for other ranks".into())?;
         let mut names = vec![format!("@{name}")];
         let mut tcp = None;
@@ -137,7 +136,21 @@ fn introduced(mut to: impl Door, rank: usize, secret: &Secret) -> Result<Box<dyn
 fn near_to(peer: &Hello) -> Result<UnixStream> {
     let name = peer.listens.iter().find_map(|l| l.strip_prefix('@'));
     let name = name.ok_or_else(|| Error::new("it has no door for ranks of its machine"))?;
-    Ok(UnixStream::connect_addr(&UnixAddr::from_abstract_name(name)?)?)
+    Ok(UnixStream::connect_addr(&near(name)?)?)
+}
+
+/// The address of a Unix socket that no folder has.
+#[cfg(target_os = "linux")]
+fn near(name: &str) -> std::io::Result<UnixAddr> {
+    use std::os::linux::net::SocketAddrExt;
+    UnixAddr::from_abstract_name(name)
+}
+
+/// The address of a Unix socket among the temporary files: names without a folder are Linux's own. A path may be 103 bytes long.
+#[cfg(not(target_os = "linux"))]
+fn near(name: &str) -> std::io::Result<UnixAddr> {
+    let short = blake3::hash(name.as_bytes()).to_hex();
+    UnixAddr::from_pathname(std::env::temp_dir().join(format!("rt-{}", &short[..24])))
 }
 
 fn far_to(peer: &Hello) -> Result<TcpStream> {

@@ -103,6 +103,7 @@ pub fn start(ways: Ways) -> Result<Comm> {
     };
     say::set_rank(identity.rank);
     // A shell may stand between the launcher and this program: it dies with whoever started it all the same.
+    #[cfg(target_os = "linux")]
     if identity.launcher == Launcher::Ringrun {
         // SAFETY: a call without pointers.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
