@@ -15,6 +15,8 @@ pub fn row_counts(most: usize) -> impl Iterator<Item = usize> {
 pub struct Footprint {
     /// Rows of logits that exist at once.
     pub logits_rows: usize,
+    /// Whether their gradient stands beside them where products round it, not in their place.
+    pub logits_gradient: bool,
     /// Words of 32 bits that the vectors of a micro-batch take for each token.
     pub batch_words: usize,
     /// Elements at whose multiples each gradient and each moment begins.
@@ -65,7 +67,14 @@ mod tests {
 
     #[test]
     fn what_is_fused_needs_no_scratch() {
-        let fuses = Footprint { logits_rows: 1, batch_words: 6, block: 1, fused_multiple: Some(8), packed: None };
+        let fuses = Footprint {
+            logits_rows: 1,
+            logits_gradient: false,
+            batch_words: 6,
+            block: 1,
+            fused_multiple: Some(8),
+            packed: None,
+        };
         assert!(!fuses.writes_dropped(DType::Bf16, &[64, 16]));
         assert!(fuses.writes_dropped(DType::F32, &[64, 16]));
         assert!(fuses.writes_dropped(DType::Bf16, &[64, 4]));

@@ -88,13 +88,13 @@ pub trait Backend: Device {
         Ok(())
     }
 
-    /// Before a run: `w` will be multiplied with many times before it changes, as `x wᵀ` and, with `backward`, as `dy w`; `rows_are_read`:
-    /// by others than products too. A device may keep it in the form that its products read. Gives the bytes that this takes beyond the
+    /// Before a run: `w` will be multiplied with many times before it changes, as `x wᵀ` and as `dy w`; `rows_are_read`: by others than products
+    /// too. A device may keep it in the form that its products read. Gives the bytes that this takes beyond the
     /// tensor's own. Here nothing is kept.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    fn keep_packed(&self, _w: &mut Tensor<Self>, _backward: bool, _rows_are_read: bool) -> Result<usize> {
+    fn keep_packed(&self, _w: &mut Tensor<Self>, _rows_are_read: bool) -> Result<usize> {
         Ok(0)
     }
 

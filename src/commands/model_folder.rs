@@ -158,8 +158,6 @@ impl ModelFolder {
         if let Some(adapter) = &self.adapter {
             load_adapter(dev, &mut params, adapter)?;
         }
-        let mut model = Model::fixed(resized.config().clone(), params, self.adapter.as_ref().map(lora_spec), dtype);
-        model.keep_packed(dev, false)?;
-        Ok(model)
+        Ok(Model::fixed(resized.config().clone(), params, self.adapter.as_ref().map(lora_spec), dtype))
     }
 }

@@ -1,5 +1,8 @@
 //! Memory behind a tensor: zero pages from the system, aligned for every vector width, seen as slices of its element type.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
 use half::bf16;
 use memmap2::MmapMut;
 
@@ -15,7 +18,13 @@ pub struct CpuBuf {
     map: Option<MmapMut>,
     /// What products read instead, as long as nothing is written.
     forms: Option<Box<Forms>>,
+    /// So many bytes from the start are zero, whatever stands there: whoever reads or adds to them writes the zeros first, and whoever
+    /// writes all of them need not.
+    zeros: AtomicUsize,
 }
+
+/// Bytes from which on zeros are written when they are needed.
+const LATER: usize = 64 << 10;
 
 impl CpuBuf {
     /// `bytes` zero bytes.
@@ -29,13 +38,16 @@ impl CpuBuf {
         if bytes >= 8 << 20 {
             let _ = map.advise(memmap2::Advice::HugePage);
         }
-        Ok(Self { map: Some(map), forms: None })
+        Ok(Self { map: Some(map), forms: None, zeros: AtomicUsize::new(0) })
     }
 
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
         match (&self.map, &self.forms) {
-            (Some(map), _) => map,
+            (Some(map), _) => {
+                self.settle(map);
+                map
+            }
             (None, Some(forms)) => forms.rows().bytes(),
             (None, None) => unreachable!("the bytes stand somewhere"),
         }
@@ -47,7 +59,45 @@ impl CpuBuf {
         if let (None, Some(forms)) = (&self.map, forms) {
             self.map = forms.into_rows().map;
         }
-        self.map.as_mut().expect("the bytes stand somewhere")
+        let map = self.map.as_mut().expect("the bytes stand somewhere");
+        let zeros = std::mem::take(self.zeros.get_mut());
+        map[..zeros].fill(0);
+        map
+    }
+
+    /// Writes the zeros that are due.
+    fn settle(&self, map: &MmapMut) {
+        static ONE: Mutex<()> = Mutex::new(());
+        if self.zeros.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let zeros = self.zeros.load(Ordering::Acquire);
+        // SAFETY: the map is as long. Nobody has a reference into it: they were none when the zeros became due, under `&mut self`, and
+        // every way to one goes through here or ends that state; other threads wait for the lock.
+        unsafe { std::ptr::write_bytes(map.as_ptr().cast_mut(), 0, zeros) };
+        self.zeros.store(0, Ordering::Release);
+    }
+
+    /// Makes the first `bytes` bytes zero once they are needed; false where they are so few that they are better written now.
+    pub fn zero_later(&mut self, bytes: usize) -> bool {
+        let later = bytes >= LATER && self.map.as_ref().is_some_and(|map| bytes <= map.len());
+        if later {
+            self.forms = None;
+            let due = self.zeros.get_mut();
+            *due = bytes.max(*due);
+        }
+        later
+    }
+
+    /// Whether the first `bytes` bytes, and no others, are zeros that are not written yet. They never will be: the caller writes all of them.
+    pub fn overwrites_zeros(&mut self, bytes: usize) -> bool {
+        let due = self.zeros.get_mut();
+        let all = bytes > 0 && *due == bytes;
+        if all {
+            *due = 0;
+        }
+        all
     }
 
     /// What products read instead of the bytes.
@@ -161,6 +211,27 @@ mod tests {
         b.elems_mut::<f32>(250)[249] = 1.0;
         assert_eq!(b.elems::<f32>(250)[249], 1.0);
         assert!(CpuBuf::zeros(0).unwrap().elems::<f32>(0).is_empty());
+    }
+
+    #[test]
+    fn zeros_that_are_due_are_read_added_to_or_never_written() {
+        let n = 2 * LATER;
+        let filled = || {
+            let mut b = CpuBuf::zeros(n).unwrap();
+            b.bytes_mut().fill(7);
+            assert!(!b.zero_later(LATER - 1) && b.bytes()[0] == 7, "a few are written at once");
+            assert!(b.zero_later(LATER));
+            b
+        };
+        let half = |b: &[u8]| b[..LATER].iter().all(|&x| x == 0) && b[LATER..].iter().all(|&x| x == 7);
+        assert!(half(filled().bytes()) && half(filled().bytes_mut()));
+        let mut b = filled();
+        assert!(!b.overwrites_zeros(n), "the others are not zero");
+        assert!(b.overwrites_zeros(LATER) && !b.overwrites_zeros(LATER));
+        assert!(b.bytes().iter().all(|&x| x == 7), "what the caller writes is not written twice");
+        // Read by several threads at once, they are zero for all.
+        let b = filled();
+        std::thread::scope(|s| (0..4).for_each(|_| drop(s.spawn(|| assert!(half(b.bytes()))))));
     }
 
     #[test]

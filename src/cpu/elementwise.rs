@@ -66,8 +66,21 @@ pub fn download_at(dev: &Cpu, dst: &mut [f32], src: &Tensor<Cpu>, first: usize) 
 
 pub fn fill_zero(dev: &Cpu, dst: &mut Tensor<Cpu>) {
     let bytes = dst.len() * dst.dtype().bytes();
-    let dst = &mut dst.buf.bytes_mut()[..bytes];
-    dev.pool.split(chunked(dst, 8 * TASK), |_, y| y.fill(0));
+    if !dst.buf.zero_later(bytes) {
+        write_zeros(dev, dst, bytes);
+    }
+}
+
+/// Writes zeros that are due, on all threads, before a tensor is added to here and there.
+pub fn settle(dev: &Cpu, dst: &mut Tensor<Cpu>) {
+    let bytes = dst.len() * dst.dtype().bytes();
+    if dst.buf.overwrites_zeros(bytes) {
+        write_zeros(dev, dst, bytes);
+    }
+}
+
+fn write_zeros(dev: &Cpu, dst: &mut Tensor<Cpu>, bytes: usize) {
+    dev.pool.split(chunked(&mut dst.buf.bytes_mut()[..bytes], 8 * TASK), |_, y| y.fill(0));
 }
 
 pub fn copy(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &Tensor<Cpu>) {

@@ -3,7 +3,7 @@
 use super::Cpu;
 use super::buffer::{elems, elems_mut, typed};
 use super::elem::Elem;
-use super::elementwise::task_rows;
+use super::elementwise::{settle, task_rows};
 use super::level::multiversion;
 use super::threads::chunked;
 use crate::backend::embedding::{check_backward, check_rows};
@@ -63,6 +63,7 @@ pub fn backward(dev: &Cpu, dw: &mut Tensor<Cpu>, dout: &Tensor<Cpu>, batch: &Bat
     let (tokens, by_token) = (elems::<i32>(&batch.tokens), elems::<i32>(&batch.by_token));
     let token = |i: i32| usize::try_from(tokens[i as usize]).expect("tokens are not negative");
     let per_part = rows.div_ceil(PARTS);
+    settle(dev, dw);
     let dw: &mut [f32] = elems_mut(dw);
     typed!(dout = dout, => dev.pool.split(chunked(dw, per_part * cols), |part, dw| {
         let first = first_row + part * per_part;

@@ -64,23 +64,18 @@ impl Kept {
 
     /// The elements of the weight whose forward form this is, as they stood in memory.
     fn unpack(&self) -> Result<CpuBuf> {
-        let size = if self.unit == Unit::Single { 4 } else { 2 };
-        let mut rows = CpuBuf::zeros(self.n * self.k * size)?;
+        let mut buf = CpuBuf::zeros(self.n * self.k * size_of::<u16>())?;
+        let rows = buf.elems_mut::<u16>(self.n * self.k);
         for k0 in (0..self.k).step_by(k_steps(self.unit)) {
             let steps = k_steps(self.unit).min(self.k - k0);
             for j in 0..self.n {
                 let (panel, r) = (self.panels(j / self.width * self.width, k0), j % self.width);
-                let at = |u: usize| panel[u * self.width + r];
-                let row = j * self.k + k0..j * self.k + k0 + steps;
-                if size == 4 {
-                    rows.elems_mut::<u32>(self.n * self.k)[row].iter_mut().enumerate().for_each(|(l, x)| *x = at(l));
-                } else {
-                    let half = |l: usize| (at(l / 2) >> (16 * (l % 2))) as u16;
-                    rows.elems_mut::<u16>(self.n * self.k)[row].iter_mut().enumerate().for_each(|(l, x)| *x = half(l));
-                }
+                let row = &mut rows[j * self.k + k0..][..steps];
+                let half = |l: usize| (panel[l / 2 * self.width + r] >> (16 * (l % 2))) as u16;
+                row.iter_mut().enumerate().for_each(|(l, x)| *x = half(l));
             }
         }
-        Ok(rows)
+        Ok(buf)
     }
 }
 
@@ -94,15 +89,15 @@ pub struct Forms {
     /// For `x·wᵀ`.
     forward: Kept,
     /// For `dy·w`.
-    backward: Option<Kept>,
+    backward: Kept,
     /// The rows, where they were given back and asked for again.
     again: OnceLock<CpuBuf>,
 }
 
 impl Forms {
     /// The form for products over the columns of the weight, or over its rows.
-    pub fn of(&self, over_columns: bool) -> Option<&Kept> {
-        if over_columns { Some(&self.forward) } else { self.backward.as_ref() }
+    pub fn of(&self, over_columns: bool) -> &Kept {
+        if over_columns { &self.forward } else { &self.backward }
     }
 
     /// The rows of the weight, from its panels.
@@ -132,39 +127,27 @@ impl<'a> From<Operand<'a>> for Weight<'a> {
 impl<'a> Weight<'a> {
     /// Of a tensor with `n` columns of C over `k` steps: along its columns, or along its rows.
     pub fn of(w: &'a Tensor<Cpu>, micro: &Micro, over_columns: bool, n: usize, k: usize) -> Self {
-        let kept = w.buf.forms().and_then(|forms| forms.of(over_columns)).filter(|kept| kept.serves(micro, n, k));
-        let data = match (kept, w.dtype()) {
-            (None, _) => view(w),
-            (Some(_), DType::F32) => View::F32(&[]),
-            (Some(_), _) => View::Bf16(&[]),
-        };
+        let kept = w.buf.forms().map(|forms| forms.of(over_columns)).filter(|kept| kept.serves(micro, n, k));
+        let data = kept.map_or_else(|| view(w), |_| View::Bf16(&[]));
         let (major_stride, k_stride) = if over_columns { (w.cols(), 1) } else { (1, w.cols()) };
         Self { rows: Operand { data, major_stride, k_stride }, kept }
     }
 }
 
-/// Whether the forms of a weight of this type are kept, and the micro-kernel that reads them. On the units of f32 panels of bf16 take twice
-/// the memory, and those of f32 are kept where they can take the place of the rows alone.
-fn reader(dev: &Cpu, dtype: DType, backward: bool) -> Option<Micro> {
-    let micro = Micro::new(dev.level, dtype == DType::Bf16);
-    let keeps = micro.b.is_pair() || (dtype == DType::F32 && !backward);
-    keeps.then_some(micro)
-}
-
-/// See [`crate::backend::Backend::keep_packed`].
-pub fn keep(dev: &Cpu, w: &mut Tensor<Cpu>, backward: bool, rows_are_read: bool) -> Result<usize> {
-    let Some(micro) = reader(dev, w.dtype(), backward) else { return Ok(0) };
-    let (out, wide) = w.shape();
-    if w.is_empty() || w.buf.forms().is_some() {
+/// See [`crate::backend::Backend::keep_packed`]. On the units of f32 panels of bf16 would take twice the memory, and two forms in f32 more than
+/// half of what other trainers take.
+pub fn keep(dev: &Cpu, w: &mut Tensor<Cpu>, rows_are_read: bool) -> Result<usize> {
+    let micro = Micro::new(dev.level, true);
+    if w.dtype() != DType::Bf16 || !micro.b.is_pair() || w.is_empty() || w.buf.forms().is_some() {
         return Ok(0);
     }
+    let (out, wide) = w.shape();
     let form = |over_columns, n, k| Kept::new(dev, &micro, Weight::of(w, &micro, over_columns, n, k).rows, n, k);
-    let forward = form(true, out, wide)?;
-    let backward = backward.then(|| form(false, wide, out)).transpose()?;
+    let (forward, backward) = (form(true, out, wide)?, form(false, wide, out)?);
     let own = w.capacity() * w.dtype().bytes();
-    let taken = forward.bytes() + backward.as_ref().map_or(0, Kept::bytes);
+    let taken = forward.bytes() + backward.bytes();
     w.buf.keep(Forms { forward, backward, again: OnceLock::new() }, rows_are_read);
-    Ok(if rows_are_read { taken } else { taken.saturating_sub(own) })
+    Ok(if rows_are_read { taken } else { taken - own })
 }
 
 /// The panels of bf16 weights that are kept for both directions at this level, where they are.
@@ -196,21 +179,19 @@ mod tests {
     fn products_have_the_same_bits_and_rows_come_back() {
         for dev in cpus() {
             for (out, wide) in [(33, 17), (34, 2101), (1, 1)] {
-                for dtype in [DType::Bf16, DType::F32] {
-                    let name = format!("{}, {} threads, {out} x {wide} {dtype:?}", dev.level().name(), dev.threads());
-                    let data = normal(3, out * wide);
-                    let mut w = tensor(&dev, out, wide, dtype, &data);
-                    let (rows, before) = (values(&dev, &w), [1, 3, 70].map(|rows| products(&dev, &w, rows)));
-                    for backward in [true, false] {
-                        dev.keep_packed(&mut w, backward, false).unwrap();
-                        let after = [1, 3, 70].map(|rows| products(&dev, &w, rows));
-                        assert!(after == before, "{name}: products");
-                        assert!(values(&dev, &w) == rows, "{name}: rows");
-                        // Written again, nothing that was kept is read.
-                        dev.upload(&mut w, &vec![0.0; out * wide]).unwrap();
-                        assert!(products(&dev, &w, 3)[..3 * out].iter().all(|&bits| bits == 0), "{name}: zeros");
-                        dev.upload(&mut w, &data).unwrap();
-                    }
+                let name = format!("{}, {out} x {wide}", dev.level().name());
+                let data = normal(3, out * wide);
+                let mut w = tensor(&dev, out, wide, DType::Bf16, &data);
+                let (rows, before) = (values(&dev, &w), [1, 3, 70].map(|rows| products(&dev, &w, rows)));
+                for rows_are_read in [true, false] {
+                    dev.keep_packed(&mut w, rows_are_read).unwrap();
+                    let after = [1, 3, 70].map(|rows| products(&dev, &w, rows));
+                    assert!(after == before, "{name}: products");
+                    assert!(values(&dev, &w) == rows, "{name}: rows");
+                    // Written again, nothing that was kept is read.
+                    dev.upload(&mut w, &vec![0.0; out * wide]).unwrap();
+                    assert!(products(&dev, &w, 3)[..3 * out].iter().all(|&bits| bits == 0), "{name}: zeros");
+                    dev.upload(&mut w, &data).unwrap();
                 }
             }
         }
@@ -225,9 +206,9 @@ mod tests {
                 let own = 2 * out * wide;
                 let name = format!("{} {out} x {wide}", dev.level().name());
                 let expected = promised.map_or(0, |p| p.bytes((out, wide)) as usize);
-                assert_eq!(dev.keep_packed(&mut w, true, true).unwrap(), expected, "{name}");
+                assert_eq!(dev.keep_packed(&mut w, true).unwrap(), expected, "{name}");
                 dev.upload(&mut w, &normal(3, out * wide)).unwrap();
-                assert_eq!(dev.keep_packed(&mut w, true, false).unwrap(), expected.saturating_sub(own), "{name}");
+                assert_eq!(dev.keep_packed(&mut w, false).unwrap(), expected.saturating_sub(own), "{name}");
             }
         }
     }

@@ -149,11 +149,21 @@ impl Micro {
     /// `a` and `b` hold the panels that the tile's rows and columns need, the tile's elements may be read and written, and the
     /// processor has the level this was made for.
     pub unsafe fn block(&self, a: &[u32], b: &[u32], units: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { self.block_before(a, b, units, tile, &[]) };
+    }
+
+    /// [`Micro::block`], and asks meanwhile for the memory of the panel that is read `next`.
+    ///
+    /// # Safety
+    /// As [`Micro::block`].
+    pub unsafe fn block_before(&self, a: &[u32], b: &[u32], units: usize, tile: Tile, next: &[u32]) {
         let Self { mr, nr, .. } = *self;
         let kernel = match self.code {
             Code::Kernel(kernel) => kernel,
             #[cfg(target_arch = "x86_64")]
             Code::Tiles => {
+                ask(next);
                 let rows = mr * amx::MOST_PANELS;
                 for i in (0..tile.rows).step_by(rows) {
                     // SAFETY: the caller's promise.
@@ -162,15 +172,36 @@ impl Micro {
                 return;
             }
         };
-        for j in 0..tile.cols.div_ceil(nr) {
+        let (high, wide) = (tile.rows.div_ceil(mr), tile.cols.div_ceil(nr));
+        // A few panels of A are over sooner than so much memory arrives.
+        let next = if high < 4 { &[] } else { next };
+        let mut parts = next.chunks(next.len().div_ceil((high * wide).max(1)).next_multiple_of(LINE).max(LINE));
+        for j in 0..wide {
             let b = piece(b, j, nr * units).as_ptr();
-            for i in 0..tile.rows.div_ceil(mr) {
+            for i in 0..high {
+                ask(parts.next().unwrap_or(&[]));
                 let a = piece(a, i, mr * units).as_ptr();
                 // SAFETY: the caller's promise; the part is a register tile.
                 unsafe { kernel(units, a, b, tile.part(i * mr, j * nr, mr, nr)) };
             }
         }
     }
+}
+
+/// Units in a line of a cache.
+const LINE: usize = 16;
+
+/// Asks for memory that is read soon; on other processors nothing is asked.
+#[inline(always)]
+fn ask(memory: &[u32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in memory.chunks(LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch of any address does nothing but move data between caches.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = memory;
 }
 
 impl Tile {

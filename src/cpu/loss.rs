@@ -61,18 +61,31 @@ multiversion! {
 }
 
 multiversion! {
-    fn scaled[G: Elem](out: &mut [G], x: &[f32], by: f32) {
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = G::put(x * by);
+    /// `x · by`, at the target less `less`: the gradient of a row, in place of its exponentials.
+    fn gradient_row(x: &mut [f32], by: f32, target: usize, less: f32) {
+        for x in &mut *x {
+            *x *= by;
         }
+        x[target] -= less;
     }
 }
 
 multiversion! {
-    fn scale_row(x: &mut [f32], by: f32) {
-        for x in x {
-            *x *= by;
+    /// The same rounded to bf16, in the first half of the row's memory.
+    fn narrow_gradient_row(x: &mut [f32], by: f32, target: usize, less: f32) {
+        const BLOCK: usize = 256;
+        let at_target = x[target] * by - less;
+        let mut rounded = [bf16::ZERO; BLOCK];
+        for first in (0..x.len()).step_by(BLOCK) {
+            let block = first..(first + BLOCK).min(x.len());
+            let n = block.len();
+            for (out, x) in rounded.iter_mut().zip(&x[block.clone()]) {
+                *out = bf16::put(x * by);
+            }
+            // These halves of words were read before.
+            bytemuck::cast_slice_mut::<f32, bf16>(x)[block].copy_from_slice(&rounded[..n]);
         }
+        bytemuck::cast_slice_mut::<f32, bf16>(x)[target] = bf16::put(at_target);
     }
 }
 
@@ -112,12 +125,9 @@ pub fn linear_cross_entropy(
     let both_bf16 = x.dtype() == DType::Bf16 || w.dtype() == DType::Bf16;
     let micro = Micro::new(dev.level, both_bf16);
     let mut scratch = dev.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let (mut kept, mut kept_gradients) = (std::mem::take(&mut scratch.logits), std::mem::take(&mut scratch.gradients));
+    let mut kept = std::mem::take(&mut scratch.logits);
     let most = CHUNK.min(rows.len());
     let logits = kept.elems::<f32>(most * classes);
-    // Products with a bf16 operand round the gradients anyway: rounding them once here halves the memory they move.
-    let apart = gradient && both_bf16;
-    let gradients = kept_gradients.elems::<bf16>(if apart { most * classes } else { 0 });
     let mut gathered = dev.alloc(most, c, x.dtype())?;
     let mut gathered_dx = vec![0.0f32; if dx.is_some() { most * c } else { 0 }];
     let mut results = vec![RowLoss::default(); most];
@@ -135,8 +145,17 @@ pub fn linear_cross_entropy(
             |a, b, (m, n, k), write| Product { a, b, shape: Shape { m, n, k }, bf16: both_bf16, alpha: 1.0, write };
         let b = Weight::of(w, &micro, true, classes, c);
         product(dev, &mut scratch, Dest::F32(logits), of(operand(xs, c, 1), b, (m, classes, c), Write::Set));
-        dev.pool.split((chunked(logits, classes), chunked(&mut results[..m], 1)), |i, (logits, result)| {
-            result[0] = softmax_row(dev.level, logits, targets[chunk[i]] as usize);
+        // A row's gradient is formed while the row is in the caches.
+        dev.pool.split((chunked(logits, classes), chunked(&mut results[..m], 1)), |i, (row, result)| {
+            let target = targets[chunk[i]] as usize;
+            result[0] = softmax_row(dev.level, row, target);
+            let by = scale * result[0].normalizer;
+            match (gradient, both_bf16) {
+                (false, _) => {}
+                // Products with a bf16 operand round the gradients anyway: rounding them once here halves the memory they move.
+                (true, true) => narrow_gradient_row(dev.level, row, by, target, scale),
+                (true, false) => gradient_row(dev.level, row, by, target, scale),
+            }
         });
         for (&i, result) in chunk.iter().zip(&results) {
             loss[i] = result.loss;
@@ -147,43 +166,27 @@ pub fn linear_cross_entropy(
         if !gradient {
             continue;
         }
-        let how_row = |i: usize| (scale * results[i].normalizer, targets[chunk[i]] as usize);
-        let ds = if apart {
-            let gradients = &mut gradients[..m * classes];
-            dev.pool.split(chunked(gradients, classes), |i, row| {
-                let ((by, target), x) = (how_row(i), &logits[i * classes..(i + 1) * classes]);
-                scaled(dev.level, row, x, by);
-                row[target] = bf16::put(x[target] * by - scale);
-            });
-            View::Bf16(gradients)
-        } else {
-            dev.pool.split(chunked(logits, classes), |i, row| {
-                let (by, target) = how_row(i);
-                scale_row(dev.level, row, by);
-                row[target] -= scale;
-            });
-            View::F32(logits)
+        let (ds, pitch) = match both_bf16 {
+            true => (View::Bf16(bytemuck::cast_slice(logits)), 2 * classes),
+            false => (View::F32(logits), classes),
         };
         if let Some(dx) = &mut dx {
             let out = &mut gathered_dx[..m * c];
             let b = Weight::of(w, &micro, false, c, classes);
-            product(dev, &mut scratch, Dest::F32(out), of(operand(ds, classes, 1), b, (m, c, classes), Write::Set));
+            product(dev, &mut scratch, Dest::F32(out), of(operand(ds, pitch, 1), b, (m, c, classes), Write::Set));
             match dx.dtype() {
                 DType::F32 => scatter(elems_mut::<f32>(dx), out, chunk, c),
                 _ => scatter(elems_mut::<bf16>(dx), out, chunk, c),
             }
         }
         if let (Some(dw), true) = (&mut dw, tail > 0) {
-            let ds = match ds {
-                View::F32(ds) => View::F32(&ds[first..]),
-                View::Bf16(ds) => View::Bf16(&ds[first..]),
-            };
+            // All of the gradient is written where it is zero so far.
+            let write = if dw.buf.overwrites_zeros(tail * c * size_of::<f32>()) { Write::Set } else { Write::Add };
             let out = &mut elems_mut::<f32>(dw)[..tail * c];
-            let (a, b) = (operand(ds, 1, classes), operand(xs, 1, c));
-            product(dev, &mut scratch, Dest::F32(out), of(a, b.into(), (tail, c, m), Write::Add));
+            let (a, b) = (operand(ds.from(first), 1, pitch), operand(xs, 1, c));
+            product(dev, &mut scratch, Dest::F32(out), of(a, b.into(), (tail, c, m), write));
         }
     }
-    scratch.gradients = kept_gradients;
     scratch.logits = kept;
     Ok(())
 }

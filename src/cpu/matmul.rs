@@ -44,10 +44,8 @@ pub struct Scratch {
     b: Grow,
     /// Sums over several slabs of k.
     sum: Grow,
-    /// Logits of a chunk of rows.
+    /// Logits of a chunk of rows, then their gradients.
     pub logits: Grow,
-    /// Their gradients, where they are not formed in place.
-    pub gradients: Grow,
     /// Packed keys and values, or the gradients of each query head.
     pub attention: Grow,
 }
@@ -75,6 +73,9 @@ pub fn matmul(dev: &Cpu, c: &mut Tensor<Cpu>, a: &Tensor<Cpu>, b: &Tensor<Cpu>, 
         MatMul::TN => Weight::from(Operand { data: view(b), major_stride: 1, k_stride: b.cols() }),
         MatMul::NT | MatMul::NN => Weight::of(b, &Micro::new(dev.level, bf16), op == MatMul::NT, n, k),
     };
+    // A sum is the first that is added to these zeros: nobody has to write them.
+    let added_to_zeros = write == Write::Add && c.buf.overwrites_zeros(c.len() * c.dtype().bytes());
+    let write = if added_to_zeros { Write::Set } else { write };
     let c = match view_mut(c) {
         ViewMut::F32(c) => Dest::F32(c),
         ViewMut::Bf16(c) => Dest::Bf16(c),
@@ -262,8 +263,10 @@ fn by_panels(
                         }
                     };
                     assert!(m.next_multiple_of(mr) * units <= a.len() && nr * units <= panel.len(), "packed operands");
+                    // What is read next lies right behind.
+                    let next = if b.kept.is_some() { panel.get(nr * units..).unwrap_or(&[]) } else { &[] };
                     // SAFETY: the panels hold the tile (asserted above); these columns of C belong to this task, and the sums do.
-                    unsafe { micro.block(a, panel, units, tile) };
+                    unsafe { micro.block_before(a, panel, units, tile, &next[..next.len().min(nr * units)]) };
                 }
                 for (i, sum) in sum.chunks_exact(nr).enumerate() {
                     let at = i * n + j;

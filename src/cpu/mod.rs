@@ -177,6 +177,7 @@ impl Backend for Cpu {
         let level = Level::detect().unwrap_or_else(|_| Level::fastest());
         Footprint {
             logits_rows: LOGITS_ROWS,
+            logits_gradient: false,
             batch_words: 6,
             block: 1,
             fused_multiple: None,
@@ -184,8 +185,8 @@ impl Backend for Cpu {
         }
     }
 
-    fn keep_packed(&self, w: &mut Tensor<Self>, backward: bool, rows_are_read: bool) -> Result<usize> {
-        kept::keep(self, w, backward, rows_are_read)
+    fn keep_packed(&self, w: &mut Tensor<Self>, rows_are_read: bool) -> Result<usize> {
+        kept::keep(self, w, rows_are_read)
     }
 
     operations! {
@@ -267,7 +268,7 @@ impl Backend for Cpu {
 
     fn adamw_all(&self, s: &HostStats, slots: &mut [AdamWSlot<'_, Self>], step: AdamWStep) -> Result<()> {
         if s.figures.finite() {
-            slots.iter_mut().for_each(|slot| optim::adamw(self, slot, step, s.clip as f32));
+            optim::adamw(self, slots, step, s.clip as f32);
         }
         Ok(())
     }

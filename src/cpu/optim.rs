@@ -5,11 +5,11 @@ use half::bf16;
 use std::ops::Range;
 
 use super::Cpu;
-use super::buffer::{elems, elems_mut, typed};
-use super::elem::Elem;
+use super::buffer::{elems, elems_mut, view};
+use super::elem::{Elem, View};
 use super::elementwise::{TASK, piece};
 use super::level::multiversion;
-use super::threads::chunked;
+use super::threads::{SharedMut, chunked};
 use super::vector::LANES;
 use crate::backend::{AdamWSlot, AdamWStep};
 use crate::tensor::Tensor;
@@ -34,22 +34,42 @@ multiversion! {
     }
 }
 
-/// Sums of squares of the blocks of `range`, which begins with one.
-fn blocks(dev: &Cpu, t: &Tensor<Cpu>, range: Range<usize>) -> Vec<f64> {
-    let mut parts = vec![0.0f64; range.len().div_ceil(TASK)];
-    typed!(x = t, => {
-        let x = &x[range];
-        dev.pool.split(chunked(&mut parts, 1), |i, part| part[0] = squares(dev.level, piece(x, i, TASK)))
+/// Sums of squares of the blocks of each part, which begins with one: all of them in one pass.
+pub fn all_blocks(dev: &Cpu, parts: &[(&Tensor<Cpu>, Range<usize>)]) -> Vec<f64> {
+    let ends = ends(parts.iter().map(|(_, range)| range.len().div_ceil(TASK)));
+    let views: Vec<View<'_>> = parts.iter().map(|(t, _)| view(t)).collect();
+    let mut sums = vec![0.0f64; ends.last().copied().unwrap_or(0)];
+    dev.pool.split(chunked(&mut sums, 1), |task, sum| {
+        let (which, block) = place(&ends, task);
+        let range = parts[which].1.clone();
+        sum[0] = match views[which] {
+            View::F32(x) => squares(dev.level, piece(&x[range], block, TASK)),
+            View::Bf16(x) => squares(dev.level, piece(&x[range], block, TASK)),
+        };
     });
-    parts
+    sums
 }
 
 pub fn norm2(dev: &Cpu, tensors: &[&Tensor<Cpu>]) -> f64 {
-    tensors.iter().map(|t| blocks(dev, t, 0..t.len()).iter().sum::<f64>()).fold(0.0, |total, t| total + t)
+    let parts: Vec<_> = tensors.iter().map(|t| (*t, 0..t.len())).collect();
+    let sums = all_blocks(dev, &parts);
+    let mut rest = &sums[..];
+    tensors.iter().fold(0.0, |total, t| {
+        let (own, more) = rest.split_at(t.len().div_ceil(TASK));
+        rest = more;
+        total + own.iter().sum::<f64>()
+    })
 }
 
-pub fn all_blocks(dev: &Cpu, parts: &[(&Tensor<Cpu>, Range<usize>)]) -> Vec<f64> {
-    parts.iter().flat_map(|(t, range)| blocks(dev, t, range.clone())).collect()
+/// One past the last task of each part, in one row of tasks.
+fn ends(tasks: impl Iterator<Item = usize>) -> Vec<usize> {
+    tasks.scan(0, |end, n| (*end += n, Some(*end)).1).collect()
+}
+
+/// The part that a task belongs to, and its number there.
+fn place(ends: &[usize], task: usize) -> (usize, usize) {
+    let which = ends.partition_point(|&end| end <= task);
+    (which, task - if which == 0 { 0 } else { ends[which - 1] })
 }
 
 /// The scalars of a step as the inner loop wants them.
@@ -91,40 +111,62 @@ multiversion! {
 /// Elements of one task: its five streams stay in the L2 cache between the update and the rounding.
 const UPDATE: usize = 4 * 1024;
 
-pub fn adamw(dev: &Cpu, slot: &mut AdamWSlot<'_, Cpu>, step: AdamWStep, grad_scale: f32) {
-    slot.check("adamw");
-    let (lr, weight_decay) = slot.rates(&step);
-    let AdamWSlot { p, master, m, v, g, first_row, range, .. } = slot;
-    let s = Scalars {
-        beta1: step.beta1,
-        beta2: step.beta2,
-        one_minus_beta1: step.one_minus_beta1,
-        one_minus_beta2: step.one_minus_beta2,
-        grad_scale,
-        rate: lr / step.bias_correction1,
-        root: 1.0 / step.bias_correction2.sqrt(),
-        eps: step.eps,
-        keep: 1.0 - lr * weight_decay,
-    };
-    let first = *first_row * g.cols();
-    let g: &[f32] = &elems(g)[range.clone()];
-    let range = first + range.start..first + range.end;
-    let (m, v) = (chunked(elems_mut::<f32>(m), UPDATE), chunked(elems_mut::<f32>(v), UPDATE));
-    match master {
-        None => {
-            let p = &mut elems_mut::<f32>(p)[range];
-            dev.pool.split((chunked(p, UPDATE), m, v), |i, (w, m, v)| {
-                update::<f32>(dev.level, &mut [], w, m, v, piece(g, i, UPDATE), s);
-            });
-        }
-        Some(master) => {
-            let p = &mut elems_mut::<bf16>(p)[range];
-            let master = chunked(elems_mut::<f32>(master), UPDATE);
-            dev.pool.split((chunked(p, UPDATE), master, m, v), |i, (p, w, m, v)| {
-                update(dev.level, p, w, m, v, piece(g, i, UPDATE), s);
-            });
-        }
+/// What a slot's tasks write, each a piece of it.
+struct Update<'a> {
+    /// The bf16 weights; `None` where they are their own masters.
+    rounded: Option<SharedMut<bf16>>,
+    master: SharedMut<f32>,
+    m: SharedMut<f32>,
+    v: SharedMut<f32>,
+    g: &'a [f32],
+    scalars: Scalars,
+}
+
+impl<'a> Update<'a> {
+    fn new(slot: &'a mut AdamWSlot<'_, Cpu>, step: &AdamWStep, grad_scale: f32) -> Self {
+        slot.check("adamw");
+        let (lr, weight_decay) = slot.rates(step);
+        let AdamWSlot { p, master, m, v, g, first_row, range, .. } = slot;
+        let scalars = Scalars {
+            beta1: step.beta1,
+            beta2: step.beta2,
+            one_minus_beta1: step.one_minus_beta1,
+            one_minus_beta2: step.one_minus_beta2,
+            grad_scale,
+            rate: lr / step.bias_correction1,
+            root: 1.0 / step.bias_correction2.sqrt(),
+            eps: step.eps,
+            keep: 1.0 - lr * weight_decay,
+        };
+        let first = *first_row * g.cols();
+        let own = first + range.start..first + range.end;
+        let (rounded, master) = match master {
+            None => (None, &mut elems_mut::<f32>(p)[own]),
+            Some(master) => (Some(SharedMut::new(&mut elems_mut::<bf16>(p)[own])), elems_mut::<f32>(master)),
+        };
+        assert!([master.len(), m.len(), v.len()] == [range.len(); 3], "adamw: elements of the state");
+        let [master, m, v] = [master, elems_mut::<f32>(m), elems_mut::<f32>(v)].map(SharedMut::new);
+        Self { rounded, master, m, v, g: &elems(g)[range.clone()], scalars }
     }
+}
+
+/// Updates all slots in one pass.
+pub fn adamw(dev: &Cpu, slots: &mut [AdamWSlot<'_, Cpu>], step: AdamWStep, grad_scale: f32) {
+    let updates: Vec<Update<'_>> = slots.iter_mut().map(|slot| Update::new(slot, &step, grad_scale)).collect();
+    let ends = ends(updates.iter().map(|u| u.g.len().div_ceil(UPDATE)));
+    dev.pool.run(ends.last().copied().unwrap_or(0), &|task| {
+        let (which, block) = place(&ends, task);
+        let u = &updates[which];
+        let (first, g) = (block * UPDATE, piece(u.g, block, UPDATE));
+        // SAFETY: all are as long as `g`, and this piece of them belongs to this task.
+        unsafe {
+            let [master, m, v] = [u.master, u.m, u.v].map(|x| x.slice(first, g.len()));
+            match u.rounded {
+                None => update::<f32>(dev.level, &mut [], master, m, v, g, u.scalars),
+                Some(p) => update(dev.level, p.slice(first, g.len()), master, m, v, g, u.scalars),
+            }
+        }
+    });
 }
 
 #[cfg(test)]
@@ -150,6 +192,15 @@ mod tests {
             optimiser::figures_are_sums_in_f64(&dev, dev.level().name());
             optimiser::nothing_is_updated_where_the_figures_are_not_finite(&dev, dev.level().name());
         }
+    }
+
+    #[test]
+    fn tasks_have_their_places() {
+        let ends = ends([2, 0, 3, 1].into_iter());
+        assert_eq!(
+            (0..6).map(|t| place(&ends, t)).collect::<Vec<_>>(),
+            [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2), (3, 0)]
+        );
     }
 
     #[test]

@@ -211,6 +211,7 @@ impl Backend for Cuda {
     fn footprint(classes: usize) -> Footprint {
         Footprint {
             logits_rows: cross_entropy::chunk_rows(classes),
+            logits_gradient: true,
             batch_words: plan::SLOTS * plan::TOKEN_WORDS,
             block: stats::CHUNK,
             fused_multiple: Some(FUSED_MULTIPLE),

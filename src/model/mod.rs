@@ -77,17 +77,17 @@ impl<B: Backend> Model<B> {
         self.params.lm_head.as_ref().unwrap_or(&self.params.embed)
     }
 
-    /// Has the device keep what is not trained in the form that its products read, for passes back too where `training`: of a model with
-    /// low-rank updates, or of one that is used as it is. Gives the bytes that this takes beyond the weights'.
+    /// Has the device keep what is not trained beside low-rank updates in the form that its products read. Gives the bytes that this takes
+    /// beyond the weights'.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    pub fn keep_packed(&mut self, dev: &B, training: bool) -> Result<u64> {
+    pub fn keep_packed(&mut self, dev: &B) -> Result<u64> {
         let (config, new_rows) = (&self.config, self.new_rows.is_some());
         let mut taken = 0;
         for (at, w) in self.params.places_mut() {
             if let Some(rows_are_read) = kept_packed(config, new_rows, at) {
-                taken += dev.keep_packed(w, training, rows_are_read)? as u64;
+                taken += dev.keep_packed(w, rows_are_read)? as u64;
             }
         }
         Ok(taken)

@@ -169,9 +169,9 @@ pub fn estimate_on(d: &Demand, ranks: usize) -> Vec<MemoryClass> {
     let in_weights = if d.lora.is_some() && d.new_rows.is_some() { 0 } else { between };
     let kept = if d.settings.dtype == DType::Bf16 { 3 } else { 2 };
     let class = |name, bytes| MemoryClass { name, bytes };
-    // Logits are f32, their gradient bf16 beside them where the products round it; the chunk's rows and their gradient.
+    // Logits are f32; their gradient; the chunk's rows and their gradient.
     let rows = d.device.logits_rows.min(d.max_tokens()) as u64;
-    let apart = if d.settings.dtype == DType::Bf16 { element } else { 0 };
+    let apart = if d.settings.dtype == DType::Bf16 && d.device.logits_gradient { element } else { 0 };
     let head = rows * (d.config.n_classes as u64 * (WORD + apart) + d.config.hidden_size as u64 * (WORD + element));
     let mut classes = vec![class("weights", (d.base_weights() + d.lora_weights() + in_weights) * element)];
     classes.extend(Some(d.packed()).filter(|&n| n > 0).map(|n| class(PACKED, n)));

@@ -202,7 +202,7 @@ fn built<B: Backend>(
         }
     };
     let mut model = Model { config, params, lora, dtype: s.dtype, new_rows };
-    let packed = if packs { model.keep_packed(dev, true)? } else { 0 };
+    let packed = if packs { model.keep_packed(dev)? } else { 0 };
     let grads = model::alloc_grads_in(dev, &model, &rooms)?;
     let options = ActsOptions { recompute: s.recompute, training: true, micro_batches: s.grad_accum };
     let acts = Acts::new(dev, &model, max_tokens, options)?;

@@ -141,7 +141,14 @@ impl Backend for Reference {
     type Stats = HostStats;
 
     fn footprint(_classes: usize) -> Footprint {
-        Footprint { logits_rows: 1, batch_words: 6, block: 1, fused_multiple: None, packed: None }
+        Footprint {
+            logits_rows: 1,
+            logits_gradient: false,
+            batch_words: 6,
+            block: 1,
+            fused_multiple: None,
+            packed: None,
+        }
     }
 
     fn matmul(&self, c: &mut T, a: &T, b: &T, op: MatMul, alpha: f32, write: Write) -> Result<()> {
