@@ -37,7 +37,20 @@ pub fn unused_memory() -> Option<u64> {
     memory_field("MemAvailable")
 }
 
-/// Bytes that may still be allocated: what the kernel calls available, or what the control group leaves if that is less.
+/// Bytes of address space that a limit (`ulimit -v`) leaves to this process, where there is one.
+fn address_space() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the struct is a local that the call fills.
+    let asked = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) };
+    if asked != 0 || limit.rlim_cur == libc::RLIM_INFINITY {
+        return None;
+    }
+    let pages: u64 = std::fs::read_to_string("/proc/self/statm").ok()?.split(' ').next()?.parse().ok()?;
+    Some(limit.rlim_cur.saturating_sub(pages * 4096))
+}
+
+/// Bytes that may still be allocated: what the kernel calls available, or what the control group or a limit of the process leaves if
+/// that is less.
 pub fn available_memory() -> Option<u64> {
     let machine = unused_memory()?;
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
@@ -46,7 +59,7 @@ pub fn available_memory() -> Option<u64> {
         (Some(limit), Some(used)) => limit.saturating_sub(used),
         _ => u64::MAX,
     };
-    Some(machine.min(group))
+    Some(machine.min(group).min(address_space().unwrap_or(u64::MAX)))
 }
 
 /// Bytes of the largest cache that the first core has, where the system says it.

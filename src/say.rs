@@ -217,6 +217,16 @@ impl Out {
     }
 }
 
+impl Out {
+    /// Ends a line, and has it seen.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn end_line(&mut self) -> io::Result<()> {
+        writeln!(self).and_then(|()| self.flush())
+    }
+}
+
 impl Default for Out {
     fn default() -> Self {
         Self::new()

@@ -32,6 +32,7 @@ use ringtune::hf::safetensors::{ModelFiles, TensorFile};
 use ringtune::hf::tokenizer_json::tokenizer_json;
 use ringtune::hub::{DataName, Listing, choose};
 use ringtune::model::weights::Product;
+use ringtune::settings::TrainSettings;
 use ringtune::train::checkpoints::read_state;
 use ringtune::train::state::RunState;
 use ringtune::words::Words;
@@ -285,8 +286,8 @@ fn manifest_json(bytes: &[u8]) {
 fn trainer_state(bytes: &[u8]) {
     let path = as_file("state/trainer_state.json", bytes);
     let now = Fingerprints([("data".to_string(), "abc".to_string())].into());
-    let allowed = ["data".to_string()];
-    std::hint::black_box(read_state(path.parent().expect("a folder"), &now, &allowed, u64::MAX).is_ok());
+    let settings = TrainSettings { allow_changed: vec!["data".into()], ..TrainSettings::default() };
+    std::hint::black_box(read_state(path.parent().expect("a folder"), &now, &settings, u64::MAX).is_ok());
     std::hint::black_box(RunState::read(&path).is_ok());
 }
 

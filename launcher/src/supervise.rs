@@ -163,7 +163,10 @@ impl Watch<'_> {
                 self.fail(Cause { text, ..self.cause(rank, 1) });
             }
             if timeout.is_some_and(|t| t <= now) {
-                let text = format!("ended by --timeout after {:?}", self.attempt.options.timeout.unwrap_or_default());
+                let text = format!(
+                    "ended by --timeout after {} s",
+                    self.attempt.options.timeout.unwrap_or_default().as_secs_f64()
+                );
                 self.fail(Cause { text, ..self.cause(0, HANG) });
             }
             if self.kill_at.is_some_and(|t| t <= now) {
@@ -287,7 +290,9 @@ impl Watch<'_> {
 
     fn ended(&self, index: usize, rank: usize, status: ExitStatus, code: u8) -> String {
         match status.signal() {
-            Some(libc::SIGKILL) if out_of_memory() => "killed by SIGKILL: the kernel was out of memory".into(),
+            Some(libc::SIGKILL) if out_of_memory() => "killed by SIGKILL: the kernel was out of memory; lower --per-device-train-batch-size or --max-seq-len, or use --recompute layer \
+                 (`ringtune check` says what fits)"
+                    .into(),
             Some(signal) => format!("killed by {}", signal_name(signal)),
             None if code == REQUEUE => "stopped by a signal before the first step; there was nothing to save".into(),
             None if code == 0 => "ended with exit code 0 before the others were done".into(),

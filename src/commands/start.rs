@@ -117,6 +117,17 @@ impl Guide for StopAtFirst {
         self.warnings.push(warning.into());
     }
 
+    fn opened_model(&mut self, start: &Start, _read: &ModelConfig) {
+        let narrow = |l: &LoraSpec| Some((l.r, narrower_than_rank(l, start.config.as_ref()?)?));
+        if let Some((rank, side)) = start.lora.as_ref().and_then(narrow) {
+            let what = format!(
+                "lora_r {rank}: the narrowest product it is put on has {side} rows or columns, so the update is no longer of low rank; lower \
+                 --lora-r, or train all weights with --no-lora"
+            );
+            self.warning("lora-rank", "lora_r", &what);
+        }
+    }
+
     fn opened_tokenizer(&mut self, start: &Start) {
         // They are said when the data are tokenised.
         self.warnings.extend(start.tokenizer.iter().flat_map(Tokenizer::warnings));
@@ -129,6 +140,12 @@ impl Guide for StopAtFirst {
     fn texts(&mut self, spec: PretrainDataSpec, tokenizer: &Tokenizer) -> Result<Option<SftData>> {
         pretrain::tokenise(&spec, tokenizer, self.progress, &mut |line| say::note(&line)).map(Some)
     }
+}
+
+/// The narrowest side of the products that low-rank updates are put on, where their rank is not below it.
+pub fn narrower_than_rank(lora: &LoraSpec, c: &ModelConfig) -> Option<usize> {
+    let sides = lora.targets.iter().map(|p| p.shape(c)).map(|(a, b)| a.min(b));
+    sides.min().filter(|&side| lora.r >= side)
 }
 
 /// The settings among each other; the low-rank updates they ask for.

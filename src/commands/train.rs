@@ -93,10 +93,12 @@ impl OnDevice for Sft<'_> {
         let artifact = match &lora {
             None => model_artifact(&config, settings),
             Some(lora) => {
+                // Other tools look for a folder from wherever they run.
+                let whole = |path: &Path| std::path::absolute(path).unwrap_or(path.into()).display().to_string();
                 let (base, revision) = match (new_rows, hub_name) {
-                    (Some(_), _) => (job.output_dir.join(RESIZED_BASE).display().to_string(), None),
+                    (Some(_), _) => (whole(&job.output_dir.join(RESIZED_BASE)), None),
                     (None, Some(Repo { id, revision, .. })) => (id, Some(revision).filter(|r| r != hub::MAIN)),
-                    (None, None) => (job.model_path.display().to_string(), None),
+                    (None, None) => (whole(&job.model_path), None),
                 };
                 let adapter = AdapterConfig { lora: lora.clone(), base, revision };
                 let base = Box::new(ModelFiles::open(&job.model_path)?);

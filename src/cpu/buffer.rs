@@ -9,7 +9,7 @@ use memmap2::MmapMut;
 use super::Cpu;
 use super::elem::{Stored, View};
 use super::kept::Forms;
-use crate::error::{Context, Result};
+use crate::error::{Error, Result, in_words};
 use crate::tensor::{DType, Tensor};
 
 /// A buffer of zero bytes at first. Pages that were never written take no memory.
@@ -32,7 +32,8 @@ impl CpuBuf {
     /// # Errors
     /// If the system has not enough address space.
     pub fn zeros(bytes: usize) -> Result<Self> {
-        let map = MmapMut::map_anon(bytes.max(1)).context(|| format!("cpu: cannot allocate {bytes} bytes"))?;
+        let map = MmapMut::map_anon(bytes.max(1))
+            .map_err(|e| Error::memory(format!("cpu: cannot allocate {bytes} bytes: {}", in_words(&e))))?;
         // Large pages spare the walks of the page table; a kernel that has none says no, and nothing is lost.
         #[cfg(target_os = "linux")]
         if bytes >= 8 << 20 {

@@ -1,5 +1,6 @@
 //! Text generation: prompts are run once, then one token at a time against a cache; greedy or seeded sampling.
 
+mod conversation;
 mod sampling;
 mod stop;
 mod text;
@@ -13,6 +14,7 @@ use crate::model::config::ModelConfig;
 use crate::model::decode::Decoder;
 use crate::{bail, ensure};
 
+pub use conversation::Conversation;
 pub use sampling::Sampling;
 pub use stop::StopText;
 pub use text::TextStream;
@@ -56,19 +58,7 @@ pub fn generate<B: Backend>(
 ) -> Result<Vec<Generated>> {
     options.sampling.check()?;
     let c = &model.config;
-    for (i, prompt) in prompts.iter().enumerate() {
-        ensure!(!prompt.is_empty(), "prompt {i} has no token");
-        ensure!(
-            prompt.len() + options.max_new_tokens <= c.max_position,
-            "prompt {i} has {} tokens and {} new ones are asked for; the model's limit is {} (max_position_embeddings)",
-            prompt.len(),
-            options.max_new_tokens,
-            c.max_position
-        );
-        if let Some(t) = prompt.iter().find(|&&t| t as usize >= c.vocab_size) {
-            bail!("prompt {i} holds token {t}; the model has {} tokens", c.vocab_size);
-        }
-    }
+    prompts.iter().enumerate().try_for_each(|(i, prompt)| check_prompt(c, i, prompt, options.max_new_tokens))?;
     let mut out = vec![Generated::default(); prompts.len()];
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     if longest == 0 || options.max_new_tokens == 0 {
@@ -103,6 +93,20 @@ pub fn generate<B: Backend>(
             }
         }
     }
+}
+
+fn check_prompt(c: &ModelConfig, i: usize, prompt: &[u32], new: usize) -> Result<()> {
+    ensure!(!prompt.is_empty(), "prompt {i} has no token");
+    ensure!(
+        prompt.len() + new <= c.max_position,
+        "prompt {i} has {} tokens and {new} new ones are asked for; the model's limit is {} (max_position_embeddings)",
+        prompt.len(),
+        c.max_position
+    );
+    if let Some(t) = prompt.iter().find(|&&t| t as usize >= c.vocab_size) {
+        bail!("prompt {i} holds token {t}; the model has {} tokens", c.vocab_size);
+    }
+    Ok(())
 }
 
 /// Chooses and records the next token of prompt `i`; whether the sequence goes on.

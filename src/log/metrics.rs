@@ -174,6 +174,11 @@ impl Metrics {
         self.beside_bar(|| say::result(line));
     }
 
+    /// A warning that does not tear the progress bar.
+    pub fn warn(&self, text: &str) {
+        self.beside_bar(|| say::warning(text));
+    }
+
     fn beside_bar(&self, say: impl FnOnce()) {
         match &self.bar {
             Some(bar) => bar.suspend(say),

@@ -1,5 +1,7 @@
 //! Shape of a model: what `config.json` says, resolved and checked.
 
+use std::fmt;
+
 use crate::backend::{Heads, Mask};
 
 /// Model family; decides which optional weights exist.
@@ -13,6 +15,17 @@ pub enum Architecture {
     Qwen2,
     /// Llama with norms on the heads of q and k.
     Qwen3,
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Architecture::Llama => "Llama",
+            Architecture::Mistral => "Mistral",
+            Architecture::Qwen2 => "Qwen2",
+            Architecture::Qwen3 => "Qwen3",
+        })
+    }
 }
 
 /// Scaling of rotary frequencies.
@@ -36,6 +49,19 @@ pub enum RopeScaling {
         /// Context length before scaling.
         original_max_position: usize,
     },
+}
+
+impl fmt::Display for RopeScaling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RopeScaling::Default => f.write_str("not scaled"),
+            RopeScaling::Linear { factor } => write!(f, "linear, by {factor}"),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => write!(
+                f,
+                "llama3, by {factor} below 1/{low_freq_factor} and not above 1/{high_freq_factor} of {original_max_position} positions"
+            ),
+        }
+    }
 }
 
 /// Everything `forward` and `backward` need to know about a model's shape.

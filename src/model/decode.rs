@@ -4,8 +4,8 @@ use super::llama::evaluate;
 use super::pass::Pass;
 use super::{Acts, ActsOptions, Model, attention, mlp, rope};
 use crate::backend::footprint::{ROW_STEP, row_counts};
-use crate::backend::{Backend, Decode, MatMul, Write};
-use crate::batch::{BatchView, IGNORE, MicroBatch};
+use crate::backend::{Attention, Backend, Decode, MatMul, Write};
+use crate::batch::{Batch, BatchIndex, BatchView, IGNORE, MicroBatch};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
@@ -22,6 +22,32 @@ pub struct Decoder<B: Backend> {
     rows: Tensor<B>,   // (capacity, 1) i32, of a prompt
     last: Tensor<B>,   // (S, C)
     logits: Tensor<B>, // (S, V) f32
+    /// For [`Decoder::extend`], from its first call on.
+    whole: Option<Whole<B>>,
+}
+
+/// What attention over all rows of a sequence takes where only some of them are computed: rows of others are never read.
+struct Whole<B: Backend> {
+    batch: Batch<B>,
+    index: BatchIndex,
+    q: Tensor<B>,   // (capacity, H*D)
+    out: Tensor<B>, // (capacity, H*D)
+    lse: Tensor<B>, // (capacity, H) f32
+}
+
+impl<B: Backend> Whole<B> {
+    fn new(dev: &B, model: &Model<B>, capacity: usize) -> Result<Self> {
+        let c = &model.config;
+        let act = || dev.alloc(capacity, c.q_dim(), model.dtype);
+        let lse = dev.alloc(capacity, c.heads.n_query, DType::F32)?;
+        Ok(Self { batch: dev.new_batch(capacity)?, index: BatchIndex::default(), q: act()?, out: act()?, lse })
+    }
+
+    /// One document of `n` tokens.
+    fn load(&mut self, dev: &B, n: usize) -> Result<()> {
+        [&mut self.q, &mut self.out, &mut self.lse].into_iter().for_each(|t| t.set_rows(n));
+        dev.load_batch(&mut self.batch, self.index.view(&MicroBatch::of_size(n)))
+    }
 }
 
 impl<B: Backend> Decoder<B> {
@@ -49,6 +75,7 @@ impl<B: Backend> Decoder<B> {
             rows: dev.alloc(capacity, 1, DType::I32)?,
             last: dev.alloc(sequences, c.hidden_size, model.dtype)?,
             logits: dev.alloc(sequences, c.vocab_size, DType::F32)?,
+            whole: None,
         })
     }
 
@@ -119,6 +146,70 @@ impl<B: Backend> Decoder<B> {
             dev.scatter_rows(values, v, &self.rows)?;
         }
         self.lens[s] = n;
+        self.rows.set_rows(1);
+        dev.upload_i32(&mut self.rows, &[n as i32 - 1])?;
+        self.last.set_rows(1);
+        dev.gather_rows(&mut self.last, &self.prefill.hidden, &self.rows)?;
+        self.head(dev, model, 1)
+    }
+
+    /// Has the only sequence hold its first `keep` tokens and then `rest`; gives the logits of what follows, (V). Only the rows of `rest` are
+    /// computed; attention alone goes over all rows, whose keys and values are in the cache.
+    ///
+    /// # Errors
+    /// If the device has not enough memory or refuses a launch.
+    ///
+    /// # Panics
+    /// If there are several sequences, fewer than `keep` tokens are held, `rest` is empty, or both are more than the capacity.
+    pub fn extend(&mut self, dev: &B, model: &Model<B>, keep: usize, rest: &[u32]) -> Result<Vec<f32>> {
+        let (n, all) = (rest.len(), keep + rest.len());
+        assert!(self.lens.len() == 1 && keep <= self.lens[0], "{keep} of the tokens of one sequence");
+        assert!(n > 0 && all <= self.capacity, "{all} tokens; capacity {}", self.capacity);
+        let tokens: Vec<i32> = rest.iter().map(|&t| t as i32).collect();
+        let positions: Vec<i32> = (keep as i32..all as i32).collect();
+        let (targets, doc_start) = (vec![IGNORE; n], vec![0; n]);
+        let (tokens, rows, targets, doc_start) = (&tokens[..], &positions[..], &targets[..], &doc_start[..]);
+        let view = BatchView { tokens, targets, positions: rows, doc_start, rows: &[], by_token: &[] };
+        self.prefill.load_view(dev, view)?;
+        self.rows.set_rows(n);
+        dev.upload_i32(&mut self.rows, rows)?;
+        if self.whole.is_none() {
+            self.whole = Some(Whole::new(dev, model, self.capacity)?);
+        }
+        let whole = self.whole.as_mut().expect("it was made");
+        whole.load(dev, all)?;
+        let Acts { table, batch, x, mid, attn, mlp, scratch: s, hidden, rstd, .. } = &mut self.prefill;
+        let pass = Pass::new(dev, model, batch, table, None);
+        dev.embedding_forward(&mut x[0], &model.params.embed, &batch.tokens)?;
+        let (streams, mid, a, m) = (x.len(), &mut mid[0], &mut attn[0], &mut mlp[0]);
+        for (i, layer) in model.params.layers.iter().enumerate() {
+            let pass = pass.at(i);
+            attention::qkv(pass, layer, &x[i % streams], a, s)?;
+            let (keys, values) = (&mut self.keys[i], &mut self.values[i]);
+            dev.scatter_rows(keys, &a.k, &self.rows)?;
+            dev.scatter_rows(values, &a.v, &self.rows)?;
+            dev.scatter_rows(&mut whole.q, &a.q, &self.rows)?;
+            // The cache of the only sequence begins at row 0.
+            [&mut *keys, &mut *values].into_iter().for_each(|t| t.set_rows(all));
+            let of = Attention {
+                q: &whole.q,
+                k: keys,
+                v: values,
+                batch: &whole.batch,
+                heads: pass.c.heads,
+                mask: pass.c.mask(),
+            };
+            let attended = dev.attention_forward(&mut whole.out, &mut whole.lse, of);
+            [keys, values].into_iter().for_each(|t| t.set_rows(self.capacity));
+            attended?;
+            dev.gather_rows(&mut a.out, &whole.out, &self.rows)?;
+            attention::output(pass, layer, mid, &x[i % streams], &a.out, &mut m.t_o, s)?;
+            mlp::gate_up(pass, layer, mid, m, s)?;
+            mlp::down(pass, layer, &mut x[(i + 1) % streams], mid, m, s)?;
+        }
+        let last = &x[model.params.layers.len() % streams];
+        dev.rmsnorm_forward(hidden, rstd, pass.norm(last, &model.params.final_norm))?;
+        self.lens[0] = all;
         self.rows.set_rows(1);
         dev.upload_i32(&mut self.rows, &[n as i32 - 1])?;
         self.last.set_rows(1);

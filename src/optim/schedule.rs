@@ -68,6 +68,11 @@ impl Schedule {
         Self { settings, peak, warmup_steps, total_steps }
     }
 
+    /// The rate that the warmup rises to.
+    pub fn peak(&self) -> f64 {
+        self.peak
+    }
+
     /// Steps of the warmup.
     pub fn warmup_steps(&self) -> u64 {
         self.warmup_steps

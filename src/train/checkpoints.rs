@@ -16,6 +16,7 @@ use crate::checkpoint::shards::StateFiles;
 use crate::checkpoint::state::Fingerprints;
 use crate::error::{Context, Error, Result};
 use crate::hf::artifact::{Artifact, HostParams};
+use crate::optim::Schedule;
 use crate::settings::TrainSettings;
 use crate::{ensure, say};
 
@@ -91,15 +92,15 @@ impl Checkpoints {
     ///
     /// # Errors
     /// If a file is damaged, or something the run depends on has changed.
-    pub fn resume<B: Backend>(&self, dev: &B, work: &mut Workload<B>, path: &Path) -> Result<(RunState, Vec<String>)> {
-        let saved = read_state(path, &self.fingerprints, &self.settings.allow_changed, self.max_steps);
+    pub fn resume<B: Backend>(&self, dev: &B, work: &mut Workload<B>, path: &Path) -> Result<Resumed> {
+        let saved = read_state(path, &self.fingerprints, &self.settings, self.max_steps);
         let saved = saved.map_err(|e| match self.restoring(path) {
             Some(what) if !self.settings.allow_changed.iter().any(|a| a == "config") => {
                 Error::new(format!("{e}; {what} goes on with the steps of the checkpoint"))
             }
             _ => e,
         })?;
-        let Saved { state, changed, arithmetic } = saved;
+        let Saved { state, changed, arithmetic, longer } = saved;
         work.import_params(dev, &self.artifact.read(path, &work.trained())?)?;
         let tensors = StateFiles::open(path)?.read(&work.optimizer.parts())?;
         work.optimizer.import(dev, &crate::optim::OptimizerState { updates: state.updates, tensors })?;
@@ -107,8 +108,19 @@ impl Checkpoints {
             let now = &self.arithmetic;
             say::warning(&format!("the checkpoint was computed by {then}, this run by {now}: their last bits differ"));
         }
-        Ok((state, changed))
+        Ok(Resumed { state, changed, longer })
     }
+}
+
+/// What a run goes on from.
+#[derive(Debug)]
+pub struct Resumed {
+    /// Where it stands.
+    pub state: RunState,
+    /// Names of fingerprints that differ and are allowed to.
+    pub changed: Vec<String>,
+    /// Steps that the checkpoint's run was planned for, where this one takes more.
+    pub longer: Option<u64>,
 }
 
 /// What to start for steps of `then` micro-batches over all ranks, where this run's have `now` of them, `own` on each rank.
@@ -134,6 +146,8 @@ pub struct Saved {
     pub state: RunState,
     /// Names of fingerprints that differ and are allowed to.
     pub changed: Vec<String>,
+    /// Steps that its run was planned for, where this one takes more.
+    pub longer: Option<u64>,
     /// [`crate::tensor::Device::arithmetic`] of the device that computed it; checkpoints of earlier versions do not say.
     pub arithmetic: Option<String>,
 }
@@ -142,15 +156,47 @@ pub struct Saved {
 ///
 /// # Errors
 /// If the file is damaged, something that is not allowed to differ does, or the run is shorter than the checkpoint.
-pub fn read_state(checkpoint: &Path, now: &Fingerprints, allowed: &[String], max_steps: u64) -> Result<Saved> {
+pub fn read_state(checkpoint: &Path, now: &Fingerprints, settings: &TrainSettings, max_steps: u64) -> Result<Saved> {
     let value = read_document(checkpoint)?;
     let at = || checkpoint.join(TRAINER_STATE).display().to_string();
     let state = RunState::from_json(&value).context(at)?;
-    let old = Fingerprints::from_json(&value["ringtune"]["fingerprints"]).context(at)?;
-    let changed = old.check(now, allowed).context(|| checkpoint.display().to_string())?;
+    let mut old = Fingerprints::from_json(&value["ringtune"]["fingerprints"]).context(at)?;
+    let longer = made_longer(&mut old, settings, max_steps);
+    let changed = old.check(now, &settings.allow_changed).context(|| checkpoint.display().to_string())?;
     ensure!(state.step <= max_steps, "{}: step {} is beyond max_steps {max_steps}", checkpoint.display(), state.step);
     let arithmetic = value["ringtune"]["arithmetic"].as_str().map(String::from);
-    Ok(Saved { state, changed, arithmetic })
+    Ok(Saved { state, changed, longer, arithmetic })
+}
+
+/// Takes what may differ where a run is made longer out of a checkpoint's settings: the steps, and the warmup where it is a share of them.
+/// The steps that it was planned for.
+fn made_longer(old: &mut Fingerprints, settings: &TrainSettings, max_steps: u64) -> Option<u64> {
+    const STEPS: &str = "config.max_steps";
+    const WARMUP: &str = "config.warmup_steps";
+    let was: u64 = old.0.get(STEPS)?.parse().ok()?;
+    if was >= max_steps {
+        return None;
+    }
+    let warmup = Schedule::new(settings.schedule, 1.0, was).warmup_steps().to_string();
+    if old.0.get(WARMUP) == Some(&warmup) {
+        old.0.remove(WARMUP);
+    }
+    old.0.remove(STEPS);
+    Some(was)
+}
+
+/// What taking more steps than were planned does to the schedule.
+pub fn longer_line(settings: &TrainSettings, peak: f64, was: u64, is: u64, step: u64) -> String {
+    let rate = |steps: u64| Schedule::new(settings.schedule, peak, steps).lr(step);
+    let next = step + 1;
+    format!(
+        "max_steps was {was}, is {is}: from here on the learning rate follows the schedule of {is} steps; that of step {next} is {:.1e}, {}",
+        rate(is),
+        match step < was {
+            true => format!("was to be {:.1e}", rate(was)),
+            false => "which the run before did not have".into(),
+        }
+    )
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub mod batches;
 pub mod buckets;
 pub mod checkpoints;
+pub mod divergence;
 pub mod drift;
 pub mod early_stop;
 pub mod folder;

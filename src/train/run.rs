@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::batches::{EvalBatches, TrainBatches};
-use super::checkpoints::Checkpoints;
+use super::checkpoints::{Checkpoints, Resumed, longer_line};
 use super::folder::{RunFolder, refuse_overwriting};
 use super::outputs::{self, Outputs};
 use super::saver::Saver;
@@ -254,11 +254,14 @@ fn resume<B: Backend>(
         return Ok(RunState::default());
     }
     let path = PathBuf::from(OsString::from_vec(chosen));
-    let (mut state, changed) = checkpoints.resume(dev, work, &path)?;
+    let Resumed { mut state, changed, longer } = checkpoints.resume(dev, work, &path)?;
     for name in changed {
         say::warning(&format!("{name} differs from the checkpoint's, as --allow-changed permits"));
     }
     say::result(&format!("resuming from {} after step {}", path.display(), state.step));
+    if let Some(was) = longer {
+        say::result(&longer_line(spec.settings, spec.peak_lr, was, checkpoints.max_steps(), state.step));
+    }
     let had_best = state.best.best.is_some();
     if comm.is_main() {
         for (from, to) in manifest::set_aside(run_dir, &path, state.step)? {

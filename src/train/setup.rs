@@ -137,7 +137,7 @@ pub fn workload_of<B: Backend>(
     new_rows: Option<(usize, usize)>,
     max_tokens: usize,
 ) -> Result<Workload<B>> {
-    let free = dev.free_memory();
+    let free = dev.free_memory().or_else(available_memory);
     built(dev, comm, source, s, new_rows, max_tokens).map_err(|e| match (e.kind(), free) {
         (error::Kind::Memory, Some(free)) => e.context(what_fits::<B>(source.config(), s, new_rows, max_tokens, free)),
         _ => e,

@@ -5,7 +5,7 @@
 //! SIGUSR2 asks for the state to be saved after the step, and the run goes on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::error::{Context, Error, Result};
 use crate::files::remove_pending;
@@ -18,6 +18,8 @@ pub struct StopFlag {
     signal: Arc<AtomicUsize>,
     /// Whether steps have begun.
     begun: Arc<AtomicBool>,
+    /// The step under way.
+    step: Arc<AtomicU64>,
     /// State is to be saved, and the run goes on.
     save: Arc<AtomicBool>,
 }
@@ -51,13 +53,52 @@ pub fn leave_nothing_behind() -> Result<()> {
     let mut signals =
         signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).context(|| "cannot listen for signals".into())?;
     std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
+        for signal in signals.forever() {
+            if signal == SIGINT && HELD.load(Ordering::SeqCst) {
+                PRESSED.store(true, Ordering::SeqCst);
+                continue;
+            }
             remove_pending();
             // It cannot fail for these two, and nothing is left to be done if it does.
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }
     });
     Ok(())
+}
+
+/// Whether SIGINT is for what is being made, not for the program.
+static HELD: AtomicBool = AtomicBool::new(false);
+/// Whether it came meanwhile.
+static PRESSED: AtomicBool = AtomicBool::new(false);
+
+/// Ctrl-C of somebody who wants an answer to stop and the program to go on; for commands that called [`leave_nothing_behind`].
+#[derive(Clone, Copy, Debug)]
+pub struct Interrupts;
+
+/// While it lives, Ctrl-C is kept for [`Held::pressed`].
+#[derive(Debug)]
+pub struct Held(());
+
+impl Interrupts {
+    /// Keeps Ctrl-C from ending the program.
+    pub fn hold(&self) -> Held {
+        PRESSED.store(false, Ordering::SeqCst);
+        HELD.store(true, Ordering::SeqCst);
+        Held(())
+    }
+}
+
+impl Held {
+    /// Whether it was pressed since it is kept.
+    pub fn pressed(&self) -> bool {
+        PRESSED.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        HELD.store(false, Ordering::SeqCst);
+    }
 }
 
 impl StopFlag {
@@ -75,14 +116,16 @@ impl StopFlag {
         let listened = all.iter().copied().chain([libc::SIGUSR2]);
         let mut signals =
             signal_hook::iterator::Signals::new(listened).context(|| "cannot listen for signals".into())?;
-        let begun = Arc::clone(&flag.begun);
+        let (begun, step) = (Arc::clone(&flag.begun), Arc::clone(&flag.step));
         std::thread::spawn(move || {
             for signal in &mut signals {
                 let name = name_of(signal);
                 if signal == libc::SIGUSR2 {
                     say::note("SIGUSR2: saving after this step, then going on");
                 } else if begun.load(Ordering::SeqCst) {
-                    say::note(&format!("{name}: finishing this step, then saving; once more ends the program at once"));
+                    let again = if signal == libc::SIGINT { "press" } else { "send it" };
+                    let step = step.load(Ordering::SeqCst);
+                    say::note(&format!("{name}: finishing step {step}, then saving; {again} again to stop now"));
                 } else {
                     say::error(&format!("stopped by {name} before the first step; there was nothing to save"));
                     remove_pending();
@@ -108,6 +151,11 @@ impl StopFlag {
     /// From now on a signal lets the step end and the state be saved.
     pub fn begin(&self) {
         self.begun.store(true, Ordering::SeqCst);
+    }
+
+    /// Says which step is under way, from 1.
+    pub fn at_step(&self, step: u64) {
+        self.step.store(step, Ordering::SeqCst);
     }
 
     /// Asks the loop to stop after its step.

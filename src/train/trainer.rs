@@ -11,6 +11,7 @@ use std::time::Instant;
 use serde_json::{Map, json};
 
 use super::batches::{EvalBatches, TrainBatches};
+use super::divergence::Divergence;
 use super::drift;
 use super::outputs::Outputs;
 use super::part::Part;
@@ -84,6 +85,7 @@ struct Window {
     supervised: u64,
     ms: f64,
     flops: f64,
+    divergence: Divergence,
 }
 
 impl<B: Backend> Trainer<'_, B> {
@@ -128,6 +130,7 @@ impl<B: Backend> Trainer<'_, B> {
         while self.state.step < self.max_steps {
             let start = Instant::now();
             self.work.trace.at_step(self.state.step + 1);
+            self.stop.at_step(self.state.step + 1);
             let data = self.work.trace.span("data");
             let batch = self.batches.next_step();
             drop(data);
@@ -292,6 +295,9 @@ impl<B: Backend> Trainer<'_, B> {
         let mut metrics = self.outputs.as_mut().map(|o| &mut o.metrics);
         if let Some(metrics) = &mut metrics {
             metrics.step(&figures);
+            if let Some(warning) = window.divergence.observe(stepped.loss, self.schedule.peak()) {
+                metrics.warn(&warning);
+            }
         }
         if !s.step.is_multiple_of(self.settings.logging_steps) && s.step != self.max_steps {
             return Ok(());
@@ -302,7 +308,9 @@ impl<B: Backend> Trainer<'_, B> {
         s.log_history.push(json!({
             "epoch": s.epoch_fraction, "grad_norm": stepped.grad_norm, "learning_rate": lr, "loss": loss, "step": s.step,
         }));
-        let Window { steps, tokens, supervised, ms, flops } = std::mem::take(window);
+        let divergence = window.divergence;
+        let Window { steps, tokens, supervised, ms, flops, .. } =
+            std::mem::replace(window, Window { divergence, ..Window::default() });
         figures = StepFigures { loss, tokens, supervised, ms, flops, ..figures };
         let of_sets = match self.reports_sets {
             true => set_losses(self.dev, self.comm, &self.work, &self.batches, batch)?,

@@ -1,7 +1,7 @@
-//! A terminal that a program runs in: a pseudo-terminal of a width, what was shown on it.
+//! A terminal that a program runs in: a pseudo-terminal of a width, what was shown on it, and keys to type.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -13,6 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A program on a terminal of its own.
 pub struct Terminal {
     child: Child,
+    keys: File,
     shown: Receiver<Vec<u8>>,
     /// All that was shown so far.
     pub screen: String,
@@ -49,7 +50,7 @@ impl Terminal {
         let child = command.spawn().unwrap();
         drop(command);
         let (send, shown) = channel();
-        let mut from = master;
+        let mut from = master.try_clone().unwrap();
         std::thread::spawn(move || {
             let mut bytes = [0u8; 4096];
             // A terminal whose program has ended gives an error.
@@ -59,7 +60,26 @@ impl Terminal {
                 }
             }
         });
-        Self { child, shown, screen: String::new() }
+        Self { child, keys: master, shown, screen: String::new() }
+    }
+
+    /// Presses keys.
+    pub fn press(&mut self, keys: &str) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits until `text` is shown beyond the first `from` bytes of the screen; where it ends.
+    pub fn wait_for(&mut self, text: &str, from: usize) -> usize {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(at) = self.screen.get(from..).and_then(|s| s.find(text)) {
+                return from + at + text.len();
+            }
+            match self.shown.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => self.screen += &String::from_utf8_lossy(&bytes),
+                Err(e) => panic!("{text:?} is not shown ({e}):\n{}", self.screen),
+            }
+        }
     }
 
     /// Waits until the program has ended; all that was shown.

@@ -53,7 +53,7 @@ fn adapter_merged_and_base_are_found_in_an_output_folder() {
     fails(
         &w.shell("ringtune eval --model_path elsewhere/moved --dataset_paths rows.jsonl"),
         1,
-        &["base_model_name_or_path \"out/resized_base\"", "--base-model"],
+        &["out/resized_base\" is no model folder", "--base-model"],
     );
     assert_eq!(report(&w, "--model_path elsewhere/moved --base-model grown")["all"], adapter["all"]);
     // The base before it grew does as well: the adapter carries the whole embedding.

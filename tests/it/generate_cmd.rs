@@ -182,6 +182,62 @@ fn a_conversation_remembers_until_reset() {
     assert_eq!(full.stdout, first.stdout);
 }
 
+/// Turns with what was said before kept answer as from nothing, token for token, and compute the new tokens alone.
+#[test]
+fn a_kept_conversation_answers_as_one_from_nothing() {
+    use ringtune::generate::{Conversation, GenerateOptions, generate};
+    use ringtune::hf::TensorSource;
+    use ringtune::model::Model;
+    use ringtune::tensor::DType;
+    use std::ops::ControlFlow::Continue;
+    // Grouped heads, a window, biases, norms on heads: what stands between keys and their use.
+    for name in ["tiny-llama-tied", "mistral-window", "qwen2-untied", "qwen3-tied"] {
+        let files = ringtune::hf::safetensors::ModelFiles::open(format!("tests/data/model/{name}").as_ref()).unwrap();
+        let dev = ringtune::cpu::Cpu::new(Some(1)).unwrap();
+        let params = ringtune::hf::device::load_params(&dev, &files, DType::F32).unwrap();
+        let model = Model::fixed(files.config().clone(), params, None, DType::F32);
+        let vocab = model.config.vocab_size as u32;
+        let options =
+            GenerateOptions { max_new_tokens: 9, stop_ids: Vec::new(), batch: 1, sampling: Sampling::default() };
+        let fresh =
+            |prompt: &[u32]| generate(&dev, &model, &[prompt.to_vec()], &options, |_, _, _| Continue(())).unwrap();
+        let mut kept = Conversation::default();
+        let mut said: Vec<u32> = Vec::new();
+        let mut computed = 0;
+        for turn in 0..5u32 {
+            let new: Vec<u32> = (0..7 + turn).map(|i| (turn * 131 + i * 37 + 5) % vocab).collect();
+            said.extend(&new);
+            let answer = kept.answer(&dev, &model, &said, &options, |_| Continue(())).unwrap();
+            assert_eq!(answer, fresh(&said)[0], "{name}, turn {turn}");
+            // The last token of an answer was chosen and never computed.
+            computed += new.len() + usize::from(turn > 0);
+            assert_eq!(kept.computed(), computed, "{name}, turn {turn}");
+            said.extend(&answer.tokens);
+        }
+        // A turn that differs in its middle keeps what comes before; the same again computes its last token alone.
+        let before = kept.computed();
+        said[20] = (said[20] + 1) % vocab;
+        assert_eq!(kept.answer(&dev, &model, &said, &options, |_| Continue(())).unwrap(), fresh(&said)[0], "{name}");
+        assert_eq!(kept.computed() - before, said.len() - 20, "{name}");
+        let before = kept.computed();
+        assert_eq!(kept.answer(&dev, &model, &said, &options, |_| Continue(())).unwrap(), fresh(&said)[0], "{name}");
+        assert_eq!(kept.computed() - before, 1, "{name}");
+    }
+}
+
+/// A model that ends its answer at once is said to have done so.
+#[test]
+fn an_empty_answer_is_said() {
+    let w = untuned();
+    let stop: Vec<String> = (0..4098).map(|id| id.to_string()).collect();
+    w.write("run.sh", format!("exec {BASE} --greedy --stop-ids {} \"$@\"", stop.join(",")));
+    let one = ok(w.shell("sh run.sh Hello"));
+    assert!(one.stderr.contains("(the model ended its answer at once"), "{}", one.stderr);
+    let chat = ok(w.shell("echo Hello | sh run.sh --chat"));
+    assert!(chat.stderr.contains("(the model ended its answer at once"), "{}", chat.stderr);
+    assert_eq!(chat.stdout, "\n");
+}
+
 /// The distribution that one filter leaves, worked out token by token from its definition.
 fn expected(s: Sampling, logits: &[f32], seen: &[u32]) -> Vec<f64> {
     let n = logits.len();

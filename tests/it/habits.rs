@@ -285,3 +285,34 @@ fn completions_and_man_pages_name_every_command() {
         assert!(outcome.code == Some(0) && outcome.stdout.contains("hang-timeout"), "{shell}: {}", outcome.stderr);
     }
 }
+
+/// A run goes on to more steps than were planned, and says what that does to the learning rate; what else differs is refused with what it
+/// was and is.
+#[test]
+fn a_run_that_is_made_longer_goes_on() {
+    let (w, sft) = place();
+    let run = |more: &str| w.shell(&format!("{sft} --per_device_train_batch_size 2 {more}"));
+    assert_eq!(run("--max_steps 4").code, Some(0));
+    let longer = run("--max_steps 8 --resume_from_checkpoint auto");
+    assert_eq!(longer.code, Some(0), "{}", longer.stderr);
+    let line = longer.stdout.lines().find(|l| l.starts_with("max_steps was 4, is 8: ")).unwrap();
+    assert!(line.contains("the learning rate follows the schedule of 8 steps; that of step 5 is "), "{line}");
+    assert!(longer.stdout.contains("step 8/8"), "{}", longer.stdout);
+    let other = run("--max_steps 9 --seed 1 --resume_from_checkpoint auto");
+    assert!(other.error().contains("config differs from the checkpoint's (seed was 42, is 1)"), "{}", other.stderr);
+    // More epochs are more steps.
+    let epochs = run("--num_train_epochs 3 --resume_from_checkpoint auto");
+    assert!(epochs.stdout.contains("max_steps was 8, is "), "{}{}", epochs.stdout, epochs.stderr);
+}
+
+#[test]
+fn settings_that_do_no_good_are_said() {
+    let (w, sft) = place();
+    let wide = w.shell(&format!("{sft} --max_steps 1 --lora_r 64"));
+    assert_eq!(wide.code, Some(0), "{}", wide.stderr);
+    assert!(
+        wide.stderr.contains("warning: lora_r 64: the narrowest product it is put on has 32 rows"),
+        "{}",
+        wide.stderr
+    );
+}

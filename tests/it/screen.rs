@@ -121,3 +121,93 @@ fn check_begins_and_ends_with_its_verdict() {
     assert!(lines[1].starts_with("problem [bad-row] bad.jsonl:1: "), "{bad}");
     assert_eq!((lines[lines.len() - 1], lines[lines.len() - 2]), (lines[0], lines[1]), "{bad}");
 }
+
+/// A model that was tuned a little, so that its answers are of some length.
+fn talker() -> Workplace {
+    crate::tuned::tuned(&[])
+}
+
+fn chat(w: &Workplace) -> Terminal {
+    let line = "generate --model-path out --greedy --max-new-tokens 8";
+    let mut terminal = Terminal::start(ringtune(w, line), 80);
+    terminal.wait_for("/help lists", 0);
+    terminal
+}
+
+/// Editing, history, commands and endings of a conversation at a terminal; its answers are those of a pipe.
+#[test]
+fn a_conversation_at_a_terminal() {
+    use std::os::unix::fs::PermissionsExt;
+    let w = talker();
+    let piped = w.shell("printf 'What is AI?\\nAre you sure?\\n' | ringtune generate --model-path out --chat --greedy --max-new-tokens 8");
+    let answers: Vec<&str> = piped.stdout.lines().collect();
+    let [first, second] = answers[..] else { panic!("{}", piped.stdout) };
+    assert!(!first.is_empty(), "{}", piped.stdout);
+    let mut t = chat(&w);
+    // A slip is mended with the key for it.
+    t.press("What is AJ\x7fI?\r");
+    let mut at = t.wait_for(first, 0);
+    at = t.wait_for("> ", at);
+    t.press("Are you sure?\r");
+    at = t.wait_for(second, at);
+    for (keys, answer) in [
+        ("/help\r", "/system TEXT"),
+        ("/sytem be brief\r", "/sytem: unknown; did you mean /system?"),
+        ("/what\r", "/what: unknown (/help lists what there is)"),
+        ("/system Be brief.\r", "begun anew with this system turn"),
+        ("/system\r", "begun anew without a system turn"),
+        ("\x03", "Ctrl-D or /quit ends"),
+        ("/reset\r", "forgotten"),
+    ] {
+        at = t.wait_for("> ", at);
+        t.press(keys);
+        at = t.wait_for(answer, at);
+    }
+    at = t.wait_for("> ", at);
+    // The first turn is searched for in the history.
+    t.press("\x12What is\r");
+    at = t.wait_for(first, at);
+    t.wait_for("> ", at);
+    t.press("\x04");
+    let (status, screen) = t.end();
+    assert!(status.success(), "{screen}");
+    let history = w.path("cache/chat_history");
+    assert_eq!(std::fs::metadata(&history).unwrap().permissions().mode() & 0o777, 0o600);
+    let text = std::fs::read_to_string(&history).unwrap();
+    assert!(text.contains("What is AI?") && text.contains("Are you sure?"), "{text}");
+    // The next conversation has it too.
+    let mut t = chat(&w);
+    t.wait_for("> ", 0);
+    t.press("\x12sure\r");
+    let at = t.wait_for("Are you sure?", 0);
+    t.wait_for("> ", at);
+    t.press("/quit\r");
+    assert!(t.end().0.success());
+}
+
+/// Ctrl-C ends an answer under way and not the program.
+#[test]
+fn an_answer_is_stopped_and_the_conversation_goes_on() {
+    let w = talker();
+    let line = "generate --model-path base --tokenizer-path spm.model --prompt-template plain --temperature 1 --max-new-tokens 480 --threads 1";
+    let mut t = Terminal::start(ringtune(&w, line), 80);
+    let mut at = t.wait_for("/help lists", 0);
+    let mut stopped = false;
+    // An answer may be over before the key arrives; then the next one is tried.
+    for _ in 0..20 {
+        at = t.wait_for("> ", at);
+        t.press("word\r");
+        at = t.wait_for("word", at);
+        t.wait_for(" ", at + 3);
+        t.press("\x03");
+        at = t.wait_for("> ", at);
+        stopped |= t.screen.contains("(stopped)");
+        if stopped {
+            break;
+        }
+    }
+    assert!(stopped, "{}", t.screen);
+    t.press("/quit\r");
+    let (status, screen) = t.end();
+    assert!(status.success(), "{screen}");
+}

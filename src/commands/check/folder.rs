@@ -17,7 +17,7 @@ use crate::model::weights::{Kind, Weights};
 use crate::settings::{Every, Resume};
 use crate::tensor::DType;
 use crate::text::{bytes, grouped, table};
-use crate::train::checkpoints::{Saved, read_state};
+use crate::train::checkpoints::{Saved, longer_line, read_state};
 use crate::train::folder::refuse_overwriting;
 use crate::train::memory::Demand;
 use crate::train::run::check_no_earlier_run;
@@ -145,10 +145,13 @@ fn resume(check: &mut Check, start: &Start, steps: Option<Steps>) -> (String, Va
     let Some(steps) = steps else {
         return (format!("{place}, not compared: the data could not be read"), json!({"asked": true, "from": place}));
     };
-    let compared =
-        now(start, steps).and_then(|now| read_state(&path, &now, &start.settings.allow_changed, steps.total));
+    let compared = now(start, steps).and_then(|now| read_state(&path, &now, &start.settings, steps.total));
     match check.take("resume", &place, compared) {
-        Some(Saved { state, changed, .. }) => {
+        Some(Saved { state, changed, longer, .. }) => {
+            if let Some(was) = longer {
+                let line = longer_line(&start.settings, start.peak_lr, was, steps.total, state.step);
+                check.push(Finding::warning("resume", place.as_str(), line));
+            }
             for name in &changed {
                 check.push(Finding::warning(
                     "resume",

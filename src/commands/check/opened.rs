@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::{Check, Finding, Severity};
-use crate::commands::start::{Guide, Start};
+use crate::commands::start::{self, Guide, Start};
 use crate::data::encode::stop_ids;
 use crate::data::jsonl::BadRows;
 use crate::data::pretrain::{self, PretrainDataSpec};
@@ -98,16 +98,17 @@ fn ids_agree(check: &mut Check, place: &str, config: &ModelConfig, tokenizer: Op
     // A model that was fine-tuned with ChatML ends its turns with another token than texts.
     let ends = [Some(special.eos), t.control(Control::ImEnd).ok()];
     if !config.eos_token_ids.is_empty() && !config.eos_token_ids.iter().any(|id| ends.contains(&Some(*id))) {
-        differs("eos_token_id", format!("{:?}", config.eos_token_ids), special.eos);
+        let ids: Vec<String> = config.eos_token_ids.iter().map(u32::to_string).collect();
+        differs("eos_token_id", ids.join(", "), special.eos);
     }
 }
 
 fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Template>) {
     let SpecialTokens { pad, unk, bos, eos } = t.special();
-    let (newline, text) = match t.newline() {
-        Newline::Kept(id) => ("kept", format!("kept as id {id}")),
-        Newline::Lost(id) => ("lost", format!("lost in text; <0x0A> (id {id}) stands for those of the template")),
-        Newline::Missing => ("missing", "cannot be encoded".to_string()),
+    let newline = match t.newline() {
+        Newline::Kept(_) => "kept",
+        Newline::Lost(_) => "lost",
+        Newline::Missing => "missing",
     };
     if let Err(e) = t.newline_id() {
         check.push(Finding::error("newline", t.name(), &e));
@@ -119,7 +120,12 @@ fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Templat
     let named = |id: u32| format!("{} ({id})", t.piece(id).unwrap_or("?"));
     let named_or_none = |id: Option<u32>| id.map_or("none".to_string(), named);
     let mut lines = vec![
-        format!("{}, {} pieces, {:?}", t.name(), grouped(t.pieces().len() as u64), t.model_type()),
+        format!(
+            "{}, {} pieces, {}",
+            t.name(),
+            grouped(t.pieces().len() as u64),
+            format!("{:?}", t.model_type()).to_lowercase()
+        ),
         format!("hash          {}", t.hash()),
         format!(
             "special ids   pad {}, unk {}, bos {}, eos {}",
@@ -128,7 +134,7 @@ fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Templat
             named_or_none(bos),
             named(eos)
         ),
-        format!("newlines      {text}"),
+        format!("newlines      {}", t.newline()),
         format!("byte fallback {}", if t.byte_ids().is_some() { "yes" } else { "no" }),
     ];
     if let Some(p) = template {
@@ -157,7 +163,7 @@ fn model_section(check: &mut Check, c: &ModelConfig, start: &Start) {
     };
     let mut lines = vec![
         format!(
-            "{what}: {:?}, {} layers, hidden {}, feed-forward {}, heads {}/{}, vocabulary {}{}",
+            "{what}: {}, {} layers, hidden {}, feed-forward {}, heads {}/{}, vocabulary {}{}",
             c.architecture,
             c.n_layers,
             c.hidden_size,
@@ -182,8 +188,7 @@ fn model_section(check: &mut Check, c: &ModelConfig, start: &Start) {
         let targets: Vec<&str> = l.targets.iter().map(|p| p.name()).collect();
         lines.push(format!("adapter       rank {}, scale {}, on {}", l.r, l.scale(), targets.join(" ")));
         lora = json!({"r": l.r, "scale": l.scale(), "targets": targets});
-        let narrowest = l.targets.iter().map(|p| p.shape(c));
-        if let Some(side) = narrowest.map(|(a, b)| a.min(b)).min().filter(|&side| l.r >= side) {
+        if let Some(side) = start::narrower_than_rank(l, c) {
             check.push(
                 Finding::warning("lora-rank", "lora_r", "the update is no longer of low rank")
                     .but(format!("below {side}, the narrowest product it is put on"), l.r.to_string())
@@ -193,7 +198,7 @@ fn model_section(check: &mut Check, c: &ModelConfig, start: &Start) {
     }
     let facts = json!({
         "path": start.base.as_ref().map(|b| b.dir().display().to_string()),
-        "architecture": format!("{:?}", c.architecture).to_lowercase(), "layers": c.n_layers, "hidden_size": c.hidden_size,
+        "architecture": c.architecture.to_string().to_lowercase(), "layers": c.n_layers, "hidden_size": c.hidden_size,
         "vocab_size": c.vocab_size, "grown_vocab_size": grown.map(|g| g.vocab_size), "max_position": c.max_position,
         "weights": all, "dtype": dtype.map(SaveDType::torch_name), "lora": lora,
     });

@@ -9,8 +9,10 @@ use super::flags::GenerateArgs;
 use super::show;
 use crate::data::tokenizer::Tokenizer;
 use crate::generate::{StopText, TextStream};
-use crate::say::Out;
-use crate::say::visible;
+use crate::say::{self, Out, visible};
+
+/// What is said of an answer without text.
+pub(super) const EMPTY: &str = "(the model ended its answer at once; a model that was not tuned with this template often does: see --prompt-template, --raw)";
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,7 +169,11 @@ impl<'a> Answers<'a> {
             let gap = if i == 0 { "" } else { "\n" };
             writeln!(out, "{gap}prompt: {}\n{}", visible(&self.prompts[i]), visible(&answer.text))?;
         }
-        out.flush()
+        out.flush()?;
+        if !self.args.json && answer.text.trim().is_empty() {
+            say::remark(EMPTY);
+        }
+        Ok(())
     }
 }
 

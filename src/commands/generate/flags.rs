@@ -67,7 +67,8 @@ pub fn about(clap: Command) -> Command {
     };
     clap.about("Answer prompts, or hold a conversation, with a model or adapter")
         .after_help(
-            "Without a prompt, standard input is the prompt; at a terminal it is a conversation: /reset forgets it, /exit ends it.",
+            "Without a prompt, standard input is the prompt; at a terminal it is a conversation, with line editing and a history: \
+             /help lists its commands, Ctrl-C stops an answer.",
         )
         .arg(Arg::new("prompts").value_name("PROMPT").num_args(0..).help("Prompts, each answered on its own"))
         // Not `mut_arg`, which moves the flag to the end of the list.

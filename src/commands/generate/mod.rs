@@ -3,6 +3,7 @@
 mod answers;
 mod chat;
 mod flags;
+mod lines;
 
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
@@ -77,7 +78,7 @@ impl OnDevice for Job {
         let speaker = Speaker { dev, loaded, tokenizer, template, args: &args, stop_ids, stop_texts };
         match prompts {
             Some(prompts) => speaker.answer(&prompts),
-            None => chat::run(&speaker, &mut std::io::stdin().lock()),
+            None => chat::run(&speaker, lines::Lines::open()),
         }
     }
 }

@@ -13,10 +13,11 @@ use crate::data::jsonl::{RowOptions, read_rows};
 use crate::data::token_file::TokenFile;
 use crate::data::tokenizer::{SpecialIds, Specials, Tokenizer};
 use crate::error::{Context, Result};
-use crate::files::open_file;
+use crate::files::{nearby, open_file, parent, read_text};
 use crate::hf::peft::{Adapter, AdapterConfig};
 use crate::hf::safetensors::{ModelFiles, TensorFile};
 use crate::hf::{TensorSource, peft};
+use crate::log::metrics::METRICS;
 use crate::model::weights::{Place, Weights};
 use crate::say::Out;
 use crate::say::visible;
@@ -75,7 +76,10 @@ pub fn run(path: &Path, tokenizer: Option<&Path>, json: bool) -> Result<()> {
 
 fn report(path: &Path, tokenizer: Option<Tokenizer>) -> Result<Report> {
     let name = || path.display().to_string();
-    let meta = std::fs::metadata(path).context(name)?;
+    let meta = std::fs::metadata(path).context(name).map_err(|e| match nearby::near(path) {
+        Some(near) => e.hint(&format!("did you mean {}?", near.display())),
+        None => e,
+    })?;
     if meta.is_dir() {
         return folder(path);
     }
@@ -85,7 +89,9 @@ fn report(path: &Path, tokenizer: Option<Tokenizer>) -> Result<Report> {
     if TokenFile::is_token_file(&head[..n]) || ending == "tok" {
         return token_file(path, tokenizer);
     }
+    let named = |name: &str| path.file_name().is_some_and(|f| f == name);
     match ending.as_str() {
+        "jsonl" if named(METRICS) => metrics(path),
         "safetensors" => tensor_file(path),
         "jsonl" | "ndjson" | "gz" | "parquet" | "csv" | "tsv" => rows(path),
         "model" => tokenizer_file(path),
@@ -122,6 +128,12 @@ fn folder(dir: &Path) -> Result<Report> {
         report.facts.insert(0, ("checkpoints", json!(all)));
         report.facts.insert(1, ("shown", json!(newest.display().to_string())));
         return Ok(report);
+    }
+    if dir.join(METRICS).is_file() {
+        return metrics(&dir.join(METRICS));
+    }
+    if Tokenizer::in_folder(dir).is_some() {
+        return tokenizer_file(dir);
     }
     bail!(
         "{}: expected config.json (a model), adapter_config.json (an adapter) or {MANIFEST} (a checkpoint) in the folder, \
@@ -226,7 +238,7 @@ fn model(dir: &Path) -> Result<Report> {
     let c = files.config();
     let mut facts = vec![
         ("kind", json!("model")),
-        ("architecture", json!(format!("{:?}", c.architecture))),
+        ("architecture", json!(c.architecture.to_string())),
         ("parameters", json!(grouped(Weights::count(c)))),
         ("layers", json!(c.n_layers)),
         ("hidden_size", json!(c.hidden_size)),
@@ -234,7 +246,7 @@ fn model(dir: &Path) -> Result<Report> {
         ("heads", json!(format!("{} query, {} key-value, of {}", c.heads.n_query, c.heads.n_kv, c.heads.head_dim))),
         ("vocab_size", json!(c.vocab_size)),
         ("max_position", json!(c.max_position)),
-        ("rope", json!(format!("theta {}, {:?}", c.rope_theta, c.rope_scaling))),
+        ("rope", json!(format!("theta {}, {}", c.rope_theta, c.rope_scaling))),
         ("tied", json!(c.tied)),
         ("dtype", json!(files.dtype().torch_name())),
         ("files", json!(files.n_files())),
@@ -302,6 +314,32 @@ fn checkpoint(dir: &Path) -> Result<Report> {
     Ok(Report { facts, parts, preview: Vec::new() })
 }
 
+/// The figures of a run's steps and evaluations.
+fn metrics(path: &Path) -> Result<Report> {
+    let text = read_text(path, 1 << 30)?;
+    let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let last = |key: &str| lines.iter().rev().find_map(|line| line[key].as_f64());
+    let least = |key: &str| lines.iter().filter_map(|line| line[key].as_f64()).reduce(f64::min);
+    let count = |key: &str| lines.iter().filter(|line| !line[key].is_null()).count();
+    let mut facts = vec![
+        ("kind", json!("metrics of a run")),
+        ("steps", json!(count("loss"))),
+        ("evaluations", json!(count("eval_loss"))),
+        ("skipped_steps", json!(count("skipped"))),
+    ];
+    let figures = [
+        ("last_step", last("step")),
+        ("last_loss", last("loss")),
+        ("last_eval_loss", last("eval_loss")),
+        ("best_eval_loss", least("eval_loss")),
+        ("tokens_per_second", last("tokens_per_second")),
+    ];
+    facts.extend(figures.into_iter().filter_map(|(name, value)| Some((name, json!(value?)))));
+    let dir = parent(path);
+    facts.push(("curves", json!(format!("`ringtune report {}` draws them", dir.display()))));
+    Ok(Report { facts, parts: Vec::new(), preview: Vec::new() })
+}
+
 fn rows(path: &Path) -> Result<Report> {
     let file = read_rows(path, &RowOptions::default())?;
     let facts = vec![
@@ -325,10 +363,10 @@ fn tokenizer_file(path: &Path) -> Result<Report> {
     let s = t.special();
     let mut facts = vec![
         ("kind", json!("tokenizer")),
-        ("model_type", json!(format!("{:?}", t.model_type()))),
+        ("model_type", json!(format!("{:?}", t.model_type()).to_lowercase())),
         ("pieces", json!(t.pieces().len())),
         ("special_ids", json!({"pad": s.pad, "unk": s.unk, "bos": s.bos, "eos": s.eos})),
-        ("newline", json!(format!("{:?}", t.newline()))),
+        ("newline", json!(t.newline().to_string())),
         ("byte_fallback", json!(t.byte_ids().is_some())),
         ("blake3", json!(t.hash())),
     ];

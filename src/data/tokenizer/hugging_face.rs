@@ -302,7 +302,8 @@ pub fn with_control_tokens(name: &str, bytes: &[u8], control: &[(String, u32)]) 
     for (text, id) in control {
         let got = library.token_to_id(text);
         if got != Some(*id) {
-            bail!("tokenizer {name}: {text} has the id {id} in training and {got:?} in the file to be written");
+            let got = got.map_or("none".to_string(), |id| id.to_string());
+            bail!("tokenizer {name}: {text} has the id {id} in training and {got} in the file to be written");
         }
     }
     Ok(file.to_string().into_bytes())

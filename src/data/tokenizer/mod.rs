@@ -21,6 +21,7 @@ mod sentencepiece;
 mod special;
 
 use std::collections::HashMap;
+use std::fmt;
 
 use sentencepiece_model::{ModelType, Type};
 use serde_json::Value;
@@ -53,6 +54,16 @@ pub enum Newline {
     Lost(u32),
     /// No id stands for a newline.
     Missing,
+}
+
+impl fmt::Display for Newline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Newline::Kept(id) => write!(f, "kept as id {id}"),
+            Newline::Lost(id) => write!(f, "lost in text; <0x0A> (id {id}) stands for those of the template"),
+            Newline::Missing => f.write_str("cannot be encoded"),
+        }
+    }
 }
 
 /// One piece of the vocabulary.
@@ -131,8 +142,8 @@ pub struct Tokenizer {
     bytes: Vec<u8>,
 }
 
-impl std::fmt::Debug for Tokenizer {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "Tokenizer({}, {} tokens)", self.name, self.vocab_size())
     }
 }
