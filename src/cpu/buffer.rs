@@ -1,5 +1,6 @@
 //! Memory behind a tensor: zero pages from the system, aligned for every vector width, seen as slices of its element type.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -8,16 +9,24 @@ use memmap2::MmapMut;
 
 use super::Cpu;
 use super::elem::{Stored, View};
-use super::kept::Forms;
 use crate::error::{Error, Result, in_words};
 use crate::tensor::{DType, Tensor};
 
+/// What may stand in the place of a buffer's bytes, as long as nothing is written.
+pub trait Stead: Any + Send + Sync {
+    /// The bytes, to the bit.
+    fn rows(&self) -> &CpuBuf;
+
+    /// The same, taken.
+    fn into_rows(self: Box<Self>) -> CpuBuf;
+}
+
 /// A buffer of zero bytes at first. Pages that were never written take no memory.
 pub struct CpuBuf {
-    /// At least one page, so that even a tensor without elements has an aligned start. `None` where the bytes stand in `forms` alone.
+    /// At least one page, so that even a tensor without elements has an aligned start. `None` where they are in `stead` alone.
     map: Option<MmapMut>,
     /// What products read instead, as long as nothing is written.
-    forms: Option<Box<Forms>>,
+    stead: Option<Box<dyn Stead>>,
     /// So many bytes from the start are zero, whatever stands there: whoever reads or adds to them writes the zeros first, and whoever
     /// writes all of them need not.
     zeros: AtomicUsize,
@@ -39,26 +48,26 @@ impl CpuBuf {
         if bytes >= 8 << 20 {
             let _ = map.advise(memmap2::Advice::HugePage);
         }
-        Ok(Self { map: Some(map), forms: None, zeros: AtomicUsize::new(0) })
+        Ok(Self { map: Some(map), stead: None, zeros: AtomicUsize::new(0) })
     }
 
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
-        match (&self.map, &self.forms) {
+        match (&self.map, &self.stead) {
             (Some(map), _) => {
                 self.settle(map);
                 map
             }
-            (None, Some(forms)) => forms.rows().bytes(),
+            (None, Some(stead)) => stead.rows().bytes(),
             (None, None) => unreachable!("the bytes stand somewhere"),
         }
     }
 
-    /// All bytes, to be written; forms of what stood there are forgotten.
+    /// All bytes, to be written; what stood in their place is forgotten.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        let forms = self.forms.take();
-        if let (None, Some(forms)) = (&self.map, forms) {
-            self.map = forms.into_rows().map;
+        let stead = self.stead.take();
+        if let (None, Some(stead)) = (&self.map, stead) {
+            self.map = stead.into_rows().map;
         }
         let map = self.map.as_mut().expect("the bytes stand somewhere");
         let zeros = std::mem::take(self.zeros.get_mut());
@@ -84,7 +93,7 @@ impl CpuBuf {
     pub fn zero_later(&mut self, bytes: usize) -> bool {
         let later = bytes >= LATER && self.map.as_ref().is_some_and(|map| bytes <= map.len());
         if later {
-            self.forms = None;
+            self.stead = None;
             let due = self.zeros.get_mut();
             *due = bytes.max(*due);
         }
@@ -102,13 +111,13 @@ impl CpuBuf {
     }
 
     /// What products read instead of the bytes.
-    pub fn forms(&self) -> Option<&Forms> {
-        self.forms.as_deref()
+    pub fn stead(&self) -> Option<&dyn Stead> {
+        self.stead.as_deref()
     }
 
-    /// Keeps forms of what stands here; without `with_bytes` in its place.
-    pub fn keep(&mut self, forms: Forms, with_bytes: bool) {
-        self.forms = Some(Box::new(forms));
+    /// Keeps another form of what stands here; without `with_bytes` in its place.
+    pub fn keep(&mut self, stead: Box<dyn Stead>, with_bytes: bool) {
+        self.stead = Some(stead);
         if !with_bytes {
             self.map = None;
         }

@@ -4,15 +4,16 @@
 //! `x·wᵀ` over `in`, `dy·w` over `out`. Where nobody reads rows of the weight, they are given back to the system; whoever asks for them
 //! nevertheless gets them from the panels, to the bit.
 
+use std::any::Any;
 use std::sync::OnceLock;
 
 use super::Cpu;
-use super::buffer::{CpuBuf, view};
+use super::buffer::{CpuBuf, Stead, view};
 use super::elem::View;
 use super::kernels::Micro;
 use super::level::Level;
-use super::matmul::{k_steps, pack_slab};
 use super::pack::{Operand, Unit};
+use super::slabs::{k_steps, pack_slab};
 use crate::backend::footprint::Packed;
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
@@ -100,14 +101,23 @@ impl Forms {
         if over_columns { &self.forward } else { &self.backward }
     }
 
-    /// The rows of the weight, from its panels.
-    pub fn rows(&self) -> &CpuBuf {
-        self.again.get_or_init(|| self.forward.unpack().expect("the system grants memory for a weight"))
+    /// The form of a tensor that is kept.
+    fn kept_of(w: &Tensor<Cpu>) -> Option<&Self> {
+        (w.buf.stead()? as &dyn Any).downcast_ref()
     }
 
-    /// The same, taken.
-    pub fn into_rows(self) -> CpuBuf {
-        self.again.into_inner().unwrap_or_else(|| self.forward.unpack().expect("the system grants memory for a weight"))
+    fn unpacked(&self) -> CpuBuf {
+        self.forward.unpack().expect("the system grants memory for a weight")
+    }
+}
+
+impl Stead for Forms {
+    fn rows(&self) -> &CpuBuf {
+        self.again.get_or_init(|| self.unpacked())
+    }
+
+    fn into_rows(mut self: Box<Self>) -> CpuBuf {
+        self.again.take().unwrap_or_else(|| self.unpacked())
     }
 }
 
@@ -127,7 +137,7 @@ impl<'a> From<Operand<'a>> for Weight<'a> {
 impl<'a> Weight<'a> {
     /// Of a tensor with `n` columns of C over `k` steps: along its columns, or along its rows.
     pub fn of(w: &'a Tensor<Cpu>, micro: &Micro, over_columns: bool, n: usize, k: usize) -> Self {
-        let kept = w.buf.forms().map(|forms| forms.of(over_columns)).filter(|kept| kept.serves(micro, n, k));
+        let kept = Forms::kept_of(w).map(|forms| forms.of(over_columns)).filter(|kept| kept.serves(micro, n, k));
         let data = kept.map_or_else(|| view(w), |_| View::Bf16(&[]));
         let (major_stride, k_stride) = if over_columns { (w.cols(), 1) } else { (1, w.cols()) };
         Self { rows: Operand { data, major_stride, k_stride }, kept }
@@ -138,7 +148,7 @@ impl<'a> Weight<'a> {
 /// half of what other trainers take.
 pub fn keep(dev: &Cpu, w: &mut Tensor<Cpu>, rows_are_read: bool) -> Result<usize> {
     let micro = Micro::new(dev.level, true);
-    if w.dtype() != DType::Bf16 || !micro.b.is_pair() || w.is_empty() || w.buf.forms().is_some() {
+    if w.dtype() != DType::Bf16 || !micro.b.is_pair() || w.is_empty() || w.buf.stead().is_some() {
         return Ok(0);
     }
     let (out, wide) = w.shape();
@@ -146,7 +156,7 @@ pub fn keep(dev: &Cpu, w: &mut Tensor<Cpu>, rows_are_read: bool) -> Result<usize
     let (forward, backward) = (form(true, out, wide)?, form(false, wide, out)?);
     let own = w.capacity() * w.dtype().bytes();
     let taken = forward.bytes() + backward.bytes();
-    w.buf.keep(Forms { forward, backward, again: OnceLock::new() }, rows_are_read);
+    w.buf.keep(Box::new(Forms { forward, backward, again: OnceLock::new() }), rows_are_read);
     Ok(if rows_are_read { taken } else { taken - own })
 }
 

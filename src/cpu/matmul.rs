@@ -15,18 +15,11 @@ use super::elem::Elem;
 use super::kept::Weight;
 use super::kernels::{Micro, Store, Target, Tile};
 use super::level::multiversion;
-use super::pack::{Operand, Unit, pack_panel};
-use super::threads::{Pool, SharedMut, chunked};
+use super::pack::{Operand, pack_panel};
+use super::slabs::{k_steps, pack_slab};
+use super::threads::{Pool, SharedMut};
 use crate::backend::{MatMul, Write};
 use crate::tensor::{DType, Tensor};
-
-/// Steps of k in a slab, in units of four bytes: a panel of B is then 128 KiB.
-const K_UNITS: usize = 1024;
-
-/// Steps of k in a slab of these units: the cut depends on nothing else.
-pub fn k_steps(unit: Unit) -> usize {
-    if unit.is_pair() { 2 * K_UNITS } else { K_UNITS }
-}
 
 /// Units of a packed slab (4 MiB): it stays in the L3 cache until it is used.
 const SLAB_UNITS: usize = 1 << 20;
@@ -82,34 +75,6 @@ pub fn matmul(dev: &Cpu, c: &mut Tensor<Cpu>, a: &Tensor<Cpu>, b: &Tensor<Cpu>, 
     };
     let mut scratch = dev.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     product(dev, &mut scratch, c, Product { a, b, shape: Shape { m, n, k }, bf16, alpha, write });
-}
-
-/// Panels of one task when packing: about 64 KiB.
-fn panels_per_task(panel_units: usize) -> usize {
-    (16 * 1024 / panel_units.max(1)).max(1)
-}
-
-pub fn pack_slab(
-    dev: &Cpu,
-    dst: &mut [u32],
-    (unit, width): (Unit, usize),
-    src: Operand<'_>,
-    majors: (usize, usize),
-    ks: (usize, usize),
-) {
-    let ((first, count), (k0, k)) = (majors, ks);
-    let panel_units = width * unit.count(k);
-    if panel_units == 0 {
-        return;
-    }
-    let dst = &mut dst[..count.div_ceil(width) * panel_units];
-    let per_task = panels_per_task(panel_units);
-    dev.pool.split(chunked(dst, per_task * panel_units), |task, dst| {
-        for (i, panel) in dst.chunks_exact_mut(panel_units).enumerate() {
-            let at = (task * per_task + i) * width;
-            pack_panel(dev.level, panel, unit, width, src, first + at, width.min(count - at), k0, k);
-        }
-    });
 }
 
 multiversion! {

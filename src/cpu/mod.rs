@@ -20,6 +20,7 @@ mod norm;
 mod optim;
 mod pack;
 mod peak;
+mod slabs;
 mod threads;
 #[cfg(target_arch = "x86_64")]
 mod tiles;

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::program::repository;
 
 /// Names without a prefix of ours that the program or a script reads.
-const FOREIGN: [&str; 38] = [
+const FOREIGN: [&str; 39] = [
     "ARCHS",
+    "BUDGET",
     "CARGO_TARGET_DIR",
     "CLICOLOR",
     "CLICOLOR_FORCE",
