@@ -27,6 +27,8 @@
 
 constexpr int STRIP = 512, CHUNK = 512;
 constexpr int RT = RANK / 8, RF = RANK / 16;
+// Steps of u at once in lora_u_db: with four the widest spills on sm_100.
+constexpr int U_STEPS = RANK == 64 ? 2 : 4;
 
 using Columns = HeadTile<64>;       // 64 columns of x, A or dy
 using Ranks = HeadTile<RANK>;       // of t, u or B
@@ -197,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(256, 1)
             cp_async_commit();
             const u32 at = base + tile % STAGES * STAGE;
             // u of this warp's 16 rows of 128.
-#pragma unroll
+#pragma unroll U_STEPS
             for (int step = 0; step < 4; step++) {
                 u32 fa[4];
                 ldmatrix_x4(fa, rows.at(at + warp * (16 * Columns::ROW), 0, step));

@@ -106,5 +106,5 @@ fn ranks_die_with_a_killed_ringrun() {
 fn time_is_up() {
     let o = shell(&["-n", "2", "--oversubscribe", "--timeout", "0.2"], "sleep 100");
     assert_eq!(o.code, Some(124), "{}", o.stderr);
-    assert!(o.last().ends_with("ended by --timeout after 200ms"), "{}", o.stderr);
+    assert!(o.last().ends_with("ended by --timeout after 0.2 s"), "{}", o.stderr);
 }
