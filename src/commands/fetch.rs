@@ -70,7 +70,9 @@ impl Lookup<'_> {
             shares.extend(sizes.iter().map(|size| weight * size / all));
             files.extend(fetched.files);
         }
-        Ok((files, weights.map(|_| shares)))
+        // Weights of another number are left as they are: who counts them names the files.
+        let shared = weights.map(|w| if w.len() == paths.len() { shares } else { w.to_vec() });
+        Ok((files, shared))
     }
 
     /// Puts folders and files in the place of the hub's names.

@@ -258,7 +258,7 @@ pub fn remedy(d: &Demand, lora: &LoraSpec, available: u64) -> Option<Remedy> {
     let mut flags: Vec<String> = Vec::new();
     let total = |s: &TrainSettings, l: Option<&LoraSpec>, rows: usize| -> u64 {
         let changed = Demand { settings: s, lora: l, max_seq_len: rows, ..d.clone() };
-        sum(&estimate_within(&changed, 1, Some(0)))
+        sum(&estimate_within(&changed, 1, Some(available)))
     };
     let fits = |s: &TrainSettings, l: Option<&LoraSpec>, rows: usize, flags: &[String]| {
         let bytes = total(s, l, rows);
