@@ -130,7 +130,12 @@ impl ModelFolder {
     /// The tokenizer named, or the one of the folder, or of the base.
     fn tokenizer(&self, args: &ModelArgs) -> Result<Tokenizer> {
         let folders = [self.dir.as_path(), self.files.dir()];
-        open::tokenizer(args.tokenizer_path.as_deref(), &folders, args.special_ids)
+        let tokenizer = open::tokenizer(args.tokenizer_path.as_deref(), &folders, args.special_ids)?;
+        // One that lacks the tokens a training added is no matter here: rows for them are there.
+        if args.tokenizer_path.is_some() {
+            open::beside_own(&tokenizer, &folders, args.special_ids)?;
+        }
+        Ok(tokenizer)
     }
 
     /// Loads the weights. Rows for tokens that the model does not know are made as `sft` makes them before its first step.

@@ -1,13 +1,15 @@
 //! What commands begin with, opened once each for all of them: tokenizer, template, row length.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use crate::bail;
 use crate::data::template::{Date, NEWLINE, Template, TemplateOptions, Unmarked};
-use crate::data::tokenizer::{SpecialIds, Tokenizer};
+use crate::data::tokenizer::{SpecialIds, Tokenizer, Type, VocabPiece};
 use crate::error::{Error, Result};
 use crate::hf::tokenizer_files::read_chat_template;
 use crate::settings::Settings;
+use crate::text::plural;
 
 /// Longest row where neither the user nor the model asks for less.
 pub const DEFAULT_SEQ_LEN: usize = 1024;
@@ -25,6 +27,42 @@ pub fn tokenizer(given: Option<&Path>, folders: &[&Path], special: SpecialIds) -
             let places: Vec<String> = folders.iter().map(|d| d.display().to_string()).collect();
             bail!("no tokenizer in {}; name one with --tokenizer-path", places.join(" or "))
         }
+    }
+}
+
+/// How a tokenizer that was named differs from the one that lies with the model, in the first of `folders` that has one; `None` where
+/// there is none, one that cannot be read, or the same.
+///
+/// # Errors
+/// If the same piece has another id there: the model would read other words than those of the rows.
+pub fn beside_own(given: &Tokenizer, folders: &[&Path], special: SpecialIds) -> Result<Option<String>> {
+    let own = folders.iter().copied().find(|d| Tokenizer::in_folder(d).is_some());
+    let own = own.and_then(|d| Tokenizer::open_beside(d, special, folders.first().copied()).ok());
+    let Some(own) = own.filter(|own| own.hash() != given.hash()) else { return Ok(None) };
+    let named = |t: &Tokenizer| format!("{} ({} pieces, hash {:.12})", t.name(), t.vocab_size(), t.hash());
+    let ids: HashMap<&str, usize> = own.pieces().iter().enumerate().map(|(id, p)| (p.text.as_str(), id)).collect();
+    // A text that stands there twice has an equal id if one of them is.
+    let moved = |(id, p): &(usize, &VocabPiece)| {
+        p.kind != Type::Unused
+            && own.pieces().get(*id).is_none_or(|there| there.text != p.text)
+            && ids.contains_key(p.text.as_str())
+    };
+    let moved: Vec<(usize, &VocabPiece)> = given.pieces().iter().enumerate().filter(moved).collect();
+    match moved.first() {
+        Some((id, p)) => bail!(
+            "vocabulary mismatch: {} has other ids than the model's own {} for {}: \"{}\" is {id}, there {}; leave --tokenizer-path out, or \
+             give the tokenizer the model was trained with",
+            named(given),
+            named(&own),
+            plural(moved.len(), "piece"),
+            p.text,
+            ids[p.text.as_str()]
+        ),
+        None => Ok(Some(format!(
+            "{} is used, another tokenizer than the model's own {}; pieces of both have the same ids",
+            named(given),
+            named(&own)
+        ))),
     }
 }
 

@@ -182,6 +182,12 @@ pub fn of_sft(guide: &mut impl Guide, job: &SftJob, lora: Option<LoraSpec>) -> R
     let place = job.tokenizer_path.as_ref().unwrap_or(&job.model_path).display().to_string();
     let opened = open::tokenizer(job.tokenizer_path.as_deref(), &[&job.model_path], job.special_ids);
     start.tokenizer = guide.step("tokenizer", &place, opened)?;
+    if let (Some(t), Some(_)) = (&start.tokenizer, &job.tokenizer_path) {
+        let other = open::beside_own(t, &[&job.model_path], job.special_ids);
+        if let Some(Some(warning)) = guide.step("tokenizer", &place, other)? {
+            guide.warning("tokenizer", &place, &warning);
+        }
+    }
     if let Some(t) = &mut start.tokenizer {
         let name = job.template.name.clone().unwrap_or_default();
         let opened = open::template(&job.template, &[&job.model_path], "chatml", t);

@@ -408,3 +408,43 @@ fn bytes_without_a_token_are_named_and_rows_that_lose_them_are_counted() {
     let codes: Vec<&str> = report["warnings"].as_array().unwrap().iter().map(|f| f["code"].as_str().unwrap()).collect();
     assert!(codes.contains(&"unknown-characters") && codes.contains(&"byte-fallback"), "{codes:?}");
 }
+
+/// A tokenizer that is named is held to the one that lies with the model: other ids are an error, other pieces are said.
+#[test]
+fn a_named_tokenizer_is_compared_with_the_models_own() {
+    let w = Workplace::new();
+    for file in ["config.json", "model.safetensors"] {
+        w.copy(&format!("tests/data/model/tiny-llama-tied/{file}"), &format!("model/{file}"));
+    }
+    w.copy("tests/data/tokenizer/spm4k.model", "model/tokenizer.model");
+    w.copy("tests/data/tokenizer/spm4k.model", "same.model");
+    w.copy("tests/data/tokenizer/spm4k_unigram.model", "other.model");
+    w.write("rows.jsonl", first_rows("data/demo/chat.jsonl", 20));
+    let sft = "sft --dataset-paths rows.jsonl --max-seq-len 64 --max-steps 1 --output-dir";
+    let found =
+        ["vocabulary mismatch: other.model (4096 pieces, hash", "the model's own model", "leave --tokenizer-path out"];
+    fails(&w.shell(&format!("ringtune {sft} out --model-path model --tokenizer-path other.model")), 1, &found);
+    let eval = "ringtune eval --dataset-paths rows.jsonl --max-eval-samples 2 --model-path";
+    fails(&w.shell(&format!("{eval} model --tokenizer-path other.model")), 1, &found);
+
+    let chatml = "--prompt-template chatml --merge-adapters";
+    let outcome = ok(w.shell(&format!("ringtune {sft} out --model-path model --tokenizer-path same.model {chatml}")));
+    assert!(!outcome.stderr.contains("another tokenizer"), "{}", outcome.stderr);
+    // What a training added does not count: the file has the same pieces.
+    ok(w.shell(&format!("{eval} out --tokenizer-path same.model")));
+
+    let w = place(Style::Llama3);
+    let mut file = tokenizer_json(Style::Llama3);
+    let vocab = file["model"]["vocab"].as_object_mut().unwrap();
+    let id = vocab.remove("\u{104}").expect("the byte's piece");
+    vocab.insert("\u{2603}a".into(), id);
+    w.write("changed/tokenizer.json", file.to_string());
+    w.write("rows.jsonl", first_rows("data/demo/chat.jsonl", 20));
+    let line = "ringtune check --model_path tiny/final --tokenizer_path changed --dataset_paths rows.jsonl --max_seq_len 96 --output_dir c --json";
+    let report: Value = serde_json::from_str(&w.shell(line).stdout).unwrap();
+    let said: Vec<&str> = report["warnings"].as_array().unwrap().iter().filter_map(|f| f["what"].as_str()).collect();
+    assert!(
+        said.iter().any(|s| s.contains("another tokenizer than the model's own") && s.contains("hash")),
+        "{said:?}"
+    );
+}

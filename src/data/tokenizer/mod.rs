@@ -23,7 +23,8 @@ mod special;
 use std::collections::HashMap;
 use std::fmt;
 
-use sentencepiece_model::{ModelType, Type};
+use sentencepiece_model::ModelType;
+pub use sentencepiece_model::Type;
 use serde_json::Value;
 
 use self::hugging_face::HuggingFace;
