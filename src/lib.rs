@@ -18,6 +18,7 @@ pub mod error;
 pub mod eval;
 pub mod files;
 pub mod generate;
+pub mod heap;
 pub mod hf;
 pub mod hub;
 pub mod log;

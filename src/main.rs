@@ -3,8 +3,13 @@
 use std::process::ExitCode;
 
 use ringtune::error::Kind;
+use ringtune::heap::{self, Heap};
+
+#[global_allocator]
+static HEAP: Heap = Heap;
 
 fn main() -> ExitCode {
+    heap::explain_refusals();
     match ringtune::cli::run(std::env::args_os()).and_then(|()| ringtune::say::all_written()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -211,3 +211,28 @@ fn an_answer_is_stopped_and_the_conversation_goes_on() {
     let (status, screen) = t.end();
     assert!(status.success(), "{screen}");
 }
+
+/// However little memory a limit leaves, what is refused is an error with advice, not an abort.
+#[test]
+fn refused_memory_is_an_error_with_advice() {
+    let w = Workplace::new();
+    w.write("rows.jsonl", first_rows("data/demo/chat.jsonl", 200));
+    let model = repository().join("tests/data/model/tiny-llama-tied");
+    let mut refused = 0;
+    for kib in [110_000, 150_000, 220_000, 260_000, 300_000, 340_000] {
+        let line = format!(
+            "ulimit -v {kib}; RUST_BACKTRACE=0 exec ringtune sft --model-path {} --dataset-paths rows.jsonl --output-dir out-{kib} \
+             --max-seq-len 128 --max-steps 1",
+            model.display()
+        );
+        let outcome = w.shell(&line);
+        if outcome.stderr.contains("memory allocation of") {
+            refused += 1;
+            assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+            assert!(
+                outcome.stderr.contains("bytes more: out of memory") && outcome.stderr.contains("--recompute layer")
+            );
+        }
+    }
+    assert!(refused > 0, "no limit was too low");
+}
