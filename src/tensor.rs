@@ -4,6 +4,7 @@ use crate::bail;
 use crate::error::Result;
 use crate::measure::{MemoryUse, Nature, Tally};
 use crate::words::words;
+use rayon::prelude::*;
 use std::time::Instant;
 
 /// Element type of a tensor.
@@ -29,6 +30,9 @@ impl DType {
         }
     }
 }
+
+/// Writes the values of a matrix from an element on.
+pub type Fill<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
 
 /// A device's memory: what a [`Tensor`] rests on.
 pub trait Device: Sized {
@@ -135,6 +139,18 @@ pub trait Device: Sized {
         self.download(&mut all, src)?;
         dst.copy_from_slice(&all[first..first + dst.len()]);
         Ok(())
+    }
+
+    /// As [`Device::upload`] of values that `fill` writes, those from an element on: each is asked for once, by any thread, and no copy of
+    /// all of them is needed where the device works in the memory of the machine.
+    ///
+    /// # Errors
+    /// If the device refuses the copy.
+    fn upload_by(&self, dst: &mut Tensor<Self>, fill: &Fill<'_>) -> Result<()> {
+        const CHUNK: usize = 1 << 16;
+        let mut all = vec![0.0; dst.len()];
+        all.par_chunks_mut(CHUNK).enumerate().for_each(|(i, part)| fill(i * CHUNK, part));
+        self.upload(dst, &all)
     }
 
     /// Copies host integers into an i32 tensor.

@@ -1,14 +1,14 @@
-//! Memory behind a tensor: zero pages from the system, aligned for every vector width, seen as slices of its element type.
+//! Memory behind a tensor: zeros at first, aligned for every vector width, seen as slices of its element type.
 
 use std::any::Any;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use half::bf16;
-use memmap2::MmapMut;
 
 use super::Cpu;
 use super::elem::{Stored, View};
+use super::pages::{self, First, Piece};
 use crate::error::{Error, Result, in_words};
 use crate::heap;
 use crate::tensor::{DType, Tensor};
@@ -24,8 +24,10 @@ pub trait Stead: Any + Send + Sync {
 
 /// A buffer of zero bytes at first. Pages that were never written take no memory.
 pub struct CpuBuf {
-    /// At least one page, so that even a tensor without elements has an aligned start. `None` where they are in `stead` alone.
-    map: Option<MmapMut>,
+    /// `None` where the bytes are in `stead` alone.
+    map: Option<Piece>,
+    /// Nobody has written since the system gave the bytes: they are zero, and take no memory as long as they are only read.
+    untouched: bool,
     /// What products read instead, as long as nothing is written.
     stead: Option<Box<dyn Stead>>,
     /// So many bytes from the start are zero, whatever stands there: whoever reads or adds to them writes the zeros first, and whoever
@@ -42,14 +44,27 @@ impl CpuBuf {
     /// # Errors
     /// If the system has not enough address space.
     pub fn zeros(bytes: usize) -> Result<Self> {
-        let map = MmapMut::map_anon(bytes.max(1))
-            .map_err(|e| Error::memory(format!("cpu: cannot allocate {bytes} bytes: {}", in_words(&e))))?;
-        // Large pages spare the walks of the page table; a kernel that has none says no, and nothing is lost.
-        #[cfg(target_os = "linux")]
-        if bytes >= 8 << 20 {
-            let _ = map.advise(memmap2::Advice::HugePage);
+        let mut buf = Self::any(bytes)?;
+        if !buf.untouched && !buf.zero_later(bytes) {
+            buf.bytes_mut().fill(0);
         }
-        Ok(Self { map: Some(map), stead: None, zeros: AtomicUsize::new(0) })
+        Ok(buf)
+    }
+
+    /// `bytes` bytes, whatever they are.
+    ///
+    /// # Errors
+    /// If the system has not enough address space.
+    pub fn any(bytes: usize) -> Result<Self> {
+        let piece = Piece::new(bytes)
+            .map_err(|e| Error::memory(format!("cpu: cannot allocate {bytes} bytes: {}", in_words(&e))))?;
+        let untouched = piece.is_fresh();
+        Ok(Self { map: Some(piece), untouched, stead: None, zeros: AtomicUsize::new(0) })
+    }
+
+    /// Number of bytes, where they stand here.
+    fn len(&self) -> usize {
+        self.map.as_ref().map_or(0, |map| map.len())
     }
 
     /// All bytes.
@@ -70,6 +85,7 @@ impl CpuBuf {
         if let (None, Some(stead)) = (&self.map, stead) {
             self.map = stead.into_rows().map;
         }
+        self.untouched = false;
         let map = self.map.as_mut().expect("the bytes stand somewhere");
         let zeros = std::mem::take(self.zeros.get_mut());
         map[..zeros].fill(0);
@@ -77,7 +93,7 @@ impl CpuBuf {
     }
 
     /// Writes the zeros that are due.
-    fn settle(&self, map: &MmapMut) {
+    fn settle(&self, map: &Piece) {
         static ONE: Mutex<()> = Mutex::new(());
         if self.zeros.load(Ordering::Acquire) == 0 {
             return;
@@ -92,21 +108,24 @@ impl CpuBuf {
 
     /// Makes the first `bytes` bytes zero once they are needed; false where they are so few that they are better written now.
     pub fn zero_later(&mut self, bytes: usize) -> bool {
-        let later = bytes >= LATER && self.map.as_ref().is_some_and(|map| bytes <= map.len());
+        let later = self.untouched || (bytes >= LATER && bytes <= self.len());
         if later {
             self.stead = None;
+        }
+        if later && !self.untouched {
             let due = self.zeros.get_mut();
             *due = bytes.max(*due);
         }
         later
     }
 
-    /// Whether the first `bytes` bytes, and no others, are zeros that are not written yet. They never will be: the caller writes all of them.
+    /// Whether the first `bytes` bytes are zeros that are not written yet, and no others have to be. They never will be: the caller
+    /// writes all of them.
     pub fn overwrites_zeros(&mut self, bytes: usize) -> bool {
         let due = self.zeros.get_mut();
-        let all = bytes > 0 && *due == bytes;
+        let all = bytes > 0 && (self.untouched || *due == bytes);
         if all {
-            *due = 0;
+            (*due, self.untouched) = (0, false);
         }
         all
     }
@@ -120,7 +139,7 @@ impl CpuBuf {
     pub fn keep(&mut self, stead: Box<dyn Stead>, with_bytes: bool) {
         self.stead = Some(stead);
         if !with_bytes {
-            self.map = None;
+            (self.map, self.untouched) = (None, false);
         }
     }
 
@@ -136,6 +155,13 @@ impl CpuBuf {
     }
 }
 
+/// Has the system give what tensors that are going to be written take of its memory, on all threads at once.
+pub fn touch(dev: &Cpu, tensors: &mut [Tensor<Cpu>]) {
+    let firsts: Vec<First> = pages::firsts(tensors.iter_mut().filter_map(|t| t.buf.map.as_mut()));
+    // SAFETY: the tensors are borrowed, and each byte belongs to one task.
+    dev.pool.run(firsts.len(), &|i| unsafe { firsts[i].touch() });
+}
+
 /// A buffer that grows.
 #[derive(Default)]
 pub struct Grow(Option<CpuBuf>);
@@ -144,9 +170,9 @@ impl Grow {
     /// `len` elements, their values whatever they were.
     pub fn elems<T: bytemuck::Pod>(&mut self, len: usize) -> &mut [T] {
         let bytes = len * size_of::<T>();
-        if self.0.as_ref().is_none_or(|b| b.bytes().len() < bytes) {
+        if self.0.as_ref().is_none_or(|b| b.len() < bytes) {
             self.0 = None;
-            self.0 = Some(CpuBuf::zeros(bytes).unwrap_or_else(|_| heap::end(bytes)));
+            self.0 = Some(CpuBuf::any(bytes).unwrap_or_else(|_| heap::end(bytes)));
         }
         self.0.as_mut().expect("just grown").elems_mut(len)
     }

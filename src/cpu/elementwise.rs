@@ -1,7 +1,7 @@
 //! Operations on elements: copies and casts, sums, biases, rotary embedding, SwiGLU, dropout. One pass each, in parallel.
 
 use super::Cpu;
-use super::buffer::{elems, elems_mut, typed};
+use super::buffer::{ViewMut, elems, elems_mut, typed, view_mut};
 use super::elem::Elem;
 use super::level::multiversion;
 use super::threads::chunked;
@@ -9,7 +9,7 @@ use super::vector::sigmoid;
 use crate::backend::elementwise::{check_bias, check_bias_grad, check_same};
 use crate::backend::{Dropout, Rope, Rotate, Swiglu};
 use crate::rng::Stream;
-use crate::tensor::Tensor;
+use crate::tensor::{Fill, Tensor};
 
 /// Elements of one task: enough to hide its start, few enough to stay in the L2 cache.
 pub const TASK: usize = 16 * 1024;
@@ -43,6 +43,17 @@ multiversion! {
 pub fn upload(dev: &Cpu, dst: &mut Tensor<Cpu>, src: &[f32]) {
     assert_eq!(dst.len(), src.len(), "upload: number of elements");
     typed!(y = mut dst, => dev.pool.split(chunked(y, TASK), |i, y| convert(dev.level, y, piece(src, i, TASK))));
+}
+
+pub fn upload_by(dev: &Cpu, dst: &mut Tensor<Cpu>, fill: &Fill<'_>) {
+    match view_mut(dst) {
+        ViewMut::F32(y) => dev.pool.split(chunked(y, TASK), |i, y| fill(i * TASK, y)),
+        ViewMut::Bf16(y) => dev.pool.split(chunked(y, TASK), |i, y| {
+            let mut values = vec![0.0; y.len()];
+            fill(i * TASK, &mut values);
+            convert(dev.level, y, &values);
+        }),
+    }
 }
 
 pub fn download(dev: &Cpu, dst: &mut [f32], src: &Tensor<Cpu>) {

@@ -33,7 +33,7 @@ impl Kept {
     fn new(dev: &Cpu, micro: &Micro, src: Operand<'_>, n: usize, k: usize) -> Result<Self> {
         let (unit, width) = (micro.b, micro.nr);
         let units = bytes(unit, width, n, k) / size_of::<u32>();
-        let mut kept = Self { unit, width, n, k, data: CpuBuf::zeros(units * size_of::<u32>())? };
+        let mut kept = Self { unit, width, n, k, data: CpuBuf::any(units * size_of::<u32>())? };
         let mut rest = kept.data.elems_mut::<u32>(units);
         for k0 in (0..k).step_by(k_steps(unit)) {
             let steps = k_steps(unit).min(k - k0);
@@ -66,7 +66,7 @@ impl Kept {
 
     /// The elements of the weight whose forward form this is, as they stood in memory.
     fn unpack(&self) -> Result<CpuBuf> {
-        let mut buf = CpuBuf::zeros(self.n * self.k * size_of::<u16>())?;
+        let mut buf = CpuBuf::any(self.n * self.k * size_of::<u16>())?;
         let rows = buf.elems_mut::<u16>(self.n * self.k);
         for k0 in (0..self.k).step_by(k_steps(self.unit)) {
             let steps = k_steps(self.unit).min(self.k - k0);

@@ -19,6 +19,7 @@ mod matmul;
 mod norm;
 mod optim;
 mod pack;
+mod pages;
 mod peak;
 mod slabs;
 mod threads;
@@ -41,7 +42,7 @@ use crate::ensure;
 use crate::error::{Context, Result};
 use crate::machine;
 use crate::measure::{MemoryUse, Nature};
-use crate::tensor::{DType, Device, Tensor};
+use crate::tensor::{DType, Device, Fill, Tensor};
 
 pub use buffer::CpuBuf;
 pub use level::Level;
@@ -134,6 +135,14 @@ impl Device for Cpu {
         Ok(Tensor::from_buf(buf, rows, cols, dtype))
     }
 
+    fn alloc_together(&self, shapes: &[(usize, usize)], rooms: &[usize], dtype: DType) -> Result<Vec<Tensor<Self>>> {
+        let _ = rooms;
+        let each = shapes.iter().map(|&(rows, cols)| self.alloc(rows, cols, dtype));
+        let mut all: Vec<_> = each.collect::<Result<_>>()?;
+        buffer::touch(self, &mut all);
+        Ok(all)
+    }
+
     fn upload_i32(&self, dst: &mut Tensor<Self>, src: &[i32]) -> Result<()> {
         buffer::elems_mut::<i32>(dst).copy_from_slice(src);
         Ok(())
@@ -162,6 +171,7 @@ impl Device for Cpu {
 
     operations! {
         upload(dst: &mut Tensor<Self>, src: &[f32]) = elementwise::upload;
+        upload_by(dst: &mut Tensor<Self>, fill: &Fill<'_>) = elementwise::upload_by;
         upload_at(dst: &mut Tensor<Self>, first: usize, src: &[f32]) = elementwise::upload_at;
         download(dst: &mut [f32], src: &Tensor<Self>) = elementwise::download;
         download_at(dst: &mut [f32], src: &Tensor<Self>, first: usize) = elementwise::download_at;

@@ -90,13 +90,15 @@ struct Scalars {
 }
 
 multiversion! {
-    /// Updates `master` from its gradient, and writes it rounded to `p` where `p` is not empty.
-    fn update[P: Elem](p: &mut [P], master: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: Scalars) {
+    /// Updates `master` from its gradient, and writes it rounded to `p` where `p` is not empty. `first`: the moments are zero, whatever
+    /// stands there.
+    fn update[P: Elem](p: &mut [P], master: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: Scalars, first: bool) {
         let rounded = !p.is_empty();
         for (((w, m), v), g) in master.iter_mut().zip(m).zip(v).zip(g) {
             let g = g * s.grad_scale;
-            *m = I::fma(s.beta1, *m, s.one_minus_beta1 * g);
-            *v = I::fma(s.beta2, *v, s.one_minus_beta2 * g * g);
+            let (m0, v0) = if first { (0.0, 0.0) } else { (*m, *v) };
+            *m = I::fma(s.beta1, m0, s.one_minus_beta1 * g);
+            *v = I::fma(s.beta2, v0, s.one_minus_beta2 * g * g);
             let denominator = I::fma(v.sqrt(), s.root, s.eps);
             *w = I::fma(*w, s.keep, -(s.rate * *m / denominator));
         }
@@ -120,6 +122,8 @@ struct Update<'a> {
     v: SharedMut<f32>,
     g: &'a [f32],
     scalars: Scalars,
+    /// Whether the moments are zeros that nobody wrote.
+    first: bool,
 }
 
 impl<'a> Update<'a> {
@@ -145,8 +149,14 @@ impl<'a> Update<'a> {
             Some(master) => (Some(SharedMut::new(&mut elems_mut::<bf16>(p)[own])), elems_mut::<f32>(master)),
         };
         assert!([master.len(), m.len(), v.len()] == [range.len(); 3], "adamw: elements of the state");
+        let zeros = [&mut **m, &mut **v].map(|t| t.buf.overwrites_zeros(t.len() * size_of::<f32>()));
+        let first = zeros == [true; 2];
+        // Of one alone they are written.
+        for (t, _) in [&mut **m, &mut **v].into_iter().zip(zeros).filter(|(_, zero)| *zero && !first) {
+            elems_mut::<f32>(t).fill(0.0);
+        }
         let [master, m, v] = [master, elems_mut::<f32>(m), elems_mut::<f32>(v)].map(SharedMut::new);
-        Self { rounded, master, m, v, g: &elems(g)[range.clone()], scalars }
+        Self { rounded, master, m, v, g: &elems(g)[range.clone()], scalars, first }
     }
 }
 
@@ -162,8 +172,8 @@ pub fn adamw(dev: &Cpu, slots: &mut [AdamWSlot<'_, Cpu>], step: AdamWStep, grad_
         unsafe {
             let [master, m, v] = [u.master, u.m, u.v].map(|x| x.slice(first, g.len()));
             match u.rounded {
-                None => update::<f32>(dev.level, &mut [], master, m, v, g, u.scalars),
-                Some(p) => update(dev.level, p.slice(first, g.len()), master, m, v, g, u.scalars),
+                None => update::<f32>(dev.level, &mut [], master, m, v, g, u.scalars, u.first),
+                Some(p) => update(dev.level, p.slice(first, g.len()), master, m, v, g, u.scalars, u.first),
             }
         }
     });

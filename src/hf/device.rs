@@ -1,7 +1,7 @@
 //! Between files and a device: loading weights into tensors, and tensors as a source to be saved.
 
 use super::peft::Adapter;
-use super::{HostTensor, TensorSource};
+use super::{HostTensor, Pieces, TensorSource};
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::model::Params;
@@ -15,7 +15,13 @@ use crate::{bail, ensure};
 /// # Errors
 /// If a weight cannot be read or the device has not enough memory.
 pub fn load_params<B: Backend>(dev: &B, source: &dyn TensorSource, dtype: DType) -> Result<Params<B>> {
-    Weights::of(source.config()).try_map(|at, _| upload(dev, &source.load(at)?, dtype))
+    Weights::of(source.config()).try_map(|at, _| {
+        let Some(pieces) = source.pieces(at)? else { return upload(dev, &source.load(at)?, dtype) };
+        let (rows, cols) = pieces.shape();
+        let mut tensor = dev.alloc(rows, cols, dtype)?;
+        upload_pieces(dev, &mut tensor, &*pieces)?;
+        Ok(tensor)
+    })
 }
 
 /// As [`load_params`], in one piece of memory where the device has such: each weight in a room of so many elements, in the order of files.
@@ -35,12 +41,26 @@ pub fn load_params_in<B: Backend>(
     let shapes: Vec<_> = places.places().into_iter().map(|(at, _)| at.shape(source.config(), 0)).collect();
     let mut all = dev.alloc_together(&shapes, rooms, dtype)?.into_iter();
     places.try_map(|at, _| {
-        let (host, mut tensor) = (source.load(at)?, all.next().expect("one for each weight"));
-        let (found, shape) = ((host.rows, host.cols), tensor.shape());
-        ensure!(found == shape, "{at}: expected shape {shape:?}, found {found:?}");
-        dev.upload(&mut tensor, &host.data)?;
+        let mut tensor = all.next().expect("one for each weight");
+        let fits = |found: (usize, usize), t: &Tensor<B>| {
+            ensure!(found == t.shape(), "{at}: expected shape {:?}, found {found:?}", t.shape());
+            Ok(())
+        };
+        if let Some(pieces) = source.pieces(at)? {
+            fits(pieces.shape(), &tensor)?;
+            upload_pieces(dev, &mut tensor, &*pieces)?;
+        } else {
+            let host = source.load(at)?;
+            fits((host.rows, host.cols), &tensor)?;
+            dev.upload(&mut tensor, &host.data)?;
+        }
         Ok(tensor)
     })
+}
+
+fn upload_pieces<B: Backend>(dev: &B, tensor: &mut Tensor<B>, pieces: &dyn Pieces) -> Result<()> {
+    dev.upload_by(tensor, &|first, out| pieces.fill(first, out))?;
+    pieces.finish()
 }
 
 /// A tensor with the values of a host tensor, rounded once where `dtype` is bf16.

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::peft::Adapter;
-use super::{HostTensor, TensorSource};
+use super::{HostTensor, Pieces, TensorSource};
 use crate::error::Result;
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Part, Place};
@@ -56,6 +56,10 @@ impl TensorSource for Adapted<'_> {
         // The head of a tied base that the adapter unties is the base's embedding.
         let tied = at == Place::Head && self.base.config().tied;
         self.base.load(if tied { Place::Embed } else { at })
+    }
+
+    fn pieces(&self, at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
+        if at.kind() == Kind::Vocabulary { Ok(None) } else { self.base.pieces(at) }
     }
 }
 

@@ -33,6 +33,31 @@ pub trait TensorSource {
     /// # Errors
     /// If it cannot be read or has values that are not finite.
     fn load(&self, at: Place) -> Result<HostTensor>;
+
+    /// The same weight for who takes it piece by piece; `None` where it is only to be had whole.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn pieces(&self, _at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
+        Ok(None)
+    }
+}
+
+/// A weight of which any part can be had, by several threads at once.
+pub trait Pieces: Sync {
+    /// Height and width.
+    fn shape(&self) -> (usize, usize);
+
+    /// Writes the values from element `first` on.
+    fn fill(&self, first: usize, out: &mut [f32]);
+
+    /// Whether all that was written are values of the weight.
+    ///
+    /// # Errors
+    /// That of [`TensorSource::load`].
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A source under another configuration of the same shapes, for example with the end token of ChatML.
@@ -50,6 +75,10 @@ impl TensorSource for WithConfig<'_> {
 
     fn load(&self, at: Place) -> Result<HostTensor> {
         self.source.load(at)
+    }
+
+    fn pieces(&self, at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
+        self.source.pieces(at)
     }
 }
 

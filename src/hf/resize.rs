@@ -1,6 +1,6 @@
 //! Growing the vocabulary: rows for new tokens, and frozen padding rows.
 
-use super::{HostTensor, TensorSource};
+use super::{HostTensor, Pieces, TensorSource};
 use crate::ensure;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
@@ -95,5 +95,10 @@ impl TensorSource for Resized<'_> {
     fn load(&self, at: Place) -> Result<HostTensor> {
         let t = self.base.load(at)?;
         Ok(if at.kind() == Kind::Vocabulary { self.grow(at, t) } else { t })
+    }
+
+    fn pieces(&self, at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
+        let grows = !self.how.tokens.is_empty() || self.config.vocab_size != self.base.config().vocab_size;
+        if at.kind() == Kind::Vocabulary && grows { Ok(None) } else { self.base.pieces(at) }
     }
 }

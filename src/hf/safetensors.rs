@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::f16;
 use rayon::prelude::*;
@@ -13,7 +14,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
 
 use super::config::{self as hf_config, HfConfig};
-use super::{HostTensor, SaveDType, TensorSource};
+use super::{HostTensor, Pieces, SaveDType, TensorSource};
 use crate::error::{Context, Error, Result};
 use crate::files::{read_text, refuse_pointer};
 use crate::mapped::Mapped;
@@ -123,29 +124,25 @@ impl TensorFile {
     }
 
     fn decode_range(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>> {
-        let Some(info) = self.tensors.get(name) else { bail!("no such tensor") };
-        let elements: usize = info.shape.iter().product();
+        const CHUNK: usize = 1 << 16;
+        let stored = self.stored(name)?;
+        let elements = stored.elements();
         ensure!(range.end <= elements, "{elements} elements, expected {} or more", range.end);
-        let (begin, end) = info.data_offsets;
-        let size = (end - begin).checked_div(elements).unwrap_or(0);
-        let begin = self.data_start + begin;
-        let bytes = &self.map[begin + range.start * size..begin + range.end * size];
         let mut data = vec![0.0f32; range.len()];
-        let chunk = 1 << 16;
-        let widen = |size: usize, one: fn(&[u8]) -> f32, data: &mut [f32]| {
-            data.par_chunks_mut(chunk).zip(bytes.par_chunks(chunk * size)).for_each(|(out, src)| {
-                for (x, b) in out.iter_mut().zip(src.chunks_exact(size)) {
-                    *x = one(b);
-                }
-            });
-        };
-        match info.dtype {
-            Dtype::F32 => widen(4, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]), &mut data),
-            Dtype::BF16 => widen(2, |b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16), &mut data),
-            Dtype::F16 => widen(2, |b| f16::from_le_bytes([b[0], b[1]]).to_f32(), &mut data),
-            other => bail!("element type {other:?} is not supported; expected F32, BF16 or F16"),
-        }
+        let parts = data.par_chunks_mut(CHUNK).enumerate();
+        parts.for_each(|(i, out)| stored.widen(range.start + i * CHUNK, out));
         Ok(data)
+    }
+
+    /// A tensor as it stands in the file.
+    fn stored(&self, name: &str) -> Result<Stored<'_>> {
+        let Some(info) = self.tensors.get(name) else { bail!("no such tensor") };
+        let (begin, end) = info.data_offsets;
+        let bytes = &self.map[self.data_start..][begin..end];
+        let Some(dtype) = self.dtype(name) else {
+            bail!("element type {:?} is not supported; expected F32, BF16 or F16", info.dtype)
+        };
+        Ok(Stored { bytes, dtype })
     }
 
     fn dtype(&self, name: &str) -> Option<SaveDType> {
@@ -155,6 +152,72 @@ impl TensorFile {
             Dtype::F16 => Some(SaveDType::F16),
             _ => None,
         }
+    }
+}
+
+/// The elements of a tensor in a file.
+#[derive(Clone, Copy)]
+struct Stored<'a> {
+    bytes: &'a [u8],
+    dtype: SaveDType,
+}
+
+impl Stored<'_> {
+    fn size(&self) -> usize {
+        if self.dtype == SaveDType::F32 { 4 } else { 2 }
+    }
+
+    fn elements(&self) -> usize {
+        self.bytes.len() / self.size()
+    }
+
+    /// The elements from `first` on, widened exactly.
+    fn widen(&self, first: usize, out: &mut [f32]) {
+        fn each<const N: usize>(bytes: &[u8], out: &mut [f32], one: impl Fn([u8; N]) -> f32) {
+            for (x, b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+                *x = one(*b);
+            }
+        }
+        let bytes = &self.bytes[first * self.size()..(first + out.len()) * self.size()];
+        match self.dtype {
+            SaveDType::F32 => each(bytes, out, f32::from_le_bytes),
+            SaveDType::Bf16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+            SaveDType::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+        }
+    }
+}
+
+/// A weight that is read from its file piece by piece.
+struct FilePieces<'a> {
+    file: &'a TensorFile,
+    name: &'a str,
+    shape: (usize, usize),
+    stored: Stored<'a>,
+    /// Whether a value was not finite.
+    refused: AtomicBool,
+}
+
+impl Pieces for FilePieces<'_> {
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn fill(&self, first: usize, out: &mut [f32]) {
+        self.stored.widen(first, out);
+        // Without a way out of the loop, so that it becomes vectors.
+        let ones = |x: &f32| x.to_bits() & 0x7f80_0000 == 0x7f80_0000;
+        if out.iter().fold(false, |any, x| any | ones(x)) {
+            self.refused.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.file.map.check()?;
+        if self.refused.load(Ordering::Relaxed) {
+            self.file.load(self.name)?;
+            bail!("{}: {}: values changed while they were read", self.file.path.display(), self.name);
+        }
+        Ok(())
     }
 }
 
@@ -326,6 +389,15 @@ impl TensorSource for ModelFiles {
             Some((i, name)) => self.files[*i].load(name),
             None => bail!("{}: no weight {name}", self.dir.display()),
         }
+    }
+
+    fn pieces(&self, at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
+        let Some((i, name)) = self.place.get(&at.to_string()) else { return Ok(None) };
+        let (file, shape) = (&self.files[*i], at.shape(&self.config.model, 0));
+        let Some(stored) = file.stored(name).ok().filter(|s| s.elements() == shape.0 * shape.1) else {
+            return Ok(None);
+        };
+        Ok(Some(Box::new(FilePieces { file, name, shape, stored, refused: AtomicBool::new(false) })))
     }
 }
 

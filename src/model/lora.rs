@@ -7,7 +7,7 @@ use super::config::ModelConfig;
 use super::weights::{Linear, Lora, Part, Place, Product};
 use crate::backend::{Backend, ProjectionGrads};
 use crate::error::Result;
-use crate::rng::Stream;
+use crate::rng::{Stream, uniform};
 use crate::tensor::{DType, Tensor};
 
 /// Low-rank updates of a run.
@@ -47,7 +47,9 @@ pub fn first_values(c: &ModelConfig, at: Place, r: usize, seed: u64) -> Vec<f32>
     let Place::Layer(i, Part::LoraA(product)) = at else { return vec![0.0; rows * cols] };
     let stream = Stream::new(&[seed, STREAM_LORA, i as u64, product as u64]);
     let bound = 1.0 / (cols as f64).sqrt();
-    (0..(rows * cols) as u64).map(|k| (bound * (2.0 * stream.f64_at(k) - 1.0)) as f32).collect()
+    let mut bits = vec![0; rows * cols];
+    stream.fill(0, &mut bits);
+    bits.into_iter().map(|bits| (bound * (2.0 * uniform(bits) - 1.0)) as f32).collect()
 }
 
 /// Gives the products of `spec` low-rank updates with their first values, stored in `dtype`: in one piece of memory where the device has

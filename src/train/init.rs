@@ -3,10 +3,10 @@
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::hf::{HostTensor, TensorSource};
+use crate::hf::{HostTensor, Pieces, TensorSource};
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Place, Product, Weights};
-use crate::rng::Stream;
+use crate::rng::{Stream, normal};
 
 const STREAM_MODEL: u64 = 0x696e_6974;
 /// Standard deviation of new matrices: `initializer_range` of Hugging Face's Llama.
@@ -23,6 +23,13 @@ impl RandomModel {
     pub fn new(config: ModelConfig, seed: u64) -> Self {
         Self { config, seed }
     }
+
+    /// The values of a matrix: from the stream of the weight with its number in the order of files.
+    fn drawn(&self, at: Place) -> Result<Drawn> {
+        let index = Weights::of(&self.config).places().iter().position(|(place, _)| *place == at);
+        let index = index.ok_or_else(|| Error::new(format!("no weight {at} in this model")))?;
+        Ok(Drawn { stream: Stream::new(&[self.seed, STREAM_MODEL, index as u64]), shape: at.shape(&self.config, 0) })
+    }
 }
 
 impl TensorSource for RandomModel {
@@ -31,28 +38,50 @@ impl TensorSource for RandomModel {
     }
 
     fn load(&self, at: Place) -> Result<HostTensor> {
-        let index = Weights::of(&self.config).places().iter().position(|(place, _)| *place == at);
-        let index = index.ok_or_else(|| Error::new(format!("no weight {at} in this model")))?;
+        const CHUNK: usize = 1 << 14;
         let (rows, cols) = at.shape(&self.config, 0);
         let mut t = HostTensor::zeros(rows, cols);
         match at.kind() {
             Kind::Norm => t.data.fill(1.0),
             Kind::Bias => {}
-            Kind::Vocabulary | Kind::Matrix | Kind::LowRank => self.draw(index as u64, &mut t),
+            Kind::Vocabulary | Kind::Matrix | Kind::LowRank => {
+                let drawn = self.drawn(at)?;
+                let parts = t.data.par_chunks_mut(CHUNK).enumerate();
+                parts.for_each(|(i, part)| drawn.fill(i * CHUNK, part));
+            }
         }
         Ok(t)
     }
+
+    fn pieces(&self, at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
+        match at.kind() {
+            Kind::Norm | Kind::Bias => Ok(None),
+            Kind::Vocabulary | Kind::Matrix | Kind::LowRank => Ok(Some(Box::new(self.drawn(at)?))),
+        }
+    }
 }
 
-impl RandomModel {
-    /// Normal values from the stream of the weight with this number in the order of files.
-    fn draw(&self, index: u64, t: &mut HostTensor) {
-        let cols = t.cols;
-        let stream = Stream::new(&[self.seed, STREAM_MODEL, index]);
-        t.data.par_chunks_mut(cols).enumerate().for_each(|(row, values)| {
-            let first = (row * cols) as u64;
-            values.iter_mut().zip(first..).for_each(|(v, i)| *v = (STD * stream.normal_at(i)) as f32);
-        });
+/// Normal values, drawn as they are asked for.
+struct Drawn {
+    stream: Stream,
+    shape: (usize, usize),
+}
+
+impl Pieces for Drawn {
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn fill(&self, first: usize, out: &mut [f32]) {
+        let mut bits = [0u64; 512];
+        let mut at = 2 * first as u64;
+        for values in out.chunks_mut(bits.len() / 2) {
+            self.stream.fill(at, &mut bits[..2 * values.len()]);
+            at += 2 * values.len() as u64;
+            for (v, [first, second]) in values.iter_mut().zip(bits.as_chunks().0) {
+                *v = (STD * normal(*first, *second)) as f32;
+            }
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::model;
 use crate::model::config::ModelConfig;
 use crate::model::flops::FlopCount;
 use crate::model::lora::{add_lora, first_values};
-use crate::model::weights::{Kind, Place};
+use crate::model::weights::{Part, Place};
 use crate::model::{Acts, ActsOptions, Grads, LoraSpec, Model};
 use crate::optim::groups::GroupSettings;
 use crate::optim::{AdamWSettings, Optimizer, Schedule, ScheduleSettings};
@@ -211,7 +211,8 @@ fn built<B: Backend>(
     let mut optimizer = Optimizer::sharded(dev, adamw, &mut model.params, &grads, shares)?;
     if let Some(l) = &model.lora {
         // A master begins with what was drawn, not with its rounding.
-        let drawn = |at: Place| (at.kind() == Kind::LowRank).then(|| first_values(&model.config, at, l.r, s.seed));
+        let is_drawn = |at: Place| matches!(at, Place::Layer(_, Part::LoraA(_)));
+        let drawn = |at: Place| is_drawn(at).then(|| first_values(&model.config, at, l.r, s.seed));
         optimizer.set_masters(dev, |at| Ok(drawn(at)))?;
     }
     let trained = trained_weights(&grads);

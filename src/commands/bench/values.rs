@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::hf::{HostTensor, TensorSource};
+use crate::hf::{HostTensor, Pieces, TensorSource};
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Place, Weights};
 use crate::rng::Stream;
@@ -35,11 +35,17 @@ impl Values {
     /// The values from place `first` on, a multiple of [`BLOCK`], before they are rounded.
     fn draw(&self, first: usize, out: &mut [f32]) {
         debug_assert!(first.is_multiple_of(BLOCK));
-        for (b, values) in out.chunks_mut(BLOCK).enumerate() {
-            let words = self.stream.block((first / BLOCK + b) as u64);
-            for (i, v) in values.iter_mut().enumerate() {
-                let bits = words[i / 2] >> (16 * (i % 2)) & 0xffff;
-                *v = ((bits as f32 + 0.5) / 32_768.0 - 1.0) * self.size;
+        let mut bits = [0u64; 64];
+        let mut block = (first / BLOCK) as u64;
+        for values in out.chunks_mut(4 * bits.len()) {
+            let bits = &mut bits[..values.len().div_ceil(4)];
+            self.stream.fill(2 * block, bits);
+            block += (values.len() / BLOCK) as u64;
+            for (values, bits) in values.chunks_mut(4).zip(bits) {
+                for (i, v) in values.iter_mut().enumerate() {
+                    let bits = (*bits >> (16 * i)) as u16;
+                    *v = ((f32::from(bits) + 0.5) / 32_768.0 - 1.0) * self.size;
+                }
             }
         }
     }
@@ -132,20 +138,50 @@ impl<B: Backend> Filled<B> {
 /// A model of random weights, drawn fast: matrices of deviation 0.02, norms 1, biases 0.
 pub struct RandomWeights(pub ModelConfig);
 
+impl RandomWeights {
+    fn values(&self, at: Place) -> Values {
+        let seed = Weights::of(&self.0).places().iter().position(|(place, _)| *place == at);
+        Values::new(seed.unwrap_or_default() as u64, 0.02, DType::F32)
+    }
+}
+
 impl TensorSource for RandomWeights {
     fn config(&self) -> &ModelConfig {
         &self.0
     }
 
     fn load(&self, at: Place) -> Result<HostTensor> {
-        let seed = Weights::of(&self.0).places().iter().position(|(place, _)| *place == at);
         let (rows, cols) = at.shape(&self.0, 0);
         let data = match at.kind() {
             Kind::Norm => vec![1.0; rows * cols],
             Kind::Bias => vec![0.0; rows * cols],
-            _ => Values::new(seed.unwrap_or_default() as u64, 0.02, DType::F32).all(rows * cols),
+            _ => self.values(at).all(rows * cols),
         };
         Ok(HostTensor { rows, cols, data })
+    }
+
+    fn pieces(&self, at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
+        let values = match at.kind() {
+            Kind::Norm | Kind::Bias => return Ok(None),
+            _ => self.values(at),
+        };
+        Ok(Some(Box::new(Drawn { values, shape: at.shape(&self.0, 0) })))
+    }
+}
+
+/// A weight whose values are drawn as they are asked for.
+struct Drawn {
+    values: Values,
+    shape: (usize, usize),
+}
+
+impl Pieces for Drawn {
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn fill(&self, first: usize, out: &mut [f32]) {
+        self.values.draw(first, out);
     }
 }
 
