@@ -7,6 +7,7 @@ use super::kernels::Param::{F32, In, Out, U32};
 use super::kernels::{Configuration, Kernel, Param, TYPES, c_type};
 use super::launch::Launch;
 use super::swiglu::same_type;
+use super::tiles::MOST_ACROSS;
 use crate::backend::{Attention, AttentionGrads, Decode, Heads, Mask, Rope};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -69,6 +70,13 @@ fn shape(heads: Heads, mask: Mask) -> Result<(usize, usize, f32)> {
     if dim > WIDEST {
         return Err(Error::new(format!(
             "cuda: attention with heads of {dim} elements, {WIDEST} at most are supported"
+        )));
+    }
+    let across = heads.n_query * dim;
+    if across > MOST_ACROSS {
+        return Err(Error::new(format!(
+            "cuda: attention with {} heads of {dim} elements, {MOST_ACROSS} elements of all heads at most are supported",
+            heads.n_query
         )));
     }
     // A window beyond 32 bits is none.

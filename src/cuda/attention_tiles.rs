@@ -5,7 +5,7 @@ use super::compile::{Defines, Source, Value, source};
 use super::device::{Cuda, Room};
 use super::kernels::Param::{F32, In, Out, U32};
 use super::kernels::{Configuration, Kernel, Param};
-use super::launch::Launch;
+use super::launch::{Launch, MOST_COUNTED, too_large};
 use super::plan::{List, ROWS, ROWS_BACKWARD};
 use crate::backend::{Attention, AttentionGrads, Decode, Heads, Rope};
 use crate::error::Result;
@@ -145,7 +145,11 @@ pub(super) fn backward(
     let [(delta_kernel, _), (dq_kernel, dq_shared), (dkdv_kernel, dkdv_shared)] = backward_kernels(head_dim);
     let n = q.rows();
     let mut stats = dev.room(Room::Sums, 2 * n, n_query, DType::F32)?;
-    assert!(u32::try_from(2 * n * n_query).is_ok(), "attention_backward: {n} tokens of {n_query} heads");
+    // Figures of both kinds are found by one index.
+    if 2 * n * n_query > MOST_COUNTED {
+        let figures = format!("{} figures of {n} tokens and {n_query} heads", 2 * n * n_query);
+        return Err(too_large("attention_backward", &figures, MOST_COUNTED));
+    }
     let launch = Launch::new(dev, &delta_kernel, (n * n_query).div_ceil(DELTAS), 0).write(stats.tensor());
     launch.read(dout).read(out).read(lse).u32(n * n_query).run()?;
     let (at, len) = batch.plan.list(List::Queries);

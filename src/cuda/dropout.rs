@@ -31,9 +31,7 @@ pub fn all() -> Vec<Configuration> {
 pub(super) fn dropout(dev: &Cuda, dst: &mut Tensor<Cuda>, src: &Tensor<Cuda>, dropout: Dropout) -> Result<()> {
     dropout.check("dropout", dst, src);
     let (kernel, n) = (kernel(dst.dtype(), src.dtype()), src.len());
-    let mut launch = Launch::new(dev, &kernel, n.div_ceil(THREADS * Dropout::PER_BLOCK), 0).write(dst).read(src).u64(n);
-    for word in dropout.stream().words() {
-        launch = launch.u32(word as usize);
-    }
-    launch.u32(dropout.threshold() as usize).f32(dropout.scale()).run()
+    let launch = Launch::new(dev, &kernel, n.div_ceil(THREADS * Dropout::PER_BLOCK), 0).write(dst).read(src).u64(n);
+    let launch = dropout.stream().words().into_iter().fold(launch, Launch::word);
+    launch.word(dropout.threshold()).f32(dropout.scale()).run()
 }

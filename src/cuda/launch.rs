@@ -9,11 +9,15 @@ use super::error::DriverResult;
 use super::kernels::{Kernel, Param};
 use super::memory::CudaBuf;
 use super::tensor_map::TensorMap;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
 /// Parameters that a kernel has at most.
 const MOST: usize = 40;
+
+/// Largest count that a kernel takes in 32 bits: it may round it up to whole tiles, strips or rounds of a block, of which none is longer
+/// than what is left.
+pub const MOST_COUNTED: usize = u32::MAX as usize - (1 << 16);
 
 /// A launch being put together. It borrows its tensors until it is queued, so that a destination is never also a source.
 pub struct Launch<'a> {
@@ -26,12 +30,15 @@ pub struct Launch<'a> {
     len: usize,
     maps: &'a [TensorMap],
     stream: &'a Arc<CudaStream>,
+    /// A count that the kernel cannot take.
+    beyond: Option<usize>,
 }
 
 impl<'a> Launch<'a> {
     /// A launch of `blocks` blocks in one dimension, with `shared` bytes of dynamic shared memory.
     pub fn new(dev: &'a Cuda, kernel: &'a Kernel, blocks: usize, shared: usize) -> Self {
-        Self { dev, kernel, blocks, shared, args: [(Param::U32, 0); MOST], len: 0, maps: &[], stream: dev.stream() }
+        let args = [(Param::U32, 0); MOST];
+        Self { dev, kernel, blocks, shared, args, len: 0, maps: &[], stream: dev.stream(), beyond: None }
     }
 
     fn push(mut self, param: Param, bits: u64) -> Self {
@@ -95,12 +102,14 @@ impl<'a> Launch<'a> {
         }
     }
 
-    /// A count or index.
-    ///
-    /// # Panics
-    /// If it does not fit.
+    /// A count or index; `run` refuses one beyond [`MOST_COUNTED`].
     pub fn u32(self, x: usize) -> Self {
-        let x = u32::try_from(x).unwrap_or_else(|_| panic!("{}: {x} does not fit 32 bits", self.kernel.entry));
+        let beyond = if x > MOST_COUNTED { Some(x) } else { self.beyond };
+        Self { beyond, ..self }.push(Param::U32, x as u64)
+    }
+
+    /// 32 bits that count nothing.
+    pub fn word(self, x: u32) -> Self {
         self.push(Param::U32, u64::from(x))
     }
 
@@ -133,7 +142,8 @@ impl<'a> Launch<'a> {
     /// Queues it on its stream, that of the device where no other was named; in a rehearsal it is written down instead. Without blocks there is nothing to do.
     ///
     /// # Errors
-    /// If the kernel does not compile or load, or the driver refuses the launch.
+    /// If a count or the number of blocks is larger than a launch takes, the kernel does not compile or load, or the driver refuses the
+    /// launch.
     ///
     /// # Panics
     /// If the arguments differ from the kernel's list.
@@ -144,8 +154,12 @@ impl<'a> Launch<'a> {
         if self.blocks == 0 {
             return Ok(());
         }
-        let blocks = u32::try_from(self.blocks).ok().filter(|&b| b <= i32::MAX as u32);
-        let blocks = blocks.unwrap_or_else(|| panic!("{entry}: {} blocks, more than a grid holds", self.blocks));
+        if let Some(count) = self.beyond {
+            return Err(too_large(entry, &format!("{count} rows, columns or elements"), MOST_COUNTED));
+        }
+        let most = i32::MAX as usize;
+        let fits = u32::try_from(self.blocks).ok().filter(|_| self.blocks <= most);
+        let blocks = fits.ok_or_else(|| too_large(entry, &format!("{} blocks", self.blocks), most))?;
         if self.dev.rehearsal.note(self.kernel, self.shared) {
             return Ok(());
         }
@@ -175,4 +189,12 @@ impl<'a> Launch<'a> {
         })?;
         Ok(())
     }
+}
+
+/// That a launch is larger than a kernel can count, and what makes it smaller.
+pub(super) fn too_large(what: &str, found: &str, most: usize) -> Error {
+    Error::new(format!(
+        "cuda: {what}: {found} in one launch, at most {most} are possible: use a smaller micro-batch (--per-device-train-batch-size) or shorter \
+         rows (--max-seq-len)"
+    ))
 }

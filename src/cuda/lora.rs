@@ -132,7 +132,7 @@ pub(super) fn list<'t>(
 /// The threshold, then the streams of those that have an update.
 pub(super) fn masks<'a>(launch: Launch<'a>, of: &Updates, which: &[Option<usize>; GROUP]) -> Launch<'a> {
     let words = which.iter().flat_map(|i| i.map_or([0; 4], |i| of.streams[i]));
-    words.fold(launch.u32(of.threshold), |l, word| l.u32(word as usize))
+    words.fold(launch.u32(of.threshold), Launch::word)
 }
 
 /// `t_i` of a group, each where it belongs: `None` where there is no update.

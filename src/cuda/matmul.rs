@@ -7,9 +7,9 @@ use super::kernels::{Configuration, Kernel, c_type};
 use super::launch::Launch;
 use super::matmul_sm90::{self, Columns};
 use super::operands::Product;
-use super::tiles::{Tile, k_major};
+use super::tiles::{MOST_ACROSS, Tile, k_major};
 use crate::backend::{MatMul, Write};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{DType, Device, Tensor};
 
 /// The source of products on tensor cores.
@@ -139,7 +139,11 @@ impl Cuda {
         let (block_m, block_n) = tile.block();
         // Offsets inside a tile are 32 bits wide in the kernel.
         let longest = a.stride.max(b.stride);
-        assert!(longest < (1 << 32) / 256, "matmul: rows of {longest} elements are too long");
+        if longest > MOST_ACROSS {
+            return Err(Error::new(format!(
+                "cuda: a product of rows of {longest} elements, at most {MOST_ACROSS} are supported"
+            )));
+        }
         let kernel = kernel(tile, op, a_type, b_type, aligned);
         let blocks = m.div_ceil(block_m) * n.div_ceil(block_n);
         let launch = Launch::new(self, &kernel, blocks, tile.shared()).write(c);

@@ -1,6 +1,7 @@
 //! What attention needs to know of a micro-batch before it starts: lists of tiles, none across two documents.
 
 use super::device::Cuda;
+use super::launch::too_large;
 use super::memory::{CudaBuf, Memory};
 use super::upload::Uploads;
 use crate::batch::{Batch, BatchView};
@@ -75,8 +76,14 @@ fn lists(doc_start: &[i32]) -> [Vec<[i32; WORDS]>; LISTS] {
     lists
 }
 
+/// Most tokens of a micro-batch: kernels find the words of a tile by an index of 32 bits.
+const MOST_TOKENS: usize = 1 << 30;
+
 /// [`crate::backend::Backend::new_batch`]: room for a tile per token in each list.
 pub(super) fn new_batch(dev: &Cuda, max_tokens: usize) -> Result<Batch<Cuda>> {
+    if max_tokens > MOST_TOKENS {
+        return Err(too_large("a micro-batch", &format!("{max_tokens} tokens"), MOST_TOKENS));
+    }
     // Six vectors and the lists begin at multiples.
     let mut uploads = Uploads::new(dev, max_tokens * TOKEN_WORDS + 7 * ALIGNED)?;
     let memory = uploads.bring(dev, |_| 0)?;

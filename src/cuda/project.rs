@@ -8,7 +8,7 @@ use super::kernels::Param::{In, Out, U32};
 use super::kernels::{Configuration, Kernel, Param};
 use super::launch::Launch;
 use super::lora::{self, Updates};
-use super::tiles::Tile;
+use super::tiles::{MOST_ACROSS, Tile};
 use super::{elementwise, matmul_sm90, project_sm90};
 use crate::backend::project as composed;
 use crate::backend::{
@@ -75,8 +75,7 @@ fn cheapest(dev: &Cuda, blocks: impl Fn(Tile) -> Option<usize>) -> Option<Tile> 
 
 /// Whether rows of a tensor are bf16 in whole pieces of 16 bytes, which kernels ask for.
 fn aligned(t: &Tensor<Cuda>) -> bool {
-    // Offsets inside a tile are 32 bits wide in the kernels.
-    t.dtype() == DType::Bf16 && t.cols().is_multiple_of(8) && t.cols() < (1 << 32) / 256
+    t.dtype() == DType::Bf16 && t.cols().is_multiple_of(8) && t.cols() <= MOST_ACROSS
 }
 
 /// The updates of a group that reads `x`; `None` where the kernels do not take it.
@@ -265,7 +264,7 @@ pub(super) fn project_dx(
     launch = (0..GROUP).fold(launch, |l, i| l.read_if(has(i).map(|lora| lora.a)));
     launch = widths(by).into_iter().fold(launch.u32(m).u32(n), Launch::u32);
     launch = launch.u32(updates.rank).u32(updates.threshold);
-    updates.streams.iter().flatten().fold(launch, |l, &word| l.u32(word as usize)).run()
+    updates.streams.iter().flatten().fold(launch, |l, &word| l.word(word)).run()
 }
 
 pub(super) fn project_dw(

@@ -7,7 +7,7 @@ use cudarc::driver::sys::{
 };
 
 use super::error::DriverResult;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A matrix of bf16 in memory and the box that a copy takes of it: 64 elements of each of some rows, swizzled by 128 bytes. What lies
 /// beyond the matrix is copied as zeros.
@@ -21,6 +21,10 @@ unsafe impl DeviceRepr for TensorMap {}
 /// Elements of a row of a box: as wide as the swizzle.
 const BOX_COLUMNS: u32 = 64;
 
+/// Most rows and columns of a matrix. Copies name boxes by signed coordinates of 32 bits, and kernels by the row behind these where nothing
+/// is to be copied.
+const MOST: usize = 1 << 30;
+
 impl TensorMap {
     /// In the place of a matrix that is not there, which a kernel does not copy from.
     pub fn absent() -> Self {
@@ -31,8 +35,13 @@ impl TensorMap {
     /// stride are multiples of 16 bytes.
     ///
     /// # Errors
-    /// If the driver refuses it.
+    /// If the matrix is larger than copies can name, or the driver refuses it.
     pub fn new(address: u64, (rows, cols): (usize, usize), stride: usize, box_rows: usize) -> Result<Self> {
+        if rows.max(cols) > MOST {
+            return Err(Error::new(format!(
+                "cuda: tensor copies of a matrix of {rows} x {cols} elements: at most {MOST} rows and columns are supported"
+            )));
+        }
         let Self(mut map) = Self::absent();
         let (dims, strides) = ([cols as u64, rows as u64], [stride as u64 * 2]);
         let (box_dims, steps) = ([BOX_COLUMNS, box_rows as u32], [1, 1]);
@@ -60,5 +69,18 @@ impl TensorMap {
             )
         })?;
         Ok(Self(map))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_that_copies_cannot_name_is_refused() {
+        for shape in [(MOST + 1, 64), (64, MOST + 1)] {
+            let e = TensorMap::new(0, shape, 64, 64).expect_err("too large").to_string();
+            assert!(e.contains("1073741825") && e.contains("at most 1073741824 rows and columns"), "{e}");
+        }
     }
 }

@@ -2,6 +2,9 @@
 
 use crate::backend::MatMul;
 
+/// Longest rows of an operand, in elements: offsets inside a tile, which has 256 of them at most, are 32 bits wide in the kernels.
+pub(super) const MOST_ACROSS: usize = (1 << 32) / 256 - 1;
+
 /// A tile: BLOCK_M x BLOCK_N elements of C, cut among WARPS_M x WARPS_N warps; 64 steps of k through STAGES buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tile {

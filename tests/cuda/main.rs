@@ -26,7 +26,6 @@ mod norm;
 #[path = "../common/norms.rs"]
 mod norms;
 mod offsets;
-mod offsets_groups;
 mod operations;
 #[path = "../common/optimiser.rs"]
 mod optimiser;
