@@ -49,6 +49,12 @@ pub fn kind_of(path: &Path) -> std::io::Result<&'static str> {
     })
 }
 
+/// A file's path as it is where its content is not packed: `a/b.jsonl` of `a/b.jsonl.gz`.
+pub fn unpacked(path: &Path) -> PathBuf {
+    let is_packed = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gz"));
+    if is_packed { path.with_extension("") } else { path.to_path_buf() }
+}
+
 /// Opens a file to read it. A pipe is refused: opening one waits for a writer, and it can be read but once.
 ///
 /// # Errors

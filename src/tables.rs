@@ -8,6 +8,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::files::unpacked;
+
 pub use columnar::rows as parquet_rows;
 
 /// What a Parquet file begins with.
@@ -30,9 +32,7 @@ impl Table {
         if start.starts_with(PARQUET) {
             return Some(Self::Parquet);
         }
-        let plain =
-            path.extension().filter(|e| e.eq_ignore_ascii_case("gz")).and(path.file_stem()).map_or(path, Path::new);
-        match plain.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+        match unpacked(path).extension()?.to_str()?.to_ascii_lowercase().as_str() {
             "csv" => Some(Self::Csv),
             "tsv" => Some(Self::Tsv),
             _ => None,

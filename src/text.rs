@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::ops::Range;
 use std::path::{Component, Path};
 
+use crate::files::unpacked;
 use crate::say::{self, look, visible};
 
 /// Columns two blanks apart, numbers to the right, within the width of the terminal: see [`lines_in`]. The first row is the header.
@@ -221,13 +222,28 @@ impl Style {
     }
 }
 
+/// A date and time in UTC, `2026-11-24 06:00`; the calendar after Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+pub fn date(unix: u64) -> String {
+    let (days, rest) = (unix / 86_400, unix % 86_400);
+    let z = days as i64 + 719_468;
+    let era = z.div_euclid(146_097);
+    let day_of_era = z.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let mp = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", rest / 3600, rest / 60 % 60)
+}
+
 /// `data/sft/dolly15k.jsonl` as `dolly15k`: a name for tables, metrics and files. Where several would have one name, as many folders
 /// as tell them apart come first (`a_train`), or else a number behind it.
 pub fn short_names(paths: &[String]) -> Vec<String> {
     let parts: Vec<Vec<String>> = paths
         .iter()
         .map(|path| {
-            let path = Path::new(path.strip_suffix(".gz").unwrap_or(path)).with_extension("");
+            let path = unpacked(Path::new(path)).with_extension("");
             let names = path.components().filter(|c| matches!(c, Component::Normal(_) | Component::ParentDir));
             names.map(|c| c.as_os_str().to_string_lossy().into_owned()).collect()
         })
@@ -340,6 +356,14 @@ mod tests {
         assert_eq!(row(&[false, true, true, false]), "0..1«1..3»3..4");
         assert_eq!(row(&[true]), "«0..1»");
         assert_eq!(row(&[]), "");
+    }
+
+    #[test]
+    fn dates() {
+        assert_eq!(date(0), "1970-01-01 00:00 UTC");
+        assert_eq!(date(951_782_400), "2000-02-29 00:00 UTC");
+        assert_eq!(date(1_795_500_060), "2026-11-24 06:01 UTC");
+        assert!(date(u64::MAX / 4).ends_with("UTC"));
     }
 
     #[test]

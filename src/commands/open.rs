@@ -36,8 +36,12 @@ pub fn tokenizer(given: Option<&Path>, folders: &[&Path], special: SpecialIds) -
 /// # Errors
 /// If the same piece has another id there: the model would read other words than those of the rows.
 pub fn beside_own(given: &Tokenizer, folders: &[&Path], special: SpecialIds) -> Result<Option<String>> {
-    let own = folders.iter().copied().find(|d| Tokenizer::in_folder(d).is_some());
-    let own = own.and_then(|d| Tokenizer::open_beside(d, special, folders.first().copied()).ok());
+    let own = folders.iter().copied().find_map(|d| Some((d, Tokenizer::in_folder(d)?)));
+    // The same bytes are the same pieces: most often this is all.
+    if own.as_ref().is_some_and(|(_, file)| std::fs::read(file).is_ok_and(|bytes| bytes == given.bytes())) {
+        return Ok(None);
+    }
+    let own = own.and_then(|(d, _)| Tokenizer::open_beside(d, special, folders.first().copied()).ok());
     let Some(own) = own.filter(|own| own.hash() != given.hash()) else { return Ok(None) };
     let named = |t: &Tokenizer| format!("{} ({} pieces, hash {:.12})", t.name(), t.vocab_size(), t.hash());
     let ids: HashMap<&str, usize> = own.pieces().iter().enumerate().map(|(id, p)| (p.text.as_str(), id)).collect();

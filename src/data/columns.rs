@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 
 /// The fields that a column may be read as: those of the forms of rows, and the text of pretraining.
-const FIELDS: [&str; 11] = [
+pub(super) const FIELDS: [&str; 11] = [
     "prompt",
     "response",
     "completion",

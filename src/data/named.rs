@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
+use crate::files::unpacked;
 
 /// Endings of files of rows, text and tokens; `.gz` may follow them.
 const ENDINGS: [&str; 9] = ["jsonl", "ndjson", "json", "parquet", "csv", "tsv", "txt", "bin", "tok"];
@@ -63,8 +64,7 @@ fn of_folder(dir: &Path) -> Result<Named> {
 }
 
 fn plain_name(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    name.strip_suffix(".gz").map_or(name.clone(), String::from)
+    unpacked(path).file_name().unwrap_or_default().to_string_lossy().to_lowercase()
 }
 
 fn is_data(path: &Path) -> bool {

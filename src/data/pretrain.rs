@@ -27,6 +27,7 @@ use crate::data::token_file::{Counts, DocInfo, Meta, TokenFile};
 use crate::data::tokenizer::{Format, Newline, Tokenizer};
 use crate::data::train_set::{Piece, PieceSet, Tokens, TrainSet};
 use crate::error::{Error, Result};
+use crate::files::unpacked;
 use crate::{bail, ensure};
 
 /// What decides the data of a pretraining run.
@@ -157,9 +158,7 @@ pub fn tokens_of(
     log: &mut dyn FnMut(String),
 ) -> Result<Tokens> {
     let name = path.display().to_string();
-    // `a.jsonl.gz` is as `a.jsonl`.
-    let plain = path.extension().filter(|e| *e == "gz").and(path.file_stem()).map_or(path, Path::new);
-    let extension = plain.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let extension = unpacked(path).extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     let head = source::head(path)?;
     if extension == "bin" {
         return Ok(Tokens::Raw(RawTokens::open(

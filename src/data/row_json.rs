@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::columns::{Column, Columns};
+use super::columns::{Column, Columns, FIELDS};
 
 /// A JSON value as far as rows care.
 pub(super) enum Json {
@@ -49,27 +49,13 @@ pub(super) struct Fields {
     pub(super) duplicate: Option<String>,
 }
 
-/// Keys that some form reads; the values of others are looked at no further than whether they are empty.
-const KNOWN: [&str; 18] = [
-    "prompt",
-    "response",
-    "completion",
-    "system",
-    "messages",
-    "conversations",
-    "instruction",
-    "input",
-    "context",
-    "output",
-    "role",
-    "content",
-    "from",
-    "value",
-    "train",
-    "weight",
-    "type",
-    "text",
-];
+/// Keys of turns and of their parts, and those of a row that no column is read as.
+const WITHIN: [&str; 7] = ["role", "content", "from", "value", "train", "weight", "type"];
+
+/// Whether some form reads a key; the values of others are looked at no further than whether they are empty.
+fn is_known(key: &str) -> bool {
+    FIELDS.contains(&key) || WITHIN.contains(&key)
+}
 
 /// Reads a value.
 pub(super) struct Levels<'a> {
@@ -144,7 +130,7 @@ impl<'de> Visitor<'de> for Levels<'_> {
                     continue;
                 }
             }
-            let known = KNOWN.contains(&key.as_str());
+            let known = is_known(&key);
             if known && fields.all.iter().any(|(k, _)| *k == key) {
                 fields.duplicate.get_or_insert_with(|| key.clone());
             }

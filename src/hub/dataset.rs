@@ -1,11 +1,14 @@
 //! Which files of a data set's repository are meant: by the configurations of its card (README.md), else by where files lie and what
 //! they are called.
 
+use std::path::Path;
+
 use glob::{MatchOptions, Pattern};
 use serde_json::Value;
 
 use super::name::DataName;
 use crate::error::{Error, Result};
+use crate::files::unpacked;
 use crate::say;
 
 /// Kinds of files that are read, the best first: where a split is there in several, one of them is taken.
@@ -131,10 +134,9 @@ fn one_kind(name: &DataName, set: &Set) -> Vec<String> {
 
 /// The ending of a file that is read, without `.gz`.
 fn kind_of(path: &str) -> Option<&'static str> {
-    let name = path.rsplit('/').next()?.to_ascii_lowercase();
-    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    let name = unpacked(Path::new(path)).file_name()?.to_str()?.to_ascii_lowercase();
     let described = ["dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "config.json"];
-    if name.starts_with('.') || described.contains(&name) {
+    if name.starts_with('.') || described.contains(&name.as_str()) {
         return None;
     }
     let ending = name.rsplit_once('.')?.1;

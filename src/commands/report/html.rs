@@ -43,21 +43,6 @@ pub fn json(value: &Value) -> String {
     out
 }
 
-/// A date and time in UTC, `2026-11-24 06:00`; the calendar after Hinnant, "chrono-Compatible Low-Level Date Algorithms".
-pub fn date(unix: u64) -> String {
-    let (days, rest) = (unix / 86_400, unix % 86_400);
-    let z = days as i64 + 719_468;
-    let era = z.div_euclid(146_097);
-    let day_of_era = z.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let mp = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * mp + 2) / 5 + 1;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", rest / 3600, rest / 60 % 60)
-}
-
 /// A square of the run's colour; no line ends between it and what follows.
 pub fn swatch(run: usize) -> String {
     format!("<i class=\"swatch c{}\"></i>&#8288;", run % COLOURS)
@@ -87,13 +72,5 @@ mod tests {
         let text = json(&value);
         assert!(!text.contains(['<', '>', '\u{2028}']));
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
-    }
-
-    #[test]
-    fn dates() {
-        assert_eq!(date(0), "1970-01-01 00:00 UTC");
-        assert_eq!(date(951_782_400), "2000-02-29 00:00 UTC");
-        assert_eq!(date(1_795_500_060), "2026-11-24 06:01 UTC");
-        assert!(date(u64::MAX / 4).ends_with("UTC"));
     }
 }

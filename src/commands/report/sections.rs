@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 
 use super::chart::{COLOURS, fixed, number};
 use super::files::Run;
-use super::html::{date, escape, heading, swatch};
+use super::html::{escape, heading, swatch};
 use crate::checkpoint::manifest;
-use crate::text::{bytes, grouped};
+use crate::text::{bytes, date, grouped};
 
 /// Requested and achieved shares as bars.
 pub fn mix(out: &mut String, runs: &[Run]) {
