@@ -70,7 +70,7 @@ impl Downloader {
         create_dir_all(folder).context(|| "the cache of data sets".to_string())?;
         let part = target.with_file_name(format!("{copy}.part"));
         let client = Client::new(&self.endpoint, self.token.clone(), Duration::from_secs(20), self.stall);
-        let transfer = Transfer { url: &url, name: &copy, part: &part, tagged: true, size: None, sha256: None };
+        let transfer = Transfer { url: &url, name: &copy, part: &part, tagged: true, size: None, checksum: None };
         let attempt = || transfer.attempt(&client, &|_| {});
         client
             .insist(&format!("download of {url}"), (self.attempts, self.backoff), || transfer.have(), attempt)

@@ -99,7 +99,7 @@ impl Listing {
             );
             ensure!(entry.etag.as_deref().is_none_or(is_plain), "{}: its tag is no name of a file", entry.path);
             let sum = entry.sha256.as_deref();
-            ensure!(sum.is_none_or(super::client::is_sha256), "{}: its checksum is no sha256", entry.path);
+            ensure!(sum.is_none_or(super::checksum::is_sha256), "{}: its checksum is no sha256", entry.path);
         }
         self.entries.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(self)

@@ -7,6 +7,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 use ureq::typestate::WithoutBody;
 use ureq::{Agent, Body, RequestBuilder};
 
+use super::checksum::is_sha256;
 use crate::ensure;
 use crate::error::{Error, Result};
 
@@ -231,11 +232,6 @@ pub(super) fn header(headers: &HeaderMap, name: &str) -> Option<String> {
 /// An etag without quotes and the mark of a weak one, in small letters.
 fn plain_tag(tag: &str) -> String {
     tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"').to_ascii_lowercase()
-}
-
-/// Whether a name of content is a sha256.
-pub(super) fn is_sha256(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 /// `scheme://host:port` of an address.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::cache::{Entry, Listing, Store, fits, free_space};
+use super::checksum::{Checksum, is_sha256};
 use super::client::{Client, Failure};
 use super::name::{DataName, Kind, Repo};
 use super::refusal::{Asked, kind};
@@ -408,16 +409,14 @@ impl Snapshot<'_> {
         let mut entry = entry.clone();
         if entry.etag.is_none() || entry.size.is_none() {
             let head = hub.client.insist(&place(), hub.patience, || 0, || hub.client.head(&url)).map_err(failed)?;
-            entry.sha256 = head.etag.clone().filter(|tag| super::client::is_sha256(tag));
+            entry.sha256 = head.etag.clone().filter(|tag| is_sha256(tag));
             (entry.etag, entry.size) = (entry.etag.or(head.etag), entry.size.or(head.size));
         }
-        let Some(etag) = entry.etag.clone().filter(|tag| tag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'))
-        else {
-            return Err(Error::new(format!(
-                "{}: {url} has no tag (ETag) that says which content it is; is HF_ENDPOINT a hub?",
-                place()
-            )));
-        };
+        let is_name = |tag: &String| !tag.is_empty() && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        // What has no tag that can name a file is named by its place: that is of one content, since a commit is.
+        let place_name =
+            || format!("untagged-{}", &blake3::hash(format!("{commit}/{}", entry.path).as_bytes()).to_hex()[..32]);
+        let etag = entry.etag.clone().filter(is_name).unwrap_or_else(place_name);
         let blob = self.store.blob(&etag);
         create_dir_all(blob.parent().expect("a blob lies in a folder"))?;
         let lock = self.store.lock(&etag, &format!("{}: waiting for another process that fetches it", place()))?;
@@ -428,8 +427,9 @@ impl Snapshot<'_> {
                 incomplete(&blob.with_extension(std::process::id().to_string()))
             };
             let name = entry.path.rsplit('/').next().unwrap_or(&entry.path);
-            let (size, sha256) = (entry.size, entry.sha256.as_deref());
-            let transfer = Transfer { url: &url, name, part: &part, tagged: false, size, sha256 };
+            let checksum = entry.sha256.clone().map(Checksum::Sha256).or_else(|| Checksum::of_tag(&etag));
+            let (size, checksum) = (entry.size, checksum.as_ref());
+            let transfer = Transfer { url: &url, name, part: &part, tagged: false, size, checksum };
             let attempt = || transfer.attempt(&hub.client, hub.moved);
             hub.client.insist(&place(), hub.patience, || transfer.have(), attempt).map_err(failed)?;
             std::fs::rename(&part, &blob).at(&blob)?;

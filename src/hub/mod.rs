@@ -4,6 +4,7 @@
 //! commit that the branch was last is taken. `HF_HUB_OFFLINE=1` asks nobody.
 
 mod cache;
+mod checksum;
 mod client;
 mod dataset;
 mod fetch;
@@ -13,6 +14,7 @@ mod transfer;
 mod wanted;
 
 pub use cache::{Entry, Listing, snapshot_in};
+pub use checksum::Checksum;
 pub use client::{Client, Failure, Refusal};
 pub use dataset::choose;
 pub use fetch::{Fetched, Hub};

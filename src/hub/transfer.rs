@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use ureq::Body;
 use ureq::http::{HeaderMap, Response};
 
+use super::checksum::{Checksum, hex};
 use super::client::{Client, Failure, header};
 use crate::error::Error;
 use crate::say;
@@ -28,8 +29,9 @@ pub struct Transfer<'a> {
     pub tagged: bool,
     /// The length, where it is known.
     pub size: Option<u64>,
-    /// The checksum, where it is known before the server names one.
-    pub sha256: Option<&'a str>,
+    /// The checksum, where it is known before the server names one. A sha256 that the server names goes before git's hash, which is that of a
+    /// pointer where a list does not say that a file is large.
+    pub checksum: Option<&'a Checksum>,
 }
 
 enum Receive {
@@ -57,7 +59,7 @@ impl Transfer<'_> {
             have = 0;
         }
         if self.size == Some(have) && have > 0 {
-            return self.finish(self.sha256, have, None);
+            return self.finish(self.checksum, have, None);
         }
         let mut headers = Vec::new();
         if have > 0 {
@@ -67,7 +69,11 @@ impl Transfer<'_> {
             }
         }
         let answer = client.get(self.url, &headers)?;
-        let (response, sha256) = (answer.response, self.sha256.map(String::from).or(answer.sha256));
+        let named = answer.sha256.map(Checksum::Sha256);
+        let (response, checksum) = match self.checksum {
+            Some(known @ Checksum::Sha256(_)) => (answer.response, Some(known)),
+            known => (answer.response, named.as_ref().or(known)),
+        };
         let status = response.status().as_u16();
         let new_tag = header(response.headers(), "etag").unwrap_or_default();
         let start = match status {
@@ -95,7 +101,8 @@ impl Transfer<'_> {
             .truncate(start == 0)
             .open(self.part)
             .map_err(local)?;
-        let mut hasher = sha256.is_some().then(Sha256::new);
+        // Git's hash begins with the length; it is of small files alone, which are read again.
+        let mut hasher = matches!(checksum, Some(Checksum::Sha256(_))).then(Sha256::new);
         if let Some(hasher) = &mut hasher {
             hash_up_to(&mut file, start, hasher).map_err(local)?;
         }
@@ -110,28 +117,24 @@ impl Transfer<'_> {
             return Err(Failure::Retry(format!("the connection ended after {have} of {want} bytes"), None));
         }
         file.sync_all().map_err(local)?;
-        self.finish(sha256.as_deref(), start + got, hasher)
+        self.finish(checksum, start + got, hasher)
     }
 
     /// Compares the checksum, of what was hashed on the way or of the file.
-    fn finish(&self, sha256: Option<&str>, length: u64, hasher: Option<Sha256>) -> Result<(), Failure> {
-        let Some(want) = sha256 else { return Ok(()) };
-        let local = |e: std::io::Error| Failure::Fatal(explain(self.part, &e));
-        let hasher = match hasher {
-            Some(hasher) => hasher,
-            None => {
-                let mut hasher = Sha256::new();
-                let mut file = File::open(self.part).map_err(local)?;
-                hash_up_to(&mut file, length, &mut hasher).map_err(local)?;
-                hasher
-            }
+    fn finish(&self, checksum: Option<&Checksum>, length: u64, hasher: Option<Sha256>) -> Result<(), Failure> {
+        let Some(checksum) = checksum else { return Ok(()) };
+        let wrong = match hasher {
+            Some(hasher) => Ok(checksum.compared(&hex(&hasher.finalize()))),
+            None => File::open(self.part).and_then(|file| checksum.differs(file, length)),
         };
-        let found: String = hasher.finalize().iter().map(|b| format!("{b:02x}")).collect();
-        if found != want {
-            let _ = fs::remove_file(self.part);
-            return Err(Failure::Retry(format!("checksum mismatch: expected sha256 {want}, found {found}"), None));
+        match wrong {
+            Ok(None) => Ok(()),
+            Ok(Some(wrong)) => {
+                let _ = fs::remove_file(self.part);
+                Err(Failure::Retry(wrong, None))
+            }
+            Err(e) => Err(Failure::Fatal(explain(self.part, &e))),
         }
-        Ok(())
     }
 
     /// Where the tag of a partial file is kept.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -31,14 +32,30 @@ pub enum Fault {
     Stall(usize),
     /// Sends other bytes of the same number.
     Wrong,
+    /// Sends so many bytes as if they were all.
+    Short(usize),
     /// Answers this status.
     Status(u16),
+}
+
+/// How the hub tags files that are not large.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tags {
+    #[default]
+    Strong,
+    /// `W/"…"`.
+    Weak,
+    /// In a manner of its own.
+    Odd,
+    None,
 }
 
 #[derive(Default)]
 struct State {
     repos: BTreeMap<String, (Access, BTreeMap<String, Vec<u8>>)>,
     faults: VecDeque<Fault>,
+    small_faults: VecDeque<Fault>,
+    tags: Tags,
     busy: usize,
     names_only: bool,
     huge: bool,
@@ -58,10 +75,28 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// The name of a file's content: sha256 of large files, else something as long as git's hash.
+/// The name of a file's content: sha256 of large files, else git's hash.
 pub fn etag(path: &str, bytes: &[u8]) -> String {
-    let sum = sha256(bytes);
-    if is_large(path) { sum } else { sum[..40].into() }
+    if is_large(path) { sha256(bytes) } else { git_hash(bytes) }
+}
+
+/// What git itself says; for what is asked for again and again, once.
+fn git_hash(bytes: &[u8]) -> String {
+    static KNOWN: Mutex<BTreeMap<Vec<u8>, String>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap();
+    let ask = || {
+        let mut git = Command::new("git")
+            .args(["hash-object", "--stdin"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        git.stdin.take().unwrap().write_all(bytes).unwrap();
+        let hash = String::from_utf8(git.wait_with_output().unwrap().stdout).unwrap().trim().to_string();
+        assert_eq!(hash.len(), 40, "git hash-object gave {hash:?}");
+        hash
+    };
+    known.entry(bytes.to_vec()).or_insert_with(ask).clone()
 }
 
 fn is_large(path: &str) -> bool {
@@ -134,6 +169,16 @@ impl HubServer {
         self.state().faults.extend(faults);
     }
 
+    /// The hub's next answers with files that are not large.
+    pub fn fault_small(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.state().small_faults.extend(faults);
+    }
+
+    /// How files that are not large are tagged.
+    pub fn tags(&self, tags: Tags) {
+        self.state().tags = tags;
+    }
+
     /// The hub is busy for the next `n` requests.
     pub fn busy(&self, n: usize) {
         self.state().busy = n;
@@ -193,15 +238,19 @@ fn hub_answers(state: &Mutex<State>, stream: TcpStream, head: &str, storage: Soc
         head.to_lowercase().split("authorization: bearer ").nth(1).and_then(|t| t.lines().next()).map(String::from);
     if let Some(rest) = path.strip_prefix("api/resolve-cache/") {
         let (repo, file) = rest.split_once("//").unwrap();
-        let bytes = &state.repos[repo].1[file];
-        let tag = format!("\"{}\"", etag(file, bytes));
-        return send(
-            stream,
-            "200 OK",
-            &[("etag", tag)],
-            if head.starts_with("HEAD") { b"" } else { bytes },
-            bytes.len(),
-        );
+        let bytes = state.repos[repo].1[file].clone();
+        let headers: Vec<(&str, String)> = match state.tags {
+            Tags::Strong => vec![("etag", format!("\"{}\"", etag(file, &bytes)))],
+            Tags::Weak => vec![("etag", format!("W/\"{}\"", etag(file, &bytes)))],
+            Tags::Odd => vec![("etag", format!("\"{:x}:gzip\"", bytes.len()))],
+            Tags::None => Vec::new(),
+        };
+        if head.starts_with("HEAD") {
+            return send(stream, "200 OK", &headers, b"", bytes.len());
+        }
+        let fault = state.small_faults.pop_front();
+        drop(state);
+        return send_with(fault, stream, "200 OK", &headers, &bytes);
     }
     if let Some(rest) = path.strip_prefix("api/") {
         let (repo, revision) = rest.split_once("/revision/").unwrap();
@@ -216,7 +265,8 @@ fn hub_answers(state: &Mutex<State>, stream: TcpStream, head: &str, storage: Soc
             let mut file = json!({"rfilename": path});
             if !state.names_only {
                 file["size"] = json!(size);
-                file["blobId"] = json!(&sha256(bytes)[..40]);
+                // Of a large file that is the hash of its pointer.
+                file["blobId"] = json!(if is_large(path) { git_hash(b"a pointer") } else { git_hash(bytes) });
                 if is_large(path) {
                     file["lfs"] = json!({"sha256": sha256(bytes), "size": size, "pointerSize": 130});
                 }
@@ -259,10 +309,16 @@ fn storage_answers(state: &Mutex<State>, stream: TcpStream, head: &str) {
     let rest = &bytes[from.min(bytes.len())..];
     let headers = [("content-range", format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len()))];
     let (status, headers) = if from == 0 { ("200 OK", &headers[..0]) } else { ("206 Partial Content", &headers[..]) };
+    send_with(fault, stream, status, headers, rest);
+}
+
+/// Sends bytes, or what a fault makes of them.
+fn send_with(fault: Option<Fault>, stream: TcpStream, status: &str, headers: &[(&str, String)], rest: &[u8]) {
     match fault {
         None => send(stream, status, headers, rest, rest.len()),
         Some(Fault::Status(code)) => send(stream, &format!("{code} x"), &[], b"", 0),
         Some(Fault::Cut(n)) => send(stream, status, headers, &rest[..n.min(rest.len())], rest.len()),
+        Some(Fault::Short(n)) => send(stream, status, headers, &rest[..n], n),
         Some(Fault::Wrong) => {
             let other: Vec<u8> = rest.iter().map(|b| b ^ 1).collect();
             send(stream, status, headers, &other, rest.len());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::hub_server::{Access, COMMIT, Fault, HubServer, etag};
+use crate::hub_server::{Access, COMMIT, Fault, HubServer, Tags, etag};
 use crate::program::{Outcome, Workplace, code_blocks, first_rows, repository};
 use crate::ringrun_program::ringrun;
 use crate::tuned::{fails, json, ok};
@@ -321,6 +321,44 @@ fn mirrors_that_list_names_alone_are_asked_for_each_file() {
     assert!(fs::read(blob(&w, "model.safetensors")).unwrap() == bytes(&format!("{MODEL}/model.safetensors")));
     assert!(fs::read(blob(&w, "config.json")).unwrap() == bytes(&format!("{MODEL}/config.json")));
     ok(w.run(&["download", "org/tiny"]));
+}
+
+/// Files that are not large are held to git's hash: of the list, or of the tag that they come with.
+#[test]
+fn a_small_file_is_verified_too() {
+    let (server, whole) = (hub(), bytes(&format!("{MODEL}/config.json")));
+    let fetched = |tags: Tags, names_only: bool, faults: &[Fault]| {
+        let w = Workplace::new();
+        server.tags(tags);
+        if names_only {
+            server.names_only();
+        }
+        server.fault_small(faults.iter().cloned());
+        let outcome = ok(online(&w, &server, "download org/tiny --include config.json"));
+        let link = snapshot(&w, "models--org--tiny").join("config.json");
+        assert!(fs::read(&link).unwrap() == whole, "{tags:?} {faults:?}: other bytes");
+        // The next run takes it from the cache.
+        server.seen();
+        ok(online(&w, &server, "download org/tiny --include config.json"));
+        assert!(server.seen().iter().all(|r| r.starts_with("get /api/models/")), "{tags:?} {faults:?}: asked again");
+        let blob = fs::read_link(&link).unwrap().file_name().unwrap().to_string_lossy().into_owned();
+        (outcome.stderr, blob)
+    };
+    let hash = etag("config.json", &whole);
+    for (tags, names_only) in
+        [(Tags::Strong, false), (Tags::None, false), (Tags::Odd, false), (Tags::Strong, true), (Tags::Weak, true)]
+    {
+        let (said, blob) = fetched(tags, names_only, &[Fault::Wrong]);
+        assert!(said.contains("checksum mismatch: expected git's hash"), "{tags:?}: {said}");
+        assert_eq!(blob, hash, "{tags:?}");
+    }
+    let (said, _) = fetched(Tags::Weak, true, &[Fault::Short(whole.len() - 1), Fault::Cut(7)]);
+    assert!(said.contains("the server offers") && said.contains("the connection"), "{said}");
+    // Without a tag that says anything the size alone is known.
+    for tags in [Tags::None, Tags::Odd] {
+        let (said, blob) = fetched(tags, true, &[Fault::Short(3)]);
+        assert!(said.contains("the server offers") && blob.starts_with("untagged-"), "{tags:?}: {blob}: {said}");
+    }
 }
 
 #[test]
