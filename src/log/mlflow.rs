@@ -2,8 +2,8 @@
 //! `create`, `runs/create`, `log-batch` and `update`.
 //!
 //! A thread of its own sends them, so that a server that is slow or gone never keeps a training waiting: the queue is bounded, what does
-//! not fit is counted, the first failure is said once, and at the end how much was not sent. A run that is resumed goes on in the same
-//! run of MLflow, whose id is in `mlflow.json`.
+//! not fit is counted, the first failure is said once, and at the end in one line how much was not sent. A run that is resumed goes on in
+//! the same run of MLflow, whose id is in `mlflow.json`. A run that is killed says nothing any more: there it stays `RUNNING`.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::mlflow_server::{Failure, Server};
 use crate::error::Result;
 use crate::files::{read_text, write_json};
+use crate::text::plural;
 
 /// The file with the id of the run, in the run's folder.
 pub const MLFLOW: &str = "mlflow.json";
@@ -31,8 +32,9 @@ const QUEUE: usize = 1024;
 const KEPT: usize = 20_000;
 /// How long values are gathered before they are sent.
 const GATHERED: Duration = Duration::from_secs(2);
-/// How long the end of a run waits for an answer.
+/// How long the end of a run waits for an answer, and for all of them.
 const PATIENCE: Duration = Duration::from_secs(5);
+const LONGEST_END: Duration = Duration::from_secs(30);
 /// Pauses after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -75,14 +77,17 @@ enum Entry {
 /// What both threads know.
 #[derive(Default)]
 struct Shared {
-    /// The run is at its end: nothing is tried twice any more.
-    ending: AtomicBool,
+    /// The server has the run's end.
+    ended: AtomicBool,
     /// Requests that were answered.
     answers: AtomicU64,
-    /// Values that were or will not be sent.
-    lost: AtomicU64,
+    /// Values that were to be sent, and those that were.
+    given: AtomicU64,
+    sent: AtomicU64,
     /// What is to be said, by the thread that may print.
     said: Mutex<Vec<String>>,
+    /// Why the run's end could not be sent.
+    why: Mutex<Option<String>>,
 }
 
 impl Shared {
@@ -97,6 +102,7 @@ pub struct Mlflow {
     done: Receiver<()>,
     thread: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
+    uri: String,
 }
 
 impl Mlflow {
@@ -106,7 +112,7 @@ impl Mlflow {
     /// A usage error where the environment names no server.
     pub fn start(dir: &Path, resumed_at: u64, about: About) -> Result<Self> {
         let server = Server::from_env()?;
-        let record = dir.join(MLFLOW);
+        let (record, uri) = (dir.join(MLFLOW), server.uri.clone());
         let (given, continued) = (server.run_of_env(), earlier(&record, &server.uri).filter(|_| resumed_at > 0));
         let (queue, entries) = bounded(QUEUE);
         let (finished, done) = bounded(1);
@@ -123,13 +129,14 @@ impl Mlflow {
             pause: FIRST_PAUSE,
             not_before: Instant::now(),
             dead: false,
+            ending: false,
             warned: false,
         };
         let thread = std::thread::Builder::new().name("mlflow".into()).spawn(move || {
             worker.work(&entries);
             let _ = finished.send(()); // Whoever waited may have gone on.
         })?;
-        Ok(Self { queue, done, thread: Some(thread), shared })
+        Ok(Self { queue, done, thread: Some(thread), shared, uri })
     }
 
     /// Values at a step; those that are not finite are left out.
@@ -138,10 +145,8 @@ impl Mlflow {
         let finite = values.iter().filter(|(_, v)| v.is_finite());
         let metrics: Vec<Value> =
             finite.map(|(name, v)| json!({"key": key(name), "value": v, "timestamp": now, "step": step})).collect();
-        let n = metrics.len() as u64;
-        if self.queue.try_send(Entry::Metrics(metrics)).is_err() {
-            self.shared.lost.fetch_add(n, Ordering::Relaxed);
-        }
+        self.shared.given.fetch_add(metrics.len() as u64, Ordering::SeqCst);
+        let _ = self.queue.try_send(Entry::Metrics(metrics)); // What finds no room was given and is not sent: it is counted so.
     }
 
     /// What went wrong since this was asked last.
@@ -149,12 +154,12 @@ impl Mlflow {
         std::mem::take(&mut self.shared.said.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Sends what is left and how the run ended, as long as the server answers.
+    /// Sends what is left and how the run ended, as long as the server answers and for half a minute at most.
     pub fn end(&mut self, status: Status) {
         let Some(thread) = self.thread.take() else { return };
-        self.shared.ending.store(true, Ordering::SeqCst);
-        let mut over = self.queue.send_timeout(Entry::End(status), PATIENCE).is_err();
-        while !over {
+        let start = Instant::now();
+        let mut silent = self.queue.send_timeout(Entry::End(status), PATIENCE).is_err();
+        while !silent {
             let before = self.shared.answers.load(Ordering::SeqCst);
             match self.done.recv_timeout(PATIENCE) {
                 Ok(()) => {
@@ -162,18 +167,21 @@ impl Mlflow {
                     break;
                 }
                 // The thread is left to its request; the process ends with the run.
-                Err(_) => over = self.shared.answers.load(Ordering::SeqCst) == before,
+                Err(_) => {
+                    silent = self.shared.answers.load(Ordering::SeqCst) == before || start.elapsed() > LONGEST_END;
+                }
             }
         }
-        let lost = self.shared.lost.load(Ordering::SeqCst);
-        if over {
-            self.shared.say(format!(
-                "MLflow has not answered for {} s: the end of the run is not said there",
-                PATIENCE.as_secs()
-            ));
-        }
-        if lost > 0 {
-            self.shared.say(format!("{lost} values were not sent to MLflow"));
+        let of = |count: &AtomicU64| count.load(Ordering::SeqCst);
+        let lost = of(&self.shared.given).saturating_sub(of(&self.shared.sent));
+        let lost = (lost > 0).then(|| plural(lost as usize, "value"));
+        let end = (!self.shared.ended.load(Ordering::SeqCst)).then(|| "the end of the run".to_string());
+        let unsent: Vec<String> = lost.into_iter().chain(end).collect();
+        if !unsent.is_empty() {
+            let why = self.shared.why.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let why = if silent { Some(format!("no answer for {} s", PATIENCE.as_secs())) } else { why };
+            let why = why.map_or(String::new(), |why| format!(" ({why})"));
+            self.shared.say(format!("not sent to MLflow at {}{why}: {}", self.uri, unsent.join(", ")));
         }
     }
 }
@@ -222,6 +230,8 @@ struct Worker {
     not_before: Instant,
     /// Nothing will be sent any more.
     dead: bool,
+    /// What fails now is said with what was not sent.
+    ending: bool,
     warned: bool,
 }
 
@@ -252,22 +262,16 @@ impl Worker {
 
     fn keep(&mut self, values: Vec<Value>) {
         let room = if self.dead { 0 } else { KEPT.saturating_sub(self.waiting.len()) };
-        self.lost(values.len().saturating_sub(room));
         self.waiting.extend(values.into_iter().take(room));
     }
 
-    fn lost(&self, n: usize) {
-        self.shared.lost.fetch_add(n as u64, Ordering::SeqCst);
-    }
-
     fn finish(mut self, status: Status) {
-        self.not_before = Instant::now();
+        (self.ending, self.not_before) = (true, Instant::now());
         self.flush();
-        self.lost(self.waiting.len());
-        self.waiting.clear();
         if let Some(run) = self.run.clone().filter(|_| !self.dead) {
             let end = json!({"run_id": run, "status": status.word(), "end_time": milliseconds()});
             let ended = self.post("runs/update", &end).map(drop);
+            self.shared.ended.store(ended.is_ok(), Ordering::SeqCst);
             self.note(ended);
         }
     }
@@ -293,12 +297,13 @@ impl Worker {
         };
         if !again {
             self.dead = true;
-            self.lost(self.waiting.len());
             self.waiting.clear();
         }
         self.not_before = Instant::now() + self.pause;
         self.pause = (2 * self.pause).min(LONGEST_PAUSE);
-        if !std::mem::replace(&mut self.warned, true) {
+        if self.ending {
+            self.shared.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        } else if !std::mem::replace(&mut self.warned, true) {
             let then = if again { "the run goes on, and it is tried again" } else { "the run goes on without it" };
             self.shared.say(format!("MLflow at {}: {why}; {then}", self.server.uri));
         }
@@ -313,11 +318,13 @@ impl Worker {
             let n = self.waiting.len().min(METRICS_OF_A_BATCH);
             let batch = json!({"run_id": run, "metrics": self.waiting[..n]});
             match self.post("runs/log-batch", &batch) {
-                Ok(_) => drop(self.waiting.drain(..n)),
+                Ok(_) => {
+                    self.waiting.drain(..n);
+                    self.shared.sent.fetch_add(n as u64, Ordering::SeqCst);
+                }
                 Err(Failure::Never(why)) => {
                     // These will not be taken the next time either.
                     self.waiting.drain(..n);
-                    self.lost(n);
                     return Err(Failure::Never(why));
                 }
                 Err(later) => return Err(later),

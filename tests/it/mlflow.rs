@@ -18,6 +18,17 @@ struct Asked {
     body: Value,
 }
 
+/// What becomes of a server after some answers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    /// Nobody listens any more.
+    Gone,
+    /// Connections are taken and left without an answer.
+    Mute,
+    /// It answers this status.
+    Says(u16),
+}
+
 #[derive(Default)]
 struct Server {
     asked: Vec<Asked>,
@@ -25,6 +36,15 @@ struct Server {
     runs: usize,
     /// Answers that say 503 before it is well.
     ill: usize,
+    /// What becomes of it once it has taken so many batches of metrics.
+    fate: Option<(usize, Fate)>,
+}
+
+impl Server {
+    fn fate(&self) -> Option<Fate> {
+        let batches = self.asked.iter().filter(|a| a.body["metrics"].is_array()).count();
+        self.fate.filter(|(after, _)| batches >= *after).map(|(_, fate)| fate)
+    }
 }
 
 /// Answers on the loopback interface until the process ends.
@@ -34,8 +54,16 @@ fn serve(server: Server) -> (String, Arc<Mutex<Server>>) {
     let server = Arc::new(Mutex::new(server));
     let kept = Arc::clone(&server);
     std::thread::spawn(move || {
+        let mut left_alone = Vec::new();
         for stream in listener.incoming() {
-            answer(stream.unwrap(), &mut kept.lock().unwrap());
+            let mut server = kept.lock().unwrap();
+            match server.fate() {
+                Some(Fate::Mute) => left_alone.push(stream.unwrap()),
+                _ => answer(stream.unwrap(), &mut server),
+            }
+            if server.fate() == Some(Fate::Gone) {
+                return;
+            }
         }
     });
     (uri, server)
@@ -67,7 +95,9 @@ fn read(stream: &mut TcpStream) -> Option<Asked> {
 fn answer(mut stream: TcpStream, server: &mut Server) {
     let Some(asked) = read(&mut stream) else { return };
     let name = asked.body["name"].as_str().unwrap_or_default().to_string();
+    let refused = if let Some(Fate::Says(status)) = server.fate() { status } else { 0 };
     let (status, body) = match asked.path.split('?').next().unwrap() {
+        _ if refused > 0 => (refused, json!({"error_code": "ON_PURPOSE", "message": "so it is"})),
         _ if server.ill > 0 => {
             server.ill -= 1;
             (503, json!({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "later"}))
@@ -99,10 +129,16 @@ fn answer(mut stream: TcpStream, server: &mut Server) {
 }
 
 fn sft(w: &Workplace, uri: &str, environment: &str, more: &str) -> Outcome {
+    let usual = [("--max_steps", 6), ("--save_steps", 3), ("--eval_steps", 3)];
+    let steps = usual
+        .iter()
+        .filter(|(flag, _)| !more.contains(flag))
+        .map(|(flag, n)| format!("{flag} {n} "))
+        .collect::<String>();
     w.shell(&format!(
         "env -u MLFLOW_RUN_ID -u MLFLOW_TRACKING_TOKEN NO_PROXY=127.0.0.1 MLFLOW_TRACKING_URI={uri} {environment} ringtune sft \
          --model_path model --tokenizer_path spm.model --dataset_paths rows.jsonl more.jsonl --output_dir out --max_seq_len 64 \
-         --max_steps 6 --save_steps 3 --eval_steps 3 --per_device_train_batch_size 2 --val_fraction 0.2 --quiet {more}"
+         --per_device_train_batch_size 2 --val_fraction 0.2 --quiet {steps}{more}"
     ))
 }
 
@@ -194,6 +230,11 @@ fn a_failed_run_says_so_in_the_run_that_was_named() {
     assert_eq!(asked.last().unwrap().body["status"], "FAILED");
 }
 
+/// The lines that speak of the server.
+fn said(outcome: &Outcome) -> Vec<&str> {
+    outcome.stderr.lines().filter(|l| l.contains("MLflow")).collect()
+}
+
 #[test]
 fn a_server_that_says_nothing_keeps_nobody_waiting() {
     let w = place();
@@ -203,14 +244,84 @@ fn a_server_that_says_nothing_keeps_nobody_waiting() {
     let start = Instant::now();
     let outcome = sft(&w, &uri, "", "--report_to mlflow,json");
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("MLflow has not answered for 5 s"), "{}", outcome.stderr);
+    let lines = said(&outcome);
+    assert!(lines.last().unwrap().contains("(no answer for 5 s): ") && lines.len() <= 2, "{lines:?}");
+    assert!(lines.last().unwrap().ends_with(" values, the end of the run"), "{lines:?}");
     assert!(w.path("out/metrics.jsonl").exists() && start.elapsed() < Duration::from_secs(120));
     drop(listener);
     // Nobody is there at all: that is known at once, said once, and how much was not sent.
     std::fs::remove_dir_all(w.path("out")).unwrap();
     let outcome = sft(&w, &uri, "", "--report_to mlflow");
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
-    let said: Vec<&str> = outcome.stderr.lines().filter(|l| l.contains("MLflow")).collect();
-    assert!(said.len() == 2 && said[0].contains("Connection refused"), "{said:?}");
-    assert!(said[1].ends_with("values were not sent to MLflow") && !said[1].contains(" 0 values"), "{said:?}");
+    let lines = said(&outcome);
+    assert!(lines.len() == 2 && lines[0].contains("Connection refused"), "{lines:?}");
+    assert!(lines[1].ends_with(" values, the end of the run") && !lines[1].contains(" 0 values"), "{lines:?}");
+}
+
+/// However a server fails, from its first answer on or in the midst of a run: the training ends as it would without it, in the same bits, and
+/// no more is said than why and, at the end, how much was not sent.
+#[test]
+fn a_server_that_fails_changes_nothing_but_a_line() {
+    let w = place();
+    let weights = || std::fs::read(w.path("out/adapter_model.safetensors")).unwrap();
+    // So many steps fill a batch, which is sent at once.
+    let long = "--max_steps 170 --save_steps 170 --eval_steps 170";
+    let undisturbed = sft(&w, "http://127.0.0.1:1", "", &format!("--report_to none {long}"));
+    assert_eq!(undisturbed.code, Some(0), "{}", undisturbed.stderr);
+    let expected = weights();
+    for (after, fate, why) in [
+        (0, Fate::Says(401), "status 401: ON_PURPOSE, so it is"),
+        (0, Fate::Says(500), "status 500: ON_PURPOSE, so it is"),
+        (1, Fate::Says(401), "status 401: ON_PURPOSE, so it is"),
+        (1, Fate::Says(500), "status 500: ON_PURPOSE, so it is"),
+        (1, Fate::Gone, "Connection refused"),
+        (1, Fate::Mute, "no answer for 5 s"),
+    ] {
+        std::fs::remove_dir_all(w.path("out")).unwrap();
+        let (uri, server) = serve(Server { fate: Some((after, fate)), ..Server::default() });
+        let outcome = sft(&w, &uri, "", &format!("--report_to mlflow {long}"));
+        assert_eq!(outcome.code, Some(0), "{fate:?}: {}", outcome.stderr);
+        assert!(weights() == expected, "{fate:?}: other weights");
+        let lines = said(&outcome);
+        assert!((1..=2).contains(&lines.len()), "{fate:?} after {after}: {lines:?}");
+        assert!(lines.iter().any(|line| line.contains(why)), "{fate:?} after {after}: {lines:?}");
+        assert!(lines.last().unwrap().ends_with("the end of the run"), "{fate:?} after {after}: {lines:?}");
+        // What was sent before is there.
+        let asked = std::mem::take(&mut server.lock().unwrap().asked);
+        let taken = asked.iter().filter(|a| a.body["metrics"].is_array()).count();
+        assert!(taken >= after, "{fate:?}: {asked:?}");
+    }
+}
+
+/// A run that is stopped says so; one that is killed cannot, and is the same run there when it goes on.
+#[test]
+fn a_stopped_run_is_killed_there_and_a_killed_one_goes_on() {
+    let w = place();
+    let (uri, server) = serve(Server::default());
+    let ends_by = |signal: &str, more: &str| {
+        // It has begun there, and taken more steps than it had before.
+        let line = format!(
+            "env -u MLFLOW_RUN_ID -u MLFLOW_TRACKING_TOKEN NO_PROXY=127.0.0.1 MLFLOW_TRACKING_URI={uri} ringtune sft --model_path model \
+             --tokenizer_path spm.model --dataset_paths rows.jsonl --output_dir out --max_seq_len 64 --max_steps 100000 --save_steps 5 \
+             --per_device_train_batch_size 2 --lr_scheduler_type constant --quiet --report_to mlflow,json {more} & pid=$!
+             before=$(cat out/metrics.jsonl 2>/dev/null | wc -l)
+             until [ -e out/mlflow.json ] && [ $(cat out/metrics.jsonl 2>/dev/null | wc -l) -gt $((before + 6)) ]; do
+                 kill -0 $pid || exit 9; sleep 0.02
+             done
+             kill -{signal} $pid; wait $pid"
+        );
+        let outcome = w.shell(&line);
+        (outcome.code, std::mem::take(&mut server.lock().unwrap().asked))
+    };
+    let status = |asked: &[Asked]| -> Vec<String> {
+        let updates = asked.iter().filter(|a| a.path == "runs/update");
+        updates.map(|a| a.body["status"].as_str().unwrap().to_string()).collect()
+    };
+    let (code, asked) = ends_by("TERM", "");
+    assert_eq!((code, status(&asked)), (Some(75), vec!["KILLED".to_string()]));
+    let (code, asked) = ends_by("KILL", "--resume_from_checkpoint auto");
+    assert_eq!((code, status(&asked)), (Some(128 + 9), vec!["RUNNING".to_string()]));
+    let (code, asked) = ends_by("INT", "--resume_from_checkpoint auto");
+    assert_eq!((code, status(&asked)), (Some(75), vec!["RUNNING".to_string(), "KILLED".to_string()]));
+    assert!(asked.iter().all(|a| a.body["run_id"] == "run1"), "{asked:?}");
 }
