@@ -419,7 +419,7 @@ fn draw_curve(dir: &Path, command: &str) {
         return;
     }
     match commands::curve::write(dir, &format!("{command}: {}", dir.display())) {
-        Ok(true) => say::note(&format!("loss curve: {0}/loss.svg, {0}/loss.png", dir.display())),
+        Ok(true) => say::note(&format!("loss curve: {0}/loss.svg, {0}/loss.png, {0}/loss-dark.png", dir.display())),
         Ok(false) => {}
         Err(e) => say::warning(&format!("no loss curve: {e}")),
     }

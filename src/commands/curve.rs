@@ -1,5 +1,5 @@
-//! The loss curve of a run, drawn from its `metrics.jsonl` as `loss.svg` and `loss.png` in the colours of the report. The SVG turns
-//! dark where its reader's page is; the PNG has two pixels for each of the SVG's.
+//! The loss curve of a run, drawn from its `metrics.jsonl` as `loss.svg`, `loss.png` and `loss-dark.png` in the colours of the report. The
+//! SVG turns dark where its reader's page is; a PNG has two pixels for each of the SVG's.
 
 use std::path::Path;
 
@@ -15,14 +15,46 @@ use crate::files::write_bytes;
 const SIZE: (u32, u32) = (1000, 600);
 /// Pixels of the PNG for each of them.
 const SCALE: u32 = 2;
-// The colours of the report's page.css, and what its dark style has in their place.
-const PAPER: RGBColor = RGBColor(0xff, 0xff, 0xff);
-const TRAIN: RGBColor = RGBColor(0x25, 0x63, 0xeb);
-const EVAL: RGBColor = RGBColor(0xd9, 0x66, 0x0a);
-const GRID: RGBColor = RGBColor(0xec, 0xef, 0xf2);
-const INK: RGBColor = RGBColor(0x5c, 0x65, 0x70);
-const DARK: [(RGBColor, &str); 5] =
-    [(PAPER, "#171b21"), (TRAIN, "#6ea4ff"), (EVAL, "#ffa04d"), (GRID, "#232930"), (INK, "#9aa4b0")];
+
+/// The colours of a picture.
+#[derive(Clone, Copy, Debug)]
+struct Colours {
+    paper: RGBColor,
+    train: RGBColor,
+    eval: RGBColor,
+    grid: RGBColor,
+    ink: RGBColor,
+}
+
+/// Those of the report's page.css: its cards, its first two lines, its grid and its small print.
+const LIGHT: Colours = Colours {
+    paper: RGBColor(0xff, 0xff, 0xff),
+    train: RGBColor(0x25, 0x63, 0xeb),
+    eval: RGBColor(0xd9, 0x66, 0x0a),
+    grid: RGBColor(0xec, 0xef, 0xf2),
+    ink: RGBColor(0x5c, 0x65, 0x70),
+};
+/// Those of its dark style.
+const DARK: Colours = Colours {
+    paper: RGBColor(0x17, 0x1b, 0x21),
+    train: RGBColor(0x6e, 0xa4, 0xff),
+    eval: RGBColor(0xff, 0xa0, 0x4d),
+    grid: RGBColor(0x23, 0x29, 0x30),
+    ink: RGBColor(0x9a, 0xa4, 0xb0),
+};
+/// The pictures of pixels, with their colours.
+const PNGS: [(&str, Colours); 2] = [("loss.png", LIGHT), ("loss-dark.png", DARK)];
+
+impl Colours {
+    fn all(self) -> [RGBColor; 5] {
+        [self.paper, self.train, self.eval, self.grid, self.ink]
+    }
+}
+
+/// As plotters writes a colour in SVG.
+fn name(colour: RGBColor) -> String {
+    format!("#{:02X}{:02X}{:02X}", colour.0, colour.1, colour.2)
+}
 
 /// What the chart shows: points of (step, loss).
 struct Curve {
@@ -42,7 +74,7 @@ impl Curve {
     }
 }
 
-/// Draws `dir/metrics.jsonl` into `dir/loss.svg` and `dir/loss.png`; does nothing for a run of less than two points, or one that keeps
+/// Draws `dir/metrics.jsonl` into `dir/loss.svg`, `dir/loss.png` and `dir/loss-dark.png`; does nothing for a run of less than two points, or one that keeps
 /// no metrics.
 ///
 /// # Errors
@@ -60,22 +92,24 @@ pub fn write(dir: &Path, title: &str) -> Result<bool> {
     register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular())
         .map_err(|_| Error::new("the built-in font is not readable"))?;
     let mut svg = String::new();
-    draw(SVGBackend::with_string(&mut svg, SIZE).into_drawing_area(), &curve, title, 1)?;
+    draw(SVGBackend::with_string(&mut svg, SIZE).into_drawing_area(), &curve, title, (LIGHT, 1))?;
     write_bytes(&dir.join("loss.svg"), with_dark_style(&svg).as_bytes())?;
-    let png = dir.join("loss.png");
     let size = (SIZE.0 * SCALE, SIZE.1 * SCALE);
-    draw(BitMapBackend::new(&png, size).into_drawing_area(), &curve, title, SCALE)
-        .context(|| png.display().to_string())?;
+    for (file, colours) in PNGS {
+        let png = dir.join(file);
+        let area = BitMapBackend::new(&png, size).into_drawing_area();
+        draw(area, &curve, title, (colours, SCALE)).context(|| png.display().to_string())?;
+    }
     Ok(true)
 }
 
 /// Adds the style by which a reader in a dark page sees other colours: rules of CSS go before the colours of elements.
 fn with_dark_style(svg: &str) -> String {
-    let rule = |(light, dark): &(RGBColor, &str)| {
-        let name = format!("#{:02X}{:02X}{:02X}", light.0, light.1, light.2);
-        format!("[fill=\"{name}\"] {{ fill: {dark}; }} [stroke=\"{name}\"] {{ stroke: {dark}; }} ")
+    let rule = |(light, dark): (RGBColor, RGBColor)| {
+        let (light, dark) = (name(light), name(dark));
+        format!("[fill=\"{light}\"] {{ fill: {dark}; }} [stroke=\"{light}\"] {{ stroke: {dark}; }} ")
     };
-    let rules: String = DARK.iter().map(rule).collect();
+    let rules: String = LIGHT.all().into_iter().zip(DARK.all()).map(rule).collect();
     let style = format!("<style>@media (prefers-color-scheme: dark) {{ {}}}</style>", rules);
     match svg.find("<svg").and_then(|at| svg[at..].find('>').map(|end| at + end + 1)) {
         Some(open) => format!("{}\n{style}{}", &svg[..open], &svg[open..]),
@@ -83,16 +117,22 @@ fn with_dark_style(svg: &str) -> String {
     }
 }
 
-fn draw<D: DrawingBackend>(area: DrawingArea<D, Shift>, curve: &Curve, title: &str, scale: u32) -> Result<()> {
-    plot(area, curve, title, scale).map_err(|e| Error::new(format!("cannot draw the loss curve: {e}")))
+fn draw<D: DrawingBackend>(
+    area: DrawingArea<D, Shift>,
+    curve: &Curve,
+    title: &str,
+    look: (Colours, u32),
+) -> Result<()> {
+    plot(area, curve, title, look).map_err(|e| Error::new(format!("cannot draw the loss curve: {e}")))
 }
 
 fn plot<D: DrawingBackend>(
     area: DrawingArea<D, Shift>,
     curve: &Curve,
     title: &str,
-    scale: u32,
+    (colours, scale): (Colours, u32),
 ) -> Result<(), DrawingAreaErrorKind<D::ErrorType>> {
+    let Colours { paper, train, eval, grid, ink } = colours;
     let mean = smooth(&curve.train);
     let steps = || curve.train.iter().chain(&curve.eval).map(|p| p.0);
     let (first_step, last_step) = (steps().fold(f64::INFINITY, f64::min), steps().fold(1.0, f64::max));
@@ -105,9 +145,9 @@ fn plot<D: DrawingBackend>(
     let inside =
         |line: &[(f64, f64)]| -> Vec<(f64, f64)> { line.iter().map(|p| (p.0, p.1.clamp(bottom, top))).collect() };
     let s = |n: u32| n * scale;
-    let text = |size: u32| ("sans-serif", s(size)).into_font().color(&INK);
+    let text = |size: u32| ("sans-serif", s(size)).into_font().color(&ink);
 
-    area.fill(&PAPER)?;
+    area.fill(&paper)?;
     let mut chart = ChartBuilder::on(&area)
         .caption(title, text(24))
         .margin(s(16))
@@ -117,9 +157,9 @@ fn plot<D: DrawingBackend>(
         .build_cartesian_2d(first_step..last_step, bottom..top)?;
     chart
         .configure_mesh()
-        .light_line_style(PAPER)
-        .bold_line_style(GRID.stroke_width(scale))
-        .axis_style(INK.stroke_width(scale))
+        .light_line_style(paper)
+        .bold_line_style(grid.stroke_width(scale))
+        .axis_style(ink.stroke_width(scale))
         .label_style(text(16))
         .axis_desc_style(text(18))
         .x_desc("optimiser step")
@@ -128,17 +168,17 @@ fn plot<D: DrawingBackend>(
         .x_label_formatter(&|x| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() })
         .y_label_formatter(&|y| format!("{y:.2}"))
         .draw()?;
-    chart.draw_series(LineSeries::new(inside(&curve.train), TRAIN.mix(0.3).stroke_width(scale)))?;
+    chart.draw_series(LineSeries::new(inside(&curve.train), train.mix(0.3).stroke_width(scale)))?;
     let bold = |colour: RGBColor| colour.stroke_width(s(2));
     let key =
         move |colour: RGBColor| move |(x, y)| PathElement::new([(x, y), (x + 24 * scale as i32, y)], bold(colour));
-    chart.draw_series(LineSeries::new(inside(&mean), bold(TRAIN)))?.label("training, mean").legend(key(TRAIN));
+    chart.draw_series(LineSeries::new(inside(&mean), bold(train)))?.label("training, mean").legend(key(train));
     if !curve.eval.is_empty() {
-        let eval = inside(&curve.eval);
-        chart.draw_series(LineSeries::new(eval.clone(), bold(EVAL)))?.label("validation").legend(key(EVAL));
-        chart.draw_series(eval.iter().map(|&p| Circle::new(p, s(4), EVAL.filled())))?;
+        let points = inside(&curve.eval);
+        chart.draw_series(LineSeries::new(points.clone(), bold(eval)))?.label("validation").legend(key(eval));
+        chart.draw_series(points.iter().map(|&p| Circle::new(p, s(4), eval.filled())))?;
     }
-    for (line, colour) in [(&curve.train, TRAIN), (&curve.eval, EVAL)] {
+    for (line, colour) in [(&curve.train, train), (&curve.eval, eval)] {
         let beyond = line.iter().filter(|p| p.1 > top || p.1 < bottom);
         chart.draw_series(beyond.map(|p| TriangleMarker::new((p.0, p.1.clamp(bottom, top)), s(6), colour.filled())))?;
     }
@@ -147,8 +187,8 @@ fn plot<D: DrawingBackend>(
         .position(SeriesLabelPosition::UpperRight)
         .margin(s(12))
         .legend_area_size(s(36))
-        .background_style(PAPER)
-        .border_style(GRID.stroke_width(scale))
+        .background_style(paper)
+        .border_style(grid.stroke_width(scale))
         .label_font(text(16))
         .draw()?;
     area.present()
@@ -172,14 +212,45 @@ mod tests {
         assert!(write(dir.path(), "a run").unwrap());
         let svg = std::fs::read_to_string(dir.path().join("loss.svg")).unwrap();
         assert!(svg.contains("validation") && svg.contains("optimiser step"));
-        assert!(svg.contains("[stroke=\"#2563EB\"] { stroke: #6ea4ff; }"), "no dark style");
-        for (colour, _) in DARK {
-            let name = format!("\"#{:02X}{:02X}{:02X}\"", colour.0, colour.1, colour.2);
-            assert!(svg.split("</style>").nth(1).unwrap().contains(&name), "nothing is {name}");
+        assert!(svg.contains("[stroke=\"#2563EB\"] { stroke: #6EA4FF; }"), "no dark style");
+        for colour in LIGHT.all() {
+            assert!(
+                svg.split("</style>").nth(1).unwrap().contains(&format!("\"{}\"", name(colour))),
+                "nothing is {colour:?}"
+            );
         }
-        let png = std::fs::read(dir.path().join("loss.png")).unwrap();
-        let number = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
-        assert_eq!((&png[1..4], number(16), number(20)), (&b"PNG"[..], 2000, 1200));
+        for (file, colours) in PNGS {
+            let png = std::fs::read(dir.path().join(file)).unwrap();
+            let number = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
+            assert_eq!((&png[1..4], number(16), number(20)), (&b"PNG"[..], 2000, 1200), "{file}");
+            assert_eq!(corner(&png), colours.paper, "{file}");
+        }
+    }
+
+    /// The first pixel of a PNG of eight bits and three colours, whose first line is filtered by nothing, by its left or by what is above: of
+    /// the first pixel these are all zero.
+    fn corner(png: &[u8]) -> RGBColor {
+        use std::io::Read;
+        let data = png.windows(4).position(|w| w == b"IDAT").unwrap() + 4;
+        let mut line = [0; 4];
+        flate2::read::ZlibDecoder::new(&png[data..]).read_exact(&mut line).unwrap();
+        RGBColor(line[1], line[2], line[3])
+    }
+
+    /// The colours are those of the report's style sheet.
+    #[test]
+    fn the_colours_are_those_of_the_report() {
+        let css = include_str!("report/page.css");
+        let (light, dark) = css.split_once("prefers-color-scheme: dark").unwrap();
+        for (style, colours) in [(light, LIGHT), (dark, DARK)] {
+            let value = |name: &str| {
+                let text = style.split(&format!("{name}: #")).nth(1).unwrap().split(';').next().unwrap().to_string();
+                if text.len() == 3 { text.chars().flat_map(|c| [c, c]).collect() } else { text }
+            };
+            let of_page =
+                ["--card", "--c0", "--c1", "--grid", "--soft"].map(|n| format!("#{}", value(n).to_uppercase()));
+            assert_eq!(of_page, colours.all().map(name));
+        }
     }
 
     #[test]
