@@ -94,6 +94,44 @@ pub fn host() -> String {
     if name.trim().is_empty() { "this machine".into() } else { name.trim().into() }
 }
 
+/// What the system says of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Process {
+    /// It is there, and began so many ticks after the machine did.
+    Began(u64),
+    /// There is none of this number, or it has ended and nobody has asked how.
+    Ended,
+    /// This user, or this system, is not told.
+    Unseen,
+}
+
+/// Looks for a process by its number (proc(5), `/proc/PID/stat`).
+pub fn process(pid: u32) -> Process {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        let Some(pid) = libc::pid_t::try_from(pid).ok().filter(|pid| *pid > 0) else { return Process::Ended };
+        // SAFETY: signal 0 is sent to nobody; the call only says whether it could be.
+        let there = unsafe { libc::kill(pid, 0) } == 0;
+        // A /proc that hides the processes of others still lets the call tell them from none.
+        let none = std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH);
+        return if !there && none { Process::Ended } else { Process::Unseen };
+    };
+    // The name, in brackets, may hold anything; behind it come the state, field 3, and the rest up to the time, field 22.
+    let mut fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+    match (fields.next(), fields.nth(18).and_then(|ticks| ticks.parse().ok())) {
+        (Some("Z" | "X" | "x"), _) => Process::Ended,
+        (_, Some(ticks)) => Process::Began(ticks),
+        _ => Process::Unseen,
+    }
+}
+
+/// Names the processes among which a number and a time since the machine began mean one: this boot of this machine, and within it this
+/// container. `None` where the system does not say.
+pub fn process_space() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let space = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(format!("{} {}", boot.trim(), space.display()))
+}
+
 /// Operating system and release of its kernel, where it says it.
 pub fn system() -> Option<String> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;

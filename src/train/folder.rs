@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::checkpoints::RESIZED_BASE;
+use super::holder::{Holder, LOCK};
 use super::outputs::MERGED;
 use super::record::RUN;
 use super::state::{OWN_STATE, TRAINER_STATE};
@@ -16,13 +17,10 @@ use crate::files::{At, check_writable, create_dir_all};
 use crate::hf::peft;
 use crate::log::metrics::METRICS;
 use crate::log::mlflow::MLFLOW;
-use crate::{machine, say};
-
-/// The file that a run holds locked.
-pub const LOCK: &str = ".lock";
+use crate::say;
 
 /// What a run writes in its folder, checkpoints and weight files apart.
-const WRITTEN: [&str; 22] = [
+const WRITTEN: [&str; 23] = [
     METRICS,
     RUN,
     TRAINER_STATE,
@@ -36,6 +34,7 @@ const WRITTEN: [&str; 22] = [
     "runs",
     "loss.svg",
     "loss.png",
+    "loss-dark.png",
     "config.json",
     "generation_config.json",
     peft::CONFIG,
@@ -72,7 +71,7 @@ impl RunFolder {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     let _ = file.read_to_string(&mut holder); // It is for the message alone.
-                    let who = if holder.is_empty() { "another process" } else { holder.trim() };
+                    let who = first_line(&holder).unwrap_or("another process");
                     return Err(Error::usage(format!(
                         "{}: another run is writing to this folder ({who}); wait for its end, or choose another --output-dir",
                         dir.display()
@@ -86,14 +85,10 @@ impl RunFolder {
                 }
             }
             let _ = file.read_to_string(&mut holder);
-            if !holder.is_empty() {
-                say::note(&format!(
-                    "{}: taken over from {}, which ended without its end",
-                    dir.display(),
-                    holder.trim()
-                ));
+            if let Some(holder) = first_line(&holder) {
+                say::note(&format!("{}: taken over from {holder}, which ended without its end", dir.display()));
             }
-            let me = format!("process {} on {}\n", std::process::id(), machine::host());
+            let me = Holder::me().record();
             file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(me.as_bytes())).at(&path)?;
             check_writable(dir).context(|| "the output folder cannot be written".into())?;
             return Ok(Self { path, file });
@@ -108,6 +103,11 @@ impl Drop for RunFolder {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// What the file says for people.
+fn first_line(holder: &str) -> Option<&str> {
+    holder.lines().next().map(str::trim).filter(|line| !line.is_empty())
 }
 
 /// Whether the open file is the one that has this name.

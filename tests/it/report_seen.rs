@@ -8,6 +8,7 @@ use crate::browser::Browser;
 use crate::program::Workplace;
 use crate::report::{place, sft};
 use crate::watch::Watch;
+use ringtune::train::holder::Holder;
 
 /// A page's picture, a folder for whoever wants to look at it being named.
 fn picture(browser: &Browser, name: &str) -> Vec<u8> {
@@ -246,6 +247,15 @@ fn a_served_page_follows_its_run() {
     // The run is taken up again from an earlier step, then it ends.
     w.write("run/metrics.jsonl", lines(1..=3));
     steps(3);
+    fs::remove_file(w.path("run/.lock")).unwrap();
+    state("ended");
+    // Another one, whose process is gone: this one's number and another's beginning.
+    let me = Holder::me().record();
+    w.write("run/.lock", me.replacen(me.split(' ').nth(4).unwrap(), "1", 1));
+    browser.wait_for(
+        "return /^no news since \\d\\d:\\d\\d, the process is gone$/.test(document.getElementById('live').textContent)",
+    );
+    browser.wait_for("return document.querySelector('ul.notes').textContent.includes('the process is gone (process ')");
     fs::remove_file(w.path("run/.lock")).unwrap();
     state("ended");
     assert_eq!(browser.console(), Vec::<String>::new());

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::program::Workplace;
+use crate::report::place;
 
 /// The program, watching.
 pub struct Watch {
@@ -55,6 +56,12 @@ impl Watch {
         self.raw(&format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", self.address()))
     }
 
+    fn events(&self) -> BufReader<TcpStream> {
+        let mut stream = self.connect();
+        write!(stream, "GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        BufReader::new(stream)
+    }
+
     /// Ctrl-C, and how it ended.
     pub fn interrupt(mut self) -> Option<i32> {
         // SAFETY: a signal to our own child, which has not been waited for.
@@ -78,15 +85,19 @@ fn lines(n: u64) -> String {
     (1..=n).map(line).collect()
 }
 
-/// Waits on the events of a viewer for the next version.
-fn next_version(events: &mut BufReader<TcpStream>) -> u64 {
+/// Waits on the events of a viewer for the next version; gives it and the state of the runs.
+fn next_event(events: &mut BufReader<TcpStream>) -> (u64, String) {
     loop {
         let mut line = String::new();
         assert!(events.read_line(&mut line).unwrap() > 0, "the events ended");
-        if let Some(data) = line.strip_prefix("data: ") {
-            return data.split(' ').next().unwrap().parse().unwrap();
+        if let Some((version, state)) = line.strip_prefix("data: ").and_then(|data| data.trim().split_once(' ')) {
+            return (version.parse().unwrap(), state.to_string());
         }
     }
+}
+
+fn next_version(events: &mut BufReader<TcpStream>) -> u64 {
+    next_event(events).0
 }
 
 #[test]
@@ -103,13 +114,7 @@ fn viewers_see_a_new_step_and_nothing_is_written() {
     let page = watch.get("/");
     assert!(page.starts_with("HTTP/1.1 200 OK\r\n") && page.contains("new EventSource(\"/events\")"), "{page}");
     assert!(page.contains("connect-src 'self'") && page.contains("<dd>4</dd>"));
-    let mut viewers: Vec<BufReader<TcpStream>> = (0..3)
-        .map(|_| {
-            let mut stream = watch.connect();
-            write!(stream, "GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
-            BufReader::new(stream)
-        })
-        .collect();
+    let mut viewers: Vec<BufReader<TcpStream>> = (0..3).map(|_| watch.events()).collect();
     let first: Vec<u64> = viewers.iter_mut().map(next_version).collect();
     assert!(first.iter().all(|&v| v == first[0]));
     let append = std::fs::OpenOptions::new().append(true).open(w.path("run/metrics.jsonl"));
@@ -122,6 +127,82 @@ fn viewers_see_a_new_step_and_nothing_is_written() {
     assert!(watch.get("/run/0/metrics.jsonl").ends_with(&lines(5)));
     assert_eq!(names(), before);
     assert_eq!(watch.interrupt(), Some(0));
+}
+
+/// A run is live, then killed, then goes on and ends: each is said, in the report too.
+#[test]
+fn a_run_that_was_killed_is_not_live() {
+    let w = place();
+    let words = [
+        "sft",
+        "--model_path",
+        "model",
+        "--tokenizer_path",
+        "spm.model",
+        "--dataset_paths",
+        "rows.jsonl",
+        "--output_dir",
+        "run",
+        "--max_seq_len",
+        "64",
+        "--save_steps",
+        "4",
+        "--per_device_train_batch_size",
+        "2",
+        "--quiet",
+        "--resume_from_checkpoint",
+        "auto",
+        "--lr_scheduler_type",
+        "constant",
+    ];
+    let train = |steps: &str| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_ringtune"));
+        program
+            .args(words)
+            // A run that is cut shorter needs a word.
+            .args(["--max_steps", steps, "--allow_changed", "config"])
+            .current_dir(w.path("."))
+            .env("RINGTUNE_CACHE", w.path("cache"));
+        program.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let logged = || std::fs::read_to_string(w.path("run/metrics.jsonl")).map_or(0, |text| text.lines().count());
+    let mut child = train("1000000");
+    while logged() < 6 {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before its sixth step");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let watch = Watch::start(&w, &["run", "--port", "0"]);
+    let mut events = watch.events();
+    assert_eq!(next_event(&mut events).1, "going");
+    let pid = child.id();
+    child.kill().unwrap();
+    // Nobody has asked how it ended: its number is still there. Lines may have come before it was killed.
+    let state = loop {
+        let (_, state) = next_event(&mut events);
+        if state != "going" {
+            break state;
+        }
+    };
+    let since: u64 = state.strip_prefix("gone ").unwrap_or_else(|| panic!("{state}")).parse().unwrap();
+    let written = std::fs::metadata(w.path("run/metrics.jsonl")).unwrap().modified().unwrap();
+    assert_eq!(since, written.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs());
+    child.wait().unwrap();
+    let said = format!("the process is gone (process {pid} on ");
+    let body = watch.get("/main");
+    assert!(body.contains("no news since 2") && body.contains(&said), "{body}");
+    let report = w.run(&["report", "run"]);
+    assert!(report.code == Some(0) && report.stderr.contains(&said), "{}", report.stderr);
+    // As many steps as it had, and some.
+    let more = (logged() + 3).to_string();
+    assert!(train(&more).wait().unwrap().success());
+    let state = loop {
+        let (_, state) = next_event(&mut events);
+        if state == "over" || !(state == "going" || state.starts_with("gone ")) {
+            break state;
+        }
+    };
+    assert_eq!(state, "over");
+    assert!(!watch.get("/main").contains("no news since"));
 }
 
 #[test]

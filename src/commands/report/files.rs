@@ -5,18 +5,21 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::pulse::Pulse;
 use crate::checkpoint::manifest;
 use crate::checkpoint::state::read_json;
 use crate::ensure;
 use crate::error::{Context, Result};
 use crate::eval::gen_test::SAMPLES;
 use crate::log::metrics::METRICS;
-use crate::train::folder::LOCK;
 use crate::train::record::RUN;
 use crate::train::state::TRAINER_STATE;
 
 /// Longest file read whole; a report of more would not open in a browser.
 const LONGEST: u64 = 1 << 30;
+
+/// Steps that say what is usual.
+const LAST: usize = 50;
 
 /// One optimiser step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -99,6 +102,11 @@ impl Lines {
         end + 1
     }
 
+    /// See [`Metrics::usual_step`].
+    pub fn usual_step(&self) -> Option<f64> {
+        self.metrics.usual_step()
+    }
+
     /// The figures; `cut` bytes follow that are no whole line.
     pub fn metrics(&self, cut: usize) -> Metrics {
         let mut out = self.metrics.clone();
@@ -115,6 +123,13 @@ impl Lines {
 }
 
 impl Metrics {
+    /// Milliseconds that a step takes: the median of the last ones.
+    pub fn usual_step(&self) -> Option<f64> {
+        let mut last: Vec<f64> = self.steps.iter().rev().take(LAST).map(|s| s.ms).filter(|ms| ms.is_finite()).collect();
+        last.sort_by(f64::total_cmp);
+        last.get(last.len() / 2).copied()
+    }
+
     fn line(&mut self, v: &Value, tokens: &mut f64) {
         let number = |key: &str| v[key].as_f64().filter(|x| x.is_finite()).unwrap_or(f64::NAN);
         let step = number("step");
@@ -184,6 +199,8 @@ pub struct Run {
     pub record: Value,
     /// `trainer_state.json`; null where there is none.
     pub state: Value,
+    /// Whether it goes on.
+    pub pulse: Pulse,
     /// What the generation test found; null where there was none.
     pub samples: Value,
     /// Checkpoints, oldest first.
@@ -205,11 +222,13 @@ impl Run {
         );
         let size = std::fs::metadata(&path).context(|| path.display().to_string())?.len();
         ensure!(size <= LONGEST, "{}: {size} bytes, expected at most {LONGEST}", path.display());
-        Ok(Self::of(dir, parse_metrics(&std::fs::read(&path).context(|| path.display().to_string())?)))
+        let metrics = parse_metrics(&std::fs::read(&path).context(|| path.display().to_string())?);
+        let pulse = Pulse::of(dir, metrics.usual_step());
+        Ok(Self::of(dir, metrics, pulse))
     }
 
     /// A run whose figures were read; its other files are read now.
-    pub fn of(dir: &Path, mut metrics: Metrics) -> Self {
+    pub fn of(dir: &Path, mut metrics: Metrics, pulse: Pulse) -> Self {
         let mut json = |name: &str, what: &str| match read_json(&dir.join(name)) {
             Ok(value) => value,
             Err(e) if dir.join(name).exists() => {
@@ -224,10 +243,11 @@ impl Run {
             }
         };
         let record = json(RUN, "no settings, mix and machine are shown");
-        // A run that goes on has none yet.
-        let going = dir.join(LOCK).exists();
-        let state = json(TRAINER_STATE, if going { "" } else { "the run has not ended, or was cut off" });
+        // A run that goes on has none yet; of one that does not, the pulse says more.
+        let over = pulse == Pulse::Over;
+        let state = json(TRAINER_STATE, if over { "the run has not ended, or was cut off" } else { "" });
         let samples = json(SAMPLES, "");
+        metrics.notes.extend(pulse.said());
         let best = state["best_global_step"].as_u64();
         let checkpoints = manifest::list(dir).unwrap_or_default().into_iter().map(|(step, path)| Checkpoint {
             step,
@@ -240,6 +260,7 @@ impl Run {
             metrics,
             record,
             state,
+            pulse,
             samples,
             checkpoints: checkpoints.collect(),
         }
@@ -322,5 +343,9 @@ mod tests {
         assert_eq!(m.notes.len(), 2);
         assert!(m.notes[0].contains("not complete (15 bytes)"), "{:?}", m.notes);
         assert_eq!(parse_metrics(b""), Metrics::default());
+        // The first step is slow; one line in the midst was written on a busy machine.
+        let ms = |i: u64| if i == 1 || i == 90 { 60_000 } else { 100 + i };
+        let text: String = (1..=99).map(|i| format!("{{\"step\": {i}, \"loss\": 1, \"ms\": {}}}\n", ms(i))).collect();
+        assert_eq!(parse_metrics(text.as_bytes()).usual_step(), Some(175.0));
     }
 }

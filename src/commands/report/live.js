@@ -22,8 +22,15 @@
   events.onopen = () => say("live", true);
   events.onerror = () => say("no answer: ringtune watch has ended", false);
   events.onmessage = (event) => {
-    const [version, state] = event.data.split(" ", 2);
-    say(state === "over" ? "ended" : "live", state !== "over");
+    const [version, state, since] = event.data.split(" ");
+    if (state === "gone" || state === "silent") {
+      const at = new Date(1000 * since), today = at.toDateString() === new Date().toDateString();
+      const clock = at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
+      const when = today ? clock : `${at.toLocaleDateString()} ${clock}`;
+      say(`no news since ${when}${state === "gone" ? ", the process is gone" : ""}`, false);
+    } else {
+      say(state === "over" ? "ended" : "live", state !== "over");
+    }
     wanted = version;
     update();
   };

@@ -7,6 +7,7 @@ mod files;
 mod html;
 mod page;
 mod points;
+mod pulse;
 mod sections;
 
 use std::io::Write;
@@ -20,6 +21,7 @@ use crate::say::{self, Out};
 pub use files::{Lines, Metrics, Run, parse_metrics, run_folders, tell_apart};
 pub use page::{PageKind, body, page};
 pub use points::{shown, smooth};
+pub use pulse::Pulse;
 
 /// The file's name where none is given.
 const NAME: &str = "report.html";

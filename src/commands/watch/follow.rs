@@ -7,11 +7,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::checkpoint::manifest;
-use crate::commands::report::{Lines, PageKind, Run, body, page, run_folders, tell_apart};
+use crate::commands::report::{Lines, PageKind, Pulse, Run, body, page, run_folders, tell_apart};
 use crate::error::Result;
 use crate::eval::gen_test::SAMPLES;
 use crate::log::metrics::METRICS;
-use crate::train::folder::LOCK;
+use crate::train::holder::LOCK;
 use crate::train::record::RUN;
 use crate::train::state::TRAINER_STATE;
 
@@ -34,20 +34,21 @@ struct Follow {
     /// Bytes after them that are no whole line.
     cut: usize,
     stamp: Stamp,
+    pulse: Pulse,
 }
 
 impl Follow {
     fn new(dir: &Path) -> Self {
         let (lines, tail, stamp) = (Lines::default(), Vec::new(), Stamp::new());
-        Self { dir: dir.to_path_buf(), lines, read: 0, tail, cut: 0, stamp }
+        Self { dir: dir.to_path_buf(), lines, read: 0, tail, cut: 0, stamp, pulse: Pulse::Over }
     }
 
     /// Reads what is new; whether anything is. A file that cannot be read now is looked at again the next time.
     fn look(&mut self) -> bool {
         let figures = self.read_on().unwrap_or(false);
-        let stamp = self.stamp_now();
-        let others = stamp != self.stamp;
-        self.stamp = stamp;
+        let (stamp, pulse) = (self.stamp_now(), Pulse::of(&self.dir, self.lines.usual_step()));
+        let others = stamp != self.stamp || pulse != self.pulse;
+        (self.stamp, self.pulse) = (stamp, pulse);
         figures || others
     }
 
@@ -57,7 +58,8 @@ impl Follow {
         let mut changed = false;
         // A run that is resumed takes lines away and writes others in their place; another run writes all of them anew.
         if length < self.read || !self.continues(&mut file)? {
-            *self = Self { stamp: std::mem::take(&mut self.stamp), ..Self::new(&self.dir) };
+            let (stamp, pulse) = (std::mem::take(&mut self.stamp), self.pulse.clone());
+            *self = Self { stamp, pulse, ..Self::new(&self.dir) };
             changed = true;
         }
         file.seek(SeekFrom::Start(self.read))?;
@@ -100,15 +102,15 @@ impl Follow {
 
     fn run(&self) -> Run {
         // While it goes on, a line that is being written is nothing to be said.
-        let going = self.dir.join(LOCK).exists();
-        Run::of(&self.dir, self.lines.metrics(if going { 0 } else { self.cut }))
+        let going = self.pulse == Pulse::Going;
+        Run::of(&self.dir, self.lines.metrics(if going { 0 } else { self.cut }), self.pulse.clone())
     }
 }
 
 /// What viewers are told of.
 struct State {
     version: u64,
-    over: bool,
+    pulse: Pulse,
     /// The sections as of a version.
     body: Option<(u64, Arc<String>)>,
 }
@@ -126,7 +128,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Followed {
-    /// Begins to follow the runs of some folders, as `report` takes them.
+    /// Begins to follow the runs of some folders, as `report` takes them; nothing is read before the first [`Followed::look`].
     ///
     /// # Errors
     /// If a folder holds no run.
@@ -135,10 +137,8 @@ impl Followed {
         // Refused here as `report` would.
         dirs.iter().try_for_each(|dir| Run::read(dir).map(drop))?;
         let runs = Mutex::new(dirs.iter().map(|dir| Follow::new(dir)).collect());
-        let state = Mutex::new(State { version: 0, over: false, body: None });
-        let this = Self { dirs, runs, state, news: Condvar::new() };
-        this.look();
-        Ok(this)
+        let state = Mutex::new(State { version: 0, pulse: Pulse::Going, body: None });
+        Ok(Self { dirs, runs, state, news: Condvar::new() })
     }
 
     /// The folders of the runs.
@@ -146,23 +146,26 @@ impl Followed {
         &self.dirs
     }
 
-    /// Reads what is new, and tells who waits.
-    pub fn look(&self) {
-        let changed: Vec<bool> = lock(&self.runs).iter_mut().map(Follow::look).collect();
+    /// Reads what is new, and tells who waits. Gives what is to be said of runs that have just fallen silent, with their folders.
+    pub fn look(&self) -> Vec<String> {
+        let mut runs = lock(&self.runs);
+        let before: Vec<Pulse> = runs.iter().map(|run| run.pulse.clone()).collect();
+        let changed: Vec<bool> = runs.iter_mut().map(Follow::look).collect();
         if changed.contains(&true) {
-            let over = self.dirs.iter().all(|dir| !dir.join(LOCK).exists());
             let mut state = lock(&self.state);
-            (state.version, state.over) = (state.version + 1, over);
+            (state.version, state.pulse) = (state.version + 1, Pulse::of_all(runs.iter().map(|run| &run.pulse)));
             self.news.notify_all();
         }
+        let fell = runs.iter().zip(before).filter(|(run, before)| run.pulse != *before);
+        fell.filter_map(|(run, _)| Some(format!("{}: {}", run.dir.display(), run.pulse.said()?))).collect()
     }
 
-    /// Waits for a version after `seen`, at most so long; the newest, and whether every run is over.
-    pub fn wait(&self, seen: u64, most: Duration) -> (u64, bool) {
+    /// Waits for a version after `seen`, at most so long; the newest, and whether the runs go on.
+    pub fn wait(&self, seen: u64, most: Duration) -> (u64, Pulse) {
         let state = lock(&self.state);
         let waited = self.news.wait_timeout_while(state, most, |s| s.version <= seen);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        (state.version, state.over)
+        (state.version, state.pulse.clone())
     }
 
     fn read(&self) -> Vec<Run> {
@@ -253,8 +256,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(METRICS), line(1, 5.0)).unwrap();
         let followed = Followed::open(&[dir.path().to_path_buf()]).unwrap();
-        let (first, over) = followed.wait(0, Duration::ZERO);
-        assert!(first == 1 && over);
+        followed.look();
+        assert_eq!(followed.wait(0, Duration::ZERO), (1, Pulse::Over));
+        let first = 1;
         assert_eq!(followed.wait(first, Duration::from_millis(1)).0, first);
         std::thread::scope(|scope| {
             let waiting: Vec<_> =

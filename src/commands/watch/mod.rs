@@ -72,10 +72,12 @@ pub fn run(m: &ArgMatches) -> Result<()> {
     say::result(&format!("http://{}/", shown(host, at)));
     say::note("the page follows the run; Ctrl-C ends it");
     let eyes = Arc::clone(&followed);
+    let look = move || eyes.look().iter().for_each(|fell| say::warning(fell));
+    look();
     std::thread::spawn(move || {
         loop {
             std::thread::sleep(PAUSE);
-            eyes.look();
+            look();
         }
     });
     serve::serve(&listener, &followed, host)

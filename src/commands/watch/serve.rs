@@ -23,13 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a viewer waits without a word.
 const SILENCE: Duration = Duration::from_secs(10);
 /// Files of a run that are given away, with their types.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     (METRICS, "application/jsonl; charset=utf-8"),
     (RUN, "application/json"),
     (TRAINER_STATE, "application/json"),
     (SAMPLES, "application/json"),
     ("loss.svg", "image/svg+xml"),
     ("loss.png", "image/png"),
+    ("loss-dark.png", "image/png"),
 ];
 
 /// One connection among those counted.
@@ -113,9 +114,9 @@ fn news(stream: &mut TcpStream, followed: &Followed) -> std::io::Result<()> {
     write!(stream, "{}\r\nretry: 2000\n\n", head("200 OK", "text/event-stream"))?;
     let mut seen = 0;
     loop {
-        let (version, over) = followed.wait(seen, SILENCE);
+        let (version, pulse) = followed.wait(seen, SILENCE);
         match version > seen {
-            true => write!(stream, "data: {version} {}\n\n", if over { "over" } else { "going" })?,
+            true => write!(stream, "data: {version} {}\n\n", pulse.word())?,
             // Without a word now and then a viewer who has gone would never be noticed.
             false => write!(stream, ": still here\n\n")?,
         }
