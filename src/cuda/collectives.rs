@@ -22,7 +22,7 @@ use self::ordered::Folding;
 use super::device::Cuda;
 use super::error::DriverResult;
 use super::memory::CudaBuf;
-use super::nccl::{Comm, Nccl, UniqueId};
+use super::nccl::{Collective, Comm, Nccl, UniqueId};
 pub use super::pieces::{Piece, Slots};
 pub use super::timings::Tell;
 use super::timings::{Timings, timed};
@@ -149,15 +149,13 @@ impl Collectives {
     /// # Safety
     /// The slots are device memory that this stream alone uses until it is past this.
     unsafe fn queue(&self, what: What, base: u64, share: usize, bytes: usize) -> Result<()> {
-        let stream = self.transfer.cu_stream().cast();
+        let what = match what {
+            What::Sum => Collective::Sum { n: bytes / size_of::<f32>() },
+            What::SumOwned => Collective::SumSlots { n: share / size_of::<f32>() },
+            What::Gather => Collective::Gather { bytes: share },
+        };
         // SAFETY: the caller's.
-        unsafe {
-            match what {
-                What::Sum => self.comm.all_reduce(base, bytes / size_of::<f32>(), stream),
-                What::SumOwned => self.comm.reduce_scatter(base, share / size_of::<f32>(), self.rank, stream),
-                What::Gather => self.comm.all_gather(base, share, self.rank, stream),
-            }
-        }
+        unsafe { self.comm.collective(what, base, self.transfer.cu_stream().cast()) }
     }
 
     /// Queues a bucket whose tensors lie anywhere.
@@ -194,7 +192,7 @@ impl Collectives {
         self.transfer.join(&self.compute).doing(|| "waiting for values of this rank".into())?;
         let begun = self.begins()?;
         // SAFETY: the slots lie in the tensor; the computing stream does not go on before this is through.
-        unsafe { self.comm.all_gather(all.address(), bytes, self.rank, self.transfer.cu_stream().cast())? };
+        unsafe { self.comm.collective(Collective::Gather { bytes }, all.address(), self.transfer.cu_stream().cast())? };
         self.ends(begun, "share", None)?;
         self.compute.join(&self.transfer).doing(|| "waiting for values of other ranks".into())
     }
@@ -282,7 +280,7 @@ impl Collectives {
         // SAFETY: the buffer has a slot for each rank; the driver has taken the bytes when the call returns, since they are not page-locked.
         unsafe { result::memcpy_htod_async(at, &all[..slot], stream) }.doing(|| "copying to the device".into())?;
         // SAFETY: as in `start`.
-        unsafe { self.comm.all_gather(staging, slot, self.rank, stream.cast())? };
+        unsafe { self.comm.collective(Collective::Gather { bytes: slot }, staging, stream.cast())? };
         // SAFETY: the host waits below, before anybody reads the bytes.
         unsafe { result::memcpy_dtoh_async(&mut all, staging, stream) }.doing(|| "copying from the device".into())?;
         self.transfer.synchronize().doing(|| "waiting for other ranks".into())?;

@@ -50,6 +50,26 @@ pub enum Element {
     F32 = 7,
 }
 
+/// What all ranks do together with memory that has a slot for each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collective {
+    /// All get the sums of `n` f32 values: `ncclAllReduce`.
+    Sum {
+        /// Values of all slots together.
+        n: usize,
+    },
+    /// Rank r gets the sums of slot r, in which each rank has `n` f32 values: `ncclReduceScatter`.
+    SumSlots {
+        /// Values of a slot.
+        n: usize,
+    },
+    /// All get the slots of all: `ncclAllGather`.
+    Gather {
+        /// Bytes of a slot.
+        bytes: usize,
+    },
+}
+
 /// Which way a message goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -204,6 +224,7 @@ impl Nccl {
 pub struct Comm {
     nccl: &'static Nccl,
     handle: Handle,
+    rank: usize,
 }
 
 // SAFETY: NCCL allows calls on a communicator from several threads, one at a time, and asking for its error at any time.
@@ -235,7 +256,7 @@ impl Comm {
         let mut handle: Handle = std::ptr::null_mut();
         // SAFETY: the pointers are to locals; the configuration is initialised as nccl.h has it, and copied by the call.
         let code = unsafe { (nccl.init)(&raw mut handle, size as c_int, id, rank as c_int, &raw mut config) };
-        let comm = Self { nccl, handle };
+        let comm = Self { nccl, handle, rank };
         comm.done("ncclCommInitRankConfig", code)?;
         Ok(comm)
     }
@@ -274,83 +295,41 @@ impl Comm {
         self.nccl.checked("a collective", state, Some(self.handle)).err()
     }
 
-    /// Queues the sum over all ranks of `n` values, in place.
+    /// Queues a collective, in place: the slots of all ranks lie one after the other from `slots` on.
     ///
     /// # Safety
-    /// The values lie in memory of this communicator's device, and nothing else uses them until the stream has come past this call.
+    /// They lie in memory of this communicator's device, and nothing else uses them until the stream has come past this call.
     ///
     /// # Errors
     /// If NCCL refuses the call.
-    pub unsafe fn all_reduce(&self, values: u64, n: usize, stream: Stream) -> Result<()> {
+    pub unsafe fn collective(&self, what: Collective, slots: u64, stream: Stream) -> Result<()> {
+        let at = |address: u64| address as *mut c_void;
+        let own = |bytes: usize| at(slots + (self.rank * bytes) as u64);
+        let (all, nccl, handle) = (at(slots), self.nccl, self.handle);
+        let (f32s, bytes) = (Element::F32 as c_int, Element::Byte as c_int);
         // SAFETY: the caller's.
-        let code = unsafe {
-            (self.nccl.all_reduce)(
-                values as *const c_void,
-                values as *mut c_void,
-                n,
-                Element::F32 as c_int,
-                SUM,
-                self.handle,
-                stream,
-            )
+        let (call, code) = unsafe {
+            match what {
+                Collective::Sum { n } => ("ncclAllReduce", (nccl.all_reduce)(all, all, n, f32s, SUM, handle, stream)),
+                Collective::SumSlots { n } => {
+                    let sums = own(n * size_of::<f32>());
+                    ("ncclReduceScatter", (nccl.reduce_scatter)(all, sums, n, f32s, SUM, handle, stream))
+                }
+                Collective::Gather { bytes: n } => {
+                    ("ncclAllGather", (nccl.all_gather)(own(n), all, n, bytes, handle, stream))
+                }
+            }
         };
-        self.done("ncclAllReduce", code)
-    }
-
-    /// Queues sums over all ranks: of values of every rank's slot of `n`, one after the other, rank r gets its own slot's, in place.
-    ///
-    /// # Safety
-    /// As [`Comm::all_reduce`].
-    ///
-    /// # Errors
-    /// As [`Comm::all_reduce`].
-    pub unsafe fn reduce_scatter(&self, slots: u64, n: usize, rank: usize, stream: Stream) -> Result<()> {
-        let own = slots + (rank * n * 4) as u64;
-        // SAFETY: the caller's.
-        let code = unsafe {
-            (self.nccl.reduce_scatter)(
-                slots as *const c_void,
-                own as *mut c_void,
-                n,
-                Element::F32 as c_int,
-                SUM,
-                self.handle,
-                stream,
-            )
-        };
-        self.done("ncclReduceScatter", code)
-    }
-
-    /// Queues that every rank gets the slots of `bytes` of all, one after the other, in place.
-    ///
-    /// # Safety
-    /// As [`Comm::all_reduce`].
-    ///
-    /// # Errors
-    /// As [`Comm::all_reduce`].
-    pub unsafe fn all_gather(&self, slots: u64, bytes: usize, rank: usize, stream: Stream) -> Result<()> {
-        let own = slots + (rank * bytes) as u64;
-        // SAFETY: the caller's.
-        let code = unsafe {
-            (self.nccl.all_gather)(
-                own as *const c_void,
-                slots as *mut c_void,
-                bytes,
-                Element::Byte as c_int,
-                self.handle,
-                stream,
-            )
-        };
-        self.done("ncclAllGather", code)
+        self.done(call, code)
     }
 
     /// Queues that values go to other ranks and come from them, all at once. Every send has its receive of as many values on the other rank.
     ///
     /// # Safety
-    /// As [`Comm::all_reduce`], for each of the messages; what is received is written while what is sent is read.
+    /// As [`Comm::collective`], for each of the messages; what is received is written while what is sent is read.
     ///
     /// # Errors
-    /// As [`Comm::all_reduce`].
+    /// As [`Comm::collective`].
     pub unsafe fn exchange(&self, messages: &[Message], stream: Stream) -> Result<()> {
         // SAFETY: a call without arguments.
         self.nccl.checked("ncclGroupStart", unsafe { (self.nccl.group_start)() }, None)?;

@@ -71,6 +71,13 @@ fn needed(call: &str, code: c_int) {
     }
 }
 
+/// Which way bytes go.
+#[derive(Clone, Copy)]
+enum Way {
+    To,
+    From,
+}
+
 /// Requests under way, none of whose buffers may go before [`Requests::wait`] has returned.
 #[derive(Default)]
 struct Requests(Vec<ffi::MPI_Request>);
@@ -78,44 +85,29 @@ struct Requests(Vec<ffi::MPI_Request>);
 impl Requests {
     /// Sends to a rank, in pieces.
     fn send(&mut self, bytes: &[u8], rank: usize) {
-        for piece in bytes.chunks(LONGEST) {
-            // SAFETY: a constant of the library, set since it was loaded.
-            let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
-            // SAFETY: the caller keeps the bytes until all requests are done; the count fits.
-            let code = unsafe {
-                ffi::MPI_Isend(
-                    piece.as_ptr().cast(),
-                    piece.len() as c_int,
-                    ffi::RSMPI_UINT8_T,
-                    rank as c_int,
-                    TAG,
-                    ffi::RSMPI_COMM_WORLD,
-                    &mut request,
-                )
-            };
-            needed("MPI_Isend", code);
-            self.0.push(request);
-        }
+        self.start(Way::To, bytes.as_ptr().cast_mut(), bytes.len(), rank);
     }
 
     /// Receives from a rank, in pieces.
     fn receive(&mut self, bytes: &mut [u8], rank: usize) {
-        for piece in bytes.chunks_mut(LONGEST) {
-            // SAFETY: a constant of the library, set since it was loaded.
-            let mut request = unsafe { ffi::RSMPI_REQUEST_NULL };
-            // SAFETY: the caller keeps the bytes, and reads none of them, until all requests are done; the count fits.
-            let code = unsafe {
-                ffi::MPI_Irecv(
-                    piece.as_mut_ptr().cast(),
-                    piece.len() as c_int,
-                    ffi::RSMPI_UINT8_T,
-                    rank as c_int,
-                    TAG,
-                    ffi::RSMPI_COMM_WORLD,
-                    &mut request,
-                )
+        self.start(Way::From, bytes.as_mut_ptr(), bytes.len(), rank);
+    }
+
+    /// Starts a request for each piece of `len` bytes. The caller keeps them until all requests are done, and reads none that come.
+    fn start(&mut self, way: Way, bytes: *mut u8, len: usize, rank: usize) {
+        for first in (0..len).step_by(LONGEST) {
+            let (piece, n) = (bytes.wrapping_add(first).cast(), (len - first).min(LONGEST) as c_int);
+            // SAFETY: constants of the library, set since it was loaded.
+            let (byte, world, mut request) =
+                unsafe { (ffi::RSMPI_UINT8_T, ffi::RSMPI_COMM_WORLD, ffi::RSMPI_REQUEST_NULL) };
+            // SAFETY: the piece lies in the caller's bytes, which it keeps; what is sent is only read; the count fits.
+            let (call, code) = unsafe {
+                match way {
+                    Way::To => ("MPI_Isend", ffi::MPI_Isend(piece, n, byte, rank as c_int, TAG, world, &mut request)),
+                    Way::From => ("MPI_Irecv", ffi::MPI_Irecv(piece, n, byte, rank as c_int, TAG, world, &mut request)),
+                }
             };
-            needed("MPI_Irecv", code);
+            needed(call, code);
             self.0.push(request);
         }
     }

@@ -15,7 +15,7 @@ use super::super::error::DriverResult;
 use super::super::fold::{QUAD, kernel};
 use super::super::kernels::THREADS;
 use super::super::launch::Launch;
-use super::super::nccl::{Message, Way};
+use super::super::nccl::{Collective, Message, Way};
 use super::super::pieces::window;
 use super::{Collectives, Piece, Slots};
 use crate::error::Result;
@@ -173,7 +173,7 @@ impl Collectives {
             Some(range) => {
                 Self::copy_on(&self.transfer, &pieces[self.rank], own(0, 0).address(), false)?;
                 // SAFETY: the range holds the bucket and what is nobody's; the computing stream waits for the event below.
-                unsafe { self.comm.all_gather(range.base, range.share, self.rank, stream)? };
+                unsafe { self.comm.collective(Collective::Gather { bytes: range.share }, range.base, stream)? };
             }
             None if whole => {
                 let longest = lens.iter().copied().max().unwrap_or(0);
@@ -187,7 +187,7 @@ impl Collectives {
                     }
                     let bytes = chunk * size_of::<f32>();
                     // SAFETY: as in `add`.
-                    unsafe { self.comm.all_gather(slot_of(0), bytes, self.rank, stream)? };
+                    unsafe { self.comm.collective(Collective::Gather { bytes }, slot_of(0), stream)? };
                     for (r, slot) in pieces.iter().enumerate() {
                         let part = window(slot, from * size_of::<f32>(), bytes);
                         Self::copy_on(&self.transfer, &part, slot_of(r), false)?;
