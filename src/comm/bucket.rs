@@ -16,7 +16,18 @@ pub const BLOCK: usize = 16 * 1024;
 pub const GPU_BUCKET: usize = 1 << 21;
 
 /// Elements that an ordered fold on GPUs sends, or receives, at once.
-pub const STAGE: usize = 1 << 24;
+const STAGE: usize = 1 << 24;
+
+/// Elements that the kernel of an ordered fold takes together.
+const QUAD: usize = 4;
+
+/// Elements of each of `size` ranks' slots that an ordered fold on GPUs sends at once, of a bucket whose longest slot has so many.
+///
+/// # Panics
+/// If there is no rank.
+pub fn at_once(longest: usize, size: usize) -> usize {
+    longest.min(STAGE / size).max(1).next_multiple_of(QUAD)
+}
 
 fn blocks(len: &usize) -> usize {
     len.div_ceil(BLOCK)
@@ -43,6 +54,32 @@ pub fn rooms(lengths: &[usize], size: usize) -> Vec<usize> {
         *last += whole - so_far;
     }
     all
+}
+
+/// How long a bucket is whose tensors lie in their [`rooms`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Elements of each rank's share, what lies between tensors among them.
+    pub share: usize,
+    /// Elements up to the end of the last tensor.
+    pub len: usize,
+}
+
+impl Extent {
+    /// Of a bucket of tensors of these lengths on `size` ranks.
+    ///
+    /// # Panics
+    /// If there is no rank.
+    pub fn of(lengths: &[usize], size: usize) -> Self {
+        let before = lengths.len().saturating_sub(1);
+        let begins: usize = rooms(lengths, size)[..before].iter().sum();
+        Self { share: share(lengths, size) * BLOCK, len: begins + lengths.last().unwrap_or(&0) }
+    }
+
+    /// Elements of it that lie in the share of a rank.
+    pub fn slot(&self, rank: usize) -> usize {
+        self.len.saturating_sub(rank * self.share).min(self.share)
+    }
 }
 
 /// Where the shares of `size` ranks begin in a bucket of tensors of these lengths, and its end: rank r owns `cuts[r]..cuts[r + 1]` of
@@ -191,6 +228,9 @@ mod tests {
                 let (rooms, share) = (rooms(lengths, size), share(lengths, size) * BLOCK);
                 assert!(rooms.iter().zip(lengths).all(|(room, len)| room >= len && room.is_multiple_of(BLOCK)));
                 assert_eq!(rooms.iter().sum::<usize>(), if lengths.is_empty() { 0 } else { share * size });
+                let extent = Extent::of(lengths, size);
+                assert_eq!((0..size).map(|r| extent.slot(r)).sum::<usize>(), extent.len);
+                assert!(extent.share == share && extent.len >= lengths.iter().sum(), "{lengths:?} on {size}");
                 // Where each tensor begins.
                 let begins: Vec<usize> = (0..rooms.len()).map(|t| rooms[..t].iter().sum()).collect();
                 for r in 0..size {

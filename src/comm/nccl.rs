@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bucket::{BLOCK, BlockCounts, GPU_BUCKET, STAGE, cuts, pieces, share};
+use super::bucket::{BLOCK, BlockCounts, GPU_BUCKET, at_once, cuts, pieces, share};
 use super::control::{Aside, Channel, Control, end_here, suspect};
 use super::{Communicator, Fold, Listener, Position, Span, Sums, Timing, World};
 use crate::backend::Backend;
@@ -103,7 +103,7 @@ impl GpuRanks {
             std::thread::sleep(CAUSE);
             end_here(&e.to_string());
         };
-        let collectives = Collectives::join(dev, nccl, UniqueId(id), (world.rank, world.size), STAGE, failed)?;
+        let collectives = Collectives::join(dev, nccl, UniqueId(id), (world.rank, world.size), at_once, failed)?;
         let comm = collectives.comm();
         suspect(move || comm.error().is_some());
         Ok(Some(Self { world: world.clone(), control: Rc::clone(control), collectives, sums, fold }))

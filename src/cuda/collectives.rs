@@ -32,6 +32,9 @@ use crate::tensor::Tensor;
 /// How often the communicator is asked whether something failed.
 const POLL: Duration = Duration::from_millis(200);
 
+/// Elements of a slot that an ordered fold sends at once, from those of the longest slot and the number of ranks.
+pub type AtOnce = fn(usize, usize) -> usize;
+
 /// What becomes of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
@@ -53,9 +56,9 @@ pub struct Collectives {
     rank: usize,
     size: usize,
     staging: RefCell<Option<CudaSlice<u8>>>,
-    /// The sums of ordered folds, and elements that a stage of theirs holds.
+    /// The sums of ordered folds, and how much of a slot they send at once.
     folding: RefCell<Folding>,
-    stage: usize,
+    at_once: AtOnce,
     /// After the last bucket that was started.
     last: RefCell<Option<CudaEvent>>,
     /// Where somebody wants to know.
@@ -66,7 +69,7 @@ pub struct Collectives {
 }
 
 impl Collectives {
-    /// Joins the other ranks on a device; an ordered fold sends `stage` elements at once. `failed` is called, in a thread of its own, with the first error of something that was queued.
+    /// Joins the other ranks on a device. `failed` is called, in a thread of its own, with the first error of something that was queued.
     ///
     /// # Errors
     /// If NCCL refuses, the ranks do not come, or the device fails.
@@ -75,7 +78,7 @@ impl Collectives {
         nccl: &'static Nccl,
         id: UniqueId,
         (rank, size): (usize, usize),
-        stage: usize,
+        at_once: AtOnce,
         failed: impl FnOnce(Error) + Send + 'static,
     ) -> Result<Self> {
         let context = dev.stream().context().clone();
@@ -103,7 +106,7 @@ impl Collectives {
             size,
             staging: RefCell::default(),
             folding: RefCell::default(),
-            stage,
+            at_once,
             last: RefCell::default(),
             timings: RefCell::default(),
             ended,

@@ -1,5 +1,7 @@
 //! Which gradients ranks reduce together, and which part of each a rank owns: functions of lengths alone, the same on every rank.
 
+use std::ops::Range;
+
 use crate::backend::Backend;
 use crate::comm::bucket::{rooms, tensor_cuts};
 use crate::comm::{Communicator, Fold, Span, Sums};
@@ -50,6 +52,11 @@ impl Buckets {
     pub fn bucket_of(&self, at: Place) -> usize {
         let part = Ready::of(at).number(self.n_layers);
         self.ends.partition_point(|&end| end < part)
+    }
+
+    /// The parts of a bucket, by their numbers in the order of backward.
+    pub fn parts(&self, bucket: usize) -> Range<usize> {
+        bucket.checked_sub(1).map_or(0, |before| self.ends[before] + 1)..self.ends[bucket] + 1
     }
 
     /// The bucket that is complete when this part is final, if one is.
@@ -246,6 +253,8 @@ mod tests {
             let started: Vec<usize> = Ready::all(n_layers).filter_map(|r| buckets.completed_by(r)).collect();
             assert_eq!(started, (0..buckets.count()).collect::<Vec<_>>(), "{least}");
             assert!(least < usize::MAX || buckets.count() == 1);
+            let parts: Vec<usize> = (0..buckets.count()).flat_map(|b| buckets.parts(b)).collect();
+            assert_eq!(parts, (0..n_layers + 2).collect::<Vec<_>>(), "{least}");
             // A bucket is started once all of it is final.
             for (at, _) in &lengths {
                 let mut parts = Ready::all(n_layers).skip_while(|r| *r != Ready::of(*at));

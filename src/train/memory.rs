@@ -2,10 +2,12 @@
 //!
 //! [`estimate`] follows what [`super::setup::workload`] allocates tensor by tensor; a test holds the two equal to the byte.
 
+use std::ops::Range;
+
 use super::buckets::Buckets;
 use crate::backend::Footprint;
 use crate::comm::Fold;
-use crate::comm::bucket::{BLOCK, GPU_BUCKET, STAGE, share};
+use crate::comm::bucket::{BLOCK, BlockCounts, GPU_BUCKET, at_once, share};
 use crate::comm::ranks::BUCKET;
 use crate::log::tables::MemoryClass;
 use crate::model::config::ModelConfig;
@@ -111,16 +113,28 @@ impl Demand<'_> {
         Weights::of(self.config).places().into_iter().filter_map(|(at, _)| of(at)).sum()
     }
 
-    /// Elements of the stages through which terms go on GPUs: two that are sent, one that is received.
-    fn stages(&self, ranks: usize) -> u64 {
+    /// The buckets in which ranks sum gradients: the parts of each in the order of backward, and the lengths of its weights.
+    pub fn bucket_lengths(&self) -> Vec<(Range<usize>, Vec<usize>)> {
         let lengths = self.trained_lengths();
         let buckets = self.buckets(&lengths);
-        let longest = (0..buckets.count()).map(|bucket| {
-            let own: Vec<usize> =
-                lengths.iter().filter(|(at, _)| buckets.bucket_of(*at) == bucket).map(|(_, len)| *len).collect();
-            share(&own, ranks) * BLOCK * ranks
-        });
-        (3 * longest.max().unwrap_or(0).min(STAGE)) as u64
+        let of = |bucket| {
+            let own = lengths.iter().filter(|(at, _)| buckets.bucket_of(*at) == bucket).map(|(_, len)| *len).collect();
+            (buckets.parts(bucket), own)
+        };
+        (0..buckets.count()).map(of).collect()
+    }
+
+    /// Blocks of the gradient that the rank of several has which has most: it gives the sum of squares of each.
+    pub fn most_blocks(&self, ranks: usize) -> usize {
+        let lengths = self.trained_lengths();
+        let cuts = self.buckets(&lengths).cuts(&lengths, ranks);
+        BlockCounts::new(&cuts).totals().into_iter().max().unwrap_or(0)
+    }
+
+    /// Elements of the stages through which terms go on GPUs: two that are sent, one that is received.
+    fn stages(&self, ranks: usize) -> u64 {
+        let longest = self.bucket_lengths().iter().map(|(_, own)| share(own, ranks) * BLOCK).max().unwrap_or(0);
+        (3 * at_once(longest, ranks) * ranks) as u64
     }
 
     /// Number of trained weights.

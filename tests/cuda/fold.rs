@@ -4,9 +4,9 @@
 use std::process::Command;
 use std::sync::Barrier;
 
-use ringtune::comm::bucket::{BLOCK, pieces, rooms, share};
+use ringtune::comm::bucket::{BLOCK, at_once, pieces, rooms, share};
 use ringtune::cuda::Cuda;
-use ringtune::cuda::collectives::{Collectives, Piece, Slots, What};
+use ringtune::cuda::collectives::{AtOnce, Collectives, Piece, Slots, What};
 use ringtune::cuda::nccl::{Nccl, UniqueId};
 use ringtune::tensor::{DType, Device, Tensor};
 
@@ -48,11 +48,11 @@ fn values(dev: &Cuda, t: &Tensor<Cuda>) -> Vec<f32> {
     all
 }
 
-/// A rank of the child, with stages of so many elements, over tensors that lie together or apart.
-fn rank(rank: usize, id: UniqueId, stage: usize, together: bool, barrier: &Barrier) {
+/// A rank of the child, with stages that hold slots whole or in parts, over tensors that lie together or apart.
+fn rank(rank: usize, id: UniqueId, (stage, at_once): (&str, AtOnce), together: bool, barrier: &Barrier) {
     let dev = Cuda::with_cache(rank, Some(&scratch())).unwrap();
     let failed = |e| panic!("{e}");
-    let collectives = Collectives::join(&dev, Nccl::get().unwrap(), id, (rank, SIZE), stage, failed).unwrap();
+    let collectives = Collectives::join(&dev, Nccl::get().unwrap(), id, (rank, SIZE), at_once, failed).unwrap();
     let shapes = LENGTHS.map(|n| (1, n));
     let mut grads = match together {
         true => dev.alloc_together(&shapes, &rooms(&LENGTHS, SIZE), DType::F32).unwrap(),
@@ -124,7 +124,8 @@ fn three_ranks() {
         return;
     }
     let nccl = Nccl::get().unwrap();
-    for (stage, together) in [(1 << 24, true), (1 << 24, false), (3 * 5000, true), (3 * 5000, false)] {
+    let (whole, parts): ((&str, AtOnce), (&str, AtOnce)) = (("whole", at_once), ("parts", |_, _| 5000));
+    for (stage, together) in [(whole, true), (whole, false), (parts, true), (parts, false)] {
         let (id, barrier) = (nccl.unique_id().unwrap(), Barrier::new(SIZE));
         std::thread::scope(|scope| {
             for r in 0..SIZE {

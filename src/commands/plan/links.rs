@@ -72,6 +72,59 @@ impl Ring {
     }
 }
 
+impl Ring {
+    /// Seconds in which every rank sends each other one its share of so many bytes, point to point, as an ordered fold does: what goes to
+    /// other machines crosses the network of a machine once for each of its ranks, which a ring spares. A step for each other rank.
+    pub fn exchange(&self, bytes: f64) -> f64 {
+        if self.world < 2 {
+            return 0.0;
+        }
+        let (w, here) = (self.world as f64, self.world as f64 / self.hosts as f64);
+        let latency = BASE.0 + (here - 1.0) * self.link.hop().0 + (w - here) * NETWORK_HOP.0;
+        let crossing = if self.hosts > 1 { here * (w - here) / w } else { (w - 1.0) / w };
+        latency * 1e-6 + crossing * bytes / self.bus
+    }
+}
+
+/// A bucket that is folded in order after every micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Folded {
+    /// Seconds of backward until it is final.
+    pub compute: f64,
+    /// Parts in which it goes through the stages.
+    pub chunks: usize,
+    /// Seconds of the computing stream for a part: it is copied, and set to zero.
+    pub pack: f64,
+    /// Seconds of the other stream for a part: exchange and sums.
+    pub send: f64,
+}
+
+/// Micro-batches after which one more takes as long as the one before it.
+const STEADY: usize = 16;
+
+/// Seconds that ordered folds add to `n` micro-batches, each with a forward pass of `forward` seconds: copies, waits for one of the two
+/// stages, and what outlasts the last backward pass.
+pub fn folded(forward: f64, buckets: &[Folded], n: usize) -> f64 {
+    let (mut computed, mut sent, mut stages, mut turn) = (0.0f64, 0.0f64, [0.0f64; 2], 0);
+    let mut last = 0.0;
+    for _ in 0..n.min(STEADY) {
+        last = computed;
+        computed += forward;
+        for b in buckets {
+            computed += b.compute;
+            for _ in 0..b.chunks {
+                computed = computed.max(stages[turn]) + b.pack;
+                sent = sent.max(computed) + b.send;
+                stages[turn] = sent;
+                turn ^= 1;
+            }
+        }
+    }
+    let compute = forward + buckets.iter().map(|b| b.compute).sum::<f64>();
+    let more = n.saturating_sub(STEADY) as f64 * (computed - last - compute);
+    computed.max(sent) - n.min(STEADY) as f64 * compute + more
+}
+
 /// Seconds by which sums outlast the backward pass that announces them: part i is ready `parts[i].0` seconds after the one before it, and
 /// its sum takes `parts[i].1`; sums follow each other in one stream.
 pub fn exposed(parts: &[(f64, f64)]) -> f64 {
@@ -118,6 +171,35 @@ mod tests {
         assert!(r.all_reduce(8.0) < r.latency(2.0) && (r.latency(2.0) * 1e6 - 523.6).abs() < 0.1, "{}", r.latency(2.0));
         assert!((2.0 * r.half(1e9) / r.all_reduce(1e9) - 1.0).abs() < 1e-3);
         assert_eq!((ring(1, 1, 1.0).all_reduce(1e9), ring(1, 1, 1.0).half(1e9)), (0.0, 0.0));
+    }
+
+    /// What an all-to-all has to carry over the network of 8 machines with 8 GPUs is 7 times what the ring has.
+    #[test]
+    fn an_exchange_is_half_an_all_reduce_on_one_machine_and_crosses_the_network_for_each_rank() {
+        assert!((ring(8, 1, 300.0).exchange(1e10) / ring(8, 1, 300.0).half(1e10) - 1.0).abs() < 1e-9);
+        let (far, around) = (ring(64, 8, 50.0).exchange(1e11), ring(64, 8, 50.0).half(1e11));
+        assert!((far / around - 8.0 * 56.0 / 63.0).abs() < 0.01, "{far} {around}");
+        assert_eq!(ring(1, 1, 1.0).exchange(1e9), 0.0);
+    }
+
+    #[test]
+    fn folds_hide_behind_the_next_micro_batch_and_wait_for_their_stages() {
+        let bucket = Folded { compute: 1.0, chunks: 1, pack: 0.0, send: 1.0 };
+        assert_eq!(folded(1.0, &[bucket; 2], 1), 1.0, "all but the last");
+        assert_eq!(folded(1.0, &[bucket; 2], 5), 1.0);
+        assert_eq!(
+            folded(1.0, &[Folded { pack: 0.25, ..bucket }; 2], 5),
+            5.0 * 2.0 * 0.25 + 1.0,
+            "copies are never hidden"
+        );
+        // Of three seconds of sends a micro-batch computes two: it waits for the stages, and more of them change nothing.
+        let slow = [Folded { compute: 0.5, send: 1.5, ..bucket }; 2];
+        let each = folded(1.0, &slow, 30) - folded(1.0, &slow, 29);
+        assert!((each - 1.0).abs() < 1e-9, "{each}");
+        assert!((folded(1.0, &slow, 100) - folded(1.0, &slow, 50) - 50.0).abs() < 1e-9);
+        // One that is longer than the stages waits for them within itself.
+        assert_eq!(folded(0.0, &[Folded { compute: 1.0, chunks: 4, pack: 0.5, send: 2.0 }], 1), 0.5 + 4.0 * 2.0);
+        assert_eq!(folded(1.0, &[], 3), 0.0);
     }
 
     #[test]

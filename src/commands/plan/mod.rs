@@ -3,6 +3,7 @@
 pub mod hardware;
 pub mod links;
 pub mod step;
+pub mod traffic;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use super::bench::shapes::Shape;
 use super::fetch::ALONE;
 use super::{device, open};
+use crate::comm::Fold;
 use crate::error::{Error, Result};
 use crate::hf;
 use crate::hub::Part;
@@ -40,7 +42,10 @@ Formulas:
   B              bus bandwidth of nccl-tests: of NVLink or PCI Express on one host, of all network cards of a host together on several, never
                  more than the host's own; 0.35 to 0.8 of the line's rate unless it was measured
   latency        NCCL's table (src/graph/tuning.cc): ring 8.4 us + 3.4 (NVLink), 5.7 (PCIe), 9.6 (network) a step; tree 4.4 + 0.52, 1.0, 5.0
-  not hidden     what sums outlast the backward pass of the last micro-batch, part by part; with --zero 1 the gather of weights too
+  ordered fold   (w-1)/w x bytes / B after each micro-batch, sent point to point; of g GPUs on each of several hosts g(w-g)/w, B being the host's
+                 network; a step of latency for each other GPU; copies at the memory bandwidth; two stages of 64 MiB each way
+  not hidden     what sums outlast the backward pass of the last micro-batch, bucket by bucket; what folds keep the next micro-batch waiting;
+                 with --zero 1 the gather of weights too
   update         30 bytes (bf16) or 28 (f32) a trained weight / memory bandwidth
   step           the sum of compute, not hidden and update, and 2 % on several hosts
 Held in this program's tests to published figures: BERT-Large's all-reduce on 2 to 16 hosts of 40 Gb/s within 4 %, over InfiniBand within 6 % from 4
@@ -64,6 +69,7 @@ pub fn command() -> Command {
         .arg(arg("hosts", "N").value_parser(value_parser!(u64).range(1..=65_536)).help("Hosts [default: one for each 8 GPUs]"))
         .arg(arg("network", "CARDSxGBITS").help("Network of a host: 8x400 is eight cards of 400 Gb/s, 25 one of 25; needed for several hosts"))
         .arg(arg("zero", "STAGE").default_value("0").value_parser(words(Zero::WORDS)).help("1: the optimiser's state is sharded over the GPUs"))
+        .arg(arg("fold", "WHEN").value_parser(words(Fold::WORDS)).help("When gradients are summed: once a step, or in order after every micro-batch, which gives the bits of one GPU [default: step]"))
         .arg(Arg::new("use-lora").long("use-lora").action(ArgAction::SetTrue).help("Train low-rank updates of the seven products"))
         .arg(count("lora-r", 1024, "16").help("Their rank"))
         .arg(arg("max-seq-len", "N").value_parser(value_parser!(u64).range(1..=1 << 24)).help("Tokens of a row [default: 2048, or what the model allows]"))
@@ -108,6 +114,9 @@ pub fn run(m: &ArgMatches) -> Result<()> {
             "--gpus {world}: expected a multiple of --hosts {hosts}: every host has as many"
         )));
     }
+    if world == 1 && word("fold").is_some() {
+        return Err(Error::usage("--fold: has no effect on one GPU; leave it out, or give --gpus"));
+    }
     let line = line(word("network"), hosts, &gpu)?;
     let row = open::row_length(count("max-seq-len").or(Some(config.max_position.min(2048))), config.max_position)?;
     let settings = TrainSettings {
@@ -116,6 +125,7 @@ pub fn run(m: &ArgMatches) -> Result<()> {
         grad_accum: count("gradient-accumulation-steps").expect("it has a default"),
         dtype: if word("dtype") == Some("f32") { DType::F32 } else { DType::Bf16 },
         zero: word("zero").and_then(Zero::of_word).unwrap_or_default(),
+        fold: word("fold").and_then(Fold::of_word),
         recompute: word("recompute").and_then(Recompute::of_word).unwrap_or(Recompute::None),
         ..TrainSettings::default()
     };
@@ -296,12 +306,16 @@ impl Plan<'_> {
             line("update", |t| t.update),
             line("step", |t| t.step),
         ]);
+        let t = j.traffic();
+        let calls = t.all_reduce + t.reduce_scatter + t.all_gather + t.send + t.receive;
         let (low, high) = (self.speed(&self.worst.1), self.speed(&self.best.1));
         let (w, b) = (&self.worst.0, &self.best.0);
         let world = j.world as f64;
         format!(
-            "{given}\nmemory per GPU\n{memory}\ntime of a step\n{times}\ntokens/s  {}, {} a GPU; GPUs compute {} % of the time\nassumed   {} % of the \
-             peak, {:.0} TFLOP/s; bus bandwidth {} GB/s a GPU\n\n{FORMULAS}\n",
+            "{given}\nmemory per GPU\n{memory}\ntime of a step\n{times}\nNCCL      {} calls a step of each GPU, which sends {}\ntokens/s  {}, {} a GPU; \
+             GPUs compute {} % of the time\nassumed   {} % of the peak, {:.0} TFLOP/s; bus bandwidth {} GB/s a GPU\n\n{FORMULAS}\n",
+            grouped(calls as u64),
+            gb(t.sent as f64),
             range(low, high),
             range(low / world, high / world),
             range(100.0 * Self::computing(&self.worst.1), 100.0 * Self::computing(&self.best.1)),
@@ -312,7 +326,7 @@ impl Plan<'_> {
     }
 
     fn json(&self) -> Value {
-        let (j, m) = (&self.job, &self.memory);
+        let (j, m, t) = (&self.job, &self.memory, self.job.traffic());
         let side = |(a, t): &(Assumed, Times)| {
             json!({
                 "mfu": a.mfu, "bus_bytes_per_second": a.bus,
@@ -327,7 +341,10 @@ impl Plan<'_> {
             "weights": crate::model::weights::Weights::count(j.config), "trained": j.trained() as u64,
             "gpu": {"name": j.gpu.name, "flops_per_second": j.gpu.flops, "memory_bytes": j.gpu.memory,
                 "memory_bytes_per_second": j.gpu.memory_rate, "link_bytes_per_second": j.gpu.link_rate},
-            "gpus": j.world, "hosts": j.hosts, "zero": u8::from(j.zero()), "tokens_per_step": j.tokens() as u64,
+            "gpus": j.world, "hosts": j.hosts, "zero": u8::from(j.zero()), "fold": j.fold().word(),
+            "nccl_per_step": {"ncclAllReduce": t.all_reduce, "ncclReduceScatter": t.reduce_scatter, "ncclAllGather": t.all_gather,
+                "ncclSend": t.send, "ncclRecv": t.receive, "sent_bytes": t.sent},
+            "tokens_per_step": j.tokens() as u64,
             "memory_bytes": {"weights": m.weights, "gradients": m.gradients, "moments_and_masters": m.state, "activations": m.activations,
                 "total": m.total()},
             "fits": self.fits(), "best": side(&self.best), "worst": side(&self.worst),
@@ -361,6 +378,7 @@ mod tests {
             ("plan --model 8b --gpus 2 --hosts 4 --network 25", "--gpus 2: expected a multiple"),
             ("plan --model 8b --gpus 64", "--network: 8 hosts need one"),
             ("plan --model 8b --network 25", "--network: has no effect on one host"),
+            ("plan --model 8b --gpus 1 --fold step", "--fold: has no effect on one GPU"),
             ("plan --model 8b --gpus 16 --network fast", "expected CARDSxGBITS"),
             ("plan --model 8b --gpu k80", "\"k80\" is not known; expected b200"),
             ("plan --model 8b --mfu 45", "--mfu: expected a number from 0.001 to 1, found 45"),

@@ -1,8 +1,11 @@
 //! What a step takes: compute, sums and what of them is not hidden, the update, tokens a second.
 
 use super::hardware::Gpu;
-use super::links::{Ring, exposed};
+use super::links::{Folded, Ring, exposed, folded};
+use super::traffic::{Bucket, Form, Traffic};
 use crate::backend::Footprint;
+use crate::comm::Fold;
+use crate::comm::bucket::Extent;
 use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
 use crate::model::flops::FlopCount;
@@ -127,26 +130,38 @@ impl Job<'_> {
         }
     }
 
-    /// Trained weights in the order in which backward announces them: the head, each layer from the last, the embedding; with each part's
-    /// share of the arithmetic.
-    fn parts(&self) -> Vec<(f64, f64)> {
+    /// When gradients are summed.
+    pub fn fold(&self) -> Fold {
+        self.settings.fold.unwrap_or(Fold::Step)
+    }
+
+    /// The buckets in which they are.
+    fn buckets(&self) -> Vec<Bucket> {
+        let all = self.demand().bucket_lengths();
+        all.into_iter().map(|(parts, lengths)| Bucket { parts, extent: Extent::of(&lengths, self.world) }).collect()
+    }
+
+    /// What the main rank asks of NCCL in a step.
+    pub fn traffic(&self) -> Traffic {
+        let s = self.settings;
+        let form = Form {
+            size: self.world,
+            folds: (self.fold() == Fold::MicroBatch).then_some(s.grad_accum),
+            sharded: self.zero().then(|| (s.dtype.bytes(), self.demand().most_blocks(self.world))),
+        };
+        Traffic::of(&self.buckets(), form)
+    }
+
+    /// Shares of the arithmetic of the parts that backward announces: the head, each layer from the last, the embedding.
+    fn parts(&self) -> Vec<f64> {
         let c = self.config;
         let table = (c.n_classes * c.hidden_size) as f64;
         let layers = c.n_layers as f64;
         // The head's products are those of its table; attention and products of all layers are alike.
         let per_token = self.flop() / (self.settings.micro_batch_size * self.row) as f64;
         let head = (if self.lora.is_some() { 4.0 } else { 6.0 }) * table / per_token;
-        let mut parts = Vec::new();
-        let (head_weights, embed_weights) = match (self.lora, c.tied) {
-            (Some(_), _) => (0.0, 0.0),
-            (None, true) => (0.0, table),
-            (None, false) => (table, (c.vocab_size * c.hidden_size) as f64),
-        };
-        let layer = (self.trained() - head_weights - embed_weights) / layers;
-        parts.push((head_weights, head));
-        parts.extend((0..c.n_layers).map(|_| (layer, (1.0 - head) / layers)));
-        parts.push((embed_weights, 0.0));
-        parts
+        let layer = (1.0 - head) / layers;
+        [head].into_iter().chain((0..c.n_layers).map(|_| layer)).chain([0.0]).collect()
     }
 
     /// What a step takes under these assumptions.
@@ -155,26 +170,57 @@ impl Job<'_> {
         let of_micro_batch = self.flop() / (self.gpu.flops * a.mfu);
         let compute = of_micro_batch * self.settings.grad_accum as f64;
         let trained = self.trained();
-        let sum = |weights: f64| match (weights == 0.0, self.zero()) {
-            (true, _) => 0.0,
-            // Gradients are f32 and travel as such.
-            (false, false) => ring.all_reduce(4.0 * weights),
-            (false, true) => ring.half(4.0 * weights),
+        let (shares, buckets) = (self.parts(), self.buckets());
+        let of = |b: &Bucket| b.parts.clone().map(|part| shares[part]).sum::<f64>() * of_micro_batch;
+        // Gradients are f32 and travel as such.
+        let bytes = |b: &Bucket| 4.0 * b.extent.len as f64;
+        let some = |b: &Bucket, seconds: f64| if b.extent.len == 0 { 0.0 } else { seconds };
+        let (reduced, not_hidden) = match self.fold() {
+            Fold::Step => {
+                let sum = |b: &Bucket| if self.zero() { ring.half(bytes(b)) } else { ring.all_reduce(bytes(b)) };
+                let parts: Vec<_> = buckets.iter().map(|b| (BACKWARD * of(b), some(b, sum(b)))).collect();
+                (parts.iter().map(|p| p.1).sum::<f64>(), exposed(&parts))
+            }
+            Fold::MicroBatch => self.folds(&ring, &buckets, &of, of_micro_batch),
         };
-        let parts: Vec<(f64, f64)> = self
-            .parts()
-            .into_iter()
-            .map(|(weights, share)| (share * BACKWARD * of_micro_batch, sum(weights)))
-            .collect();
+        // Weights that others updated are gathered.
         let back = if self.zero() { ring.half(trained * self.settings.dtype.bytes() as f64) } else { 0.0 };
-        let communication = parts.iter().map(|p| p.1).sum::<f64>() + back;
-        let exposed = exposed(&parts) + back;
+        let (communication, exposed) = (reduced + back, not_hidden + back);
         // Read: gradient, moments, master or weight; written: moments, master, and the weight where a master stands beside it.
         let bytes = if self.settings.dtype == DType::Bf16 { 30.0 } else { 28.0 };
         let shares = if self.zero() { self.world as f64 } else { 1.0 };
         let update = bytes * trained / shares / self.gpu.memory_rate;
         let jitter = if self.hosts > 1 { JITTER } else { 0.0 };
         Times { compute, communication, exposed, update, step: (compute + exposed + update) * (1.0 + jitter) }
+    }
+
+    /// What ordered folds of these buckets take, and what of it is not hidden; `of`: seconds of a bucket's arithmetic.
+    fn folds(&self, ring: &Ring, buckets: &[Bucket], of: &dyn Fn(&Bucket) -> f64, of_micro_batch: f64) -> (f64, f64) {
+        if self.world < 2 {
+            return (0.0, 0.0);
+        }
+        let (w, n) = (self.world as f64, self.settings.grad_accum);
+        let memory = |bytes: f64| bytes / self.gpu.memory_rate;
+        let folded_of = |b: &Bucket| {
+            let (_, chunks) = b.chunks(self.world);
+            let part = 4.0 * b.extent.len as f64 / chunks.max(1) as f64;
+            Folded {
+                compute: BACKWARD * of(b),
+                chunks: if b.extent.len == 0 { 0 } else { chunks },
+                // A term is read and written, then zeros are.
+                pack: memory(3.0 * part),
+                // The terms of all ranks and the sums of this one are read, and these written.
+                send: ring.exchange(part) + memory((w + 2.0) / w * part),
+            }
+        };
+        let all: Vec<Folded> = buckets.iter().map(folded_of).collect();
+        // At the end of the step owners give their sums to all, or keep them.
+        let sums =
+            |b: &Bucket| if self.zero() || b.extent.len == 0 { 0.0 } else { ring.half(4.0 * b.extent.len as f64) };
+        let collected: f64 = buckets.iter().map(sums).sum();
+        let each: f64 = all.iter().map(|f| f.chunks as f64 * f.send).sum();
+        let outlasts = folded((1.0 - BACKWARD) * of_micro_batch, &all, n);
+        (each * n as f64 + collected, outlasts + collected)
     }
 }
 

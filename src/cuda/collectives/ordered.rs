@@ -64,9 +64,9 @@ fn elements(slot: &[Piece]) -> usize {
 }
 
 impl Collectives {
-    /// Elements of each slot of a bucket that go at once, the longest having so many.
-    fn at_once(&self, longest: usize) -> usize {
-        longest.min(self.stage / self.size).max(1).next_multiple_of(QUAD)
+    /// Elements of each slot of a bucket that go at once, the longest having so many: the kernel takes several together.
+    fn chunk(&self, longest: usize) -> usize {
+        (self.at_once)(longest, self.size).next_multiple_of(QUAD)
     }
 
     /// Takes the memory that folds will need, and writes down their kernel: `buckets` has for each what every rank owns.
@@ -78,7 +78,7 @@ impl Collectives {
         let lens = |slots: &Slots| slots.joined().iter().map(|slot| elements(slot)).collect();
         let buckets: Vec<Vec<usize>> = buckets.iter().map(lens).collect();
         let longest = buckets.iter().flatten().copied().max().unwrap_or(0);
-        let room = self.at_once(longest) * self.size;
+        let room = self.chunk(longest) * self.size;
         folding.sums.resize_with(buckets.len(), Sum::default);
         let Folding { stages, received, sums, .. } = &mut *folding;
         for (own, sum) in buckets.iter().map(|lens| lens[self.rank]).zip(sums) {
@@ -112,7 +112,7 @@ impl Collectives {
         }
         let Sum { values, begun } = &mut sums[bucket];
         let sum = at_least(dev, values, lens[self.rank])?;
-        let chunk = self.at_once(longest);
+        let chunk = self.chunk(longest);
         for from in (0..longest).step_by(chunk) {
             let Stage { values, read } = &mut stages[*turn];
             *turn ^= 1;
@@ -177,7 +177,7 @@ impl Collectives {
             }
             None if whole => {
                 let longest = lens.iter().copied().max().unwrap_or(0);
-                let chunk = self.at_once(longest);
+                let chunk = self.chunk(longest);
                 let gathered = &*at_least(dev, received, chunk * self.size)?;
                 let slot_of = |r: usize| Piece::of(gathered, r * chunk, 0).address();
                 for from in (0..longest).step_by(chunk) {

@@ -1,9 +1,10 @@
 //! Operations in stream order: what the driver polls.
 
 use std::ffi::{CString, c_int, c_void};
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 
 use crate::call::{Call, Kind};
 use crate::comm::{Comm, fresh_number, lock};
@@ -50,11 +51,21 @@ struct Arrival {
     round: Mutex<Option<u64>>,
 }
 
+/// With `VGPU_CALLS=1`, a line for each call, as the driver says its own.
+fn say(call: &Call) {
+    static ON: OnceLock<bool> = OnceLock::new();
+    if *ON.get_or_init(|| std::env::var_os("VGPU_CALLS").is_some_and(|v| v != "0")) {
+        // A closed stderr is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "vgpu: {call}");
+    }
+}
+
 /// Puts the calls of a group on one communicator into their streams.
 ///
 /// # Errors
 /// If a stream is no stream, or the driver refuses.
 pub(crate) fn enqueue(comm: &Arc<Comm>, calls: &[(Stream, Call)]) -> Result<()> {
+    calls.iter().for_each(|(_, call)| say(call));
     let point = |c: &Call| matches!(c.kind, Kind::Send | Kind::Recv);
     let mut streams: Vec<Stream> = Vec::new();
     for (stream, _) in calls {
