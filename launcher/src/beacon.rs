@@ -25,6 +25,8 @@ pub enum Phase {
     Backward,
     /// It waits for sums of gradients.
     Reduce,
+    /// It waits for weights that other ranks updated.
+    Gather,
     /// The optimiser's step.
     Update,
     /// Evaluation.
@@ -35,13 +37,14 @@ pub enum Phase {
     Finish,
 }
 
-const PHASES: [(Phase, &str); 10] = [
+const PHASES: [(Phase, &str); 11] = [
     (Phase::Start, "start"),
     (Phase::Tokenise, "tokenise"),
     (Phase::Load, "load"),
     (Phase::Forward, "forward"),
     (Phase::Backward, "backward"),
     (Phase::Reduce, "reduce"),
+    (Phase::Gather, "gather"),
     (Phase::Update, "update"),
     (Phase::Evaluate, "evaluate"),
     (Phase::Save, "save"),

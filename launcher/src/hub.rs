@@ -436,10 +436,17 @@ fn watch_over(shared: &Shared) {
 fn hang(state: &State, limit: Duration) -> Event {
     let alive: Vec<(usize, &Member)> =
         state.members.iter().enumerate().filter_map(|(r, m)| Some((r, m.as_ref().filter(|m| !m.closed)?))).collect();
-    let reduces = |m: &Member| m.position.is_some_and(|at| at.phase == Phase::Reduce);
-    let waits = alive.iter().filter(|(_, m)| reduces(m)).count();
-    let culprit = alive.iter().find(|(_, m)| !reduces(m)).or(alive.first());
+    // For gradients or weights, or in an exchange that is not complete; threads that write have exchanges of their own.
+    let collective = |m: &Member| m.position.is_some_and(|at| matches!(at.phase, Phase::Reduce | Phase::Gather));
+    let exchange = |r: &usize| state.rounds.iter().any(|(seq, round)| seq >> 63 == 0 && round.parts.contains_key(r));
+    let waiting = |(r, m): &&(usize, &Member)| collective(m) || exchange(r);
+    let waits = alive.iter().filter(waiting).count();
+    let culprit = alive.iter().find(|member| !waiting(member)).or(alive.first());
     let rank = culprit.map_or(0, |(r, _)| *r);
-    let others = if waits > 0 { format!("; {waits} others wait in the reduction") } else { String::new() };
+    let others = match waits {
+        0 => String::new(),
+        1 => "; another rank waits for it".into(),
+        n => format!("; {n} others wait for it"),
+    };
     state.cause(rank, format!("hangs since {} s{others}", limit.as_secs()), HANG)
 }

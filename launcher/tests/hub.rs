@@ -138,9 +138,23 @@ fn who_does_not_wait_is_to_blame_for_a_hang() {
     at(Phase::Save).write(&mut both[1]).unwrap();
     let Event::Failed(cause) = next(&events) else { panic!("no failure") };
     assert_eq!((cause.rank, cause.code), (1, 124));
-    assert_eq!(cause.line(), "rank 1 on host h1: step 3, save: hangs since 0 s; 1 others wait in the reduction");
+    assert_eq!(cause.line(), "rank 1 on host h1: step 3, save: hangs since 0 s; another rank waits for it");
     // A machine that was suspended, or a rank that is stopped, is another matter.
     assert!(matches!(next(&events), Event::Silent(_)));
+}
+
+/// Outside of reductions ranks wait for each other in exchanges: whoever has not come to the one that is open.
+#[test]
+fn who_does_not_come_to_an_exchange_is_to_blame_for_a_hang() {
+    let (hub, events) = hub(2, Duration::from_millis(400));
+    let mut both = two(&hub, &events);
+    let at = |phase| Message::Beat { position: Position { step: 4, phase, layer: None }.pack(), moves: 1 };
+    both.iter_mut().for_each(|stream| at(Phase::Evaluate).write(stream).unwrap());
+    // A thread that writes is no main thread.
+    gather(&mut both[1], 1 << 63, "checkpoint of step 4", &[]);
+    gather(&mut both[0], 3, "sum of 9", &[]);
+    let Event::Failed(cause) = next(&events) else { panic!("no failure") };
+    assert_eq!(cause.line(), "rank 1 on host h1: step 4, evaluate: hangs since 0 s; another rank waits for it");
 }
 
 #[test]

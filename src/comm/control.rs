@@ -136,6 +136,8 @@ pub struct Channel {
     gathered: Receiver<(u64, Vec<Vec<u8>>)>,
     sequence: Cell<u64>,
     fault: Option<Fault>,
+    /// It has come: a process that is stopped and continued is not stopped again.
+    acted: Cell<bool>,
     aside: Arc<Beside>,
 }
 
@@ -212,7 +214,8 @@ impl Channel {
             }));
         }
         let aside = Beside { shared: Arc::clone(&shared), gathered: beside, sequence: AtomicU64::new(0) };
-        Ok(Self { shared, gathered, sequence: Cell::new(0), fault, aside: Arc::new(aside) })
+        let (sequence, acted) = (Cell::new(0), Cell::new(false));
+        Ok(Self { shared, gathered, sequence, fault, acted, aside: Arc::new(aside) })
     }
 
     /// The run has ended here; the others are told why, or that all is well.
@@ -257,9 +260,10 @@ impl Control for Rc<Channel> {
 
     fn at(&self, position: Position) {
         self.shared.beacon.set(position);
-        if let Some(fault) = &self.fault {
-            fault.act(position);
-            if fault.strays(position) {
+        if let Some(fault) = self.fault.filter(|fault| !self.acted.get() && fault.is_at(position)) {
+            self.acted.set(true);
+            fault.act();
+            if fault.strays() {
                 // The others do not call it: the hub says so, and this process ends in here.
                 let _ = self.gather("an exchange that RINGTUNE_FAULT asked for", &[]);
             }

@@ -77,20 +77,18 @@ impl Fault {
         Ok((of == rank).then_some(Self { step, phase: at.0, layer: at.1, deed }))
     }
 
-    fn is_at(&self, at: Position) -> bool {
+    /// Whether this is the place for it.
+    pub fn is_at(&self, at: Position) -> bool {
         at.step == self.step && at.phase == self.phase && (self.layer.is_none() || at.layer == self.layer)
     }
 
-    /// Whether the rank shall make an exchange of its own here.
-    pub fn strays(&self, at: Position) -> bool {
-        self.deed == Deed::Stray && self.is_at(at)
+    /// Whether the rank shall make an exchange of its own.
+    pub fn strays(&self) -> bool {
+        self.deed == Deed::Stray
     }
 
-    /// Happens where this is the place for it.
-    pub fn act(&self, at: Position) {
-        if !self.is_at(at) {
-            return;
-        }
+    /// Happens.
+    pub fn act(&self) {
         match self.deed {
             Deed::Signal(signal) => {
                 // SAFETY: a signal to this very process; no pointer is passed.

@@ -35,7 +35,7 @@ use crate::words::words;
 use bucket::BlockCounts;
 pub use mpi::Choice;
 pub use ranks::Ranks;
-pub use start::{Comm, On, Ways, ranks_of_environment, start};
+pub use start::{Comm, On, ranks_of_environment, start};
 
 /// Which rank this is, and of how many.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +71,17 @@ pub enum Fold {
     Step,
 }
 words!(Fold { MicroBatch = "micro_batch", Step = "step" });
+
+/// How ranks work together, as far as the user decides it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ways {
+    /// What carries gradients.
+    pub transport: Choice,
+    /// When they are summed; `None`: once a step over NCCL, else after every micro-batch.
+    pub fold: Option<Fold>,
+    /// Elements of a bucket at least; `None`: as many as fill the links. Another layout gives the same bits.
+    pub bucket: Option<usize>,
+}
 
 /// Which sums of a bucket a rank wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,11 +161,29 @@ pub trait Communicator<B: Backend> {
     /// If a peer is gone or the transport fails.
     fn reduce_finish(&self, dev: &B, bucket: usize, tensors: &mut [&mut Tensor<B>], wanted: Sums) -> Result<()>;
 
-    /// Gives every owner's elements of a bucket to all ranks, in the tensors' own element type: weights that each updated its part of.
+    /// Starts giving every owner's elements of buckets to all ranks, one bucket after the other, in the tensors' own element type: weights
+    /// that each updated its part of. Own elements are read before this returns, or in the order of the device's stream. Nothing uses a
+    /// bucket, and no reduction is asked for its sums, before [`Communicator::gather_finish`] has returned for it.
     ///
     /// # Errors
     /// If a peer is gone or the transport fails.
-    fn all_gather(&self, dev: &B, bucket: usize, spans: &mut [Span<'_, B>]) -> Result<()>;
+    fn gather_start(&self, dev: &B, buckets: &[(usize, Vec<Span<'_, B>>)]) -> Result<()>;
+
+    /// From here on the device finds all elements of a bucket; buckets come in the order in which they were started.
+    ///
+    /// # Errors
+    /// If a peer is gone or the transport fails.
+    fn gather_finish(&self, dev: &B, bucket: usize, spans: &mut [Span<'_, B>]) -> Result<()>;
+
+    /// Gives every owner's elements of a bucket to all ranks.
+    ///
+    /// # Errors
+    /// If a peer is gone or the transport fails.
+    fn all_gather(&self, dev: &B, bucket: usize, spans: Vec<Span<'_, B>>) -> Result<()> {
+        let mut all = [(bucket, spans)];
+        self.gather_start(dev, &all)?;
+        self.gather_finish(dev, bucket, &mut all[0].1)
+    }
 
     /// What owners alone hold of a bucket of tensors of these lengths, `own` its part here, joined on the main rank; `None` elsewhere.
     ///
@@ -412,7 +441,11 @@ impl<B: Backend> Communicator<B> for Solo {
         Ok(())
     }
 
-    fn all_gather(&self, _dev: &B, _bucket: usize, _spans: &mut [Span<'_, B>]) -> Result<()> {
+    fn gather_start(&self, _dev: &B, _buckets: &[(usize, Vec<Span<'_, B>>)]) -> Result<()> {
+        Ok(())
+    }
+
+    fn gather_finish(&self, _dev: &B, _bucket: usize, _spans: &mut [Span<'_, B>]) -> Result<()> {
         Ok(())
     }
 

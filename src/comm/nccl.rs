@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::bucket::{BLOCK, BlockCounts, GPU_BUCKET, at_once, cuts, pieces, share};
 use super::control::{Aside, Channel, Control, end_here, suspect};
-use super::{Communicator, Fold, Listener, Position, Span, Sums, Timing, World};
+use super::{Choice, Communicator, Fold, Listener, Position, Span, Sums, Timing, Ways, World};
 use crate::backend::Backend;
 use crate::cuda::collectives::{Collectives, Piece, Slots, What};
 use crate::cuda::nccl::{HOW_TO_GET, Nccl, UniqueId};
@@ -32,6 +32,7 @@ pub struct GpuRanks {
     collectives: Collectives,
     sums: Sums,
     fold: Fold,
+    bucket: usize,
 }
 
 /// Joins the ranks of a run on this device, where it is a GPU and every rank has NCCL; `None` where it is another device, or, unless NCCL is
@@ -43,8 +44,8 @@ pub fn join<B: Backend + 'static>(
     dev: &B,
     world: &World,
     control: &Rc<Channel>,
-    (sums, fold): (Sums, Fold),
-    by_name: bool,
+    sums: Sums,
+    ways: Ways,
 ) -> Result<Option<Box<dyn Communicator<B>>>> {
     let dev = (dev as &dyn Any).downcast_ref::<Cuda>();
     // A rank without a GPU would wait elsewhere than the others.
@@ -59,10 +60,13 @@ pub fn join<B: Backend + 'static>(
         );
     }
     let Some(dev) = dev else {
-        ensure!(!by_name, "--transport nccl: it moves gradients of GPUs alone, and this device is none");
+        ensure!(
+            ways.transport != Choice::Nccl,
+            "--transport nccl: it moves gradients of GPUs alone, and this device is none"
+        );
         return Ok(None);
     };
-    let Some(ranks) = GpuRanks::join(dev, world, control, (sums, fold), by_name)? else { return Ok(None) };
+    let Some(ranks) = GpuRanks::join(dev, world, control, sums, ways)? else { return Ok(None) };
     let ranks: Box<dyn Communicator<Cuda>> = Box::new(ranks);
     // Where the device is a `Cuda`, B is that type.
     let ranks = (Box::new(ranks) as Box<dyn Any>).downcast::<Box<dyn Communicator<B>>>();
@@ -70,18 +74,12 @@ pub fn join<B: Backend + 'static>(
 }
 
 impl GpuRanks {
-    fn join(
-        dev: &Cuda,
-        world: &World,
-        control: &Rc<Channel>,
-        (sums, fold): (Sums, Fold),
-        by_name: bool,
-    ) -> Result<Option<Self>> {
+    fn join(dev: &Cuda, world: &World, control: &Rc<Channel>, sums: Sums, ways: Ways) -> Result<Option<Self>> {
         let own = Nccl::get().and_then(|nccl| Ok((nccl, nccl.version()?)));
         let said = own.as_ref().map_or_else(|e| format!("-{e}"), |(_, version)| format!("+{version}"));
         let all = texts(control.gather("nccl", said.as_bytes())?);
         if let Some((rank, why)) = all.iter().enumerate().find_map(|(r, said)| Some((r, said.strip_prefix('-')?))) {
-            ensure!(!by_name, "--transport nccl: rank {rank}: {why}; {}", HOW_TO_GET);
+            ensure!(ways.transport != Choice::Nccl, "--transport nccl: rank {rank}: {why}; {}", HOW_TO_GET);
             say::warning(&format!("gradients of the GPUs go through the host: rank {rank}: {why}; {}", HOW_TO_GET));
             return Ok(None);
         }
@@ -106,7 +104,8 @@ impl GpuRanks {
         let collectives = Collectives::join(dev, nccl, UniqueId(id), (world.rank, world.size), at_once, failed)?;
         let comm = collectives.comm();
         suspect(move || comm.error().is_some());
-        Ok(Some(Self { world: world.clone(), control: Rc::clone(control), collectives, sums, fold }))
+        let (fold, bucket) = (ways.fold.unwrap_or(Fold::Step), ways.bucket.unwrap_or(GPU_BUCKET));
+        Ok(Some(Self { world: world.clone(), control: Rc::clone(control), collectives, sums, fold, bucket }))
     }
 
     /// What each rank owns of a bucket of tensors of these lengths, with elements of so many bytes.
@@ -143,7 +142,7 @@ impl Communicator<Cuda> for GpuRanks {
     }
 
     fn bucket_elements(&self) -> usize {
-        GPU_BUCKET
+        self.bucket
     }
 
     fn reduce_start(&self, dev: &Cuda, bucket: usize, tensors: &[&Tensor<Cuda>]) -> Result<()> {
@@ -178,9 +177,12 @@ impl Communicator<Cuda> for GpuRanks {
         self.collectives.wait()
     }
 
-    fn all_gather(&self, _dev: &Cuda, bucket: usize, spans: &mut [Span<'_, Cuda>]) -> Result<()> {
-        self.collectives.start(What::Gather, bucket, &self.of_spans(spans))?;
-        self.collectives.wait()
+    fn gather_start(&self, _dev: &Cuda, buckets: &[(usize, Vec<Span<'_, Cuda>>)]) -> Result<()> {
+        buckets.iter().try_for_each(|(b, spans)| self.collectives.start(What::Gather, *b, &self.of_spans(spans)))
+    }
+
+    fn gather_finish(&self, _dev: &Cuda, bucket: usize, _spans: &mut [Span<'_, Cuda>]) -> Result<()> {
+        self.collectives.wait_for(bucket)
     }
 
     fn add_norm2(

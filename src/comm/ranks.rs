@@ -3,11 +3,14 @@
 //! ```text
 //! micro-batch k = i·w + r on rank r:   copy m_k, set it to zero, go on computing
 //!     thread: exchange blocks with their owners;  owner: for r in 0..w: acc += block of rank r        in order of k
-//! end of the step:                     every owner sends its blocks to all; with sharded state it sends the weights it made of them
+//! end of the step:                     every owner sends its blocks to all; with sharded state it keeps them
+//! next step, sharded state:            the thread gives the weights that owners made of them to all, those of the first layers first, while
+//!                                      the main thread computes those layers
 //! ```
 //! One order of sums defines a step, `((0 + m₀) + m₁) + …` with each term formed from zero, so that only the product of ranks and
 //! accumulation matters: 1 × 4, 2 × 2 and 4 × 1 give the same bits.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -43,16 +46,27 @@ enum Job {
     Collect { bucket: usize, lengths: Vec<usize>, wanted: Sums },
     /// Gives `own` to everyone or to the main rank, who expect `counts[r]` values of rank r.
     Share { call: u32, counts: Vec<usize>, own: Vec<f32>, to_main: bool },
+    /// Gives owners' weights to everyone, bucket after bucket, beside what the main thread computes.
+    Gather(Vec<Given>),
     /// Tells what was done and when from now on, or no more.
     Listen(Option<Listener>),
     /// Ends the transport, and the thread with it.
     End,
 }
 
+/// What a rank owns of a bucket of weights, and how many values each rank has.
+struct Given {
+    call: u32,
+    counts: Vec<usize>,
+    own: Vec<f32>,
+}
+
 struct Worker {
     jobs: Sender<Job>,
     /// What was asked for, in that order: the sums, or the values of each rank.
     results: Receiver<Vec<Vec<f32>>>,
+    /// Weights of all ranks, in the order in which they were given.
+    gathered: Receiver<Vec<Vec<f32>>>,
     /// Buffers that were read and can be filled again.
     free: (Sender<Vec<f32>>, Receiver<Vec<f32>>),
     /// Why the thread ended.
@@ -62,6 +76,9 @@ struct Worker {
 
 /// Buckets that may wait for the transport: more would only take memory.
 const AHEAD: usize = 4;
+
+/// Gathered buckets of weights that may wait for the main thread: the memory of the machine holds so many twice.
+const GATHERED: usize = 2;
 
 impl Ranks {
     /// Ranks that move gradients over a transport; a single one has none.
@@ -167,23 +184,32 @@ impl<B: Backend> Communicator<B> for Ranks {
         Ok(())
     }
 
-    fn all_gather(&self, dev: &B, bucket: usize, spans: &mut [Span<'_, B>]) -> Result<()> {
-        let (rank, size) = (self.world.rank, self.world.size);
-        let lengths: Vec<usize> = spans.iter().map(|span| span.len).collect();
-        let narrow = spans.first().is_some_and(|span| span.tensor.dtype() == DType::Bf16);
-        let owned: Vec<_> = (0..size).map(|r| pieces(&lengths, r, size)).collect();
-        let counts: Vec<usize> = owned.iter().map(|own| own.iter().map(|(_, range)| range.len()).sum()).collect();
-        let mut values = vec![0.0; counts[rank]];
-        let mut rest = &mut values[..];
-        for (i, range) in &owned[rank] {
-            let (own, more) = rest.split_at_mut(range.len());
-            dev.download_at(own, spans[*i].tensor, spans[*i].first + range.start)?;
-            rest = more;
+    fn gather_start(&self, dev: &B, buckets: &[(usize, Vec<Span<'_, B>>)]) -> Result<()> {
+        if self.worker.is_none() {
+            return Ok(());
         }
-        let words = counts.iter().map(|&n| if narrow { n.div_ceil(2) } else { n }).collect();
-        let own = if narrow { packed(&values) } else { values };
-        let all = self.share(call::WEIGHTS | bucket as u32, words, own, false)?;
-        for (r, theirs) in all.into_iter().enumerate().filter(|(r, _)| *r != rank) {
+        let given = |(bucket, spans): &(usize, Vec<Span<'_, B>>)| -> Result<Given> {
+            let Weights { owned, counts, narrow } = Weights::of(spans, self.world.size);
+            let rank = self.world.rank;
+            let mut values = vec![0.0; counts[rank]];
+            let mut rest = &mut values[..];
+            for (i, range) in &owned[rank] {
+                let (own, more) = rest.split_at_mut(range.len());
+                dev.download_at(own, spans[*i].tensor, spans[*i].first + range.start)?;
+                rest = more;
+            }
+            let words = counts.iter().map(|&n| if narrow { n.div_ceil(2) } else { n }).collect();
+            let own = if narrow { packed(&values) } else { values };
+            Ok(Given { call: call::WEIGHTS | *bucket as u32, counts: words, own })
+        };
+        self.job(Job::Gather(buckets.iter().map(given).collect::<Result<_>>()?))
+    }
+
+    fn gather_finish(&self, dev: &B, _bucket: usize, spans: &mut [Span<'_, B>]) -> Result<()> {
+        let Some(worker) = &self.worker else { return Ok(()) };
+        let all = worker.gathered.recv().map_err(|_| self.why(worker))?;
+        let Weights { owned, counts, narrow } = Weights::of(spans, self.world.size);
+        for (r, theirs) in all.into_iter().enumerate().filter(|(r, _)| *r != self.world.rank) {
             let theirs = if narrow { unpacked(&theirs, counts[r]) } else { theirs };
             let mut rest = &theirs[..];
             for (i, range) in &owned[r] {
@@ -243,10 +269,30 @@ impl<B: Backend> Communicator<B> for Ranks {
     }
 }
 
+/// How the weights of a bucket lie on ranks.
+struct Weights {
+    /// By rank: places in the bucket, and elements of each.
+    owned: Vec<Vec<(usize, Range<usize>)>>,
+    /// Values of each rank.
+    counts: Vec<usize>,
+    /// They are bf16 and travel as such.
+    narrow: bool,
+}
+
+impl Weights {
+    fn of<B: Backend>(spans: &[Span<'_, B>], size: usize) -> Self {
+        let lengths: Vec<usize> = spans.iter().map(|span| span.len).collect();
+        let owned: Vec<_> = (0..size).map(|r| pieces(&lengths, r, size)).collect();
+        let counts = owned.iter().map(|own| own.iter().map(|(_, range)| range.len()).sum()).collect();
+        Self { owned, counts, narrow: spans.first().is_some_and(|span| span.tensor.dtype() == DType::Bf16) }
+    }
+}
+
 impl Worker {
     fn start(mut owner: Owner) -> Result<Self> {
         let (jobs, todo) = bounded::<Job>(AHEAD);
         let (done, results) = unbounded();
+        let (gather, gathered) = bounded(GATHERED);
         let free = bounded(AHEAD);
         let failed = Arc::new(Mutex::new(None));
         let (back, why) = (free.0.clone(), Arc::clone(&failed));
@@ -258,6 +304,12 @@ impl Worker {
                 return;
             }
             let mut listener: Option<Listener> = None;
+            let tell = |listener: &Option<Listener>, what, bucket, begun| {
+                if let Some(tell) = listener {
+                    tell(Timing { what, bucket, begun, ended: Instant::now() });
+                }
+            };
+            let end = |e: Error| *why.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
             for job in todo {
                 let begun = Instant::now();
                 let (what, bucket, result) = match job {
@@ -275,19 +327,32 @@ impl Worker {
                         let (what, bucket) = call::described(call);
                         (what, bucket, owner.share(call, &counts, own, to_main).map(Some))
                     }
+                    Job::Gather(all) => {
+                        for Given { call, counts, own } in all {
+                            let begun = Instant::now();
+                            let weights = match owner.share(call, &counts, own, false) {
+                                Ok(weights) => weights,
+                                Err(e) => return end(e),
+                            };
+                            let (what, bucket) = call::described(call);
+                            tell(&listener, what, bucket, begun);
+                            // Nobody waits for it where the main thread has ended.
+                            let _ = gather.send(weights);
+                        }
+                        continue;
+                    }
                     Job::Listen(to) => {
                         listener = to;
                         continue;
                     }
                     Job::End => {
-                        let ended = owner.transport.close();
-                        *why.lock().unwrap_or_else(PoisonError::into_inner) = ended.err();
+                        if let Err(e) = owner.transport.close() {
+                            end(e);
+                        }
                         return;
                     }
                 };
-                if let Some(tell) = &listener {
-                    tell(Timing { what, bucket, begun, ended: Instant::now() });
-                }
+                tell(&listener, what, bucket, begun);
                 let result = result.map(|values| {
                     if let Some(values) = values {
                         // Whoever asked is gone where nobody listens.
@@ -295,15 +360,14 @@ impl Worker {
                     }
                 });
                 if let Err(e) = result {
-                    *why.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
-                    return;
+                    return end(e);
                 }
             }
         };
         let thread = std::thread::Builder::new().name("collectives".into()).spawn(work);
         let thread = Some(thread.map_err(|e| Error::new(format!("cannot start the thread of the collectives: {e}")))?);
         is_open.recv().map_err(|_| Error::new("the thread of the collectives ended early"))??;
-        Ok(Self { jobs, results, free, failed, thread })
+        Ok(Self { jobs, results, gathered, free, failed, thread })
     }
 }
 

@@ -16,9 +16,9 @@ use launcher::spawn::{own_cores, parse_ranges, ranges};
 use super::control::Channel;
 use super::doors::{Doors, MEETING};
 use super::mpi::Choice;
-use super::ranks::Ranks;
+use super::ranks::{BUCKET, Ranks};
 use super::transport::{Sockets, Transport};
-use super::{Communicator, Fold, Solo, Sums, World, mpi};
+use super::{Communicator, Fold, Solo, Sums, Ways, World, mpi};
 use crate::backend::Backend;
 use crate::error::{Context, Error, Result};
 use crate::{bail, ensure, machine, say};
@@ -34,15 +34,6 @@ pub enum Comm {
     Solo,
     /// Several, or one that ringrun watches.
     Ranks(Box<Joined>),
-}
-
-/// How ranks work together, as far as the user decides it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Ways {
-    /// What carries gradients.
-    pub transport: Choice,
-    /// When they are summed; `None`: once a step over NCCL, else after every micro-batch.
-    pub fold: Option<Fold>,
 }
 
 /// The ranks of a run on a device.
@@ -129,11 +120,11 @@ impl Comm {
     pub fn on<B: Backend + 'static>(&self, dev: &B, sums: Sums) -> Result<On<'_, B>> {
         let Comm::Ranks(joined) = self else { return Ok(On::Any(&Solo)) };
         let Joined { ranks, channel, ways, .. } = &**joined;
-        let (world, by_name) = (ranks.own_world(), ways.transport == Choice::Nccl);
+        let world = ranks.own_world();
         if world.size > 1 && matches!(ways.transport, Choice::Auto | Choice::Nccl) {
             // An order of sums has its price there: who wants it asks for it.
-            let fold = ways.fold.unwrap_or(Fold::Step);
-            if let Some(own) = over_nccl(dev, world, channel, (sums, fold), by_name)? {
+            let ways = Ways { fold: Some(ways.fold.unwrap_or(Fold::Step)), ..*ways };
+            if let Some(own) = over_nccl(dev, world, channel, sums, ways)? {
                 return Ok(On::Own(own));
             }
         }
@@ -184,10 +175,10 @@ fn over_nccl<B: Backend>(
     _dev: &B,
     _world: &World,
     _channel: &Rc<Channel>,
-    _when: (Sums, Fold),
-    by_name: bool,
+    _sums: Sums,
+    ways: Ways,
 ) -> Result<Option<Box<dyn Communicator<B>>>> {
-    ensure!(!by_name, "--transport nccl: this program was built without the feature `cuda`");
+    ensure!(ways.transport != Choice::Nccl, "--transport nccl: this program was built without the feature `cuda`");
     Ok(None)
 }
 
@@ -251,7 +242,7 @@ fn join(identity: &Identity, ways: Ways) -> Result<Joined> {
     if ranks.is_err() {
         channel.finish(&ranks);
     }
-    let ranks = ranks?.with_fold(ways.fold.unwrap_or_default());
+    let ranks = ranks?.with_fold(ways.fold.unwrap_or_default()).with_buckets(ways.bucket.unwrap_or(BUCKET));
     Ok(Joined { ranks, channel, threads: (cores / sharing.max(1)).max(1), carrier, ways })
 }
 

@@ -181,7 +181,7 @@ pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
 
 /// How the ranks of a run work together.
 fn ways(s: &TrainSettings) -> Ways {
-    Ways { transport: s.transport, fold: s.fold }
+    Ways { transport: s.transport, fold: s.fold, bucket: None }
 }
 
 /// Which sums of gradients a rank wants.

@@ -3,6 +3,9 @@
 //! ```text
 //! compute   backward … ─ event ─┐ … backward of the layers below …        ┌─ wait ─ update
 //! transfer                      └─ wait ─ NCCL (or pack ─ NCCL ─ unpack) ─ event ───┘
+//!
+//! compute   update ─ event ─┐ … next step ─ wait ─ first layers ─ wait ─ layers above …
+//! transfer                  └─ wait ─ gather ─ event ─┘ gather ─ event ──┘
 //! ```
 //! `ncclReduceScatter` and `ncclAllGather` ask for one slot for each rank with what that rank owns, all of one length. A bucket whose tensors lie
 //! so in their piece of memory ([`crate::comm::bucket::rooms`]) is summed and gathered where it is; another one goes through the staging buffer. The
@@ -11,6 +14,7 @@
 mod ordered;
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -59,8 +63,10 @@ pub struct Collectives {
     /// The sums of ordered folds, and how much of a slot they send at once.
     folding: RefCell<Folding>,
     at_once: AtOnce,
-    /// After the last bucket that was started.
+    /// After the last bucket of gradients that was started.
     last: RefCell<Option<CudaEvent>>,
+    /// After each bucket of weights that nobody has waited for yet.
+    gathers: RefCell<VecDeque<(usize, CudaEvent)>>,
     /// Where somebody wants to know.
     timings: RefCell<Option<Timings>>,
     /// Set when nobody needs to look for errors any more.
@@ -108,6 +114,7 @@ impl Collectives {
             folding: RefCell::default(),
             at_once,
             last: RefCell::default(),
+            gathers: RefCell::default(),
             timings: RefCell::default(),
             ended,
             watch: RefCell::new(Some(thread)),
@@ -124,8 +131,8 @@ impl Collectives {
         Arc::clone(&self.comm)
     }
 
-    /// Queues a bucket behind what the computing stream has so far: `slots` has what each rank owns of it. Until [`Collectives::wait`] the
-    /// memory is this stream's; its owner keeps it alive, and lets nothing else write there.
+    /// Queues a bucket behind what the computing stream has so far: `slots` has what each rank owns of it. Until [`Collectives::wait`], or
+    /// [`Collectives::wait_for`] of weights, the memory is this stream's; its owner keeps it alive, and lets nothing else write there.
     ///
     /// # Errors
     /// If the device or NCCL refuses.
@@ -142,8 +149,12 @@ impl Collectives {
             Some(whole) => unsafe { self.queue(what, whole.base, whole.share, whole.bytes)? },
             None => self.through_staging(what, &slots.pieces)?,
         }
-        self.ends(begun, if what == What::Gather { "gather" } else { "reduce" }, Some(bucket))?;
-        *self.last.borrow_mut() = Some(self.mark()?);
+        let gathers = what == What::Gather;
+        self.ends(begun, if gathers { "gather" } else { "reduce" }, Some(bucket))?;
+        match gathers {
+            true => self.gathers.borrow_mut().push_back((bucket, self.mark()?)),
+            false => *self.last.borrow_mut() = Some(self.mark()?),
+        }
         Ok(())
     }
 
@@ -261,6 +272,19 @@ impl Collectives {
         }
         match self.last.borrow_mut().take() {
             Some(event) => self.compute.wait(&event).doing(|| "waiting for sums".into()),
+            None => Ok(()),
+        }
+    }
+
+    /// From here on the computing stream goes on once the weights of a bucket are there; they are waited for in the order in which their
+    /// buckets were started. The host does not wait.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub fn wait_for(&self, bucket: usize) -> Result<()> {
+        // A bucket without weights was never queued.
+        match self.gathers.borrow_mut().pop_front_if(|(next, _)| *next == bucket) {
+            Some((_, event)) => self.compute.wait(&event).doing(|| "waiting for weights".into()),
             None => Ok(()),
         }
     }

@@ -10,7 +10,7 @@ use super::acts::Acts;
 use super::pass::Pass;
 use super::scratch::{BackScratch, TRAINING};
 use super::weights::Place;
-use super::{Grads, Model, Recompute, attention, mlp};
+use super::{Grads, Model, Params, Recompute, attention, mlp};
 use crate::backend::{Backend, HeadGrads, HeadLoss, MatMul, Write};
 use crate::error::Result;
 use crate::tensor::DType;
@@ -21,6 +21,20 @@ use crate::tensor::DType;
 /// If the device refuses a launch.
 pub fn forward<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>) -> Result<()> {
     run(dev, model, a, model.dropout())
+}
+
+/// As [`forward`], of a model whose weights may still be on their way: `on_need` is called before a part of them is read first, the parts
+/// of [`Ready::all`] from the last one on.
+///
+/// # Errors
+/// If the device refuses a launch, or the first error of `on_need`.
+pub fn forward_with<B: Backend>(dev: &B, model: &mut Model<B>, a: &mut Acts<B>, on_need: &mut OnNeed<B>) -> Result<()> {
+    let dropout = model.dropout();
+    for at in Ready::all(model.params.layers.len()).rev() {
+        on_need(at, &mut model.params)?;
+        run_part(dev, model, a, dropout, at)?;
+    }
+    Ok(())
 }
 
 /// Runs the loaded micro-batch up to the final norm without dropout.
@@ -58,24 +72,36 @@ pub fn logits<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>) -> Result<
 }
 
 fn run<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>, dropout: Option<f32>) -> Result<()> {
+    Ready::all(model.params.layers.len()).rev().try_for_each(|at| run_part(dev, model, a, dropout, at))
+}
+
+/// The embedding, a layer, or the final norm.
+fn run_part<B: Backend>(dev: &B, model: &Model<B>, a: &mut Acts<B>, dropout: Option<f32>, at: Ready) -> Result<()> {
     let dropout = dropout.map(|p| (a.dropout_key, p));
     let Acts { table, batch, x, mid, attn, mlp, scratch: s, hidden, rstd, .. } = a;
     let pass = Pass::new(dev, model, batch, table, dropout);
-    dev.embedding_forward(&mut x[0], &model.params.embed, &batch.tokens)?;
     let (streams, mids, attns, mlps) = (x.len(), mid.len(), attn.len(), mlp.len());
-    for (i, layer) in model.params.layers.iter().enumerate() {
-        let pass = pass.at(i);
-        let (mid, a, m) = (&mut mid[i % mids], &mut attn[i % attns], &mut mlp[i % mlps]);
-        attention::attend(pass, layer, &x[i % streams], a, s)?;
-        attention::output(pass, layer, mid, &x[i % streams], &a.out, &mut m.t_o, s)?;
-        mlp::gate_up(pass, layer, mid, m, s)?;
-        mlp::down(pass, layer, &mut x[(i + 1) % streams], mid, m, s)?;
+    match at {
+        Ready::Embed => dev.embedding_forward(&mut x[0], &model.params.embed, &batch.tokens),
+        Ready::Layer(i) => {
+            let (pass, layer) = (pass.at(i), &model.params.layers[i]);
+            let (mid, a, m) = (&mut mid[i % mids], &mut attn[i % attns], &mut mlp[i % mlps]);
+            attention::attend(pass, layer, &x[i % streams], a, s)?;
+            attention::output(pass, layer, mid, &x[i % streams], &a.out, &mut m.t_o, s)?;
+            mlp::gate_up(pass, layer, mid, m, s)?;
+            mlp::down(pass, layer, &mut x[(i + 1) % streams], mid, m, s)
+        }
+        Ready::Head => {
+            let last = &x[model.params.layers.len() % streams];
+            dev.rmsnorm_forward(hidden, rstd, pass.norm(last, &model.params.final_norm))
+        }
     }
-    let last = &x[model.params.layers.len() % streams];
-    dev.rmsnorm_forward(hidden, rstd, pass.norm(last, &model.params.final_norm))
 }
 
-/// A part of the gradients that is final for a micro-batch.
+/// What is done before a part of the weights is read, which may still be on its way.
+pub type OnNeed<'a, B> = dyn FnMut(Ready, &mut Params<B>) -> Result<()> + 'a;
+
+/// A part of the weights, whose gradients are final together for a micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ready {
     /// The head, where it has a weight of its own, and the final norm.
@@ -96,6 +122,11 @@ impl Ready {
         }
     }
 
+    /// Which layer it is, if it is one.
+    pub fn layer(self) -> Option<usize> {
+        if let Ready::Layer(i) = self { Some(i) } else { None }
+    }
+
     /// Its number in [`Ready::all`].
     pub fn number(self, n_layers: usize) -> usize {
         match self {
@@ -106,7 +137,7 @@ impl Ready {
     }
 
     /// All parts of a model of `n_layers` layers, in the order in which backward announces them.
-    pub fn all(n_layers: usize) -> impl Iterator<Item = Ready> {
+    pub fn all(n_layers: usize) -> impl DoubleEndedIterator<Item = Ready> {
         [Ready::Head].into_iter().chain((0..n_layers).rev().map(Ready::Layer)).chain([Ready::Embed])
     }
 }

@@ -27,7 +27,7 @@ use config::ModelConfig;
 use weights::{Kind, Place, Weights};
 
 pub use acts::{Acts, ActsOptions};
-pub use llama::{Ready, backward, forward, logits, loss};
+pub use llama::{Ready, backward, forward, forward_with, logits, loss};
 pub use lora::LoraSpec;
 pub use scratch::dropped_width;
 

@@ -50,7 +50,12 @@ impl Buckets {
 
     /// The bucket of a weight.
     pub fn bucket_of(&self, at: Place) -> usize {
-        let part = Ready::of(at).number(self.n_layers);
+        self.bucket_with(Ready::of(at))
+    }
+
+    /// The bucket of a part.
+    pub fn bucket_with(&self, part: Ready) -> usize {
+        let part = part.number(self.n_layers);
         self.ends.partition_point(|&end| end < part)
     }
 
@@ -99,7 +104,7 @@ impl Buckets {
         all
     }
 
-    /// Has the ranks take what their reductions will need: [`Communicator::prepare`]. `first_row` is as in [`Buckets::all_gather`], `None`
+    /// Has the ranks take what their reductions will need: [`Communicator::prepare`]. `first_row` is as in [`Buckets::spans`], `None`
     /// where every rank updates every weight.
     ///
     /// # Errors
@@ -167,24 +172,8 @@ impl Buckets {
         (0..self.count()).try_for_each(|b| comm.reduce_finish(dev, b, &mut self.gradients(g, b), wanted))
     }
 
-    /// Gives what every rank updated to all of them. `first_row` is the first row of a weight that its gradient covers.
-    ///
-    /// # Errors
-    /// If a peer is gone or the device fails.
-    pub fn all_gather<B: Backend>(
-        &self,
-        dev: &B,
-        comm: &dyn Communicator<B>,
-        params: &mut Params<B>,
-        grads: &Grads<B>,
-        first_row: impl Fn(Place) -> usize,
-    ) -> Result<()> {
-        let mut all = self.spans(params, grads, first_row);
-        all.iter_mut().enumerate().try_for_each(|(bucket, spans)| comm.all_gather(dev, bucket, spans))
-    }
-
-    /// The trained weights of each bucket.
-    fn spans<'a, B: Backend>(
+    /// The trained weights of each bucket. `first_row` is the first row of a weight that its gradient covers.
+    pub fn spans<'a, B: Backend>(
         &self,
         params: &'a mut Params<B>,
         grads: &'a Grads<B>,

@@ -34,6 +34,7 @@ pub fn compare<B: Backend>(dev: &B, comm: &dyn Communicator<B>, work: &mut Workl
     if comm.world_size() == 1 {
         return Ok(());
     }
+    work.settle(dev, comm)?;
     let weights = trained(&mut work.model.params, &work.grads);
     let own: Vec<u64> = weights.iter().map(|(_, t, _)| sum_of_bits(dev, t)).collect::<Result<_>>()?;
     let all = comm.gather("bits of the weights", bytemuck::cast_slice(&own))?;

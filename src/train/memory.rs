@@ -198,7 +198,8 @@ pub fn estimate_on(d: &Demand, ranks: usize) -> Vec<MemoryClass> {
     if ranks > 1 {
         let gathered = d.between(ranks) / ranks as u64;
         let sums = match (d.on_gpus(), d.settings.fold) {
-            (false, _) => owned,
+            // With ZeRO-1 what this rank updated waits there for the other ones, while the next step begins.
+            (false, _) => owned * if sharded { 2 } else { 1 },
             (true, Some(Fold::MicroBatch)) => owned + gathered + d.stages(ranks),
             // They are formed where the gradients are.
             (true, _) => 0,

@@ -7,6 +7,7 @@ pub mod divergence;
 pub mod drift;
 pub mod early_stop;
 pub mod folder;
+pub mod gathering;
 pub mod holder;
 pub mod init;
 pub mod memory;

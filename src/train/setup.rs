@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::buckets::Buckets;
+use super::gathering::Gathering;
 use super::init::resolve_targets;
 use super::memory::{self, Demand};
 use super::step::Workload;
@@ -217,8 +218,8 @@ fn built<B: Backend>(
     }
     let trained = trained_weights(&grads);
     let flops = FlopCount::new(&model.config, model.lora.is_some().then_some(trained));
-    let (stats, seed, trace) = (dev.new_stats()?, s.seed, Trace::default());
-    let mut work = Workload { model, packed, grads, acts, optimizer, stats, flops, seed, trace };
+    let (stats, seed, trace, gathering) = (dev.new_stats()?, s.seed, Trace::default(), Gathering::default());
+    let mut work = Workload { model, packed, grads, acts, optimizer, stats, flops, seed, trace, gathering };
     work.prepare(dev, comm, s.grad_accum)?;
     Ok(work)
 }

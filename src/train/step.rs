@@ -7,6 +7,7 @@
 //! ```
 
 use super::buckets::Buckets;
+use super::gathering::Gathering;
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
 use crate::comm::{Communicator, Fold, Phase, Position, Sums, fold, joined};
@@ -19,7 +20,7 @@ use crate::hf::device::download;
 use crate::log::trace::Trace;
 use crate::model::flops::FlopCount;
 use crate::model::weights::Place;
-use crate::model::{self, Acts, Grads, Model, Ready, trained};
+use crate::model::{self, Acts, Grads, Model, Params, Ready, trained};
 use crate::optim::{Optimizer, Verdict};
 use crate::rng;
 use crate::tensor::DType;
@@ -44,7 +45,12 @@ pub struct Workload<B: Backend> {
     pub seed: u64,
     /// Where the phases of a step are written down.
     pub trace: Trace,
+    /// With ZeRO-1, weights that other ranks updated in the step before and that are still on their way.
+    pub gathering: Gathering,
 }
+
+/// A bug of the caller's.
+const ON_THEIR_WAY: &str = "weights are read or written while some are on their way: settle() comes first";
 
 /// What one step did, over all ranks.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -121,6 +127,24 @@ impl<B: Backend> Workload<B> {
     /// # Errors
     /// If the device or a peer fails.
     pub fn step(&mut self, dev: &B, comm: &dyn Communicator<B>, batch: &Step, step: u64, lr: f64) -> Result<Stepped> {
+        let stepped = self.step_ahead(dev, comm, batch, step, lr)?;
+        self.settle(dev, comm)?;
+        Ok(stepped)
+    }
+
+    /// As [`Workload::step`], but weights that other ranks updated may still be on their way when it returns: the next step waits for them
+    /// layer by layer, everything else asks for [`Workload::settle`] first.
+    ///
+    /// # Errors
+    /// If the device or a peer fails.
+    pub fn step_ahead(
+        &mut self,
+        dev: &B,
+        comm: &dyn Communicator<B>,
+        batch: &Step,
+        step: u64,
+        lr: f64,
+    ) -> Result<Stepped> {
         let n = batch.micro_batches.len() * comm.world_size();
         let numbered = || dealt(comm.rank(), comm.world_size()).zip(&batch.micro_batches);
         let counts = numbered().map(|(k, b)| (k, [b.n_valid as f64, b.tokens.len() as f64, self.flops.step(b)]));
@@ -137,7 +161,9 @@ impl<B: Backend> Workload<B> {
             stepped.problem = Some(Problem::NoTarget);
             return Ok(stepped);
         }
-        let Self { model, grads, acts, optimizer, trace, .. } = self;
+        let Self { model, grads, acts, optimizer, trace, gathering, .. } = self;
+        let new_rows = model.new_rows.clone();
+        let first_row = |at| model::first_row(new_rows.as_ref(), at);
         let at = |phase, layer| comm.at(Position { step: step + 1, phase, layer });
         let buckets = Buckets::of(comm, grads);
         model::zero_grads(dev, grads)?;
@@ -156,6 +182,9 @@ impl<B: Backend> Workload<B> {
             };
             // A micro-batch without targets has no gradient, but every rank takes part in every reduction, in the same order.
             if b.n_valid == 0 {
+                // Reductions come after the weights, on every rank.
+                at(Phase::Gather, None);
+                gathering.wait(dev, comm, &buckets, (&mut model.params, grads), first_row, None)?;
                 if reduces {
                     buckets.skip(dev, comm, grads)?;
                 }
@@ -168,7 +197,16 @@ impl<B: Backend> Workload<B> {
             acts.set_dropout_key(rng::mix(&[self.seed, step, k as u64]));
             {
                 let _span = trace.span("forward");
-                model::forward(dev, model, acts)?;
+                let mut need = |part: Ready, params: &mut Params<B>| {
+                    let layer = part.layer().map(|layer| layer as u16);
+                    if !gathering.is_done() {
+                        at(Phase::Gather, layer);
+                        gathering.wait(dev, comm, &buckets, (params, grads), first_row, Some(part))?;
+                    }
+                    at(Phase::Forward, layer);
+                    Ok(())
+                };
+                model::forward_with(dev, model, acts, &mut need)?;
             }
             at(Phase::Backward, None);
             let _span = trace.span("backward");
@@ -186,10 +224,12 @@ impl<B: Backend> Workload<B> {
         // The one wait of the step. A loss that is not finite on one rank is in the gradients of all of them.
         let verdict = optimizer.step(dev, comm, &mut model.params, grads, lr)?;
         if optimizer.is_sharded() {
-            let Model { params, new_rows, .. } = model;
-            buckets.all_gather(dev, comm, params, grads, |at| model::first_row(new_rows.as_ref(), at))?;
+            gathering.start(dev, comm, &buckets, (&mut model.params, grads), first_row)?;
         }
         drop(update);
+        if matches!(verdict, Verdict::NonFinite { .. }) {
+            self.settle(dev, comm)?;
+        }
         let (Verdict::Updated { nll, grad_norm } | Verdict::NonFinite { nll, grad_norm, .. }) = &verdict;
         let with_targets = numbered().filter(|(_, b)| b.n_valid > 0);
         let [sum] = fold(comm, n, with_targets.zip(nll).map(|((k, _), nll)| (k, [*nll])))?;
@@ -218,6 +258,19 @@ impl<B: Backend> Workload<B> {
             stepped.problem = Some(Problem::Gradient { tensors, samples, ranks });
         }
         Ok(stepped)
+    }
+
+    /// Waits until the weights that other ranks updated are where they belong.
+    ///
+    /// # Errors
+    /// If a peer is gone or the device fails.
+    pub fn settle(&mut self, dev: &B, comm: &dyn Communicator<B>) -> Result<()> {
+        if self.gathering.is_done() {
+            return Ok(());
+        }
+        let Self { model: Model { params, new_rows, .. }, grads, gathering, .. } = self;
+        let buckets = Buckets::of(comm, grads);
+        gathering.wait(dev, comm, &buckets, (params, grads), |at| model::first_row(new_rows.as_ref(), at), None)
     }
 
     /// Runs the micro-batches of a step again, each from zero and without the other ranks, as all of it follows from seed and step: those
@@ -266,6 +319,7 @@ impl<B: Backend> Workload<B> {
     /// # Errors
     /// If the device fails.
     pub fn evaluate(&mut self, dev: &B, batch: &MicroBatch) -> Result<[f64; 3]> {
+        assert!(self.gathering.is_done(), "{ON_THEIR_WAY}");
         if batch.n_valid == 0 {
             return Ok([0.0; 3]);
         }
@@ -288,6 +342,7 @@ impl<B: Backend> Workload<B> {
     /// # Errors
     /// If the device refuses a copy.
     pub fn export_params(&mut self, dev: &B) -> Result<HostParams> {
+        assert!(self.gathering.is_done(), "{ON_THEIR_WAY}");
         let first_rows: Vec<usize> = self.optimizer.places().map(|at| self.model.first_row(at)).collect();
         let mut all = Vec::new();
         for ((at, param, grad), first_row) in trained(&mut self.model.params, &self.grads).into_iter().zip(first_rows) {
@@ -310,6 +365,7 @@ impl<B: Backend> Workload<B> {
     /// # Errors
     /// If the device refuses a copy or a peer is gone.
     pub fn collect_params(&mut self, dev: &B, comm: &dyn Communicator<B>) -> Result<Option<HostParams>> {
+        self.settle(dev, comm)?;
         // The files of an adapter are f32; those of a model have the type of its weights, which all ranks have.
         let masters = match self.model.lora.is_some() && self.model.dtype != DType::F32 {
             true => {
@@ -335,6 +391,7 @@ impl<B: Backend> Workload<B> {
     /// # Errors
     /// If a trained weight is missing or of another shape, or the device refuses a copy.
     pub fn import_params(&mut self, dev: &B, params: &HostParams) -> Result<()> {
+        assert!(self.gathering.is_done(), "{ON_THEIR_WAY}");
         let first_rows: Vec<usize> = self.optimizer.places().map(|at| self.model.first_row(at)).collect();
         for ((at, param, grad), first_row) in trained(&mut self.model.params, &self.grads).into_iter().zip(first_rows) {
             let found = params.iter().find(|(place, _)| *place == at);

@@ -94,7 +94,10 @@ impl<B: Backend> Trainer<'_, B> {
     /// # Errors
     /// If data, device, peers or files fail, or `max_bad_steps` steps in a row were not finite.
     pub fn run(&mut self) -> Result<Finished> {
-        let finished = self.run_steps();
+        let finished = self.run_steps().and_then(|finished| {
+            self.work.settle(self.dev, self.comm)?;
+            Ok(finished)
+        });
         if let Err(e) = self.end_trace(finished.is_ok()) {
             say::warning(&e.to_string());
         }
@@ -260,7 +263,7 @@ impl<B: Backend> Trainer<'_, B> {
     /// One optimiser step with its bookkeeping and log line.
     fn step(&mut self, batch: &Step, start: Instant, window: &mut Window) -> Result<()> {
         let lr = self.schedule.lr(self.state.step);
-        let stepped = self.work.step(self.dev, self.comm, batch, self.state.step, lr)?;
+        let stepped = self.work.step_ahead(self.dev, self.comm, batch, self.state.step, lr)?;
         let s = &mut self.state;
         s.step += 1;
         (s.epoch, s.rows) = (batch.cursor.epoch, batch.cursor.rows);
@@ -404,6 +407,7 @@ impl<B: Backend> Trainer<'_, B> {
     /// # Errors
     /// If data, device or peers fail.
     pub fn evaluate(&mut self) -> Result<Option<Evaluation>> {
+        self.work.settle(self.dev, self.comm)?;
         let Some(batches) = &self.eval_batches else {
             return Ok(None);
         };

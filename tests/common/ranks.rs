@@ -1,11 +1,12 @@
 //! Ranks as threads of this process: the collectives of the program over pairs of sockets, small values through memory.
 
 use std::os::unix::net::UnixStream;
-use std::sync::{Barrier, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Barrier, Mutex};
 
 use ringtune::comm::control::Control;
 use ringtune::comm::transport::{Sockets, Stream, Transport};
-use ringtune::comm::{Communicator, Ranks, World};
+use ringtune::comm::{Communicator, Phase, Position, Ranks, World};
 use ringtune::cpu::Cpu;
 use ringtune::error::Result;
 
@@ -15,10 +16,14 @@ struct Meeting {
     values: Mutex<Vec<(String, Vec<u8>)>>,
 }
 
+/// The layer that a rank began last in a forward pass, as a packed position: for a transport that waits for its main thread.
+pub type Place = Arc<AtomicU64>;
+
 /// One of them.
 struct Rank {
     meeting: &'static Meeting,
     rank: usize,
+    place: Place,
 }
 
 impl Control for Rank {
@@ -29,6 +34,12 @@ impl Control for Rank {
         self.meeting.barrier.wait();
         assert!(all.iter().all(|(name, _)| name == what), "the ranks have lost each other: {all:?}");
         Ok(all.into_iter().map(|(_, bytes)| bytes).collect())
+    }
+
+    fn at(&self, position: Position) {
+        if position.phase == Phase::Forward && position.layer.is_some() {
+            self.place.store(position.pack(), SeqCst);
+        }
     }
 }
 
@@ -56,6 +67,16 @@ pub fn on_ranks<T: Send>(size: usize, f: impl Fn(&dyn Communicator<Cpu>) -> T + 
 
 /// As [`on_ranks`], with buckets of so many elements.
 pub fn on_ranks_with<T: Send>(size: usize, bucket: usize, f: impl Fn(&dyn Communicator<Cpu>) -> T + Sync) -> Vec<T> {
+    on_ranks_through(size, bucket, |sockets, _| Box::new(sockets), f)
+}
+
+/// As [`on_ranks_with`], over what `wrap` makes of a rank's sockets and its place.
+pub fn on_ranks_through<T: Send>(
+    size: usize,
+    bucket: usize,
+    wrap: impl Fn(Sockets, Place) -> Box<dyn Transport> + Sync,
+    f: impl Fn(&dyn Communicator<Cpu>) -> T + Sync,
+) -> Vec<T> {
     // It lives as long as the process, for the collectives own what they meet at.
     let meeting: &Meeting = Box::leak(Box::new(Meeting {
         barrier: Barrier::new(size),
@@ -63,8 +84,9 @@ pub fn on_ranks_with<T: Send>(size: usize, bucket: usize, f: impl Fn(&dyn Commun
     }));
     let start = |(rank, peers): (usize, Vec<Option<Box<dyn Stream>>>)| {
         let world = World { rank, size, local_rank: rank, local_size: size };
-        let transport = (size > 1).then(|| Box::new(Sockets::new(peers)) as Box<dyn Transport>);
-        f(&Ranks::new(world, Box::new(Rank { meeting, rank }), transport).unwrap().with_buckets(bucket))
+        let place = Place::default();
+        let transport = (size > 1).then(|| wrap(Sockets::new(peers), Arc::clone(&place)));
+        f(&Ranks::new(world, Box::new(Rank { meeting, rank, place }), transport).unwrap().with_buckets(bucket))
     };
     std::thread::scope(|scope| {
         let start = &start;

@@ -104,7 +104,7 @@ fn rank(rank: usize, id: UniqueId, (stage, at_once): (&str, AtOnce), together: b
         dev.upload(t, &vec![(10 * rank + i) as f32; LENGTHS[i]]).unwrap();
     }
     collectives.start(What::Gather, 0, &slots(&grads)).unwrap();
-    collectives.wait().unwrap();
+    collectives.wait_for(0).unwrap();
     for (i, t) in grads.iter().enumerate() {
         let mut expected = vec![f32::NAN; LENGTHS[i]];
         for owner in 0..SIZE {

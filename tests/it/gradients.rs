@@ -375,6 +375,7 @@ fn a_dropout_mask_belongs_to_its_step_micro_batch_layer_and_target() {
             packed: 0,
             model,
             grads,
+            gathering: Default::default(),
         };
         let step = Step { micro_batches: vec![batch(), batch()], ..Default::default() };
         (0..steps).for_each(|n| drop(work.step(dev, &Solo, &step, n, 0.0).unwrap()));

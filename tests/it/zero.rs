@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
 
 use ringtune::backend::Backend;
 use ringtune::batch::MicroBatch;
 use ringtune::checkpoint::shards::{self, StateFiles};
 use ringtune::checkpoint::state::write_state_tensors;
 use ringtune::comm::ranks::BUCKET;
-use ringtune::comm::{Communicator, Solo};
+use ringtune::comm::transport::{Incoming, Outgoing, Sockets, Transport, call};
+use ringtune::comm::{Communicator, Position, Solo};
 use ringtune::cpu::Cpu;
 use ringtune::data::loader::{Step, dealt};
 use ringtune::hf::HostTensor;
@@ -20,11 +23,11 @@ use ringtune::optim::OptimizerState;
 use ringtune::settings::{TrainSettings, Zero};
 use ringtune::tensor::DType;
 use ringtune::train::memory::{Demand, estimate_on};
-use ringtune::train::setup;
 use ringtune::train::step::{Stepped, Workload};
+use ringtune::train::{drift, setup};
 
 use crate::ranks::micro_batches;
-use crate::ranks_as_threads::on_ranks_with;
+use crate::ranks_as_threads::{Place, on_ranks_through, on_ranks_with};
 
 const TIED: &str = "tests/data/model/tiny-llama-tied";
 const UNTIED: &str = "tests/data/model/tiny-llama-untied";
@@ -200,6 +203,82 @@ fn memory_of_a_rank_is_estimated_to_the_byte() {
             assert_eq!(*held, said[..held.len()], "{case:?} on {size} ranks");
         }
     }
+}
+
+/// Sockets that hold the weights of the last parts back until their rank computes the first layer with those that came before.
+struct Late {
+    sockets: Sockets,
+    place: Place,
+    /// Gathers that were held back, and how many there are to hold.
+    held: u64,
+    steps: u64,
+}
+
+impl Transport for Late {
+    fn exchange(&mut self, what: u32, to: &[Outgoing], from: &mut [Incoming]) -> ringtune::error::Result<()> {
+        // Bucket 0 has the head, which a forward pass needs last.
+        if what == call::WEIGHTS && self.held < self.steps {
+            self.held += 1;
+            let until = Instant::now() + Duration::from_secs(60);
+            let computes = || Position::unpack(self.place.load(SeqCst)).step > self.held;
+            while !computes() {
+                ringtune::ensure!(Instant::now() < until, "the next step waits for weights that it does not need yet");
+                std::thread::yield_now();
+            }
+        }
+        self.sockets.exchange(what, to, from)
+    }
+}
+
+/// A forward pass begins with the weights that it needs first, while others are still on their way; nothing of it can be seen in the bits.
+#[test]
+fn weights_are_gathered_beside_the_next_forward_pass() {
+    const STEPS: u64 = 3;
+    for case in [CASES[1], CASES[4]] {
+        let one = alone(case, STEPS);
+        let wrap =
+            |sockets, place| -> Box<dyn Transport> { Box::new(Late { sockets, place, held: 0, steps: STEPS - 1 }) };
+        let ranks = on_ranks_through(2, 30_000, wrap, |comm| {
+            let mut rank = Rank::new(comm, case, Zero::Moments);
+            let stepped: Vec<Stepped> = (0..STEPS)
+                .map(|i| {
+                    let stepped = rank.work.step_ahead(&rank.dev, rank.comm, &rank.batch, i, 1e-2).unwrap();
+                    assert!(!rank.work.gathering.is_done(), "all weights are there, and nobody has asked for them");
+                    stepped
+                })
+                .collect();
+            rank.work.settle(&rank.dev, rank.comm).unwrap();
+            assert!(rank.work.gathering.is_done());
+            (stepped, rank.params(), rank.state())
+        });
+        assert!(of_ranks(case, ranks, true) == one, "{case:?}");
+    }
+}
+
+/// Whatever reads all weights waits for them, or says that it was not allowed to.
+#[test]
+fn weights_on_their_way_are_not_read() {
+    on_ranks_with(2, 30_000, |comm| {
+        let mut rank = Rank::new(comm, CASES[0], Zero::Moments);
+        let ahead = |rank: &mut Rank, i| {
+            rank.work.step_ahead(&rank.dev, rank.comm, &rank.batch, i, 1e-2).unwrap();
+            assert!(!rank.work.gathering.is_done());
+        };
+        ahead(&mut rank, 0);
+        // What ends a step compares the weights of all ranks, and writes them.
+        drift::compare(&rank.dev, comm, &mut rank.work, 1).unwrap();
+        assert!(rank.work.gathering.is_done());
+        ahead(&mut rank, 1);
+        rank.params();
+        assert!(rank.work.gathering.is_done());
+        ahead(&mut rank, 2);
+        let batch = rank.batch.micro_batches[0].clone();
+        let early = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| rank.work.evaluate(&rank.dev, &batch)));
+        let said = *early.unwrap_err().downcast::<String>().unwrap();
+        assert!(said.contains("settle() comes first"), "{said}");
+        rank.work.settle(&rank.dev, comm).unwrap();
+        rank.work.evaluate(&rank.dev, &batch).unwrap();
+    });
 }
 
 /// All ranks hold the same weights after a step, those that others updated too.

@@ -226,9 +226,7 @@ fn measure<B: Backend>(
         comm.barrier()?;
         let start = Instant::now();
         match collective {
-            Collective::AllGather => {
-                comm.all_gather(dev, bucket, &mut [Span { tensor: &mut tensor, first: 0, len }])?
-            }
+            Collective::AllGather => comm.all_gather(dev, bucket, vec![Span { tensor: &mut tensor, first: 0, len }])?,
             _ => {
                 let wanted = if collective == Collective::AllReduce { Sums::Whole } else { Sums::Owned };
                 comm.reduce_start(dev, bucket, &[&tensor])?;

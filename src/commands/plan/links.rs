@@ -86,6 +86,17 @@ impl Ring {
     }
 }
 
+/// Seconds by which a forward pass waits for weights that are gathered beside it: part i's take `parts[i].0` seconds of the stream, and its
+/// products `parts[i].1` once they are there.
+pub fn awaited(parts: &[(f64, f64)]) -> f64 {
+    let (mut gathered, mut computed) = (0.0f64, 0.0f64);
+    for (gather, compute) in parts {
+        gathered += gather;
+        computed = computed.max(gathered) + compute;
+    }
+    computed - parts.iter().map(|p| p.1).sum::<f64>()
+}
+
 /// A bucket that is folded in order after every micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Folded {
@@ -180,6 +191,13 @@ mod tests {
         let (far, around) = (ring(64, 8, 50.0).exchange(1e11), ring(64, 8, 50.0).half(1e11));
         assert!((far / around - 8.0 * 56.0 / 63.0).abs() < 0.01, "{far} {around}");
         assert_eq!(ring(1, 1, 1.0).exchange(1e9), 0.0);
+    }
+
+    #[test]
+    fn a_forward_pass_waits_for_the_first_weights_alone_where_the_links_keep_up() {
+        assert_eq!(awaited(&[(0.5, 1.0), (0.5, 1.0), (1.0, 1.0)]), 0.5);
+        assert_eq!(awaited(&[(2.0, 1.0), (2.0, 1.0)]), 3.0, "the stream is behind");
+        assert_eq!(awaited(&[]), 0.0);
     }
 
     #[test]

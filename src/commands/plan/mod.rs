@@ -45,7 +45,7 @@ Formulas:
   ordered fold   (w-1)/w x bytes / B after each micro-batch, sent point to point; of g GPUs on each of several hosts g(w-g)/w, B being the host's
                  network; a step of latency for each other GPU; copies at the memory bandwidth; two stages of 64 MiB each way
   not hidden     what sums outlast the backward pass of the last micro-batch, bucket by bucket; what folds keep the next micro-batch waiting;
-                 with --zero 1 the gather of weights too
+                 with --zero 1 what the forward pass waits for weights, which are gathered beside it
   update         30 bytes (bf16) or 28 (f32) a trained weight / memory bandwidth
   step           the sum of compute, not hidden and update, and 2 % on several hosts
 Held in this program's tests to published figures: BERT-Large's all-reduce on 2 to 16 hosts of 40 Gb/s within 4 %, over InfiniBand within 6 % from 4
