@@ -110,6 +110,22 @@ mod tests {
         }
     }
 
+    /// Tokens at the borders of documents and blocks, and in the middle; keys and queries that windows hide.
+    #[test]
+    fn what_is_not_finite_reaches_who_sees_it_alone() {
+        let shapes: [(attention::Shape<'_>, &[usize]); 3] = [
+            ((&[20, 41], (4, 2, 16), None), &[30, 19, 20]),
+            ((&[7, 300], (2, 1, 24), Some(70)), &[240]),
+            ((&[130, 3], (1, 1, 8), Some(9)), &[63, 129]),
+        ];
+        for (dev, (shape, tokens)) in cpus().iter().flat_map(|dev| shapes.map(|case| (dev, case))) {
+            for dtype in [DType::F32, DType::Bf16] {
+                let name = dev.level().name();
+                attention::what_is_not_finite_reaches_who_sees_it_alone(dev, name, dtype, shape, tokens);
+            }
+        }
+    }
+
     #[test]
     fn decoding_follows_the_formula() {
         for dev in cpus() {

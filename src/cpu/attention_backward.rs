@@ -9,7 +9,9 @@
 //! ```
 
 use super::Cpu;
-use super::attention_blocks::{Document, Inputs, Pass, Results, columns_of, documents, floats, rows_of, with_memory};
+use super::attention_blocks::{
+    Document, HeadRows, Inputs, Pass, Results, add_not_finite, documents, floats, with_memory,
+};
 use super::elem::{Elem, View};
 use super::elementwise::task_rows;
 use super::kernels::Store;
@@ -108,6 +110,10 @@ fn head_backward<E: Elem>(
     let (len, wide, narrow) = (doc.len, n_query * d, n_kv * d);
     let kv = head / (n_query / n_kv);
     let blocks = len.div_ceil(pass.queries);
+    let queries = HeadRows::new(x.q, wide, doc.start, head, d);
+    let dout = HeadRows::new(r.dout, wide, doc.start, head, d);
+    let (key_rows, values) =
+        (HeadRows::new(x.k, narrow, doc.start, kv, d), HeadRows::new(x.v, narrow, doc.start, kv, d));
     // Queries and their gradients as A (rows) and as B (rows along k), by blocks of queries.
     let (qa, qb) = (pass.a_units(pass.queries, d), pass.b_units(d, pass.queries));
     let square = pass.queries * pass.keys;
@@ -128,12 +134,13 @@ fn head_backward<E: Elem>(
     with_memory(sizes, |[q_rows, q_cols, do_rows, do_cols, sum, delta, k_rows, v_rows, k_cols, p, dp, packed]| {
         let (sum, delta, p, dp) = (floats(sum), floats(delta), floats(p), floats(dp));
         sum.fill(0.0);
+        let (mut odd_queries, mut odd_dout) = (false, false);
         for (b, row) in (0..len).step_by(pass.queries).enumerate() {
             let rows = pass.queries.min(len - row);
-            pass.pack_a(&mut q_rows[b * qa..], rows_of(x.q, wide, doc.start, head, d), row, rows, 0, d);
-            pass.pack_b(&mut q_cols[b * qb..], columns_of(x.q, wide, doc.start, head, d), 0, d, row, rows);
-            pass.pack_a(&mut do_rows[b * qa..], rows_of(r.dout, wide, doc.start, head, d), row, rows, 0, d);
-            pass.pack_b(&mut do_cols[b * qb..], columns_of(r.dout, wide, doc.start, head, d), 0, d, row, rows);
+            pass.pack_a(&mut q_rows[b * qa..], queries.rows(), row, rows, 0, d);
+            odd_queries |= pass.pack_columns(&mut q_cols[b * qb..], queries, row, rows);
+            pass.pack_a(&mut do_rows[b * qa..], dout.rows(), row, rows, 0, d);
+            odd_dout |= pass.pack_columns(&mut do_cols[b * qb..], dout, row, rows);
         }
         for (i, delta) in delta.iter_mut().enumerate() {
             let at = (doc.start + i) * wide + head * d;
@@ -141,9 +148,9 @@ fn head_backward<E: Elem>(
         }
         for first in (0..len).step_by(pass.keys) {
             let count = pass.keys.min(len - first);
-            pass.pack_b(k_rows, rows_of(x.k, narrow, doc.start, kv, d), first, count, 0, d);
-            pass.pack_b(v_rows, rows_of(x.v, narrow, doc.start, kv, d), first, count, 0, d);
-            pass.pack_b(k_cols, columns_of(x.k, narrow, doc.start, kv, d), 0, d, first, count);
+            pass.pack_b(k_rows, key_rows.rows(), first, count, 0, d);
+            pass.pack_b(v_rows, values.rows(), first, count, 0, d);
+            let odd_keys = pass.pack_columns(k_cols, key_rows, first, count);
             let k_panel = pass.b_units(1, count);
             for row in (first..len).step_by(pass.queries) {
                 let rows = pass.queries.min(len - row);
@@ -184,6 +191,17 @@ fn head_backward<E: Elem>(
                 for (j, k) in (0..d).step_by(pass.micro.nr).zip(k_cols.chunks(k_panel)) {
                     let cols = pass.micro.nr.min(d - j);
                     pass.multiply(&mut sum[row * d + j..], d, rows, cols, packed, k, n, 1.0, Store::Add);
+                }
+                if !(odd_queries | odd_dout | odd_keys) {
+                    continue;
+                }
+                for i in row..row + rows {
+                    for j in pass.keys_in(i, &keys) {
+                        let (of_key, at) = (j * d..(j + 1) * d, (i - row) * pass.keys + j);
+                        add_not_finite(pass.level, &mut dv[of_key.clone()], dout.row(i), p[at]);
+                        add_not_finite(pass.level, &mut dk[of_key], queries.row(i), dp[at]);
+                        add_not_finite(pass.level, &mut sum[i * d..(i + 1) * d], key_rows.row(first + j), dp[at]);
+                    }
                 }
             }
         }

@@ -10,7 +10,7 @@ use super::Cpu;
 use super::buffer::{Grow, elems};
 use super::elem::Elem;
 use super::kernels::{Micro, Store, Target, Tile};
-use super::level::Level;
+use super::level::{Level, multiversion};
 use super::pack::{Operand, Unit, pack_panel};
 use crate::backend::{Attention, Heads, Mask};
 
@@ -164,14 +164,70 @@ impl Pass {
     }
 }
 
-/// Head `head` of the rows from `start` of a tensor with `width` columns: rows are the major axis.
-pub fn rows_of<E: Elem>(x: &[E], width: usize, start: usize, head: usize, dim: usize) -> Operand<'_> {
-    Operand { data: E::view(&x[start * width + head * dim..]), major_stride: width, k_stride: 1 }
+/// One head of the rows of a document.
+#[derive(Clone, Copy)]
+pub struct HeadRows<'a, E> {
+    x: &'a [E],
+    /// From a row to the next.
+    width: usize,
+    dim: usize,
 }
 
-/// The same with the head's columns as the major axis and rows along k.
-pub fn columns_of<E: Elem>(x: &[E], width: usize, start: usize, head: usize, dim: usize) -> Operand<'_> {
-    Operand { data: E::view(&x[start * width + head * dim..]), major_stride: 1, k_stride: width }
+impl<'a, E: Elem> HeadRows<'a, E> {
+    /// Head `head`, `dim` wide, of the rows from `start` of a tensor with `width` columns.
+    pub fn new(x: &'a [E], width: usize, start: usize, head: usize, dim: usize) -> Self {
+        Self { x: &x[start * width + head * dim..], width, dim }
+    }
+
+    /// Row `i` of the document.
+    pub fn row(&self, i: usize) -> &'a [E] {
+        &self.x[i * self.width..][..self.dim]
+    }
+
+    /// Rows are the major axis.
+    pub fn rows(&self) -> Operand<'a> {
+        Operand { data: E::view(self.x), major_stride: self.width, k_stride: 1 }
+    }
+
+    /// Columns are the major axis, rows lie along k.
+    fn columns(&self) -> Operand<'a> {
+        Operand { data: E::view(self.x), major_stride: 1, k_stride: self.width }
+    }
+}
+
+impl Pass {
+    /// Packs columns as a B operand, `count` rows from `first` along k, with zero for what is not finite: pairs that do not see each other
+    /// are a factor of 0 in such a product, and 0 · NaN is NaN. Gives whether there was any, which [`add_not_finite`] then adds where it is
+    /// seen.
+    pub fn pack_columns<E: Elem>(&self, dst: &mut [u32], x: HeadRows<'_, E>, first: usize, count: usize) -> bool {
+        let rows = || (first..first + count).map(|i| x.row(i));
+        if rows().all(|row| all_finite(self.level, row)) {
+            self.pack_b(dst, x.columns(), 0, x.dim, first, count);
+            return false;
+        }
+        let zero = |x: &E| if x.get().is_finite() { *x } else { E::put(0.0) };
+        let finite: Vec<E> = rows().flatten().map(zero).collect();
+        let finite = HeadRows { x: &finite, width: x.dim, dim: x.dim };
+        self.pack_b(dst, finite.columns(), 0, x.dim, 0, count);
+        true
+    }
+}
+
+multiversion! {
+    fn all_finite[E: Elem](x: &[E]) -> bool {
+        // No early end, so that it is done in vectors.
+        !x.iter().fold(false, |odd, x| odd | !x.get().is_finite())
+    }
+}
+
+multiversion! {
+    /// `out += by · x` in the elements of x that are not finite.
+    pub fn add_not_finite[E: Elem](out: &mut [f32], x: &[E], by: f32) {
+        for (out, x) in out.iter_mut().zip(x) {
+            let x = x.get();
+            *out = if x.is_finite() { *out } else { *out + by * x };
+        }
+    }
 }
 
 thread_local! {

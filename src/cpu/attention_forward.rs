@@ -9,8 +9,10 @@
 //!     out = O / l;  lse = m + ln l
 //! ```
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use super::Cpu;
-use super::attention_blocks::{Document, Inputs, Pass, columns_of, documents, floats, rows_of, with_memory};
+use super::attention_blocks::{Document, HeadRows, Inputs, Pass, add_not_finite, documents, floats, with_memory};
 use super::elem::{Elem, View};
 use super::kernels::Store;
 use super::level::multiversion;
@@ -90,6 +92,7 @@ pub fn forward<E: Elem>(dev: &Cpu, out: &mut [E], lse: &mut [f32], x: Inputs<'_,
     let mut scratch = dev.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let packed = scratch.attention.elems::<u32>(n_kv * (k_units + v_units));
     let (packed_k, packed_v) = packed.split_at_mut(n_kv * k_units);
+    let odd_values = AtomicBool::new(false);
     {
         let (packed_k, packed_v) = (SharedMut::new(packed_k), SharedMut::new(packed_v));
         dev.pool.run(docs.len() * n_kv, &|task| {
@@ -97,19 +100,23 @@ pub fn forward<E: Elem>(dev: &Cpu, out: &mut [E], lse: &mut [f32], x: Inputs<'_,
             let len = p.doc.len;
             // SAFETY: the keys of one document and head belong to one task.
             let dst = unsafe { packed_k.slice(head * k_units + p.k_at, pass.b_units(len, d)) };
-            pass.pack_b(dst, rows_of(k, n_kv * d, p.doc.start, head, d), 0, len, 0, d);
+            pass.pack_b(dst, HeadRows::new(k, n_kv * d, p.doc.start, head, d).rows(), 0, len, 0, d);
+            let values = HeadRows::new(v, n_kv * d, p.doc.start, head, d);
             let mut at = head * v_units + p.v_at;
             for j in (0..len).step_by(pass.keys) {
                 let keys = pass.keys.min(len - j);
                 let size = pass.b_units(d, keys);
                 // SAFETY: as above, for the values.
                 let dst = unsafe { packed_v.slice(at, size) };
-                pass.pack_b(dst, columns_of(v, n_kv * d, p.doc.start, head, d), 0, d, j, keys);
+                if pass.pack_columns(dst, values, j, keys) {
+                    odd_values.store(true, Relaxed);
+                }
                 at += size;
             }
         });
     }
     let (packed_k, packed_v) = (&*packed_k, &*packed_v);
+    let odd_values = odd_values.into_inner();
     // Late blocks see the most keys: they go first, so that the threads end together.
     let blocks: Vec<(usize, usize)> = (0..docs.len())
         .flat_map(|i| (0..docs[i].doc.len).step_by(pass.queries).rev().map(move |row| (i, row)))
@@ -119,13 +126,14 @@ pub fn forward<E: Elem>(dev: &Cpu, out: &mut [E], lse: &mut [f32], x: Inputs<'_,
         let ((i, row), head) = (blocks[task / n_query], task % n_query);
         let kv = head / (n_query / n_kv);
         let p = &docs[i];
+        let odd = odd_values.then(|| HeadRows::new(v, n_kv * d, p.doc.start, kv, d));
         let k = &packed_k[kv * k_units + p.k_at..(kv + 1) * k_units];
         let v = &packed_v[kv * v_units + p.v_at..(kv + 1) * v_units];
-        query_block(&pass, out, lse, q, k, v, p.doc, head, row);
+        query_block(&pass, out, lse, q, k, v, odd, p.doc, head, row);
     });
 }
 
-/// Queries `row ..` of one head of a document against its packed keys and values.
+/// Queries `row ..` of one head of a document against its packed keys and values, of which `odd` are not all finite.
 #[allow(clippy::too_many_arguments)]
 fn query_block<E: Elem>(
     pass: &Pass,
@@ -134,6 +142,7 @@ fn query_block<E: Elem>(
     q: &[E],
     k: &[u32],
     v: &[u32],
+    odd: Option<HeadRows<'_, E>>,
     doc: Document,
     head: usize,
     row: usize,
@@ -150,7 +159,7 @@ fn query_block<E: Elem>(
     ];
     with_memory(sizes, |[packed_q, scores, packed_p, sum, max, total]| {
         let (scores, sum, max, total) = (floats(scores), floats(sum), floats(max), floats(total));
-        pass.pack_a(packed_q, rows_of(q, n_query * d, doc.start, head, d), row, rows, 0, d);
+        pass.pack_a(packed_q, HeadRows::new(q, n_query * d, doc.start, head, d).rows(), row, rows, 0, d);
         sum.fill(0.0);
         max.fill(f32::NEG_INFINITY);
         total.fill(0.0);
@@ -181,6 +190,13 @@ fn query_block<E: Elem>(
             let v = &v[keys.start / pass.keys * pass.b_units(d, pass.keys)..];
             // This one may be cut by the last query; its panels then are longer than what is read of them.
             multiply_values(pass, sum, rows, packed_p, v, n, pass.keys.min(doc.len - keys.start));
+            let Some(values) = odd else { continue };
+            for i in 0..rows {
+                for j in pass.keys_in(row + i, &keys) {
+                    let (sum, p) = (&mut sum[i * d..(i + 1) * d], scores[i * pass.keys + j]);
+                    add_not_finite(pass.level, sum, values.row(keys.start + j), p);
+                }
+            }
         }
         for i in 0..rows {
             let token = doc.start + row + i;

@@ -16,10 +16,18 @@ pub mod elementwise;
 pub mod head;
 #[path = "../../tests/common/norms.rs"]
 pub mod norms;
+#[path = "../../tests/common/odd.rs"]
+pub mod odd;
 #[path = "../../tests/common/optimiser.rs"]
 pub mod optimiser;
 #[path = "../../tests/common/products.rs"]
 pub mod products;
+#[path = "../../tests/common/projections.rs"]
+#[allow(dead_code, reason = "composed here: products have tests of their own")]
+pub mod projections;
+#[path = "../../tests/common/reference.rs"]
+#[allow(dead_code, reason = "the masks that it drew are asked for elsewhere")]
+pub mod reference;
 #[path = "../../tests/common/rows.rs"]
 pub mod rows;
 #[path = "../../tests/common/sums.rs"]
@@ -56,4 +64,11 @@ fn every_level_is_native_emulated_or_not_for_this_machine() {
     let runs = |l| Support::of(l) != Support::None;
     assert!(!cfg!(target_os = "linux") || runs(Level::Amx) == runs(Level::Avx512Bf16), "{all:?}");
     assert_eq!(cpus().len(), all.iter().filter(|(_, how)| !how.word().contains("cannot")).count());
+}
+
+#[test]
+fn what_is_not_finite_stays_in_its_place() {
+    for dev in cpus() {
+        odd::what_is_not_finite_stays_in_its_place(&dev, &reference::Reference, dev.level().name());
+    }
 }

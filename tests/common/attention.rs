@@ -5,6 +5,7 @@ use ringtune::tensor::DType;
 
 use super::batches::documents;
 use super::close::{assert_close, assert_same, normal, rounded, stored, tensor, tensor_i32, values};
+use super::odd::{ODD, reaches_what_it_should};
 
 /// Documents, heads, mask and element type of a test.
 pub struct Case {
@@ -214,6 +215,40 @@ pub fn a_document_is_the_same_bits_alone_and_packed_in<B: Backend>(
     }
 }
 
+/// An element of a token that is NaN or infinite, in q, k, v or the gradient of the output, reaches what the formula says; all else keeps its
+/// bits. An infinite one in v makes outputs infinite.
+pub fn what_is_not_finite_reaches_who_sees_it_alone<B: Backend>(
+    dev: &B,
+    name: &str,
+    dtype: DType,
+    shape: Shape<'_>,
+    tokens: &[usize],
+) {
+    let case = Case::new(shape, dtype, true);
+    let inputs = case.inputs(31);
+    let named = |x: [Vec<f32>; 5]| NAMES.into_iter().map(String::from).zip(x).collect::<Vec<_>>();
+    let exact = |inputs: &[Vec<f32>; 4]| {
+        let exact = case.reference(&inputs.each_ref().map(|x| stored(dtype, x)), |x| x, |x| x);
+        named(exact.map(|x| x.iter().map(|&x| x as f32).collect()))
+    };
+    let clean = [named(case.run(dev, &inputs)), exact(&inputs)];
+    for (which, input) in ["q", "k", "v", "dout"].into_iter().enumerate() {
+        for (&token, odd) in tokens.iter().flat_map(|token| ODD.map(|odd| (token, odd))) {
+            let mut inputs = inputs.clone();
+            let width = inputs[which].len() / case.starts.len();
+            inputs[which][token * width + 3] = odd;
+            let what = format!("{name} {dtype:?} {shape:?} {odd} in {input} of {token}");
+            let ours = case.run(dev, &inputs);
+            if input == "v" {
+                let Heads { n_query, n_kv, head_dim } = case.heads;
+                let of = |head: usize| ours[0][(token * n_query + head) * head_dim + 3];
+                assert!((0..n_query / n_kv).all(|h| of(h) == odd || odd.is_nan()), "{what}");
+            }
+            reaches_what_it_should(&what, &clean, &[named(ours), exact(&inputs)]);
+        }
+    }
+}
+
 /// A decoded token is the last row of forward.
 pub fn decoding_a_token_is_the_last_row_of_forward<B: Backend>(
     dev: &B,
@@ -355,6 +390,8 @@ pub fn infinite_values_are_what_sums_make_of_them<B: Backend>(dev: &B, name: &st
     values[(len - 1) * row + 2] = f32::INFINITY;
     values[(len - 3) * row + 2] = f32::NEG_INFINITY;
     values[3] = f32::NAN;
+    // All of them: the largest probability is 1, and what it leaves of one is 0.
+    (0..len).for_each(|j| values[j * row + 4] = f32::INFINITY);
     let hidden = caches.mask.window.is_some_and(|w| w < len);
     let found = caches.run(dev, &[0], len).remove(0);
     let what = format!("{name} {dtype:?} {shape:?}");
@@ -362,7 +399,7 @@ pub fn infinite_values_are_what_sums_make_of_them<B: Backend>(dev: &B, name: &st
     for (i, (&x, &clean)) in found.iter().zip(&clean).enumerate() {
         let (head, column) = (i / caches.heads.head_dim, i % caches.heads.head_dim);
         match column {
-            0 if head < heads => assert_eq!(x, f32::INFINITY, "{what}: {i}"),
+            0 | 4 if head < heads => assert_eq!(x, f32::INFINITY, "{what}: {i}"),
             1 if head < heads => assert_eq!(x, f32::NEG_INFINITY, "{what}: {i}"),
             2 if head < heads => assert!(x.is_nan(), "{what}: {i}: {x}"),
             3 if head < heads && !hidden => assert!(x.is_nan(), "{what}: {i}: {x}"),

@@ -42,6 +42,17 @@ pub struct Case {
     pub dtype: DType,
 }
 
+/// Which input of a case: its seed, to which the number of the projection is added where each has one.
+pub mod inputs {
+    pub const X: u64 = 1;
+    pub const W: u64 = 10;
+    pub const BIAS: u64 = 20;
+    pub const A: u64 = 30;
+    pub const B: u64 = 40;
+    pub const RESIDUAL: u64 = 50;
+    pub const DY: u64 = 60;
+}
+
 /// A named result and the type it is stored in.
 type Named = (String, DType, Vec<f32>);
 
@@ -56,25 +67,31 @@ impl Case {
 
     /// Everything that forward and backward give on a device, from the same inputs on each.
     pub fn run<D: Backend>(&self, dev: &D) -> Vec<Named> {
-        self.run_with(dev, |x| x)
+        self.run_with(dev, |_, _, x| x)
     }
 
-    /// The same with every input passed through `input`.
-    fn run_with<D: Backend>(&self, dev: &D, input: impl Fn(f32) -> f32) -> Vec<Named> {
+    /// The key of the mask of update `i`.
+    pub fn mask_key(i: usize) -> u64 {
+        5 + i as u64
+    }
+
+    /// The same with every element passed through `input`, which also gets which of [`inputs`] it is of, and its place there.
+    pub fn run_with<D: Backend>(&self, dev: &D, input: impl Fn(u64, usize, f32) -> f32) -> Vec<Named> {
         let Case { group, tokens, width, outs, bias, updates, dtype } = *self;
         let n = self.n();
         // Inputs are values of their type, so that every device starts from the same.
         let made = |seed: u64, rows: usize, cols: usize, scale: f32, dtype: DType| {
-            let x = normal(seed, rows * cols).into_iter().map(|x| input(rounded(dtype, f64::from(x * scale)) as f32));
-            tensor(dev, rows, cols, dtype, &x.collect::<Vec<_>>())
+            let x = normal(seed, rows * cols).into_iter().map(|x| rounded(dtype, f64::from(x * scale)) as f32);
+            let x: Vec<f32> = x.enumerate().map(|(i, x)| input(seed, i, x)).collect();
+            tensor(dev, rows, cols, dtype, &x)
         };
         let narrow = 1.0 / (width as f32).sqrt();
-        let x = made(1, tokens, width, 1.0, dtype);
-        let ws: Vec<_> = (0..n).map(|i| made(10 + i as u64, outs[i], width, narrow, dtype)).collect();
-        let biases: Vec<_> = (0..n).map(|i| made(20 + i as u64, 1, outs[i], 1.0, dtype)).collect();
+        let x = made(inputs::X, tokens, width, 1.0, dtype);
+        let ws: Vec<_> = (0..n).map(|i| made(inputs::W + i as u64, outs[i], width, narrow, dtype)).collect();
+        let biases: Vec<_> = (0..n).map(|i| made(inputs::BIAS + i as u64, 1, outs[i], 1.0, dtype)).collect();
         let rank = updates.map_or(0, |u| u.rank);
-        let a: Vec<_> = (0..n).map(|i| made(30 + i as u64, rank, width, narrow, dtype)).collect();
-        let b: Vec<_> = (0..n).map(|i| made(40 + i as u64, outs[i], rank, 0.5, dtype)).collect();
+        let a: Vec<_> = (0..n).map(|i| made(inputs::A + i as u64, rank, width, narrow, dtype)).collect();
+        let b: Vec<_> = (0..n).map(|i| made(inputs::B + i as u64, outs[i], rank, 0.5, dtype)).collect();
         let has = |i: usize| updates.is_some_and(|u| u.which[i]);
         let projection = |i: usize| Projection {
             w: &ws[i],
@@ -83,7 +100,7 @@ impl Case {
                 a: &a[i],
                 b: &b[i],
                 scale: 0.75,
-                dropout: (u.dropout > 0.0).then_some(Dropout { key: 5 + i as u64, p: u.dropout }),
+                dropout: (u.dropout > 0.0).then_some(Dropout { key: Self::mask_key(i), p: u.dropout }),
             }),
         };
         let alloc = |rows, cols, dtype| dev.alloc(rows, cols, dtype).unwrap();
@@ -96,7 +113,7 @@ impl Case {
         let mut ys: Vec<_> = (0..n).map(|i| alloc(tokens, outs[i], dtype)).collect();
         let mut ts: Vec<_> = (0..n).map(|i| has(i).then(|| alloc(tokens, rank, dtype))).collect();
         let mut act = alloc(tokens, outs[0], dtype);
-        let residual = made(50, tokens, outs[0], 1.0, dtype);
+        let residual = made(inputs::RESIDUAL, tokens, outs[0], 1.0, dtype);
         let positions: Vec<i32> = (0..tokens as i32).map(|i| (i * 7) % 50).collect();
         let positions = tensor_i32(dev, &positions);
 
@@ -125,7 +142,7 @@ impl Case {
         drop(to);
 
         let by: Vec<_> = (0..n).map(projection).collect();
-        let dys: Vec<_> = (0..n).map(|i| made(60 + i as u64, tokens, outs[i], 1.0, dtype)).collect();
+        let dys: Vec<_> = (0..n).map(|i| made(inputs::DY + i as u64, tokens, outs[i], 1.0, dtype)).collect();
         let dys: Vec<&Tensor<D>> = dys.iter().collect();
         let mut dx = alloc(tokens, width, dtype);
         // Sums that began before.
@@ -177,7 +194,7 @@ impl Case {
         sums: Sums,
     ) {
         // Of magnitudes alone the gradients of weights are the sums of the magnitudes of their products.
-        let magnitudes = self.run_with(reference, f32::abs);
+        let magnitudes = self.run_with(reference, |_, _, x| x.abs());
         let (ours, plain, reference) = (self.run(dev), self.run(plain), self.run(reference));
         let all = ours.iter().zip(&plain).zip(reference.iter().zip(&magnitudes));
         for ((ours, plain), ((what, dtype, reference), (.., magnitudes))) in all {

@@ -25,6 +25,8 @@ mod matmul;
 mod norm;
 #[path = "../common/norms.rs"]
 mod norms;
+#[path = "../common/odd.rs"]
+mod odd;
 mod offsets;
 mod operations;
 #[path = "../common/optimiser.rs"]

@@ -8,10 +8,11 @@ use ringtune::cuda::Cuda;
 use ringtune::tensor::{DType, Device};
 
 use crate::attention::{self, Case, NAMES};
-use crate::close::{normal, rounded, stored, tensor, values};
+use crate::close::{normal, rounded, tensor, values};
 use crate::head::{self, How};
+use crate::reference::Reference;
 use crate::skip::device;
-use crate::{elementwise, norms, optimiser, rows};
+use crate::{elementwise, norms, odd, optimiser, rows};
 
 const NAME: &str = "cuda";
 
@@ -133,49 +134,32 @@ fn attention_on_tensor_cores_gives_a_document_the_same_bits_alone_and_packed() {
     }
 }
 
-/// An element of a token that is NaN, in q, k, v or the gradient of the output, reaches what the formula says; all else keeps its bits. An
-/// infinite one in v makes outputs infinite.
-fn not_finite_in_a_token(dev: &Cuda, dtype: DType, shape: attention::Shape<'_>, token: usize) {
-    let case = Case::new(shape, dtype, true);
-    let inputs = case.inputs(31);
-    let clean = case.run(dev, &inputs);
-    let [q, k, v, dout] = [0, 1, 2, 3];
-    let (nan, inf) = (f32::NAN, f32::INFINITY);
-    for (which, input, odd) in
-        [(q, "q", nan), (k, "k", nan), (v, "v", nan), (dout, "dout", nan), (v, "v", inf), (v, "v", -inf)]
-    {
-        let mut inputs = inputs.clone();
-        let width = inputs[which].len() / case.starts.len();
-        inputs[which][token * width + 3] = odd;
-        let ours = case.run(dev, &inputs);
-        let exact = case.reference(&inputs.map(|x| stored(dtype, &x)), |x| x, |x| x);
-        // Gradients of infinity are its products with both signs.
-        let results = if odd.is_nan() { 5 } else { 2 };
-        for i in 0..results {
-            let what = format!("{dtype:?} {shape:?} {odd} in {input} of {token}: {}", NAMES[i]);
-            for (at, ((x, clean), exact)) in ours[i].iter().zip(&clean[i]).zip(&exact[i]).enumerate() {
-                let expected = if exact.is_finite() { *clean } else { *exact as f32 };
-                let same = x.to_bits() == expected.to_bits();
-                assert!(x.is_nan() && exact.is_nan() || same, "{what}[{at}]: {x}, {expected}");
-            }
-        }
-    }
-}
-
-/// A token in the middle of a block, some of whose queries and keys may not see it; with windows, on both sides.
+/// A token in the middle of a block, some of whose queries and keys may not see it; with windows, on both sides; the first and the last of a
+/// document, of a block and of a tile.
 #[test]
 fn what_is_not_finite_reaches_who_sees_it_alone() {
     let Some(dev) = device() else { return };
-    let shapes: [(attention::Shape<'_>, usize); 4] = [
-        ((&[130, 70], (2, 1, 64), None), 100),
-        ((&[3, 270], (2, 2, 128), Some(33)), 140),
-        ((&[200], (2, 1, 80), Some(100)), 5),
-        ((&[20, 41], (4, 2, 16), Some(9)), 30),
+    let full = std::env::var("RINGTUNE_FULL").is_ok_and(|v| v == "1");
+    let shapes: [(attention::Shape<'_>, &[usize]); 5] = [
+        ((&[130, 70], (2, 1, 64), None), &[100, 130, 199, 0, 63, 64, 127, 128, 129, 193]),
+        ((&[3, 270], (2, 2, 128), Some(33)), &[140, 3, 2, 67, 130, 131, 272]),
+        ((&[200], (2, 1, 80), Some(100)), &[5, 199, 64]),
+        // Seen by some queries of a tile, and by all of its first ones.
+        ((&[200], (1, 1, 64), Some(129)), &[20, 199, 64]),
+        ((&[20, 41], (4, 2, 16), Some(9)), &[30, 20, 19]),
     ];
-    for (shape, token) in shapes {
-        not_finite_in_a_token(&dev, DType::Bf16, shape, token);
+    for (shape, tokens) in shapes {
+        let tokens = if full { tokens } else { &tokens[..1] };
+        attention::what_is_not_finite_reaches_who_sees_it_alone(&dev, NAME, DType::Bf16, shape, tokens);
     }
-    not_finite_in_a_token(&dev, DType::F32, (&[20, 41], (4, 2, 16), None), 30);
+    let shape = (&[20, 41][..], (4, 2, 16), None);
+    attention::what_is_not_finite_reaches_who_sees_it_alone(&dev, NAME, DType::F32, shape, &[30]);
+}
+
+#[test]
+fn what_is_not_finite_stays_in_its_place() {
+    let Some(dev) = device() else { return };
+    odd::what_is_not_finite_stays_in_its_place(&dev, &Reference, NAME);
 }
 
 #[test]
