@@ -1,5 +1,7 @@
 //! What a device says about itself and its work to those who measure it: `ringtune bench`.
 
+pub mod sheets;
+
 /// What a device is, as far as a measurement depends on it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Nature {

@@ -9,19 +9,19 @@ use cudarc::driver::sys::{CUevent_flags, CUmemPool_attribute, CUmemoryPool};
 use super::device::Cuda;
 use super::device_library;
 use super::error::DriverResult;
-use super::peaks;
 use crate::error::Result;
-use crate::measure::{Counted, MemoryUse, Nature, Tally};
+use crate::measure::{Counted, MemoryUse, Nature, Tally, sheets};
 
 pub(super) fn nature(dev: &Cuda) -> Nature {
     let p = dev.properties();
+    let sheet = sheets::of(&p.name);
     Nature {
         emulated: p.emulated,
         cache: p.cache as u64,
         driver: device_library::version().map(|(major, minor)| format!("CUDA {major}.{minor}")),
-        sheet_flops: peaks::dense_bf16(&p.name),
+        sheet_flops: sheet.map(|s| s.flops),
         // Newer drivers need not say clocks.
-        sheet_bandwidth: (p.bandwidth > 0.0).then_some(p.bandwidth).or_else(|| peaks::memory_rate(&p.name)),
+        sheet_bandwidth: (p.bandwidth > 0.0).then_some(p.bandwidth).or(sheet.map(|s| s.memory_rate)),
     }
 }
 

@@ -32,7 +32,6 @@ pub mod nccl;
 pub mod norm;
 pub mod nvrtc;
 mod operands;
-mod peaks;
 mod pieces;
 mod plan;
 mod prepare;
@@ -59,7 +58,7 @@ use crate::backend::{
 };
 use crate::batch::{Batch, BatchView};
 use crate::error::Result;
-use crate::measure::{MemoryUse, Nature, Tally};
+use crate::measure::{MemoryUse, Nature, Tally, sheets};
 use crate::tensor::{DType, Device, Tensor};
 
 pub use device::{Cuda, Properties, properties};
@@ -128,7 +127,7 @@ impl Device for Cuda {
 
     fn peak_flops(&self, dtype: DType) -> Option<f64> {
         let p = self.properties();
-        (dtype == DType::Bf16 && !p.emulated).then(|| peaks::dense_bf16(&p.name)).flatten()
+        sheets::of(&p.name).filter(|_| dtype == DType::Bf16 && !p.emulated).map(|sheet| sheet.flops)
     }
 
     fn nature(&self) -> Nature {

@@ -2,6 +2,7 @@
 
 use super::links::Link;
 use crate::error::{Error, Result};
+use crate::measure::sheets;
 
 /// A kind of GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,26 +21,23 @@ pub struct Gpu {
     pub link_rate: f64,
 }
 
-const fn gpu(name: &'static str, tera: f64, gb: f64, gb_s: f64, link: Link, link_gb_s: f64) -> Gpu {
-    Gpu { name, flops: tera * 1e12, memory: gb * 1e9, memory_rate: gb_s * 1e9, link, link_rate: link_gb_s * 1e9 }
-}
-
-/// Sources: NVIDIA's data sheets, dense figures; NVLink both ways is twice what is here; PCI Express is x16, generation 4 or 5.
-pub const GPUS: [Gpu; 14] = [
-    gpu("b200", 2250.0, 180.0, 8000.0, Link::NvLink, 900.0),
-    gpu("h200", 989.4, 141.0, 4800.0, Link::NvLink, 450.0),
-    gpu("h100", 989.4, 80.0, 3350.0, Link::NvLink, 450.0),
-    gpu("h100-pcie", 756.5, 80.0, 2000.0, Link::Pcie, 64.0),
-    gpu("a100", 312.0, 80.0, 2039.0, Link::NvLink, 300.0),
-    gpu("a100-40gb", 312.0, 40.0, 1555.0, Link::NvLink, 300.0),
-    gpu("a100-pcie", 312.0, 80.0, 1935.0, Link::Pcie, 32.0),
-    gpu("l40s", 362.05, 48.0, 864.0, Link::Pcie, 32.0),
-    gpu("a40", 149.7, 48.0, 696.0, Link::Pcie, 32.0),
-    gpu("a10", 125.0, 24.0, 600.0, Link::Pcie, 32.0),
-    gpu("l4", 121.0, 24.0, 300.0, Link::Pcie, 32.0),
-    gpu("rtx-3090", 71.0, 24.0, 936.0, Link::Pcie, 32.0),
-    gpu("rtx-4090", 165.2, 24.0, 1008.0, Link::Pcie, 32.0),
-    gpu("rtx-5090", 209.5, 32.0, 1792.0, Link::Pcie, 64.0),
+/// The kinds: name here, the board whose data sheet counts ([`sheets`]), what joins the GPUs of a machine and GB/s of that in one direction.
+/// Sources: the same documents; NVLink both ways is twice what is here; PCI Express is x16, generation 4 or 5.
+const GPUS: [(&str, &str, Link, f64); 14] = [
+    ("b200", "B200", Link::NvLink, 900.0),
+    ("h200", "H200", Link::NvLink, 450.0),
+    ("h100", "H100 80GB HBM3", Link::NvLink, 450.0),
+    ("h100-pcie", "H100 PCIe", Link::Pcie, 64.0),
+    ("a100", "A100-SXM4-80GB", Link::NvLink, 300.0),
+    ("a100-40gb", "A100-SXM4-40GB", Link::NvLink, 300.0),
+    ("a100-pcie", "A100 80GB PCIe", Link::Pcie, 32.0),
+    ("l40s", "L40S", Link::Pcie, 32.0),
+    ("a40", "A40", Link::Pcie, 32.0),
+    ("a10", "A10", Link::Pcie, 32.0),
+    ("l4", "L4", Link::Pcie, 32.0),
+    ("rtx-3090", "RTX 3090", Link::Pcie, 32.0),
+    ("rtx-4090", "RTX 4090", Link::Pcie, 32.0),
+    ("rtx-5090", "RTX 5090", Link::Pcie, 64.0),
 ];
 
 /// The GPU of a name.
@@ -47,14 +45,14 @@ pub const GPUS: [Gpu; 14] = [
 /// # Errors
 /// A usage error that lists those that are known.
 pub fn find(name: &str) -> Result<Gpu> {
-    let known = || GPUS.iter().map(|g| g.name).collect::<Vec<_>>().join(", ");
-    let same = |g: &&Gpu| g.name.eq_ignore_ascii_case(name);
-    GPUS.iter().find(same).copied().ok_or_else(|| {
-        Error::usage(format!(
-            "--gpu: {name:?} is not known; expected {}, or the nearest of them with --peak-tflops, --device-memory and --memory-bandwidth",
-            known()
-        ))
-    })
+    let Some(&(name, board, link, rate)) = GPUS.iter().find(|(known, ..)| known.eq_ignore_ascii_case(name)) else {
+        let known = GPUS.map(|(known, ..)| known).join(", ");
+        return Err(Error::usage(format!(
+            "--gpu: {name:?} is not known; expected {known}, or the nearest of them with --peak-tflops, --device-memory and --memory-bandwidth"
+        )));
+    };
+    let sheets::Sheet { flops, memory, memory_rate, .. } = *sheets::of(board).expect("every kind has a sheet");
+    Ok(Gpu { name, flops, memory, memory_rate, link, link_rate: rate * 1e9 })
 }
 
 /// `8x400`, or `400`: network cards of a machine and the gigabits a second of each, as bytes a second of all together.
@@ -80,6 +78,8 @@ mod tests {
     #[test]
     fn names_and_networks() {
         assert_eq!(find("H100").unwrap().link_rate, 450e9);
+        // Every kind has a data sheet.
+        assert!(GPUS.iter().all(|(name, ..)| find(name).unwrap().memory > 1e10));
         let e = find("h1000").unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains("b200, h200, h100, h100-pcie"), "{e}");
         assert_eq!(
