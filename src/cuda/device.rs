@@ -12,6 +12,7 @@ use super::device_library;
 use super::error::{DriverResult, driver};
 use super::modules::Modules;
 use super::nvrtc::Nvrtc;
+use super::pinned::Pinned;
 use super::rehearsal::Rehearsal;
 use super::tiles::Tile;
 use crate::dirs;
@@ -113,6 +114,8 @@ pub struct Cuda {
     pub(super) rehearsal: Rehearsal,
     /// Launches and waits so far.
     pub(super) counts: Counts,
+    /// Where downloads land.
+    pub(super) landing: Mutex<Option<Pinned>>,
     /// Scratch by [`Room`].
     pub(super) rooms: [Mutex<Option<Tensor<Cuda>>>; Room::COUNT],
     /// The only tile of projections, for tests and benches; else each gets the one of the least cost.
@@ -173,7 +176,7 @@ impl Cuda {
         let stream = || context.new_stream().doing(|| "creating a stream".into());
         let (stream, copies) = (stream()?, stream()?);
         let modules = Modules::new(context.clone(), compiler, properties.shared_limit);
-        let (rehearsal, counts, rooms, tables) = Default::default();
+        let (rehearsal, counts, landing, rooms, tables) = Default::default();
         Ok(Self {
             context,
             stream,
@@ -182,6 +185,7 @@ impl Cuda {
             modules,
             rehearsal,
             counts,
+            landing,
             rooms,
             tile: None,
             clusters: true,

@@ -33,6 +33,7 @@ pub mod norm;
 pub mod nvrtc;
 mod operands;
 mod pieces;
+mod pinned;
 mod plan;
 mod prepare;
 pub mod project;

@@ -7,55 +7,14 @@
 //! compute   waits for `copied` · the micro-batch … · event `consumed`, when the next one comes
 //! ```
 
-use std::ptr::NonNull;
-use std::sync::Arc;
-
 use cudarc::driver::sys::CUevent_flags;
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
+use cudarc::driver::{CudaEvent, CudaStream, result};
 
 use super::device::{Counts, Cuda};
 use super::error::DriverResult;
 use super::memory::Memory;
+use super::pinned::Pinned;
 use crate::error::Result;
-
-/// Page-locked words of the host: a copy from them needs no wait.
-struct Pinned {
-    context: Arc<CudaContext>,
-    words: NonNull<i32>,
-    len: usize,
-}
-
-// SAFETY: the words belong to this value alone, as those of a `Vec` do.
-unsafe impl Send for Pinned {}
-// SAFETY: they are written through `&mut` alone.
-unsafe impl Sync for Pinned {}
-
-impl Pinned {
-    fn new(dev: &Cuda, len: usize) -> Result<Self> {
-        let bytes = len * size_of::<i32>();
-        let what = || format!("allocating {bytes} bytes of page-locked memory");
-        dev.bind()?;
-        // SAFETY: the size is not 0, and the words are set below before anything reads them.
-        let words = unsafe { result::malloc_host(bytes, 0) }.doing(what)?.cast::<i32>();
-        let words = NonNull::new(words).expect("the driver gives memory or an error");
-        // SAFETY: the driver gave as many bytes, aligned to a page.
-        unsafe { words.write_bytes(0, len) };
-        Ok(Self { context: dev.context().clone(), words, len })
-    }
-
-    fn words(&mut self) -> &mut [i32] {
-        // SAFETY: `len` words that were set, borrowed as this value is.
-        unsafe { std::slice::from_raw_parts_mut(self.words.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        let _ = self.context.bind_to_thread();
-        // SAFETY: it comes from `malloc_host`, and goes once. The slot has waited for the copy that read it.
-        let _ = unsafe { result::free_host(self.words.as_ptr().cast()) };
-    }
-}
 
 /// Words of a micro-batch on both sides.
 struct Slot {
@@ -71,7 +30,7 @@ impl Slot {
     fn new(dev: &Cuda, words: usize) -> Result<Self> {
         let event = || dev.context().new_event(Some(CUevent_flags::CU_EVENT_DISABLE_TIMING));
         let event = || event().doing(|| "creating an event".into());
-        let host = Pinned::new(dev, words)?;
+        let host = Pinned::new(dev, words * size_of::<i32>())?;
         let slot = Self { host, device: dev.take(words * size_of::<i32>())?, copied: event()?, consumed: event()? };
         // The device's words are there once the compute stream comes to this point.
         record(&slot.consumed, dev.stream())?;
@@ -122,9 +81,9 @@ impl Uploads {
             Counts::add(&dev.counts.waits);
             slot.copied.synchronize().doing(late)?;
         }
-        let n = fill(slot.host.words());
+        let n = fill(slot.host.values());
         wait(copies, &slot.consumed)?;
-        let words = &slot.host.words()[..n];
+        let words = &slot.host.values::<i32>()[..n];
         // SAFETY: the device's memory holds as many words; those of the host stay as they are until `copied` has happened, which is waited
         // for before they are written or given back.
         let copied = unsafe { result::memcpy_htod_async(slot.device.address(), words, copies.cu_stream()) };

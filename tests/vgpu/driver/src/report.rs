@@ -11,11 +11,23 @@ pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "vgpu: {text}");
 }
 
+/// Whether `VGPU_CALLS` asks for calls.
+fn calls() -> bool {
+    static ON: OnceLock<bool> = OnceLock::new();
+    *ON.get_or_init(|| std::env::var_os("VGPU_CALLS").is_some_and(|v| v != "0"))
+}
+
 /// With `VGPU_CALLS=1`, a line for each call of the interface.
 pub fn call(name: &str, code: Code) {
-    static ON: OnceLock<bool> = OnceLock::new();
-    if *ON.get_or_init(|| std::env::var_os("VGPU_CALLS").is_some_and(|v| v != "0")) {
+    if calls() {
         say(&format!("{name} -> {code:?}"));
+    }
+}
+
+/// With `VGPU_CALLS=1`, a line for each copy in stream order from or to memory that is not page-locked.
+pub fn pageable(bytes: usize) {
+    if calls() {
+        say(&format!("pageable: a copy of {bytes} bytes that is not asynchronous"));
     }
 }
 

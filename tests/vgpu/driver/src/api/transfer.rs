@@ -10,7 +10,7 @@ use crate::code::{Code, Result};
 use crate::driver::{State, driver};
 use crate::ffi::{Handle, HostAddress, In, api, host_bytes};
 use crate::op::{Copy, Fill, Op, Place};
-use crate::report::say;
+use crate::report::{pageable, say};
 
 /// Which end of a copy an address is.
 #[derive(Clone, Copy)]
@@ -69,6 +69,13 @@ pub fn copy(stream: Handle, to: End, from: End, shape: [usize; 4], blocking: boo
     if blocking {
         st.no_implicit(stream)?;
         st.safe_call()?;
+    }
+    for (end, len) in [(to, to_len), (from, from_len)] {
+        if let End::Host(at) = end
+            && !(blocking || capturing || st.is_pinned(at, len))
+        {
+            pageable(len);
+        }
     }
     let (mut wait, mut staged) = (false, None);
     let from_place = match from {
