@@ -1,5 +1,5 @@
-//! Loss curves beside the CPU's: every kind of training in every mode. `RINGTUNE_FULL=1` takes 200 steps of each, which `make test-full` does;
-//! else one of them, drawn by a fixed seed, takes a few.
+//! Loss curves beside the CPU's: every kind of training in every mode. `RINGTUNE_FULL=1` takes 200 steps of each, which `make test-full` does,
+//! and prints them as the table of kernels/README.md; else two of them, drawn by a fixed seed, one of each precision, take a few.
 
 use ringtune::rng::Stream;
 
@@ -37,6 +37,14 @@ impl Kind {
         format!("{kind}{packing} --mixed-precision {precision} --max-steps {steps} --val-fraction 0 --save-strategy no")
     }
 
+    /// As the table has it.
+    fn words(self) -> String {
+        let Self { lora, packed, bf16 } = self;
+        let (kind, rows) =
+            (if lora { "LoRA with dropout" } else { "full" }, if packed { "packed" } else { "a document a row" });
+        format!("{} | {kind} | {rows}", if bf16 { "bf16" } else { "f32" })
+    }
+
     /// Trains on both devices, on the first in these modes, and holds its curve to the CPU's.
     fn follows_the_cpu(self, steps: usize, modes: &[&str]) {
         let place = Place::new();
@@ -49,13 +57,14 @@ impl Kind {
         for mode in modes {
             let ours = losses(&place.sft(mode, "cuda", &format!("{flags} --recompute {mode}"), &[]));
             let what = format!("{self:?}, recompute {mode}");
-            assert_eq!(ours.len(), steps, "{what}");
-            let one_by_one = if self.bf16 { TOGETHER } else { steps };
-            let pairs = ours.iter().zip(&cpu).take(one_by_one);
-            let worst = pairs.map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
+            assert_eq!((ours.len(), cpu.len()), (steps, steps), "{what}");
+            let apart: Vec<f64> = ours.iter().zip(&cpu).map(|(a, b)| (a / b - 1.0).abs()).collect();
+            let worst = |steps: usize| apart.iter().take(steps).copied().fold(0.0, f64::max);
+            let (together, single) = (worst(TOGETHER), worst(steps));
             let whole = (mean(&ours) / mean(&cpu) - 1.0).abs();
-            println!("{what}: {steps} steps, {worst:.1e} from the CPU's in {one_by_one}, {whole:.1e} on the mean");
-            assert!(worst < NEAR && whole < NEAR, "{what}: {worst:.1e}, {whole:.1e}: {ours:?} and on the CPU {cpu:?}");
+            println!("| {} | {mode} | {together:.1e} | {single:.1e} | {whole:.1e} |", self.words());
+            let one_by_one = if self.bf16 { together } else { single };
+            assert!(one_by_one < NEAR && whole < NEAR, "{what}: {ours:?} and on the CPU {cpu:?}");
         }
     }
 }
@@ -65,11 +74,14 @@ fn curves_follow_the_cpu() {
     if device().is_none() {
         return;
     }
+    println!("| precision | training | rows | recompute | first {TOGETHER} steps | all, one by one | their mean |");
     if std::env::var("RINGTUNE_FULL").is_ok_and(|v| v == "1") {
         Kind::all().for_each(|kind| kind.follows_the_cpu(200, &RECOMPUTE));
         return;
     }
     let drawn = |i: u64, n: usize| (Stream::new(&[0x6375_7276]).f64_at(i) * n as f64) as usize;
-    let kind = Kind::all().nth(drawn(0, 8)).expect("eight kinds");
-    kind.follows_the_cpu(20, &[RECOMPUTE[drawn(1, 3)]]);
+    for (i, bf16) in [false, true].into_iter().enumerate() {
+        let kind = Kind::all().filter(|k| k.bf16 == bf16).nth(drawn(2 * i as u64, 4)).expect("four of each precision");
+        kind.follows_the_cpu(20, &[RECOMPUTE[drawn(2 * i as u64 + 1, 3)]]);
+    }
 }
