@@ -80,7 +80,8 @@ distance() {
         d = 100 * (x - y) / y; if (d < 0) d = -d; if (d > worst) worst = d } END { if (NR == 0) exit 1; printf "%.3f", worst }'
 }
 
-weights() { find "$1" -name 'model.safetensors' -o -name 'adapter_model.safetensors' | grep -v checkpoint | head -n 1; }
+# What a training ends with: no checkpoint, and not the base with more rows that lies beside an adapter from the start.
+weights() { find "$1" -name 'model.safetensors' -o -name 'adapter_model.safetensors' | grep -v 'checkpoint\|resized_base' | head -n 1; }
 
 # limit N: N seconds, or what is left of the budget.
 limit() {
