@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::program::repository;
 
 /// Names without a prefix of ours that the program or a script reads.
-const FOREIGN: [&str; 39] = [
+const FOREIGN: [&str; 40] = [
     "ARCHS",
     "BUDGET",
     "CARGO_TARGET_DIR",
@@ -42,6 +42,7 @@ const FOREIGN: [&str; 39] = [
     "SOURCE_DATE_EPOCH",
     "STEPS",
     "TERM",
+    "TEST_LIMIT",
     "TEST_THREADS",
     "TRAIN_LIMIT",
     "VIRTUAL_ENV",
