@@ -207,6 +207,17 @@ pub trait Backend: Device {
     /// Causal attention inside documents: `out` (N, H*D), and `lse` (N, H) f32, natural log; see [`Attention`].
     fn attention_forward(&self, out: &mut Tensor<Self>, lse: &mut Tensor<Self>, x: Attention<'_, Self>) -> Result<()>;
 
+    /// [`Backend::attention_forward`] for whom rows before `first` are of no use: a device need not compute them. Here it does.
+    fn attention_forward_from(
+        &self,
+        out: &mut Tensor<Self>,
+        lse: &mut Tensor<Self>,
+        x: Attention<'_, Self>,
+        _first: usize,
+    ) -> Result<()> {
+        self.attention_forward(out, lse, x)
+    }
+
     /// Gradient of [`Backend::attention_forward`], whose results are `out` and `lse`, for `dout` (N, H*D). With `rope`, q and k were
     /// rotated before, and dq and dk are rotated back: before their one rounding where a device can, else after it.
     ///

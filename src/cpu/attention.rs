@@ -11,9 +11,12 @@ use super::{Cpu, attention_backward, attention_forward};
 use crate::backend::{Attention, AttentionGrads, Decode, Heads};
 use crate::tensor::Tensor;
 
+/// Elements of a row of values whose sums stay in registers while all keys go by.
+const PART: usize = 64;
+
 multiversion! {
-    /// One query against keys `first ..= last` of one head; rows of k and v lie `stride` apart. Gives lse.
-    fn attend[E: Elem](out: &mut [E], q: &[E], k: &[E], v: &[E], stride: usize, first: usize, last: usize, scale: f32) -> f32 {
+    /// One query against keys `first ..= last` of one head; rows of k and v lie `stride` apart.
+    fn attend[E: Elem](out: &mut [E], q: &[E], k: &[E], v: &[E], stride: usize, first: usize, last: usize, scale: f32) {
         let d = q.len();
         let mut scores = vec![0.0f32; last + 1 - first];
         let mut max = f32::NEG_INFINITY;
@@ -21,26 +24,32 @@ multiversion! {
             *s = dot::<I, E, E>(q, &k[j * stride..j * stride + d]) * scale;
             max = if *s > max || s.is_nan() { *s } else { max };
         }
-        let mut acc = vec![0.0f32; d];
-        let mut sum = 0.0;
-        for (s, j) in scores.iter().zip(first..) {
-            let p = exp::<I>(s - max);
-            sum += p;
-            for (acc, v) in acc.iter_mut().zip(&v[j * stride..j * stride + d]) {
-                *acc = I::fma(p, v.get(), *acc);
+        for s in &mut scores {
+            *s = exp::<I>(*s - max);
+        }
+        let sum: f32 = scores.iter().fold(0.0, |sum, p| sum + p);
+        for (part, out) in out.chunks_mut(PART).enumerate() {
+            let (at, wide) = (part * PART, out.len());
+            let mut acc = [0.0f32; PART];
+            for (&p, j) in scores.iter().zip(first..) {
+                let v = &v[j * stride + at..][..wide];
+                match <&[E; PART]>::try_from(v) {
+                    Ok(v) => acc.iter_mut().zip(v).for_each(|(acc, v)| *acc = I::fma(p, v.get(), *acc)),
+                    Err(_) => acc.iter_mut().zip(v).for_each(|(acc, v)| *acc = I::fma(p, v.get(), *acc)),
+                }
+            }
+            for (o, acc) in out.iter_mut().zip(&acc) {
+                *o = E::put(acc / sum);
             }
         }
-        for (o, acc) in out.iter_mut().zip(&acc) {
-            *o = E::put(acc / sum);
-        }
-        max + sum.ln()
     }
 }
 
-pub fn forward(dev: &Cpu, out: &mut Tensor<Cpu>, lse: &mut Tensor<Cpu>, x: Attention<'_, Cpu>) {
+/// Rows before `first` are computed only where they stand in a block with others.
+pub fn forward(dev: &Cpu, out: &mut Tensor<Cpu>, lse: &mut Tensor<Cpu>, x: Attention<'_, Cpu>, first: usize) {
     x.check("attention", &[("out", out)], lse);
     same_type!("attention", out, x.q, x.k, x.v; E => {
-        attention_forward::forward(dev, elems_mut::<E>(out), elems_mut(lse), Inputs::new(x));
+        attention_forward::forward(dev, elems_mut::<E>(out), elems_mut(lse), Inputs::new(x), first);
     });
 }
 

@@ -158,7 +158,7 @@ impl Pass {
             "the product fits its destination"
         );
         assert!(self.a_units(rows, k) <= a.len() && self.b_units(cols, k) <= b.len(), "the operands are packed");
-        let tile = Tile { target: Target::F32(c.as_mut_ptr()), stride, rows, cols, alpha, store };
+        let tile = Tile::new(Target::F32(c.as_mut_ptr()), stride, (rows, cols), alpha, store);
         // SAFETY: the destination and the panels are as large as needed (asserted above).
         unsafe { self.micro.block(a, b, units, tile) };
     }

@@ -74,7 +74,7 @@ struct Packed {
     v_at: usize,
 }
 
-pub fn forward<E: Elem>(dev: &Cpu, out: &mut [E], lse: &mut [f32], x: Inputs<'_, E>) {
+pub fn forward<E: Elem>(dev: &Cpu, out: &mut [E], lse: &mut [f32], x: Inputs<'_, E>, first: usize) {
     let Inputs { q, k, v, doc_start, heads, mask } = x;
     let pass = Pass::new::<E>(dev.level, heads, mask);
     let Heads { n_query, n_kv, head_dim: d } = heads;
@@ -98,6 +98,9 @@ pub fn forward<E: Elem>(dev: &Cpu, out: &mut [E], lse: &mut [f32], x: Inputs<'_,
         dev.pool.run(docs.len() * n_kv, &|task| {
             let (p, head) = (&docs[task / n_kv], task % n_kv);
             let len = p.doc.len;
+            if p.doc.start + len <= first {
+                return;
+            }
             // SAFETY: the keys of one document and head belong to one task.
             let dst = unsafe { packed_k.slice(head * k_units + p.k_at, pass.b_units(len, d)) };
             pass.pack_b(dst, HeadRows::new(k, n_kv * d, p.doc.start, head, d).rows(), 0, len, 0, d);
@@ -120,6 +123,7 @@ pub fn forward<E: Elem>(dev: &Cpu, out: &mut [E], lse: &mut [f32], x: Inputs<'_,
     // Late blocks see the most keys: they go first, so that the threads end together.
     let blocks: Vec<(usize, usize)> = (0..docs.len())
         .flat_map(|i| (0..docs[i].doc.len).step_by(pass.queries).rev().map(move |row| (i, row)))
+        .filter(|&(i, row)| docs[i].doc.start + docs[i].doc.len.min(row + pass.queries) > first)
         .collect();
     let (out, lse) = (SharedMut::new(out), SharedMut::new(lse));
     dev.pool.run(blocks.len() * n_query, &|task| {
@@ -215,5 +219,39 @@ fn multiply_values(pass: &Pass, sum: &mut [f32], rows: usize, p: &[u32], v: &[u3
     let panel = pass.b_units(1, packed);
     for (j, v) in (0..d).step_by(nr).zip(v.chunks(panel)) {
         pass.multiply(&mut sum[j..], d, rows, nr.min(d - j), p, v, n, 1.0, Store::Add);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Mask;
+    use crate::cpu::testing::{cpus, normal};
+
+    #[test]
+    fn rows_from_one_on_are_those_of_the_whole_and_earlier_blocks_are_left_alone() {
+        let heads = Heads { n_query: 4, n_kv: 2, head_dim: 8 };
+        let starts: Vec<i32> = [0; 70].into_iter().chain([70; 200]).collect();
+        let n = starts.len();
+        let [q, k, v] = [(1, 32), (2, 16), (3, 16)].map(|(seed, cols)| normal(seed, n * cols));
+        for dev in cpus() {
+            for window in [None, Some(40)] {
+                let x = Inputs { q: &q, k: &k, v: &v, doc_start: &starts, heads, mask: Mask { window } };
+                let run = |first| {
+                    let (mut out, mut lse) = (vec![7.0f32; n * 32], vec![7.0f32; n * 4]);
+                    forward(&dev, &mut out, &mut lse, x, first);
+                    (out, lse)
+                };
+                let (whole, name) = (run(0), dev.level().name());
+                for first in [0, 69, 70, 200, 269] {
+                    let part = run(first);
+                    assert!(part.0[first * 32..] == whole.0[first * 32..], "{name} from {first}");
+                    assert!(part.1[first * 4..] == whole.1[first * 4..], "{name} from {first}: lse");
+                    // A block has at most 64 queries.
+                    let earlier = first.saturating_sub(63) * 32;
+                    assert!(part.0[..earlier].iter().all(|&x| x == 7.0), "{name} from {first}: earlier rows");
+                }
+            }
+        }
     }
 }

@@ -33,7 +33,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn add_slice[Y: Elem, X: Elem](y: &mut [Y], x: &[X]) {
+    pub fn add_slice[Y: Elem, X: Elem](y: &mut [Y], x: &[X]) {
         for (y, x) in y.iter_mut().zip(x) {
             *y = Y::put(y.get() + x.get());
         }
@@ -143,7 +143,7 @@ pub fn bias_backward(dev: &Cpu, db: &mut Tensor<Cpu>, dy: &Tensor<Cpu>) {
 
 multiversion! {
     /// Rotates the heads of one row: `lo' = lo·cos - hi·sin`, `hi' = hi·cos + lo·sin`.
-    fn rope_row[E: Elem](x: &mut [E], cos: &[f32], sin: &[f32], sign: f32) {
+    pub fn rope_row[E: Elem](x: &mut [E], cos: &[f32], sin: &[f32], sign: f32) {
         let half = cos.len();
         for head in x.chunks_exact_mut(2 * half) {
             let (lo, hi) = head.split_at_mut(half);
@@ -174,7 +174,7 @@ pub fn rope(dev: &Cpu, x: &mut Tensor<Cpu>, by: Rope<'_, Cpu>, direction: Rotate
 }
 
 multiversion! {
-    fn swiglu_slice[E: Elem](out: &mut [E], gate: &[E], up: &[E]) {
+    pub fn swiglu_slice[E: Elem](out: &mut [E], gate: &[E], up: &[E]) {
         for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
             let g = g.get();
             *o = E::put(g * sigmoid::<I>(g) * u.get());

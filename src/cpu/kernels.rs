@@ -7,42 +7,15 @@
 pub mod amx;
 #[cfg(target_arch = "x86_64")]
 mod few;
+mod tile;
 
-use half::bf16;
-
-use super::elem::{Elem, View};
+use super::elem::View;
 use super::elementwise::piece;
 use super::level::Level;
-use super::pack::Unit;
+use super::pack::{Operand, Unit};
 
-/// What happens to a finished tile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Store {
-    /// `c = sum`.
-    Set,
-    /// `c += sum`.
-    Add,
-}
-
-/// Where a tile of C goes.
-#[derive(Clone, Copy)]
-pub enum Target {
-    /// f32 elements.
-    F32(*mut f32),
-    /// bf16 elements.
-    Bf16(*mut bf16),
-}
-
-/// A tile of C: its first element, the distance between rows, how much of it exists, and what to do with the sum.
-#[derive(Clone, Copy)]
-pub struct Tile {
-    pub target: Target,
-    pub stride: usize,
-    pub rows: usize,
-    pub cols: usize,
-    pub alpha: f32,
-    pub store: Store,
-}
+use tile::store_rows;
+pub use tile::{Store, Target, Tile};
 
 /// `tile = or += alpha · panel of A · panel of B`. Safe where `a` points to `units · mr` and `b` to `units · nr` units, the tile's
 /// `rows <= mr` and `cols <= nr` elements may be read and written, and the processor has the level.
@@ -72,6 +45,14 @@ enum Code {
     /// AMX: whole blocks, see [`amx::block`](amx::block).
     #[cfg(target_arch = "x86_64")]
     Tiles,
+}
+
+/// A few rows of A as pairs of bf16: units of a row lie `unit_stride` apart, rows `row_stride` elements of bf16.
+#[derive(Clone, Copy)]
+pub struct FewRows<'a> {
+    pub data: &'a [half::bf16],
+    pub unit_stride: usize,
+    pub row_stride: usize,
 }
 
 /// Units of A in a block (256 KiB) where the L2 cache has 512 KiB or 1 MiB.
@@ -127,20 +108,36 @@ impl Micro {
         }
     }
 
-    /// `tile = or += alpha · A · Bᵀ` for a few rows of A in a panel, from rows of B as they stand in memory, `stride` apart. False where
-    /// there is no code for it: then nothing was done.
+    /// Rows of A at most that [`Micro::few_rows`] multiplies with such a B; none where it has no code for it.
+    pub fn few(&self, b: Operand<'_>) -> usize {
+        match (b.data, self.b) {
+            #[cfg(target_arch = "x86_64")]
+            (View::Bf16(_), Unit::Pair) if b.k_stride == 1 => few::ROWS,
+            _ => 0,
+        }
+    }
+
+    /// `tile = or += alpha · A · Bᵀ` for a few rows of A, from rows of B as they stand in memory, so far apart: those of the tile's columns, at
+    /// steps `k0 ..`. Meanwhile the rows that are read `next` are asked for. Where [`Micro::few`] says that there is code for it.
     ///
     /// # Safety
     /// The tile's elements may be read and written, and the processor has the level this was made for.
-    pub unsafe fn few_rows(&self, a: &[u32], b: View<'_>, stride: usize, k: usize, tile: Tile) -> bool {
+    pub unsafe fn few_rows(
+        &self,
+        a: FewRows<'_>,
+        (b, stride): (&[half::bf16], usize),
+        (k0, k): (usize, usize),
+        tile: Tile,
+        next: &[half::bf16],
+    ) {
+        assert!(self.b == Unit::Pair, "panels of pairs are those of AVX-512 with bf16");
+        // SAFETY: the caller's promise; the level has the instructions (asserted above).
         #[cfg(target_arch = "x86_64")]
-        if let (View::Bf16(b), Unit::Pair, 1..=few::ROWS, 1..) = (b, self.b, tile.rows, k) {
-            // SAFETY: panels of pairs are those of AVX-512 with bf16; the caller's promise for the tile.
-            unsafe { few::multiply(a, self.mr, b, stride, k, tile) };
-            return true;
+        unsafe {
+            few::multiply(a, &b[k0..], stride, k, tile, next);
         }
-        let _ = (a, b, stride, k, tile);
-        false
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (a, b, stride, k0, k, tile, next);
     }
 
     /// `tile = or += alpha · A · B` from panels of `units` units, on this thread.
@@ -202,66 +199,6 @@ fn ask(memory: &[u32]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = memory;
-}
-
-impl Tile {
-    /// Asks for the tile's lines before its sums are there: rows of C far apart are streams that no processor follows.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    pub fn ask(&self) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        for r in 0..self.rows {
-            let row: *const i8 = match self.target {
-                Target::F32(c) => c.wrapping_add(r * self.stride).cast(),
-                Target::Bf16(c) => c.wrapping_add(r * self.stride).cast(),
-            };
-            // SAFETY: a prefetch of any address does nothing but move data between caches.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(row);
-                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64));
-            }
-        }
-    }
-
-    /// The part of the tile from (i, j), at most `rows` x `cols` of it.
-    ///
-    /// # Safety
-    /// (i, j) lies inside the tile.
-    pub unsafe fn part(self, i: usize, j: usize, rows: usize, cols: usize) -> Tile {
-        // SAFETY: the caller's promise.
-        let target = unsafe {
-            match self.target {
-                Target::F32(c) => Target::F32(c.add(i * self.stride + j)),
-                Target::Bf16(c) => Target::Bf16(c.add(i * self.stride + j)),
-            }
-        };
-        Tile { target, rows: rows.min(self.rows - i), cols: cols.min(self.cols - j), ..self }
-    }
-}
-
-/// Stores a tile that stands in memory as rows of `width`.
-///
-/// # Safety
-/// As [`Kernel`].
-#[inline(always)]
-unsafe fn store_rows(acc: &[f32], width: usize, t: Tile) {
-    for (r, row) in acc.chunks_exact(width).take(t.rows).enumerate() {
-        // SAFETY: row r of the tile exists and has `cols` elements.
-        unsafe {
-            match t.target {
-                Target::F32(c) => store_row(row, std::slice::from_raw_parts_mut(c.add(r * t.stride), t.cols), t),
-                Target::Bf16(c) => store_row(row, std::slice::from_raw_parts_mut(c.add(r * t.stride), t.cols), t),
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn store_row<E: Elem>(row: &[f32], c: &mut [E], t: Tile) {
-    match t.store {
-        Store::Set => c.iter_mut().zip(row).for_each(|(c, x)| *c = E::put(x * t.alpha)),
-        Store::Add => c.iter_mut().zip(row).for_each(|(c, x)| *c = E::put(c.get() + x * t.alpha)),
-    }
 }
 
 mod portable {
@@ -487,23 +424,40 @@ mod avx512 {
         let have = t.cols.saturating_sub(col).min(16);
         let mask = ((1u32 << have) - 1) as u16;
         let mut x = _mm512_mul_ps(sum, _mm512_set1_ps(t.alpha));
-        // SAFETY: the mask covers the `have` columns that exist.
+        let at = r * t.stride + col;
+        // SAFETY: the mask covers the `have` columns that exist, of C, of what is added to and of the bias.
         unsafe {
-            match t.target {
-                Target::F32(c) => {
-                    let c = c.add(r * t.stride + col);
-                    if t.store == Store::Add {
-                        x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, c));
-                    }
-                    _mm512_mask_storeu_ps(c, mask, x);
+            if t.store == Store::Add {
+                x = _mm512_add_ps(x, load_vector(t.onto.unwrap_or(t.target).at(at), mask));
+            }
+            if let Some(bias) = t.bias {
+                // The sum is rounded before a bias is added, as if it had been stored.
+                if let Target::Bf16(_) = t.target {
+                    x = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(round_bf16(x)));
                 }
-                Target::Bf16(c) => {
-                    let c = c.add(r * t.stride + col).cast::<i16>();
-                    if t.store == Store::Add {
-                        let old = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, c));
-                        x = _mm512_add_ps(x, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(old)));
-                    }
-                    _mm256_mask_storeu_epi16(c, mask, _mm512_cvtepi32_epi16(round_bf16(x)));
+                x = _mm512_add_ps(x, load_vector(bias.at(col), mask));
+            }
+            match t.target.at(at) {
+                Target::F32(c) => _mm512_mask_storeu_ps(c, mask, x),
+                Target::Bf16(c) => _mm256_mask_storeu_epi16(c.cast(), mask, _mm512_cvtepi32_epi16(round_bf16(x))),
+            }
+        }
+    }
+
+    /// The elements under the mask, widened.
+    ///
+    /// # Safety
+    /// They may be read.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn load_vector(p: Target, mask: u16) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match p {
+                Target::F32(p) => _mm512_maskz_loadu_ps(mask, p),
+                Target::Bf16(p) => {
+                    let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p.cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
                 }
             }
         }

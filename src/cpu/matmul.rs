@@ -7,19 +7,26 @@
 //! ```
 //! The cut along k depends on k alone, and a sum over several slabs is finished before it reaches C: an element is the same
 //! chain of sums whatever M, N and the number of threads. Goto & van de Geijn 2008, "Anatomy of high-performance matrix
-//! multiplication", for the scheme.
+//! multiplication", for the scheme. Products that read one A are a group: A is packed once. Where A is small or stays in the L2 cache,
+//! another scheme serves: `by_panels`.
+
+mod by_panels;
+
+use std::ops::Range;
 
 use super::Cpu;
 use super::buffer::{Grow, ViewMut, view, view_mut};
-use super::elem::Elem;
+use super::elem::{Elem, View};
+use super::elementwise::add_slice;
 use super::kept::Weight;
 use super::kernels::{Micro, Store, Target, Tile};
-use super::level::multiversion;
-use super::pack::{Operand, pack_panel};
+use super::level::{Level, multiversion};
+use super::pack::Operand;
 use super::slabs::{k_steps, pack_slab};
 use super::threads::{Pool, SharedMut};
 use crate::backend::{MatMul, Write};
 use crate::tensor::{DType, Tensor};
+use by_panels::by_panels;
 
 /// Units of a packed slab (4 MiB): it stays in the L3 cache until it is used.
 const SLAB_UNITS: usize = 1 << 20;
@@ -28,7 +35,7 @@ const SLAB_UNITS: usize = 1 << 20;
 const RESIDENT_UNITS: usize = 3 << 16;
 
 /// Rows up to which nothing is gained by packing B for others to read: what there is to do is to read it.
-const FEW_ROWS: usize = 64;
+pub const FEW_ROWS: usize = 64;
 
 /// Memory kept between operations; grows to what the largest one needs.
 #[derive(Default)]
@@ -47,6 +54,45 @@ pub struct Scratch {
 pub enum Dest<'a> {
     F32(&'a mut [f32]),
     Bf16(&'a mut [half::bf16]),
+}
+
+/// C as tasks share it, each with elements of its own.
+#[derive(Clone, Copy)]
+pub enum Shared {
+    F32(SharedMut<f32>),
+    Bf16(SharedMut<half::bf16>),
+}
+
+impl Shared {
+    /// All of C. What points to it is no longer than the slice: whoever makes one sees to that.
+    pub fn new(c: Dest<'_>) -> Self {
+        match c {
+            Dest::F32(c) => Shared::F32(SharedMut::new(c)),
+            Dest::Bf16(c) => Shared::Bf16(SharedMut::new(c)),
+        }
+    }
+
+    /// The element at `at`.
+    ///
+    /// # Safety
+    /// `at` lies inside C.
+    unsafe fn place(self, at: usize) -> Target {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Shared::F32(c) => Target::F32(c.get().add(at)),
+                Shared::Bf16(c) => Target::Bf16(c.get().add(at)),
+            }
+        }
+    }
+}
+
+/// Elements that are only read, as a tile takes them.
+fn read_only(x: View<'_>) -> Target {
+    match x {
+        View::F32(x) => Target::F32(x.as_ptr().cast_mut()),
+        View::Bf16(x) => Target::Bf16(x.as_ptr().cast_mut()),
+    }
 }
 
 /// Shape of a product: C (m, n), k steps.
@@ -69,19 +115,28 @@ pub fn matmul(dev: &Cpu, c: &mut Tensor<Cpu>, a: &Tensor<Cpu>, b: &Tensor<Cpu>, 
     // A sum is the first that is added to these zeros: nobody has to write them.
     let added_to_zeros = write == Write::Add && c.buf.overwrites_zeros(c.len() * c.dtype().bytes());
     let write = if added_to_zeros { Write::Set } else { write };
-    let c = match view_mut(c) {
-        ViewMut::F32(c) => Dest::F32(c),
-        ViewMut::Bf16(c) => Dest::Bf16(c),
-    };
+    let c = dest(c);
     let mut scratch = dev.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     product(dev, &mut scratch, c, Product { a, b, shape: Shape { m, n, k }, bf16, alpha, write });
 }
 
+/// A tensor as C.
+pub fn dest(c: &mut Tensor<Cpu>) -> Dest<'_> {
+    match view_mut(c) {
+        ViewMut::F32(c) => Dest::F32(c),
+        ViewMut::Bf16(c) => Dest::Bf16(c),
+    }
+}
+
 multiversion! {
-    fn finish[E: Elem](c: &mut [E], sum: &[f32], alpha: f32, write: Write) {
-        match write {
-            Write::Set => c.iter_mut().zip(sum).for_each(|(c, s)| *c = E::put(s * alpha)),
-            Write::Add => c.iter_mut().zip(sum).for_each(|(c, s)| *c = E::put(c.get() + s * alpha)),
+    /// A row of sums that were formed apart reaches C.
+    fn finish[E: Elem](c: &mut [E], onto: Option<&[E]>, sum: &[f32], alpha: f32, write: Write) {
+        match (write, onto) {
+            (Write::Set, _) => c.iter_mut().zip(sum).for_each(|(c, s)| *c = E::put(s * alpha)),
+            (Write::Add, None) => c.iter_mut().zip(sum).for_each(|(c, s)| *c = E::put(c.get() + s * alpha)),
+            (Write::Add, Some(onto)) => {
+                c.iter_mut().zip(onto).zip(sum).for_each(|((c, o), s)| *c = E::put(o.get() + s * alpha));
+            }
         }
     }
 }
@@ -101,165 +156,186 @@ pub struct Product<'a> {
 /// `c = or += alpha · A · B`; C is dense.
 pub fn product(dev: &Cpu, scratch: &mut Scratch, c: Dest<'_>, p: Product<'_>) {
     let Product { a, b, shape: Shape { m, n, k }, bf16, alpha, write } = p;
-    if m == 0 || n == 0 {
+    let to = Member { c: Shared::new(c), b, n, alpha, write, onto: None, bias: None, then: None };
+    products(dev, scratch, Left { a, m, k, bf16 }, &[to]);
+}
+
+/// What the products of a group share.
+#[derive(Clone, Copy)]
+pub struct Left<'a> {
+    pub a: Operand<'a>,
+    pub m: usize,
+    pub k: usize,
+    /// As in [`Product`].
+    pub bf16: bool,
+}
+
+/// A product of a group that reads one A: `c = alpha · A · B`, added to what is there or to `onto`; then `+ bias`, after a rounding of its
+/// own; then what `then` makes of it.
+#[derive(Clone, Copy)]
+pub struct Member<'a> {
+    /// (m, n), dense; no other member has the same.
+    pub c: Shared,
+    pub b: Weight<'a>,
+    pub n: usize,
+    pub alpha: f32,
+    pub write: Write,
+    /// (m, n) of C's type, for [`Write::Add`].
+    pub onto: Option<View<'a>>,
+    /// (1, n).
+    pub bias: Option<View<'a>>,
+    pub then: Option<Then<'a>>,
+}
+
+/// What is done with finished parts of C while they are in the caches.
+#[derive(Clone, Copy)]
+pub struct Then<'a> {
+    /// A part has whole groups of so many columns; the last one may be shorter.
+    pub columns: usize,
+    /// Of row i and these columns. Members that stand before this one in the group and have as many columns have finished theirs there.
+    pub of: &'a (dyn Fn(usize, Range<usize>) + Sync),
+}
+
+impl Member<'_> {
+    /// The tile that begins at (i, j) of C.
+    ///
+    /// # Safety
+    /// (i, j) lies inside C.
+    pub unsafe fn tile(&self, i: usize, j: usize, size: (usize, usize)) -> Tile {
+        let store = if self.write == Write::Set { Store::Set } else { Store::Add };
+        let at = i * self.n + j;
+        // SAFETY: the caller's promise; `products` has seen that what is added has C's shape.
+        unsafe {
+            let onto = self.onto.map(|x| read_only(x).at(at));
+            let bias = self.bias.map(|x| read_only(x).at(j));
+            Tile { onto, bias, ..Tile::new(self.c.place(at), self.n, size, self.alpha, store) }
+        }
+    }
+
+    /// Stores a row of sums from (i, j) on.
+    ///
+    /// # Safety
+    /// They lie inside C, and no other task uses them meanwhile.
+    pub unsafe fn finish(&self, level: Level, i: usize, j: usize, sum: &[f32]) {
+        let (at, len) = (i * self.n + j, sum.len());
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (self.c, self.onto.map(|x| x.from(at))) {
+                (Shared::F32(c), Some(View::F32(x))) => self.row(level, j, c.slice(at, len), Some(&x[..len]), sum),
+                (Shared::F32(c), _) => self.row(level, j, c.slice(at, len), None, sum),
+                (Shared::Bf16(c), Some(View::Bf16(x))) => self.row(level, j, c.slice(at, len), Some(&x[..len]), sum),
+                (Shared::Bf16(c), _) => self.row(level, j, c.slice(at, len), None, sum),
+            }
+        }
+    }
+
+    fn row<E: Elem>(&self, level: Level, j: usize, c: &mut [E], onto: Option<&[E]>, sum: &[f32]) {
+        finish(level, c, onto, sum, self.alpha, self.write);
+        match self.bias.map(|b| b.from(j)) {
+            None => {}
+            Some(View::F32(b)) => add_slice(level, c, &b[..sum.len()]),
+            Some(View::Bf16(b)) => add_slice(level, c, &b[..sum.len()]),
+        }
+    }
+
+    /// Columns of a part of C: a multiple of `width` and of what is done together.
+    pub fn together(&self, width: usize) -> usize {
+        let of = self.then.map_or(1, |then| then.columns);
+        (1..=width).find(|i| (i * of).is_multiple_of(width)).map_or(width, |i| i * of)
+    }
+
+    pub fn then(&self, rows: Range<usize>, columns: Range<usize>) {
+        if let Some(then) = self.then {
+            rows.for_each(|i| (then.of)(i, columns.clone()));
+        }
+    }
+}
+
+/// All products of a group.
+pub fn products(dev: &Cpu, scratch: &mut Scratch, left: Left<'_>, group: &[Member<'_>]) {
+    let Left { m, k, bf16, .. } = left;
+    let len = |x: View<'_>| match x {
+        View::F32(x) => x.len(),
+        View::Bf16(x) => x.len(),
+    };
+    for to in group {
+        assert!(to.onto.is_none_or(|x| len(x) >= m * to.n && same_type(to.c, x)), "what is added is as C");
+        assert!(to.bias.is_none_or(|x| len(x) >= to.n), "a bias has a value for each column");
+    }
+    if m == 0 || group.iter().all(|to| to.n == 0) {
         return;
     }
     let micro = Micro::new(dev.level, bf16);
     let k_steps = k_steps(micro.b);
     let units = micro.units(k.min(k_steps)).max(1);
-    let slab = |width: usize| (SLAB_UNITS / units / width).max(1) * width;
-    let (ms, ns) = (slab(micro.mr).min(m), slab(micro.nr).min(n));
-    let store = if write == Write::Set { Store::Set } else { Store::Add };
-    let (c_f32, c_bf16) = match c {
-        Dest::F32(c) => (Some(SharedMut::new(c)), None),
-        Dest::Bf16(c) => (None, Some(SharedMut::new(c))),
-    };
-    let several = k > k_steps;
-    let resident = m.next_multiple_of(micro.mr) * units <= RESIDENT_UNITS && n.div_ceil(micro.nr) >= 4 * dev.threads();
-    if m <= FEW_ROWS || resident && !several {
-        return by_panels(dev, scratch, &micro, k_steps, (c_f32, c_bf16), p);
+    let panels: usize = group.iter().map(|to| to.n.div_ceil(micro.nr)).sum();
+    let resident = m.next_multiple_of(micro.mr) * units <= RESIDENT_UNITS && panels >= 4 * dev.threads();
+    if m <= FEW_ROWS || resident && k <= k_steps {
+        return by_panels(dev, scratch, &micro, k_steps, left, group);
     }
+    for (i, to) in group.iter().enumerate().filter(|(_, to)| to.n > 0) {
+        by_slabs(dev, scratch, &micro, k_steps, left, to, i > 0);
+    }
+}
+
+fn same_type(c: Shared, x: View<'_>) -> bool {
+    matches!((c, x), (Shared::F32(_), View::F32(_)) | (Shared::Bf16(_), View::Bf16(_)))
+}
+
+/// One product whose operands are packed slab by slab. Where A is a single slab it is there already if another of the group was before.
+fn by_slabs(
+    dev: &Cpu,
+    scratch: &mut Scratch,
+    micro: &Micro,
+    k_steps: usize,
+    left: Left<'_>,
+    to: &Member<'_>,
+    another: bool,
+) {
+    let (Left { a, m, k, .. }, &Member { b, n, .. }) = (left, to);
+    let units = micro.units(k.min(k_steps)).max(1);
+    let slab = |width: usize| (SLAB_UNITS / units / width).max(1) * width;
+    let together = to.together(micro.nr);
+    let (ms, ns) = (slab(micro.mr).min(m), slab(together).min(n));
+    let several = k > k_steps;
     let packed_a = scratch.a.elems::<u32>(ms.next_multiple_of(micro.mr) * units);
     let packed_b = scratch.b.elems::<u32>(if b.kept.is_some() { 0 } else { ns.next_multiple_of(micro.nr) * units });
     let sum = scratch.sum.elems::<f32>(if several { ms * ns } else { 0 });
-    let one_b = !several;
     for j0 in (0..n).step_by(ns) {
         let nj = ns.min(n - j0);
         for i0 in (0..m).step_by(ms) {
             let mi = ms.min(m - i0);
             for k0 in (0..k.max(1)).step_by(k_steps) {
                 let kk = k_steps.min(k - k0);
-                if !(one_b && i0 > 0 || b.kept.is_some()) {
+                if !(!several && i0 > 0 || b.kept.is_some()) {
                     pack_slab(dev, packed_b, (micro.b, micro.nr), b.rows, (j0, nj), (k0, kk));
                 }
                 let b = b.kept.map_or(&*packed_b, |kept| kept.panels(j0, k0));
-                if !(m <= ms && !several && j0 > 0) {
+                if !(m <= ms && !several && (j0 > 0 || another)) {
                     pack_slab(dev, packed_a, (micro.a, micro.mr), a, (i0, mi), (k0, kk));
                 }
-                let panels = Panels { micro, a: packed_a, b, units: micro.units(kk) };
-                let tile = if several {
+                let panels = Panels { micro: *micro, a: packed_a, b, units: micro.units(kk), together };
+                if several {
                     let store = if k0 == 0 { Store::Set } else { Store::Add };
-                    Tile { target: Target::F32(sum.as_mut_ptr()), stride: nj, rows: mi, cols: nj, alpha: 1.0, store }
+                    let tile = Tile::new(Target::F32(sum.as_mut_ptr()), nj, (mi, nj), 1.0, store);
+                    // SAFETY: the tile is the sums, which nothing else uses meanwhile.
+                    unsafe { tiles(&dev.pool, &panels, tile, &|_, _| {}) };
                 } else {
-                    // SAFETY: (i0, j0) lies inside C.
-                    let target = unsafe { place(c_f32, c_bf16, i0 * n + j0) };
-                    Tile { target, stride: n, rows: mi, cols: nj, alpha, store }
-                };
-                // SAFETY: the tile lies inside `sum` or C, which nothing else uses meanwhile.
-                unsafe { tiles(&dev.pool, &panels, tile) };
+                    let then = |rows: Range<usize>, columns: Range<usize>| {
+                        to.then(i0 + rows.start..i0 + rows.end, j0 + columns.start..j0 + columns.end);
+                    };
+                    // SAFETY: the tile lies inside C, which nothing else uses meanwhile.
+                    unsafe { tiles(&dev.pool, &panels, to.tile(i0, j0, (mi, nj)), &then) };
+                }
             }
             if several {
                 let sum = &sum[..mi * nj];
                 dev.pool.run(mi, &|i| {
-                    let row = &sum[i * nj..(i + 1) * nj];
-                    let at = (i0 + i) * n + j0;
                     // SAFETY: row i of this slab of C belongs to this task alone.
-                    unsafe {
-                        match (c_f32, c_bf16) {
-                            (Some(c), _) => finish(dev.level, c.slice(at, nj), row, alpha, write),
-                            (_, Some(c)) => finish(dev.level, c.slice(at, nj), row, alpha, write),
-                            (None, None) => unreachable!("C has a type"),
-                        }
-                    }
+                    unsafe { to.finish(dev.level, i0 + i, j0, &sum[i * nj..(i + 1) * nj]) };
+                    to.then(i0 + i..i0 + i + 1, j0..j0 + nj);
                 });
             }
-        }
-    }
-}
-
-thread_local! {
-    /// A panel of B and sums, of the task that a thread runs.
-    static PANEL: std::cell::RefCell<[Grow; 2]> = std::cell::RefCell::default();
-}
-
-/// A product whose A stays in the L2 cache, or has few rows: each task packs panels of B for itself and uses them at once, so that
-/// B is read once and packed panels never leave the caches.
-fn by_panels(
-    dev: &Cpu,
-    scratch: &mut Scratch,
-    micro: &Micro,
-    k_steps: usize,
-    (c_f32, c_bf16): (Option<SharedMut<f32>>, Option<SharedMut<half::bf16>>),
-    p: Product<'_>,
-) {
-    let Product { a, b, shape: Shape { m, n, k }, alpha, write, .. } = p;
-    let Micro { mr, nr, .. } = *micro;
-    let starts: Vec<usize> = (0..k.max(1)).step_by(k_steps).collect();
-    // Slabs of k one after the other; all but the last are full.
-    let slab = m.next_multiple_of(mr) * micro.units(k_steps.min(k));
-    let packed_a = scratch.a.elems::<u32>(slab * starts.len());
-    for (&k0, slab) in starts.iter().zip(packed_a.chunks_mut(slab.max(1))) {
-        pack_slab(dev, slab, (micro.a, mr), a, (0, m), (k0, k_steps.min(k - k0)));
-    }
-    let packed_a = &*packed_a;
-    let panels = n.div_ceil(nr);
-    let per_task = panels.div_ceil(8 * dev.threads()).min(8);
-    let several = starts.len() > 1;
-    let store = if write == Write::Set { Store::Set } else { Store::Add };
-    dev.pool.run(panels.div_ceil(per_task), &|task| {
-        PANEL.with_borrow_mut(|[panel, sum]| {
-            let own = panel.elems::<u32>(if b.kept.is_some() { 0 } else { nr * micro.units(k_steps.min(k)) });
-            let sum = sum.elems::<f32>(if several { m * nr } else { 0 });
-            for j in (task * per_task..(task + 1) * per_task).map(|j| j * nr).take_while(|&j| j < n) {
-                let cols = nr.min(n - j);
-                for &k0 in &starts {
-                    let steps = k_steps.min(k - k0);
-                    let units = micro.units(steps);
-                    let tile = if several {
-                        let store = if k0 == 0 { Store::Set } else { Store::Add };
-                        Tile { target: Target::F32(sum.as_mut_ptr()), stride: nr, rows: m, cols, alpha: 1.0, store }
-                    } else {
-                        // SAFETY: column j lies inside C.
-                        let target = unsafe { place(c_f32, c_bf16, j) };
-                        Tile { target, stride: n, rows: m, cols, alpha, store }
-                    };
-                    let a = &packed_a[k0.div_ceil(k_steps) * slab..];
-                    let panel = match b.kept {
-                        Some(kept) => kept.panels(j, k0),
-                        None => {
-                            let b = b.rows;
-                            let rows = b.data.from(j * b.major_stride + k0 * b.k_stride);
-                            // SAFETY: these columns of C, or the sums, belong to this task.
-                            if b.k_stride == 1 && unsafe { micro.few_rows(a, rows, b.major_stride, steps, tile) } {
-                                continue;
-                            }
-                            pack_panel(dev.level, own, micro.b, nr, b, j, cols, k0, steps);
-                            &*own
-                        }
-                    };
-                    assert!(m.next_multiple_of(mr) * units <= a.len() && nr * units <= panel.len(), "packed operands");
-                    // What is read next lies right behind.
-                    let next = if b.kept.is_some() { panel.get(nr * units..).unwrap_or(&[]) } else { &[] };
-                    // SAFETY: the panels hold the tile (asserted above); these columns of C belong to this task, and the sums do.
-                    unsafe { micro.block_before(a, panel, units, tile, &next[..next.len().min(nr * units)]) };
-                }
-                for (i, sum) in sum.chunks_exact(nr).enumerate() {
-                    let at = i * n + j;
-                    // SAFETY: these columns of C belong to this task.
-                    unsafe {
-                        match (c_f32, c_bf16) {
-                            (Some(c), _) => finish(dev.level, c.slice(at, cols), &sum[..cols], alpha, write),
-                            (_, Some(c)) => finish(dev.level, c.slice(at, cols), &sum[..cols], alpha, write),
-                            (None, None) => unreachable!("C has a type"),
-                        }
-                    }
-                }
-            }
-        });
-    });
-}
-
-/// The element of C at `at`.
-///
-/// # Safety
-/// `at` lies inside C.
-unsafe fn place(c_f32: Option<SharedMut<f32>>, c_bf16: Option<SharedMut<half::bf16>>, at: usize) -> Target {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match (c_f32, c_bf16) {
-            (Some(c), _) => Target::F32(c.get().add(at)),
-            (_, Some(c)) => Target::Bf16(c.get().add(at)),
-            (None, None) => unreachable!("C has a type"),
         }
     }
 }
@@ -270,6 +346,8 @@ struct Panels<'a> {
     a: &'a [u32],
     b: &'a [u32],
     units: usize,
+    /// Tasks have whole groups of so many columns.
+    together: usize,
 }
 
 /// A tile that tasks share; each writes a part of its own.
@@ -285,11 +363,11 @@ impl SharedTile {
     }
 }
 
-/// Computes a tile of any size from packed slabs, in parallel.
+/// Computes a tile of any size from packed slabs, in parallel; calls `then` with the rows and columns of each part that is finished.
 ///
 /// # Safety
 /// The tile's elements may be read and written, and nothing else uses them meanwhile.
-unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile) {
+unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile, then: &(dyn Fn(Range<usize>, Range<usize>) + Sync)) {
     let Micro { mr, nr, .. } = p.micro;
     let (mi, nj) = (tile.rows.div_ceil(mr), tile.cols.div_ceil(nr));
     assert!(mi * mr * p.units <= p.a.len() && nj * nr * p.units <= p.b.len(), "packed slabs hold the tile");
@@ -300,15 +378,18 @@ unsafe fn tiles(pool: &Pool, p: &Panels<'_>, tile: Tile) {
     while mi.div_ceil(per_i) * nj.div_ceil(per_j) < enough && (per_i > 2 || per_j > 2) {
         if per_i > per_j { per_i = per_i.div_ceil(2) } else { per_j = per_j.div_ceil(2) }
     }
+    per_j = per_j.next_multiple_of(p.together / nr);
     let (ti, tj) = (mi.div_ceil(per_i), nj.div_ceil(per_j));
     let shared = SharedTile(tile);
     pool.run(ti * tj, &|task| {
         let (i0, j0) = (task / tj * per_i, task % tj * per_j);
         // SAFETY: the panels hold `units` rows (asserted above); tasks write different parts of the tile.
-        unsafe {
+        let part = unsafe {
             let part = shared.get().part(i0 * mr, j0 * nr, per_i * mr, per_j * nr);
             p.micro.block(&p.a[i0 * mr * p.units..], &p.b[j0 * nr * p.units..], p.units, part);
-        }
+            part
+        };
+        then(i0 * mr..i0 * mr + part.rows, j0 * nr..j0 * nr + part.cols);
     });
 }
 

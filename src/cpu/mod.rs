@@ -21,6 +21,7 @@ mod optim;
 mod pack;
 mod pages;
 mod peak;
+mod project;
 mod slabs;
 mod threads;
 #[cfg(target_arch = "x86_64")]
@@ -35,7 +36,7 @@ use std::sync::Mutex;
 
 use crate::backend::{
     AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, Footprint, HeadGrads, HeadLoss,
-    HostStats, MatMul, Norm, Rope, Rotate, Swiglu, Write,
+    HostStats, MatMul, Norm, ProjectScratch, Projected, Projection, Rope, Rotate, Swiglu, Write,
 };
 use crate::batch::Batch;
 use crate::ensure;
@@ -214,11 +215,17 @@ impl Backend for Cpu {
         scatter_rows(dst: &mut Tensor<Self>, src: &Tensor<Self>, rows: &Tensor<Self>) = embedding::scatter_rows;
         embedding_backward(dw: &mut Tensor<Self>, dout: &Tensor<Self>, batch: &Batch<Self>, first_row: usize) = embedding::backward;
         rope(x: &mut Tensor<Self>, by: Rope<'_, Self>, direction: Rotate) = elementwise::rope;
-        attention_forward(out: &mut Tensor<Self>, lse: &mut Tensor<Self>, x: Attention<'_, Self>) = attention::forward;
+        attention_forward_from(
+            out: &mut Tensor<Self>, lse: &mut Tensor<Self>, x: Attention<'_, Self>, first: usize
+        ) = attention::forward;
         attention_decode(out: &mut Tensor<Self>, x: Decode<'_, Self>) = attention::decode;
         swiglu_forward(out: &mut Tensor<Self>, x: Swiglu<'_, Self>) = elementwise::swiglu_forward;
         swiglu_backward(gate: &mut Tensor<Self>, up: &mut Tensor<Self>, dact: &mut Tensor<Self>) = elementwise::swiglu_backward;
         dropout(dst: &mut Tensor<Self>, src: &Tensor<Self>, dropout: Dropout) = elementwise::dropout;
+    }
+
+    fn attention_forward(&self, out: &mut Tensor<Self>, lse: &mut Tensor<Self>, x: Attention<'_, Self>) -> Result<()> {
+        self.attention_forward_from(out, lse, x, 0)
     }
 
     fn attention_backward(
@@ -233,6 +240,39 @@ impl Backend for Cpu {
         let AttentionGrads { dq, dk, dv } = dx;
         attention::backward(self, AttentionGrads { dq, dk, dv }, dout, out, lse, x);
         rope.map_or(Ok(()), |rope| [dq, dk].into_iter().try_for_each(|dx| self.rope(dx, rope, Rotate::Inverse)))
+    }
+
+    fn project(
+        &self,
+        to: &mut [Projected<'_, Self>],
+        x: &Tensor<Self>,
+        by: &[Projection<'_, Self>],
+        residual: Option<&Tensor<Self>>,
+        s: &mut ProjectScratch<Self>,
+    ) -> Result<()> {
+        project::project(self, to, x, by, residual, s)
+    }
+
+    fn project_qkv(
+        &self,
+        to: &mut [Projected<'_, Self>; 3],
+        x: &Tensor<Self>,
+        by: &[Projection<'_, Self>; 3],
+        rope: Option<Rope<'_, Self>>,
+        s: &mut ProjectScratch<Self>,
+    ) -> Result<()> {
+        project::project_qkv(self, to, x, by, rope, s)
+    }
+
+    fn project_gate_up(
+        &self,
+        act: &mut Tensor<Self>,
+        to: &mut [Projected<'_, Self>; 2],
+        x: &Tensor<Self>,
+        by: &[Projection<'_, Self>; 2],
+        s: &mut ProjectScratch<Self>,
+    ) -> Result<()> {
+        project::project_gate_up(self, act, to, x, by, s)
     }
 
     fn linear_cross_entropy(

@@ -154,7 +154,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Has the only sequence hold its first `keep` tokens and then `rest`; gives the logits of what follows, (V). Only the rows of `rest` are
-    /// computed; attention alone goes over all rows, whose keys and values are in the cache.
+    /// computed, against all keys and values, which are in the cache.
     ///
     /// # Errors
     /// If the device has not enough memory or refuses a launch.
@@ -199,7 +199,7 @@ impl<B: Backend> Decoder<B> {
                 heads: pass.c.heads,
                 mask: pass.c.mask(),
             };
-            let attended = dev.attention_forward(&mut whole.out, &mut whole.lse, of);
+            let attended = dev.attention_forward_from(&mut whole.out, &mut whole.lse, of, keep);
             [keys, values].into_iter().for_each(|t| t.set_rows(self.capacity));
             attended?;
             dev.gather_rows(&mut a.out, &whole.out, &self.rows)?;
