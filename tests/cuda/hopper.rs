@@ -3,13 +3,17 @@
 
 use std::process::Command;
 
-use ringtune::backend::{Backend, Write};
-use ringtune::cuda::matmul_sm90::{CC, Cluster, Columns};
+use ringtune::backend::{Backend, MatMul, Write};
+use ringtune::cuda::kernels::Kernel;
+use ringtune::cuda::matmul_sm90::{self, CC, Cluster, Columns};
 use ringtune::cuda::tiles::Tile;
-use ringtune::cuda::{Cuda, Properties};
+use ringtune::cuda::{Cuda, Properties, project_sm90};
 use ringtune::tensor::{DType, Device};
 
 use crate::close::{assert_same, normal, tensor, values};
+use crate::offsets::Arg::{self, F32, Null};
+use crate::offsets::hopper::absent;
+use crate::offsets::{Case, bf16s, both, f32s, read, written};
 use crate::products::{self, OPS, Shape};
 use crate::skip::{device, skipped, sums};
 
@@ -135,5 +139,80 @@ fn what_lies_beyond_the_operands_is_not_read() {
         let mut c = dev.alloc(m, n, DType::F32).unwrap();
         dev.matmul(&mut c, &at, &bt, op, 1.0, Write::Set).unwrap();
         assert!(values(&dev, &c).iter().all(|x| x.is_finite()), "{op:?}");
+    }
+}
+
+/// Three rows of tiles and more columns of them than buffers have turns; the steps of k are no whole tiles.
+const FURTHER: Shape = Shape { m: 296, n: 264, k: 200 };
+
+/// Updates of more steps than a buffer holds.
+const RANK: usize = 72;
+
+/// Launches over the same tiles: with a block for each, and with a single cluster that goes through all of them.
+fn one_cluster_for_all((columns, cluster): (Columns, Cluster), kernel: Kernel, args: &dyn Fn() -> Vec<Arg>) {
+    let tiles = FURTHER.m.div_ceil(128).next_multiple_of(cluster.count()) * FURTHER.n.div_ceil(columns.count());
+    let left = |blocks| Case { kernel, shared: columns.shared(), far_block: 0, blocks, args: args() }.run(false);
+    let (Some(each), Some(all)) = (left(tiles), left(cluster.count())) else { return };
+    assert!(each == all, "{} of {columns:?} and {cluster:?} differs where a block goes on", kernel.entry);
+}
+
+/// A block that is done goes on to a further tile, its buffers to their next turn. The emulated device has more multiprocessors than any
+/// test has tiles, and a GPU fewer than a product of a model: launched as it would be there. Needs NVRTC, no device.
+#[test]
+fn a_block_goes_on_to_further_tiles() {
+    let Shape { m, n, k } = FURTHER;
+    let matrix = |seed, rows: usize, cols: usize, of: usize| {
+        read(bf16s(seed, rows * cols), 2 * cols, 0).boxes([(rows, cols); 2], of)
+    };
+    let sums = |rows: usize| read(f32s(9, rows * n), 4 * n, 0).changed();
+    let (absents, zeros) = (|count| (0..count).map(|_| absent()), |count| (0..count).map(|_| both(0)));
+    for tile @ (columns, cluster) in TILES {
+        // Rows of a box of B, along which k runs and else.
+        let along = columns.count() / cluster.count();
+        let across = if columns == Columns::N64 { along } else { 64 };
+        let x = |seed| matrix(seed, m, k, 128);
+        for (op, [a, b]) in [
+            (MatMul::NT, [(m, k, 128), (n, k, along)]),
+            (MatMul::NN, [(m, k, 128), (k, n, across)]),
+            (MatMul::TN, [(k, m, 64), (k, n, across)]),
+        ] {
+            one_cluster_for_all(tile, matmul_sm90::kernel(columns, op, cluster), &|| {
+                let operands = [matrix(1, a.0, a.1, a.2), matrix(2, b.0, b.1, b.2)];
+                let end = [both(m), both(n), both(k), F32(0.5), both(0), both(1)];
+                std::iter::once(sums(m)).chain(operands).chain(end).collect()
+            });
+        }
+        one_cluster_for_all(tile, project_sm90::kernel(tile, false, 0), &|| {
+            let mut args = vec![written(m, 2 * n, 0), Null, Null, Null, x(1), matrix(2, n, k, along)];
+            args.extend(absents(2));
+            args.push(matrix(3, m, RANK, 128));
+            args.extend(absents(2));
+            args.push(matrix(4, n, RANK, along));
+            args.extend(absents(2));
+            args.extend((0..6).map(|_| Null));
+            args.extend([both(m), both(n), both(0), both(0), both(k), both(RANK), both(1), both(0)]);
+            args
+        });
+        // A masked update where there can be one.
+        let masks = usize::from(columns != Columns::N256);
+        one_cluster_for_all(tile, project_sm90::dx_kernel(tile, masks), &|| {
+            let mut args = vec![written(m, 2 * n, 0), x(1)];
+            args.extend(absents(2));
+            args.push(matrix(2, k, n, across));
+            args.extend(absents(2));
+            args.push(matrix(3, m, RANK, 128));
+            args.extend(absents(2));
+            args.push(matrix(4, RANK, n, across));
+            args.extend(absents(2));
+            args.extend([both(m), both(n), both(k), both(0), both(0), both(RANK), both(1), both(masks << 14)]);
+            args.extend(zeros(12));
+            args
+        });
+        // Two weights, whose tiles lie below each other: of two rows of tiles and of one.
+        one_cluster_for_all(tile, project_sm90::dw_kernel(tile), &|| {
+            let mut args = vec![sums(200), sums(104), Null, matrix(1, k, 200, 64), matrix(2, k, 104, 64), absent()];
+            args.extend([matrix(3, k, n, across), both(200), both(104), both(0), both(n), both(k)]);
+            args
+        });
     }
 }

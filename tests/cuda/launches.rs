@@ -100,16 +100,16 @@ fn bounded(what: &str, most: f64, run: impl Fn(usize, usize) -> [Counts; 2]) {
     }
 }
 
-/// 26 launches a layer where every weight is trained, 33 with low-rank updates of every product and dropout; one wait a step, nothing
-/// allocated, compiled or loaded.
+/// 25 launches a layer where every weight is trained, 31 with low-rank updates of every product and dropout, so that one more is noticed; one
+/// wait a step, nothing allocated, compiled or loaded.
 #[test]
 fn a_layer_takes_few_launches() {
     if !device().is_some_and(|dev| dev.properties().emulated) {
         return;
     }
     let runs = Runs(tempfile::tempdir().unwrap());
-    bounded("full", 26.0, |layers, steps| runs.pretrain(layers, steps));
-    bounded("LoRA with dropout", 33.0, |layers, steps| runs.lora(layers, steps));
+    bounded("full", 25.0, |layers, steps| runs.pretrain(layers, steps));
+    bounded("LoRA with dropout", 31.0, |layers, steps| runs.lora(layers, steps));
 }
 
 /// A token that is decoded costs one copy of page-locked memory, one back and one wait; nothing is allocated, compiled or loaded.

@@ -6,7 +6,7 @@
 
 mod attention;
 mod groups;
-mod hopper;
+pub mod hopper;
 mod masks;
 mod products;
 mod rows;
@@ -104,7 +104,7 @@ impl Arg {
     }
 
     /// The same with values that the kernel changes.
-    fn changed(self) -> Self {
+    pub fn changed(self) -> Self {
         let Arg::Rows { rows, row, stride, at, values, .. } = self else { panic!("rows") };
         Arg::Rows { rows, row, stride, at, values, compared: true }
     }
@@ -179,8 +179,8 @@ pub struct Case {
 }
 
 impl Case {
-    /// What the launch leaves in the rows that are compared.
-    fn run(&self, far: bool) -> Option<Vec<Vec<u8>>> {
+    /// What the launch leaves in the rows that are compared; `None` without NVRTC.
+    pub fn run(&self, far: bool) -> Option<Vec<Vec<u8>>> {
         let target = if self.kernel.entry.ends_with("sm90") { Target::OwnPtx(90) } else { Target::Ptx(80) };
         let compiler = Compiler::new(nvrtc()?, target, Some(&crate::skip::scratch()));
         let image = compiler.image(&self.kernel.source, &self.kernel.defines).unwrap();
