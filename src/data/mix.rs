@@ -8,6 +8,10 @@ use crate::error::{Error, Result};
 use crate::rng::Stream;
 use crate::words::{Words, words};
 
+/// An epoch that repeats its rows more often than this is a mistake: it is planned as a whole, and would take memory and minutes.
+const MOST_COPIES: u64 = 1000;
+/// So many rows are no burden, however few there are to take them from.
+const FEW: u64 = 1_000_000;
 const STREAM_ROTATION: u64 = 0x6d69_7801;
 
 /// What a weight shares out.
@@ -100,6 +104,13 @@ impl Mix {
         let n_total = epoch_samples.unwrap_or(total);
         if n_total == 0 || n_total > u64::from(u32::MAX) {
             return Err(Error::usage(format!("epoch samples {n_total}, expected 1 to {}", u32::MAX)));
+        }
+        let most = total.saturating_mul(MOST_COPIES).max(FEW);
+        if n_total > most {
+            return Err(Error::usage(format!(
+                "epoch_samples {n_total}: an epoch would have each of the {total} rows more than {MOST_COPIES} times, expected at most \
+                 {most}; lower it, and give more epochs with num_train_epochs"
+            )));
         }
         let weights: Vec<f64> = match weights {
             Some(w) => w.to_vec(),

@@ -131,14 +131,11 @@ impl Fields {
         let train = self.train("")?;
         let answered = self.has("response") || self.has("completion");
         let list = ["messages", "conversations"].into_iter().find(|k| self.has(k));
-        let other = ["prompt", "response", "completion"].into_iter().find(|k| self.has(k));
         if let Some(key) = list {
-            let second = if key == "messages" && self.has("conversations") { Some("conversations") } else { other };
-            if second.is_some() {
-                return Err(format!(
-                    "two forms at once, expected \"{key}\" or \"prompt\" and \"response\", found {}",
-                    self.keys()
-                ));
+            let both =
+                format!("two forms at once, expected \"{key}\" or \"prompt\" and \"response\", found {}", self.keys());
+            if answered || (key == "messages" && self.has("conversations")) {
+                return Err(both);
             }
             turns.form = if key == "messages" { "messages" } else { "ShareGPT" };
             match self.take(key).map(unfolded) {
@@ -148,6 +145,12 @@ impl Fields {
                     return Err(format!("field \"{key}\" is not a list, expected a list of messages, found {kind}"));
                 }
             }
+            // Published sets repeat the first question beside the turns.
+            match self.take("prompt") {
+                None | Some(Json::Null) => {}
+                Some(Json::Text(prompt)) if turns.asks(&prompt) => {}
+                Some(_) => return Err(both),
+            }
         } else if self.has("instruction") && !(self.has("prompt") && answered) {
             turns.form = "Alpaca";
             let mut instruction = self.text("instruction", "")?;
@@ -156,7 +159,15 @@ impl Fields {
                 instruction = format!("{instruction}\n{input}");
             }
             turns.messages.push(Message::new(Role::User, instruction));
-            let answer = self.first_of(&["output", "response", "completion"]);
+            let answers = ["output", "response", "completion"];
+            if answers.iter().filter(|k| self.has(k)).count() > 1 {
+                return Err(format!(
+                    "two answers at once, expected one of {}, found {}",
+                    answers.join(", "),
+                    self.keys()
+                ));
+            }
+            let answer = self.first_of(&answers);
             turns.messages.push(Message::new(Role::Assistant, self.text(answer, "")?));
         } else if ["prompt", "response", "completion"].into_iter().any(|k| self.contains(k)) {
             if self.has("response") && self.has("completion") {
@@ -237,6 +248,19 @@ impl Fields {
     }
 }
 
+/// Whether a content is null, blank, or parts without any text.
+fn says_nothing(content: &Json) -> bool {
+    let blank = |part: &Json| match part {
+        Json::Object(fields) => {
+            let said = |key: &str| fields.all.iter().find(|(k, _)| k == key).and_then(|(_, v)| v.as_ref());
+            matches!(said("type"), Some(Json::Text(kind)) if kind.ends_with("text"))
+                && said("text").is_some_and(Json::is_void)
+        }
+        _ => false,
+    };
+    content.is_void() || matches!(content, Json::List(parts) if parts.iter().all(blank))
+}
+
 /// The list behind a text that is one in JSON: tables of columns without lists hold conversations so.
 fn unfolded(value: Json) -> Json {
     if let Json::Text(text) = &value
@@ -249,6 +273,12 @@ fn unfolded(value: Json) -> Json {
 }
 
 impl Turns {
+    /// Whether the first turn of the user says this.
+    fn asks(&self, prompt: &str) -> bool {
+        let first = self.messages.iter().find(|m| m.role == Role::User);
+        first.is_some_and(|m| m.content.trim() == prompt.trim())
+    }
+
     /// Appends the turns of a list.
     fn extend(&mut self, key: &str, items: Vec<Json>, train: bool) -> Result<(), String> {
         let empty = || Err(format!("field \"{key}\" is empty, expected at least one message, found []"));
@@ -287,7 +317,10 @@ impl Turns {
         };
         let train = fields.train(&place)?.unwrap_or(train);
         let content = match fields.get(text_key) {
-            Some(Json::Text(s)) if role == Role::System && s.trim().is_empty() => None,
+            Some(said) if role == Role::System && says_nothing(said) => {
+                fields.take(text_key);
+                None
+            }
             Some(Json::List(parts)) if !parts.is_empty() => match fields.take(text_key) {
                 Some(Json::List(parts)) => Some(self.joined(parts, &place)?),
                 _ => None,

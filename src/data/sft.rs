@@ -250,8 +250,9 @@ fn load_files(
 
 /// Keys that say what is to be learned in other tools.
 const CHANGE_WHAT_IS_TRAINED: &str = "input context instruction output history tools functions tool_calls function_call tool_call_id \
-    reasoning_content reasoning thinking refusal documents chat_template_kwargs image images audio audios video videos chosen \
-    rejected label labels training trainable train_on_turn train_on_input mask masked loss loss_mask prefix";
+    reasoning_content reasoning thinking refusal documents system_prompt system_message response completion chat_template_kwargs \
+    image images audio audios video videos chosen rejected label labels training trainable train_on_turn train_on_input mask masked \
+    loss loss_mask prefix";
 
 /// The keys that were not read: those that change what should be trained one by one with the first line that has them, the
 /// others together.

@@ -209,7 +209,7 @@ impl<'a> Source<'a> {
 
     fn explain(&self, e: &std::io::Error) -> Error {
         let own = e.kind() == ErrorKind::InvalidData && self.table.is_some();
-        let what = if self.gzip && !own { "damaged gzip file, expected " } else { "" };
+        let what = if self.gzip && !own { "damaged gzip file: " } else { "" };
         Error::new(format!("{}: {what}{e}", self.name()))
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+use tokenizers::utils::SysRegex;
 
 use super::safetensors::TensorFile;
 use super::save::{Entry, write_tensors_with};
@@ -104,7 +105,7 @@ impl Adapter {
         }
         let file = TensorFile::open(&dir.join(WEIGHTS))?;
         let (targets, n_layers) = targets_in(&file, &config).context(|| file.path().display().to_string())?;
-        check_target_modules(map, &targets).context(|| path.display().to_string())?;
+        check_target_modules(map, &targets, n_layers).context(|| path.display().to_string())?;
         config.lora.targets = targets;
         let saves = map.get("modules_to_save").and_then(Value::as_array).is_some_and(|names| !names.is_empty());
         let apart = saves && map.get("ensure_weight_tying") != Some(&Value::Bool(true));
@@ -155,7 +156,8 @@ impl Adapter {
         let path = self.file.path().display();
         ensure!(
             self.n_layers == base.n_layers,
-            "{path}: the adapter has {} layers, the base model {}; was it trained on another model?",
+            "{path}: the adapter has {} layers, the base model {}; was it trained on another model? Updates of some layers alone are \
+             not supported",
             self.n_layers,
             base.n_layers
         );
@@ -384,18 +386,42 @@ fn parse_key(name: &str) -> Option<(usize, Product, usize)> {
     Some((layer, product, part))
 }
 
-/// `target_modules` may be a list of names or a pattern; a list has to name exactly what the tensors update.
-fn check_target_modules(map: &Map<String, Value>, targets: &[Product]) -> Result<()> {
-    let Some(list) = map.get("target_modules").and_then(Value::as_array) else {
-        return Ok(());
+/// `target_modules` has to say what the tensors update: PEFT leaves tensors of other modules out when it loads the adapter. A list
+/// has names, of modules or of the ends of their paths; a text is a pattern for whole paths, or `all-linear`.
+fn check_target_modules(map: &Map<String, Value>, targets: &[Product], n_layers: usize) -> Result<()> {
+    let updates = || targets.iter().map(|t| t.name()).collect::<Vec<_>>().join(", ");
+    let fits: Box<dyn Fn(&str) -> bool> = match map.get("target_modules") {
+        Some(Value::Array(list)) => {
+            let mut names = Vec::with_capacity(list.len());
+            for module in list {
+                let Some(name) = module.as_str() else { bail!("target_modules: expected names, found {module}") };
+                let short = name.rsplit('.').next().unwrap_or(name);
+                ensure!(
+                    targets.iter().any(|t| t.name() == short),
+                    "target_modules names {name}, but {WEIGHTS} has no update of it (it has {})",
+                    updates()
+                );
+                names.push(name.to_string());
+            }
+            let ends = |path: &str, name: &str| {
+                path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            };
+            Box::new(move |path| names.iter().any(|name| ends(path, name)))
+        }
+        Some(Value::String(pattern)) if !pattern.eq_ignore_ascii_case("all-linear") => {
+            // A pattern that is none here may be one in Python.
+            let Ok(pattern) = SysRegex::new(&format!("^(?:{pattern})$")) else { return Ok(()) };
+            Box::new(move |path| pattern.find_iter(path).next().is_some())
+        }
+        _ => return Ok(()),
     };
-    for module in list {
-        let Some(name) = module.as_str() else { bail!("target_modules: expected names, found {module}") };
-        let short = name.rsplit('.').next().unwrap_or(name);
+    for (layer, product) in (0..n_layers).flat_map(|layer| targets.iter().map(move |t| (layer, t))) {
+        let path = format!("model.layers.{layer}.{}", product.path());
         ensure!(
-            targets.iter().any(|t| t.name() == short),
-            "target_modules names {name}, but {WEIGHTS} has no update of it (it has {})",
-            targets.iter().map(|t| t.name()).collect::<Vec<_>>().join(", ")
+            fits(&path),
+            "target_modules does not name {path}, but {WEIGHTS} has an update of it, which PEFT would leave out (it has {}); name \
+             what was trained",
+            updates()
         );
     }
     Ok(())

@@ -43,7 +43,7 @@ pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
             }));
         }
         // null is how tools write "not set".
-        if json.is_null() && setting.default.is_none() {
+        if json.is_null() {
             continue;
         }
         let value = setting.kind.from_json(&json).map_err(|found| {
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn comments_aliases_and_null() {
-        let s = read("\u{feff}{\"// why\": 1, \"grad_accum\": 4, \"max_steps\": null}", "c").unwrap();
+        let s = read("\u{feff}{\"// why\": 1, \"grad_accum\": 4, \"max_steps\": null, \"lora_r\": null}", "c").unwrap();
         assert_eq!(s.len(), 1);
         assert_eq!((s[0].0.key, &s[0].1), ("gradient_accumulation_steps", &Value::Int(4)));
     }

@@ -107,6 +107,14 @@ impl Resolved {
             )));
         }
         let needed = rows / unit;
+        let most = find(own).map_or(u64::MAX, |setting| setting.kind.most());
+        if needed as u64 > most {
+            return Err(Error::usage(format!(
+                "{} {rows}: micro-batches of {micro_batch} rows{on} make it with {needed} a step, expected at most {most}; lower it, or raise {}",
+                self.named(global),
+                self.named("per_device_train_batch_size")
+            )));
+        }
         if self.is_set(own) && train.grad_accum != needed {
             return Err(Error::usage(format!(
                 "{} {} contradicts {} {rows}, which micro-batches of {micro_batch} rows{on} make with {needed}; leave one of the two out",

@@ -54,7 +54,13 @@ pub enum Range {
 }
 
 impl Range {
+    /// Whether the number is of the range, and so is the one that it becomes in single precision: numbers are computed with in
+    /// f32, where 1e-60 is 0, 1e60 is infinite and 0.999999999 is 1.
     fn contains(self, x: f64) -> bool {
+        self.holds(x) && (x == 0.0 || (x as f32).is_normal() && self.holds(f64::from(x as f32)))
+    }
+
+    fn holds(self, x: f64) -> bool {
         x.is_finite()
             && match self {
                 Range::Positive => x > 0.0,
@@ -69,8 +75,19 @@ impl Range {
 
     /// What was found in place of a number of the range.
     fn refused(self, found: String, x: Option<f64>) -> String {
-        match self {
-            Range::UpTo(most) if x.is_some_and(|x| x > most as f64) => too_large(&found, most),
+        match (self, x) {
+            (Range::UpTo(most), Some(x)) if x > most as f64 => too_large(&found, most),
+            (_, Some(x)) if self.holds(x) && !self.contains(x) => {
+                let single = x as f32;
+                let becomes = if single.is_normal() {
+                    single.to_string()
+                } else if single.is_finite() {
+                    "0".into()
+                } else {
+                    "infinite".into()
+                };
+                format!("{found}, which is {becomes} in single precision")
+            }
             _ => found,
         }
     }
@@ -98,6 +115,14 @@ impl Kind {
             Kind::Paths => "a list of paths".into(),
             Kind::Weights => "a list of numbers above 0".into(),
             Kind::Ids => "a list of token ids".into(),
+        }
+    }
+
+    /// The largest whole number that it takes.
+    pub fn most(self) -> u64 {
+        match self {
+            Kind::Int(_, most) => most,
+            _ => u64::MAX,
         }
     }
 
@@ -174,7 +199,9 @@ impl Kind {
             }
             Kind::Weights => {
                 let items = words.iter().flat_map(|w| w.split(',')).filter(|w| !w.is_empty());
-                items.map(|w| number(w, Range::Positive)).collect::<Result<_, _>>().map(Value::Floats)
+                // Shares are worked out in double precision.
+                let weight = |w: &str| w.parse().ok().filter(|&x| Range::Positive.holds(x)).ok_or_else(|| bad(w));
+                items.map(weight).collect::<Result<_, _>>().map(Value::Floats)
             }
         }
     }
@@ -216,7 +243,7 @@ impl Kind {
             }
             (Kind::Weights, J::Array(items)) => {
                 let items: Option<Vec<f64>> = items.iter().map(J::as_f64).collect();
-                let items = items.filter(|v| !v.is_empty() && v.iter().all(|&x| Range::Positive.contains(x)));
+                let items = items.filter(|v| !v.is_empty() && v.iter().all(|&x| Range::Positive.holds(x)));
                 items.map(Value::Floats).ok_or_else(bad)
             }
             _ => Err(bad()),
@@ -314,7 +341,7 @@ impl Value {
 
     /// A path.
     pub fn path(&self) -> PathBuf {
-        self.text().into()
+        at_home(&self.text())
     }
 
     /// The variant that a word stands for.
@@ -334,7 +361,7 @@ impl Value {
 
     /// Paths; none without a value.
     pub fn paths(&self) -> Vec<PathBuf> {
-        self.texts().into_iter().map(PathBuf::from).collect()
+        self.texts().iter().map(|path| at_home(path)).collect()
     }
 
     /// Numbers.
@@ -350,6 +377,16 @@ impl Value {
             Value::Unset => Vec::new(),
             _ => self.expected("token ids"),
         }
+    }
+}
+
+/// A path whose `~/` no shell has replaced by the user's home: shells leave it in `--output-dir=~/out`, and nothing reads a config
+/// file before ringtune.
+fn at_home(path: &str) -> PathBuf {
+    let home = || std::env::var_os("HOME").filter(|home| !home.is_empty());
+    match path.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+        Some(rest) => home().map_or_else(|| path.into(), |home| PathBuf::from(home).join(rest.trim_start_matches('/'))),
+        None => path.into(),
     }
 }
 
@@ -399,6 +436,17 @@ mod tests {
             let json = serde_json::from_str(large).unwrap();
             assert!(Kind::Int(0, u64::MAX).from_json(&json).is_err(), "{large}");
         }
+        let float = |range: Range, word: &str| Kind::Float(range).parse(&[word]);
+        let refused = |word: &str, why: &str| Err(format!("{word:?}, which is {why} in single precision"));
+        assert_eq!(float(Range::Positive, "1e-60"), refused("1e-60", "0"));
+        assert_eq!(float(Range::Positive, "1e-40"), refused("1e-40", "0"));
+        assert_eq!(float(Range::NotNegative, "1e60"), refused("1e60", "infinite"));
+        assert_eq!(float(Range::BelowOne, "0.999999999"), refused("0.999999999", "1"));
+        assert_eq!(float(Range::NotNegative, "0"), Ok(Value::Float(0.0)));
+        assert_eq!(float(Range::Positive, "1e-30"), Ok(Value::Float(1e-30)));
+        let found = Kind::Float(Range::Positive).from_json(&json!(1e300));
+        assert_eq!(found, Err("the number 1e+300, which is infinite in single precision".into()));
+        assert_eq!(Kind::Weights.parse(&["1e-60", "1e60"]), Ok(Value::Floats(vec![1e-60, 1e60])));
         assert_eq!(Kind::Weights.parse(&["0.5", "nan"]), Err("\"nan\"".into()));
         assert_eq!(Kind::Weights.parse(&["0.5", "-0.1"]), Err("\"-0.1\"".into()));
         assert_eq!(Kind::Bool.from_json(&json!("yes")), Err("the text \"yes\"".into()));

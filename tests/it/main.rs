@@ -41,6 +41,7 @@ mod merge_cmd;
 mod mix;
 mod mlflow;
 mod mpirun;
+mod odd_settings;
 mod pack;
 #[path = "../common/parity/mod.rs"]
 mod parity;

@@ -202,6 +202,14 @@ fn kinds_of_adapters_that_are_not_supported_are_named() {
         ("use_rslora", json!("yes"), "use_rslora: expected true or false"),
         ("target_modules", json!(["q_proj", "embed_tokens"]), "target_modules names embed_tokens"),
         ("target_modules", json!([1]), "target_modules: expected names, found 1"),
+        (
+            "target_modules",
+            json!(["q_proj", "v_proj"]),
+            "does not name model.layers.0.self_attn.k_proj, but adapter_model",
+        ),
+        ("target_modules", json!([]), "does not name model.layers.0.self_attn.q_proj"),
+        ("target_modules", json!("layers.0.q_proj"), "does not name model.layers.0.self_attn.q_proj"),
+        ("target_modules", json!(r".*\.layers\.0\..*_proj"), "does not name model.layers.1.self_attn.q_proj"),
         ("base_model_name_or_path", json!(3), "base_model_name_or_path: expected a path, found 3"),
     ];
     for (key, value, expected) in cases {
@@ -220,6 +228,18 @@ fn kinds_of_adapters_that_are_not_supported_are_named() {
         (json!("all-linear"), json!("gaussian"), json!(["lm_head"]));
     std::fs::write(&path, c.to_string()).unwrap();
     assert_eq!(Adapter::open(dir.path()).unwrap().config.lora.targets.len(), 7);
+    let paths = ["self_attn.q_proj", "k_proj", "v_proj", "self_attn.o_proj", "gate_proj", "mlp.up_proj", "down_proj"];
+    for named in [
+        json!(paths),
+        json!(r".*\.(?:self_attn|mlp)\.[a-z]+_proj"),
+        json!("model.layers.[01].*"),
+        json!("All-Linear"),
+        json!(null),
+    ] {
+        c["target_modules"] = named;
+        std::fs::write(&path, c.to_string()).unwrap();
+        assert_eq!(Adapter::open(dir.path()).unwrap().config.lora.targets.len(), 7, "{}", c["target_modules"]);
+    }
 }
 
 #[test]

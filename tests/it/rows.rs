@@ -35,6 +35,8 @@ fn each_kind_of_bad_line_names_place_expected_and_found() {
     check(r#"{"prompt": "a", "response": "b", "completion": "c"}"#, "two answers at once", r#""completion""#);
     check(r#"{"messages": [{"role": "user", "content": "a"}], "conversations": [{}]}"#, "two forms at once", "conv");
     check(r#"{"messages": [{"role": "system", "content": "a"}], "system": "b"}"#, "beside a first turn", "system");
+    check(r#"{"instruction": "a", "output": "b", "response": "c"}"#, "two answers at once", r#""response""#);
+    check(r#"{"instruction": "a", "completion": "b", "response": "c"}"#, "two answers at once", r#""completion""#);
     check(r#"{"prompt": "a", "response": "b", "weight": 0.5}"#, r#"field "weight" is neither 0 nor 1"#, "found 0.5");
     check(
         r#"{"prompt": "a", "response": "b", "weight": 0, "train": true}"#,
@@ -247,6 +249,31 @@ fn every_form_is_read_and_named() {
         "messages (lists of text parts)",
         &[(user, "a b", true), (assistant, "c", true)],
     );
+    // A first question that stands beside the turns again, and system turns of every form that say nothing.
+    for beside in [r#""prompt": "a", "#, r#""prompt": " a\n", "#, r#""prompt": null, "#] {
+        check(
+            &format!(
+                r#"{{{beside}"messages": [{{"role": "user", "content": "a"}}, {{"role": "assistant", "content": "b"}}]}}"#
+            ),
+            "messages",
+            &[(user, "a", true), (assistant, "b", true)],
+        );
+    }
+    for nothing in [
+        "null",
+        "[]",
+        r#""""#,
+        r#"[{"type": "text", "text": ""}]"#,
+        r#"[{"type": "text", "text": null}, {"type": "text", "text": " "}]"#,
+    ] {
+        check(
+            &format!(
+                r#"{{"messages": [{{"role": "system", "content": {nothing}}}, {{"role": "user", "content": "a"}}, {{"role": "assistant", "content": "b"}}]}}"#
+            ),
+            "messages",
+            &[(user, "a", true), (assistant, "b", true)],
+        );
+    }
     check(
         r#"{"system": "s", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#,
         "messages",
@@ -352,7 +379,7 @@ fn an_array_and_gzip_are_read_and_a_broken_one_is_named() {
     assert_eq!((file.rows.len(), file.form().as_str()), (2, "prompt and response, gzip"));
     std::fs::write(&path, &packed[..packed.len() - 9]).unwrap();
     let e = read_rows(&path, &options()).unwrap_err().to_string();
-    assert!(e.contains("damaged gzip file"), "{e}");
+    assert!(e.contains("damaged gzip file: "), "{e}");
 }
 
 #[test]

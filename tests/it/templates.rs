@@ -156,6 +156,12 @@ fn custom_templates_render_as_transformers_does() {
     assert_eq!(text, "HI: [1, {\"a\": \"user\"}]\nyo</s>\n");
     assert_eq!(&text[spans[0][0]..spans[0][1]], "yo</s>\n");
     assert!(t.jinja_source().starts_with("{{ bos_token }}"));
+    // Line ends of other systems are newlines, in the text as in the tags.
+    for ending in ["\r\n", "\r"] {
+        let other = source.replace('\n', ending);
+        let t = Template::from_jinja("mine", &other, TemplateOptions::default()).unwrap();
+        assert_eq!(t.render(&c, Purpose::Train).unwrap().text_and_spans(t.names()), (text.clone(), spans.clone()));
+    }
 }
 
 #[test]

@@ -360,6 +360,19 @@ fn every_command_takes_it() {
 }
 
 /// Same text, same tokens: merges are never left out by chance, in training or in the file that is written.
+/// The library's decoder for end-of-word suffixes counts down from the last token before it looks for one.
+#[test]
+fn a_decoder_that_panics_without_tokens_is_never_asked() {
+    let (_dir, path) = folder(Style::Llama3);
+    let file = path.join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    json["decoder"] = json!({"type": "BPEDecoder", "suffix": "</w>"});
+    fs::write(&file, json.to_string()).unwrap();
+    let t = open(&path);
+    assert_eq!(t.decode_raw(&[]).unwrap(), "");
+    assert_eq!(t.decode(&[t.special().eos], Specials::Skip), "");
+}
+
 #[test]
 fn bpe_dropout_is_off_and_said() {
     let (dir, path) = folder(Style::Llama3);

@@ -7,13 +7,10 @@
 //! print marks of their own, which give the supervised spans; in a template without such blocks an assistant turn is what
 //! its rendering adds to that of the turns before it.
 
-use std::io;
-
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
 use minijinja::{Environment, ErrorKind, Value, context};
-use serde::Serialize;
 
+use super::python;
 use super::{IM_END, IM_START, Part, Purpose, Rendered, Segment, TemplateOptions, Unmarked, probes};
 use crate::data::row::{Message, Role};
 use crate::error::{Error, Result};
@@ -45,6 +42,8 @@ impl Jinja {
             !source.contains([ESCAPE, GENERATION, END_GENERATION]),
             "the template contains Unicode noncharacters (U+FDD0 to U+FDD2), expected text"
         );
+        // Jinja2 reads every line end as a newline.
+        let source = &source.replace("\r\n", "\n").replace('\r', "\n");
         let (marked, n_marks) = mark_generation(source)?;
         ensure!(
             n_marks > 0 || options.unmarked != Unmarked::Refuse,
@@ -63,12 +62,15 @@ impl Jinja {
         // A template is a file like any other: it must not run forever or fill the memory. A unit pays for an instruction or for
         // 64 bytes of text: a line of the greatest length taken, 16 MiB, costs a sixth of it.
         env.set_fuel(Some(1_500_000));
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(python::method);
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        env.add_filter("tojson", to_json);
+        env.add_filter("tojson", python::to_json);
+        env.add_filter("trim", python::trim);
+        env.add_filter("default", python::default);
+        env.add_filter("d", python::default);
         if let Some(date) = options.date {
             env.add_function("strftime_now", move |format: String| -> Result<String, minijinja::Error> {
                 let wrong = |e: Error| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string());
@@ -264,38 +266,6 @@ fn jinja_error(e: &minijinja::Error) -> Error {
     match e.line() {
         Some(line) => Error::new(format!("line {line}: {what}")),
         None => Error::new(what),
-    }
-}
-
-/// JSON as Python's `json.dumps` writes it, which transformers' filter is: a blank after `,` and `:`, nothing escaped for HTML.
-fn to_json(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let error = |e: serde_json::Error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}"));
-    let value = serde_json::to_value(&value).map_err(error)?;
-    let mut out = Vec::new();
-    match indent {
-        Some(n) => {
-            let spaces = " ".repeat(n.min(16));
-            let format = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, format)).map_err(error)?;
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(error)?,
-    }
-    Ok(String::from_utf8(out).expect("JSON is UTF-8"))
-}
-
-/// One line with blanks after separators.
-struct Spaced;
-
-impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { w.write_all(b", ") }
-    }
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, w: &mut W) -> io::Result<()> {
-        w.write_all(b": ")
     }
 }
 

@@ -20,6 +20,7 @@ pub mod cases;
 mod date;
 mod jinja;
 mod names;
+mod python;
 
 use std::path::Path;
 

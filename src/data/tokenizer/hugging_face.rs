@@ -93,22 +93,33 @@ impl HuggingFace {
             Some(other) if continuing => other,
             _ => &self.whole,
         };
-        let encoding = library.encode(text, false).map_err(|e| e.to_string())?;
+        let encoding = guarded(|| library.encode(text, false))?;
         let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
         Ok(tokens.map(|(&id, &(begin, end))| Token { id, begin, end }).collect())
     }
 
     /// The library's `decode`.
     pub fn decode(&self, ids: &[u32]) -> Result<String, String> {
-        self.whole.decode(ids, false).map_err(|e| e.to_string())
+        // Some decoders of the library take the last token before they know that there is one.
+        if ids.is_empty() {
+            return Ok(String::new());
+        }
+        guarded(|| self.whole.decode(ids, false))
+    }
+}
+
+/// Calls the library; a panic in it is an error about the file that led to it.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(done) => done.map_err(|e| e.to_string()),
+        Err(_) => Err("the library cannot work with what this file says".to_string()),
     }
 }
 
 /// Loads a file; a file that makes the library panic is a damaged one.
 fn load(file: &Value) -> Result<Library, String> {
     let text = file.to_string();
-    let loaded = catch_unwind(AssertUnwindSafe(|| Library::from_bytes(text.as_bytes())));
-    let mut library = match loaded {
+    let mut library = match catch_unwind(AssertUnwindSafe(|| Library::from_bytes(text.as_bytes()))) {
         Ok(Ok(library)) => library,
         Ok(Err(e)) => return Err(format!("one that does not load ({e})")),
         Err(_) => return Err("one that is damaged".to_string()),
