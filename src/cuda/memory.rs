@@ -295,7 +295,7 @@ impl Cuda {
         if let Some(landing) = landing.as_mut().filter(|l| l.as_ref().is_none_or(|l| l.len() < bytes)) {
             // What is too small goes back before more is asked for.
             **landing = None;
-            **landing = Some(Pinned::new(self, bytes.next_power_of_two())?);
+            **landing = Some(Pinned::new(self.context(), bytes.next_power_of_two())?);
         }
         if self.rehearsal.is_on() {
             return self.wait();

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use cudarc::driver::{CudaContext, result};
 
-use super::device::Cuda;
 use super::error::DriverResult;
 use crate::error::Result;
 
@@ -23,17 +22,17 @@ unsafe impl Send for Pinned {}
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    /// `len` bytes, at least one, all 0.
-    pub fn new(dev: &Cuda, len: usize) -> Result<Self> {
+    /// `len` bytes, at least one, all 0, of a device that is named by its context.
+    pub fn new(context: &Arc<CudaContext>, len: usize) -> Result<Self> {
         assert!(len > 0, "page-locked memory of no byte");
         let what = || format!("allocating {len} bytes of page-locked memory");
-        dev.bind()?;
+        context.bind_to_thread().doing(what)?;
         // SAFETY: the size is not 0, and the bytes are set below before anything reads them.
         let bytes = unsafe { result::malloc_host(len, 0) }.doing(what)?.cast::<u8>();
         let bytes = NonNull::new(bytes).expect("the driver gives memory or an error");
         // SAFETY: the driver gave as many bytes.
         unsafe { bytes.write_bytes(0, len) };
-        Ok(Self { context: dev.context().clone(), bytes, len })
+        Ok(Self { context: context.clone(), bytes, len })
     }
 
     /// How many bytes there are.

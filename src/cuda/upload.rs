@@ -30,7 +30,7 @@ impl Slot {
     fn new(dev: &Cuda, words: usize) -> Result<Self> {
         let event = || dev.context().new_event(Some(CUevent_flags::CU_EVENT_DISABLE_TIMING));
         let event = || event().doing(|| "creating an event".into());
-        let host = Pinned::new(dev, words * size_of::<i32>())?;
+        let host = Pinned::new(dev.context(), words * size_of::<i32>())?;
         let slot = Self { host, device: dev.take(words * size_of::<i32>())?, copied: event()?, consumed: event()? };
         // The device's words are there once the compute stream comes to this point.
         record(&slot.consumed, dev.stream())?;
