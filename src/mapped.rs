@@ -5,12 +5,13 @@
 //! whoever read from it asks [`Mapped::check`] before it uses what it read. Elsewhere the signal does what it did before.
 
 use std::fs::File;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::ensure;
 use crate::error::{Context, Result};
@@ -22,6 +23,8 @@ pub struct Mapped {
     map: Mmap,
     file: File,
     path: PathBuf,
+    /// When it was last written to, where the system says it.
+    modified: Option<SystemTime>,
     guard: Option<Guard>,
 }
 
@@ -37,7 +40,8 @@ impl Mapped {
         // that it cuts off are noticed by `check`.
         let map = unsafe { Mmap::map(&file) }.at(path)?;
         let guard = Guard::over(&map);
-        Ok(Self { map, file, path: path.to_path_buf(), guard })
+        let modified = file.metadata().and_then(|m| m.modified()).ok();
+        Ok(Self { map, file, path: path.to_path_buf(), modified, guard })
     }
 
     /// Whether the file still holds what was mapped, and all that was read so far came from it.
@@ -58,6 +62,31 @@ impl Mapped {
         Ok(())
     }
 
+    /// As [`Mapped::check`], for who goes on reading: nobody wrote to the file since it was mapped.
+    ///
+    /// # Errors
+    /// If somebody did.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.check()?;
+        let now = self.file.metadata().and_then(|m| m.modified()).ok();
+        ensure!(
+            now == self.modified,
+            "{}: the file was written to while it is in use; leave it alone until the run ends and resume, or train from a copy",
+            self.path.display()
+        );
+        Ok(())
+    }
+
+    /// Lets pages of the process go that nobody reads for now; they come again from the file.
+    pub fn release(&self, bytes: Range<usize>) {
+        let (first, end) = (bytes.start.next_multiple_of(page()), bytes.end.min(self.map.len()) / page() * page());
+        // Zeros that stand in the place of what was cut off must stay.
+        if first < end && !self.guard.as_ref().is_some_and(Guard::is_cut) {
+            // SAFETY: the mapping is shared with the file and only read: a page that is read again has what the file has.
+            let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, first, end - first) };
+        }
+    }
+
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path
@@ -68,6 +97,42 @@ impl Deref for Mapped {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         &self.map
+    }
+}
+
+/// A part of a mapped file, whose pages leave the process with it.
+#[derive(Debug)]
+pub struct FilePart {
+    map: Arc<Mapped>,
+    range: Range<usize>,
+}
+
+impl FilePart {
+    /// Bytes of a file.
+    ///
+    /// # Panics
+    /// If it has not so many.
+    pub fn new(map: &Arc<Mapped>, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= map.len(), "bytes {range:?} of {}", map.len());
+        Self { map: Arc::clone(map), range }
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Mapped {
+        &self.map
+    }
+}
+
+impl Deref for FilePart {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+}
+
+impl Drop for FilePart {
+    fn drop(&mut self) {
+        self.map.release(self.range.clone());
     }
 }
 

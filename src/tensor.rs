@@ -2,6 +2,7 @@
 
 use crate::bail;
 use crate::error::Result;
+use crate::mapped::FilePart;
 use crate::measure::{MemoryUse, Nature, Tally};
 use crate::words::words;
 use rayon::prelude::*;
@@ -55,6 +56,12 @@ pub trait Device: Sized {
     /// # Errors
     /// If the device has not enough memory.
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>>;
+
+    /// A tensor (rows, cols) of f32 or bf16 whose elements stand in a file, aligned: they are read there as long as nobody writes to the
+    /// tensor. Whether the file is as it was is asked where figures or values are. `None` where the device has memory of its own.
+    fn adopt(&self, _part: FilePart, _rows: usize, _cols: usize, _dtype: DType) -> Option<Tensor<Self>> {
+        None
+    }
 
     /// Tensors of zeros that are used together: one after the other, each in a room of so many elements, where the device puts them into
     /// one piece of memory. Here each has its own, without more room than it needs.

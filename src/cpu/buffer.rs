@@ -1,8 +1,9 @@
 //! Memory behind a tensor: zeros at first, aligned for every vector width, seen as slices of its element type.
 
 use std::any::Any;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use half::bf16;
 
@@ -11,6 +12,7 @@ use super::elem::{Stored, View};
 use super::pages::{self, First, Piece};
 use crate::error::{Error, Result, in_words};
 use crate::heap;
+use crate::mapped::FilePart;
 use crate::tensor::{DType, Tensor};
 
 /// What may stand in the place of a buffer's bytes, as long as nothing is written.
@@ -22,10 +24,28 @@ pub trait Stead: Any + Send + Sync {
     fn into_rows(self: Box<Self>) -> CpuBuf;
 }
 
+/// Where bytes stand.
+enum Bytes {
+    /// In memory of the buffer's own.
+    Own(Piece),
+    /// In a file, as long as they are only read.
+    File(Arc<FilePart>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Own(piece) => piece,
+            Self::File(part) => part,
+        }
+    }
+}
+
 /// A buffer of zero bytes at first. Pages that were never written take no memory.
 pub struct CpuBuf {
     /// `None` where the bytes are in `stead` alone.
-    map: Option<Piece>,
+    map: Option<Bytes>,
     /// Nobody has written since the system gave the bytes: they are zero, and take no memory as long as they are only read.
     untouched: bool,
     /// What products read instead, as long as nothing is written.
@@ -59,12 +79,28 @@ impl CpuBuf {
         let piece = Piece::new(bytes)
             .map_err(|e| Error::memory(format!("cpu: cannot allocate {bytes} bytes: {}", in_words(&e))))?;
         let untouched = piece.is_fresh();
-        Ok(Self { map: Some(piece), untouched, stead: None, zeros: AtomicUsize::new(0) })
+        Ok(Self { map: Some(Bytes::Own(piece)), untouched, stead: None, zeros: AtomicUsize::new(0) })
     }
 
-    /// Number of bytes, where they stand here.
+    /// The bytes of a part of a file, until they are written to.
+    pub fn of_file(part: Arc<FilePart>) -> Self {
+        Self { map: Some(Bytes::File(part)), untouched: false, stead: None, zeros: AtomicUsize::new(0) }
+    }
+
+    /// The part of a file that the bytes stand in.
+    pub fn file(&self) -> Option<&FilePart> {
+        match &self.map {
+            Some(Bytes::File(part)) => Some(part),
+            _ => None,
+        }
+    }
+
+    /// Number of bytes, where they stand in memory of its own.
     fn len(&self) -> usize {
-        self.map.as_ref().map_or(0, |map| map.len())
+        match &self.map {
+            Some(Bytes::Own(piece)) => piece.len(),
+            _ => 0,
+        }
     }
 
     /// All bytes.
@@ -81,26 +117,31 @@ impl CpuBuf {
 
     /// All bytes, to be written; what stood in their place is forgotten.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        let stead = self.stead.take();
-        if let (None, Some(stead)) = (&self.map, stead) {
-            self.map = stead.into_rows().map;
+        match (&self.map, self.stead.take()) {
+            (Some(Bytes::File(part)), _) => {
+                let mut own = Self::any(part.len()).unwrap_or_else(|_| heap::end(part.len()));
+                own.bytes_mut().copy_from_slice(part);
+                self.map = own.map;
+            }
+            (None, Some(stead)) => self.map = stead.into_rows().map,
+            _ => {}
         }
         self.untouched = false;
-        let map = self.map.as_mut().expect("the bytes stand somewhere");
         let zeros = std::mem::take(self.zeros.get_mut());
-        map[..zeros].fill(0);
-        map
+        let Some(Bytes::Own(own)) = &mut self.map else { unreachable!("the bytes stand in memory of their own") };
+        own[..zeros].fill(0);
+        own
     }
 
     /// Writes the zeros that are due.
-    fn settle(&self, map: &Piece) {
+    fn settle(&self, map: &Bytes) {
         static ONE: Mutex<()> = Mutex::new(());
         if self.zeros.load(Ordering::Acquire) == 0 {
             return;
         }
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let zeros = self.zeros.load(Ordering::Acquire);
-        // SAFETY: the map is as long. Nobody has a reference into it: they were none when the zeros became due, under `&mut self`, and
+        // SAFETY: these are bytes of its own, for zeros are due in no other, and as many. Nobody has a reference into it: they were none when the zeros became due, under `&mut self`, and
         // every way to one goes through here or ends that state; other threads wait for the lock.
         unsafe { std::ptr::write_bytes(map.as_ptr().cast_mut(), 0, zeros) };
         self.zeros.store(0, Ordering::Release);
@@ -157,7 +198,10 @@ impl CpuBuf {
 
 /// Has the system give what tensors that are going to be written take of its memory, on all threads at once.
 pub fn touch(dev: &Cpu, tensors: &mut [Tensor<Cpu>]) {
-    let firsts: Vec<First> = pages::firsts(tensors.iter_mut().filter_map(|t| t.buf.map.as_mut()));
+    let firsts: Vec<First> = pages::firsts(tensors.iter_mut().filter_map(|t| match &mut t.buf.map {
+        Some(Bytes::Own(piece)) => Some(piece),
+        _ => None,
+    }));
     // SAFETY: the tensors are borrowed, and each byte belongs to one task.
     dev.pool.run(firsts.len(), &|i| unsafe { firsts[i].touch() });
 }
@@ -240,6 +284,9 @@ pub(crate) use typed;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Backend;
+    use crate::mapped::Mapped;
+    use crate::tensor::Device;
 
     #[test]
     fn buffers_start_at_zero_and_are_aligned() {
@@ -269,6 +316,76 @@ mod tests {
         // Read by several threads at once, they are zero for all.
         let b = filled();
         std::thread::scope(|s| (0..4).for_each(|_| drop(s.spawn(|| assert!(half(b.bytes()))))));
+    }
+
+    #[test]
+    fn what_nobody_wrote_is_zero_and_overwritten_once() {
+        let mut b = CpuBuf::zeros(3 << 20).unwrap();
+        assert!(b.bytes().iter().all(|&x| x == 0) && b.zero_later(100), "nothing is due");
+        assert!(b.overwrites_zeros(100) && !b.overwrites_zeros(100));
+        let mut b = CpuBuf::zeros(3 << 20).unwrap();
+        b.bytes_mut()[7] = 1;
+        assert!(!b.overwrites_zeros(3 << 20) && b.bytes()[7] == 1);
+        // Of memory that somebody had, zeros are due.
+        let mut before = [CpuBuf::any(3 << 20).unwrap(), CpuBuf::any(3 << 20).unwrap()];
+        before.iter_mut().for_each(|b| b.bytes_mut().fill(9));
+        drop(before);
+        let again = CpuBuf::zeros(3 << 20).unwrap();
+        assert!(again.bytes().iter().all(|&x| x == 0));
+    }
+
+    #[test]
+    fn a_tensor_in_a_file_is_its_own_once_written_and_a_file_that_changes_is_an_error() {
+        let (dev, dir) = (Cpu::new(Some(2)).unwrap(), tempfile::tempdir().unwrap());
+        let path = dir.path().join("weights");
+        let values: Vec<bf16> = (0..30_000).map(|i| bf16::from_f32(i as f32)).collect();
+        let adopt = || {
+            std::fs::write(&path, bytemuck::cast_slice::<bf16, u8>(&values)).unwrap();
+            let file = Arc::new(Mapped::open(&path).unwrap());
+            dev.adopt(FilePart::new(&file, 2000..60_000), 290, 100, DType::Bf16).unwrap()
+        };
+        let read = |t: &Tensor<Cpu>| {
+            let mut found = vec![0.0; t.len()];
+            dev.download(&mut found, t).map(|()| found).map_err(|e| e.to_string())
+        };
+        let change = |by: &dyn Fn(&std::fs::File)| by(&std::fs::OpenOptions::new().write(true).open(&path).unwrap());
+        let expected: Vec<f32> = values[1000..].iter().map(|x| x.to_f32()).collect();
+        let mut t = adopt();
+        assert_eq!(read(&t).unwrap(), expected);
+        let stats = dev.new_stats().unwrap();
+        dev.figures(&stats).unwrap();
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(9);
+        change(&|file| file.set_modified(later).unwrap());
+        for said in [read(&t).unwrap_err(), dev.figures(&stats).unwrap_err().to_string()] {
+            assert!(said.contains("was written to while it is in use"), "{said}");
+        }
+        // Written, it stands in memory and the file is nobody's concern.
+        dev.upload_at(&mut t, 0, &[7.0]).unwrap();
+        let found = read(&t).unwrap();
+        assert_eq!((found[0], &found[1..]), (7.0, &expected[1..]));
+        // Zeros that are written later are written to memory too.
+        let mut t = adopt();
+        dev.fill_zero(&mut t).unwrap();
+        assert!(read(&t).unwrap().iter().all(|&x| x == 0.0));
+        let t = adopt();
+        change(&|file| file.set_len(4096).unwrap());
+        let said = read(&t).unwrap_err();
+        assert!(said.contains("was cut while it was read"), "{said}");
+        drop(t);
+        // What is kept for products was read before: the file may go then, and not while it is packed.
+        for cut_before in [false, true] {
+            let mut t = adopt();
+            if cut_before {
+                change(&|file| file.set_len(10).unwrap());
+            }
+            let kept = dev.keep_packed(&mut t, false);
+            if t.buf.stead().is_some() {
+                change(&|file| file.set_len(10).unwrap());
+                assert_eq!((kept.is_ok(), read(&t).unwrap()), (true, expected.clone()));
+            } else if cut_before {
+                assert!(kept.is_err() || read(&t).is_err());
+            }
+        }
     }
 
     #[test]

@@ -155,6 +155,10 @@ pub fn keep(dev: &Cpu, w: &mut Tensor<Cpu>, rows_are_read: bool) -> Result<usize
     let (out, wide) = w.shape();
     let form = |over_columns, n, k| Kept::new(dev, &micro, Weight::of(w, &micro, over_columns, n, k).rows, n, k);
     let (forward, backward) = (form(true, out, wide)?, form(false, wide, out)?);
+    if let Some(part) = w.buf.file() {
+        // Nobody looks at it again.
+        part.file().check_unchanged()?;
+    }
     let own = w.capacity() * w.dtype().bytes();
     let taken = forward.bytes() + backward.bytes();
     w.buf.keep(Box::new(Forms { forward, backward, again: OnceLock::new() }), rows_are_read);

@@ -32,7 +32,7 @@ mod vector;
 mod testing;
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::backend::{
     AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, Footprint, HeadGrads, HeadLoss,
@@ -42,6 +42,7 @@ use crate::batch::Batch;
 use crate::ensure;
 use crate::error::{Context, Result};
 use crate::machine;
+use crate::mapped::{FilePart, Mapped};
 use crate::measure::{MemoryUse, Nature};
 use crate::tensor::{DType, Device, Fill, Tensor};
 
@@ -56,6 +57,8 @@ pub struct Cpu {
     pool: Pool,
     /// Packed operands and other intermediates of one operation, kept between operations.
     scratch: Mutex<matmul::Scratch>,
+    /// Parts of files that tensors stand in.
+    files: Mutex<Vec<Weak<FilePart>>>,
 }
 
 impl Cpu {
@@ -92,12 +95,27 @@ impl Cpu {
         };
         ensure!(threads > 0, "cpu: expected at least 1 thread, found 0");
         let pool = Pool::new(threads).context(|| format!("cpu: cannot start {threads} threads"))?;
-        Ok(Self { level, pool, scratch: Mutex::new(matmul::Scratch::default()) })
+        Ok(Self { level, pool, scratch: Mutex::default(), files: Mutex::default() })
     }
 
     /// The instruction level in use.
     pub fn level(&self) -> Level {
         self.level
+    }
+
+    /// That nobody changed the files that tensors stand in.
+    fn check_files(&self) -> Result<()> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.retain(|part| part.strong_count() > 0);
+        let mut last: *const Mapped = std::ptr::null();
+        for part in files.iter().filter_map(Weak::upgrade) {
+            // Parts of a file follow each other.
+            if !std::ptr::eq(last, part.file()) {
+                last = part.file();
+                part.file().check_unchanged()?;
+            }
+        }
+        Ok(())
     }
 
     /// The number of threads in use.
@@ -134,6 +152,23 @@ impl Device for Cpu {
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>> {
         let buf = CpuBuf::zeros(rows * cols * dtype.bytes())?;
         Ok(Tensor::from_buf(buf, rows, cols, dtype))
+    }
+
+    fn adopt(&self, part: FilePart, rows: usize, cols: usize, dtype: DType) -> Option<Tensor<Self>> {
+        assert_eq!(part.len(), rows * cols * dtype.bytes(), "a tensor of {rows} x {cols} in a file");
+        let part = Arc::new(part);
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&part));
+        Some(Tensor::from_buf(CpuBuf::of_file(part), rows, cols, dtype))
+    }
+
+    fn download(&self, dst: &mut [f32], src: &Tensor<Self>) -> Result<()> {
+        elementwise::download(self, dst, src);
+        src.buf.file().map_or(Ok(()), |part| part.file().check_unchanged())
+    }
+
+    fn download_at(&self, dst: &mut [f32], src: &Tensor<Self>, first: usize) -> Result<()> {
+        elementwise::download_at(self, dst, src, first);
+        src.buf.file().map_or(Ok(()), |part| part.file().check_unchanged())
     }
 
     fn alloc_together(&self, shapes: &[(usize, usize)], rooms: &[usize], dtype: DType) -> Result<Vec<Tensor<Self>>> {
@@ -174,8 +209,6 @@ impl Device for Cpu {
         upload(dst: &mut Tensor<Self>, src: &[f32]) = elementwise::upload;
         upload_by(dst: &mut Tensor<Self>, fill: &Fill<'_>) = elementwise::upload_by;
         upload_at(dst: &mut Tensor<Self>, first: usize, src: &[f32]) = elementwise::upload_at;
-        download(dst: &mut [f32], src: &Tensor<Self>) = elementwise::download;
-        download_at(dst: &mut [f32], src: &Tensor<Self>, first: usize) = elementwise::download_at;
         fill_zero(dst: &mut Tensor<Self>) = elementwise::fill_zero;
         copy(dst: &mut Tensor<Self>, src: &Tensor<Self>) = elementwise::copy;
     }
@@ -318,6 +351,8 @@ impl Backend for Cpu {
     }
 
     fn adamw_all(&self, s: &HostStats, slots: &mut [AdamWSlot<'_, Self>], step: AdamWStep) -> Result<()> {
+        // What came of other weights updates nothing.
+        self.check_files()?;
         if s.figures.finite() {
             optim::adamw(self, slots, step, s.clip as f32);
         }
@@ -325,6 +360,7 @@ impl Backend for Cpu {
     }
 
     fn figures(&self, s: &HostStats) -> Result<Figures> {
+        self.check_files()?;
         Ok(s.figures.clone())
     }
 }

@@ -1,7 +1,7 @@
 //! Between files and a device: loading weights into tensors, and tensors as a source to be saved.
 
 use super::peft::Adapter;
-use super::{HostTensor, Pieces, TensorSource};
+use super::{HostTensor, InFile, Pieces, TensorSource};
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::model::Params;
@@ -15,13 +15,34 @@ use crate::{bail, ensure};
 /// # Errors
 /// If a weight cannot be read or the device has not enough memory.
 pub fn load_params<B: Backend>(dev: &B, source: &dyn TensorSource, dtype: DType) -> Result<Params<B>> {
+    Weights::of(source.config()).try_map(|at, _| load_own(dev, source, at, dtype))
+}
+
+/// As [`load_params`]; weights of the type that are `frozen` stay in their files where the device works in the machine's memory.
+///
+/// # Errors
+/// As [`load_params`].
+pub fn load_params_where<B: Backend>(
+    dev: &B,
+    source: &dyn TensorSource,
+    dtype: DType,
+    frozen: impl Fn(Place) -> bool,
+) -> Result<Params<B>> {
     Weights::of(source.config()).try_map(|at, _| {
-        let Some(pieces) = source.pieces(at)? else { return upload(dev, &source.load(at)?, dtype) };
-        let (rows, cols) = pieces.shape();
-        let mut tensor = dev.alloc(rows, cols, dtype)?;
-        upload_pieces(dev, &mut tensor, &*pieces)?;
-        Ok(tensor)
+        let there = if frozen(at) { source.in_file(at)? } else { None };
+        let there = there.filter(|t| t.dtype == dtype);
+        let adopted = there.and_then(|InFile { part, shape: (rows, cols), .. }| dev.adopt(part, rows, cols, dtype));
+        adopted.map_or_else(|| load_own(dev, source, at, dtype), Ok)
     })
+}
+
+/// A weight in memory of its own.
+fn load_own<B: Backend>(dev: &B, source: &dyn TensorSource, at: Place, dtype: DType) -> Result<Tensor<B>> {
+    let Some(pieces) = source.pieces(at)? else { return upload(dev, &source.load(at)?, dtype) };
+    let (rows, cols) = pieces.shape();
+    let mut tensor = dev.alloc(rows, cols, dtype)?;
+    upload_pieces(dev, &mut tensor, &*pieces)?;
+    Ok(tensor)
 }
 
 /// As [`load_params`], in one piece of memory where the device has such: each weight in a room of so many elements, in the order of files.

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::peft::Adapter;
-use super::{HostTensor, Pieces, TensorSource};
+use super::{HostTensor, InFile, Pieces, TensorSource};
 use crate::error::Result;
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Part, Place};
@@ -60,6 +60,10 @@ impl TensorSource for Adapted<'_> {
 
     fn pieces(&self, at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
         if at.kind() == Kind::Vocabulary { Ok(None) } else { self.base.pieces(at) }
+    }
+
+    fn in_file(&self, at: Place) -> Result<Option<InFile>> {
+        if at.kind() == Kind::Vocabulary { Ok(None) } else { self.base.in_file(at) }
     }
 }
 

@@ -14,12 +14,15 @@ pub mod resize;
 pub mod safetensors;
 pub mod save;
 mod second_reading;
+mod stored;
 pub mod tokenizer_files;
 pub mod tokenizer_json;
 
 use crate::error::Result;
+use crate::mapped::FilePart;
 use crate::model::config::ModelConfig;
 use crate::model::weights::Place;
+use crate::tensor::DType;
 pub use crate::tensor::HostTensor;
 use crate::words::words;
 
@@ -41,6 +44,25 @@ pub trait TensorSource {
     fn pieces(&self, _at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
         Ok(None)
     }
+
+    /// The same weight where it stands in a file as f32 or bf16, for who can use it there: `None` where it does not, or has values that
+    /// [`TensorSource::load`] refuses.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    fn in_file(&self, _at: Place) -> Result<Option<InFile>> {
+        Ok(None)
+    }
+}
+
+/// A weight as it stands in a file.
+pub struct InFile {
+    /// Its bytes, aligned for its type.
+    pub part: FilePart,
+    /// f32 or bf16.
+    pub dtype: DType,
+    /// Height and width.
+    pub shape: (usize, usize),
 }
 
 /// A weight of which any part can be had, by several threads at once.
@@ -79,6 +101,10 @@ impl TensorSource for WithConfig<'_> {
 
     fn pieces(&self, at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
         self.source.pieces(at)
+    }
+
+    fn in_file(&self, at: Place) -> Result<Option<InFile>> {
+        self.source.in_file(at)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Growing the vocabulary: rows for new tokens, and frozen padding rows.
 
-use super::{HostTensor, Pieces, TensorSource};
+use super::{HostTensor, InFile, Pieces, TensorSource};
 use crate::ensure;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
@@ -70,6 +70,12 @@ impl<'a> Resized<'a> {
         self.how.tokens.iter().map(|t| t.id).min()
     }
 
+    /// Whether a weight has rows beyond those of the base.
+    fn grows(&self, at: Place) -> bool {
+        let more = !self.how.tokens.is_empty() || self.config.vocab_size != self.base.config().vocab_size;
+        at.kind() == Kind::Vocabulary && more
+    }
+
     fn grow(&self, at: Place, mut t: HostTensor) -> HostTensor {
         t.rows = self.config.vocab_size;
         t.data.resize(t.rows * t.cols, 0.0);
@@ -98,7 +104,10 @@ impl TensorSource for Resized<'_> {
     }
 
     fn pieces(&self, at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
-        let grows = !self.how.tokens.is_empty() || self.config.vocab_size != self.base.config().vocab_size;
-        if at.kind() == Kind::Vocabulary && grows { Ok(None) } else { self.base.pieces(at) }
+        if self.grows(at) { Ok(None) } else { self.base.pieces(at) }
+    }
+
+    fn in_file(&self, at: Place) -> Result<Option<InFile>> {
+        if self.grows(at) { Ok(None) } else { self.base.in_file(at) }
     }
 }

@@ -6,18 +6,19 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use half::f16;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
 
 use super::config::{self as hf_config, HfConfig};
-use super::{HostTensor, Pieces, SaveDType, TensorSource};
+use super::stored::Stored;
+use super::{HostTensor, InFile, Pieces, SaveDType, TensorSource};
 use crate::error::{Context, Error, Result};
 use crate::files::{read_text, refuse_pointer};
-use crate::mapped::Mapped;
+use crate::mapped::{FilePart, Mapped};
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Place, Weights};
 use crate::{bail, ensure};
@@ -30,7 +31,7 @@ const DECODER: &str = "model.";
 /// One open safetensors file.
 pub struct TensorFile {
     path: PathBuf,
-    map: Mapped,
+    map: Arc<Mapped>,
     /// Where tensor data begins.
     data_start: usize,
     tensors: BTreeMap<String, TensorInfo>,
@@ -62,7 +63,7 @@ impl TensorFile {
         ensure!(need == have, "{} bytes beyond the data that the header describes", have - need);
         let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         let tensors = header.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
-        Ok(Self { path: path.to_path_buf(), map, data_start, tensors, metadata })
+        Ok(Self { path: path.to_path_buf(), map: Arc::new(map), data_start, tensors, metadata })
     }
 
     /// The file.
@@ -134,11 +135,15 @@ impl TensorFile {
         Ok(data)
     }
 
+    /// Where a tensor's bytes are.
+    fn range(&self, info: &TensorInfo) -> Range<usize> {
+        self.data_start + info.data_offsets.0..self.data_start + info.data_offsets.1
+    }
+
     /// A tensor as it stands in the file.
     fn stored(&self, name: &str) -> Result<Stored<'_>> {
         let Some(info) = self.tensors.get(name) else { bail!("no such tensor") };
-        let (begin, end) = info.data_offsets;
-        let bytes = &self.map[self.data_start..][begin..end];
+        let bytes = &self.map[self.range(info)];
         let Some(dtype) = self.dtype(name) else {
             bail!("element type {:?} is not supported; expected F32, BF16 or F16", info.dtype)
         };
@@ -155,42 +160,11 @@ impl TensorFile {
     }
 }
 
-/// The elements of a tensor in a file.
-#[derive(Clone, Copy)]
-struct Stored<'a> {
-    bytes: &'a [u8],
-    dtype: SaveDType,
-}
-
-impl Stored<'_> {
-    fn size(&self) -> usize {
-        if self.dtype == SaveDType::F32 { 4 } else { 2 }
-    }
-
-    fn elements(&self) -> usize {
-        self.bytes.len() / self.size()
-    }
-
-    /// The elements from `first` on, widened exactly.
-    fn widen(&self, first: usize, out: &mut [f32]) {
-        fn each<const N: usize>(bytes: &[u8], out: &mut [f32], one: impl Fn([u8; N]) -> f32) {
-            for (x, b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
-                *x = one(*b);
-            }
-        }
-        let bytes = &self.bytes[first * self.size()..(first + out.len()) * self.size()];
-        match self.dtype {
-            SaveDType::F32 => each(bytes, out, f32::from_le_bytes),
-            SaveDType::Bf16 => each(bytes, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
-            SaveDType::F16 => each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
-        }
-    }
-}
-
 /// A weight that is read from its file piece by piece.
 struct FilePieces<'a> {
     file: &'a TensorFile,
     name: &'a str,
+    info: &'a TensorInfo,
     shape: (usize, usize),
     stored: Stored<'a>,
     /// Whether a value was not finite.
@@ -213,6 +187,7 @@ impl Pieces for FilePieces<'_> {
 
     fn finish(&self) -> Result<()> {
         self.file.map.check()?;
+        self.file.map.release(self.file.range(self.info));
         if self.refused.load(Ordering::Relaxed) {
             self.file.load(self.name)?;
             bail!("{}: {}: values changed while they were read", self.file.path.display(), self.name);
@@ -378,6 +353,16 @@ impl ModelFiles {
     }
 }
 
+impl ModelFiles {
+    /// The file and name of a weight, and its elements there where they fill its shape.
+    fn find(&self, at: Place) -> Option<(&TensorFile, &str, Stored<'_>, (usize, usize))> {
+        let (i, name) = self.place.get(&at.to_string())?;
+        let (file, shape) = (&self.files[*i], at.shape(&self.config.model, 0));
+        let stored = file.stored(name).ok().filter(|s| s.elements() == shape.0 * shape.1)?;
+        Some((file, name, stored, shape))
+    }
+}
+
 impl TensorSource for ModelFiles {
     fn config(&self) -> &ModelConfig {
         &self.config.model
@@ -392,12 +377,18 @@ impl TensorSource for ModelFiles {
     }
 
     fn pieces(&self, at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
-        let Some((i, name)) = self.place.get(&at.to_string()) else { return Ok(None) };
-        let (file, shape) = (&self.files[*i], at.shape(&self.config.model, 0));
-        let Some(stored) = file.stored(name).ok().filter(|s| s.elements() == shape.0 * shape.1) else {
-            return Ok(None);
-        };
-        Ok(Some(Box::new(FilePieces { file, name, shape, stored, refused: AtomicBool::new(false) })))
+        let refused = AtomicBool::new(false);
+        Ok(self.find(at).map(|(file, name, stored, shape)| {
+            Box::new(FilePieces { file, name, info: &file.tensors[name], shape, stored, refused }) as Box<dyn Pieces>
+        }))
+    }
+
+    fn in_file(&self, at: Place) -> Result<Option<InFile>> {
+        let Some((file, name, stored, shape)) = self.find(at) else { return Ok(None) };
+        let found = stored.as_tensor();
+        file.map.check()?;
+        let Some((dtype, true)) = found else { return Ok(None) };
+        Ok(Some(InFile { part: FilePart::new(&file.map, file.range(&file.tensors[name])), dtype, shape }))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::comm::{Communicator, Solo};
 use crate::error::{self, Result};
 use crate::hf::TensorSource;
-use crate::hf::device::{load_params, load_params_in};
+use crate::hf::device::{load_params_in, load_params_where};
 use crate::log::tables::MemoryClass;
 use crate::log::trace::Trace;
 use crate::machine::available_memory;
@@ -19,7 +19,7 @@ use crate::model;
 use crate::model::config::ModelConfig;
 use crate::model::flops::FlopCount;
 use crate::model::lora::{add_lora, first_values};
-use crate::model::weights::{Part, Place};
+use crate::model::weights::{Kind, Part, Place};
 use crate::model::{Acts, ActsOptions, Grads, LoraSpec, Model};
 use crate::optim::groups::GroupSettings;
 use crate::optim::{AdamWSettings, Optimizer, Schedule, ScheduleSettings};
@@ -196,7 +196,8 @@ fn built<B: Backend>(
     let params = match &lora {
         None => load_params_in(dev, source, s.dtype, &rooms)?,
         Some(l) => {
-            let mut params = load_params(dev, source, s.dtype)?;
+            let frozen = |at: Place| new_rows.is_none() || at.kind() != Kind::Vocabulary;
+            let mut params = load_params_where(dev, source, s.dtype, frozen)?;
             let room = |at: Place| lengths.iter().position(|(place, _)| *place == at).map_or(0, |i| rooms[i]);
             add_lora(dev, &config, &mut params, s.dtype, l, (s.seed, &room))?;
             params

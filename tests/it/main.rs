@@ -21,6 +21,7 @@ mod eval;
 mod floors;
 mod foreign_folders;
 mod forms;
+mod frozen_base;
 mod generate_cmd;
 mod golden;
 mod golden_steps;
