@@ -57,6 +57,14 @@ pub trait Device: Sized {
     /// If the device has not enough memory.
     fn alloc(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>>;
 
+    /// As [`Device::alloc`], for at most so many rows: later ones may never be used.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    fn alloc_rows(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>> {
+        self.alloc(rows, cols, dtype)
+    }
+
     /// A tensor (rows, cols) of f32 or bf16 whose elements stand in a file, aligned: they are read there as long as nobody writes to the
     /// tensor. Whether the file is as it was is asked where figures or values are. `None` where the device has memory of its own.
     fn adopt(&self, _part: FilePart, _rows: usize, _cols: usize, _dtype: DType) -> Option<Tensor<Self>> {

@@ -9,7 +9,7 @@ use half::bf16;
 
 use super::Cpu;
 use super::elem::{Stored, View};
-use super::pages::{self, First, Piece};
+use super::pages::{self, First, Pages, Piece};
 use crate::error::{Error, Result, in_words};
 use crate::heap;
 use crate::mapped::FilePart;
@@ -58,13 +58,28 @@ pub struct CpuBuf {
 /// Bytes from which on zeros are written when they are needed.
 const LATER: usize = 64 << 10;
 
+/// Bytes from which on a large page counts little beside what is used of them.
+const PART: usize = 8 << 20;
+
 impl CpuBuf {
     /// `bytes` zero bytes.
     ///
     /// # Errors
     /// If the system has not enough address space.
     pub fn zeros(bytes: usize) -> Result<Self> {
-        let mut buf = Self::any(bytes)?;
+        Self::zeros_in(bytes, Pages::Large)
+    }
+
+    /// `bytes` zero bytes, of which the last ones may never be used.
+    ///
+    /// # Errors
+    /// As [`CpuBuf::zeros`].
+    pub fn zeros_in_part(bytes: usize) -> Result<Self> {
+        Self::zeros_in(bytes, if bytes < PART { Pages::Small } else { Pages::Large })
+    }
+
+    fn zeros_in(bytes: usize, pages: Pages) -> Result<Self> {
+        let mut buf = Self::any_in(bytes, pages)?;
         if !buf.untouched && !buf.zero_later(bytes) {
             buf.bytes_mut().fill(0);
         }
@@ -76,7 +91,11 @@ impl CpuBuf {
     /// # Errors
     /// If the system has not enough address space.
     pub fn any(bytes: usize) -> Result<Self> {
-        let piece = Piece::new(bytes)
+        Self::any_in(bytes, Pages::Large)
+    }
+
+    fn any_in(bytes: usize, pages: Pages) -> Result<Self> {
+        let piece = Piece::new(bytes, pages)
             .map_err(|e| Error::memory(format!("cpu: cannot allocate {bytes} bytes: {}", in_words(&e))))?;
         let untouched = piece.is_fresh();
         Ok(Self { map: Some(Bytes::Own(piece)), untouched, stead: None, zeros: AtomicUsize::new(0) })

@@ -154,6 +154,11 @@ impl Device for Cpu {
         Ok(Tensor::from_buf(buf, rows, cols, dtype))
     }
 
+    fn alloc_rows(&self, rows: usize, cols: usize, dtype: DType) -> Result<Tensor<Self>> {
+        let buf = CpuBuf::zeros_in_part(rows * cols * dtype.bytes())?;
+        Ok(Tensor::from_buf(buf, rows, cols, dtype))
+    }
+
     fn adopt(&self, part: FilePart, rows: usize, cols: usize, dtype: DType) -> Option<Tensor<Self>> {
         assert_eq!(part.len(), rows * cols * dtype.bytes(), "a tensor of {rows} x {cols} in a file");
         let part = Arc::new(part);

@@ -1,4 +1,5 @@
-//! Where buffers lie: pieces of a few large mappings, so that many small tensors share pages of 2 MiB.
+//! Where buffers lie: pieces of a few large mappings, so that many small tensors share pages of 2 MiB, or pages of 4 KiB where a part of each may
+//! never be used.
 //!
 //! A run touches gigabytes before its first step ends. In pages of 4 KiB that is a fault each; in large ones it is five hundred times fewer, and
 //! the page table is walked less later. A piece that is given back is used again, in the state it was left in; a mapping without
@@ -21,11 +22,21 @@ const SMALLEST: usize = 256 << 10;
 /// Bytes of a mapping, unless one piece is larger.
 const LARGEST: usize = 64 << 20;
 
+/// Pages that a piece lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// 2 MiB, where the system has them: for what is used whole.
+    Large,
+    /// 4 KiB: only those that are used take memory.
+    Small,
+}
+
 /// Bytes that belong to one owner.
 pub struct Piece {
     start: NonNull<u8>,
     len: usize,
     fresh: bool,
+    pages: Pages,
 }
 
 // SAFETY: the bytes belong to the piece alone, as those of a `Box<[u8]>` do.
@@ -38,10 +49,10 @@ impl Piece {
     ///
     /// # Errors
     /// If the system has not enough address space.
-    pub fn new(len: usize) -> io::Result<Self> {
+    pub fn new(len: usize, pages: Pages) -> io::Result<Self> {
         let room = room(len).ok_or(io::ErrorKind::OutOfMemory)?;
-        let (start, fresh) = heap().take(room)?;
-        Ok(Self { start, len, fresh })
+        let (start, fresh) = heap(pages).take(room)?;
+        Ok(Self { start, len, fresh, pages })
     }
 
     /// Whether nobody had these bytes before: they are zero.
@@ -67,7 +78,7 @@ impl DerefMut for Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        heap().give_back(self.start, room(self.len).expect("it was granted"));
+        heap(self.pages).give_back(self.start, room(self.len).expect("it was granted"));
     }
 }
 
@@ -90,9 +101,9 @@ struct Region {
 unsafe impl Send for Region {}
 
 impl Region {
-    fn map(len: usize) -> io::Result<Self> {
+    fn map(len: usize, pages: Pages) -> io::Result<Self> {
         // Pages of 2 MiB begin at their multiples: what is beside them is given back at once.
-        let beside = if len >= 2 * HUGE { HUGE } else { 0 };
+        let beside = if pages == Pages::Large && len >= 2 * HUGE { HUGE } else { 0 };
         let whole = len.checked_add(beside).ok_or(io::ErrorKind::OutOfMemory)?;
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping at an address of the system's choice.
@@ -166,19 +177,25 @@ impl Drop for Region {
     }
 }
 
-/// All mappings.
+/// All mappings of one kind.
 struct Heap {
+    pages: Pages,
     regions: Vec<Region>,
 }
 
-static HEAP: Mutex<Heap> = Mutex::new(Heap { regions: Vec::new() });
-
-fn heap() -> MutexGuard<'static, Heap> {
+fn heap(pages: Pages) -> MutexGuard<'static, Heap> {
+    static LARGE: Mutex<Heap> = Mutex::new(Heap::new(Pages::Large));
+    static SMALL: Mutex<Heap> = Mutex::new(Heap::new(Pages::Small));
+    let heap = if pages == Pages::Large { &LARGE } else { &SMALL };
     // Nothing in here panics half way.
-    HEAP.lock().unwrap_or_else(PoisonError::into_inner)
+    heap.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Heap {
+    const fn new(pages: Pages) -> Self {
+        Self { pages, regions: Vec::new() }
+    }
+
     fn take(&mut self, len: usize) -> io::Result<(NonNull<u8>, bool)> {
         let found = self.regions.iter_mut().filter_map(|r| r.best(len).map(|(at, n)| (n, at, r)));
         if let Some((_, at, region)) = found.min_by_key(|(n, ..)| *n) {
@@ -189,7 +206,8 @@ impl Heap {
         let unit = if usual >= 2 * HUGE { HUGE } else { 4096 };
         let usual = usual.checked_next_multiple_of(unit).ok_or(io::ErrorKind::OutOfMemory)?;
         // Where so much is refused, there may be room for what is needed.
-        let mut region = Region::map(usual).or_else(|_| Region::map(len.next_multiple_of(4096)))?;
+        let mut region =
+            Region::map(usual, self.pages).or_else(|_| Region::map(len.next_multiple_of(4096), self.pages))?;
         let taken = region.take(0, len);
         self.regions.push(region);
         Ok(taken)
@@ -204,11 +222,11 @@ impl Heap {
     }
 }
 
-/// The first byte of each large page that fresh pieces touch, one for each page: who writes a zero to it has the page cleared. Several
+/// The first byte of each large page that fresh pieces in such touch, one for each page: who writes a zero to it has the page cleared. Several
 /// threads that write to one large page for the first time would all clear it.
 pub fn firsts<'a>(pieces: impl Iterator<Item = &'a mut Piece>) -> Vec<First> {
     let mut all: Vec<usize> = Vec::new();
-    for piece in pieces.filter(|p| p.fresh) {
+    for piece in pieces.filter(|p| p.fresh && p.pages == Pages::Large) {
         let start = piece.start.as_ptr() as usize;
         let pages = start / HUGE + 1..(start + piece.len).div_ceil(HUGE);
         all.extend([start].into_iter().chain(pages.map(|page| page * HUGE)));
@@ -244,7 +262,7 @@ mod tests {
 
     #[test]
     fn pieces_do_not_overlap_are_used_again_and_go_back() {
-        let mut heap = Heap { regions: Vec::new() };
+        let mut heap = Heap::new(Pages::Large);
         let lens: Vec<usize> =
             [0, 1, 63, 64, 65, 5000, 300 << 10, 3 << 20, 9 << 20, 1000].map(|n| room(n).unwrap()).into();
         for round in 0..2 {
@@ -270,17 +288,17 @@ mod tests {
 
     #[test]
     fn many_small_pieces_lie_in_few_mappings_and_absurd_ones_nowhere() {
-        let mut heap = Heap { regions: Vec::new() };
+        let mut heap = Heap::new(Pages::Large);
         let pieces: Vec<_> = (0..400).map(|_| heap.take(room(1_000_000).unwrap()).unwrap().0).collect();
         assert!(heap.regions.len() < 20, "{}", heap.regions.len());
         pieces.into_iter().for_each(|at| heap.give_back(at, room(1_000_000).unwrap()));
         assert!(heap.regions.is_empty());
-        assert!(Piece::new(usize::MAX - 5).is_err() && Piece::new(usize::MAX / 2).is_err());
+        assert!([usize::MAX - 5, usize::MAX / 2].iter().all(|&n| Piece::new(n, Pages::Small).is_err()));
     }
 
     #[test]
     fn each_large_page_is_touched_once() {
-        let mut pieces: Vec<Piece> = [3 << 20, 100, 5 << 20, 64].map(|n| Piece::new(n).unwrap()).into();
+        let mut pieces: Vec<Piece> = [3 << 20, 100, 5 << 20, 64].map(|n| Piece::new(n, Pages::Large).unwrap()).into();
         pieces.retain(Piece::is_fresh);
         let found = firsts(pieces.iter_mut());
         let pages: Vec<usize> = found.iter().map(|f| f.0 / HUGE).collect();
@@ -294,5 +312,6 @@ mod tests {
         assert_eq!(pages, expected);
         let inside = |at: usize| pieces.iter().any(|p| p.as_ptr_range().contains(&(at as *const u8)));
         assert!(found.iter().all(|f| inside(f.0)));
+        assert!(firsts([&mut Piece::new(5 << 20, Pages::Small).unwrap()].into_iter()).is_empty());
     }
 }

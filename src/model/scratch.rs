@@ -24,12 +24,12 @@ impl<'a, B: Backend> Alloc<'a, B> {
 
     /// (N, cols) of the activations' type.
     pub fn act(&self, cols: usize) -> Result<Tensor<B>> {
-        self.dev.alloc(self.n, cols, self.dtype)
+        self.dev.alloc_rows(self.n, cols, self.dtype)
     }
 
     /// (N, cols) f32.
     pub fn f32(&self, cols: usize) -> Result<Tensor<B>> {
-        self.dev.alloc(self.n, cols, DType::F32)
+        self.dev.alloc_rows(self.n, cols, DType::F32)
     }
 
     /// (N, r), where the product has a low-rank update.
