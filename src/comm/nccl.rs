@@ -262,11 +262,7 @@ fn shared_memory(world: &World) -> Result<()> {
 
 /// What is free in /dev/shm, in bytes; `None` where there is no such file system.
 fn free_shared_memory() -> Option<u64> {
-    // SAFETY: a plain structure for which zeros are values.
-    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the name is a C string, the pointer is to a local.
-    let code = unsafe { libc::statvfs(c"/dev/shm".as_ptr(), &raw mut found) };
-    (code == 0).then(|| found.f_bavail * found.f_frsize)
+    crate::machine::free_bytes(std::path::Path::new("/dev/shm"))
 }
 
 fn enough_shared_memory(world: &World, free: Option<u64>) -> Result<()> {

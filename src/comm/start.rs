@@ -321,6 +321,7 @@ fn where_to(identity: &Identity, own: Option<&Hub>) -> Result<(Secret, Vec<Socke
 
 /// From now on the connection breaks when what was sent is not acknowledged for so long: a cable that is pulled closes nothing, and a
 /// rank would wait for the hub for a quarter of an hour. Heartbeats see to it that something is always sent.
+#[cfg(target_os = "linux")]
 fn give_up_after(stream: &TcpStream, time: Duration) -> std::io::Result<()> {
     use std::os::fd::AsRawFd;
     let ms = time.as_millis() as libc::c_uint;
@@ -335,6 +336,12 @@ fn give_up_after(stream: &TcpStream, time: Duration) -> std::io::Result<()> {
         )
     };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Other systems have no such option: there a connection breaks when the system gives it up.
+#[cfg(not(target_os = "linux"))]
+fn give_up_after(_stream: &TcpStream, _time: Duration) -> std::io::Result<()> {
+    Ok(())
 }
 
 /// What came of a call.
