@@ -432,21 +432,40 @@ fn watch_over(shared: &Shared) {
     }
 }
 
-/// Nobody moves: the culprit is who does not wait for others.
+/// Nobody moves: the culprit is who does not wait for others, of several the one that has come least far.
 fn hang(state: &State, limit: Duration) -> Event {
     let alive: Vec<(usize, &Member)> =
         state.members.iter().enumerate().filter_map(|(r, m)| Some((r, m.as_ref().filter(|m| !m.closed)?))).collect();
-    // For gradients or weights, or in an exchange that is not complete; threads that write have exchanges of their own.
-    let collective = |m: &Member| m.position.is_some_and(|at| matches!(at.phase, Phase::Reduce | Phase::Gather));
-    let exchange = |r: &usize| state.rounds.iter().any(|(seq, round)| seq >> 63 == 0 && round.parts.contains_key(r));
-    let waiting = |(r, m): &&(usize, &Member)| collective(m) || exchange(r);
-    let waits = alive.iter().filter(waiting).count();
-    let culprit = alive.iter().find(|member| !waiting(member)).or(alive.first());
-    let rank = culprit.map_or(0, |(r, _)| *r);
-    let others = match waits {
-        0 => String::new(),
-        1 => "; another rank waits for it".into(),
-        n => format!("; {n} others wait for it"),
+    // An exchange that is not complete; threads that write have some of their own.
+    let exchange = |r: usize| {
+        let mut open = state.rounds.iter().filter(|(seq, _)| *seq >> 63 == 0);
+        open.find_map(|(seq, round)| Some((*seq, &round.parts.get(&r)?.0)))
     };
-    state.cause(rank, format!("hangs since {} s{others}", limit.as_secs()), HANG)
+    // For gradients or weights.
+    let collective = |m: &Member| m.position.is_some_and(|at| matches!(at.phase, Phase::Reduce | Phase::Gather));
+    let (waiting, busy): (Vec<_>, Vec<_>) =
+        alive.into_iter().partition(|(r, m)| collective(m) || exchange(*r).is_some());
+    let place = |m: &Member| m.position.map(|at| (at.step, at.phase as u8));
+    let seconds = limit.as_secs();
+    if let Some((rank, _)) = busy.into_iter().min_by_key(|(_, m)| place(m)) {
+        let others = match waiting.len() {
+            0 => String::new(),
+            1 => "; another rank waits for it".into(),
+            n => format!("; {n} others wait for it"),
+        };
+        return state.cause(rank, format!("hangs since {seconds} s{others}"), HANG);
+    }
+    // All wait: some of them for what others do not call.
+    match waiting.iter().find_map(|(r, _)| Some((*r, exchange(*r)?))) {
+        Some((rank, (seq, what))) => {
+            let text = format!(
+                "waits since {seconds} s in \"{what}\", exchange {seq}, the others for sums or weights: they have lost each other"
+            );
+            state.cause(rank, text, HANG)
+        }
+        None => {
+            let rank = waiting.first().map_or(0, |(r, _)| *r);
+            state.cause(rank, format!("hangs since {seconds} s, as all ranks: each waits for the others"), HANG)
+        }
+    }
 }

@@ -157,6 +157,32 @@ fn who_does_not_come_to_an_exchange_is_to_blame_for_a_hang() {
     assert_eq!(cause.line(), "rank 1 on host h1: step 4, evaluate: hangs since 0 s; another rank waits for it");
 }
 
+/// On a GPU the host waits for sums of others where it asks for the figures of its update.
+#[test]
+fn who_has_come_least_far_is_to_blame_for_a_hang() {
+    let (hub, events) = hub(2, Duration::from_millis(400));
+    let mut both = two(&hub, &events);
+    let at = |phase| Message::Beat { position: Position { step: 4, phase, layer: None }.pack(), moves: 1 };
+    at(Phase::Update).write(&mut both[0]).unwrap();
+    at(Phase::Backward).write(&mut both[1]).unwrap();
+    let Event::Failed(cause) = next(&events) else { panic!("no failure") };
+    assert_eq!(cause.line(), "rank 1 on host h1: step 4, backward: hangs since 0 s");
+}
+
+/// One in an exchange, the other in sums: each waits for the other, and the exchange is what is said.
+#[test]
+fn ranks_that_wait_for_different_things_have_lost_each_other() {
+    let (hub, events) = hub(2, Duration::from_millis(400));
+    let mut both = two(&hub, &events);
+    let at = |phase| Message::Beat { position: Position { step: 4, phase, layer: None }.pack(), moves: 1 };
+    at(Phase::Reduce).write(&mut both[0]).unwrap();
+    at(Phase::Forward).write(&mut both[1]).unwrap();
+    gather(&mut both[1], 7, "barrier", &[]);
+    let Event::Failed(cause) = next(&events) else { panic!("no failure") };
+    let said = "waits since 0 s in \"barrier\", exchange 7, the others for sums or weights: they have lost each other";
+    assert_eq!(cause.line(), format!("rank 1 on host h1: step 4, forward: {said}"));
+}
+
 #[test]
 fn a_parent_says_what_became_of_its_rank() {
     let (hub, events) = hub(2, Duration::from_secs(600));

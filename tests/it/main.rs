@@ -53,6 +53,7 @@ mod plan;
 mod prepare;
 #[path = "../common/program.rs"]
 mod program;
+mod rank_failures;
 mod ranks;
 #[path = "../common/ranks.rs"]
 mod ranks_as_threads;
