@@ -215,6 +215,13 @@ mod tests {
     }
 
     #[test]
+    fn the_same_state_is_the_same_file() {
+        let bytes = || std::fs::read(written(3).path().join(file_of(2, 3))).unwrap();
+        let first = bytes();
+        assert!((0..12).all(|_| bytes() == first));
+    }
+
+    #[test]
     fn what_is_missing_twice_or_of_another_run_is_named() {
         let error = |change: &dyn Fn(&Path)| {
             let dir = written(3);

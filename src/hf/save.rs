@@ -191,6 +191,9 @@ fn header(entries: &[Entry], more: &[(&str, String)]) -> Result<Vec<u8>> {
     let metadata: HashMap<String, String> =
         more.iter().map(|(k, v)| (k.to_string(), v.clone())).chain([format]).collect();
     let header = Metadata::new(Some(metadata), infos).map_err(|e| Error::new(format!("safetensors header: {e}")))?;
+    let mut header = serde_json::to_value(&header).expect("a header always prints");
+    // The entries of a hash table come in an order of their own each time, and the same state is the same file.
+    header["__metadata__"].as_object_mut().expect("it has a format").sort_keys();
     let mut bytes = serde_json::to_vec(&header).expect("a header always prints");
     bytes.resize(bytes.len().next_multiple_of(8), b' ');
     Ok(bytes)
