@@ -335,7 +335,8 @@ fn a_plan_counts_what_nccl_is_asked_for() {
     ] {
         let run = |steps: u64| {
             let flags = format!("{trained} --val-fraction 0 --save-strategy no --max-steps {steps} --quiet {form}");
-            let training = Training { micro_batches: 2 * ranks, ..Training::of(dir.path(), &flags) };
+            let training =
+                Training { micro_batches: 2 * ranks, template: "instruct", ..Training::of(dir.path(), &flags) };
             let outputs =
                 ended(training.ranks(&format!("{trained} {form} {steps}").replace(' ', "_"), ranks, |c, rank| {
                     if rank == 0 {
