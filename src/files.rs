@@ -84,10 +84,22 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String> {
         "{}: longer than {limit} bytes, which is not expected of this file",
         path.display()
     );
-    match String::from_utf8(bytes) {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        bail!("{}: this is UTF-16 text, expected UTF-8; convert it with iconv -f UTF-16 -t UTF-8", path.display());
+    }
+    match String::from_utf8(without_mark(bytes)) {
         Ok(text) => Ok(text),
         Err(e) => bail!("{}: byte {} is not UTF-8", path.display(), e.utf8_error().valid_up_to()),
     }
+}
+
+/// The bytes of a text without the byte order mark that editors of some systems put before it.
+pub fn without_mark(mut bytes: Vec<u8>) -> Vec<u8> {
+    const MARK: &[u8] = "\u{feff}".as_bytes();
+    if bytes.starts_with(MARK) {
+        bytes.drain(..MARK.len());
+    }
+    bytes
 }
 
 /// Refuses a file that only says where Git LFS has the real one.
@@ -224,15 +236,32 @@ pub fn check_writable(dir: &Path) -> Result<()> {
     fs::write(&probe, b"x").and_then(|()| fs::remove_file(&probe)).at(&probe)
 }
 
-/// Writes `path` through a temporary file beside it: content, flush, fsync, rename, fsync of the folder.
+/// Writes `path` through a temporary file beside it: content, flush, fsync, rename, fsync of the folder. A link stays, and what it names is
+/// replaced. A pipe or device is written to.
 ///
 /// # Errors
 /// If anything of it fails; then `path` is as it was and the temporary file is removed.
 pub fn write_atomic(path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    if takes_a_stream(path) {
+        let file = OpenOptions::new().write(true).open(path).at(path)?;
+        return write_into(file, path, content).map(drop);
+    }
+    let path = &behind_links(path);
     let temp = Temporary::beside(path)?;
     write_synced(&temp.0, content).map_err(|e| e.context(format!("writing {}", path.display())))?;
     naming(|| fs::rename(&temp.0, path)).at(path)?;
     sync_dir(&parent(path))
+}
+
+/// Whether what is written to a path goes to a reader or device there, and replaces nothing.
+pub fn takes_a_stream(path: &Path) -> bool {
+    kind_of(path).is_ok_and(|kind| !["a file", "a folder"].contains(&kind))
+}
+
+/// The file or folder that a path stands for.
+fn behind_links(path: &Path) -> PathBuf {
+    let named = if path.is_symlink() { path.canonicalize().ok() } else { None };
+    named.unwrap_or_else(|| path.to_path_buf())
 }
 
 /// Gives a finished folder its name: what lies there goes to `aside` first and is removed last.
@@ -275,9 +304,10 @@ impl StagedDir {
     /// If `to` is no name of a folder, or the folder cannot be created.
     pub fn new(to: &Path) -> Result<Self> {
         ensure!(to.file_name().is_some(), "{}: expected the name of a folder, such as merged", to.display());
-        let dir = Temporary::beside(to)?;
+        let to = behind_links(to);
+        let dir = Temporary::beside(&to)?;
         create_dir_all(&dir.0)?;
-        Ok(Self { dir, to: to.to_path_buf() })
+        Ok(Self { dir, to })
     }
 
     /// Fills it, then renames it; what lies at the name is moved aside first and removed last. `fill` writes by the functions of this
@@ -300,15 +330,18 @@ impl StagedDir {
 /// If it cannot be created or written; `content` reports errors without the path, it is added here.
 pub fn write_synced(path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let open = || OpenOptions::new().write(true).create(true).truncate(true).open(path);
-    let file = naming(open).at(path)?;
+    write_into(naming(open).at(path)?, path, content)?.sync_all().at(path)
+}
+
+/// Writes to an open file, which is that of `path`, and flushes.
+fn write_into(file: File, path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<File> {
     let mut out = Checked { inner: BufWriter::with_capacity(1 << 20, file), path, failed: None };
     let result = content(&mut out);
     if let Some(e) = out.failed.take() {
         return Err(e);
     }
     result?;
-    let file = out.inner.into_inner().map_err(|e| explain(path, e.error()))?;
-    file.sync_all().at(path)
+    out.inner.into_inner().map_err(|e| explain(path, e.error()))
 }
 
 /// Remembers the first write error with its advice, which a caller that sees only `io::Error` would lose.

@@ -16,7 +16,7 @@ use crate::data::mix::largest_remainder;
 use crate::data::row::{Message, Role, Row};
 use crate::data::source::Source;
 use crate::error::{Error, Result};
-use crate::files::{At, nameless_beside, write_atomic};
+use crate::files::{At, nameless_beside, takes_a_stream, write_atomic};
 use crate::rng::Stream;
 use crate::settings::{Kind, Value as Setting};
 use crate::text::grouped;
@@ -78,7 +78,8 @@ pub fn command() -> Command {
 pub fn run(m: &ArgMatches) -> Result<()> {
     let files: Vec<PathBuf> = m.get_many("files").into_iter().flatten().cloned().collect();
     let (to, from) = files.split_last().expect("clap wants two");
-    if !m.get_flag("overwrite") && to.exists() {
+    let streams = takes_a_stream(to);
+    if !m.get_flag("overwrite") && !streams && to.exists() {
         return Err(Error::usage(format!(
             "{}: the last name is that of the file to write, which is there already; choose another, or add --overwrite",
             to.display()
@@ -114,7 +115,13 @@ pub fn run(m: &ArgMatches) -> Result<()> {
     order.truncate(take.unwrap_or(usize::MAX));
     let all = order.len();
     write_atomic(to, |out| spool.write(&order, out))?;
-    say::result(&format!("{}: {} rows from {}", to.display(), grouped(all as u64), counts(&from, &spool, &order)));
+    let done = format!("{}: {} rows from {}", to.display(), grouped(all as u64), counts(&from, &spool, &order));
+    // Rows may have gone where results are printed.
+    if streams {
+        say::note(&done)
+    } else {
+        say::result(&done)
+    }
     Ok(())
 }
 
@@ -157,7 +164,8 @@ struct Spool {
 
 impl Spool {
     fn read(from: &[PathBuf], to: &Path, options: &RowOptions) -> Result<Self> {
-        let mut out = BufWriter::with_capacity(1 << 20, nameless_beside(to)?);
+        let beside = if takes_a_stream(to) { std::env::temp_dir().join("rows") } else { to.to_path_buf() };
+        let mut out = BufWriter::with_capacity(1 << 20, nameless_beside(&beside)?);
         let (mut starts, mut firsts) = (vec![0u64], vec![0u32]);
         for path in from {
             let source = Source::open(path)?;

@@ -11,7 +11,7 @@ use crate::data::sft::token_file_of;
 use crate::data::token_file::TokenFile;
 use crate::data::train_set::Tokens;
 use crate::error::{Error, Result};
-use crate::files::{At, create_dir_all, parent, sync_dir};
+use crate::files::{At, create_dir_all, parent, sync_dir, takes_a_stream};
 use crate::say;
 use crate::say::Out;
 use crate::settings::{Content, Resolved, Settings};
@@ -31,6 +31,12 @@ pub fn run(resolved: &Resolved) -> Result<()> {
         _ if paths.len() > 1 || output.is_dir() => output.clone(),
         _ => PathBuf::from("."),
     };
+    if let Some(target) = targets.iter().find(|target| takes_a_stream(target)) {
+        return Err(Error::usage(format!(
+            "--output: expected the name of a file, found a pipe or device: {}",
+            target.display()
+        )));
+    }
     create_dir_all(&folder)?;
     let mut tokenizer = data::tokenizer(resolved)?;
     let texts: Vec<bool> = paths.iter().map(|p| is_text(settings, p)).collect();

@@ -12,11 +12,12 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
+use parquet::schema::types::Type as Schema;
 use serde_json::{Map, Value};
 
 use super::damaged;
 
-/// The rows of a file, each as an object. Values of types that JSON has no word for are null; dates and decimal numbers are text.
+/// The rows of a file, each as an object. Values of types that JSON has no word for are text, bytes that are no text a list.
 ///
 /// # Errors
 /// If the file cannot be opened, or is no Parquet file; of the iterator: a damaged row.
@@ -32,6 +33,7 @@ pub fn rows(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Value>> +
     let mut all = None;
     guarded(&mut || {
         let reader = SerializedFileReader::new(ToTheEnd(file.try_clone()?))?;
+        expect_different_names(reader.metadata().file_metadata().schema())?;
         expect_dictionaries_within_their_pages(&reader)?;
         all = Some(RowIter::from_file_into(Box::new(reader)));
         Ok(None)
@@ -82,6 +84,24 @@ impl ChunkReader for ToTheEnd {
         self.get_read(start)?.read_exact(&mut bytes)?;
         Ok(bytes.into())
     }
+}
+
+/// Refuses a group with two fields of one name: a row would have the last of them.
+fn expect_different_names(schema: &Schema) -> Result<(), ParquetError> {
+    if !schema.is_group() {
+        return Ok(());
+    }
+    let fields = schema.get_fields();
+    for (i, field) in fields.iter().enumerate() {
+        if fields[..i].iter().any(|other| other.name() == field.name()) {
+            return Err(ParquetError::General(format!(
+                "two columns named {:?}, expected different names",
+                field.name()
+            )));
+        }
+        expect_different_names(field)?;
+    }
+    Ok(())
 }
 
 /// Refuses a dictionary of more values than its page has room for: memory is taken for as many as the header says, and where there is
@@ -135,9 +155,12 @@ fn json(field: &Field) -> Value {
         Field::Str(s) => Value::from(s.as_str()),
         Field::Group(row) => group(row),
         Field::ListInternal(list) => Value::Array(list.elements().iter().map(json).collect()),
-        Field::Date(_) | Field::Decimal(_) | Field::TimestampMillis(_) | Field::TimestampMicros(_) => {
-            Value::from(field.to_string())
-        }
-        _ => Value::Null,
+        // Older writers do not mark texts as such; other bytes are no text of a row, and no field that was left out.
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => Value::from(text),
+            Err(_) => Value::Array(bytes.data().iter().map(|&b| Value::from(b)).collect()),
+        },
+        Field::Null => Value::Null,
+        _ => Value::from(field.to_string()),
     }
 }

@@ -119,6 +119,38 @@ fn parquet_with_lists_and_texts_that_are_lists_are_conversations() {
     assert_eq!(rows_of(&w, "chat.csv"), [("a?".to_string(), "a.".to_string())]);
 }
 
+/// Hive, Impala and old Spark write texts as bytes without saying that they are text.
+#[test]
+fn bytes_in_parquet_are_text_or_no_text_but_never_nothing() {
+    let w = place();
+    let schema = "message rows { required binary prompt; required binary response (UTF8); optional binary system; }";
+    let column = |text| (vec![text], None, None);
+    write_parquet(&w.path("old.parquet"), schema, &[column("q?"), column("a."), (vec!["s"], Some(vec![1]), None)]);
+    assert_eq!(rows_of(&w, "old.parquet"), [("q?".to_string(), "a.".to_string())]);
+    let inspect = "ringtune inspect rows --tokenizer_path spm.model --val_fraction 0 --json --dataset_paths";
+    let said = w.shell(&format!("{inspect} old.parquet")).stdout;
+    assert!(said.contains(r#"{"role":"system","content":"s"}"#), "{said}");
+    let fixed =
+        "message rows { required binary prompt (UTF8); required binary response (UTF8); required binary system; }";
+    write_parquet(&w.path("raw.parquet"), fixed, &[column("q?"), column("a."), column("s")]);
+    let mut raw = std::fs::read(w.path("raw.parquet")).unwrap();
+    // The one value of the last column, behind its length.
+    let at = raw.windows(5).rposition(|part| part == b"\x01\0\0\0s").unwrap();
+    raw[at + 4] = 0xff;
+    w.write("raw.parquet", raw);
+    let outcome = w.shell(&format!("{inspect} raw.parquet"));
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stdout);
+    assert!(
+        outcome.error().contains("field \"system\" is not a string, expected a string, found an array"),
+        "{}",
+        outcome.error()
+    );
+    let twice = "message rows { required binary prompt (UTF8); required binary prompt (UTF8); required binary response (UTF8); }";
+    write_parquet(&w.path("twice.parquet"), twice, &[column("q?"), column("r?"), column("a.")]);
+    let outcome = w.shell(&format!("{inspect} twice.parquet"));
+    assert!(outcome.error().contains("two columns named \"prompt\", expected different names"), "{}", outcome.error());
+}
+
 #[test]
 fn what_is_wrong_with_a_table_is_said_by_row_and_column() {
     let w = place();
@@ -242,6 +274,40 @@ fn convert_writes_rows_that_train_the_same() {
     // Converting again changes nothing.
     assert_eq!(w.shell("ringtune convert all.jsonl again.jsonl").code, Some(0));
     assert_eq!(lines(&w, "again.jsonl"), all);
+}
+
+/// A file is replaced, a link's file too; what is no file is written to, or refused where a file is needed.
+#[test]
+fn what_is_written_goes_through_links_and_into_pipes() {
+    let w = place();
+    w.write("asked.csv", delimited(",", ["prompt", "response"]));
+    let convert = |to: &str| w.shell(&format!("ringtune convert asked.csv {to} --take 2"));
+    let streamed = convert("/dev/stdout");
+    assert_eq!((streamed.code, streamed.stdout.lines().count()), (Some(0), 2), "{}", streamed.stderr);
+    assert!(streamed.stderr.contains("/dev/stdout: 2 rows from asked.csv (2)"), "{}", streamed.stderr);
+    std::fs::create_dir(w.path("far")).unwrap();
+    w.write("far/rows.jsonl", "old");
+    std::os::unix::fs::symlink("far/rows.jsonl", w.path("link.jsonl")).unwrap();
+    assert_eq!(convert("link.jsonl --overwrite").code, Some(0));
+    assert!(w.path("link.jsonl").is_symlink());
+    let written = std::fs::read_to_string(w.path("far/rows.jsonl")).unwrap();
+    assert_eq!(written, streamed.stdout);
+    // As `>(command)` of a shell: the reader gets the rows, and the pipe stays.
+    let pipe = w.path("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read_to_string(pipe).unwrap()
+    });
+    assert_eq!(convert("pipe").code, Some(0));
+    assert_eq!(reader.join().unwrap(), streamed.stdout);
+    assert!(!pipe.is_file());
+    let packed = w.shell("ringtune pack --tokenizer_path spm.model --dataset_paths asked.csv --output pipe");
+    assert_eq!(packed.code, Some(2), "{}", packed.stderr);
+    assert!(packed.stderr.contains("expected the name of a file, found a pipe or device: pipe"), "{}", packed.stderr);
+    assert!(!pipe.is_file());
+    let left: Vec<_> = std::fs::read_dir(w.path("far")).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
 }
 
 #[test]

@@ -242,8 +242,11 @@ fn the_file_is_named() {
         let e = hf_config::read(dir.path()).unwrap_err().to_string();
         assert!(e.contains("config.json") && e.contains(expected), "{e}");
     }
-    std::fs::write(dir.path().join("config.json"), [0xff, 0xfe]).unwrap();
-    assert!(hf_config::read(dir.path()).unwrap_err().to_string().contains("byte 0 is not UTF-8"));
+    for (bytes, expected) in [([0xff, 0x80], "byte 0 is not UTF-8"), ([0xff, 0xfe], "this is UTF-16 text")] {
+        std::fs::write(dir.path().join("config.json"), bytes).unwrap();
+        let e = hf_config::read(dir.path()).unwrap_err().to_string();
+        assert!(e.contains("config.json") && e.contains(expected), "{e}");
+    }
     std::fs::write(dir.path().join("config.json"), "[".repeat(100_000)).unwrap();
     assert!(hf_config::read(dir.path()).unwrap_err().to_string().contains("invalid JSON"));
 }

@@ -1,4 +1,5 @@
-//! Settings that are numbers no computation can hold, epochs that no plan can, null, and paths that begin at home.
+//! Settings that are numbers no computation can hold, epochs that no plan can, null, paths that begin at home, and validation rows that
+//! are trained on.
 
 use std::fs;
 
@@ -52,4 +53,21 @@ fn a_path_in_the_home_folder_is_found_there_and_null_is_the_default() {
     let adapter = fs::read_to_string(w.path("home/out/adapter_config.json")).unwrap();
     assert!(adapter.contains("\"r\": 16"), "{adapter}");
     assert!(!w.path("~").exists());
+}
+
+#[test]
+fn validation_rows_that_are_trained_on_are_said() {
+    let w = good();
+    let validate = |rows: &str| {
+        let words = ["sft", "--dataset_paths", "rows.jsonl", "--output_dir", "out", "--val_paths", rows];
+        let outcome = w.run(&[&words[..], &FLAGS[..]].concat());
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        fs::remove_dir_all(w.path("out")).unwrap();
+        outcome.stderr
+    };
+    w.write("same", first_rows("data/demo/chat.jsonl", 3) + &first_rows("data/demo/eval.jsonl", 2));
+    w.write("other", first_rows("data/demo/eval.jsonl", 4));
+    let said = validate("same");
+    assert!(said.contains("same: 3 of 5 validation rows ask what the training data ask too"), "{said}");
+    assert!(!validate("other").contains("validation rows ask"));
 }

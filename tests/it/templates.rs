@@ -157,8 +157,8 @@ fn custom_templates_render_as_transformers_does() {
     assert_eq!(&text[spans[0][0]..spans[0][1]], "yo</s>\n");
     assert!(t.jinja_source().starts_with("{{ bos_token }}"));
     // Line ends of other systems are newlines, in the text as in the tags.
-    for ending in ["\r\n", "\r"] {
-        let other = source.replace('\n', ending);
+    for (mark, ending) in [("", "\r\n"), ("", "\r"), ("\u{feff}", "\n")] {
+        let other = mark.to_string() + &source.replace('\n', ending);
         let t = Template::from_jinja("mine", &other, TemplateOptions::default()).unwrap();
         assert_eq!(t.render(&c, Purpose::Train).unwrap().text_and_spans(t.names()), (text.clone(), spans.clone()));
     }

@@ -373,6 +373,25 @@ fn a_decoder_that_panics_without_tokens_is_never_asked() {
     assert_eq!(t.decode(&[t.special().eos], Specials::Skip), "");
 }
 
+/// Editors of some systems put a byte order mark before what they save.
+#[test]
+fn files_with_a_byte_order_mark_are_read() {
+    let (_dir, path) = folder(Style::Llama3);
+    let plain = open(&path);
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        let file = path.join(name);
+        fs::write(&file, ["\u{feff}".as_bytes(), &fs::read(&file).unwrap()].concat()).unwrap();
+    }
+    let marked = open(&path);
+    assert_eq!((marked.special(), marked.hash()), (plain.special(), plain.hash()));
+    let config = path.join("text.json");
+    fs::write(&config, "\u{feff}{}").unwrap();
+    assert_eq!(ringtune::files::read_text(&config, 10).unwrap(), "{}");
+    fs::write(&config, [0xff, 0xfe, b'{', 0]).unwrap();
+    let e = ringtune::files::read_text(&config, 10).unwrap_err().to_string();
+    assert!(e.contains("this is UTF-16 text"), "{e}");
+}
+
 #[test]
 fn bpe_dropout_is_off_and_said() {
     let (dir, path) = folder(Style::Llama3);

@@ -20,7 +20,7 @@ use crate::say::Out;
 pub fn run(tokenizer: &Path, special_ids: &str, strings: &Path, json: bool) -> Result<()> {
     let tokenizer = Tokenizer::open(tokenizer, SpecialIds::parse(special_ids)?)?;
     let name = || strings.display().to_string();
-    let bytes = std::fs::read(strings).context(name)?;
+    let bytes = crate::files::without_mark(std::fs::read(strings).context(name)?);
     let file: Value = serde_json::from_slice(&bytes)
         .map_err(|e| Error::new(format!("invalid JSON, expected strings, found {e}")))
         .context(name)?;

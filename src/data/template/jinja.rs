@@ -42,8 +42,8 @@ impl Jinja {
             !source.contains([ESCAPE, GENERATION, END_GENERATION]),
             "the template contains Unicode noncharacters (U+FDD0 to U+FDD2), expected text"
         );
-        // Jinja2 reads every line end as a newline.
-        let source = &source.replace("\r\n", "\n").replace('\r', "\n");
+        // Jinja2 reads every line end as a newline. A byte order mark is none of the template's text: every row would begin with it.
+        let source = &source.strip_prefix('\u{feff}').unwrap_or(source).replace("\r\n", "\n").replace('\r', "\n");
         let (marked, n_marks) = mark_generation(source)?;
         ensure!(
             n_marks > 0 || options.unmarked != Unmarked::Refuse,

@@ -34,7 +34,7 @@ pub(super) fn read_object(path: &Path) -> Result<Option<Value>> {
     let shown = || path.display().to_string();
     let size = std::fs::metadata(path).context(shown)?.len();
     ensure!(size <= MAX_BYTES, "{}: longer than {MAX_BYTES} bytes", path.display());
-    let bytes = std::fs::read(path).context(shown)?;
+    let bytes = crate::files::without_mark(std::fs::read(path).context(shown)?);
     let value: Value =
         serde_json::from_slice(&bytes).map_err(|e| Error::new(format!("invalid JSON: {e}"))).context(shown)?;
     ensure!(value.is_object(), "{}: expected a JSON object", path.display());

@@ -35,7 +35,7 @@ impl Tokenizer {
         let (mut path, mut choice) = (inside.as_deref().unwrap_or(path).to_path_buf(), None);
         let read = |path: &Path| {
             let bytes = std::fs::read(path).context(|| format!("tokenizer {}", path.display()))?;
-            crate::files::refuse_pointer(path, &bytes).map(|()| bytes)
+            crate::files::refuse_pointer(path, &bytes).map(|()| crate::files::without_mark(bytes))
         };
         let mut bytes = read(&path);
         // A tokenizer.model may be of another kind (Llama-3's is a list of ranks); the file beside it is then the one to take.
