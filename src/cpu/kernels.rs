@@ -9,6 +9,7 @@ pub mod amx;
 mod few;
 mod tile;
 
+#[cfg(target_arch = "x86_64")]
 use super::elem::View;
 use super::elementwise::piece;
 use super::level::Level;
@@ -49,6 +50,7 @@ enum Code {
 
 /// A few rows of A as pairs of bf16: units of a row lie `unit_stride` apart, rows `row_stride` elements of bf16.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no kernel reads rows as they stand"))]
 pub struct FewRows<'a> {
     pub data: &'a [half::bf16],
     pub unit_stride: usize,

@@ -183,6 +183,7 @@ pub trait Isa {
 }
 
 /// Levels with a fused multiply-add instruction.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the portable level is the only one"))]
 pub struct Fused;
 
 /// Levels without one, where `mul_add` would be a slow library call.

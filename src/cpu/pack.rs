@@ -24,6 +24,7 @@ pub enum Unit {
     /// Two bf16.
     Pair,
     /// Two bf16, in tiles of 16 units: B of an AMX tile.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other processor has the tiles"))]
     PairTile,
     /// Two bf16, in tiles of 16 units, of each row side by side: unit `u` of row `r` stands at `(u / 16 · W + r) · 16 + u % 16`. A
     /// of an AMX tile.

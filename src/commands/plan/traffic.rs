@@ -1,4 +1,4 @@
-//! What ranks on GPUs ask of NCCL in a step: calls, and the bytes that a rank sends. `tests/cuda/ranks.rs` holds it to what the emulated NCCL
+//! What ranks on GPUs ask of NCCL in a step: calls, and the bytes that a rank sends. `tests/cuda/ranks/plan.rs` holds it to what the emulated NCCL
 //! was asked for.
 
 use std::ops::Range;
