@@ -2,8 +2,8 @@
 //! never be used.
 //!
 //! A run touches gigabytes before its first step ends. In pages of 4 KiB that is a fault each; in large ones it is five hundred times fewer, and
-//! the page table is walked less later. A piece that is given back is used again, in the state it was left in; a mapping without
-//! pieces goes back to the system.
+//! the page table is walked less later. A piece that is given back is used again, whatever it holds; large pages that
+//! no piece has a byte of go back to the system, and so does a mapping without pieces.
 
 use std::io;
 use std::ops::{Deref, DerefMut, Range};
@@ -163,6 +163,20 @@ impl Region {
         if i > 0 && self.free[i - 1].end == first {
             self.free[i - 1].end = self.free.remove(i).end;
         }
+        let joined = self.free.iter().find(|free| free.contains(&first)).expect("it was just put in").clone();
+        self.let_go(first..first + len, joined);
+    }
+
+    /// Gives the system the large pages that a piece touched and nobody has any more: `free` is the range around it. They are zero when they
+    /// are next read.
+    fn let_go(&self, piece: Range<usize>, free: Range<usize>) {
+        let start = self.start.as_ptr() as usize;
+        let first = (start + free.start).next_multiple_of(HUGE).max((start + piece.start) / HUGE * HUGE);
+        let end = ((start + free.end) / HUGE * HUGE).min((start + piece.end).next_multiple_of(HUGE));
+        if first < end {
+            // SAFETY: whole pages inside the mapping, of which no piece has a byte.
+            unsafe { libc::madvise(self.start.as_ptr().add(first - start).cast(), end - first, libc::MADV_DONTNEED) };
+        }
     }
 
     fn is_free(&self) -> bool {
@@ -284,6 +298,31 @@ mod tests {
             (0..lens.len()).step_by(2).for_each(|i| heap.give_back(pieces[i].0, lens[i]));
             assert!(heap.regions.is_empty(), "round {round}");
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn whole_pages_that_nobody_has_go_back_while_others_stay() {
+        let mut heap = Heap { pages: Pages::Large, regions: Vec::new() };
+        // A mapping of its own, cut into pieces that share large pages with their neighbours.
+        let all = room(24 << 20).unwrap();
+        let lens = [1000, 5 << 20, 700_000, 9 << 20, 64, 6 << 20].map(|n| room(n).unwrap());
+        heap.regions.push(Region::map(all, Pages::Large).unwrap());
+        let pieces: Vec<_> = lens.iter().map(|&n| heap.take(n).unwrap().0).collect();
+        assert_eq!(heap.regions.len(), 1);
+        (0..lens.len()).for_each(|i| bytes(pieces[i], lens[i]).fill(i as u8 + 1));
+        for gone in [3, 1] {
+            heap.give_back(pieces[gone], lens[gone]);
+            let piece = bytes(pieces[gone], lens[gone]);
+            // Most of it is zero now; at its ends are pages that others have too.
+            assert!(piece.iter().filter(|&&x| x == 0).count() >= lens[gone] - 2 * HUGE);
+            assert!(
+                [0, 2, 4, 5].iter().all(|&i| bytes(pieces[i], lens[i]).iter().all(|&x| x == i as u8 + 1)),
+                "{gone}"
+            );
+        }
+        [0, 2, 4, 5].iter().for_each(|&i| heap.give_back(pieces[i], lens[i]));
+        assert!(heap.regions.is_empty());
     }
 
     #[test]
