@@ -93,13 +93,20 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String> {
     }
 }
 
-/// The bytes of a text without the byte order mark that editors of some systems put before it.
+/// The byte order mark that editors of some systems put before a text.
+pub const MARK: &str = "\u{feff}";
+
+/// The bytes of a text without its byte order mark.
 pub fn without_mark(mut bytes: Vec<u8>) -> Vec<u8> {
-    const MARK: &[u8] = "\u{feff}".as_bytes();
-    if bytes.starts_with(MARK) {
+    if bytes.starts_with(MARK.as_bytes()) {
         bytes.drain(..MARK.len());
     }
     bytes
+}
+
+/// A text without its byte order mark.
+pub fn unmarked(text: &str) -> &str {
+    text.strip_prefix(MARK).unwrap_or(text)
 }
 
 /// Refuses a file that only says where Git LFS has the real one.

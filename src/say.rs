@@ -91,15 +91,10 @@ pub fn width() -> Option<usize> {
     asked.or_else(found).map(|n: usize| n.max(20))
 }
 
-/// Standard error, from which colours are taken where nobody wants them.
-fn stderr() -> anstream::AutoStream<io::Stderr> {
-    let choice = if stderr_has_colour() { anstream::ColorChoice::Always } else { anstream::ColorChoice::Never };
-    anstream::AutoStream::new(io::stderr(), choice)
-}
-
-/// `label: text`, the label in its look.
+/// `label: text`, the label in its look where colours are wanted.
 fn labelled(look: anstyle::Style, label: &str, text: &str) {
-    line(stderr(), &format!("{look}{label}:{look:#} {}", visible(text)));
+    let look = if stderr_has_colour() { look } else { anstyle::Style::new() };
+    line(&format!("{look}{label}:{look:#} {}", visible(text)));
 }
 
 static RANK: AtomicUsize = AtomicUsize::new(0);
@@ -134,8 +129,9 @@ pub fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-fn line(mut to: impl Write, text: &str) {
-    let _ = writeln!(to, "{text}");
+/// A line on stderr, in one write: a process that is killed, or another one that writes there, never leaves half of it before the next.
+fn line(text: &str) {
+    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
 /// Whether a line of [`result`] or [`detail`] could not be written.
@@ -176,14 +172,14 @@ pub fn detail(text: &str) {
 /// A line of progress, on stderr.
 pub fn note(text: &str) {
     if is_main() {
-        line(io::stderr(), &visible(text));
+        line(&visible(text));
     }
 }
 
 /// A line of progress, on stderr; not with `--quiet`.
 pub fn remark(text: &str) {
     if is_wordy() {
-        line(io::stderr(), &visible(text));
+        line(&visible(text));
     }
 }
 
@@ -203,7 +199,7 @@ pub fn error(text: &str) {
 pub fn invite(text: &str) {
     if is_wordy() {
         let mut err = io::stderr();
-        let _ = write!(err, "{text}").and_then(|()| err.flush());
+        let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
     }
 }
 

@@ -38,8 +38,8 @@ pub fn run(options: &Options) -> u8 {
 }
 
 fn say(text: &str) {
-    // A terminal that has gone ends nothing.
-    let _ = writeln!(io::stderr(), "ringrun: {text}");
+    // In one write: ranks write there too. A terminal that has gone ends nothing.
+    let _ = io::stderr().write_all(format!("ringrun: {text}\n").as_bytes());
 }
 
 fn usage(text: String) -> io::Error {

@@ -12,6 +12,7 @@ use super::jobs::{PretrainJob, SftJob};
 use super::open::{self, TemplateArgs};
 use crate::checkpoint::manifest::hash_file;
 use crate::checkpoint::state::Fingerprints;
+use crate::data::leak::{Same, leaks};
 use crate::data::pretrain::{self, PretrainDataSpec};
 use crate::data::progress::Progress;
 use crate::data::sft::{self, SftData, SftDataSpec};
@@ -134,7 +135,13 @@ impl Guide for StopAtFirst {
     }
 
     fn rows(&mut self, spec: SftDataSpec, tokenizer: &Tokenizer, template: &Template) -> Result<Option<SftData>> {
-        sft::tokenise(&spec, tokenizer, template, self.progress, &mut |line| say::note(&line)).map(Some)
+        let data = sft::tokenise(&spec, tokenizer, template, self.progress, &mut |line| say::note(&line))?;
+        // Rows that are held out of the training data are none of them.
+        let others = if spec.val_paths.is_empty() { &[][..] } else { &data.val };
+        for leak in leaks(data.train.sets(), others, Same::Context) {
+            self.warning("validation-leak", &leak.first, &leak.to_string());
+        }
+        Ok(Some(data))
     }
 
     fn texts(&mut self, spec: PretrainDataSpec, tokenizer: &Tokenizer) -> Result<Option<SftData>> {

@@ -45,22 +45,39 @@ const WHOLE: &str = "the start went through all steps";
 /// # Errors
 /// Whatever stops the run; see [`run::run`].
 pub fn run_sft(job: &SftJob) -> Result<()> {
-    // Before the others are met, which may take minutes: what asks this rank for its state must not kill it.
-    let stop = StopFlag::on_signals()?;
-    let comm = comm::start(ways(&job.settings))?;
-    let threads = job.settings.threads.or(comm.threads());
-    let sft = Sft { job, comm: &comm, stop, no_gpu: None };
-    comm.finish(device::run_as(comm.world(), &job.device, threads, sft))
+    on_ranks(job, &job.settings, &job.device)
 }
 
-struct Sft<'a> {
-    job: &'a SftJob,
+/// Trains a new model on text.
+///
+/// # Errors
+/// Whatever stops the run; see [`run::run`].
+pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
+    on_ranks(job, &job.settings, &job.device)
+}
+
+/// Meets the other ranks, and trains on the device.
+fn on_ranks<J: 'static>(job: &J, settings: &TrainSettings, device: &str) -> Result<()>
+where
+    for<'a> Training<'a, J>: OnDevice,
+{
+    // Before the others are met, which may take minutes: what asks this rank for its state must not kill it.
+    let stop = StopFlag::on_signals()?;
+    let comm = comm::start(Ways { transport: settings.transport, fold: settings.fold, bucket: None })?;
+    let threads = settings.threads.or(comm.threads());
+    let training = Training { job, comm: &comm, stop, no_gpu: None };
+    comm.finish(device::run_as(comm.world(), device, threads, training))
+}
+
+/// A run of `sft` or `pretrain`, by its job.
+struct Training<'a, J> {
+    job: &'a J,
     comm: &'a Comm,
     stop: StopFlag,
     no_gpu: Option<String>,
 }
 
-impl OnDevice for Sft<'_> {
+impl OnDevice for Training<'_, SftJob> {
     fn without_gpu(&mut self, why: String) {
         self.no_gpu = Some(why);
     }
@@ -166,24 +183,6 @@ impl OnDevice for Sft<'_> {
     }
 }
 
-/// Trains a new model on text.
-///
-/// # Errors
-/// Whatever stops the run; see [`run::run`].
-pub fn run_pretrain(job: &PretrainJob) -> Result<()> {
-    // Before the others are met, which may take minutes: what asks this rank for its state must not kill it.
-    let stop = StopFlag::on_signals()?;
-    let comm = comm::start(ways(&job.settings))?;
-    let threads = job.settings.threads.or(comm.threads());
-    let pretrain = Pretrain { job, comm: &comm, stop, no_gpu: None };
-    comm.finish(device::run_as(comm.world(), &job.device, threads, pretrain))
-}
-
-/// How the ranks of a run work together.
-fn ways(s: &TrainSettings) -> Ways {
-    Ways { transport: s.transport, fold: s.fold, bucket: None }
-}
-
 /// Which sums of gradients a rank wants.
 fn sums(s: &TrainSettings) -> Sums {
     if s.zero == Zero::Moments { Sums::Owned } else { Sums::Whole }
@@ -208,14 +207,7 @@ fn agree<B: Backend>(comm: &dyn Communicator<B>, fingerprints: &Fingerprints) ->
     fingerprints.0.iter().try_for_each(|(name, value)| comm.agree(name, value))
 }
 
-struct Pretrain<'a> {
-    job: &'a PretrainJob,
-    comm: &'a Comm,
-    stop: StopFlag,
-    no_gpu: Option<String>,
-}
-
-impl OnDevice for Pretrain<'_> {
+impl OnDevice for Training<'_, PretrainJob> {
     fn without_gpu(&mut self, why: String) {
         self.no_gpu = Some(why);
     }

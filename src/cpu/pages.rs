@@ -155,16 +155,16 @@ impl Region {
 
     fn give_back(&mut self, at: NonNull<u8>, len: usize) {
         let first = at.as_ptr() as usize - self.start.as_ptr() as usize;
-        let i = self.free.partition_point(|free| free.start < first);
+        let mut i = self.free.partition_point(|free| free.start < first);
         self.free.insert(i, first..first + len);
         if self.free.get(i + 1).is_some_and(|next| next.start == first + len) {
             self.free[i].end = self.free.remove(i + 1).end;
         }
         if i > 0 && self.free[i - 1].end == first {
             self.free[i - 1].end = self.free.remove(i).end;
+            i -= 1;
         }
-        let joined = self.free.iter().find(|free| free.contains(&first)).expect("it was just put in").clone();
-        self.let_go(first..first + len, joined);
+        self.let_go(first..first + len, self.free[i].clone());
     }
 
     /// Gives the system the large pages that a piece touched and nobody has any more: `free` is the range around it. They are zero when they

@@ -4,6 +4,7 @@ pub mod cache;
 pub mod columns;
 pub mod encode;
 pub mod jsonl;
+pub mod leak;
 pub mod loader;
 pub mod mix;
 pub mod named;

@@ -1,6 +1,5 @@
 //! Supervised fine-tuning data: JSON Lines to token files, split, mix, and what there is to say about them.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -154,18 +153,6 @@ pub fn tokenise(
     }
     if !own {
         val = load_sets(&spec.val_paths, &spec.row, tokenizer, template, progress, log)?;
-        let trained: HashSet<u64> = hashes.into_iter().flatten().collect();
-        for set in &val {
-            let Tokens::File(file) = set.tokens.as_ref() else { continue };
-            let seen = (0..file.n_docs()).filter(|&d| trained.contains(&file.info(d).prompt_hash)).count();
-            if seen > 0 {
-                let (name, all) = (&set.name, file.n_docs());
-                log(format!(
-                    "warning: {name}: {seen} of {all} validation rows ask what the training data ask too; the validation loss looks better \
-                     than it is"
-                ));
-            }
-        }
     }
     let sizes: Vec<_> = train.iter().map(PieceSet::size).collect();
     let mix = Mix::new(&sizes, spec.weights.as_deref(), spec.weight_unit, spec.epoch_samples, spec.seed)?;

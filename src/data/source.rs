@@ -8,7 +8,7 @@ use flate2::read::MultiGzDecoder;
 
 use self::items::{Array, Mark, Splitter};
 use crate::error::{Context, Error, Result};
-use crate::files::open_file;
+use crate::files::{MARK, open_file};
 use crate::tables::Table;
 use crate::{bail, ensure};
 
@@ -68,7 +68,6 @@ pub fn head(path: &Path) -> Result<Vec<u8>> {
 
 /// Bytes that are read at once.
 const CHUNK: usize = 1 << 20;
-const BOM: &[u8] = b"\xef\xbb\xbf";
 
 impl<'a> Source<'a> {
     /// Reads a file once, to know what it is and what hash its text has.
@@ -88,14 +87,14 @@ impl<'a> Source<'a> {
             path.display()
         );
         refuse_others(&start).context(|| path.display().to_string())?;
-        all.bom = all.table.is_none() && start.starts_with(BOM);
+        all.bom = all.table.is_none() && start.starts_with(MARK.as_bytes());
         all.scan()?;
         Ok(all)
     }
 
     /// Text in memory, as it is.
     pub fn of(bytes: &'a [u8]) -> Self {
-        let bom = bytes.starts_with(BOM);
+        let bom = bytes.starts_with(MARK.as_bytes());
         let mut all = Self {
             origin: Origin::Memory(bytes),
             gzip: false,
@@ -195,7 +194,7 @@ impl<'a> Source<'a> {
             return table.json_lines(path, reader).map_err(|e| self.explain(&e));
         }
         if self.bom {
-            reader.read_exact(&mut [0; BOM.len()]).map_err(|e| self.explain(&e))?;
+            reader.read_exact(&mut [0; MARK.len()]).map_err(|e| self.explain(&e))?;
         }
         Ok(reader)
     }

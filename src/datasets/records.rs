@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::bail;
 use crate::error::{Context, Error, Result};
+use crate::files::MARK;
 use crate::tables::{PARQUET, parquet_rows};
 
 /// Longest accepted line or JSON text, in bytes, after decompression: the largest upstream file has 250 MB.
@@ -53,8 +54,8 @@ fn read_up_to(r: &mut impl Read, buf: &mut [u8]) -> std::io::Result<usize> {
 }
 
 fn skip_bom(r: &mut Box<dyn BufRead>) -> std::io::Result<()> {
-    if r.fill_buf()?.starts_with(&[0xef, 0xbb, 0xbf]) {
-        r.consume(3);
+    if r.fill_buf()?.starts_with(MARK.as_bytes()) {
+        r.consume(MARK.len());
     }
     Ok(())
 }

@@ -155,7 +155,6 @@ struct Config {
 
 /// The configurations that a card's front matter lists.
 fn configs_of(card: &str) -> Vec<Config> {
-    let card = card.trim_start_matches('\u{feff}');
     let Some(front) = card.strip_prefix("---").and_then(|rest| rest.split_once("\n---")).map(|(front, _)| front) else {
         return Vec::new();
     };

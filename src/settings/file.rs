@@ -7,6 +7,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::{Setting, TABLE, Value, find, habits, nearest};
 use crate::error::{Error, Result};
+use crate::files::unmarked;
 
 /// The settings of a config file in its order.
 ///
@@ -18,7 +19,7 @@ use crate::error::{Error, Result};
 /// type than its setting takes.
 pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
     let fail = |message: String| Error::usage(message).context(name);
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let text = unmarked(text);
     let pairs = match is_yaml(name) {
         true => serde_saphyr::from_str::<Pairs>(text)
             .map_err(|e| fail(format!("expected one YAML mapping of settings: {}", e.to_string().trim_end())))?,

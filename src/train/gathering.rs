@@ -3,12 +3,25 @@
 //! **Invariant:** nothing reads or writes trained weights while some are on their way, but for the forward pass that waits for them part by
 //! part. Evaluations, checkpoints, comparisons and the next update come after [`super::step::Workload::settle`].
 
+use std::ops::Range;
+
 use super::buckets::Buckets;
 use crate::backend::Backend;
 use crate::comm::Communicator;
 use crate::error::Result;
-use crate::model::weights::Place;
-use crate::model::{Grads, Params, Ready};
+use crate::model::{self, Grads, Params, Ready};
+
+/// What weights travel by.
+pub struct Way<'a, B: Backend> {
+    /// Where they lie.
+    pub dev: &'a B,
+    /// The other ranks.
+    pub comm: &'a dyn Communicator<B>,
+    /// Which weights travel together.
+    pub buckets: &'a Buckets,
+    /// Rows of embedding and head that are trained beside low-rank updates.
+    pub new_rows: Option<&'a Range<usize>>,
+}
 
 /// Buckets of weights that are on their way.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,22 +36,15 @@ impl Gathering {
         self.left == 0
     }
 
-    /// Starts to give what every rank updated to all of them. `first_row` is the first row of a weight that its gradient covers.
+    /// Starts to give what every rank updated to all of them.
     ///
     /// # Errors
     /// If a peer is gone or the device fails.
-    pub fn start<B: Backend>(
-        &mut self,
-        dev: &B,
-        comm: &dyn Communicator<B>,
-        buckets: &Buckets,
-        (params, grads): (&mut Params<B>, &Grads<B>),
-        first_row: impl Fn(Place) -> usize,
-    ) -> Result<()> {
+    pub fn start<B: Backend>(&mut self, way: &Way<'_, B>, params: &mut Params<B>, grads: &Grads<B>) -> Result<()> {
         assert!(self.is_done(), "weights are gathered once a step");
-        let spans = buckets.spans(params, grads, first_row);
+        let spans = way.buckets.spans(params, grads, |at| model::first_row(way.new_rows, at));
         let all: Vec<_> = spans.into_iter().enumerate().rev().collect();
-        comm.gather_start(dev, &all)?;
+        way.comm.gather_start(way.dev, &all)?;
         self.left = all.len();
         Ok(())
     }
@@ -49,21 +55,19 @@ impl Gathering {
     /// If a peer is gone or the device fails.
     pub fn wait<B: Backend>(
         &mut self,
-        dev: &B,
-        comm: &dyn Communicator<B>,
-        buckets: &Buckets,
-        (params, grads): (&mut Params<B>, &Grads<B>),
-        first_row: impl Fn(Place) -> usize,
+        way: &Way<'_, B>,
+        params: &mut Params<B>,
+        grads: &Grads<B>,
         part: Option<Ready>,
     ) -> Result<()> {
-        let first = part.map_or(0, |part| buckets.bucket_with(part));
+        let first = part.map_or(0, |part| way.buckets.bucket_with(part));
         if first >= self.left {
             return Ok(());
         }
-        let mut spans = buckets.spans(params, grads, first_row);
+        let mut spans = way.buckets.spans(params, grads, |at| model::first_row(way.new_rows, at));
         while self.left > first {
             self.left -= 1;
-            comm.gather_finish(dev, self.left, &mut spans[self.left])?;
+            way.comm.gather_finish(way.dev, self.left, &mut spans[self.left])?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 //! ```
 
 use super::buckets::Buckets;
-use super::gathering::Gathering;
+use super::gathering::{Gathering, Way};
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
 use crate::comm::{Communicator, Fold, Phase, Position, Sums, fold, joined};
@@ -163,9 +163,9 @@ impl<B: Backend> Workload<B> {
         }
         let Self { model, grads, acts, optimizer, trace, gathering, .. } = self;
         let new_rows = model.new_rows.clone();
-        let first_row = |at| model::first_row(new_rows.as_ref(), at);
         let at = |phase, layer| comm.at(Position { step: step + 1, phase, layer });
         let buckets = Buckets::of(comm, grads);
+        let way = Way { dev, comm, buckets: &buckets, new_rows: new_rows.as_ref() };
         model::zero_grads(dev, grads)?;
         let n_layers = model.params.layers.len();
         let last = batch.micro_batches.len() - 1;
@@ -184,7 +184,7 @@ impl<B: Backend> Workload<B> {
             if b.n_valid == 0 {
                 // Reductions come after the weights, on every rank.
                 at(Phase::Gather, None);
-                gathering.wait(dev, comm, &buckets, (&mut model.params, grads), first_row, None)?;
+                gathering.wait(&way, &mut model.params, grads, None)?;
                 if reduces {
                     buckets.skip(dev, comm, grads)?;
                 }
@@ -201,7 +201,7 @@ impl<B: Backend> Workload<B> {
                     let layer = part.layer().map(|layer| layer as u16);
                     if !gathering.is_done() {
                         at(Phase::Gather, layer);
-                        gathering.wait(dev, comm, &buckets, (params, grads), first_row, Some(part))?;
+                        gathering.wait(&way, params, grads, Some(part))?;
                     }
                     at(Phase::Forward, layer);
                     Ok(())
@@ -224,7 +224,7 @@ impl<B: Backend> Workload<B> {
         // The one wait of the step. A loss that is not finite on one rank is in the gradients of all of them.
         let verdict = optimizer.step(dev, comm, &mut model.params, grads, lr)?;
         if optimizer.is_sharded() {
-            gathering.start(dev, comm, &buckets, (&mut model.params, grads), first_row)?;
+            gathering.start(&way, &mut model.params, grads)?;
         }
         drop(update);
         if matches!(verdict, Verdict::NonFinite { .. }) {
@@ -269,8 +269,8 @@ impl<B: Backend> Workload<B> {
             return Ok(());
         }
         let Self { model: Model { params, new_rows, .. }, grads, gathering, .. } = self;
-        let buckets = Buckets::of(comm, grads);
-        gathering.wait(dev, comm, &buckets, (params, grads), |at| model::first_row(new_rows.as_ref(), at), None)
+        let way = Way { dev, comm, buckets: &Buckets::of(comm, grads), new_rows: new_rows.as_ref() };
+        gathering.wait(&way, params, grads, None)
     }
 
     /// Runs the micro-batches of a step again, each from zero and without the other ranks, as all of it follows from seed and step: those

@@ -90,7 +90,10 @@ impl Terminal {
                 Ok(bytes) => self.screen += &String::from_utf8_lossy(&bytes),
                 Err(RecvTimeoutError::Timeout) if Instant::now() < end => {
                     if let Some(status) = self.child.try_wait().unwrap() {
-                        self.shown.try_iter().for_each(|bytes| self.screen += &String::from_utf8_lossy(&bytes));
+                        // What it wrote last may still be on its way: the reader hangs up when it has all of it.
+                        while let Ok(bytes) = self.shown.recv_timeout(Duration::from_secs(2)) {
+                            self.screen += &String::from_utf8_lossy(&bytes);
+                        }
                         return (status, self.screen);
                     }
                 }

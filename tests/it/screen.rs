@@ -236,3 +236,53 @@ fn refused_memory_is_an_error_with_advice() {
     }
     assert!(refused > 0, "no limit was too low");
 }
+
+/// Ranks and ringrun write to one place: a line that is two writes is cut where a rank is killed, and the next one is glued to its half.
+#[cfg(target_os = "linux")]
+#[test]
+fn every_line_on_stderr_is_one_write() {
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::{FromRawFd, OwnedFd};
+
+    let w = place();
+    let rows = first_rows("data/demo/chat.jsonl", 3);
+    w.write("val.jsonl", rows);
+    // Notes, warnings, remarks; an error; ranks of which one dies.
+    let train = format!("sft --max_steps 3 --save_steps 2 --lora_r 70 --val_paths val.jsonl {DATA}");
+    let bad = format!("sft {}", DATA.replace("model_path model", "model_path nowhere"));
+    let program = env!("CARGO_BIN_EXE_ringtune");
+    let ranks = format!("-n 2 {program} {train}");
+    for (name, line, fault) in [
+        ("ringtune", train.as_str(), ""),
+        ("ringtune", &bad, ""),
+        ("ringrun", &ranks, "rank=1 step=2 at=reduce do=kill"),
+    ] {
+        // A packet is a write.
+        let (mut ends, kind) = ([0; 2], libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC);
+        // SAFETY: two descriptors are written to where there is room for two.
+        let made = unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) };
+        assert_eq!(made, 0);
+        // SAFETY: just opened, and nobody else has them.
+        let [own, theirs] = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
+        let mut command = ringtune(&w, line);
+        if name == "ringrun" {
+            let mut other = Command::new(crate::ringrun_program::ringrun());
+            other
+                .args(line.split(' '))
+                .current_dir(w.path(""))
+                .env("RINGTUNE_CACHE", w.path("cache"))
+                .env("RINGTUNE_FAULT", fault);
+            command = other;
+        }
+        let mut child = command.stdout(std::process::Stdio::null()).stderr(theirs).spawn().unwrap();
+        drop(command);
+        let (mut own, mut packet, mut said) = (File::from(own), vec![0; 1 << 16], Vec::new());
+        while let Ok(n @ 1..) = own.read(&mut packet) {
+            said.push(String::from_utf8_lossy(&packet[..n]).into_owned());
+        }
+        child.wait().unwrap();
+        assert!(said.len() >= if line == bad { 1 } else { 4 }, "{said:#?}");
+        assert!(said.iter().all(|line| line.ends_with('\n')), "{said:#?}");
+    }
+}

@@ -1,6 +1,6 @@
 //! The data of a training: counts, what is lost, what ends a response, duplicates, the mix, packing, the first rows.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
@@ -8,11 +8,12 @@ use super::{Check, Finding};
 use crate::commands::preview::{first_rows, mix_table};
 use crate::commands::start::Start;
 use crate::data::encode::stop_ids;
+use crate::data::leak::{Same, content, leaks};
 use crate::data::mix::WeightUnit;
 use crate::data::sft::{SftData, describe, unread_keys};
 use crate::data::split::SWITCHED_OFF;
 use crate::data::tokenizer::Newline;
-use crate::data::train_set::{PieceSet, Tokens};
+use crate::data::train_set::Tokens;
 use crate::say::visible;
 use crate::text::{grouped, table};
 use crate::words::Words;
@@ -251,17 +252,6 @@ fn endings(check: &mut Check, data: &SftData, stops: &[u32]) {
     }
 }
 
-/// A document's content, as a number. `buffer` is kept from one to the next.
-fn content(set: &PieceSet, piece: usize, buffer: &mut Vec<u8>) -> u64 {
-    let p = set.pieces[piece];
-    buffer.clear();
-    set.tokens.visit(p.doc as usize, p.start as usize, p.len as usize, |token, supervised| {
-        // Ids stay far below 2^31: the loss bit has room beside them.
-        buffer.extend((token << 1 | u32::from(supervised)).to_le_bytes());
-    });
-    u64::from_le_bytes(blake3::hash(buffer).as_bytes()[..8].try_into().expect("8 bytes"))
-}
-
 /// Equal rows within the training data, and between training and validation.
 fn duplicates(check: &mut Check, start: &Start, data: &SftData) {
     let mut buffer = Vec::new();
@@ -287,18 +277,9 @@ fn duplicates(check: &mut Check, start: &Start, data: &SftData) {
             }
         }
     }
-    let prompts: HashSet<u64> = data.train.sets().iter().flat_map(prompt_hashes).collect();
-    let mut leaked = 0u64;
-    let mut leak = None;
-    for set in &data.val {
-        for piece in 0..set.pieces.len() {
-            let same_prompt = start.template.is_some() && prompt_of(set, piece).is_some_and(|h| prompts.contains(&h));
-            if same_prompt || seen.contains_key(&content(set, piece, &mut buffer)) {
-                leaked += 1;
-                leak.get_or_insert_with(|| format!("{}:{}", set.name, set.line(piece)));
-            }
-        }
-    }
+    let same = if start.template.is_some() { Same::Context } else { Same::Content };
+    let leaks = leaks(data.train.sets(), &data.val, same);
+    let leaked: usize = leaks.iter().map(|leak| leak.rows).sum();
     if let Some(Value::Object(map)) = check.facts.get_mut("data") {
         map.insert("duplicate_rows".into(), json!(repeated));
         map.insert("validation_rows_in_training".into(), json!(leaked));
@@ -313,28 +294,17 @@ fn duplicates(check: &mut Check, start: &Start, data: &SftData) {
             .advice("they weigh more than others; remove them unless that is meant"),
         );
     }
-    if let Some(place) = leak {
+    if let Some(leak) = leaks.into_iter().next() {
         check.push(
             Finding::problem(
                 "validation-leak",
-                place,
+                leak.first,
                 format!("{leaked} validation rows are in the training data too; this is the first"),
             )
             .but("none", leaked.to_string())
             .advice("remove them from one of the two: the validation loss would look better than it is"),
         );
     }
-}
-
-fn prompt_of(set: &PieceSet, piece: usize) -> Option<u64> {
-    match set.tokens.as_ref() {
-        Tokens::File(f) => Some(f.info(set.pieces[piece].doc as usize).prompt_hash),
-        Tokens::Raw(_) => None,
-    }
-}
-
-fn prompt_hashes(set: &PieceSet) -> impl Iterator<Item = u64> + '_ {
-    (0..set.pieces.len()).filter_map(|p| prompt_of(set, p))
 }
 
 /// Requested and achieved shares.

@@ -19,6 +19,7 @@ use crate::data::row::{Message, Role};
 use crate::data::template::Template;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Context, Error, Result};
+use crate::files::unmarked;
 use crate::generate::{GenerateOptions, generate};
 use crate::model::Model;
 use crate::say::Out;
@@ -101,7 +102,7 @@ fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
             ("standard input".to_string(), utf8("standard input", bytes)?)
         }
     };
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let text = unmarked(&text);
     let prompts: Vec<String> = match args.batch {
         true => text.lines().filter(|l| !l.trim().is_empty()).map(String::from).collect(),
         // An editor or `echo` ends a file with a newline that nobody means.

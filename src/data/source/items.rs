@@ -2,9 +2,10 @@
 
 use std::io::Read;
 
-use super::{BOM, CHUNK, Source, fill};
+use super::{CHUNK, Source, fill};
 use crate::ensure;
 use crate::error::Result;
+use crate::files::MARK;
 
 /// Bytes of text that are worked on at once, or one item where that is longer.
 const BATCH: usize = 2 << 20;
@@ -130,7 +131,7 @@ impl<'s, 'a> Batches<'s, 'a> {
             }
         };
         // Files that were put together have the byte order marks of their parts inside.
-        let bom = if batch.text[start..].starts_with(BOM) { BOM.len() } else { 0 };
+        let bom = if batch.text[start..].starts_with(MARK.as_bytes()) { MARK.len() } else { 0 };
         bytes -= bom as u64;
         if before_end == Some(b'\r') && bytes > 0 {
             bytes -= 1;

@@ -14,6 +14,7 @@ use super::python;
 use super::{IM_END, IM_START, Part, Purpose, Rendered, Segment, TemplateOptions, Unmarked, probes};
 use crate::data::row::{Message, Role};
 use crate::error::{Error, Result};
+use crate::files::unmarked;
 use crate::{bail, ensure};
 
 /// Starts a two-character escape in data; see [`escape`].
@@ -43,7 +44,7 @@ impl Jinja {
             "the template contains Unicode noncharacters (U+FDD0 to U+FDD2), expected text"
         );
         // Jinja2 reads every line end as a newline. A byte order mark is none of the template's text: every row would begin with it.
-        let source = &source.strip_prefix('\u{feff}').unwrap_or(source).replace("\r\n", "\n").replace('\r', "\n");
+        let source = &unmarked(source).replace("\r\n", "\n").replace('\r', "\n");
         let (marked, n_marks) = mark_generation(source)?;
         ensure!(
             n_marks > 0 || options.unmarked != Unmarked::Refuse,
