@@ -3,6 +3,14 @@
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::OnceLock;
+
+/// Bytes of a page of memory: 4 KiB on x86, as much, 16 or 64 KiB on aarch64.
+pub fn page() -> usize {
+    static PAGE: OnceLock<usize> = OnceLock::new();
+    // SAFETY: no arguments that could be wrong.
+    *PAGE.get_or_init(|| usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096))
+}
 
 /// A field of `/proc/cpuinfo` or `/proc/meminfo`.
 fn proc_field(file: &str, field: &str) -> Option<String> {
@@ -19,7 +27,33 @@ fn memory_field(field: &str) -> Option<u64> {
 
 /// The processor's name, where the system says it.
 pub fn processor() -> Option<String> {
-    proc_field("cpuinfo", "model name")
+    let field = |name| proc_field("cpuinfo", name);
+    field("model name").or_else(|| arm_core(&field("CPU implementer")?, &field("CPU part")?))
+}
+
+/// The name of a core of Arm's architecture by the two numbers of its MIDR_EL1 that Linux shows in place of a name; the numbers where it is
+/// none of those below. Sources: the technical reference manuals of Arm's cores, and `lscpu` of util-linux for the others.
+fn arm_core(implementer: &str, part: &str) -> Option<String> {
+    let number = |text: &str| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+    let numbers = (number(implementer)?, number(part)?);
+    let name = match numbers {
+        (0x41, 0xd03) => "Arm Cortex-A53",
+        (0x41, 0xd07) => "Arm Cortex-A57",
+        (0x41, 0xd08) => "Arm Cortex-A72",
+        (0x41, 0xd0b) => "Arm Cortex-A76",
+        (0x41, 0xd0c) => "Arm Neoverse N1",
+        (0x41, 0xd40) => "Arm Neoverse V1",
+        (0x41, 0xd49) => "Arm Neoverse N2",
+        (0x41, 0xd4f) => "Arm Neoverse V2",
+        (0x41, 0xd83) => "Arm Neoverse V3AE",
+        (0x41, 0xd84) => "Arm Neoverse V3",
+        (0x41, 0xd8e) => "Arm Neoverse N3",
+        (0x46, 0x001) => "Fujitsu A64FX",
+        (0xc0, 0xac3) => "Ampere-1",
+        (0xc0, 0xac4) => "Ampere-1a",
+        _ => return Some(format!("core {part} of implementer {implementer}")),
+    };
+    Some(name.into())
 }
 
 /// Threads that may run at once; 0 where the system does not say.
@@ -46,7 +80,7 @@ fn address_space() -> Option<u64> {
         return None;
     }
     let pages: u64 = std::fs::read_to_string("/proc/self/statm").ok()?.split(' ').next()?.parse().ok()?;
-    Some(limit.rlim_cur.saturating_sub(pages * 4096))
+    Some(limit.rlim_cur.saturating_sub(pages * page() as u64))
 }
 
 /// Bytes that may still be allocated: what the kernel calls available, or what the control group or a limit of the process leaves if
@@ -163,6 +197,14 @@ pub fn free_bytes(path: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cores_of_arm_have_names_or_numbers() {
+        let of = |implementer, part| arm_core(implementer, part);
+        assert_eq!(of("0x41", "0xd0c").as_deref(), Some("Arm Neoverse N1"));
+        assert_eq!(of("0x41", "0x123").as_deref(), Some("core 0x123 of implementer 0x41"));
+        assert_eq!((of("0x41", "?"), of("", "")), (None, None));
+    }
 
     #[test]
     fn a_folder_has_room_and_nothing_has_none() {

@@ -16,6 +16,7 @@ use memmap2::{Mmap, UncheckedAdvice};
 use crate::ensure;
 use crate::error::{Context, Result};
 use crate::files::{At, open_file};
+use crate::machine::page;
 
 /// The bytes of a file.
 #[derive(Debug)]
@@ -190,12 +191,6 @@ struct Before(libc::sigaction);
 unsafe impl Sync for Before {}
 // SAFETY: the same.
 unsafe impl Send for Before {}
-
-fn page() -> usize {
-    static PAGE: OnceLock<usize> = OnceLock::new();
-    // SAFETY: no arguments that could be wrong.
-    *PAGE.get_or_init(|| usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096))
-}
 
 /// Takes SIGBUS, once; `false` where the system refuses.
 fn install() -> bool {

@@ -169,7 +169,16 @@ fn features() -> Vec<&'static str> {
     all.into_iter().filter(|f| f.1).map(|f| f.0).chain(tiles).collect()
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn features() -> Vec<&'static str> {
+    macro_rules! present {
+        ($($name:tt)+) => { [$(($name, std::arch::is_aarch64_feature_detected!($name))),+] };
+    }
+    let all = present!("neon" "fp16" "dotprod" "bf16" "i8mm" "sve" "sve2");
+    all.into_iter().filter(|f| f.1).map(|f| f.0).collect()
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn features() -> Vec<&'static str> {
     Vec::new()
 }

@@ -73,7 +73,7 @@ impl Kept {
             for j in 0..self.n {
                 let (panel, r) = (self.panels(j / self.width * self.width, k0), j % self.width);
                 let row = &mut rows[j * self.k + k0..][..steps];
-                let half = |l: usize| (panel[l / 2 * self.width + r] >> (16 * (l % 2))) as u16;
+                let half = |l: usize| (panel[self.unit.place(l / 2, self.width, r)] >> (16 * (l % 2))) as u16;
                 row.iter_mut().enumerate().for_each(|(l, x)| *x = half(l));
             }
         }

@@ -7,6 +7,8 @@
 pub mod amx;
 #[cfg(target_arch = "x86_64")]
 mod few;
+#[cfg(target_arch = "aarch64")]
+pub mod neon;
 mod tile;
 
 #[cfg(target_arch = "x86_64")]
@@ -89,7 +91,13 @@ impl Micro {
             Level::Avx512Bf16 if bf16 => return of((14, 32), Unit::Pair, avx512::bf16_tile),
             Level::Avx512 | Level::Avx512Bf16 | Level::Amx => return of((14, 32), single, avx512::f32_tile),
             Level::Avx2 => return of((6, 16), single, avx2::f32_tile),
-            Level::Portable => {}
+            Level::Portable | Level::Neon | Level::NeonBf16 => {}
+        }
+        #[cfg(target_arch = "aarch64")]
+        match level {
+            Level::NeonBf16 if bf16 => return of((6, 16), Unit::Quad, neon::bf16_tile),
+            Level::Neon | Level::NeonBf16 => return of((6, 16), single, neon::f32_tile),
+            _ => {}
         }
         let _ = level;
         of((4, 8), single, portable::f32_tile)
@@ -199,7 +207,9 @@ fn ask(memory: &[u32]) {
         // SAFETY: a prefetch of any address does nothing but move data between caches.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    memory.chunks(LINE).for_each(|line| neon::prefetch::<2>(line.as_ptr()));
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = memory;
 }
 

@@ -4,13 +4,13 @@ use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 
-/// Instruction levels, each of which includes the ones before it.
+/// Instruction levels. Of those of one kind of processor, [`Level::ALL`], each includes the ones before it.
 ///
-/// They differ in the last bits of products: `avx2` and `avx512` multiply bf16 on the units of f32, each operand rounded first;
-/// `avx512bf16` and `amx` have instructions for pairs of bf16.
+/// They differ in the last bits of products: `avx2`, `avx512` and `neon` multiply bf16 on the units of f32, each operand rounded first;
+/// `avx512bf16`, `amx` and `neonbf16` have instructions for pairs of bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
-    /// What the compiler assumes everywhere: SSE2 on x86-64, NEON on aarch64.
+    /// What the compiler assumes everywhere, a product and a sum apart: SSE2 on x86-64, NEON on aarch64.
     Portable,
     /// 256-bit vectors with fused multiply-add.
     Avx2,
@@ -20,6 +20,10 @@ pub enum Level {
     Avx512Bf16,
     /// Products of bf16 on tiles (`tdpbf16ps`), all else as [`Level::Avx512Bf16`].
     Amx,
+    /// On aarch64: 128-bit vectors with fused multiply-add.
+    Neon,
+    /// On aarch64: products of 2 x 4 by 4 x 2 of bf16 (`bfmmla`).
+    NeonBf16,
 }
 
 /// Whether a process may use AMX tiles.
@@ -38,6 +42,8 @@ enum Tiles {
 struct Facts {
     avx2: bool,
     avx512: bool,
+    neon: bool,
+    /// Products of bf16 in the widest vectors it has.
     bf16: bool,
     tiles: Tiles,
     /// Whether `vdpbf16ps` starts half as often as a multiply-add of f32: it then does no more operations in a second, and the
@@ -63,12 +69,18 @@ impl Facts {
         let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
         // A rule, not a measurement: the level decides the last bits of a run, so it must be the same at every start. All cores of
         // Intel that have the instruction, from Cooper Lake on, run it on one of the two ports that multiply f32.
-        Self { avx2, avx512, bf16, tiles: super::tiles::granted().into(), half_rate: is_intel() }
+        Self { avx2, avx512, neon: false, bf16, tiles: super::tiles::granted().into(), half_rate: is_intel() }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
     fn find() -> Self {
-        Self { avx2: false, avx512: false, bf16: false, tiles: Tiles::Absent, half_rate: false }
+        // Every processor of this kind has NEON.
+        let neon = cfg!(target_arch = "aarch64");
+        #[cfg(target_arch = "aarch64")]
+        let bf16 = std::arch::is_aarch64_feature_detected!("bf16");
+        #[cfg(not(target_arch = "aarch64"))]
+        let bf16 = false;
+        Self { avx2: false, avx512: false, neon, bf16, tiles: Tiles::Absent, half_rate: false }
     }
 
     fn supports(&self, level: Level) -> bool {
@@ -76,8 +88,10 @@ impl Facts {
             Level::Portable => true,
             Level::Avx2 => self.avx2,
             Level::Avx512 => self.avx512,
-            Level::Avx512Bf16 => self.bf16,
-            Level::Amx => self.bf16 && self.tiles == Tiles::Granted,
+            Level::Avx512Bf16 => self.avx512 && self.bf16,
+            Level::Amx => self.avx512 && self.bf16 && self.tiles == Tiles::Granted,
+            Level::Neon => self.neon,
+            Level::NeonBf16 => self.neon && self.bf16,
         }
     }
 
@@ -112,8 +126,13 @@ fn is_intel() -> bool {
 }
 
 impl Level {
-    /// All levels, from what every processor has to what the newest have.
+    /// All levels of this kind of processor, from what each has to what the newest have.
+    #[cfg(not(target_arch = "aarch64"))]
     pub const ALL: [Level; 5] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx];
+
+    /// All levels of this kind of processor, from what each has to what the newest have.
+    #[cfg(target_arch = "aarch64")]
+    pub const ALL: [Level; 3] = [Level::Portable, Level::Neon, Level::NeonBf16];
 
     /// The value of `RINGTUNE_CPU` that forces this level.
     pub fn name(self) -> &'static str {
@@ -123,6 +142,8 @@ impl Level {
             Level::Avx512 => "avx512",
             Level::Avx512Bf16 => "avx512bf16",
             Level::Amx => "amx",
+            Level::Neon => "neon",
+            Level::NeonBf16 => "neonbf16",
         }
     }
 
@@ -183,7 +204,10 @@ pub trait Isa {
 }
 
 /// Levels with a fused multiply-add instruction.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the portable level is the only one"))]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    expect(dead_code, reason = "the portable level is the only one")
+)]
 pub struct Fused;
 
 /// Levels without one, where `mul_add` would be a slow library call.
@@ -230,8 +254,13 @@ macro_rules! multiversion {
                     Level::Avx512 | Level::Avx512Bf16 | Level::Amx => return unsafe { avx512$(::<$($g),+>)?($($arg),*) },
                     // SAFETY: as above.
                     Level::Avx2 => return unsafe { avx2$(::<$($g),+>)?($($arg),*) },
-                    Level::Portable => {}
+                    Level::Portable | Level::Neon | Level::NeonBf16 => {}
                 }
+            }
+            // Every processor of this kind has the instruction: nothing has to be enabled.
+            #[cfg(target_arch = "aarch64")]
+            if level != $crate::cpu::level::Level::Portable {
+                return body::<$crate::cpu::level::Fused $($(, $g)+)?>($($arg),*);
             }
             let _ = level;
             body::<$crate::cpu::level::Plain $($(, $g)+)?>($($arg),*)
@@ -245,7 +274,7 @@ mod tests {
     use super::*;
 
     fn facts(avx2: bool, avx512: bool, bf16: bool, tiles: Tiles, half_rate: bool) -> Facts {
-        Facts { avx2, avx512, bf16, tiles, half_rate }
+        Facts { avx2, avx512, neon: false, bf16, tiles, half_rate }
     }
 
     #[test]
@@ -258,6 +287,16 @@ mod tests {
         assert!(Level::fastest().is_supported());
     }
 
+    #[cfg(target_arch = "aarch64")]
+    #[test]
+    fn bf16_decides_the_level_and_those_of_other_processors_are_refused() {
+        let arm = |bf16| Facts { neon: true, ..facts(false, false, bf16, Tiles::Absent, false) };
+        assert_eq!((arm(false).fastest(), arm(false).supports(Level::NeonBf16)), (Level::Neon, false));
+        assert_eq!((arm(true).fastest(), arm(true).note()), (Level::NeonBf16, None));
+        assert!(![Level::Avx2, Level::Avx512, Level::Avx512Bf16, Level::Amx].iter().any(|&l| arm(true).supports(l)));
+    }
+
+    #[cfg(not(target_arch = "aarch64"))]
     #[test]
     fn the_level_is_the_one_with_the_fastest_products() {
         use Tiles::{Absent, Granted, Refused};

@@ -4,10 +4,12 @@
 //! `u` of row `r` stands at `u·W + r`. A unit is four bytes: one f32, or two neighbouring k of bf16 with the even one in
 //! the low half (what `vdpbf16ps` multiplies). Missing rows and the missing half of an odd k are zero.
 //!
-//! Panels for AMX tiles have whole tiles of 16 units: zero beyond k. A's hold 16 units of row after row.
+//! Panels for AMX tiles have whole tiles of 16 units: zero beyond k. A's hold 16 units of row after row. Those for `bfmmla` hold two units of
+//! row after row.
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
+mod quads;
 
 use half::bf16;
 
@@ -24,11 +26,14 @@ pub enum Unit {
     /// Two bf16.
     Pair,
     /// Two bf16, in tiles of 16 units: B of an AMX tile.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other processor has the tiles"))]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other processor has the tiles"))]
     PairTile,
     /// Two bf16, in tiles of 16 units, of each row side by side: unit `u` of row `r` stands at `(u / 16 · W + r) · 16 + u % 16`. A
     /// of an AMX tile.
     RowTile,
+    /// Four bf16, two units, of each row side by side: unit `u` of row `r` stands at `(u / 2 · W + r) · 2 + u % 2`. What `bfmmla` multiplies.
+    #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, reason = "no other processor has the instruction"))]
+    Quad,
 }
 
 /// Units of k in a tile.
@@ -41,12 +46,23 @@ impl Unit {
             Unit::Single | Unit::Rounded => k,
             Unit::Pair => k.div_ceil(2),
             Unit::PairTile | Unit::RowTile => k.div_ceil(2).next_multiple_of(TILE),
+            Unit::Quad => k.div_ceil(4) * 2,
         }
+    }
+
+    /// Where unit `u` of row `r` stands in a panel of `width` rows.
+    pub fn place(self, u: usize, width: usize, r: usize) -> usize {
+        let side_by_side = match self {
+            Unit::Single | Unit::Rounded | Unit::Pair | Unit::PairTile => 1,
+            Unit::RowTile => TILE,
+            Unit::Quad => 2,
+        };
+        (u / side_by_side * width + r) * side_by_side + u % side_by_side
     }
 
     /// Whether a unit holds two steps of k.
     pub fn is_pair(self) -> bool {
-        matches!(self, Unit::Pair | Unit::PairTile | Unit::RowTile)
+        matches!(self, Unit::Pair | Unit::PairTile | Unit::RowTile | Unit::Quad)
     }
 }
 
@@ -186,6 +202,9 @@ pub fn pack_panel(
     #[cfg(target_arch = "x86_64")]
     if avx512::panel(level, dst, unit, width, src.data.from(at), have, strides, k) {
         return;
+    }
+    if unit == Unit::Quad {
+        return quads::panel(level, dst, width, src.data.from(at), have, strides, k);
     }
     match (src.data, unit) {
         (View::F32(x), Unit::Single) => panel::<f32, Exact>(level, dst, width, have, &x[at..], strides, k),

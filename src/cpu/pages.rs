@@ -10,7 +10,10 @@ use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A large page.
+use crate::machine::page;
+
+/// A large page: of x86, and of aarch64 where a small one has 4 KiB. Elsewhere it is a multiple of those that there are (Linux: 64 KiB at most,
+/// with large ones of 32 or 512 MiB), and what is asked and given back by it is still whole pages.
 pub const HUGE: usize = 2 << 20;
 
 /// Where pieces begin: lines of the cache, so that no two share one.
@@ -27,7 +30,7 @@ const LARGEST: usize = 64 << 20;
 pub enum Pages {
     /// 2 MiB, where the system has them: for what is used whole.
     Large,
-    /// 4 KiB: only those that are used take memory.
+    /// The system's smallest (4 KiB, on aarch64 up to 64): only those that are used take memory.
     Small,
 }
 
@@ -217,11 +220,11 @@ impl Heap {
         }
         let all: usize = self.regions.iter().map(|r| r.len).sum();
         let usual = len.max(all.clamp(SMALLEST, LARGEST));
-        let unit = if usual >= 2 * HUGE { HUGE } else { 4096 };
+        let unit = if usual >= 2 * HUGE { HUGE } else { page() };
         let usual = usual.checked_next_multiple_of(unit).ok_or(io::ErrorKind::OutOfMemory)?;
         // Where so much is refused, there may be room for what is needed.
         let mut region =
-            Region::map(usual, self.pages).or_else(|_| Region::map(len.next_multiple_of(4096), self.pages))?;
+            Region::map(usual, self.pages).or_else(|_| Region::map(len.next_multiple_of(page()), self.pages))?;
         let taken = region.take(0, len);
         self.regions.push(region);
         Ok(taken)

@@ -50,11 +50,20 @@ fn of(level: Level, bf16: bool) -> Loop {
         Level::Avx512Bf16 if bf16 => Loop { run: x86::dot_products, flop: 24.0 * 64.0 },
         Level::Avx512 | Level::Avx512Bf16 | Level::Amx => Loop { run: x86::wide, flop: 24.0 * 32.0 },
         Level::Avx2 => Loop { run: x86::half_wide, flop: 12.0 * 16.0 },
-        Level::Portable => Loop { run: x86::two_operations, flop: 12.0 * 8.0 },
+        Level::Portable | Level::Neon | Level::NeonBf16 => Loop { run: x86::two_operations, flop: 12.0 * 8.0 },
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn of(level: Level, bf16: bool) -> Loop {
+    match level {
+        Level::NeonBf16 if bf16 => Loop { run: aarch64::matrix_products, flop: 24.0 * 32.0 },
+        Level::Neon | Level::NeonBf16 => Loop { run: aarch64::multiply_adds, flop: 24.0 * 8.0 },
+        _ => Loop { run: aarch64::two_operations, flop: 24.0 * 4.0 },
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn of(_: Level, _: bool) -> Loop {
     /// # Safety
     /// None is needed.
@@ -165,6 +174,63 @@ mod x86 {
                 options(nomem, nostack)
             );
         }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use std::arch::asm;
+
+    /// A loop of instructions on 24 registers, from zeros; `even` and `odd` are those of registers of even and odd number, which read `from`.
+    macro_rules! registers {
+        ($rounds:expr, $even:literal, $odd:literal, $from:literal, $of:literal, $($first:literal $second:literal)+) => {
+            // SAFETY: only the registers named are written, and the processor has the instructions.
+            unsafe {
+                asm!(
+                    $(concat!("movi v", $first, ".4s, #0"), concat!("movi v", $second, ".4s, #0"),)+
+                    "movi v30.4s, #0",
+                    "movi v31.4s, #0",
+                    "2:",
+                    $(
+                        concat!($even, " v", $first, $of, ", v30", $from, ", v31", $from),
+                        concat!($odd, " v", $second, $of, ", v30", $from, ", v31", $from),
+                    )+
+                    "subs {n}, {n}, #1",
+                    "b.ne 2b",
+                    n = inout(reg) $rounds => _,
+                    out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
+                    out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _,
+                    out("v15") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _,
+                    out("v22") _, out("v23") _, out("v30") _, out("v31") _,
+                    options(nomem, nostack)
+                )
+            }
+        };
+        ($rounds:expr, $even:literal, $odd:literal, $from:literal, $of:literal) => {
+            registers!($rounds, $even, $odd, $from, $of,
+                "0" "1" "2" "3" "4" "5" "6" "7" "8" "9" "10" "11" "12" "13" "14" "15" "16" "17" "18" "19" "20" "21" "22" "23")
+        };
+    }
+
+    /// # Safety
+    /// `rounds` is not zero.
+    pub unsafe fn multiply_adds(rounds: usize) {
+        registers!(rounds, "fmla", "fmla", ".4s", ".4s");
+    }
+
+    /// # Safety
+    /// The processor has bf16, and `rounds` is not zero.
+    #[target_feature(enable = "neon,bf16")]
+    pub unsafe fn matrix_products(rounds: usize) {
+        registers!(rounds, "bfmmla", "bfmmla", ".8h", ".4s");
+    }
+
+    /// A product and a sum of four lanes each, as the portable kernel has them. No register waits for itself.
+    ///
+    /// # Safety
+    /// `rounds` is not zero.
+    pub unsafe fn two_operations(rounds: usize) {
+        registers!(rounds, "fmul", "fadd", ".4s", ".4s");
     }
 }
 

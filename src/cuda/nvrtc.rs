@@ -104,7 +104,9 @@ fn places() -> Result<Vec<(String, PathBuf)>> {
             }
         }
     }
-    for folder in ["lib64", "lib", "targets/x86_64-linux/lib"] {
+    // NVIDIA's name for servers of Arm is sbsa.
+    let own = if cfg!(target_arch = "aarch64") { "targets/sbsa-linux/lib" } else { "targets/x86_64-linux/lib" };
+    for folder in ["lib64", "lib", own] {
         places.extend(inside("/usr/local/cuda", &Path::new("/usr/local/cuda").join(folder)));
     }
     for (origin, folder) in pip_folders(&["cu13/lib", "cuda_nvrtc/lib"]) {

@@ -61,17 +61,22 @@ impl Tile {
     }
 
     /// Asks for the tile's lines before its sums are there: rows of C far apart are streams that no processor follows.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[inline(always)]
     pub fn ask(&self) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         for r in 0..self.rows {
             let row: *const i8 = match self.target {
                 Target::F32(c) => c.wrapping_add(r * self.stride).cast(),
                 Target::Bf16(c) => c.wrapping_add(r * self.stride).cast(),
             };
+            #[cfg(target_arch = "aarch64")]
+            {
+                super::neon::prefetch::<1>(row);
+            }
             // SAFETY: a prefetch of any address does nothing but move data between caches.
+            #[cfg(target_arch = "x86_64")]
             unsafe {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
                 _mm_prefetch::<_MM_HINT_T0>(row);
                 _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64));
             }
