@@ -8,6 +8,7 @@ mod compare;
 mod dump;
 mod report;
 mod run;
+mod steps;
 
 use std::path::PathBuf;
 

@@ -1,6 +1,7 @@
 //! The interpreter: decoded instructions, warp-wide registers, and the run loop.
 
 mod access;
+mod access_fast;
 pub mod alu;
 pub mod alu_float;
 mod atomic;
