@@ -144,12 +144,12 @@ pub(super) fn backward(
     let (table, positions) = (rope.map(|r| r.table), rope.map(|r| r.positions));
     let [(delta_kernel, _), (dq_kernel, dq_shared), (dkdv_kernel, dkdv_shared)] = backward_kernels(head_dim);
     let n = q.rows();
-    let mut stats = dev.room(Room::Sums, 2 * n, n_query, DType::F32)?;
     // Figures of both kinds are found by one index.
     if 2 * n * n_query > MOST_COUNTED {
         let figures = format!("{} figures of {n} tokens and {n_query} heads", 2 * n * n_query);
         return Err(too_large("attention_backward", &figures, MOST_COUNTED));
     }
+    let mut stats = dev.room(Room::Sums, 2 * n, n_query, DType::F32)?;
     let launch = Launch::new(dev, &delta_kernel, (n * n_query).div_ceil(DELTAS), 0).write(stats.tensor());
     launch.read(dout).read(out).read(lse).u32(n * n_query).run()?;
     let (at, len) = batch.plan.list(List::Queries);

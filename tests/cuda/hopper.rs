@@ -34,7 +34,7 @@ fn hopper() -> Option<Cuda> {
 }
 
 /// Runs tests of this program, by a part of their names, in a child where the emulated device is Hopper.
-fn in_a_child(args: &[&str]) {
+pub fn in_a_child(args: &[&str]) {
     let mut child = Command::new(std::env::current_exe().unwrap());
     let status = child.args(args).env("VGPU_CC", "9.0").status().unwrap();
     assert!(status.success(), "{args:?} with VGPU_CC=9.0: {status}");

@@ -8,6 +8,7 @@ mod attention;
 #[path = "../common/batches.rs"]
 mod batches;
 mod bench;
+mod beyond;
 #[path = "../common/close.rs"]
 mod close;
 mod curves;

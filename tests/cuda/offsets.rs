@@ -5,6 +5,7 @@
 //! This file has what the tests share.
 
 mod attention;
+mod figures;
 mod groups;
 pub mod hopper;
 mod masks;
@@ -60,6 +61,8 @@ pub enum Arg {
         at: [usize; 2],
         more: Vec<Word>,
     },
+    /// An address so many bytes behind the beginning of rows, near and far.
+    Behind(Box<Arg>, [usize; 2]),
     U32([usize; 2]),
     U64([usize; 2]),
     F32(f32),
@@ -140,6 +143,10 @@ impl Arg {
                 memory.write(table, &words(head)).unwrap();
                 memory.write(table + (head.len() + at[side]) as u64 * 8, &words(more)).unwrap();
                 table.to_le_bytes().to_vec()
+            }
+            Arg::Behind(of, bytes) => {
+                let begin = address(&of.place(side, memory, compared));
+                (begin + bytes[side] as u64).to_le_bytes().to_vec()
             }
             U32(x) => u32::try_from(x[side]).unwrap().to_le_bytes().to_vec(),
             U64(x) => (x[side] as u64).to_le_bytes().to_vec(),

@@ -75,19 +75,6 @@ fn attention_follows_the_formula() {
 }
 
 #[test]
-fn heads_wider_than_the_kernels_are_refused() {
-    let Some(dev) = device() else { return };
-    let t = tensor(&dev, 1, 512, DType::F32, &vec![0.0; 512]);
-    let (mut out, mut lse) = (dev.alloc(1, 512, DType::F32).unwrap(), dev.alloc(1, 1, DType::F32).unwrap());
-    use ringtune::backend::{Attention, Heads, Mask};
-    let heads = Heads { n_query: 1, n_kv: 1, head_dim: 512 };
-    let batch = crate::batches::documents(&dev, &[0]);
-    let x = Attention { q: &t, k: &t, v: &t, batch: &batch, heads, mask: Mask { window: None } };
-    let e = dev.attention_forward(&mut out, &mut lse, x).unwrap_err().to_string();
-    assert_eq!(e, "cuda: attention with heads of 512 elements, 256 at most are supported");
-}
-
-#[test]
 fn a_document_is_the_same_bits_alone_and_packed() {
     let Some(dev) = device() else { return };
     attention::a_document_is_the_same_bits_alone_and_packed(&dev, NAME, &[37, 70, 1, 20], None);

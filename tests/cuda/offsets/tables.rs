@@ -1,9 +1,10 @@
 //! Kernels that go through tables of addresses, and sums over ranks, blocks and rows.
 
-use ringtune::cuda::{adamw, elementwise, fold, stats};
+use ringtune::cuda::{adamw, elementwise, fold};
 
 use super::Arg::{self, F32, Null, U32, U64};
 use super::Word::{self, Address, Number};
+use super::figures::of_stats;
 use super::{B, Case, FAR, bf16s, both, f32s, f64s, i32s, is_promised, read, whole, written};
 
 /// A block that stands far behind the beginning of a table: words of it lie behind 2^31 of them.
@@ -15,7 +16,7 @@ fn row(values: Vec<u8>, bytes: usize) -> Arg {
     read(values, len, 0).within(len, bytes)
 }
 
-fn table(of: Vec<Arg>, head: Vec<Word>, at: usize, more: Vec<Word>) -> Arg {
+pub(super) fn table(of: Vec<Arg>, head: Vec<Word>, at: usize, more: Vec<Word>) -> Arg {
     Arg::Table { of, head, at: [0, at], more }
 }
 
@@ -66,10 +67,6 @@ fn adamw_far_behind_the_beginning() {
     }
 }
 
-fn of_stats(entry: &str) -> ringtune::cuda::kernels::Kernel {
-    stats::all().into_iter().find(|(k, _)| k.entry == entry).expect("an entry of stats").0
-}
-
 #[test]
 fn squares_far_behind_the_beginning() {
     if !is_promised() {
@@ -85,17 +82,6 @@ fn squares_far_behind_the_beginning() {
         let args = vec![written(1, 8, BLOCK), table];
         Case { kernel: of_stats("stats_squares"), shared: 0, far_block: BLOCK, blocks: 1, args }.holds();
     }
-    // As far behind as a tensor of 18 GiB reaches.
-    let (far, n) = ((1 << 31) + 5, 300);
-    let sums = || crate::close::normal(1, n).into_iter().map(f64::from);
-    let order = (0..n).map(|i| Number([i, far + i])).collect();
-    let args = vec![
-        whole(f64s([0.0, 0.0, 1.0, 1.0])).changed(),
-        read(f64s(sums().map(|x| x * x)), 8, far),
-        table(Vec::new(), Vec::new(), 0, order),
-        both(n),
-    ];
-    Case { kernel: of_stats("stats_norm2_in_order"), shared: 0, far_block: 0, blocks: 1, args }.holds();
 }
 
 #[test]
