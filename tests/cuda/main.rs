@@ -39,6 +39,7 @@ mod products;
 mod project;
 #[path = "../common/projections.rs"]
 mod projections;
+mod random;
 mod ranks;
 #[path = "../common/reference.rs"]
 mod reference;
