@@ -10,6 +10,7 @@ mod bench;
 mod browser;
 mod chat_templates;
 mod check;
+mod check_memory;
 mod checkpoint;
 mod contributing;
 mod crash;
@@ -54,9 +55,11 @@ mod prepare;
 #[path = "../common/program.rs"]
 mod program;
 mod rank_failures;
+mod rank_faults;
 mod ranks;
 #[path = "../common/ranks.rs"]
 mod ranks_as_threads;
+mod read_files;
 mod readme;
 mod recipes;
 #[path = "../common/reference.rs"]
@@ -83,6 +86,7 @@ mod skip;
 mod templates;
 #[path = "../common/terminal.rs"]
 mod terminal;
+mod texts;
 mod token_file;
 mod tokenizer;
 mod tokenizer_in;
