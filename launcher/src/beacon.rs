@@ -35,9 +35,13 @@ pub enum Phase {
     Save,
     /// The loop is over; final files are written.
     Finish,
+    /// The adapter is merged into its base.
+    Merge,
+    /// Prompts are answered.
+    Generate,
 }
 
-const PHASES: [(Phase, &str); 11] = [
+const PHASES: [(Phase, &str); 13] = [
     (Phase::Start, "start"),
     (Phase::Tokenise, "tokenise"),
     (Phase::Load, "load"),
@@ -49,6 +53,8 @@ const PHASES: [(Phase, &str); 11] = [
     (Phase::Evaluate, "evaluate"),
     (Phase::Save, "save"),
     (Phase::Finish, "finish"),
+    (Phase::Merge, "merge"),
+    (Phase::Generate, "generate"),
 ];
 
 impl Phase {

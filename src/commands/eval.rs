@@ -165,7 +165,14 @@ fn samples<B: Backend>(
         !rows.is_empty(),
         "no prompt to answer: the data sets are token files whose JSON Lines are gone; give the JSON Lines"
     );
-    let run = GenRun { tokenizer, template, test: &args.gen_test, seed: args.model.seed, batch: args.batch_size };
+    let run = GenRun {
+        tokenizer,
+        template,
+        test: &args.gen_test,
+        seed: args.model.seed,
+        batch: args.batch_size,
+        moved: &|| (),
+    };
     generation_test(dev, loaded, &run, &rows)
 }
 

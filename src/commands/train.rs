@@ -25,8 +25,9 @@ use crate::hf::peft::AdapterConfig;
 use crate::hf::resize::Resized;
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::save::SaveOptions;
-use crate::hf::{WithConfig, merged};
+use crate::hf::{Told, WithConfig, merged};
 use crate::hub::{self, Repo};
+use crate::model::weights::Place;
 use crate::settings::{TrainSettings, Zero};
 use crate::text::table;
 use crate::train::checkpoints::RESIZED_BASE;
@@ -161,7 +162,13 @@ impl OnDevice for Training<'_, SftJob> {
             spec.train.append_row(&spec.train.plan(0), 0, &mut batch);
             let options = SaveOptions { dtype: base.dtype(), ..Default::default() };
             let companions = |dir: &Path| spec.companions.write(dir);
-            let check = merged::merge(dev, &source, &job.output_dir, &to, options, &batch, companions)?;
+            let at = |phase, place: Option<Place>| {
+                let layer = place.and_then(|place| place.layer()).map(|layer| layer as u16);
+                comm.at(Position { phase, layer, ..Position::default() });
+            };
+            at(Phase::Merge, None);
+            let told = Told { source: &source, to: &|place| at(Phase::Merge, Some(place)) };
+            let check = merged::merge(dev, &told, &job.output_dir, &to, options, &batch, companions)?;
             say::result(&format!("merged model: {check}"));
             written.push(("merged model", to));
         }
@@ -173,6 +180,7 @@ impl OnDevice for Training<'_, SftJob> {
                 test,
                 seed: settings.seed,
                 batch: settings.eval_batch_size,
+                moved: &|| comm.at(Position { phase: Phase::Generate, ..Position::default() }),
             };
             let report = generation_test(dev, &ended.work.model, &run, &prompts)?;
             say::result(&format!("\n{}", report.text(test.max_new_tokens).trim_end()));

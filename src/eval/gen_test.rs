@@ -56,6 +56,8 @@ pub struct GenRun<'a> {
     pub seed: u64,
     /// Prompts at once; changes speed only.
     pub batch: usize,
+    /// Called with every token.
+    pub moved: &'a dyn Fn(),
 }
 
 /// A prompt with its answers.
@@ -107,7 +109,10 @@ pub fn generation_test<B: Backend>(dev: &B, model: &Model<B>, run: &GenRun, rows
             batch: run.batch,
             sampling: Sampling { temperature, top_p, seed: run.seed, ..Default::default() },
         };
-        generate(dev, model, &prompts, &options, |_, _, _| ControlFlow::Continue(()))
+        generate(dev, model, &prompts, &options, |_, _, _| {
+            (run.moved)();
+            ControlFlow::Continue(())
+        })
     };
     let greedy = answer(0.0, 1.0)?;
     let sampled = answer(f64::from(run.test.temperature), f64::from(run.test.top_p))?;

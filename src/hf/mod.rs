@@ -108,6 +108,35 @@ impl TensorSource for WithConfig<'_> {
     }
 }
 
+/// A source that says which weight is asked of it: whoever reads a large model does something all the while.
+pub struct Told<'a> {
+    /// Where the weights come from.
+    pub source: &'a dyn TensorSource,
+    /// Hears of each.
+    pub to: &'a dyn Fn(Place),
+}
+
+impl TensorSource for Told<'_> {
+    fn config(&self) -> &ModelConfig {
+        self.source.config()
+    }
+
+    fn load(&self, at: Place) -> Result<HostTensor> {
+        (self.to)(at);
+        self.source.load(at)
+    }
+
+    fn pieces(&self, at: Place) -> Result<Option<Box<dyn Pieces + '_>>> {
+        (self.to)(at);
+        self.source.pieces(at)
+    }
+
+    fn in_file(&self, at: Place) -> Result<Option<InFile>> {
+        (self.to)(at);
+        self.source.in_file(at)
+    }
+}
+
 /// Element type of weights in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaveDType {

@@ -4,6 +4,8 @@
 //! run that dies leaves the array open, which the viewers accept. Each of several ranks writes a file, which the main one joins into its own
 //! at the end: a rank is a process of the trace, and times count from a moment in which all were together. On a device that works on its own, a span is the
 //! host's time, but for those of the collectives (row 2), which are the device's: how much of them lies beside backward is what overlaps.
+//! With ZeRO-1 a forward pass has spans `weights` in row 0, one for each part of the model that it waited for, with the bucket whose `gather`
+//! in row 2 brought it: a part's computation begins where its span ends.
 //! Format: Trace Event Format, Google, "JSON Array Format".
 
 use std::fs::File;
@@ -84,7 +86,7 @@ impl Trace {
         Span { inner, name, thread, step, begun: Instant::now() }
     }
 
-    /// Writes down what ended meanwhile beside the main thread, in the thread's row; `bucket`: of which bucket of gradients it was.
+    /// Writes down what ended meanwhile in a thread, in its row; `bucket`: of which bucket of gradients or weights it was.
     pub fn record(&self, name: &'static str, thread: u32, (begun, ended): (Instant, Instant), bucket: Option<usize>) {
         let Some(inner) = self.0.as_deref() else { return };
         let mut args = json!({"step": inner.step.load(Ordering::Relaxed)});

@@ -6,6 +6,8 @@
 //! update = AdamW(grads · min(1, clip / |grads|))                       unless N = 0 or something is not finite
 //! ```
 
+use std::time::Instant;
+
 use super::buckets::Buckets;
 use super::gathering::{Gathering, Way};
 use crate::backend::Backend;
@@ -201,7 +203,9 @@ impl<B: Backend> Workload<B> {
                     let layer = part.layer().map(|layer| layer as u16);
                     if !gathering.is_done() {
                         at(Phase::Gather, layer);
+                        let begun = Instant::now();
                         gathering.wait(&way, params, grads, Some(part))?;
+                        trace.record("weights", 0, (begun, Instant::now()), Some(buckets.bucket_with(part)));
                     }
                     at(Phase::Forward, layer);
                     Ok(())
