@@ -103,6 +103,15 @@ pub fn mpirun(mpi: Mpi, options: &Options, meeting: &Meeting, ringrun: &str) -> 
     command("mpirun", words, env, options)
 }
 
+/// Since 22.05 srun gives a rank one core, whatever the batch script asked for, unless it is told again.
+fn cores_of_a_task(options: &Options) -> Option<(String, String)> {
+    const TOLD: &str = "SRUN_CPUS_PER_TASK";
+    let number = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
+    let cores = number("SLURM_CPUS_PER_TASK").filter(|_| std::env::var_os(TOLD).is_none())?;
+    // More ranks than the job has tasks do not have as many each.
+    (options.ranks <= number("SLURM_NTASKS")?).then(|| (TOLD.to_string(), cores.to_string()))
+}
+
 /// The command of srun.
 pub fn srun(options: &Options, meeting: &Meeting, ringrun: &str) -> RankCommand {
     // The first rank that fails ends the step; ranks are no MPI programs.
@@ -128,7 +137,7 @@ pub fn srun(options: &Options, meeting: &Meeting, ringrun: &str) -> RankCommand 
         words.push("--overcommit".into());
     }
     let words = words.into_iter().map(OsString::from).chain(wrapped(options, ringrun)).collect();
-    command("srun", words, variables(options, meeting), options)
+    command("srun", words, variables(options, meeting).into_iter().chain(cores_of_a_task(options)).collect(), options)
 }
 
 #[cfg(test)]

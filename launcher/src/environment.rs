@@ -5,11 +5,11 @@
 //! | ringrun | `RANK`, `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_WORLD_SIZE` | `RINGTUNE_CONTROL` |
 //! | torchrun, accelerate, DeepSpeed, Kubernetes | the same | the same, or unknown | `MASTER_ADDR`, `MASTER_PORT` |
 //! | Open MPI, PRRTE | `OMPI_COMM_WORLD_*` | `OMPI_COMM_WORLD_LOCAL_*` | `MASTER_*`, else a port of the job's name on one machine |
-//! | MPICH, Intel MPI | `PMI_RANK`, `PMI_SIZE` | `MPI_LOCALRANKID` | the same |
-//! | srun | `SLURM_PROCID`, `SLURM_STEP_NUM_TASKS` | `SLURM_LOCALID` | the first machine of the step |
+//! | MPICH, Intel MPI | `PMI_RANK`, `PMI_SIZE` | `MPI_LOCALRANKID` | the same, named by Hydra's process on the machine |
+//! | srun, with PMI or without | `SLURM_PROCID`, `SLURM_STEP_NUM_TASKS` | `SLURM_LOCALID` | the first machine of the step |
 //!
-//! The innermost launcher counts: ringrun inside srun sets what stands first here. `SLURM_NTASKS` is not asked: every program of a
-//! batch script sees it, and would wait for ranks that never come.
+//! The innermost launcher counts: ringrun inside srun sets what stands first here. An mpirun in a job of Slurm meets at the first machine of
+//! the job. `SLURM_NTASKS` is not asked: every program of a batch script sees it, and would wait for ranks that never come.
 
 /// Who started this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,30 @@ pub struct Identity {
     pub meeting: Meeting,
 }
 
+/// What stands for the job of an mpirun that names none, on its machine alone.
+const HYDRA: &str = "process of Hydra";
+
+/// A variable of this process, or what is asked for like one.
+pub fn own(name: &str) -> Option<String> {
+    if name == HYDRA { hydra() } else { std::env::var(name).ok() }
+}
+
+/// The Hydra that started this process or one above it, by its number and the time it began.
+fn hydra() -> Option<String> {
+    let mut pid = std::process::id().to_string();
+    for _ in 0..64 {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // `PID (NAME) STATE PARENT …`, with the time it began 22nd.
+        let (name, rest) = text.split_once('(')?.1.rsplit_once(')')?;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        if name.starts_with("hydra_") {
+            return Some(format!("hydra-{pid}-{}", fields.get(19)?));
+        }
+        pid = fields.get(1)?.to_string();
+    }
+    None
+}
+
 /// Reads who this process is; `None` where nothing started it as a rank.
 ///
 /// # Errors
@@ -89,6 +113,9 @@ pub fn identify(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Identity>
         text.trim().parse().map(Some).map_err(|_| format!("{name}: expected a whole number, found {text:?}"))
     };
     let ringrun = get("RINGTUNE_CONTROL").is_some();
+    // What srun offers to MPI programs is its own count.
+    let of_srun =
+        [("PMI_RANK", "SLURM_PROCID"), ("PMI_SIZE", "SLURM_STEP_NUM_TASKS")].iter().all(|(a, b)| get(a) == get(b));
     // Each with: rank, size, local rank, local size.
     let torch = if ringrun { Launcher::Ringrun } else { Launcher::Torch };
     let known = [
@@ -106,7 +133,7 @@ pub fn identify(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Identity>
         (Launcher::Slurm, ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"]),
     ];
     for (launcher, [rank, size, local_rank, local_size]) in known {
-        if get(rank).is_none() || get(size).is_none() {
+        if get(rank).is_none() || get(size).is_none() || (launcher == Launcher::Pmi && of_srun) {
             continue;
         }
         let (Some(r), Some(n)) = (number(rank)?, number(size)?) else { continue };
@@ -139,15 +166,19 @@ fn meeting(launcher: Launcher, get: &dyn Fn(&str) -> Option<String>, one_host: b
         Launcher::Slurm => slurm(),
         _ => names.iter().find_map(|name| get(name)).or_else(slurm),
     };
+    let job = job.or_else(|| get(HYDRA).filter(|_| launcher == Launcher::Pmi && one_host));
     let secret = secret.or_else(|| job.clone()).unwrap_or_default();
     if let Some(host) = get("MASTER_ADDR") {
         let text = get("MASTER_PORT").unwrap_or_else(|| "29500".into());
         let port = text.parse().map_err(|_| format!("MASTER_PORT: expected a port, found {text:?}"))?;
         return Ok(Meeting::Master { host, port, secret });
     }
-    if launcher == Launcher::Slurm
-        && let (Some(host), Some(job)) = (get("SLURM_STEP_NODELIST").and_then(|list| first_host(&list)), &job)
-    {
+    let machines = match launcher {
+        Launcher::Slurm => get("SLURM_STEP_NODELIST"),
+        Launcher::OpenMpi | Launcher::Pmi if !one_host => get("SLURM_JOB_NODELIST"),
+        _ => None,
+    };
+    if let (Some(host), Some(job)) = (machines.and_then(|list| first_host(&list)), &job) {
         return Ok(Meeting::Master { host, port: port_of(job), secret });
     }
     Ok(match job {
@@ -160,6 +191,13 @@ fn meeting(launcher: Launcher, get: &dyn Fn(&str) -> Option<String>, one_host: b
 fn port_of(job: &str) -> u16 {
     let hash = job.bytes().fold(2_166_136_261u32, |h, b| (h ^ u32::from(b)).wrapping_mul(16_777_619));
     20_000 + (hash % 10_000) as u16
+}
+
+/// How many ranks a job of Slurm asked for; none within one of several tasks of a step, where they are not to be started again.
+pub fn tasks_of_job(get: &dyn Fn(&str) -> Option<String>) -> Option<usize> {
+    let number = |name: &str| get(name)?.parse::<usize>().ok();
+    let alone = number("SLURM_STEP_NUM_TASKS").is_none_or(|n| n == 1);
+    number("SLURM_NTASKS").filter(|&n| n > 0 && alone)
 }
 
 /// The first machine of Slurm's list: `node[03-06,9],gpu1` begins with `node03`.
@@ -218,6 +256,12 @@ mod tests {
         assert_eq!(who(&format!("{open_mpi_5} MASTER_ADDR=a")).4, master("a", 29_500, "prterun-a-9@1"));
         let mpich = "PMI_RANK=0 PMI_SIZE=2 PMI_FD=8 MPI_LOCALRANKID=0 MPI_LOCALNRANKS=2 PMI_JOBID=kvs_5";
         assert_eq!(who(mpich), (Launcher::Pmi, 0, 2, Some(0), master("127.0.0.1", port_of("kvs_5"), "kvs_5")));
+        let mpich_4 = "PMI_RANK=1 PMI_SIZE=2 PMI_FD=8 MPI_LOCALRANKID=1 MPI_LOCALNRANKS=2";
+        let get = |name: &str| match name {
+            HYDRA => Some("hydra-7-8".into()),
+            _ => mpich_4.split(' ').find_map(|pair| Some(pair.strip_prefix(name)?.strip_prefix('=')?.to_string())),
+        };
+        assert_eq!(identify(&get).unwrap().unwrap().meeting, master("127.0.0.1", port_of("hydra-7-8"), "hydra-7-8"));
         let intel =
             "PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=0 MPI_LOCALNRANKS=1 I_MPI_HYDRA_UUID=1 MASTER_ADDR=h MASTER_PORT=1";
         assert_eq!(who(intel), (Launcher::Pmi, 1, 2, Some(0), master("h", 1, "")));
@@ -227,8 +271,15 @@ mod tests {
         assert_eq!((launcher, rank, size, local), (Launcher::Slurm, 5, 8, Some(1)));
         assert_eq!((host.as_str(), secret.as_str()), ("node03", "slurm-77.0"));
         assert_eq!(port, port_of("slurm-77.0"));
-        let pmi_under_srun = format!("{slurm} PMI_RANK=5 PMI_SIZE=8");
-        assert_eq!(who(&pmi_under_srun).0, Launcher::Pmi);
+        // srun's plug-in for MPI counts as srun does; an mpirun that was started with srun does not.
+        assert_eq!(who(&format!("{slurm} PMI_RANK=5 PMI_SIZE=8 PMI_JOBID=77.0")), who(slurm));
+        let in_a_job = "SLURM_JOB_ID=77 SLURM_JOB_NODELIST=node[03-06] SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=4 SLURM_STEP_ID=2 \
+                        SLURM_STEP_NODELIST=node04";
+        let hydra = format!("{in_a_job} PMI_RANK=5 PMI_SIZE=8 MPI_LOCALRANKID=1 MPI_LOCALNRANKS=2");
+        assert_eq!(who(&hydra), (Launcher::Pmi, 5, 8, Some(1), master("node03", port_of("slurm-77.2"), "slurm-77.2")));
+        let open_mpi = format!("{open_mpi_5} {in_a_job}");
+        let at = master("node03", port_of("prterun-a-9@1"), "prterun-a-9@1");
+        assert_eq!(who(&open_mpi), (Launcher::OpenMpi, 7, 8, Some(3), at));
     }
 
     #[test]
@@ -262,6 +313,21 @@ mod tests {
             ),
         ] {
             assert_eq!(of(text), Err(expected.into()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_job_says_how_many_ranks_it_asked_for() {
+        for (text, tasks) in [
+            ("SLURM_NTASKS=4 SLURM_PROCID=0", Some(4)),
+            ("SLURM_NTASKS=4 SLURM_STEP_NUM_TASKS=1", Some(4)),
+            ("SLURM_NTASKS=4 SLURM_STEP_NUM_TASKS=4", None),
+            ("SLURM_NTASKS=0", None),
+            ("", None),
+        ] {
+            let vars: Vec<(&str, &str)> = text.split_whitespace().filter_map(|pair| pair.split_once('=')).collect();
+            let get = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string());
+            assert_eq!(tasks_of_job(&get), tasks, "{text}");
         }
     }
 

@@ -3,6 +3,8 @@
 //! It stands in ringrun, or in rank 0 where another launcher started the ranks. It judges nothing: what happens is told to its owner
 //! as an [`Event`], who says what becomes of it ([`Hub::fail`], [`Hub::stop`]).
 
+mod watch;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,15 +14,18 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::beacon::{Phase, Position};
-use crate::cause::{Cause, HANG};
+use crate::beacon::Position;
+use crate::cause::Cause;
 use crate::protocol::{Hello, LIMIT, Message};
 use crate::secret::{PATIENCE, Secret};
+use watch::{lost_each_other, watch_over};
 
 /// Without a sign of life for so long, a rank counts as dead.
 pub const SILENCE: Duration = Duration::from_secs(5);
 /// How long ranks may take to come.
 const MEETING: Duration = Duration::from_secs(300);
+/// How often the owner is told of who is missing, and of strangers.
+const REMINDER: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(250);
 
 /// What happened.
@@ -30,6 +35,8 @@ pub enum Event {
     Joined(usize),
     /// These have not come yet.
     Missing(Vec<usize>),
+    /// From this address something called that speaks as a rank does, and does not know the secret.
+    Stranger(String),
     /// A rank's connection ended; with the exit code that it announced, if it said goodbye.
     Closed(usize, Option<u8>),
     /// Something went wrong, as a rank says or as the hub sees.
@@ -40,6 +47,14 @@ pub enum Event {
     Saved(u64),
 }
 
+/// What people are told of a stranger.
+pub fn a_stranger(from: &str) -> String {
+    format!(
+        "a rank at {from} does not know the secret of this run: RINGTUNE_SECRET has to be the same on all machines, and two runs on one machine \
+         need a MASTER_PORT each"
+    )
+}
+
 struct Member {
     out: TcpStream,
     hello: Hello,
@@ -47,13 +62,25 @@ struct Member {
     /// Where it was when that was last said; none before it has moved.
     position: Option<Position>,
     moves: u64,
+    /// The next exchange that it will call.
+    next: u64,
+    /// How often it has asked for sums or weights since the one before.
+    asked: u64,
     goodbye: Option<u8>,
     closed: bool,
 }
 
 #[derive(Default)]
 struct Round {
-    parts: BTreeMap<usize, (String, Vec<u8>)>,
+    parts: BTreeMap<usize, Part>,
+}
+
+/// What a rank brings to an exchange.
+struct Part {
+    what: String,
+    /// How often it has asked for sums or weights since the exchange before.
+    asked: u64,
+    own: Vec<u8>,
 }
 
 struct State {
@@ -64,6 +91,8 @@ struct State {
     told: usize,
     rounds: BTreeMap<u64, Round>,
     met: Option<Instant>,
+    /// When a stranger was told last.
+    stranger: Option<Instant>,
     /// When a beacon of any rank moved last.
     moved: Instant,
     failed: Option<Cause>,
@@ -73,6 +102,8 @@ type Notify = Box<dyn Fn(Event) + Send + Sync>;
 
 struct Shared {
     size: usize,
+    /// By which name or address ranks elsewhere were told to find the hub.
+    called: String,
     secret: Secret,
     hang: Duration,
     state: Mutex<State>,
@@ -93,12 +124,14 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Listens for `size` ranks that know the secret. `hang`: how long no rank may move before that is a failure.
+    /// Listens for `size` ranks that know the secret; those elsewhere call it by the name or address `called`. `hang`: how long no rank
+    /// may move before that is a failure.
     ///
     /// # Errors
     /// If the listener has no address, or no thread can be started.
     pub fn start(
         listener: TcpListener,
+        called: &str,
         size: usize,
         secret: &Secret,
         hang: Duration,
@@ -110,11 +143,13 @@ impl Hub {
             told: 0,
             rounds: BTreeMap::new(),
             met: None,
+            stranger: None,
             moved: Instant::now(),
             failed: None,
         };
         let shared = Arc::new(Shared {
             size,
+            called: called.into(),
             secret: secret.clone(),
             hang,
             state: Mutex::new(state),
@@ -246,8 +281,10 @@ fn serve(shared: &Shared, mut stream: TcpStream) {
     let _ = stream.set_nodelay(true);
     // A rank that reads nothing must not hold up the others.
     let _ = stream.set_write_timeout(Some(PATIENCE));
-    if !shared.secret.answer(&mut stream).unwrap_or(false) {
-        return;
+    match shared.secret.answer(&mut stream) {
+        Ok(true) => {}
+        Ok(false) => return stranger(shared, &stream),
+        Err(_) => return,
     }
     let _ = stream.set_read_timeout(Some(PATIENCE));
     let Ok(Some(Message::Hello(hello))) = Message::read(&mut stream, LIMIT) else { return };
@@ -271,6 +308,17 @@ fn serve(shared: &Shared, mut stream: TcpStream) {
     });
     shared.changed.notify_all();
     (shared.notify)(Event::Closed(rank, goodbye));
+}
+
+/// It may be a rank of another run, or one of ours with another secret: its word ends nothing.
+fn stranger(shared: &Shared, stream: &TcpStream) {
+    let Ok(from) = stream.peer_addr() else { return };
+    let mut state = shared.lock();
+    if state.met.is_none() && state.stranger.is_none_or(|told| told.elapsed() > REMINDER) {
+        state.stranger = Some(Instant::now());
+        drop(state);
+        (shared.notify)(Event::Stranger(from.ip().to_string()));
+    }
 }
 
 /// The parent of a rank that stands elsewhere says what became of it.
@@ -310,6 +358,15 @@ fn watched_from_elsewhere(shared: &Shared, mut stream: TcpStream, hello: &Value,
     }
 }
 
+/// By which name or address others reach a rank, which does not know that itself. One on the hub's own machine may have come by an
+/// address that leads nowhere else, as the loopback one does: it is where the hub is found.
+fn seen_as(called: &str, stream: &TcpStream) -> Option<String> {
+    let (from, to) = (stream.peer_addr().ok()?.ip(), stream.local_addr().ok()?.ip());
+    let here = from.is_loopback() || from == to;
+    let name = if here && !called.is_empty() { called.to_string() } else { from.to_string() };
+    Some(if name.contains(':') && !name.starts_with('[') { format!("[{name}]") } else { name })
+}
+
 /// Takes a rank in if it is one of as many and nobody has its number.
 fn admit(shared: &Shared, stream: &TcpStream, hello: &Value) -> Option<usize> {
     if hello["size"].as_u64() != Some(shared.size as u64) {
@@ -317,9 +374,7 @@ fn admit(shared: &Shared, stream: &TcpStream, hello: &Value) -> Option<usize> {
     }
     let mut hello = Hello::from_json(hello)?;
     let (rank, mut out) = (hello.rank, stream.try_clone().ok()?);
-    // A rank does not know by which address others see it.
-    let seen = SocketAddr::new(stream.peer_addr().ok()?.ip(), 0).to_string();
-    let seen = seen.strip_suffix(":0").unwrap_or(&seen);
+    let seen = seen_as(&shared.called, stream)?;
     hello.listens.iter_mut().for_each(|door| {
         if let Some(port) = door.strip_prefix('*') {
             *door = format!("{seen}{port}");
@@ -332,7 +387,17 @@ fn admit(shared: &Shared, stream: &TcpStream, hello: &Value) -> Option<usize> {
     if let Some(cause) = &state.failed {
         let _ = Message::Failed(cause.clone()).write(&mut out);
     }
-    let member = Member { out, hello, beat: Instant::now(), position: None, moves: 0, goodbye: None, closed: false };
+    let member = Member {
+        out,
+        hello,
+        beat: Instant::now(),
+        position: None,
+        moves: 0,
+        next: 0,
+        asked: 0,
+        goodbye: None,
+        closed: false,
+    };
     state.members[rank] = Some(member);
     if state.members.iter().all(Option::is_some) {
         let all: Vec<Value> = state.members.iter().flatten().map(|m| m.hello.to_json()).collect();
@@ -348,7 +413,7 @@ fn receive(shared: &Shared, rank: usize, message: Message) -> Option<Event> {
     let member = state.members[rank].as_mut()?;
     member.beat = Instant::now();
     match message {
-        Message::Beat { position, moves } => {
+        Message::Beat { position, moves, next, asked } => {
             if moves > 0 {
                 member.position = Some(Position::unpack(position));
             }
@@ -356,7 +421,10 @@ fn receive(shared: &Shared, rank: usize, message: Message) -> Option<Event> {
                 member.moves = moves;
                 state.moved = Instant::now();
             }
-            None
+            if let Some(member) = &mut state.members[rank] {
+                (member.next, member.asked) = (next, asked);
+            }
+            lost_each_other(&state)
         }
         Message::Saved(step) => Some(Event::Saved(step)),
         Message::Failed(cause) => Some(Event::Failed(Cause { rank, ..cause })),
@@ -364,108 +432,30 @@ fn receive(shared: &Shared, rank: usize, message: Message) -> Option<Event> {
             member.goodbye = Some(code);
             None
         }
-        Message::Gather { seq, what, own } => gather(&mut state, rank, seq, what, own),
+        Message::Gather { seq, what, asked, own } => gather(&mut state, rank, seq, Part { what, asked, own }),
         _ => None,
     }
 }
 
 /// Adds a rank's part of an exchange; all get all of them once they are there.
-fn gather(state: &mut State, rank: usize, seq: u64, what: String, own: Vec<u8>) -> Option<Event> {
+fn gather(state: &mut State, rank: usize, seq: u64, part: Part) -> Option<Event> {
     let round = state.rounds.entry(seq).or_default();
-    let other =
-        round.parts.iter().find(|(_, (name, _))| *name != what).map(|(other, (name, _))| (*other, name.clone()));
-    round.parts.insert(rank, (what.clone(), own));
+    let what = part.what.clone();
+    let other = round.parts.iter().find(|(_, other)| other.what != what).map(|(r, other)| (*r, other.what.clone()));
+    round.parts.insert(rank, part);
     if let Some((other, name)) = other {
         let text =
             format!("calls \"{what}\" as exchange {seq}, rank {other} calls \"{name}\": they have lost each other");
         return Some(state.cause(rank, text, 1));
     }
-    if round.parts.len() == state.members.len() {
+    if let Some(event) = lost_each_other(state) {
+        return Some(event);
+    }
+    if state.rounds.get(&seq).is_some_and(|round| round.parts.len() == state.members.len()) {
         let parts = state.rounds.remove(&seq).map(|r| r.parts).unwrap_or_default();
-        state.tell_all(&Message::Gathered { seq, all: parts.into_values().map(|(_, part)| part).collect() });
+        state.tell_all(&Message::Gathered { seq, all: parts.into_values().map(|part| part.own).collect() });
         return None;
     }
     let gone = (0..state.members.len()).find(|&r| state.members[r].as_ref().is_some_and(|m| m.goodbye.is_some()))?;
     Some(state.cause(gone, format!("has ended, and rank {rank} waits for it in \"{what}\""), 1))
-}
-
-/// Looks for ranks that do not come, do not live or do not move.
-fn watch_over(shared: &Shared) {
-    let (start, mut said, mut last) = (Instant::now(), Instant::now(), Instant::now());
-    let mut silent = vec![false; shared.size];
-    let mut hung = false;
-    loop {
-        std::thread::sleep(TICK);
-        let mut events = Vec::new();
-        let mut state = shared.lock();
-        // We were suspended ourselves: nobody else's clock went on.
-        if last.elapsed() > Duration::from_secs(2) {
-            state.wake();
-        }
-        last = Instant::now();
-        let missing: Vec<usize> = (0..shared.size).filter(|&r| state.members[r].is_none()).collect();
-        if state.met.is_none() && missing.len() < shared.size {
-            if start.elapsed() > MEETING {
-                let text = format!("did not come within {} s", MEETING.as_secs());
-                events.push(state.cause(missing[0], text, 1));
-            } else if said.elapsed() > Duration::from_secs(10) {
-                said = Instant::now();
-                events.push(Event::Missing(missing));
-            }
-        }
-        if state.met.is_some() && state.failed.is_none() {
-            for (rank, said) in silent.iter_mut().enumerate() {
-                let Some(m) = &state.members[rank] else { continue };
-                if !*said && !m.closed && m.goodbye.is_none() && m.beat.elapsed() > SILENCE {
-                    *said = true;
-                    events.push(Event::Silent(rank));
-                }
-            }
-            let alive = |m: &&Member| !m.closed && m.goodbye.is_none();
-            if !hung && state.moved.elapsed() > shared.hang && state.members.iter().flatten().any(|m| alive(&m)) {
-                hung = true;
-                events.push(hang(&state, shared.hang));
-            }
-        }
-        drop(state);
-        events.into_iter().for_each(|event| (shared.notify)(event));
-    }
-}
-
-/// Nobody moves: the culprit is who does not wait for others, of several the one that has come least far.
-fn hang(state: &State, limit: Duration) -> Event {
-    let alive: Vec<(usize, &Member)> =
-        state.members.iter().enumerate().filter_map(|(r, m)| Some((r, m.as_ref().filter(|m| !m.closed)?))).collect();
-    // An exchange that is not complete; threads that write have some of their own.
-    let exchange = |r: usize| {
-        let mut open = state.rounds.iter().filter(|(seq, _)| *seq >> 63 == 0);
-        open.find_map(|(seq, round)| Some((*seq, &round.parts.get(&r)?.0)))
-    };
-    // For gradients or weights.
-    let collective = |m: &Member| m.position.is_some_and(|at| matches!(at.phase, Phase::Reduce | Phase::Gather));
-    let (waiting, busy): (Vec<_>, Vec<_>) =
-        alive.into_iter().partition(|(r, m)| collective(m) || exchange(*r).is_some());
-    let place = |m: &Member| m.position.map(|at| (at.step, at.phase as u8));
-    let seconds = limit.as_secs();
-    if let Some((rank, _)) = busy.into_iter().min_by_key(|(_, m)| place(m)) {
-        let others = match waiting.len() {
-            0 => String::new(),
-            1 => "; another rank waits for it".into(),
-            n => format!("; {n} others wait for it"),
-        };
-        return state.cause(rank, format!("hangs since {seconds} s{others}"), HANG);
-    }
-    // All wait: some of them for what others do not call.
-    match waiting.iter().find_map(|(r, _)| Some((*r, exchange(*r)?))) {
-        Some((rank, (seq, what))) => {
-            let text = format!(
-                "waits since {seconds} s in \"{what}\", exchange {seq}, the others for sums or weights: they have lost each other"
-            );
-            state.cause(rank, text, HANG)
-        }
-        None => {
-            let rank = waiting.first().map_or(0, |(r, _)| *r);
-            state.cause(rank, format!("hangs since {seconds} s, as all ranks: each waits for the others"), HANG)
-        }
-    }
 }

@@ -17,6 +17,7 @@ pub mod hosts;
 pub mod hub;
 pub mod link;
 pub mod local;
+pub mod memory;
 pub mod options;
 pub mod output;
 pub mod process;

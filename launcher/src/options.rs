@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::devices::{self, Bind, Count};
+use crate::environment::{own, tasks_of_job};
 use crate::hosts::{self, Host, parse_file, parse_list};
 use crate::spawn::own_cores;
 
@@ -383,9 +384,9 @@ fn ranks(m: &ArgMatches, engine: Engine, hosts: Vec<Host>, oversubscribe: bool) 
             0 if matches!(engine, Engine::Local | Engine::Node) => devices::gpus().max(1),
             slots => slots.max(1),
         };
-        let of_slurm =
-            std::env::var("SLURM_NTASKS").ok().filter(|_| engine == Engine::Srun).and_then(|n| n.parse().ok());
-        return Ok((hosts, counted("n")?.or(each).or(of_slurm).unwrap_or(slots)));
+        let of_job = tasks_of_job(&own).filter(|&n| engine == Engine::Srun || (engine == Engine::Local && n > 1));
+        let of_job = of_job.filter(|_| hosts.is_empty());
+        return Ok((hosts, counted("n")?.or(each).or(of_job).unwrap_or(slots)));
     }
     if let Some(word @ (Count::Gpu | Count::Cpu | Count::Auto)) = m.get_one::<Count>("n") {
         return Err(format!(

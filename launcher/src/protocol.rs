@@ -27,6 +27,8 @@ pub enum Message {
         seq: u64,
         /// What is exchanged: ranks that name it differently have lost each other.
         what: String,
+        /// How often this rank has asked for sums or weights since the exchange before: ranks that differ have lost each other.
+        asked: u64,
         /// This rank's bytes.
         own: Vec<u8>,
     },
@@ -37,12 +39,16 @@ pub enum Message {
         /// By rank.
         all: Vec<Vec<u8>>,
     },
-    /// Rank to hub: it lives, is at this packed position and has moved so often.
+    /// Rank to hub: it lives, is at this packed position, has moved so often, and has come so far.
     Beat {
         /// See [`crate::beacon::Position::pack`].
         position: u64,
         /// See [`crate::beacon::Beacon::moves`].
         moves: u64,
+        /// The next exchange that it will call.
+        next: u64,
+        /// How often it has asked for sums or weights since the one before.
+        asked: u64,
     },
     /// Rank to hub: the checkpoint of this step is complete.
     Saved(u64),
@@ -67,8 +73,8 @@ impl Message {
             Message::Hello(v) => (1, v.to_string().into_bytes()),
             Message::Known => (2, Vec::new()),
             Message::Welcome(v) => (3, v.to_string().into_bytes()),
-            Message::Gather { seq, what, own } => {
-                let mut body = seq.to_le_bytes().to_vec();
+            Message::Gather { seq, what, asked, own } => {
+                let mut body = [seq.to_le_bytes(), asked.to_le_bytes()].concat();
                 body.extend((what.len() as u32).to_le_bytes());
                 body.extend(what.as_bytes());
                 body.extend(own);
@@ -82,7 +88,9 @@ impl Message {
                 }
                 (5, body)
             }
-            Message::Beat { position, moves } => (6, [position.to_le_bytes(), moves.to_le_bytes()].concat()),
+            Message::Beat { position, moves, next, asked } => {
+                (6, [position, moves, next, asked].map(|n| n.to_le_bytes()).concat())
+            }
             Message::Saved(step) => (7, step.to_le_bytes().to_vec()),
             Message::Failed(cause) => (8, cause.to_json().to_string().into_bytes()),
             Message::Goodbye(code) => (9, vec![*code]),
@@ -99,9 +107,9 @@ impl Message {
             2 => Message::Known,
             3 => Message::Welcome(json()?),
             4 => {
-                let seq = number(&mut rest)?;
+                let (seq, asked) = (number(&mut rest)?, number(&mut rest)?);
                 let what = String::from_utf8(part(&mut rest)?.to_vec()).ok()?;
-                Message::Gather { seq, what, own: rest.to_vec() }
+                Message::Gather { seq, what, asked, own: rest.to_vec() }
             }
             5 => {
                 let seq = number(&mut rest)?;
@@ -111,7 +119,11 @@ impl Message {
                 }
                 Message::Gathered { seq, all }
             }
-            6 => Message::Beat { position: number(&mut rest)?, moves: number(&mut rest)? },
+            6 => {
+                let [position, moves, next, asked] =
+                    [number(&mut rest)?, number(&mut rest)?, number(&mut rest)?, number(&mut rest)?];
+                Message::Beat { position, moves, next, asked }
+            }
             7 => Message::Saved(number(&mut rest)?),
             8 => Message::Failed(Cause::from_json(&json()?)?),
             9 => Message::Goodbye(*body.first()?),
@@ -225,9 +237,9 @@ mod tests {
             Message::Hello(serde_json::json!({"rank": 1})),
             Message::Known,
             Message::Welcome(serde_json::json!([])),
-            Message::Gather { seq: 7, what: "sum 3".into(), own: vec![1, 2, 3] },
+            Message::Gather { seq: 7, what: "sum 3".into(), asked: 12, own: vec![1, 2, 3] },
             Message::Gathered { seq: 7, all: vec![vec![], vec![9; 300]] },
-            Message::Beat { position: u64::MAX, moves: 4 },
+            Message::Beat { position: u64::MAX, moves: 4, next: 8, asked: 1 << 40 },
             Message::Saved(12),
             Message::Failed(cause),
             Message::Goodbye(75),

@@ -11,13 +11,14 @@ use serde_json::json;
 
 use crate::cause::{BYSTANDER, REQUEUE, signal_name};
 use crate::engine::{self, Mpi};
+use crate::environment::{Identity, identify, own};
 use crate::hub::Hub;
 use crate::local::{self, Meeting};
 use crate::options::{Engine, Options};
 use crate::process::Start;
 use crate::secret::{Secret, nonce};
 use crate::spawn::adopt_orphans;
-use crate::supervise::{Attempt, Event, LAST_WORD, Outcome, host_name, out_of_memory, supervise};
+use crate::supervise::{Attempt, Event, LAST_WORD, Outcome, host_name, supervise};
 use crate::wrap::{self, Report};
 
 /// Runs what was typed; the exit code.
@@ -49,7 +50,7 @@ fn usage(text: String) -> io::Error {
 /// What is started here, for an attempt.
 fn starts(options: &Options, meeting: &Meeting) -> io::Result<Vec<Start>> {
     let of_engine = |command| vec![Start { rank: None, command, plain: true }];
-    let own = std::env::current_exe().map_or_else(|_| "ringrun".into(), |path| path.display().to_string());
+    let ringrun = std::env::current_exe().map_or_else(|_| "ringrun".into(), |path| path.display().to_string());
     Ok(match options.engine {
         Engine::Local | Engine::Node => {
             let first = options.node.as_ref().map_or(0, |node| node.rank * options.ranks);
@@ -58,9 +59,9 @@ fn starts(options: &Options, meeting: &Meeting) -> io::Result<Vec<Start>> {
         }
         Engine::Mpirun => {
             let mpi = Mpi::found().map_err(usage)?;
-            of_engine(engine::mpirun(mpi, options, meeting, &own))
+            of_engine(engine::mpirun(mpi, options, meeting, &ringrun))
         }
-        Engine::Srun => of_engine(engine::srun(options, meeting, &own)),
+        Engine::Srun => of_engine(engine::srun(options, meeting, &ringrun)),
     })
 }
 
@@ -77,7 +78,6 @@ fn dry_run(options: &Options) -> io::Result<u8> {
 /// The parent of one rank.
 fn wrapped(options: &Options) -> io::Result<u8> {
     adopt_orphans();
-    out_of_memory();
     let (sender, events) = channel();
     listen_for_signals(sender.clone())?;
     let (command, rank, report) = wrap::command(options).map_err(usage)?;
@@ -90,10 +90,18 @@ fn wrapped(options: &Options) -> io::Result<u8> {
 
 fn attempts(options: &Options) -> io::Result<u8> {
     adopt_orphans();
-    // What the kernel killed before is none of ours.
-    out_of_memory();
     let (sender, events) = channel();
     listen_for_signals(sender.clone())?;
+    if let Ok(Some(Identity { launcher, size, .. })) = identify(&own)
+        && options.engine == Engine::Local
+        && !options.quiet
+    {
+        say(&format!(
+            "{} started {size} ringruns, and each starts a run of its own; for one run give ringrun its words (--engine srun, --hostfile), \
+             or start the program with it alone",
+            launcher.name()
+        ));
+    }
     let (mut failures, mut backoff) = (0, options.backoff);
     for attempt in 0.. {
         let outcome = one(options, attempt, &sender, &events)?;
@@ -163,7 +171,8 @@ fn meet(options: &Options, attempt: u32, sender: &Sender<Event>) -> io::Result<(
     }
     let to = sender.clone();
     let notify = move |event| drop(to.send(Event::Hub(attempt, event)));
-    let hub = Hub::start(listener, size, &Secret::of(&meeting.secret), options.hang_timeout, notify)?;
+    let called = meeting.control.rsplit_once(':').map_or("", |(host, _)| host);
+    let hub = Hub::start(listener, called, size, &Secret::of(&meeting.secret), options.hang_timeout, notify)?;
     hub.is_of_attempt(attempt);
     Ok((Some(hub), meeting, size))
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// How long a stranger may take, from its first byte to the last one.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// First of all; the last byte is the version of what follows.
-const GREETING: [u8; 8] = *b"ringrun1";
+const GREETING: [u8; 8] = *b"ringrun2";
 const CONTEXT: &str = "ringtune 2026-11-30 both ends of a connection know the secret of a run";
 
 type Nonce = [u8; 32];
@@ -80,7 +80,7 @@ impl Secret {
         stream.limit(None).map(|()| true)
     }
 
-    /// The other end of [`Secret::call`]: whether the caller knows the secret.
+    /// The other end of [`Secret::call`]: whether the caller knows the secret. One that does not leaves when it has heard the answer.
     ///
     /// # Errors
     /// If the caller says something else, leaves, or takes longer than [`PATIENCE`].
@@ -95,7 +95,10 @@ impl Secret {
         let b = nonce()?;
         stream.write_all(&[&b[..], self.proof("answer", &a, &b).as_bytes()].concat())?;
         let mut mac = [0; 32];
-        read(stream, &mut mac, until)?;
+        match read(stream, &mut mac, until) {
+            Err(e) if [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset].contains(&e.kind()) => return Ok(false),
+            read => read?,
+        }
         stream.limit(None)?;
         Ok(self.proof("call", &a, &b) == mac)
     }

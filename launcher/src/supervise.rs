@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::cause::{BYSTANDER, Cause, HANG, REQUEUE, signal_name};
 use crate::hub::{self, Hub};
 use crate::link::{Heard, Link};
+use crate::memory::Kills;
 use crate::options::Options;
 use crate::output::{Lines, drain};
 use crate::process::{Process, Start};
@@ -73,6 +74,7 @@ struct Watch<'a> {
     attempt: Attempt<'a>,
     host: String,
     processes: Vec<Process>,
+    kills: Kills,
     members: Vec<Member>,
     outcome: Outcome,
     /// The first exit code that is not 0, where nothing counts as a failure.
@@ -104,6 +106,7 @@ pub fn supervise(
     let mut watch = Watch {
         host: host_name(),
         processes: Vec::new(),
+        kills: Kills::from_now(),
         members,
         outcome: Outcome::default(),
         first_code: 0,
@@ -230,7 +233,12 @@ impl Watch<'_> {
     fn heard(&mut self, event: hub::Event) {
         let local = |rank: usize| self.processes.iter().position(|p| p.rank == Some(rank));
         match event {
-            hub::Event::Joined(rank) => self.members[rank].joined = true,
+            hub::Event::Joined(rank) => {
+                self.members[rank].joined = true;
+                if let Some(index) = local(rank) {
+                    self.kills.add(self.processes[index].child.id());
+                }
+            }
             hub::Event::Closed(rank, goodbye) => {
                 self.members[rank].closed = Some(goodbye);
                 match (local(rank), goodbye) {
@@ -243,6 +251,7 @@ impl Watch<'_> {
             hub::Event::Failed(cause) => self.fail(cause),
             hub::Event::Silent(rank) => self.silent(rank),
             hub::Event::Saved(_) => self.outcome.saved = true,
+            hub::Event::Stranger(from) => (self.attempt.say)(&hub::a_stranger(&from)),
             hub::Event::Missing(ranks) => {
                 let list: Vec<String> = ranks.iter().take(8).map(usize::to_string).collect();
                 let more = if ranks.len() > 8 { ", …" } else { "" };
@@ -288,11 +297,12 @@ impl Watch<'_> {
         }
     }
 
-    fn ended(&self, index: usize, rank: usize, status: ExitStatus, code: u8) -> String {
+    fn ended(&mut self, index: usize, rank: usize, status: ExitStatus, code: u8) -> String {
         match status.signal() {
-            Some(libc::SIGKILL) if out_of_memory() => "killed by SIGKILL: the kernel was out of memory; lower --per-device-train-batch-size or --max-seq-len, or use --recompute layer \
+            Some(libc::SIGKILL) if let Some(why) = self.kills.more() => format!(
+                "killed by SIGKILL: {why}; lower --per-device-train-batch-size or --max-seq-len, or use --recompute layer \
                  (`ringtune check` says what fits)"
-                    .into(),
+            ),
             Some(signal) => format!("killed by {}", signal_name(signal)),
             None if code == REQUEUE => "stopped by a signal before the first step; there was nothing to save".into(),
             None if code == 0 => "ended with exit code 0 before the others were done".into(),
@@ -455,13 +465,4 @@ impl Watch<'_> {
 fn code_of(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|s| 128 + s));
     code.and_then(|c| u8::try_from(c).ok()).unwrap_or(1)
-}
-
-/// Whether the kernel killed something of this control group since it was asked last.
-pub fn out_of_memory() -> bool {
-    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-    static KNOWN: AtomicU64 = AtomicU64::new(u64::MAX);
-    let text = std::fs::read_to_string("/sys/fs/cgroup/memory.events").unwrap_or_default();
-    let killed = text.lines().find_map(|l| l.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0);
-    KNOWN.swap(killed, Relaxed) < killed
 }

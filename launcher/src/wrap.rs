@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::cause::Cause;
-use crate::environment::{Identity, identify};
+use crate::environment::{Identity, identify, own};
 use crate::options::Options;
 use crate::protocol::Message;
 use crate::secret::{PATIENCE, Secret};
@@ -48,17 +48,17 @@ impl Report {
 /// # Errors
 /// If nothing says which rank this is.
 pub fn command(options: &Options) -> Result<(RankCommand, usize, Report), String> {
-    let get = |name: &str| std::env::var(name).ok();
+    let get = own;
     let Some(Identity { rank, size, local_rank, local_size, .. }) = identify(&get)? else {
         return Err("--wrap: no launcher says which rank this is".into());
     };
-    let own = [
+    let rank_of = [
         ("RANK", Some(rank)),
         ("WORLD_SIZE", Some(size)),
         ("LOCAL_RANK", local_rank),
         ("LOCAL_WORLD_SIZE", local_size),
     ];
-    let env = own.into_iter().filter_map(|(name, n)| Some((name.to_string(), n?.to_string()))).collect();
+    let env = rank_of.into_iter().filter_map(|(name, n)| Some((name.to_string(), n?.to_string()))).collect();
     let report = Report {
         address: get("RINGTUNE_CONTROL").unwrap_or_default(),
         secret: get("RINGTUNE_SECRET").unwrap_or_default(),

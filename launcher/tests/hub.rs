@@ -16,7 +16,7 @@ use crate::program::wait_until;
 fn hub(size: usize, hang: Duration) -> (Hub, Receiver<Event>) {
     let (to, events) = channel();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let hub = Hub::start(listener, size, &Secret::of("s"), hang, move |e| drop(to.send(e))).unwrap();
+    let hub = Hub::start(listener, "", size, &Secret::of("s"), hang, move |e| drop(to.send(e))).unwrap();
     (hub, events)
 }
 
@@ -42,8 +42,14 @@ fn rank(hub: &Hub, rank: usize, secret: &str, size: usize) -> (TcpStream, bool) 
     (stream, known)
 }
 
+/// The next event that is not about a stranger.
 fn next(events: &Receiver<Event>) -> Event {
-    events.recv_timeout(Duration::from_secs(20)).unwrap()
+    loop {
+        match events.recv_timeout(Duration::from_secs(20)).unwrap() {
+            Event::Stranger(_) => {}
+            event => return event,
+        }
+    }
 }
 
 /// Two ranks that have met.
@@ -62,7 +68,17 @@ fn two(hub: &Hub, events: &Receiver<Event>) -> [TcpStream; 2] {
 }
 
 fn gather(to: &mut TcpStream, seq: u64, what: &str, own: &[u8]) {
-    Message::Gather { seq, what: what.into(), own: own.into() }.write(to).unwrap();
+    asked(to, seq, what, 0, own);
+}
+
+/// The same of a rank that has asked for sums or weights so often since the exchange before.
+fn asked(to: &mut TcpStream, seq: u64, what: &str, asked: u64, own: &[u8]) {
+    Message::Gather { seq, what: what.into(), asked, own: own.into() }.write(to).unwrap();
+}
+
+/// Where a rank is, before its first exchange.
+fn beat(step: u64, phase: Phase) -> Message {
+    Message::Beat { position: Position { step, phase, layer: None }.pack(), moves: 1, next: 0, asked: 0 }
 }
 
 #[test]
@@ -80,9 +96,7 @@ fn strangers_are_turned_away_and_ranks_exchange() {
         assert_eq!(Message::read(stream, LIMIT).unwrap(), Some(Message::Gathered { seq: 0, all }));
     }
     let [mut a, b] = both;
-    Message::Beat { position: Position { step: 4, phase: Phase::Save, layer: None }.pack(), moves: 9 }
-        .write(&mut a)
-        .unwrap();
+    beat(4, Phase::Save).write(&mut a).unwrap();
     Message::Saved(4).write(&mut a).unwrap();
     assert_eq!(next(&events), Event::Saved(4));
     assert_eq!(hub.position(0).unwrap().to_string(), "step 4, save");
@@ -133,7 +147,7 @@ fn a_rank_that_has_left_is_not_waited_for() {
 fn who_does_not_wait_is_to_blame_for_a_hang() {
     let (hub, events) = hub(2, Duration::from_millis(400));
     let mut both = two(&hub, &events);
-    let at = |phase| Message::Beat { position: Position { step: 3, phase, layer: None }.pack(), moves: 1 };
+    let at = |phase| beat(3, phase);
     at(Phase::Reduce).write(&mut both[0]).unwrap();
     at(Phase::Save).write(&mut both[1]).unwrap();
     let Event::Failed(cause) = next(&events) else { panic!("no failure") };
@@ -148,7 +162,7 @@ fn who_does_not_wait_is_to_blame_for_a_hang() {
 fn who_does_not_come_to_an_exchange_is_to_blame_for_a_hang() {
     let (hub, events) = hub(2, Duration::from_millis(400));
     let mut both = two(&hub, &events);
-    let at = |phase| Message::Beat { position: Position { step: 4, phase, layer: None }.pack(), moves: 1 };
+    let at = |phase| beat(4, phase);
     both.iter_mut().for_each(|stream| at(Phase::Evaluate).write(stream).unwrap());
     // A thread that writes is no main thread.
     gather(&mut both[1], 1 << 63, "checkpoint of step 4", &[]);
@@ -162,7 +176,7 @@ fn who_does_not_come_to_an_exchange_is_to_blame_for_a_hang() {
 fn who_has_come_least_far_is_to_blame_for_a_hang() {
     let (hub, events) = hub(2, Duration::from_millis(400));
     let mut both = two(&hub, &events);
-    let at = |phase| Message::Beat { position: Position { step: 4, phase, layer: None }.pack(), moves: 1 };
+    let at = |phase| beat(4, phase);
     at(Phase::Update).write(&mut both[0]).unwrap();
     at(Phase::Backward).write(&mut both[1]).unwrap();
     let Event::Failed(cause) = next(&events) else { panic!("no failure") };
@@ -174,13 +188,78 @@ fn who_has_come_least_far_is_to_blame_for_a_hang() {
 fn ranks_that_wait_for_different_things_have_lost_each_other() {
     let (hub, events) = hub(2, Duration::from_millis(400));
     let mut both = two(&hub, &events);
-    let at = |phase| Message::Beat { position: Position { step: 4, phase, layer: None }.pack(), moves: 1 };
+    let at = |phase| beat(4, phase);
     at(Phase::Reduce).write(&mut both[0]).unwrap();
     at(Phase::Forward).write(&mut both[1]).unwrap();
     gather(&mut both[1], 7, "barrier", &[]);
     let Event::Failed(cause) = next(&events) else { panic!("no failure") };
     let said = "waits since 0 s in \"barrier\", exchange 7, the others for sums or weights: they have lost each other";
     assert_eq!(cause.line(), format!("rank 1 on host h1: step 4, forward: {said}"));
+}
+
+/// One is in an exchange, the other has asked for a sum that comes before it. The hub knows as soon as that one shows that it lives, long before
+/// anybody hangs, whichever comes first.
+#[test]
+fn a_rank_in_an_exchange_and_one_in_a_sum_have_lost_each_other() {
+    let far = |next, asked| Message::Beat { position: 0, moves: 0, next, asked };
+    let text = "waits in \"barrier\", exchange 7, and rank 0 for sums or weights that come before it: they have lost each other";
+    for exchange_first in [true, false] {
+        let (hub, events) = hub(2, Duration::from_secs(600));
+        let mut both = two(&hub, &events);
+        // As many, or fewer, are the ordinary case; so is more after the exchange.
+        far(6, 9).write(&mut both[0]).unwrap();
+        far(7, 2).write(&mut both[0]).unwrap();
+        if exchange_first {
+            asked(&mut both[1], 7, "barrier", 2, &[]);
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(events.try_recv().is_err());
+            far(7, 3).write(&mut both[0]).unwrap();
+        } else {
+            far(7, 3).write(&mut both[0]).unwrap();
+            asked(&mut both[1], 7, "barrier", 2, &[]);
+        }
+        let Event::Failed(cause) = next(&events) else { panic!("no failure") };
+        assert_eq!((cause.rank, cause.text.as_str(), cause.code), (1, text, 1));
+    }
+    // Both come to the exchange, after another number of sums.
+    let (hub, events) = hub(2, Duration::from_secs(600));
+    let mut both = two(&hub, &events);
+    asked(&mut both[0], 7, "barrier", 3, &[]);
+    asked(&mut both[1], 7, "barrier", 2, &[]);
+    let Event::Failed(cause) = next(&events) else { panic!("no failure") };
+    assert_eq!((cause.rank, cause.text.as_str()), (1, text));
+}
+
+/// A rank with another secret is said, once in a while, as long as one is missing.
+#[test]
+fn a_rank_that_does_not_know_the_secret_is_heard_of() {
+    let (hub, events) = hub(2, Duration::from_secs(600));
+    assert!(!rank(&hub, 0, "wrong", 2).1 && !rank(&hub, 0, "wrong", 2).1);
+    let [mut a, b] = two(&hub, &events);
+    assert!(!rank(&hub, 0, "wrong", 2).1);
+    Message::Saved(1).write(&mut a).unwrap();
+    drop(b);
+    let mut rest: Vec<Event> = events.iter().take(2).collect();
+    rest.sort_unstable_by_key(|e| format!("{e:?}"));
+    assert_eq!(rest, [Event::Closed(1, None), Event::Saved(1)], "no stranger matters once all are there");
+    // Twice at once is told once.
+    let (hub, events) = self::hub(2, Duration::from_secs(600));
+    assert!(!rank(&hub, 0, "wrong", 2).1 && !rank(&hub, 1, "wrong", 2).1);
+    assert_eq!(events.recv_timeout(Duration::from_secs(20)), Ok(Event::Stranger("127.0.0.1".into())));
+    let _both = [0, 1].map(|r| rank(&hub, r, "s", 2));
+    assert!(events.iter().take(2).all(|e| matches!(e, Event::Joined(_))));
+}
+
+/// Where others find a rank that came to the hub by an address that leads nowhere else.
+#[test]
+fn a_rank_beside_the_hub_is_found_where_the_hub_is() {
+    for (called, expected) in [("", "127.0.0.1:7"), ("node03", "node03:7"), ("fe80::1", "[fe80::1]:7")] {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let hub = Hub::start(listener, called, 1, &Secret::of("s"), Duration::from_secs(600), |_| ()).unwrap();
+        let (mut stream, _) = rank(&hub, 0, "s", 1);
+        let Some(Message::Welcome(all)) = Message::read(&mut stream, LIMIT).unwrap() else { panic!("no welcome") };
+        assert_eq!(all[0]["listens"][0], expected);
+    }
 }
 
 #[test]

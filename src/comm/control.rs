@@ -36,6 +36,9 @@ pub trait Control {
     /// See [`super::Communicator::at`].
     fn at(&self, _position: Position) {}
 
+    /// Sums or weights are asked for now, as on every other rank at this place between two exchanges.
+    fn asks(&self) {}
+
     /// See [`super::Communicator::gain`].
     fn gain(&self) -> f32 {
         1.0
@@ -122,6 +125,8 @@ struct Shared {
     beacon: Beacon,
     /// Where it was when it last said so, packed.
     said: AtomicU64,
+    /// The next exchange, in the upper half, and how often sums or weights were asked for since the one before.
+    order: AtomicU64,
     /// It has said goodbye or why it ends: what the hub says does not matter any more.
     ended: AtomicBool,
     /// The hub, where this rank holds it.
@@ -151,7 +156,7 @@ struct Beside {
 impl Aside for Beside {
     fn gather(&self, what: &str, own: &[u8], given_up: &AtomicBool) -> Result<Vec<Vec<u8>>> {
         let seq = ASIDE | self.sequence.fetch_add(1, SeqCst);
-        let message = Message::Gather { seq, what: what.into(), own: own.to_vec() };
+        let message = Message::Gather { seq, what: what.into(), asked: 0, own: own.to_vec() };
         let gone = || Error::new(format!("the control channel is lost in \"{what}\""));
         self.shared.send(&message).map_err(|_| gone())?;
         loop {
@@ -188,6 +193,7 @@ impl Channel {
             out,
             beacon,
             said: AtomicU64::new(0),
+            order: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             hub,
             launcher_speaks,
@@ -240,7 +246,8 @@ impl Control for Rc<Channel> {
     fn gather(&self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {
         let seq = self.sequence.get();
         self.sequence.set(seq + 1);
-        let message = Message::Gather { seq, what: what.into(), own: own.to_vec() };
+        let (_, asked) = order(self.shared.order.swap((seq + 1) << 32, SeqCst));
+        let message = Message::Gather { seq, what: what.into(), asked, own: own.to_vec() };
         let gone = || self.lost(Error::new(format!("the control channel is lost in \"{what}\"")));
         // The hub may have to say where this rank was: here, not where its last heartbeat was.
         let at = self.shared.beacon.position().pack();
@@ -270,6 +277,10 @@ impl Control for Rc<Channel> {
         }
     }
 
+    fn asks(&self) {
+        self.shared.order.fetch_add(1, SeqCst);
+    }
+
     fn aside(&self) -> Option<Arc<dyn Aside>> {
         Some(Arc::clone(&self.aside) as Arc<dyn Aside>)
     }
@@ -279,13 +290,19 @@ impl Control for Rc<Channel> {
     }
 }
 
+/// The next exchange, and how often sums or weights were asked for since the one before.
+fn order(packed: u64) -> (u64, u64) {
+    (packed >> 32, packed & u64::from(u32::MAX))
+}
+
 impl Shared {
     fn send(&self, message: &Message) -> std::io::Result<()> {
         message.write(&mut *self.out.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn beat(&self) -> Message {
-        Message::Beat { position: self.beacon.position().pack(), moves: self.beacon.moves() }
+        let (next, asked) = order(self.order.load(SeqCst));
+        Message::Beat { position: self.beacon.position().pack(), moves: self.beacon.moves(), next, asked }
     }
 
     /// Says what went wrong here, once.

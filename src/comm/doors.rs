@@ -23,21 +23,21 @@ pub(super) struct Doors {
 }
 
 impl Doors {
-    /// Opens them; `seen`: the address by which other machines see this one, where there are any.
+    /// Opens them; `elsewhere`: whether there may be ranks on other machines. The hub says there by which address they see this one.
     ///
     /// # Errors
     /// If the system grants none.
-    pub fn open(rank: usize, seen: Option<&str>) -> Result<Self> {
+    pub fn open(rank: usize, elsewhere: bool) -> Result<Self> {
         // Names of this kind are one space for all containers that share a network.
         let name = format!("ringtune-{}-{rank}", blake3::Hash::from(nonce()?).to_hex());
         let address = near(&name)?;
         let unix = UnixListener::bind_addr(&address).context(|| "cannot listen for other ranks".into())?;
         let mut names = vec![format!("@{name}")];
         let mut tcp = None;
-        if let Some(seen) = seen {
+        if elsewhere {
             let listener =
                 TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).context(|| "cannot listen for other ranks".into())?;
-            names.push(format!("{seen}:{}", listener.local_addr()?.port()));
+            names.push(format!("*:{}", listener.local_addr()?.port()));
             tcp = Some(listener);
         }
         Ok(Self { unix, tcp, names })

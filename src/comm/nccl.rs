@@ -146,6 +146,7 @@ impl Communicator<Cuda> for GpuRanks {
     }
 
     fn reduce_start(&self, dev: &Cuda, bucket: usize, tensors: &[&Tensor<Cuda>]) -> Result<()> {
+        self.control.asks();
         let slots = self.of_tensors(tensors);
         match (self.fold, self.sums) {
             (Fold::MicroBatch, _) => self.collectives.add(dev, bucket, &slots),
@@ -169,6 +170,7 @@ impl Communicator<Cuda> for GpuRanks {
     }
 
     fn reduce_finish(&self, dev: &Cuda, bucket: usize, tensors: &mut [&mut Tensor<Cuda>], wanted: Sums) -> Result<()> {
+        self.control.asks();
         assert_eq!(wanted, self.sums, "the sums that were started");
         if self.fold == Fold::MicroBatch {
             let tensors: Vec<&Tensor<Cuda>> = tensors.iter().map(|t| &**t).collect();
@@ -178,6 +180,7 @@ impl Communicator<Cuda> for GpuRanks {
     }
 
     fn gather_start(&self, _dev: &Cuda, buckets: &[(usize, Vec<Span<'_, Cuda>>)]) -> Result<()> {
+        self.control.asks();
         buckets.iter().try_for_each(|(b, spans)| self.collectives.start(What::Gather, *b, &self.of_spans(spans)))
     }
 
@@ -192,6 +195,7 @@ impl Communicator<Cuda> for GpuRanks {
         own: &[(&Tensor<Cuda>, Range<usize>)],
         blocks: &BlockCounts,
     ) -> Result<()> {
+        self.control.asks();
         let most = blocks.totals().into_iter().max().unwrap_or(0);
         let order = blocks.places().map(|(rank, at)| (rank * most + at) as u64).collect();
         let slots = stats::Slots { rank: self.world.rank, size: self.world.size, most };
@@ -205,6 +209,7 @@ impl Communicator<Cuda> for GpuRanks {
     }
 
     fn collect(&self, _bucket: usize, lengths: &[usize], own: Vec<f32>) -> Result<Option<Vec<f32>>> {
+        self.control.asks();
         let counts: Vec<usize> = cuts(lengths, self.world.size).windows(2).map(|cut| (cut[1] - cut[0]) * 4).collect();
         let all = self.collectives.exchange(bytemuck::cast_slice(&own), &counts)?;
         let values = |bytes: &Vec<u8>| bytemuck::pod_collect_to_vec::<u8, f32>(bytes);
@@ -212,6 +217,7 @@ impl Communicator<Cuda> for GpuRanks {
     }
 
     fn all_squares(&self, counts: &[usize], own: Vec<f64>) -> Result<Vec<Vec<f64>>> {
+        self.control.asks();
         let bytes: Vec<usize> = counts.iter().map(|n| n * 8).collect();
         let all = self.collectives.exchange(bytemuck::cast_slice(&own), &bytes)?;
         Ok(all.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect())

@@ -109,6 +109,10 @@ impl Ranks {
 
     fn job(&self, job: Job) -> Result<()> {
         let Some(worker) = &self.worker else { return Ok(()) };
+        // Whether somebody listens is each rank's own affair.
+        if !matches!(job, Job::Listen(_) | Job::End) {
+            self.control.asks();
+        }
         worker.jobs.send(job).map_err(|_| self.why(worker))
     }
 

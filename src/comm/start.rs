@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use launcher::beacon::Beacon;
 use launcher::cause::{BYSTANDER, Cause, HANG};
-use launcher::environment::{Identity, Launcher, Meeting, identify};
-use launcher::hub::{Event, Hub, SILENCE};
+use launcher::environment::{Identity, Launcher, Meeting, identify, own};
+use launcher::hub::{Event, Hub, SILENCE, a_stranger};
 use launcher::protocol::{Hello, LIMIT, Message};
 use launcher::secret::{PATIENCE, Secret};
 use launcher::spawn::{own_cores, parse_ranges, ranges};
@@ -17,7 +17,7 @@ use super::control::Channel;
 use super::doors::{Doors, MEETING};
 use super::mpi::Choice;
 use super::ranks::{BUCKET, Ranks};
-use super::transport::{Sockets, Transport};
+use super::transport::{Sockets, Stream, Transport};
 use super::{Communicator, Fold, Solo, Sums, Ways, World, mpi};
 use crate::backend::Backend;
 use crate::error::{Context, Error, Result};
@@ -25,6 +25,10 @@ use crate::{bail, ensure, machine, say};
 
 /// How long a rank's words to the hub may stay without an answer from its machine.
 const LOST: Duration = Duration::from_secs(10);
+/// How long a rank goes on looking for its hub where that of another run is: its own may come a little later.
+const STRANGE: Duration = Duration::from_secs(10);
+/// The same where the hub knows the secret and does not want this rank: that of a run that has failed leaves when its last checkpoint is written.
+const OLD: Duration = Duration::from_secs(90);
 /// Ports that are tried where the first one is taken.
 const PORTS: u16 = 16;
 
@@ -70,7 +74,7 @@ pub struct Joined {
 /// # Errors
 /// A usage error where the environment makes no sense.
 pub fn announce() -> Result<()> {
-    let identity = identify(&|name| std::env::var(name).ok()).map_err(Error::usage)?;
+    let identity = identify(&own).map_err(Error::usage)?;
     say::set_rank(identity.map_or(0, |i| i.rank));
     Ok(())
 }
@@ -80,7 +84,7 @@ pub fn announce() -> Result<()> {
 /// # Errors
 /// A usage error where the environment makes no sense.
 pub fn ranks_of_environment() -> Result<usize> {
-    let identity = identify(&|name| std::env::var(name).ok()).map_err(Error::usage)?;
+    let identity = identify(&own).map_err(Error::usage)?;
     Ok(identity.map_or(1, |i| i.size))
 }
 
@@ -89,7 +93,7 @@ pub fn ranks_of_environment() -> Result<usize> {
 /// # Errors
 /// If the environment makes no sense, or the ranks do not find each other.
 pub fn start(ways: Ways) -> Result<Comm> {
-    let Some(identity) = identify(&|name| std::env::var(name).ok()).map_err(Error::usage)? else {
+    let Some(identity) = identify(&own).map_err(Error::usage)? else {
         return Ok(Comm::Solo);
     };
     say::set_rank(identity.rank);
@@ -191,17 +195,13 @@ fn place() -> String {
 
 fn join(identity: &Identity, ways: Ways) -> Result<Joined> {
     let &Identity { rank, size, launcher, .. } = identity;
-    let mpi = size > 1 && mpi::is_ready(identity, ways.transport, &|name| std::env::var(name).ok())?;
+    let mpi = size > 1 && mpi::is_ready(identity, ways.transport, &own)?;
     let inherited = std::env::var("RINGTUNE_BEACON_FD").ok().and_then(|fd| Beacon::inherited(fd.parse().ok()?).ok());
     let beacon = inherited.unwrap_or_else(Beacon::private);
     let own_hub = if rank == 0 { open_hub(identity)? } else { None };
     let (secret, addresses) = where_to(identity, own_hub.as_ref())?;
-    // On the machine of the hub a rank may reach it by an address that the others cannot.
-    let beside_hub = own_hub.is_some() || std::env::var("GROUP_RANK").is_ok_and(|group| group == "0");
-    let master = std::env::var("MASTER_ADDR").ok().filter(|_| beside_hub);
     let elsewhere = identity.local_size != Some(size);
-    let seen = master.unwrap_or_else(|| "*".into());
-    let doors = Doors::open(rank, elsewhere.then_some(seen.as_str()))?;
+    let doors = Doors::open(rank, elsewhere)?;
     let hello = Hello {
         rank,
         host: machine::host(),
@@ -225,34 +225,44 @@ fn join(identity: &Identity, ways: Ways) -> Result<Joined> {
     };
     let sharing = here.iter().filter(|&&r| members[r].cores == hello.cores).count();
     let cores = parse_ranges(&hello.cores).map_or(1, |cores| cores.len());
-    let (transport, carrier): (Option<Box<dyn Transport>>, String) = match size {
-        1 => (None, "nothing".into()),
-        _ if members.iter().all(|m| m.mpi) => {
-            (Some(mpi::transport(&world)?), format!("MPI ({})", mpi::library().unwrap_or_default()))
-        }
-        _ => {
-            let near = here.len() == size;
-            let carrier = if near { "Unix sockets" } else { "Unix sockets and TCP" };
-            (Some(Box::new(Sockets::new(doors.connect(rank, &members, &secret)?))), carrier.into())
-        }
-    };
     let speaks = launcher == Launcher::Ringrun;
+    // From here on the rank shows that it lives, and hears why the run ends, while it connects to the others too.
     let channel = Rc::new(Channel::start(rank, control, beacon, own_hub, speaks)?);
-    let ranks = Ranks::new(world, Box::new(Rc::clone(&channel)), transport);
+    let carried = carrier(&world, &members, here.len() == size, || doors.connect(rank, &members, &secret));
+    let ranks = carried
+        .and_then(|(transport, carrier)| Ok((Ranks::new(world, Box::new(Rc::clone(&channel)), transport)?, carrier)));
     if ranks.is_err() {
         channel.finish(&ranks);
     }
-    let ranks = ranks?.with_fold(ways.fold.unwrap_or_default()).with_buckets(ways.bucket.unwrap_or(BUCKET));
+    let (ranks, carrier) = ranks?;
+    let ranks = ranks.with_fold(ways.fold.unwrap_or_default()).with_buckets(ways.bucket.unwrap_or(BUCKET));
     Ok(Joined { ranks, channel, threads: (cores / sharing.max(1)).max(1), carrier, ways })
+}
+
+/// What carries gradients between these ranks, and its name for people; `near`: all are on one machine.
+fn carrier(
+    world: &World,
+    members: &[Hello],
+    near: bool,
+    connect: impl FnOnce() -> Result<Vec<Option<Box<dyn Stream>>>>,
+) -> Result<(Option<Box<dyn Transport>>, String)> {
+    if world.size == 1 {
+        return Ok((None, "nothing".into()));
+    }
+    if members.iter().all(|m| m.mpi) {
+        return Ok((Some(mpi::transport(world)?), format!("MPI ({})", mpi::library().unwrap_or_default())));
+    }
+    let carrier = if near { "Unix sockets" } else { "Unix sockets and TCP" };
+    Ok((Some(Box::new(Sockets::new(connect()?))), carrier.into()))
 }
 
 /// Rank 0 holds the hub where the launcher has none.
 fn open_hub(identity: &Identity) -> Result<Option<Hub>> {
-    let Meeting::Master { port, secret, .. } = &identity.meeting else { return Ok(None) };
+    let Meeting::Master { host, port, secret } = &identity.meeting else { return Ok(None) };
     let bound = (0..PORTS).find_map(|i| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port.checked_add(i)?)).ok());
     let Some(listener) = bound else { bail!("ports {port} to {} are all taken", port.saturating_add(PORTS - 1)) };
-    let own: Arc<OnceLock<Hub>> = Arc::default();
-    let judge = Arc::clone(&own);
+    let opened: Arc<OnceLock<Hub>> = Arc::default();
+    let judge = Arc::clone(&opened);
     let notify = move |event| {
         let Some(hub) = judge.get() else { return };
         let cause = |rank, text: String, code| {
@@ -268,6 +278,7 @@ fn open_hub(identity: &Identity) -> Result<Option<Hub>> {
             Event::Silent(rank) => {
                 hub.fail(&cause(rank, format!("no sign of life for {} s", SILENCE.as_secs()), HANG));
             }
+            Event::Stranger(from) => say::note(&a_stranger(&from)),
             Event::Missing(ranks) => {
                 let list: Vec<String> = ranks.iter().take(8).map(usize::to_string).collect();
                 say::note(&format!("waiting for rank {}", list.join(", ")));
@@ -276,8 +287,8 @@ fn open_hub(identity: &Identity) -> Result<Option<Hub>> {
         }
     };
     let hang = Duration::from_secs(600);
-    let hub = Hub::start(listener, identity.size, &Secret::of(secret), hang, notify)?;
-    let _ = own.set(hub.clone());
+    let hub = Hub::start(listener, host, identity.size, &Secret::of(secret), hang, notify)?;
+    let _ = opened.set(hub.clone());
     Ok(Some(hub))
 }
 
@@ -377,23 +388,30 @@ fn meet(hello: &Hello, size: usize, secret: &Secret, addresses: &[SocketAddr]) -
     let hello = Message::Hello(value);
     let until = Instant::now() + MEETING;
     let mut why = "nothing answers there";
-    let mut strange = false;
+    let mut refused = None;
     loop {
         for address in addresses {
             match call(address, &hello, secret) {
                 Ok(Called::Known(stream)) => return Ok(stream),
-                Ok(Called::Unwanted) => why = "the hub there has another number of ranks, or this rank already",
+                Ok(Called::Unwanted) => {
+                    // ringrun's hub of the attempt before may be there as long as a checkpoint is written.
+                    let patience = if addresses.len() == 1 { MEETING } else { OLD };
+                    refused.get_or_insert_with(|| (Instant::now(), patience));
+                    why = "the hub there has another number of ranks, or this rank already";
+                }
                 // Another program, or another run.
                 Ok(Called::Stranger) => {
-                    strange = true;
-                    why = "what listens there does not know the secret of this run: RINGTUNE_SECRET has to be the same on all machines";
+                    // One address was given, and what is there is not what was meant: waiting changes nothing.
+                    let patience = if addresses.len() == 1 { Duration::ZERO } else { STRANGE };
+                    refused.get_or_insert_with(|| (Instant::now(), patience));
+                    why = "what listens there does not know the secret of this run: RINGTUNE_SECRET has to be the same on all machines, and two \
+                           runs on one machine need a MASTER_PORT each";
                 }
                 Err(_) => {}
             }
         }
         let places: Vec<String> = addresses.iter().take(3).map(SocketAddr::to_string).collect();
-        // One address was given, and what is there is not what was meant: waiting changes nothing.
-        let wrong = strange && addresses.len() == 1;
+        let wrong = refused.is_some_and(|(since, patience)| since.elapsed() >= patience);
         ensure!(!wrong && Instant::now() < until, "no hub of this run at {}: {why}", places.join(", "));
         std::thread::sleep(Duration::from_millis(100));
     }

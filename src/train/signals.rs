@@ -3,6 +3,9 @@
 //! nothing to save, so the first one ends it too: tokenising or loading may take longer than a scheduler waits.
 //!
 //! SIGUSR2 asks for the state to be saved after the step, and the run goes on.
+//!
+//! One request may come twice: Slurm and systemd signal every process of a job, and ringrun hands on what it gets. So what follows
+//! within [`ECHO`] is no second request, unless it is SIGINT, which a terminal sends to the program in front alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -10,6 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::error::{Context, Error, Result};
 use crate::files::remove_pending;
 use crate::say;
+
+/// Milliseconds within which a signal counts as the one before it.
+const ECHO: u64 = 3000;
 
 /// A request to stop, set by a signal or by [`StopFlag::request`].
 #[derive(Clone, Debug, Default)]
@@ -101,8 +107,17 @@ impl Drop for Held {
     }
 }
 
+/// Of a clock that never goes back; allowed in a signal handler.
+fn milliseconds() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a local.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
 impl StopFlag {
-    /// Listens for the signals that ask for an end. After the first one a second one ends the process with 128 + its number.
+    /// Listens for the signals that ask for an end. After the first one a second one ends the process with 128 + its number, unless it
+    /// is an echo of the first.
     ///
     /// # Errors
     /// If the handlers cannot be installed.
@@ -118,11 +133,16 @@ impl StopFlag {
             signal_hook::iterator::Signals::new(listened).context(|| "cannot listen for signals".into())?;
         let (begun, step) = (Arc::clone(&flag.begun), Arc::clone(&flag.step));
         std::thread::spawn(move || {
+            let mut said = false;
             for signal in &mut signals {
                 let name = name_of(signal);
                 if signal == libc::SIGUSR2 {
                     say::note("SIGUSR2: saving after this step, then going on");
                 } else if begun.load(Ordering::SeqCst) {
+                    // What is a second request ends the process: this is an echo of the first.
+                    if std::mem::replace(&mut said, true) {
+                        continue;
+                    }
                     let again = if signal == libc::SIGINT { "press" } else { "send it" };
                     let step = step.load(Ordering::SeqCst);
                     say::note(&format!("{name}: finishing step {step}, then saving; {again} again to stop now"));
@@ -135,15 +155,22 @@ impl StopFlag {
         });
         signal_hook::flag::register(libc::SIGUSR2, Arc::clone(&flag.save))
             .context(|| "cannot listen for SIGUSR2".into())?;
+        let since = Arc::new(AtomicU64::new(0));
         for signal in all {
-            let install = || -> std::io::Result<()> {
-                // Handlers run in the order of registration: the first signal finds the flag unset here and sets it below.
-                signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&flag.requested))?;
-                signal_hook::flag::register_usize(signal, Arc::clone(&flag.signal), signal as usize)?;
-                signal_hook::flag::register(signal, Arc::clone(&flag.requested))?;
-                Ok(())
+            let (flag, since) = (flag.clone(), Arc::clone(&since));
+            let handle = move || {
+                let now = milliseconds();
+                if !flag.is_requested() {
+                    since.store(now, Ordering::SeqCst);
+                    flag.signal.store(signal as usize, Ordering::SeqCst);
+                    flag.request();
+                } else if signal == libc::SIGINT || now.saturating_sub(since.load(Ordering::SeqCst)) > ECHO {
+                    signal_hook::low_level::exit(128 + signal);
+                }
             };
-            install().context(|| format!("cannot listen for signal {signal}"))?;
+            // SAFETY: what a handler may do in any place: it reads a clock, stores numbers and ends the process by `_exit`.
+            unsafe { signal_hook::low_level::register(signal, handle) }
+                .context(|| format!("cannot listen for signal {signal}"))?;
         }
         Ok(flag)
     }

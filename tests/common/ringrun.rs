@@ -11,8 +11,8 @@ use crate::runs::MODEL;
 pub fn ringrun() -> PathBuf {
     let beside = Path::new(env!("CARGO_BIN_EXE_ringtune")).parent().unwrap();
     let path = beside.join("ringrun");
-    let sources =
-        std::fs::read_dir("launcher/src").unwrap().map(|e| e.unwrap().metadata().unwrap().modified().unwrap());
+    let files = ["launcher/src", "launcher/src/hub"].into_iter().flat_map(|dir| std::fs::read_dir(dir).unwrap());
+    let sources = files.map(|e| e.unwrap().metadata().unwrap().modified().unwrap());
     let newest = sources.max().unwrap();
     // What cargo finds fresh keeps its time, so a file beside it says when cargo was asked last.
     let asked = beside.join("ringrun.asked");

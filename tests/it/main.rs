@@ -54,8 +54,10 @@ mod plan;
 mod prepare;
 #[path = "../common/program.rs"]
 mod program;
+mod rank_ends;
 mod rank_failures;
 mod rank_faults;
+mod rank_limits;
 mod ranks;
 #[path = "../common/ranks.rs"]
 mod ranks_as_threads;

@@ -13,7 +13,7 @@ use crate::skip::skipped;
 const ADAPTER: &str = "adapter_model.safetensors";
 
 /// Whether MPI is there, or a line that it is not.
-fn is_there() -> bool {
+pub fn is_there() -> bool {
     let there = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success());
     let built = ringtune::comm::mpi::library().is_some();
     if built && there("mpirun") {
@@ -33,7 +33,7 @@ fn prepared(c: &mut Command) {
     c.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
 }
 
-fn mpirun(t: &Training, out: &str, ranks: usize) -> Command {
+pub fn mpirun(t: &Training, out: &str, ranks: usize) -> Command {
     let mut c = Command::new("mpirun");
     c.args(["--oversubscribe", "-np", &ranks.to_string(), env!("CARGO_BIN_EXE_ringtune")]).args(t.words(out, ranks));
     prepared(&mut c);
