@@ -5,7 +5,7 @@
 //! SIGUSR2 asks for the state to be saved after the step, and the run goes on.
 //!
 //! One request may come twice: Slurm and systemd signal every process of a job, and ringrun hands on what it gets. So what follows
-//! within [`ECHO`] is no second request, unless it is SIGINT, which a terminal sends to the program in front alone.
+//! within three seconds is no second request, unless it is SIGINT, which a terminal sends to the program in front alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
