@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds for aarch64 Linux and runs a choice of the tests there, on an emulated processor (qemu-user): what the instructions compute, how
 # ranks meet, what the programs say. It takes an hour and more on two cores, most of it emulation, and says nothing of speed.
-#   scripts/test-aarch64.sh [unit|levels|it|ranks|train]…     all parts without a word; PROGRAMS: a folder with this machine's ringtune
+#   scripts/test-aarch64.sh [unit|pages|levels|it|ranks|train]…     all parts without a word; PROGRAMS: a folder with this machine's ringtune
 # Debian: apt-get install gcc-aarch64-linux-gnu g++-aarch64-linux-gnu cmake qemu-user-static
 set -eu
 cd "$(dirname "$0")/.."
@@ -48,10 +48,11 @@ mkdir -p "$folder/tools"
 ln -sf "$(command -v aarch64-linux-gnu-gcc)" "$folder/tools/cc"
 export PATH="$folder/tools:$PATH"
 
-status=0 parts=${*:-unit levels it ranks train}
+status=0 parts=${*:-unit pages levels it ranks train}
 want() { case " $parts " in *" $1 "*) return 0 ;; esac; return 1; }
 
-# run CPU PROGRAM WORD…: the tests that have one of the words in their name, on that processor; `-NAME`: but for those.
+# run CPU PROGRAM WORD…: the tests that have one of the words in their name, on that processor; `-NAME`: but for those. With pages of $pages bytes.
+pages=4096
 run() {
     cpu=$1 program=$2 words=
     shift 2
@@ -60,7 +61,7 @@ run() {
     done
     say "$(basename "$program") on $cpu:$words"
     # shellcheck disable=SC2086
-    QEMU_CPU=$cpu "$emulator" "$program" --test-threads 2 $words || status=1
+    QEMU_CPU=$cpu "$emulator" -p $pages "$program" --test-threads 2 $words || status=1
 }
 
 # Left out, because the emulator answers and not a processor: a peak in registers (it has none), what is read of its own /proc.
@@ -69,6 +70,13 @@ peak=-peaks_grow_with_the_width_of_the_units
 if want unit; then
     run max "$launcher"
     run max "$unit" -cpu::
+fi
+# Systems on aarch64 have pages of 4, 16 or 64 KiB.
+if want pages; then
+    for pages in 16384 65536; do
+        run max "$unit" cpu::pages:: cpu::buffer:: mapped:: machine::
+    done
+    pages=4096
 fi
 # Every level of a processor with bf16, and of one without, where the level that needs it is refused.
 if want levels; then

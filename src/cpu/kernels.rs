@@ -11,7 +11,7 @@ mod few;
 pub mod neon;
 mod tile;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::elem::View;
 use super::elementwise::piece;
 use super::level::Level;
@@ -50,9 +50,13 @@ enum Code {
     Tiles,
 }
 
-/// A few rows of A as pairs of bf16: units of a row lie `unit_stride` apart, rows `row_stride` elements of bf16.
+/// A few rows of A as pairs of bf16: units of a row lie `unit_stride` apart, rows `row_stride` elements of bf16. For panels of quads the same,
+/// but the two units of a quad lie side by side, and quads twice as far apart.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no kernel reads rows as they stand"))]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    expect(dead_code, reason = "no kernel reads rows as they stand")
+)]
 pub struct FewRows<'a> {
     pub data: &'a [half::bf16],
     pub unit_stride: usize,
@@ -123,6 +127,8 @@ impl Micro {
         match (b.data, self.b) {
             #[cfg(target_arch = "x86_64")]
             (View::Bf16(_), Unit::Pair) if b.k_stride == 1 => few::ROWS,
+            #[cfg(target_arch = "aarch64")]
+            (View::Bf16(_), Unit::Quad) if b.k_stride == 1 => neon::few::ROWS,
             _ => 0,
         }
     }
@@ -140,13 +146,17 @@ impl Micro {
         tile: Tile,
         next: &[half::bf16],
     ) {
-        assert!(self.b == Unit::Pair, "panels of pairs are those of AVX-512 with bf16");
+        assert!(matches!(self.b, Unit::Pair | Unit::Quad), "panels of pairs are those of levels with bf16");
         // SAFETY: the caller's promise; the level has the instructions (asserted above).
         #[cfg(target_arch = "x86_64")]
         unsafe {
             few::multiply(a, &b[k0..], stride, k, tile, next);
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        // SAFETY: as above; nothing is asked for ahead.
+        #[cfg(target_arch = "aarch64")]
+        unsafe {
+            neon::few::multiply(a, &b[k0..], stride, k, tile);
+        }
         let _ = (a, b, stride, k0, k, tile, next);
     }
 

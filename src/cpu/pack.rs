@@ -24,6 +24,7 @@ pub enum Unit {
     /// One f32 whose value is rounded to bf16: products with bf16 on processors without bf16 instructions.
     Rounded,
     /// Two bf16.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other processor multiplies pairs alone"))]
     Pair,
     /// Two bf16, in tiles of 16 units: B of an AMX tile.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other processor has the tiles"))]
@@ -50,13 +51,18 @@ impl Unit {
         }
     }
 
-    /// Where unit `u` of row `r` stands in a panel of `width` rows.
-    pub fn place(self, u: usize, width: usize, r: usize) -> usize {
-        let side_by_side = match self {
+    /// Units of a row that stand side by side in a panel.
+    pub fn side_by_side(self) -> usize {
+        match self {
             Unit::Single | Unit::Rounded | Unit::Pair | Unit::PairTile => 1,
             Unit::RowTile => TILE,
             Unit::Quad => 2,
-        };
+        }
+    }
+
+    /// Where unit `u` of row `r` stands in a panel of `width` rows.
+    pub fn place(self, u: usize, width: usize, r: usize) -> usize {
+        let side_by_side = self.side_by_side();
         (u / side_by_side * width + r) * side_by_side + u % side_by_side
     }
 

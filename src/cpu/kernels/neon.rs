@@ -15,6 +15,8 @@ use std::arch::asm;
 
 use super::{Store, Target, Tile, store_rows};
 
+pub mod few;
+
 const MR: usize = 6;
 const NR: usize = 16;
 
@@ -138,15 +140,19 @@ unsafe fn bf16_sized<const P: usize>(units: usize, a: *const u32, b: *const u32,
         }
         (a, b) = (a.wrapping_add(4 * MR), b.wrapping_add(4 * NR));
     }
-    let rows: [[[float32x4_t; NR / LANES]; 2]; P] = sums.map(|sums| {
-        let pair = |v: usize| (vreinterpretq_f64_f32(sums[2 * v]), vreinterpretq_f64_f32(sums[2 * v + 1]));
-        [
-            std::array::from_fn(|v| vreinterpretq_f32_f64(vzip1q_f64(pair(v).0, pair(v).1))),
-            std::array::from_fn(|v| vreinterpretq_f32_f64(vzip2q_f64(pair(v).0, pair(v).1))),
-        ]
-    });
     // SAFETY: the caller's promise about the tile.
-    unsafe { store(rows.as_flattened(), tile) };
+    unsafe { store(sums.map(|sums| unfold(sums)).as_flattened(), tile) };
+}
+
+/// Blocks of 2 x 2 sums as two rows.
+#[inline]
+#[target_feature(enable = "neon")]
+fn unfold(sums: [float32x4_t; NR / 2]) -> [[float32x4_t; NR / LANES]; 2] {
+    let pair = |v: usize| (vreinterpretq_f64_f32(sums[2 * v]), vreinterpretq_f64_f32(sums[2 * v + 1]));
+    [
+        std::array::from_fn(|v| vreinterpretq_f32_f64(vzip1q_f64(pair(v).0, pair(v).1))),
+        std::array::from_fn(|v| vreinterpretq_f32_f64(vzip2q_f64(pair(v).0, pair(v).1))),
+    ]
 }
 
 /// Stores the rows and columns of the tile that exist.
@@ -233,4 +239,77 @@ fn rounded(x: float32x4_t) -> uint16x4_t {
     let nearest = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
     let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
     vshrn_n_u32::<16>(vbslq_u32(vceqq_f32(x, x), nearest, quiet))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Level;
+    use crate::rng::Stream;
+    use half::bf16;
+
+    /// `x + y` in f32, rounded to odd: cut off, and the last bit set where anything was.
+    fn odd_sum(x: f32, y: f32) -> f32 {
+        const CUT: u64 = (1 << 29) - 1;
+        let (x, y) = (f64::from(x), f64::from(y));
+        let sum = x + y;
+        let from_y = sum - x;
+        let lost = (x - (sum - from_y)) + (y - from_y);
+        let mut bits = sum.to_bits();
+        if lost != 0.0 {
+            bits = (bits - u64::from((lost < 0.0) != (sum < 0.0))) | 1;
+        }
+        let cut = f64::from_bits(bits & !CUT) as f32;
+        f32::from_bits(cut.to_bits() | u32::from(bits & CUT != 0))
+    }
+
+    fn product(sum: f32, x: [bf16; 4], y: [bf16; 4]) -> f32 {
+        let lanes = |v: [bf16; 4]| v.map(bf16::to_bits).repeat(2);
+        // SAFETY: eight elements each, and the processor has the instruction.
+        unsafe {
+            let all = multiply_add(vdupq_n_f32(sum), vld1q_u16(lanes(x).as_ptr()), vld1q_u16(lanes(y).as_ptr()));
+            let mut out = [0.0; 4];
+            vst1q_f32(out.as_mut_ptr(), all);
+            assert!(out.iter().all(|o| o.to_bits() == out[0].to_bits()), "{out:?}");
+            out[0]
+        }
+    }
+
+    #[test]
+    fn bfmmla_adds_pair_after_pair_rounded_to_odd_and_takes_subnormals_for_zero() {
+        if !Level::NeonBf16.is_supported() {
+            return eprintln!("skipped: this processor has no bf16");
+        }
+        let s = Stream::new(&[21]);
+        let value = |i: u64| (s.normal_at(i) * 2.0f64.powi((s.u64_at(1 << 40 | i) % 24) as i32 - 12)) as f32;
+        let (mut cut, rounds) = (0, 20_000);
+        for i in 0..rounds {
+            let four = |from: u64| std::array::from_fn(|j| bf16::from_f32(value(9 * i + from + j as u64)));
+            let (sum, x, y): (f32, [bf16; 4], [bf16; 4]) = (value(9 * i + 8), four(0), four(4));
+            let exact = |j: usize| x[j].to_f32() * y[j].to_f32();
+            let first = odd_sum(sum, odd_sum(exact(0), exact(1)));
+            let expected = odd_sum(first, odd_sum(exact(2), exact(3)));
+            let found = product(sum, x, y);
+            assert_eq!(found.to_bits(), expected.to_bits(), "{sum} + {x:?} · {y:?}: {found}, expected {expected}");
+            cut += u32::from(f64::from(found) != f64::from(sum) + (0..4).map(|j| f64::from(exact(j))).sum::<f64>());
+        }
+        assert!(cut > 9_000, "{cut} of {rounds} sums were rounded");
+        let [zero, one, least] = [0x0000, 0x3f80, 0x0001].map(bf16::from_bits);
+        assert_eq!(product(0.0, [least; 4], [one; 4]), 0.0);
+        assert_eq!(product(1e-40, [zero; 4], [zero; 4]), 0.0);
+        assert!(product(0.0, [bf16::INFINITY, zero, zero, zero], [zero; 4]).is_nan());
+    }
+
+    #[test]
+    fn four_at_once_are_rounded_as_one() {
+        let odd = [0x7f80_0001, 0xffc0_0000, 0x7f7f_ffff, 0x3f80_8000, 0x3f81_8000, 0x8000_0001, 0x7f80_0000, 0];
+        let all = (0..100_000u32).map(|i| i.wrapping_mul(0x9E37_79B9)).chain(odd);
+        let x: Vec<f32> = all.map(f32::from_bits).collect();
+        for x in x.as_chunks::<LANES>().0 {
+            let mut found = [0u16; LANES];
+            // SAFETY: four elements each.
+            unsafe { vst1_u16(found.as_mut_ptr(), rounded(vld1q_f32(x.as_ptr()))) };
+            assert_eq!(found, x.map(crate::cpu::elem::round_bits), "{x:?}");
+        }
+    }
 }

@@ -159,7 +159,7 @@ impl Packed<'_> {
                     _ => FewRows {
                         data: bytemuck::cast_slice(&self.slabs[k0.div_ceil(self.k_steps) * self.slab..]),
                         unit_stride: self.micro.mr,
-                        row_stride: 2,
+                        row_stride: 2 * self.micro.a.side_by_side(),
                     },
                 };
                 let rows = rows_of(to.b.rows, own.start);
