@@ -36,7 +36,7 @@ impl Choice {
     pub fn of(get: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         match get("RINGTUNE_TRANSPORT").as_deref() {
             None | Some("" | "auto") => Ok(Choice::Auto),
-            Some("sockets") => Ok(Choice::Sockets),
+            Some("sockets" | "socket") => Ok(Choice::Sockets),
             Some("mpi") => Ok(Choice::Mpi),
             Some(other) => {
                 Err(Error::usage(format!("RINGTUNE_TRANSPORT: expected auto, sockets or mpi, found {other:?}")))
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
     use launcher::environment::identify;
 
-    const LIBRARIES: [&str; 3] = ["Open MPI v4.1.4", "MPICH Version:\t4.0.2", "Intel(R) MPI Library 2021.11"];
+    const LIBRARIES: [&str; 3] = ["Open MPI v4.1.4", "MPICH 4.0.2", "Intel(R) MPI Library 2021.11"];
 
     fn ready(text: &str, library: Option<&str>) -> Result<bool> {
         let vars: Vec<(&str, &str)> = text.split_whitespace().filter_map(|pair| pair.split_once('=')).collect();

@@ -93,6 +93,7 @@ mod token_file;
 mod tokenizer;
 mod tokenizer_in;
 mod tokenizer_json;
+mod trace_order;
 mod train;
 #[path = "../common/tuned.rs"]
 mod tuned;

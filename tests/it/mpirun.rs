@@ -1,5 +1,9 @@
 //! Ranks that mpirun starts, with gradients over MPI: the bits of one rank, and what becomes of a run when one of them fails.
 //!
+//! The mpirun is the one on `PATH`, Open MPI's or Hydra's (MPICH): it has to be that of the MPI which was built in. For the one that is not the
+//! default, `MPICC=mpicc.mpich` when mpi-sys is built, in a target folder of its own, and a folder first on `PATH` whose `mpirun` executes
+//! `mpirun.mpich`.
+//!
 //! Where the program was built without MPI each says `skipped: …`. That is a failure with `RINGTUNE_NO_SKIP=1` where it could have been
 //! built with one: a machine without MPI lacks nothing that it needs.
 
@@ -34,9 +38,25 @@ fn prepared(c: &mut Command) {
 }
 
 pub fn mpirun(t: &Training, out: &str, ranks: usize) -> Command {
-    let mut c = Command::new("mpirun");
-    c.args(["--oversubscribe", "-np", &ranks.to_string(), env!("CARGO_BIN_EXE_ringtune")]).args(t.words(out, ranks));
+    let mut c = started(ranks);
+    c.args(t.words(out, ranks));
     prepared(&mut c);
+    c
+}
+
+/// Whether the mpirun is Hydra.
+pub fn is_hydra() -> bool {
+    let version = Command::new("mpirun").arg("--version").output().unwrap().stdout;
+    String::from_utf8_lossy(&version).contains("HYDRA")
+}
+
+/// mpirun with the program, without its words. Hydra knows no slots.
+fn started(ranks: usize) -> Command {
+    let mut c = Command::new("mpirun");
+    if !is_hydra() {
+        c.arg("--oversubscribe");
+    }
+    c.args(["-np", &ranks.to_string(), env!("CARGO_BIN_EXE_ringtune")]);
     c
 }
 
@@ -80,7 +100,9 @@ fn a_killed_rank_is_named() {
     c.env("RINGTUNE_FAULT", "rank=2 step=4 at=backward:1 do=kill");
     let (code, stderr) = run(c);
     assert!(code.is_some_and(|c| c != 0), "{stderr}");
-    assert!(stderr.contains("rank 2 on host ") && stderr.contains("connection closed: killed or crashed"), "{stderr}");
+    // Hydra kills the others before they have heard of it, and says itself which process it was.
+    let named = stderr.contains("rank 2 on host ") && stderr.contains("connection closed: killed or crashed");
+    assert!(named || is_hydra(), "{stderr}");
     // With a parent of its own for each rank it is known where it was, and how it ended.
     let mut c = Command::new(ringrun());
     c.args(["--engine", "mpirun", "-n", "2", "--oversubscribe", "--allow-run-as-root", "ringtune"])
@@ -103,13 +125,14 @@ fn sums_over_mpi_are_measured() {
     if !is_there() {
         return;
     }
-    let mut c = Command::new("mpirun");
-    c.args(["--oversubscribe", "-np", "2", env!("CARGO_BIN_EXE_ringtune"), "bench", "collectives", "--json"]);
+    let mut c = started(2);
+    c.args(["bench", "collectives", "--json"]);
     prepared(c.args(["--seconds", "0", "--min-bytes", "64KiB", "--max-bytes", "64MiB", "--factor", "1024"]));
     let output = c.output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let v: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(v["transport"].as_str().unwrap().starts_with("MPI ("), "{v:#}");
+    let transport = v["transport"].as_str().unwrap();
+    assert!(transport.starts_with("MPI (") && transport.contains(&ringtune::comm::mpi::library().unwrap()), "{v:#}");
     assert_eq!(v["cases"].as_array().unwrap().len(), 6, "{v:#}");
 }
 
@@ -134,4 +157,44 @@ fn ranks_that_mpi_does_not_know_are_refused() {
     let stderr: String = outputs.iter().map(|o| String::from_utf8_lossy(&o.stderr).into_owned()).collect();
     assert!(outputs.iter().all(|o| !o.status.success()), "{stderr}");
     assert!(stderr.contains("MPI sees 1 rank where 2 were started") && stderr.contains("srun --mpi=pmix"), "{stderr}");
+}
+
+/// What another MPI's mpirun sets in the environment of its ranks, who are alone as far as the MPI in the program knows: without a word about
+/// what carries gradients they take sockets and say so, and train together; none trains alone and writes what another one writes too.
+#[test]
+fn ranks_of_another_mpi_s_launcher_take_sockets() {
+    if !is_there() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let t = Training::new(dir.path(), 3);
+    succeed(t.alone("one"));
+    let open_mpi = ringtune::comm::mpi::library().unwrap().starts_with("Open MPI");
+    let other = match open_mpi {
+        true => ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"],
+        false => {
+            ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"]
+        }
+    };
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    for (transport, out) in [("auto", "auto"), ("mpi", "asked")] {
+        let children = ["0", "1"].map(|rank| {
+            let mut c = t.two(out);
+            prepared(&mut c);
+            c.env("RINGTUNE_TRANSPORT", transport).envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);
+            c.envs(other.into_iter().zip([rank, "2", rank, "2"])).spawn().unwrap()
+        });
+        let outputs = children.map(|c| c.wait_with_output().unwrap());
+        let stderr: String = outputs.iter().map(|o| String::from_utf8_lossy(&o.stderr).into_owned()).collect();
+        if transport == "mpi" {
+            assert!(outputs.iter().all(|o| !o.status.success()), "{stderr}");
+            assert!(stderr.contains("MPI sees 1 rank where 2 were started"), "{stderr}");
+            assert!(!dir.path().join(out).join(ADAPTER).exists());
+        } else {
+            assert!(outputs.iter().all(|o| o.status.success()), "{stderr}");
+            assert_eq!(stderr.matches("does not speak to that: gradients travel over sockets").count(), 1, "{stderr}");
+            same_file(&dir.path().join("one").join(ADAPTER), &dir.path().join(out).join(ADAPTER));
+        }
+    }
 }

@@ -87,7 +87,8 @@ fn a_rank_that_the_kernel_killed_for_lack_of_memory_is_said_to_be_so() {
     }
 }
 
-/// A container without `--shm-size` has 64 MiB, some have less: sockets need none of it, and MPI finds another way.
+/// A container without `--shm-size` has 64 MiB, some have less: sockets need none of it, and Open MPI finds another way. (MPICH 4.0 over UCX
+/// does not, and ends with an error of its own in `MPI_Init_thread`.)
 #[test]
 fn ranks_need_no_shared_memory() {
     let dir = tempfile::tempdir().unwrap();
@@ -108,7 +109,7 @@ fn ranks_need_no_shared_memory() {
     succeed(t.alone("one"));
     succeed(little(&t.ranks("two", 2, &[])));
     same_file(&dir.path().join("one").join(ADAPTER), &dir.path().join("two").join(ADAPTER));
-    if mpirun::is_there() {
+    if mpirun::is_there() && !mpirun::is_hydra() {
         succeed(little(&mpirun::mpirun(&t, "mpi", 2)));
         same_file(&dir.path().join("one").join(ADAPTER), &dir.path().join("mpi").join(ADAPTER));
     }

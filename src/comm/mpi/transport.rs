@@ -38,7 +38,7 @@ impl Mpi {
     }
 }
 
-/// `Open MPI v4.1.4`: what the library says of itself, up to the first comma or line.
+/// `Open MPI v4.1.4`, `MPICH 4.0.2`: what the library says of itself, up to the first comma or line.
 pub fn library() -> String {
     let mut text = vec![0u8; ffi::MPI_MAX_LIBRARY_VERSION_STRING as usize];
     let mut len: c_int = 0;
@@ -46,8 +46,9 @@ pub fn library() -> String {
     let code = unsafe { ffi::MPI_Get_library_version(text.as_mut_ptr().cast::<c_char>(), &mut len) };
     let text = &text[..usize::try_from(len).unwrap_or(0).min(text.len())];
     let text = String::from_utf8_lossy(text);
-    let name = text.split([',', '\n', '\0']).next().unwrap_or_default().trim();
-    if code == 0 && !name.is_empty() { name.into() } else { "an MPI without a name".into() }
+    let line = text.split([',', '\n', '\0']).next().unwrap_or_default();
+    let words: Vec<&str> = line.split_whitespace().filter(|word| *word != "Version:").collect();
+    if code == 0 && !words.is_empty() { words.join(" ") } else { "an MPI without a name".into() }
 }
 
 /// An error where a call failed: its name, and what MPI says.
