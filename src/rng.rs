@@ -157,9 +157,18 @@ impl Stream {
     /// A permutation of `0..n` (Fisher & Yates with multiply-shift draws; the bias is below n/2^64).
     pub fn permutation(&self, n: usize) -> Vec<u32> {
         let mut p: Vec<u32> = (0..u32::try_from(n).expect("a permutation fits u32")).collect();
-        for i in (1..n).rev() {
-            let j = (u128::from(self.u64_at(i as u64)) * (i as u128 + 1)) >> 64;
-            p.swap(i, j as usize);
+        // Draws of many places at once: the swaps, which wait for memory, then follow each other without a draw in between.
+        let mut draws = [0; 512];
+        let mut end = n;
+        while end > 1 {
+            let first = end.saturating_sub(draws.len()).max(1);
+            let draws = &mut draws[..end - first];
+            self.fill(first as u64, draws);
+            for (i, &draw) in (first..end).zip(&*draws).rev() {
+                let j = (u128::from(draw) * (i as u128 + 1)) >> 64;
+                p.swap(i, j as usize);
+            }
+            end = first;
         }
         p
     }
@@ -218,6 +227,15 @@ mod tests {
 
     #[test]
     fn permutation_is_a_permutation_and_depends_on_the_key() {
+        // One draw for each place, from the last on.
+        for n in [0, 1, 2, 511, 512, 513, 514, 1500] {
+            let s = Stream::new(&[1, n as u64]);
+            let mut expected: Vec<u32> = (0..n as u32).collect();
+            for i in (1..n).rev() {
+                expected.swap(i, ((u128::from(s.u64_at(i as u64)) * (i as u128 + 1)) >> 64) as usize);
+            }
+            assert_eq!(s.permutation(n), expected, "{n}");
+        }
         let a = Stream::new(&[1, 2]).permutation(1000);
         let mut sorted = a.clone();
         sorted.sort_unstable();

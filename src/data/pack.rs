@@ -14,14 +14,11 @@ use crate::data::encode::Encoded;
 /// # Panics
 /// If a document is longer than a row.
 pub fn best_fit_decreasing(lengths: &[u32], capacity: u32) -> Vec<Vec<u32>> {
-    // Counting sort by length, longest first, stable.
-    let mut by_length: Vec<u32> = (0..lengths.len() as u32).collect();
-    by_length.sort_by_key(|&d| std::cmp::Reverse(lengths[d as usize]));
+    let by_length = longest_first(lengths, capacity);
     let mut rows: Vec<Vec<u32>> = Vec::new();
     let mut open: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for doc in by_length {
         let len = lengths[doc as usize];
-        assert!(len <= capacity, "document of {len} tokens in a row of {capacity}");
         let fullest = open.range_mut(len..).next();
         let (room, row) = match fullest {
             Some((&room, list)) => {
@@ -42,6 +39,23 @@ pub fn best_fit_decreasing(lengths: &[u32], capacity: u32) -> Vec<Vec<u32>> {
         }
     }
     rows
+}
+
+/// The documents by length, longest first, those of one length in their order: a counting sort.
+fn longest_first(lengths: &[u32], capacity: u32) -> Vec<u32> {
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    assert!(longest <= capacity, "document of {longest} tokens in a row of {capacity}");
+    // Where the documents of each length begin, by how much shorter than the longest they are.
+    let mut starts = vec![0u32; longest as usize + 2];
+    lengths.iter().for_each(|len| starts[(longest - len) as usize + 1] += 1);
+    (1..starts.len()).for_each(|i| starts[i] += starts[i - 1]);
+    let mut sorted = vec![0; lengths.len()];
+    for (doc, &len) in (0..).zip(lengths) {
+        let place = &mut starts[(longest - len) as usize];
+        sorted[*place as usize] = doc;
+        *place += 1;
+    }
+    sorted
 }
 
 /// A row as other trainers lay it out: padded, labels not shifted.

@@ -1,6 +1,6 @@
 //! What is trained and evaluated on: pieces of documents in data sets, and the rows an epoch makes of them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::batch::{IGNORE, MicroBatch};
 use crate::data::encode::Encoded;
@@ -197,6 +197,8 @@ pub struct TrainSet {
     max_seq_len: usize,
     packing: bool,
     seed: u64,
+    /// The plan that was asked for last: who starts a run asks for its first several times.
+    planned: Mutex<Option<Arc<EpochPlan>>>,
 }
 
 impl TrainSet {
@@ -215,7 +217,7 @@ impl TrainSet {
                 crate::bail!("{}:{line}: a row of {} tokens, expected 1 to {max_seq_len}", set.name, p.len);
             }
         }
-        Ok(Self { sets, mix, offsets, max_seq_len, packing, seed })
+        Ok(Self { sets, mix, offsets, max_seq_len, packing, seed, planned: Mutex::default() })
     }
 
     /// The data sets.
@@ -246,7 +248,19 @@ impl TrainSet {
     }
 
     /// The rows of an epoch: a pure function of the seed, the epoch, and the lengths.
-    pub fn plan(&self, epoch: u64) -> EpochPlan {
+    pub fn plan(&self, epoch: u64) -> Arc<EpochPlan> {
+        let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*planned {
+            Some(plan) if plan.epoch == epoch => Arc::clone(plan),
+            _ => {
+                // The one before may go first.
+                *planned = None;
+                Arc::clone(planned.insert(Arc::new(self.new_plan(epoch))))
+            }
+        }
+    }
+
+    fn new_plan(&self, epoch: u64) -> EpochPlan {
         let mut chosen: Vec<u32> = Vec::new();
         for set in 0..self.sets.len() {
             chosen.extend(self.mix.rows(set, epoch).into_iter().map(|piece| self.offsets[set] + piece));
