@@ -48,7 +48,12 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// One job at a time.
     running: Mutex<()>,
+    /// Workers that are awake at once: what is more than the cores can run only takes turns with the others, and each job would wake them all.
+    most_awake: usize,
 }
+
+/// Workers that a job wakes for each core, at most.
+const AWAKE: usize = 2;
 
 thread_local! {
     /// Set while this thread runs a task: a nested job runs inline.
@@ -83,7 +88,9 @@ impl Pool {
             let builder = std::thread::Builder::new().name(format!("cpu-{i}"));
             workers.push(builder.spawn(move || worker(&shared))?);
         }
-        Ok(Self { shared, workers, running: Mutex::new(()) })
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let most_awake = workers.len().min(AWAKE * cores);
+        Ok(Self { shared, workers, running: Mutex::new(()), most_awake })
     }
 
     /// Number of threads, the caller's included.
@@ -112,8 +119,9 @@ impl Pool {
         let sequence = (s.state.load(Ordering::Relaxed) >> 32).wrapping_add(1) << 32;
         s.state.store(sequence | OPEN, Ordering::SeqCst);
         if s.n_parked.load(Ordering::SeqCst) > 0 {
-            let _parked = lock(&s.parked);
-            s.wake.notify_all();
+            let parked = lock(&s.parked);
+            let wanted = self.most_awake.min(n_tasks - 1).saturating_sub(self.workers.len() - *parked);
+            (0..wanted.min(*parked)).for_each(|_| s.wake.notify_one());
         }
         INSIDE.set(true);
         // The job must be closed and left by all workers before a panic may unwind through this frame.
@@ -358,6 +366,24 @@ mod tests {
                 part.iter_mut().for_each(|v| *v += 1);
             });
             assert!(x.iter().all(|&v| v == round));
+        }
+    }
+
+    /// Threads beyond what the cores run sleep on: a job does not wake them.
+    #[test]
+    fn a_job_wakes_no_more_workers_than_cores_can_run() {
+        let pool = Pool::new(100).unwrap();
+        for n_tasks in [2, 3, 4000] {
+            while pool.shared.n_parked.load(Ordering::SeqCst) < 99 {
+                std::thread::yield_now();
+            }
+            let ran = Mutex::new(std::collections::HashSet::new());
+            pool.run(n_tasks, &|_| {
+                std::thread::yield_now();
+                lock(&ran).insert(std::thread::current().id());
+            });
+            let (ran, most) = (lock(&ran).len(), 1 + pool.most_awake.min(n_tasks - 1));
+            assert!((1..=most).contains(&ran), "{ran} threads ran {n_tasks} tasks, expected {most} at most");
         }
     }
 
