@@ -140,6 +140,11 @@ fn a_step_can_be_asked_for_as_a_training_is() {
     positive(&cases[0], "first_step_seconds");
     assert!(cases[0]["tokens_per_second_spread"].as_f64().unwrap() >= 0.0, "{v:#}");
     // Rows without a target never reach the head: less is to be done.
+    // Several micro-batches make a step of as many tokens.
+    let more = json(&words.replace("--warmup 2", "--warmup 2 --grad_accum 2"));
+    assert!(more["flags"].as_str().unwrap().contains("--grad_accum 2") && !flags.contains("--grad_accum"), "{more:#}");
+    assert_eq!(positive(&more["cases"][0], "tokens"), 96.0);
+    assert_eq!(positive(&more["cases"][0], "flop"), 2.0 * positive(&cases[0], "flop"));
     let all = json(&words.replace("--supervised 0.5", ""));
     assert!(positive(&all["cases"][0], "flop") > positive(&cases[0], "flop"), "{v:#}");
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/model/qwen3-tied");

@@ -36,6 +36,7 @@ impl What {
             recompute: o.recompute,
             micro_batch_size: 1,
             eval_batch_size: 1,
+            grad_accum: o.grad_accum,
             ..Default::default()
         };
         TrainSettings { lora: s.lora.clone().filter(|_| self == What::Lora), ..s }

@@ -37,6 +37,8 @@ pub struct Options {
     pub documents: Option<usize>,
     /// Share of a document's tokens that have a target: its last ones.
     pub supervised: f64,
+    /// Micro-batches of a step.
+    pub grad_accum: usize,
     /// Steps that are timed, instead of a time.
     pub steps: Option<usize>,
     /// Steps before those that count.
@@ -190,6 +192,7 @@ pub fn flags(clap: Command, which: Which) -> Command {
                     .value_parser(value_parser!(f64))
                     .help("Share of a document's tokens that have a target, its last ones; above 0, at most 1"),
             )
+            .arg(count("grad_accum", 1 << 10).default_value("1").help("Micro-batches of a step, all alike"))
             .arg(count("steps", 1 << 20).help("Steps to time, instead of --seconds"))
             .arg(
                 count("warmup", 1 << 20)
@@ -256,6 +259,7 @@ impl Options {
             document: length.or_else(|| count("document")).expect("it has a default"),
             documents: of_step("documents"),
             supervised,
+            grad_accum: of_step("grad_accum").unwrap_or(1),
             steps: of_step("steps"),
             warmup: of_step("warmup").unwrap_or(1),
             dtype,
@@ -341,6 +345,7 @@ impl Options {
         if which == Which::Step {
             line += &format!(" --layers {} --recompute {}", setup.config.n_layers, self.recompute.word());
             line += &format!(" --warmup {} --supervised {}", self.warmup, self.supervised);
+            line += &if self.grad_accum > 1 { format!(" --grad_accum {}", self.grad_accum) } else { String::new() };
             line += &self.steps.map_or(String::new(), |n| format!(" --steps {n}"));
         }
         if !self.only.is_empty() {

@@ -49,16 +49,16 @@ pub fn run(o: &Options) -> Result<()> {
         let case = Case { options: o, what, wanted: &wanted, no_gpu: None, found: &mut found };
         device::run(&o.device, o.threads, case)?;
     }
-    let Some(Found { heading, mut document, setup, nature, peak, rows }) = found else { return Ok(()) };
+    let Some(Found { heading, mut document, nature, peak, rows }) = found else { return Ok(()) };
     let mut out = Out::new();
     document["peak_flops_per_second"] = json!(peak);
-    document["cases"] = rows.iter().map(|r| row_json(r, &setup, peak, &nature)).collect();
+    document["cases"] = rows.iter().map(|r| row_json(r, peak, &nature)).collect();
     let ratios = baseline::compare(o.baseline.as_ref(), &mut document, rows.iter().map(|r| r.times));
     if o.json {
         writeln!(out, "{document:#}")?;
     } else {
         let compared = o.baseline.as_ref().map(|b| (b.heading(&document), ratios.as_slice()));
-        write!(out, "{heading}{}", report(&rows, &setup, peak, &nature, compared))?;
+        write!(out, "{heading}{}", report(&rows, peak, &nature, compared))?;
     }
     out.flush()?;
     o.baseline.as_ref().map_or(Ok(()), |b| b.judge(o.fail_below, &document, &ratios))
@@ -68,7 +68,6 @@ pub fn run(o: &Options) -> Result<()> {
 struct Found {
     heading: String,
     document: Value,
-    setup: Setup,
     nature: Nature,
     peak: Option<f64>,
     rows: Vec<Row>,
@@ -87,6 +86,8 @@ struct Case<'a> {
 struct Row {
     what: What,
     times: Option<Times>,
+    /// Tokens of a step.
+    tokens: usize,
     /// Floating-point operations of a step.
     flop: f64,
     losses: (f64, f64),
@@ -116,7 +117,6 @@ impl OnDevice for Case<'_> {
             *self.found = Some(Found {
                 heading: print::heading(dev, &nature, o, &flags, self.no_gpu.as_deref()),
                 document: print::machine_json(dev, Which::Step, &nature, o, &flags),
-                setup: setup.clone(),
                 nature: nature.clone(),
                 peak: known.filter(|_| !nature.emulated),
                 rows: Vec::new(),
@@ -180,7 +180,7 @@ fn steps<B: Backend>(dev: &B, o: &Options, setup: &Setup, what: What, nature: &N
     let mut work = workload(dev, &RandomWeights(setup.config.clone()), &settings, None, setup.tokens)?;
     dev.synchronize()?;
     let forgotten = dev.forget_peak();
-    let step = Step { micro_batches: vec![batch(setup, o.supervised)], ..Default::default() };
+    let step = Step { micro_batches: vec![batch(setup, o.supervised); o.grad_accum], ..Default::default() };
     // What suits the narrowest model is too much for wider ones. More makes the first steps of low-rank updates rise.
     let lr = 1e-3 * (576.0 / setup.config.hidden_size as f64).min(1.0);
     let (mut times, mut losses, mut flop, mut tally) = (Vec::new(), Vec::new(), 0.0, None);
@@ -229,6 +229,7 @@ fn steps<B: Backend>(dev: &B, o: &Options, setup: &Setup, what: What, nature: &N
     Ok(Row {
         what,
         times: (!nature.emulated).then(|| Times::of(times)),
+        tokens: setup.tokens * o.grad_accum,
         flop,
         losses: (first, last),
         first_step,
@@ -257,13 +258,7 @@ fn mib(bytes: u64) -> String {
 }
 
 /// The table; `compared`: lines and ratios of a baseline.
-fn report(
-    rows: &[Row],
-    setup: &Setup,
-    peak: Option<f64>,
-    nature: &Nature,
-    compared: Option<(String, &[Option<Ratio>])>,
-) -> String {
+fn report(rows: &[Row], peak: Option<f64>, nature: &Nature, compared: Option<(String, &[Option<Ratio>])>) -> String {
     let launches = rows.iter().any(|r| r.tally.is_some());
     let mut header = vec!["step"];
     match nature.emulated {
@@ -283,7 +278,7 @@ fn report(
                 ms(t.min),
                 ms(t.max),
                 print::spread(&t),
-                format!("{:.0}", setup.tokens as f64 / t.median),
+                format!("{:.0}", r.tokens as f64 / t.median),
             ]);
             line.push(format!("{:.2}", r.flop / t.median / 1e12));
             line.push(peak.map_or("-".into(), |peak| format!("{:.1}", 100.0 * r.flop / t.median / peak)));
@@ -318,9 +313,9 @@ fn report(
     )
 }
 
-fn row_json(r: &Row, setup: &Setup, peak: Option<f64>, nature: &Nature) -> Value {
+fn row_json(r: &Row, peak: Option<f64>, nature: &Nature) -> Value {
     let mut v = json!({
-        "name": r.what.name(), "tokens": setup.tokens, "flop": r.flop,
+        "name": r.what.name(), "tokens": r.tokens, "flop": r.flop,
         "loss": { "first": r.losses.0, "last": r.losses.1 },
         "peak_bytes": r.peak, "estimated_bytes": r.estimated,
         "launches": r.tally.map(|t| t.launches), "waits": r.tally.map(|t| t.waits),
@@ -328,9 +323,9 @@ fn row_json(r: &Row, setup: &Setup, peak: Option<f64>, nature: &Nature) -> Value
     if let Some(t) = r.times {
         v["seconds"] = print::times_json(&t);
         v["first_step_seconds"] = json!(r.first_step);
-        v["tokens_per_second"] = json!(setup.tokens as f64 / t.median);
+        v["tokens_per_second"] = json!(r.tokens as f64 / t.median);
         // Of the middle half of the steps: as far as the quartiles lie apart.
-        v["tokens_per_second_spread"] = json!(setup.tokens as f64 * (1.0 / t.quartile1 - 1.0 / t.quartile3));
+        v["tokens_per_second_spread"] = json!(r.tokens as f64 * (1.0 / t.quartile1 - 1.0 / t.quartile3));
         v["flops_per_second"] = json!(r.flop / t.median);
         v["mfu"] = json!(peak.map(|peak| r.flop / t.median / peak));
     }
