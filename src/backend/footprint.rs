@@ -24,8 +24,19 @@ pub struct Footprint {
     /// Where projections in bf16 make masks of dropout in registers if all widths and ranks are multiples of this, and so need no scratch
     /// for what was dropped. `None`: they never do.
     pub fused_multiple: Option<usize>,
-    /// How frozen weights in bf16 are kept for products in both directions. `None`: as they are.
+    /// How weights in bf16 are kept for products in both directions. `None`: as they are.
     pub packed: Option<Packed>,
+}
+
+/// How a weight is kept in the form that products read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It never changes, and products alone read it: its rows may go.
+    Frozen,
+    /// It never changes; others read its rows too.
+    FrozenAndRead,
+    /// It changes between steps. Its rows stay, and the form is made again by the first product after each change.
+    Trained,
 }
 
 /// Panels of bf16 in which products read a weight.

@@ -34,7 +34,7 @@ pub use adamw::{AdamWSlot, AdamWStep};
 pub use attention::{Attention, AttentionGrads, Decode, Heads, Mask};
 pub use cross_entropy::{HeadGrads, HeadLoss};
 pub use dropout::Dropout;
-pub use footprint::Footprint;
+pub use footprint::{Footprint, Keep};
 pub use matmul::{MatMul, Write};
 pub use norm::Norm;
 pub use project::{LowRank, ProjectScratch, Projected, Projection, ProjectionGrads};
@@ -88,13 +88,12 @@ pub trait Backend: Device {
         Ok(())
     }
 
-    /// Before a run: `w` will be multiplied with many times before it changes, as `x wᵀ` and as `dy w`; `rows_are_read`: by others than products
-    /// too. A device may keep it in the form that its products read. Gives the bytes that this takes beyond the
-    /// tensor's own. Here nothing is kept.
+    /// Before a run: `w` will be multiplied with several times before it changes, as `x wᵀ` and as `dy w`. A device may keep it in the form that its
+    /// products read. Gives the bytes that this takes beyond the tensor's own. Here nothing is kept.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    fn keep_packed(&self, _w: &mut Tensor<Self>, _rows_are_read: bool) -> Result<usize> {
+    fn keep_packed(&self, _w: &mut Tensor<Self>, _how: Keep) -> Result<usize> {
         Ok(0)
     }
 

@@ -22,6 +22,9 @@ pub trait Stead: Any + Send + Sync {
 
     /// The same, taken.
     fn into_rows(self: Box<Self>) -> CpuBuf;
+
+    /// The bytes stand beside it and are going to be written: whether it stays, and follows what they become.
+    fn outlives_writing(&mut self) -> bool;
 }
 
 /// Where bytes stand.
@@ -134,9 +137,16 @@ impl CpuBuf {
         }
     }
 
+    /// What products read instead is forgotten, or follows what is going to be written; given where the bytes are there alone.
+    fn forget_stead(&mut self) -> Option<Box<dyn Stead>> {
+        let stays = self.map.is_some() && self.stead.as_mut().is_some_and(|stead| stead.outlives_writing());
+        if stays { None } else { self.stead.take() }
+    }
+
     /// All bytes, to be written; what stood in their place is forgotten.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        match (&self.map, self.stead.take()) {
+        let stead = self.forget_stead();
+        match (&self.map, stead) {
             (Some(Bytes::File(part)), _) => {
                 let mut own = Self::any(part.len()).unwrap_or_else(|_| heap::end(part.len()));
                 own.bytes_mut().copy_from_slice(part);
@@ -170,7 +180,7 @@ impl CpuBuf {
     pub fn zero_later(&mut self, bytes: usize) -> bool {
         let later = self.untouched || (bytes >= LATER && bytes <= self.len());
         if later {
-            self.stead = None;
+            self.forget_stead();
         }
         if later && !self.untouched {
             let due = self.zeros.get_mut();
@@ -303,7 +313,7 @@ pub(crate) use typed;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Backend;
+    use crate::backend::{Backend, Keep};
     use crate::mapped::Mapped;
     use crate::tensor::Device;
 
@@ -397,7 +407,7 @@ mod tests {
             if cut_before {
                 change(&|file| file.set_len(10).unwrap());
             }
-            let kept = dev.keep_packed(&mut t, false);
+            let kept = dev.keep_packed(&mut t, Keep::Frozen);
             if t.buf.stead().is_some() {
                 change(&|file| file.set_len(10).unwrap());
                 assert_eq!((kept.is_ok(), read(&t).unwrap()), (true, expected.clone()));

@@ -143,7 +143,7 @@ pub fn linear_cross_entropy(
         let operand = |data, major_stride, k_stride| Operand { data, major_stride, k_stride };
         let of =
             |a, b, (m, n, k), write| Product { a, b, shape: Shape { m, n, k }, bf16: both_bf16, alpha: 1.0, write };
-        let b = Weight::of(w, &micro, true, classes, c);
+        let b = Weight::of(dev, w, &micro, true, classes, c);
         product(dev, &mut scratch, Dest::F32(logits), of(operand(xs, c, 1), b, (m, classes, c), Write::Set));
         // A row's gradient is formed while the row is in the caches.
         dev.pool.split((chunked(logits, classes), chunked(&mut results[..m], 1)), |i, (row, result)| {
@@ -172,7 +172,7 @@ pub fn linear_cross_entropy(
         };
         if let Some(dx) = &mut dx {
             let out = &mut gathered_dx[..m * c];
-            let b = Weight::of(w, &micro, false, c, classes);
+            let b = Weight::of(dev, w, &micro, false, c, classes);
             product(dev, &mut scratch, Dest::F32(out), of(operand(ds, pitch, 1), b, (m, c, classes), Write::Set));
             match dx.dtype() {
                 DType::F32 => scatter(elems_mut::<f32>(dx), out, chunk, c),

@@ -110,7 +110,7 @@ pub fn matmul(dev: &Cpu, c: &mut Tensor<Cpu>, a: &Tensor<Cpu>, b: &Tensor<Cpu>, 
     let a = Operand { data: view(a), major_stride: a_major, k_stride: a_k };
     let b = match op {
         MatMul::TN => Weight::from(Operand { data: view(b), major_stride: 1, k_stride: b.cols() }),
-        MatMul::NT | MatMul::NN => Weight::of(b, &Micro::new(dev.level, bf16), op == MatMul::NT, n, k),
+        MatMul::NT | MatMul::NN => Weight::of(dev, b, &Micro::new(dev.level, bf16), op == MatMul::NT, n, k),
     };
     // A sum is the first that is added to these zeros: nobody has to write them.
     let added_to_zeros = write == Write::Add && c.buf.overwrites_zeros(c.len() * c.dtype().bytes());

@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::backend::{
     AdamWSlot, AdamWStep, Attention, AttentionGrads, Backend, Decode, Dropout, Figures, Footprint, HeadGrads, HeadLoss,
-    HostStats, MatMul, Norm, ProjectScratch, Projected, Projection, Rope, Rotate, Swiglu, Write,
+    HostStats, Keep, MatMul, Norm, ProjectScratch, Projected, Projection, Rope, Rotate, Swiglu, Write,
 };
 use crate::batch::Batch;
 use crate::ensure;
@@ -235,8 +235,8 @@ impl Backend for Cpu {
         }
     }
 
-    fn keep_packed(&self, w: &mut Tensor<Self>, rows_are_read: bool) -> Result<usize> {
-        kept::keep(self, w, rows_are_read)
+    fn keep_packed(&self, w: &mut Tensor<Self>, how: Keep) -> Result<usize> {
+        kept::keep(self, w, how)
     }
 
     operations! {

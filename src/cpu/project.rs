@@ -41,7 +41,7 @@ fn multiply(dev: &Cpu, x: &Tensor<Cpu>, terms: &[Term<'_>]) {
         let micro = Micro::new(dev.level, bf16);
         let members = group.iter().map(|t| Member {
             c: t.to,
-            b: Weight::of(t.w, &micro, true, t.w.rows(), k),
+            b: Weight::of(dev, t.w, &micro, true, t.w.rows(), k),
             n: t.w.rows(),
             alpha: t.alpha,
             write: t.write,

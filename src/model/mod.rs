@@ -19,7 +19,7 @@ pub mod weights;
 
 use std::ops::Range;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Keep};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 use crate::words::words;
@@ -77,17 +77,17 @@ impl<B: Backend> Model<B> {
         self.params.lm_head.as_ref().unwrap_or(&self.params.embed)
     }
 
-    /// Has the device keep what is not trained beside low-rank updates in the form that its products read. Gives the bytes that this takes
-    /// beyond the weights'.
+    /// Has the device keep what its products read in the form that they read: what is not trained beside low-rank updates for the run, else every
+    /// matrix from one change to the next. Gives the bytes that this takes beyond the weights'.
     ///
     /// # Errors
     /// If the device has not enough memory.
     pub fn keep_packed(&mut self, dev: &B) -> Result<u64> {
-        let (config, new_rows) = (&self.config, self.new_rows.is_some());
+        let (config, frozen, new_rows) = (&self.config, self.lora.is_some(), self.new_rows.is_some());
         let mut taken = 0;
         for (at, w) in self.params.places_mut() {
-            if let Some(rows_are_read) = kept_packed(config, new_rows, at) {
-                taken += dev.keep_packed(w, rows_are_read)? as u64;
+            if let Some(how) = kept_packed(config, frozen, new_rows, at) {
+                taken += dev.keep_packed(w, how)? as u64;
             }
         }
         Ok(taken)
@@ -122,15 +122,20 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Whether a weight that is not trained is one that products read, and then whether others read its rows too: the embedding's are gathered,
-/// and of a head with rows beyond the classes a product reads a part.
-pub fn kept_packed(config: &ModelConfig, new_rows: bool, at: Place) -> Option<bool> {
-    match at {
-        Place::Embed if config.tied && !new_rows => Some(true),
-        Place::Head if !new_rows => Some(config.n_classes != config.vocab_size),
-        Place::Layer(_, weights::Part::Matrix(_)) => Some(false),
-        _ => None,
-    }
+/// How a weight is kept for products, of a model whose weights are `frozen` or trained; `None` where they read it seldom, or it is small. Of what is
+/// frozen others may read the rows too: the embedding's are gathered, and of a head with rows beyond the classes a product reads a part.
+pub fn kept_packed(config: &ModelConfig, frozen: bool, new_rows: bool, at: Place) -> Option<Keep> {
+    let rows_are_read = match at {
+        Place::Embed if config.tied && !new_rows => true,
+        Place::Head if !new_rows => config.n_classes != config.vocab_size,
+        Place::Layer(_, weights::Part::Matrix(_)) => false,
+        _ => return None,
+    };
+    Some(match (frozen, rows_are_read) {
+        (false, _) => Keep::Trained,
+        (true, true) => Keep::FrozenAndRead,
+        (true, false) => Keep::Frozen,
+    })
 }
 
 /// First row of a weight that its gradient covers, in a model of which these rows of the vocabulary are trained.

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::buckets::Buckets;
-use crate::backend::Footprint;
+use crate::backend::{Footprint, Keep};
 use crate::comm::Fold;
 use crate::comm::bucket::{BLOCK, BlockCounts, GPU_BUCKET, at_once, share};
 use crate::comm::ranks::BUCKET;
@@ -21,8 +21,7 @@ use crate::words::Words;
 /// Bytes of f32 and of i32.
 const WORD: u64 = 4;
 
-/// What frozen weights take beyond themselves in the form that products read. It spares time alone: a machine that has not the memory
-/// does without.
+/// What weights take beyond themselves in the form that products read. It spares time alone: a machine that has not the memory does without.
 pub const PACKED: &str = "packed weights";
 
 /// What a run's memory depends on.
@@ -102,12 +101,12 @@ impl Demand<'_> {
 
     /// Bytes of [`PACKED`]: see [`crate::model::Model::keep_packed`].
     fn packed(&self) -> u64 {
-        let bf16 = self.settings.dtype == DType::Bf16 && self.lora.is_some();
-        let Some(packed) = self.device.packed.filter(|_| bf16) else { return 0 };
+        let pays = self.settings.dtype == DType::Bf16 && reads_again(self.settings, self.lora.is_some());
+        let Some(packed) = self.device.packed.filter(|_| pays) else { return 0 };
         let element = self.settings.dtype.bytes() as u64;
         let of = |at: Place| {
-            let rows_are_read = kept_packed(self.config, self.new_rows.is_some(), at)?;
-            let own = if rows_are_read { 0 } else { at.len(self.config, 0) as u64 * element };
+            let how = kept_packed(self.config, self.lora.is_some(), self.new_rows.is_some(), at)?;
+            let own = if how == Keep::Frozen { at.len(self.config, 0) as u64 * element } else { 0 };
             Some(packed.bytes(at.shape(self.config, 0)) - own)
         };
         Weights::of(self.config).places().into_iter().filter_map(|(at, _)| of(at)).sum()
@@ -144,6 +143,11 @@ impl Demand<'_> {
             None => self.base_weights(),
         }
     }
+}
+
+/// Whether products read weights several times in each direction before they change: those under low-rank updates never do, others once a step.
+pub(super) fn reads_again(s: &TrainSettings, lora: bool) -> bool {
+    lora || s.grad_accum > 1
 }
 
 /// Every trained weight with its number of elements, in the order of files; `new_rows` of the vocabulary are trained beside low-rank updates.

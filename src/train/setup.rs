@@ -187,7 +187,7 @@ fn built<B: Backend>(
     let config = source.config().clone();
     let lora = lora_spec(s)?;
     let needed = demand::<B, _>(&config, s, new_rows, max_tokens, |d| memory::sum(&memory::estimate(d)));
-    let packs = lora.is_some() && available_memory().is_none_or(|n| n >= needed);
+    let packs = memory::reads_again(s, lora.is_some()) && available_memory().is_none_or(|n| n >= needed);
     let new_rows = new_rows.filter(|_| lora.is_some()).map(|(first, n)| first..first + n);
     // What is trained lies together, with its gradients at the same places.
     let lengths = memory::trained_lengths(&config, lora.as_ref(), new_rows.as_ref().map_or(0, Range::len));
