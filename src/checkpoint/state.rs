@@ -28,13 +28,14 @@ pub fn write_state_tensors(path: &Path, tensors: &[(String, HostTensor)]) -> Res
 /// # Errors
 /// If the file cannot be written.
 pub fn write_state_tensors_with(path: &Path, tensors: &[(String, HostTensor)], more: &[(&str, String)]) -> Result<()> {
-    let shape = |(name, t): &(String, HostTensor)| match name.contains('@') {
-        true => vec![t.data.len()],
-        false => vec![t.rows, t.cols],
-    };
-    let entry = |t: &(String, HostTensor)| Entry { name: t.0.clone(), shape: shape(t), dtype: SaveDType::F32 };
-    let entries: Vec<Entry> = tensors.iter().map(entry).collect();
+    let entries: Vec<Entry> = tensors.iter().map(|(name, t)| state_entry(name, (t.rows, t.cols))).collect();
     write_tensors_with(path, &entries, more, |i, _| Ok(&tensors[i].1))
+}
+
+/// A tensor of the optimiser's state in a file.
+pub fn state_entry(name: &str, (rows, cols): (usize, usize)) -> Entry {
+    let shape = if name.contains('@') { vec![rows * cols] } else { vec![rows, cols] };
+    Entry { name: name.into(), shape, dtype: SaveDType::F32 }
 }
 
 /// Hashes of what a run depends on, by name: `data`, `tokenizer`, `base_model`, `config`, …

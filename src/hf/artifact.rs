@@ -14,6 +14,9 @@ use crate::model::weights::{Kind, Part, Place};
 /// Trained weights on the host.
 pub type HostParams = Vec<(Place, HostTensor)>;
 
+/// Gives the trained values of a weight, from wherever they stand: files are written with one weight in memory at a time.
+pub type Trained<'a> = dyn Fn(Place) -> Result<HostTensor> + 'a;
+
 /// The form in which a run's weights are saved.
 pub enum Artifact {
     /// LoRA.
@@ -43,10 +46,11 @@ impl Artifact {
     ///
     /// # Errors
     /// If a weight is not finite or a file cannot be written.
-    pub fn write(&self, dir: &Path, params: &HostParams) -> Result<()> {
+    pub fn write(&self, dir: &Path, trained: &Trained<'_>) -> Result<()> {
         match self {
             Artifact::Model { config, dtype } => {
-                save_model(dir, &HostModel { config, params }, SaveOptions { dtype: *dtype, ..Default::default() })
+                let source = TrainedModel { config, trained };
+                save_model(dir, &source, SaveOptions { dtype: *dtype, ..Default::default() })
             }
             Artifact::Adapter { config, base, resize, new_rows, .. } => {
                 let resized = Resized::new(&**base, resize.clone())?;
@@ -54,11 +58,11 @@ impl Artifact {
                     // The file holds the whole embedding; training has the new rows of it.
                     Some((first, _)) if at.kind() == Kind::Vocabulary => {
                         let mut whole = resized.load(at)?;
-                        let rows = find(params, at)?;
+                        let rows = trained(at)?;
                         whole.data[first * rows.cols..][..rows.data.len()].copy_from_slice(&rows.data);
                         Ok(whole)
                     }
-                    _ => find(params, at).cloned(),
+                    _ => trained(at),
                 })
             }
         }
@@ -112,23 +116,32 @@ fn adapter_weight(adapter: &Adapter, at: Place, new_rows: Option<(usize, usize)>
     }
 }
 
-fn find(params: &HostParams, at: Place) -> Result<&HostTensor> {
+/// The one of `params` that stands at a place.
+///
+/// # Errors
+/// If there is none.
+pub fn find(params: &HostParams, at: Place) -> Result<&HostTensor> {
     let found = params.iter().find(|(place, _)| *place == at).map(|(_, t)| t);
-    found.ok_or_else(|| Error::new(format!("{at} is not among the trained weights")))
+    found.ok_or_else(|| not_trained(at))
+}
+
+/// The error of a weight that is not trained.
+pub fn not_trained(at: Place) -> Error {
+    Error::new(format!("{at} is not among the trained weights"))
 }
 
 /// Trained weights of a whole model as a source to be saved.
-struct HostModel<'a> {
+struct TrainedModel<'a> {
     config: &'a ModelConfig,
-    params: &'a HostParams,
+    trained: &'a Trained<'a>,
 }
 
-impl TensorSource for HostModel<'_> {
+impl TensorSource for TrainedModel<'_> {
     fn config(&self) -> &ModelConfig {
         self.config
     }
 
     fn load(&self, at: Place) -> Result<HostTensor> {
-        find(self.params, at).cloned()
+        (self.trained)(at)
     }
 }

@@ -398,13 +398,24 @@ impl<B: Backend> Optimizer<B> {
     /// # Errors
     /// If the device refuses a copy.
     pub fn export(&self, dev: &B) -> Result<OptimizerState> {
-        let mut tensors = Vec::new();
-        for (part, tensor) in self.parts().iter().zip(self.tensors()).filter_map(|(part, t)| Some((part, t?))) {
+        let copy = |(name, tensor): (String, &Tensor<B>)| {
             let mut copy = HostTensor::zeros(tensor.rows(), tensor.cols());
             dev.download(&mut copy.data, tensor)?;
-            tensors.push((part.file_name(), copy));
-        }
+            Ok((name, copy))
+        };
+        let tensors = self.held().into_iter().map(copy).collect::<Result<_>>()?;
         Ok(OptimizerState { updates: self.updates, tensors })
+    }
+
+    /// What this rank holds of the state, under the names of [`OptimizerState::tensors`].
+    pub fn held(&self) -> Vec<(String, &Tensor<B>)> {
+        let all = self.parts().into_iter().zip(self.tensors());
+        all.filter_map(|(part, tensor)| Some((part.file_name(), tensor?))).collect()
+    }
+
+    /// Whether the weights are bf16 and have f32 masters in the state.
+    pub fn has_masters(&self) -> bool {
+        self.has_masters
     }
 
     /// The tensors of [`Optimizer::parts`]; `None` where this rank holds nothing of one.

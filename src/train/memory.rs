@@ -24,6 +24,9 @@ const WORD: u64 = 4;
 /// What weights take beyond themselves in the form that products read. It spares time alone: a machine that has not the memory does without.
 pub const PACKED: &str = "packed weights";
 
+/// The copy from which a checkpoint is written while the training goes on. A machine that has not the memory writes it while the training waits.
+pub const COPY: &str = "copy for a checkpoint";
+
 /// What a run's memory depends on.
 #[derive(Clone, Debug)]
 pub struct Demand<'a> {
@@ -37,6 +40,8 @@ pub struct Demand<'a> {
     pub new_rows: Option<usize>,
     /// Tokens of a full row.
     pub max_seq_len: usize,
+    /// Whether checkpoints are written while the training goes on.
+    pub saves: bool,
     /// What a device of its kind keeps.
     pub device: Footprint,
 }
@@ -213,11 +218,46 @@ pub fn estimate_on(d: &Demand, ranks: usize) -> Vec<MemoryClass> {
     classes
 }
 
-/// As [`estimate_on`] for a device with `available` bytes: without [`PACKED`] where it does not fit.
+/// As [`estimate_on`] for a device with `available` bytes, with what operations and files take beside where that is the device's memory too:
+/// without [`PACKED`] and [`COPY`] where they do not fit.
 pub fn estimate_within(d: &Demand, ranks: usize, available: Option<u64>) -> Vec<MemoryClass> {
     let mut classes = estimate_on(d, ranks);
-    if available.is_some_and(|n| n < sum(&classes)) {
-        classes.retain(|c| c.name != PACKED);
+    if !d.on_gpus() {
+        classes.push(MemoryClass { name: "scratch of operations", bytes: of_operations(d) });
+        classes.extend(for_files(d, ranks));
+    }
+    for spared in [PACKED, COPY] {
+        if available.is_some_and(|n| n < sum(&classes)) {
+            classes.retain(|c| c.name != spared);
+        }
+    }
+    classes
+}
+
+/// What operations on the CPU keep for themselves, nearly: gradients of keys and values for each query head, and of a product's operands and its
+/// sums a slab of at most 4 MiB each.
+fn of_operations(d: &Demand) -> u64 {
+    const SLAB: u64 = 4 << 20;
+    let (tokens, element) = (d.max_tokens() as u64, d.settings.dtype.bytes() as u64);
+    let largest =
+        Weights::of(d.config).places().into_iter().map(|(at, _)| at.len(d.config, 0) as u64).max().unwrap_or(0);
+    let rows = tokens * d.config.intermediate_size as u64;
+    tokens * 2 * d.config.q_dim() as u64 * WORD + (rows * element).min(SLAB) + 2 * (largest * element).min(SLAB)
+}
+
+/// Host memory from which files are written, on the main rank: one weight at a time, or a copy of all that a checkpoint has.
+fn for_files(d: &Demand, ranks: usize) -> Vec<MemoryClass> {
+    let sharded = ranks > 1 && d.settings.zero == Zero::Moments;
+    let largest = d.trained_lengths().iter().map(|(_, len)| *len as u64).max().unwrap_or(0);
+    let masters = d.settings.dtype == DType::Bf16;
+    let mut classes = vec![MemoryClass { name: "a weight for a file", bytes: largest * WORD }];
+    // Masters are the values of weights too, unless each rank has a part of them. Moments are two.
+    let words = match (sharded, masters) {
+        (false, _) => 3 * d.trained_weights(),
+        (true, masters) => d.trained_weights() + if masters { 3 } else { 2 } * d.owned_weights(ranks),
+    };
+    if sharded || d.saves {
+        classes.push(MemoryClass { name: COPY, bytes: words * WORD });
     }
     classes
 }

@@ -17,14 +17,18 @@ use super::state::{RunState, split};
 use super::step::Workload;
 use crate::backend::Backend;
 use crate::checkpoint::manifest::{self, CheckpointWriter, FileRecord};
-use crate::checkpoint::state::{OPTIMIZER, write_state_tensors};
+use crate::checkpoint::state::{OPTIMIZER, state_entry, write_state_tensors};
 use crate::comm::control::{finish_writing, saved};
 use crate::data::loader::StepShape;
 use crate::error::Result;
 use crate::files::{create_dir_all, remove_torn, write_json};
-use crate::hf::artifact::HostParams;
+use crate::hf::artifact::{HostParams, Trained, find};
+use crate::hf::device::download;
+use crate::hf::save::{Entry, write_tensors};
 use crate::log::metrics::{Metrics, round3};
 use crate::log::mlflow::{About, Mlflow, Status};
+use crate::machine::available_memory;
+use crate::model::weights::Place;
 use crate::settings::Reporter;
 
 /// Folder of the merged model, in the output folder.
@@ -86,21 +90,40 @@ impl<'a> Outputs<'a> {
         Ok(Self { spec, checkpoints, saver, metrics })
     }
 
-    /// Copies weights and moments to the host, then writes `checkpoint-STEP` in the background and rotates.
+    /// Writes `checkpoint-STEP` and rotates: in the background from a copy on the host where the training goes on meanwhile and there is memory for
+    /// one, else at once, one tensor after the other.
     ///
     /// # Errors
-    /// If the device refuses a copy, or the error of the save before.
-    pub fn save<B: Backend>(&mut self, dev: &B, work: &mut Workload<B>, state: &RunState) -> Result<()> {
+    /// If the device refuses a copy, a file cannot be written, or the error of the save before.
+    pub fn save<B: Backend>(&mut self, dev: &B, work: &Workload<B>, state: &RunState, goes_on: bool) -> Result<()> {
         // Two host copies would double the memory: the one before has to be on disk first.
         self.saver.wait()?;
-        let params = work.export_params(dev)?;
-        let tensors = work.optimizer.export(dev)?.tensors;
         let output_dir = self.spec.run_dir.clone();
         let (step, finish) = (state.step, self.finish_of(state));
-        let write = self.written_of(state, params);
+        let write = self.written_of(state);
+        let has_masters = work.optimizer.has_masters();
+        let held = work.optimizer.held();
+        // Without masters there are two moments a weight, and the weights beside them.
+        let all: usize = held.iter().map(|(_, t)| t.len()).sum();
+        let copy = size_of::<f32>() * if has_masters { all } else { all / 2 * 3 };
+        if !goes_on || available_memory().is_some_and(|free| free < copy as u64) {
+            let _finished = finish_writing();
+            let writer = CheckpointWriter::begin(&output_dir, step)?;
+            write(&writer, &|at| work.exported(dev, at))?;
+            let entries: Vec<Entry> = held.iter().map(|(name, t)| state_entry(name, t.shape())).collect();
+            write_tensors(&writer.dir().join(OPTIMIZER), &entries, |i, _| download(dev, held[i].1))?;
+            return finish(writer, &BTreeMap::new());
+        }
+        // Masters are the trained values: nothing else of the weights is needed.
+        let params = if has_masters { HostParams::new() } else { work.export_params(dev)? };
+        let tensors = work.optimizer.export(dev)?.tensors;
         self.saver.start(move || {
             let writer = CheckpointWriter::begin(&output_dir, step)?;
-            write(&writer)?;
+            let trained = |at: Place| {
+                let master = tensors.iter().find(|(name, _)| has_masters && *name == format!("master.{at}"));
+                master.map_or_else(|| find(&params, at).cloned(), |(_, t)| Ok(t.clone()))
+            };
+            write(&writer, &trained)?;
             write_state_tensors(&writer.dir().join(OPTIMIZER), &tensors)?;
             finish(writer, &BTreeMap::new())
         })
@@ -127,9 +150,9 @@ impl<'a> Outputs<'a> {
         state: &RunState,
     ) -> Result<()> {
         let (step, finish) = (state.step, self.finish_of(state));
-        let (write, part) = (self.written_of(state, params), part(self.saver.given_up()));
+        let (write, part) = (self.written_of(state), part(self.saver.given_up()));
         self.saver.start_with_others(move || {
-            write(&writer)?;
+            write(&writer, &|at| find(&params, at).cloned())?;
             let records = part.write(writer.dir(), step)?;
             // From here on nobody else is needed.
             let _finished = finish_writing();
@@ -141,12 +164,11 @@ impl<'a> Outputs<'a> {
     fn written_of(
         &self,
         state: &RunState,
-        params: HostParams,
-    ) -> impl FnOnce(&CheckpointWriter) -> Result<()> + Send + use<> {
+    ) -> impl FnOnce(&CheckpointWriter, &Trained<'_>) -> Result<()> + Send + use<> {
         let trainer_state = self.checkpoints.trainer_state(state);
         let (artifact, companions) = (Arc::clone(&self.spec.artifact), self.spec.companions.clone());
-        move |writer| {
-            artifact.write(writer.dir(), &params)?;
+        move |writer, trained| {
+            artifact.write(writer.dir(), trained)?;
             companions.write(writer.dir())?;
             let mut files = split(trainer_state).into_iter();
             files.try_for_each(|(name, value)| writer.write(name, format!("{value:#}\n").as_bytes()))
@@ -192,9 +214,9 @@ impl<'a> Outputs<'a> {
     ///
     /// # Errors
     /// If a weight is not finite or a file cannot be written.
-    pub fn finish(&mut self, params: &HostParams, state: &RunState, first_step: u64, start: Instant) -> Result<()> {
+    pub fn finish(&mut self, trained: &Trained<'_>, state: &RunState, first_step: u64, start: Instant) -> Result<()> {
         let spec = self.spec;
-        spec.artifact.write(&spec.final_dir, params)?;
+        spec.artifact.write(&spec.final_dir, trained)?;
         spec.companions.write(&spec.final_dir)?;
         let mut trainer_state = self.checkpoints.trainer_state(state);
         let seconds = start.elapsed().as_secs_f64();

@@ -23,7 +23,7 @@ use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
 use crate::error::{Context, Error, Result};
 use crate::files::{check_writable, parent};
-use crate::hf::artifact::HostParams;
+use crate::hf::artifact::{HostParams, find};
 use crate::log::tables::{memory_table, settings_table};
 use crate::log::trace::{self, Trace};
 use crate::machine::available_memory;
@@ -196,11 +196,10 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         say::warning(&format!("the best model cannot be loaded, the final weights are those of the last step: {e}"));
         None
     });
-    let params = match best.or(last) {
-        Some(params) => params,
-        None => work.export_params(dev)?,
-    };
-    outputs.finish(&params, &state, first_step, start)?;
+    match best.or(last) {
+        Some(params) => outputs.finish(&|at| find(&params, at).cloned(), &state, first_step, start)?,
+        None => outputs.finish(&|at| work.exported(dev, at), &state, first_step, start)?,
+    }
     Ok(Ended { finished, work, state })
 }
 

@@ -172,6 +172,7 @@ fn demand<B: Backend, R>(
         lora: lora.as_ref(),
         new_rows: new_rows.map(|(_, n)| n).filter(|_| lora.is_some()),
         max_seq_len: max_tokens / s.micro_batch_size.max(s.eval_batch_size).max(1),
+        saves: false,
         device: B::footprint(config.n_classes),
     })
 }

@@ -17,7 +17,7 @@ use crate::data::loader::{Step, dealt};
 use crate::ensure;
 use crate::error::{Error, Result};
 use crate::hf::HostTensor;
-use crate::hf::artifact::HostParams;
+use crate::hf::artifact::{HostParams, not_trained};
 use crate::hf::device::download;
 use crate::log::trace::Trace;
 use crate::model::flops::FlopCount;
@@ -31,7 +31,7 @@ use crate::tensor::DType;
 pub struct Workload<B: Backend> {
     /// The model; with LoRA the adapter is among its weights.
     pub model: Model<B>,
-    /// Bytes that frozen weights take beyond their own in the form that products read.
+    /// Bytes that weights take beyond their own in the form that products read.
     pub packed: u64,
     /// Gradients of what is trained.
     pub grads: Grads<B>,
@@ -340,27 +340,30 @@ impl<B: Backend> Workload<B> {
         self.optimizer.places().collect()
     }
 
-    /// Copies the trained weights to the host: the f32 master of a weight that has one, else the weight itself. Of an embedding whose
-    /// new rows alone are trained, these rows.
+    /// Copies a trained weight to the host: its f32 master where it has one, else the weight itself. Of an embedding whose new rows alone are
+    /// trained, these rows.
+    ///
+    /// # Errors
+    /// If it is not trained, or the device refuses the copy.
+    pub fn exported(&self, dev: &B, at: Place) -> Result<HostTensor> {
+        assert!(self.gathering.is_done(), "{ON_THEIR_WAY}");
+        if let Some(master) = self.optimizer.master(at) {
+            return download(dev, master);
+        }
+        let (params, grads) = (self.model.params.places(), self.grads.places());
+        let found = params.iter().zip(&grads).find(|((place, _), _)| *place == at);
+        let (param, grad) = found.and_then(|((_, p), (_, g))| Some((p, g.as_ref()?))).ok_or_else(|| not_trained(at))?;
+        let mut host = HostTensor::zeros(grad.rows(), grad.cols());
+        dev.download_at(&mut host.data, param, self.model.first_row(at) * grad.cols())?;
+        Ok(host)
+    }
+
+    /// Copies all trained weights to the host, as [`Workload::exported`] gives them.
     ///
     /// # Errors
     /// If the device refuses a copy.
-    pub fn export_params(&mut self, dev: &B) -> Result<HostParams> {
-        assert!(self.gathering.is_done(), "{ON_THEIR_WAY}");
-        let first_rows: Vec<usize> = self.optimizer.places().map(|at| self.model.first_row(at)).collect();
-        let mut all = Vec::new();
-        for ((at, param, grad), first_row) in trained(&mut self.model.params, &self.grads).into_iter().zip(first_rows) {
-            if let Some(master) = self.optimizer.master(at) {
-                all.push((at, download(dev, master)?));
-                continue;
-            }
-            let (rows, cols) = grad.shape();
-            let mut data = download(dev, param)?.data;
-            data.truncate((first_row + rows) * cols);
-            data.drain(..first_row * cols);
-            all.push((at, HostTensor { rows, cols, data }));
-        }
-        Ok(all)
+    pub fn export_params(&self, dev: &B) -> Result<HostParams> {
+        self.optimizer.places().map(|at| Ok((at, self.exported(dev, at)?))).collect()
     }
 
     /// As [`Workload::export_params`] where the state lies on several ranks: on the main rank, `None` elsewhere. Each gives its part of

@@ -161,7 +161,7 @@ impl<B: Backend> Trainer<'_, B> {
             let healthy = self.state.bad_in_row == 0;
             let save = save && settings.save_every != Every::Never;
             if ((save || wanted) && healthy) || interrupted {
-                self.save()?;
+                self.save(!(last || out_of_patience || interrupted))?;
             }
             if out_of_patience {
                 if let Some(outputs) = &self.outputs {
@@ -183,8 +183,8 @@ impl<B: Backend> Trainer<'_, B> {
         Ok(Finished::Completed)
     }
 
-    /// Writes a checkpoint: the main rank alone, or all of them where each holds a part of the state.
-    fn save(&mut self) -> Result<()> {
+    /// Writes a checkpoint: the main rank alone, or all of them where each holds a part of the state. `goes_on`: training does, meanwhile.
+    fn save(&mut self, goes_on: bool) -> Result<()> {
         let sharded = self.work.optimizer.is_sharded();
         drift::compare(self.dev, self.comm, &mut self.work, self.state.step)?;
         if self.outputs.is_none() && !sharded {
@@ -194,7 +194,7 @@ impl<B: Backend> Trainer<'_, B> {
         let _span = trace.span("save");
         self.comm.at(Position { step: self.state.step, phase: Phase::Save, layer: None });
         match &mut self.outputs {
-            Some(outputs) if !sharded => outputs.save(self.dev, &mut self.work, &self.state),
+            Some(outputs) if !sharded => outputs.save(self.dev, &self.work, &self.state, goes_on),
             _ => self.save_together(),
         }
     }
@@ -253,7 +253,7 @@ impl<B: Backend> Trainer<'_, B> {
             && self.state.step > 0
             && !self.work.optimizer.is_sharded()
             && let Some(outputs) = &mut self.outputs
-            && let Err(e) = outputs.save(self.dev, &mut self.work, &self.state).and_then(|()| outputs.wait())
+            && let Err(e) = outputs.save(self.dev, &self.work, &self.state, false)
         {
             say::warning(&format!("what was trained since the last checkpoint cannot be saved: {e}"));
         }

@@ -340,7 +340,8 @@ fn estimated_and_taken(of: &Properties, base: &ModelFiles, dtype: DType, lora: b
     let (config, max_seq_len) = (base.config(), 64);
     let n = 2 * max_seq_len;
     let device = Cuda::footprint(config.n_classes);
-    let demand = Demand { config, settings: &s, lora: spec.as_ref(), new_rows: None, max_seq_len, device };
+    let demand =
+        Demand { config, settings: &s, lora: spec.as_ref(), new_rows: None, max_seq_len, saves: false, device };
     let expected: u64 = estimate(&demand).iter().map(|c| c.bytes).sum();
 
     // A device of its own: scratch is kept.

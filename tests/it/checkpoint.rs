@@ -11,6 +11,8 @@ use ringtune::hf::HostTensor;
 use ringtune::hf::safetensors::TensorFile;
 use ringtune::rng::Stream;
 
+use crate::program::{Workplace, first_rows, repository};
+
 /// The content of a small checkpoint: two files and one in a folder.
 fn content(step: u64) -> [(&'static str, Vec<u8>); 3] {
     [
@@ -414,4 +416,32 @@ fn any_changed_byte_is_noticed() {
         fs::write(&path, &whole).unwrap();
     }
     assert_eq!(chosen(dir.path()), Some(10));
+}
+
+/// The last checkpoint of a run is written from the state itself, an earlier one from a copy while the training goes on: the same bytes.
+#[test]
+fn a_checkpoint_from_a_copy_is_the_one_written_at_the_end() {
+    let w = Workplace::new();
+    w.copy("tests/data/tokenizer/spm4k.model", "spm.model");
+    w.write("rows.jsonl", first_rows("data/demo/chat.jsonl", 40));
+    let model = repository().join("tests/data/model/tiny-llama-tied");
+    for (case, of_case) in
+        ["--no_lora --mixed_precision bf16", "--no_lora", "--use_lora --mixed_precision bf16"].iter().enumerate()
+    {
+        for (name, steps) in [("end", "2"), ("way", "3")] {
+            let line = format!(
+                "sft --model_path {} --tokenizer_path spm.model --dataset_paths rows.jsonl --output_dir {name}{case} --max_seq_len 64 \
+                 --max_steps {steps} --save_steps 2 --lr_scheduler_type constant --warmup_steps 0 --eval_strategy no {of_case}",
+                model.display()
+            );
+            let outcome = w.run(&line.split_whitespace().collect::<Vec<_>>());
+            assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        }
+        let weights = if case == 2 { "adapter_model.safetensors" } else { "model.safetensors" };
+        for file in [weights, "optimizer.safetensors"] {
+            let [end, way] =
+                ["end", "way"].map(|name| fs::read(w.path(&format!("{name}{case}/checkpoint-2/{file}"))).unwrap());
+            assert!(end == way && end.len() > 1000, "{of_case}: {file}");
+        }
+    }
 }

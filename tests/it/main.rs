@@ -49,6 +49,7 @@ mod pack;
 mod parity;
 #[path = "../../fuzz/src/parsers.rs"]
 mod parsers;
+mod peak_memory;
 mod peft;
 mod plan;
 mod prepare;

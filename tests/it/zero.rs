@@ -194,6 +194,7 @@ fn memory_of_a_rank_is_estimated_to_the_byte() {
                     lora: lora.as_ref(),
                     new_rows: None,
                     max_seq_len: 512,
+                    saves: false,
                     device: Cpu::footprint(rank.work.model.config.n_classes),
                 };
                 (setup::memory(&rank.work), estimate_on(&demand, size))

@@ -57,6 +57,7 @@ pub fn estimated(what: What, o: &Options, setup: &Setup, own_memory: bool) -> Re
         lora: lora.as_ref(),
         new_rows: None,
         max_seq_len: setup.tokens,
+        saves: false,
         device: footprint,
     };
     Ok(estimate(&demand).iter().map(|c| c.bytes).sum())

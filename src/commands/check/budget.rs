@@ -16,12 +16,12 @@ use crate::data::train_set::Cursor;
 use crate::error::Result;
 use crate::hf::resize::Resized;
 use crate::hf::{TensorSource, WithConfig};
-use crate::machine::available_memory;
+use crate::machine::{available_memory, resident_memory};
 use crate::model::LoraSpec;
 use crate::model::config::ModelConfig;
 use crate::model::flops::FlopCount;
 use crate::optim::Schedule;
-use crate::settings::TrainSettings;
+use crate::settings::{Every, TrainSettings};
 use crate::text::{bytes, duration, grouped, table};
 use crate::train::batches::TrainBatches;
 use crate::train::init::RandomModel;
@@ -93,7 +93,7 @@ pub fn steps(check: &mut Check, start: &Start, ranks: usize) -> Option<Steps> {
 }
 
 /// Memory by class, of a rank where there are several, against what there is, and which settings to change where it does not fit.
-pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64>, ranks: usize) {
+pub fn memory(check: &mut Check, start: &Start, steps: Option<Steps>, device: &str, memory: Option<u64>, ranks: usize) {
     let (Some(config), Some(max_seq_len)) = (&start.config, start.max_seq_len) else {
         return;
     };
@@ -104,6 +104,7 @@ pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64
         lora: start.lora.as_ref(),
         new_rows: start.new_rows.map(|(_, n)| n),
         max_seq_len,
+        saves: steps.is_some_and(|steps| saves_on_the_way(start, steps)),
         device: limits.footprint,
     };
     let (available, whose) = match (memory, limits.free) {
@@ -115,6 +116,11 @@ pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64
     let total = memory::sum(&classes);
     let mut rows: Vec<Vec<String>> = classes.iter().map(|c| vec![c.name.into(), bytes(c.bytes)]).collect();
     rows.push(vec!["sum".into(), bytes(total)]);
+    // A run has read as much by the time it begins as this process has now.
+    let program = if limits.free.is_none() { resident_memory().map(|(now, _)| now) } else { None };
+    if let Some(n) = program {
+        rows.push(vec!["program, tokenizer, data".into(), bytes(n)]);
+    }
     if let Some(n) = available {
         rows.push(vec![whose.into(), bytes(n)]);
     }
@@ -149,10 +155,24 @@ pub fn memory(check: &mut Check, start: &Start, device: &str, memory: Option<u64
         "memory per device",
         text,
         json!({
-            "bytes": by_class, "total": total, "available": available, "fits": available.map(|n| n >= total),
+            "bytes": by_class, "total": total, "program": program, "available": available, "fits": available.map(|n| n >= total),
             "remedy": remedy_fact, "weights": all, "trained": trained,
         }),
     );
+}
+
+/// Whether a checkpoint is due before the last step: that one is written when nothing is left to do beside it.
+fn saves_on_the_way(start: &Start, steps: Steps) -> bool {
+    let s = &start.settings;
+    let first = |every: Every| match every {
+        Every::Never => u64::MAX,
+        Every::Steps(n) => n,
+        Every::Epoch => steps.epoch,
+    };
+    // An evaluation saves where it is the best so far.
+    let evaluates = start.data.as_ref().is_some_and(|data| data.val.iter().any(|set| !set.pieces.is_empty()));
+    let due = first(s.save_every).min(if evaluates { first(s.eval_every) } else { u64::MAX });
+    s.save_every != Every::Never && due < steps.total
 }
 
 /// Arithmetic and time: from a stated rate, from measured steps, or neither.
@@ -215,6 +235,7 @@ fn lora_weights(start: &Start, lora: &LoraSpec) -> u64 {
         lora: Some(lora),
         new_rows: start.new_rows.map(|(_, n)| n),
         max_seq_len: 1,
+        saves: false,
         device: device::footprint(false, config.n_classes),
     };
     demand.trained_weights()

@@ -201,6 +201,7 @@ fn room(start: &Start, steps: Steps) -> Option<Room> {
         lora: start.lora.as_ref(),
         new_rows: start.new_rows.map(|(_, n)| n),
         max_seq_len: data.train.max_seq_len(),
+        saves: false,
         device: device::footprint(false, config.n_classes),
     };
     let element = s.dtype.bytes() as u64;

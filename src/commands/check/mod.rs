@@ -167,7 +167,7 @@ pub fn run(settings: &Resolved, options: &Options) -> Result<()> {
     corpus::examine(&mut check, &start, options.preview_rows);
     let ranks = options.ranks.max(1);
     let steps = budget::steps(&mut check, &start, ranks);
-    budget::memory(&mut check, &start, &settings.settings.device, options.device_memory, ranks);
+    budget::memory(&mut check, &start, steps, &settings.settings.device, options.device_memory, ranks);
     budget::time(&mut check, &start, steps, options, &settings.settings.device);
     folder::examine(&mut check, &start, steps);
     let mut out = Out::new();

@@ -91,6 +91,7 @@ impl Job<'_> {
             lora: self.lora,
             new_rows: None,
             max_seq_len: self.row,
+            saves: false,
             device: self.device,
         }
     }

@@ -37,7 +37,8 @@ fn memory_of_a_rank() {
         let spec = setup::lora_spec(&s).unwrap();
         let (config, max_seq_len) = (base.config(), 64);
         let device = Cuda::footprint(config.n_classes);
-        let demand = Demand { config, settings: &s, lora: spec.as_ref(), new_rows: None, max_seq_len, device };
+        let demand =
+            Demand { config, settings: &s, lora: spec.as_ref(), new_rows: None, max_seq_len, saves: false, device };
         let expected: u64 = estimate_on(&demand, 2).iter().map(|c| c.bytes).sum();
         let dev = Cuda::with_cache(comm.world().rank, Some(&crate::skip::scratch())).unwrap();
         assert!(dev.forget_peak());
