@@ -150,7 +150,8 @@ pub(crate) fn project<B: Backend>(
             dev.add_bias(y, bias)?;
         }
         if let (Some(lora), Some(t)) = (by.lora, t) {
-            dev.low_rank_t(t, x, lora, s)?;
+            // Not the device's: what it keeps in t besides is its own affair, and here the factor comes with B.
+            low_rank_t(dev, t, x, lora, s)?;
             dev.matmul(y, t, lora.b, MatMul::NT, lora.scale, Write::Add)?;
         }
     }

@@ -190,7 +190,7 @@ fn in_projections<B: Backend, R: Backend>(dev: &B, exact: &R, name: &str) {
         updates: None,
         dtype: DType::Bf16,
     };
-    let updates = |rank, dropout| Some(Updates { rank, dropout, which: [true; 3] });
+    let updates = |rank, dropout| Some(Updates { rank, dropout, which: [true; 3], apart: 0.0 });
     for case in [
         base,
         Case { group: Group::Qkv { dim: Some(64) }, outs: [128, 64, 64], ..base },

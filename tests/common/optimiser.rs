@@ -166,6 +166,11 @@ pub fn figures_are_sums_in_f64<B: Backend>(dev: &B, name: &str) {
     assert_eq!(dev.figures(&stats).unwrap().grad_norm2, 2.0 * expected, "{name}");
     dev.grad_norm2(&mut stats, &[&a]).unwrap();
     assert_eq!(dev.figures(&stats).unwrap().grad_norm2, 3.0 * expected, "{name}");
+    // Parts of tensors, as ranks have them, in blocks of 16,384 elements from their own first one on.
+    let square = |range: std::ops::Range<usize>| x[range].iter().map(|&x| f64::from(x * x)).sum::<f64>();
+    let sums = dev.squares(&[(&a, 7..20_011), (&a, 16_385..40_000)]).unwrap();
+    let blocks = [7..16_391, 16_391..20_011, 16_385..32_769, 32_769..40_000].map(square);
+    assert_eq!(sums, blocks, "{name}");
     // More micro-batches than most steps have, the larger sums beyond what f32 holds.
     let mut nll = Vec::new();
     for i in 0..19usize {

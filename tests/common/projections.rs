@@ -27,6 +27,8 @@ pub struct Updates {
     pub dropout: f32,
     /// Which of the group have one.
     pub which: [bool; 3],
+    /// By how much the factor of each is larger than that of the one before.
+    pub apart: f32,
 }
 
 /// A group, its shapes and what belongs to it.
@@ -99,7 +101,7 @@ impl Case {
             lora: updates.filter(|_| has(i)).map(|u| LowRank {
                 a: &a[i],
                 b: &b[i],
-                scale: 0.75,
+                scale: 0.75 + u.apart * i as f32,
                 dropout: (u.dropout > 0.0).then_some(Dropout { key: Self::mask_key(i), p: u.dropout }),
             }),
         };

@@ -57,6 +57,11 @@ fn rows_of_operands_beyond_32_bits_inside_a_tile() {
         let e = refused(&dev, || dev.matmul(&mut c, a, b, MatMul::NT, 1.0, Write::Set));
         assert_eq!(e, "cuda: a product of rows of 16777216 elements, at most 16777215 are supported");
     }
+    // Of the second alone.
+    let (a, b) = (claimed(&dev, 1, 8, DType::F32), claimed(&dev, 8, long, DType::Bf16));
+    let mut c = claimed(&dev, 1, long, DType::F32);
+    let e = refused(&dev, || dev.matmul(&mut c, &a, &b, MatMul::NN, 1.0, Write::Set));
+    assert_eq!(e, "cuda: a product of rows of 16777216 elements, at most 16777215 are supported");
 }
 
 /// A matrix with more rows than tensor copies have coordinates.

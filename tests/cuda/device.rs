@@ -27,6 +27,22 @@ fn values_come_back_as_they_are_stored() {
 }
 
 #[test]
+fn parts_of_a_tensor_go_where_they_belong() {
+    let Some(dev) = device() else { return };
+    for dtype in [DType::F32, DType::Bf16] {
+        let whole: Vec<f32> = (0..40).map(|i| i as f32).collect();
+        let mut t = tensor(&dev, 4, 10, dtype, &whole);
+        dev.upload_at(&mut t, 7, &[-1.0, -2.0, -3.0]).unwrap();
+        dev.upload_at(&mut t, 39, &[-4.0]).unwrap();
+        let expected = [&whole[..7], &[-1.0, -2.0, -3.0], &whole[10..39], &[-4.0]].concat();
+        assert_eq!(values(&dev, &t), expected, "{dtype:?}");
+        let mut part = [0.0; 5];
+        dev.download_at(&mut part, &t, 6).unwrap();
+        assert_eq!(part, expected[6..11], "{dtype:?}");
+    }
+}
+
+#[test]
 fn conversion_keeps_what_is_not_finite_and_rounds_to_even() {
     let Some(dev) = device() else { return };
     // Halfway between two bf16, once to the even one below and once above; the largest f32 rounds to infinity.

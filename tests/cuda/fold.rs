@@ -84,6 +84,8 @@ fn rank(rank: usize, id: UniqueId, (stage, at_once): (&str, AtOnce), together: b
             grads.iter_mut().for_each(|t| dev.fill_zero(t).unwrap());
         }
         collectives.collect(&dev, 0, &slots(&grads), wanted == "whole").unwrap();
+        // The stream that collects runs first: behind the zeros all the same.
+        collectives.listen(None).unwrap();
         collectives.wait().unwrap();
         for (i, t) in grads.iter().enumerate() {
             whole(i, &values(&dev, t), &folded(micro_batches, i), wanted);

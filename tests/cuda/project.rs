@@ -33,7 +33,7 @@ pub const SMALL: [Case; 6] = [
     Case { tokens: 530, width: 16, outs: [520, 0, 0], updates: DROPPED, ..BASE },
 ];
 
-const UPDATES: Updates = Updates { rank: 16, dropout: 0.0, which: [true; 3] };
+const UPDATES: Updates = Updates { rank: 16, dropout: 0.0, which: [true; 3], apart: 0.0 };
 const DROPPED: Option<Updates> = Some(Updates { dropout: 0.2, ..UPDATES });
 
 fn check(cases: &[Case]) {
@@ -89,10 +89,13 @@ fn gate_and_up_meet_before_they_are_rounded() {
 #[test]
 fn low_rank_updates_are_part_of_the_sums() {
     let (one, qkv) = (Group::One { residual: true }, |dim| Group::Qkv { dim });
-    let updates = |rank, dropout, which| Some(Updates { rank, dropout, which });
+    let updates = |rank, dropout, which| Some(Updates { rank, dropout, which, apart: 0.0 });
     let all = [true; 3];
     check(&[
         Case { updates: updates(8, 0.0, all), ..BASE },
+        // What the kernels take alone and not together: k and v of a width that is no multiple of 8, updates of other factors.
+        Case { tokens: 70, width: 72, outs: [16, 4, 4], group: qkv(Some(4)), updates: updates(16, 0.1, all), ..BASE },
+        Case { outs: [64, 32, 32], group: qkv(None), updates: Some(Updates { apart: 0.5, ..UPDATES }), ..BASE },
         Case { tokens: 70, width: 72, outs: [136, 0, 0], group: one, updates: updates(16, 0.0, all), ..BASE },
         Case {
             tokens: 530,
