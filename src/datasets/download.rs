@@ -76,7 +76,7 @@ impl Downloader {
             .insist(&format!("download of {url}"), (self.attempts, self.backoff), || transfer.have(), attempt)
             .map_err(|failure| match failure {
                 Failure::Fatal(e) => e,
-                Failure::Retry(why, _) => {
+                Failure::Retry(why, _) | Failure::Unreachable(why) => {
                     Error::new(format!("{why}; run the command again to go on where it stopped, {instead}"))
                 }
                 Failure::Refused(r) if matches!(r.status, 401 | 403) => Error::new(format!(

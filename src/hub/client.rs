@@ -2,22 +2,24 @@
 
 use std::time::Duration;
 
+use ureq::Body;
 use ureq::http::{HeaderMap, Response};
-use ureq::tls::{RootCerts, TlsConfig};
-use ureq::typestate::WithoutBody;
-use ureq::{Agent, Body, RequestBuilder};
 
 use super::checksum::is_sha256;
+use super::network::Network;
 use crate::ensure;
 use crate::error::{Error, Result};
 
+/// Longest pause that a server may ask for: the hub counts requests in windows of five minutes.
+const LONGEST_PAUSE: Duration = Duration::from_secs(301);
 /// Longest time for a body; the next attempt resumes it.
 const LONGEST: Duration = Duration::from_secs(6 * 3600);
 
 /// Who asks the hub, and how patiently.
 #[derive(Clone, Debug)]
 pub struct Client {
-    agent: Agent,
+    /// Or why nobody can be asked, for whom it is not in the cache.
+    network: Result<Network, String>,
     endpoint: String,
     token: Option<String>,
     stall: Duration,
@@ -32,6 +34,8 @@ pub enum Failure {
     Refused(Refusal),
     /// It will not get better.
     Fatal(Error),
+    /// No server was reached, and none will be while the network is set up as it is.
+    Unreachable(String),
 }
 
 /// A status that stays, and what the server said with it.
@@ -63,23 +67,21 @@ pub struct Head {
 }
 
 impl Client {
-    /// Of the hub at `endpoint`, which alone gets the token. Roots of TLS are the system's; proxies (`HTTPS_PROXY`, `HTTP_PROXY`,
-    /// `ALL_PROXY`, `NO_PROXY`) are honoured. `connect` and `stall` are the longest waits for a connection and for the next byte.
+    /// Of the hub at `endpoint`, which alone gets the token; proxies and certificates are those of [`Network`]. `connect` and `stall` are the longest waits for a connection and for the next byte.
     pub fn new(endpoint: &str, token: Option<String>, connect: Duration, stall: Duration) -> Self {
-        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-        let agent: Agent = Agent::config_builder()
-            .tls_config(tls)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .http_status_as_error(false)
-            .timeout_connect(Some(connect))
-            .timeout_recv_response(Some(stall))
-            .timeout_recv_body(Some(LONGEST))
-            .accept_encoding("identity")
-            .user_agent(concat!("ringtune/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .into();
-        Self { agent, endpoint: endpoint.trim_end_matches('/').into(), token, stall }
+        let network = Network::from_env(None, |client| {
+            client
+                .max_redirects(0)
+                .max_redirects_will_error(false)
+                .http_status_as_error(false)
+                .timeout_connect(Some(connect))
+                .timeout_recv_response(Some(stall))
+                .timeout_recv_body(Some(LONGEST))
+                .accept_encoding("identity")
+                .user_agent(concat!("ringtune/", env!("CARGO_PKG_VERSION")))
+        });
+        let network = network.map_err(|e| e.to_string());
+        Self { network, endpoint: endpoint.trim_end_matches('/').into(), token, stall }
     }
 
     /// Base address of the hub, without a final slash.
@@ -104,7 +106,7 @@ impl Client {
     pub fn get(&self, url: &str, headers: &[(&str, String)]) -> Result<Answer, Failure> {
         let (mut url, mut sha256) = (url.to_string(), None);
         for _ in 0..8 {
-            let response = self.ask(self.agent.get(&url), &url, headers)?;
+            let response = self.ask(&url, false, headers)?;
             let status = response.status().as_u16();
             let linked = header(response.headers(), "x-linked-etag").map(|v| plain_tag(&v));
             sha256 = sha256.or(linked.filter(|v| is_sha256(v)));
@@ -124,7 +126,7 @@ impl Client {
     pub fn head(&self, url: &str) -> Result<Head, Failure> {
         let mut url = url.to_string();
         for _ in 0..8 {
-            let response = self.ask(self.agent.head(&url), &url, &[])?;
+            let response = self.ask(&url, true, &[])?;
             let status = response.status().as_u16();
             let headers = response.headers();
             let of = |name: &str| header(headers, name);
@@ -145,19 +147,21 @@ impl Client {
         Err(Failure::Fatal(Error::new("more than 8 redirects")))
     }
 
-    fn ask(
-        &self,
-        mut request: RequestBuilder<WithoutBody>,
-        url: &str,
-        headers: &[(&str, String)],
-    ) -> Result<Response<Body>, Failure> {
+    /// One request, for the head of an answer or for all of it.
+    fn ask(&self, url: &str, head: bool, headers: &[(&str, String)]) -> Result<Response<Body>, Failure> {
+        let network = self.network.as_ref().map_err(|why| Failure::Unreachable(why.clone()))?;
+        let agent = network.agent(url).map_err(Failure::Unreachable)?;
+        let mut request = if head { agent.head(url) } else { agent.get(url) };
         if let Some(token) = self.token.as_ref().filter(|_| same_origin(url, &self.endpoint)) {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        request.call().map_err(|e| Failure::Retry(described(&e), None))
+        request.call().map_err(|e| {
+            let none = network.no_answer(url, &e);
+            if none.passing { Failure::Retry(none.why, None) } else { Failure::Unreachable(none.why) }
+        })
     }
 
     /// Tries `work` up to `attempts` times, with pauses that double; what brought new bytes counts as a first attempt again.
@@ -186,7 +190,7 @@ impl Client {
                 let tried = if attempts > 1 { format!("; gave up after {attempt} attempts") } else { String::new() };
                 return Err(Failure::Retry(format!("{message}{tried}"), None));
             }
-            let wait = after.unwrap_or(pause).min(Duration::from_secs(60));
+            let wait = after.map_or(pause.min(Duration::from_secs(60)), |asked| asked.min(LONGEST_PAUSE));
             attempt += 1;
             crate::say::warning(&format!("{what}: {message}; attempt {attempt} of {attempts} in {wait:.1?}"));
             std::thread::sleep(wait);
@@ -195,24 +199,16 @@ impl Client {
     }
 }
 
-/// The client's error, with what helps against one of certificates.
-fn described(e: &ureq::Error) -> String {
-    let text = e.to_string();
-    let certificates = ["certificate", "UnknownIssuer", "CA "].iter().any(|sign| text.contains(sign));
-    match certificates {
-        true => format!(
-            "{text}; certificates are those of the system: install them (ca-certificates), or name a file in SSL_CERT_FILE"
-        ),
-        false => text,
-    }
-}
-
 fn refused(response: &Response<Body>) -> Failure {
     let status = response.status().as_u16();
     let of = |name: &str| header(response.headers(), name).unwrap_or_default();
     if status == 408 || status == 429 || (500..600).contains(&status) {
-        let after = of("retry-after").parse().ok().map(Duration::from_secs);
-        return Failure::Retry(format!("the server answered {status}"), after);
+        // The hub says in another header when it counts anew: `RateLimit: "api";r=0;t=55`.
+        let limit = of("ratelimit");
+        let anew = limit.split(';').find_map(|part| part.trim().strip_prefix("t=")).filter(|_| status == 429);
+        let seconds: Option<u64> = of("retry-after").parse().ok().or_else(|| anew?.parse().ok());
+        let why = if status == 429 { ", too many requests (a token in HF_TOKEN may have more)" } else { "" };
+        return Failure::Retry(format!("the server answered {status}{why}"), seconds.map(Duration::from_secs));
     }
     Failure::Refused(Refusal { status, code: of("x-error-code"), message: of("x-error-message") })
 }
@@ -240,16 +236,35 @@ fn origin(url: &str) -> &str {
     url[host..].find('/').map_or(url, |i| &url[..host + i])
 }
 
-/// Where a redirect leads; what came by https goes on by https.
+/// Where a redirect leads (RFC 3986, section 5.2); what came by https goes on by https.
 fn redirected(from: &str, to: String) -> Result<String> {
-    let to = if to.starts_with('/') { format!("{}{to}", origin(from)) } else { to };
+    let scheme = from.split("://").next().unwrap_or_default();
+    let path = from.split(['?', '#']).next().unwrap_or_default();
+    let absolute = to.split(['/', '?', '#']).next().is_some_and(|start| start.contains(':'));
+    let to = match to.as_str() {
+        // Another host of the same scheme.
+        network if network.starts_with("//") => format!("{scheme}:{network}"),
+        rooted if rooted.starts_with('/') => format!("{}{rooted}", origin(path)),
+        query if query.starts_with('?') => format!("{path}{query}"),
+        whole if absolute => whole.to_string(),
+        // Beside the last part of the path.
+        beside => match path.rfind('/').filter(|&i| i >= origin(path).len()) {
+            Some(i) => format!("{}/{beside}", &path[..i]),
+            None => format!("{path}/{beside}"),
+        },
+    };
     let secure = |url: &str| url.get(..8).is_some_and(|s| s.eq_ignore_ascii_case("https://"));
     ensure!(secure(&to) || !secure(from), "redirected from {from}, expected https, found {to}");
     Ok(to)
 }
 
 fn same_origin(a: &str, b: &str) -> bool {
-    origin(a).eq_ignore_ascii_case(origin(b))
+    let plain = |url: &str| {
+        let all = origin(url).to_ascii_lowercase();
+        let usual = if all.starts_with("https://") { ":443" } else { ":80" };
+        all.strip_suffix(usual).map(String::from).unwrap_or(all)
+    };
+    plain(a) == plain(b)
 }
 
 #[cfg(test)]
@@ -262,15 +277,25 @@ mod tests {
         assert_eq!(to("https://a.b/c", "/d").unwrap(), "https://a.b/d");
         assert_eq!(to("https://a.b/c", "HTTPS://e/d").unwrap(), "HTTPS://e/d");
         assert_eq!(to("http://a.b/c", "http://e/d").unwrap(), "http://e/d");
-        for bad in ["http://e/d", "ftp://e", "//e/d"] {
-            assert_eq!(to("https://a.b/c", bad).is_err(), bad != "//e/d", "{bad}");
+        for bad in ["http://e/d", "ftp://e", "mailto:e"] {
+            assert!(to("https://a.b/c", bad).is_err(), "{bad}");
         }
+        for (there, leads) in [
+            ("//e/d", "https://e/d"),
+            ("d/e?x=http://f", "https://a.b/c/d/e?x=http://f"),
+            ("?x", "https://a.b/c/o?x"),
+            ("../d", "https://a.b/c/../d"),
+        ] {
+            assert_eq!(to("https://a.b/c/o?y/z#w", there).unwrap(), leads);
+        }
+        assert_eq!(to("https://a.b", "d").unwrap(), "https://a.b/d");
     }
 
     #[test]
     fn origins_are_compared_whole() {
         let same = |url: &str| same_origin(url, "https://huggingface.co");
         assert!(same("https://huggingface.co/api/models/a/b") && same("HTTPS://HuggingFace.co/x"));
+        assert!(same("https://huggingface.co:443/x") && !same("http://huggingface.co:443/x"));
         for other in
             ["https://huggingface.co.evil.org/x", "https://huggingface.co@evil.org/x", "http://huggingface.co/x"]
         {

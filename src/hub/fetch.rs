@@ -66,6 +66,12 @@ fn is_on(name: &str) -> bool {
     var(name).is_some_and(|v| ["1", "ON", "YES", "TRUE"].contains(&v.trim().to_ascii_uppercase().as_str()))
 }
 
+/// So many seconds, or more where a variable of Python's tools asks for more patience.
+fn at_least(name: &str, seconds: u64) -> Duration {
+    let asked = var(name).and_then(|v| v.trim().parse().ok()).unwrap_or(0);
+    Duration::from_secs(seconds.max(asked).min(24 * 3600))
+}
+
 /// A folder of a variable; `~` is the user's.
 fn folder(name: &str) -> Option<PathBuf> {
     let text = var(name)?;
@@ -90,8 +96,13 @@ pub(crate) fn token() -> Option<String> {
         std::fs::read_to_string(path).ok()
     };
     let text = var("HF_TOKEN").or_else(|| var("HUGGING_FACE_HUB_TOKEN")).or_else(of_file)?;
-    // A header holds no line ends; a token has none inside.
-    Some(text.trim().to_string()).filter(|t| !t.is_empty() && t.bytes().all(|b| b.is_ascii_graphic()))
+    // A header holds no line ends; a token has none inside, and no quotes of a shell around it.
+    let token = text.trim().trim_matches(['"', '\'']).trim().to_string();
+    if !token.bytes().all(|b| b.is_ascii_graphic()) {
+        say::warning("the token of the hub has spaces or signs that none has, and is not sent; look at HF_TOKEN");
+        return None;
+    }
+    Some(token).filter(|t| !t.is_empty())
 }
 
 /// Whether nobody is to be asked.
@@ -106,7 +117,7 @@ pub(crate) fn endpoint() -> String {
 
 impl Hub<'_> {
     /// What the environment says, by the names that Python's huggingface_hub reads: `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`,
-    /// `HF_HUB_CACHE`, `HF_HUB_OFFLINE`.
+    /// `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_HUB_ETAG_TIMEOUT`, `HF_HUB_DOWNLOAD_TIMEOUT`.
     ///
     /// # Errors
     /// If no variable says where the cache is.
@@ -117,7 +128,12 @@ impl Hub<'_> {
         };
         let cache = std::path::absolute(&cache).at(&cache)?;
         Ok(Self {
-            client: Client::new(&endpoint(), token(), Duration::from_secs(10), Duration::from_secs(60)),
+            client: Client::new(
+                &endpoint(),
+                token(),
+                at_least("HF_HUB_ETAG_TIMEOUT", 10),
+                at_least("HF_HUB_DOWNLOAD_TIMEOUT", 60),
+            ),
             cache,
             offline: is_offline(),
             settled: false,
@@ -209,7 +225,7 @@ impl Hub<'_> {
         // Where the cache can answer too, nobody waits long.
         let mut asked = self.ask(repo, if known.is_some() { 1 } else { self.patience.0 });
         let unreachable = |why: &str| format!("{} cannot be reached: {why}", self.client.endpoint());
-        if let Err(Failure::Retry(why, _)) = &asked
+        if let Err(Failure::Retry(why, _) | Failure::Unreachable(why)) = &asked
             && let Some(listing) = cached()
         {
             let (why, commit) = (unreachable(why), listing.commit.clone());
@@ -218,7 +234,9 @@ impl Hub<'_> {
                 self.say_cached(repo, &commit, &why);
                 return taken;
             }
-            asked = self.ask(repo, self.patience.0);
+            if matches!(asked, Err(Failure::Retry(..))) {
+                asked = self.ask(repo, self.patience.0);
+            }
         }
         match asked {
             Ok(listing) => {
@@ -241,7 +259,7 @@ impl Hub<'_> {
                     None => Err(refused),
                 }
             }
-            Err(Failure::Retry(why, _)) => match cached() {
+            Err(Failure::Retry(why, _) | Failure::Unreachable(why)) => match cached() {
                 Some(listing) => snapshot(listing, Some(unreachable(&why))).take(choose),
                 None => Err(self.not_here(repo, &unreachable(&why), "")),
             },
@@ -399,7 +417,7 @@ impl Snapshot<'_> {
         let failed = |failure| match failure {
             Failure::Refused(r) => hub.asked(repo, Some(&entry.path)).refused(&r),
             Failure::Fatal(e) => e.context(place()),
-            Failure::Retry(why, _) => Error::new(format!(
+            Failure::Retry(why, _) | Failure::Unreachable(why) => Error::new(format!(
                 "{}: {why}; run the command again to go on where it stopped (what came is kept in {})",
                 place(),
                 self.store.dir().join("blobs").display()

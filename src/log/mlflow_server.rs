@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use ureq::tls::{RootCerts, TlsConfig};
-use ureq::{Agent, Body, http::Response};
+use ureq::{Body, http::Response};
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
+use crate::hub::Network;
 
 /// How long a connection may take, and a whole request.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ pub enum Failure {
 
 /// A server, as the environment names it.
 pub struct Server {
-    agent: Agent,
+    network: Network,
     /// Its address without a final slash.
     pub uri: String,
     /// Name of the experiment.
@@ -59,16 +59,16 @@ impl Server {
             }
             _ => None,
         };
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT))
-            .timeout_global(Some(REQUEST))
-            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
-            .user_agent(concat!("ringtune/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .into();
+        let network = Network::from_env(Some("MLFLOW_TRACKING_SERVER_CERT_PATH"), |client| {
+            client
+                .http_status_as_error(false)
+                .timeout_connect(Some(CONNECT))
+                .timeout_global(Some(REQUEST))
+                .user_agent(concat!("ringtune/", env!("CARGO_PKG_VERSION")))
+        })
+        .context(|| "--report-to mlflow".to_string())?;
         Ok(Self {
-            agent,
+            network,
             uri: server.trim_end_matches('/').to_string(),
             experiment: var("MLFLOW_EXPERIMENT_NAME").unwrap_or_else(|| "Default".into()),
             authorization,
@@ -89,12 +89,22 @@ impl Server {
     /// # Errors
     /// What the server says, or why it says nothing.
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        let mut request = self.agent.post(self.url(path)).header("content-type", "application/json");
+        let url = self.url(path);
+        let mut request = self.agent(&url)?.post(&url).header("content-type", "application/json");
         if let Some(who) = &self.authorization {
             request = request.header("authorization", who);
         }
-        let answer = request.send(body.to_string()).map_err(|e| Failure::Later(e.to_string()))?;
+        let answer = request.send(body.to_string()).map_err(|e| self.no_answer(&url, &e))?;
         read(path, answer)
+    }
+
+    fn agent(&self, url: &str) -> Result<&ureq::Agent, Failure> {
+        self.network.agent(url).map_err(Failure::Never)
+    }
+
+    /// What does not pass now may once the network is another: a training is long.
+    fn no_answer(&self, url: &str, e: &ureq::Error) -> Failure {
+        Failure::Later(self.network.no_answer(url, e).why)
     }
 
     /// The id of an experiment; `None` where there is none of this name.
@@ -103,11 +113,12 @@ impl Server {
     /// As [`Server::post`].
     pub fn experiment_by_name(&self, name: &str) -> Result<Option<String>, Failure> {
         let path = "experiments/get-by-name";
-        let mut request = self.agent.get(self.url(path)).query("experiment_name", name);
+        let url = self.url(path);
+        let mut request = self.agent(&url)?.get(&url).query("experiment_name", name);
         if let Some(who) = &self.authorization {
             request = request.header("authorization", who);
         }
-        let answer = request.call().map_err(|e| Failure::Later(e.to_string()))?;
+        let answer = request.call().map_err(|e| self.no_answer(&url, &e))?;
         if answer.status().as_u16() == 404 {
             return Ok(None);
         }

@@ -36,6 +36,8 @@ pub enum Fault {
     Short(usize),
     /// Answers this status.
     Status(u16),
+    /// Sends all, whatever range was asked for.
+    NoRange,
 }
 
 /// How the hub tags files that are not large.
@@ -57,6 +59,9 @@ struct State {
     small_faults: VecDeque<Fault>,
     tags: Tags,
     busy: usize,
+    limited: usize,
+    /// Where the storage is said to be.
+    storage: Option<String>,
     names_only: bool,
     huge: bool,
     seen: Vec<String>,
@@ -184,6 +189,26 @@ impl HubServer {
         self.state().busy = n;
     }
 
+    /// So many requests of the hub are too many.
+    pub fn limited(&self, n: usize) {
+        self.state().limited = n;
+    }
+
+    /// The hub leads to the storage under this address, without a final slash.
+    pub fn storage_at(&self, address: &str) {
+        self.state().storage = Some(address.into());
+    }
+
+    /// Ports of this machine: the hub's.
+    pub fn port(&self) -> u16 {
+        self.hub.port()
+    }
+
+    /// The storage's.
+    pub fn storage_port(&self) -> u16 {
+        self.storage.port()
+    }
+
     /// Lists names without sizes and tags, as some mirrors do.
     pub fn names_only(&self) {
         self.state().names_only = true;
@@ -233,7 +258,12 @@ fn hub_answers(state: &Mutex<State>, stream: TcpStream, head: &str, storage: Soc
         state.busy -= 1;
         return send(stream, "503 busy", &[("retry-after", "0".into())], b"", 0);
     }
+    if state.limited > 0 {
+        state.limited -= 1;
+        return send(stream, "429 slowly", &[("ratelimit", "\"api\";r=0;t=0".into())], b"", 0);
+    }
     let path = head.split(' ').nth(1).unwrap_or_default().split('?').next().unwrap_or_default().trim_start_matches('/');
+    let path = path.strip_prefix("mirror/hf/").unwrap_or(path);
     let token =
         head.to_lowercase().split("authorization: bearer ").nth(1).and_then(|t| t.lines().next()).map(String::from);
     if let Some(rest) = path.strip_prefix("api/resolve-cache/") {
@@ -289,7 +319,11 @@ fn hub_answers(state: &Mutex<State>, stream: TcpStream, head: &str, storage: Soc
     if is_large(file) {
         headers.push(("x-linked-etag", format!("\"{}\"", sha256(bytes))));
         headers.push(("x-linked-size", bytes.len().to_string()));
-        headers.push(("location", format!("http://{storage}/{repo}//{file}")));
+        let storage = state.storage.clone().unwrap_or_else(|| format!("http://{storage}"));
+        headers.push(("location", format!("{storage}/{repo}//{file}")));
+        // Of who takes pieces of files; the whole is had without.
+        headers.push(("x-xet-hash", sha256(bytes)));
+        headers.push(("link", format!("<{storage}/xet>; rel=\"xet-auth\"")));
     } else {
         headers.push(("location", format!("/api/resolve-cache/{repo}//{file}")));
     }
@@ -304,8 +338,12 @@ fn storage_answers(state: &Mutex<State>, stream: TcpStream, head: &str) {
     let fault = state.faults.pop_front();
     let bytes = state.repos[repo].1[file].clone();
     drop(state);
+    let (fault, whole) = match fault {
+        Some(Fault::NoRange) => (None, true),
+        fault => (fault, false),
+    };
     let range = head.to_lowercase().split("range: bytes=").nth(1).and_then(|r| r.split('-').next()?.parse().ok());
-    let from: usize = range.unwrap_or(0);
+    let from: usize = range.filter(|_| !whole).unwrap_or(0);
     let rest = &bytes[from.min(bytes.len())..];
     let headers = [("content-range", format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len()))];
     let (status, headers) = if from == 0 { ("200 OK", &headers[..0]) } else { ("206 Partial Content", &headers[..]) };
@@ -315,7 +353,7 @@ fn storage_answers(state: &Mutex<State>, stream: TcpStream, head: &str) {
 /// Sends bytes, or what a fault makes of them.
 fn send_with(fault: Option<Fault>, stream: TcpStream, status: &str, headers: &[(&str, String)], rest: &[u8]) {
     match fault {
-        None => send(stream, status, headers, rest, rest.len()),
+        None | Some(Fault::NoRange) => send(stream, status, headers, rest, rest.len()),
         Some(Fault::Status(code)) => send(stream, &format!("{code} x"), &[], b"", 0),
         Some(Fault::Cut(n)) => send(stream, status, headers, &rest[..n.min(rest.len())], rest.len()),
         Some(Fault::Short(n)) => send(stream, status, headers, &rest[..n], n),

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::program::repository;
 
 /// Names without a prefix of ours that the program or a script reads.
-const FOREIGN: [&str; 40] = [
+const FOREIGN: [&str; 49] = [
+    "ALL_PROXY",
     "ARCHS",
     "BUDGET",
     "CARGO_TARGET_DIR",
@@ -17,10 +18,13 @@ const FOREIGN: [&str; 40] = [
     "CONDA_PREFIX",
     "CUDA_HOME",
     "CUDA_PATH",
+    "CURL_CA_BUNDLE",
     "FORCE_COLOR",
     "HF_ENDPOINT",
     "HF_TOKEN",
     "HOME",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
     "LD_LIBRARY_PATH",
     "LOCAL_RANK",
     "MASTER_ADDR",
@@ -28,6 +32,7 @@ const FOREIGN: [&str; 40] = [
     "MLFLOW_EXPERIMENT_NAME",
     "MLFLOW_RUN_ID",
     "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_URI",
     "MLFLOW_TRACKING_USERNAME",
@@ -36,10 +41,14 @@ const FOREIGN: [&str; 40] = [
     "NCCL_NVLS_ENABLE",
     "NCCL_SOCKET_IFNAME",
     "NO_COLOR",
+    "NO_PROXY",
     "PROGRAMS",
     "RANK",
+    "REQUESTS_CA_BUNDLE",
     "SEED",
     "SOURCE_DATE_EPOCH",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
     "STEPS",
     "TERM",
     "TEST_LIMIT",

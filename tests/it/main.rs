@@ -31,6 +31,7 @@ mod habits;
 mod hf_config;
 mod hostile;
 mod hub;
+mod hub_network;
 #[path = "../common/hub_server.rs"]
 mod hub_server;
 #[path = "../common/json_tokenizers.rs"]
@@ -55,6 +56,8 @@ mod plan;
 mod prepare;
 #[path = "../common/program.rs"]
 mod program;
+#[path = "../common/proxy.rs"]
+mod proxy;
 mod rank_ends;
 mod rank_failures;
 mod rank_faults;
