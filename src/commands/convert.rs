@@ -85,6 +85,14 @@ pub fn run(m: &ArgMatches) -> Result<()> {
             to.display()
         )));
     }
+    let other_kind = [".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst", ".bin", ".tok", ".xlsx"];
+    let name = to.to_string_lossy().to_lowercase();
+    if let Some(ending) = other_kind.iter().find(|ending| name.ends_with(*ending) && !streams) {
+        return Err(Error::usage(format!(
+            "{}: JSON Lines are written, and a file that ends in {ending} is read as something else; give it a name that ends in .jsonl",
+            to.display()
+        )));
+    }
     let from = named(&ALONE.data(from, None)?.0)?;
     if let Some(path) = from.iter().find(|p| same_file(p, to)) {
         return Err(Error::usage(format!(

@@ -25,6 +25,7 @@ use crate::data::row_json::{Json, Levels};
 use crate::data::source::{Batches, Item, Source};
 use crate::error::Result;
 use crate::say::visible;
+use crate::tables::Table;
 use crate::{bail, ensure};
 
 /// What to do with a bad line.
@@ -157,7 +158,8 @@ impl<'s, 'a> RowReader<'s, 'a> {
         file.forms.extend(source.is_gzip().then(|| ("gzip".to_string(), 0)));
         let unit = match (source.is_array(), source.table()) {
             (true, _) => Unit::Element,
-            (_, Some(_)) => Unit::TableRow,
+            (_, Some(Table::Csv | Table::Tsv)) => Unit::TextRow,
+            (_, Some(Table::Parquet)) => Unit::TableRow,
             _ => Unit::Line,
         };
         let batches = source.batches(options.max_line_bytes)?;
@@ -206,7 +208,7 @@ impl<'s, 'a> RowReader<'s, 'a> {
             match self.unit {
                 Unit::Line => format!("{} blank lines", self.file.blank_lines.max(1)),
                 Unit::Element => "an empty array".into(),
-                Unit::TableRow => "a table without any".into(),
+                Unit::TableRow | Unit::TextRow => "a table without any".into(),
             }
         );
         Ok(self.file)
@@ -220,6 +222,8 @@ enum Unit {
     /// Of the one array that the file is.
     Element,
     TableRow,
+    /// Of a table in which everything is text.
+    TextRow,
 }
 
 /// An item of a file; `None` for a blank line.
@@ -228,16 +232,21 @@ fn parse_item(item: &Item<'_>, unit: Unit, options: &RowOptions) -> Option<Resul
     if unit != Unit::Element && blank() {
         return None;
     }
-    let (number, parsed) = (item.number, parse_line(item, options));
+    let (number, parsed) = (item.number, parse_line(item, unit, options));
     Some(match unit {
         Unit::Line => parsed,
         Unit::Element => parsed.map_err(|e| format!("{e} (element {number} of the array)")),
         Unit::TableRow => parsed.map_err(|e| format!("{e} (row {number} of the table)")),
+        Unit::TextRow => parsed.map_err(|e| {
+            let nameless = number == 1 && e.contains("is missing, expected \"prompt\"") && !e.contains("; ");
+            let hint = if nameless { "; its first line has to name the columns, as in prompt,response" } else { "" };
+            format!("{e} (row {number} of the table{hint})")
+        }),
     })
 }
 
 /// One line to its turns, or what is wrong with it.
-fn parse_line(item: &Item<'_>, options: &RowOptions) -> Result<Turns, String> {
+fn parse_line(item: &Item<'_>, unit: Unit, options: &RowOptions) -> Result<Turns, String> {
     let (Item { text: raw, bytes, cut, .. }, RowOptions { max_line_bytes, columns, .. }) = (*item, options);
     if bytes > *max_line_bytes as u64 {
         return Err(format!("the line is too long, expected at most {max_line_bytes} bytes, found {bytes}"));
@@ -251,7 +260,12 @@ fn parse_line(item: &Item<'_>, options: &RowOptions) -> Result<Turns, String> {
     // A row, its list of turns, a turn, its list of parts, a part.
     let row = Levels::of_row(columns).deserialize(&mut de);
     match row.and_then(|f| de.end().map(|()| f)).map_err(|e| json_error(&e, text, cut))? {
-        Json::Object(fields) => fields.into_turns().map_err(|e| columns.in_words(e)),
+        Json::Object(mut fields) => {
+            if unit == Unit::TextRow {
+                fields.of_texts();
+            }
+            fields.into_turns().map_err(|e| columns.in_words(e))
+        }
         other => Err(format!("not a JSON object, expected {{\"prompt\": …, \"response\": …}}, found {}", other.kind())),
     }
 }
@@ -279,7 +293,11 @@ fn json_error(e: &serde_json::Error, text: &str, cut: bool) -> String {
         _ if shown.contains("NaN") || shown.contains("Infinity") => " (NaN and Infinity are no JSON: write null)",
         t if t.starts_with('<') => " (a page instead of the file?)",
         t if t.starts_with("{'") => " (Python's repr? write rows with json.dumps)",
+        t if cause.contains("trailing") && t.trim_end().ends_with("},") => {
+            " (objects a line, without commas between them)"
+        }
         t if !t.contains('{') && t.contains([',', '\t']) => " (a table? its name has to end in .csv or .tsv)",
+        t if !t.contains(['{', '"']) => " (plain text? ringtune pretrain trains on it)",
         _ => "",
     };
     format!("invalid JSON, expected a JSON object, found {cause}{hint} at column {column}, near `{shown}`")
@@ -292,7 +310,8 @@ mod tests {
 
     fn parse(line: &str) -> Result<Vec<Message>, String> {
         let item = Item { number: 1, text: line.as_bytes(), bytes: line.len() as u64, last: false, cut: false };
-        parse_line(&item, &RowOptions { max_line_bytes: 1000, ..RowOptions::default() }).map(|turns| turns.messages)
+        parse_line(&item, Unit::Line, &RowOptions { max_line_bytes: 1000, ..RowOptions::default() })
+            .map(|turns| turns.messages)
     }
 
     #[test]

@@ -31,6 +31,11 @@ pub fn files_of(path: &Path) -> Result<Named> {
         return of_folder(path);
     }
     let text = path.to_string_lossy();
+    if path.file_name().is_some_and(|name| name == "dataset_info.json") {
+        return Err(Error::usage(format!(
+            "{text}: a list of data sets, which is not read; name the files themselves (its \"file_name\"), and hf:org/name for those of the hub"
+        )));
+    }
     if path.exists() || !text.contains(['*', '?', '[']) {
         return whole(vec![path.to_path_buf()]);
     }

@@ -307,7 +307,18 @@ fn jsonl_texts(
                 Some(other) => bail!("{at}: field \"{key}\" is not a string, expected a string, found {other}"),
                 None => bail!(
                     "{at}: field \"{key}\" is missing, expected a string, found {}",
-                    if value.is_object() { "other fields" } else { "no object" }
+                    match value.as_object() {
+                        None => "no object".to_string(),
+                        Some(fields) => {
+                            let names: Vec<String> = fields.keys().take(8).map(|k| format!("\"{k}\"")).collect();
+                            let asks = ["prompt", "messages", "conversations", "instruction"];
+                            let hint = match asks.iter().any(|k| fields.contains_key(*k)) {
+                                true => "what is asked and answered is trained on by ringtune sft",
+                                false => "a column of another name is read with --columns text=NAME",
+                            };
+                            format!("the fields {}; {hint}", names.join(", "))
+                        }
+                    }
                 ),
             }
         }

@@ -43,7 +43,13 @@ impl Fields {
 
     fn keys(&self) -> String {
         let all: Vec<_> = self.all.iter().take(8).map(|(k, _)| format!("\"{k}\"")).collect();
-        if all.is_empty() { "no fields".to_string() } else { format!("the fields {}", all.join(", ")) }
+        let replaced: Vec<_> = self.replaced.iter().take(8).map(|k| format!("\"{k}\"")).collect();
+        let replaced = match replaced.is_empty() {
+            true => String::new(),
+            false => format!(" (not read, as --columns names others for them: {})", replaced.join(", ")),
+        };
+        let found = if all.is_empty() { "no fields".to_string() } else { format!("the fields {}", all.join(", ")) };
+        found + &replaced
     }
 
     fn once(&self, place: &str) -> Result<(), String> {
@@ -95,10 +101,15 @@ impl Fields {
             None | Some(Json::Null) => None,
             Some(Json::Bool(train)) => Some(train),
             Some(other) => {
-                return Err(format!(
-                    "field \"train\"{place} is not a boolean, expected true or false, found {}",
-                    other.kind()
-                ));
+                let found = match &other {
+                    Json::Text(text) => format!("the text {text:?}"),
+                    // A file of splits.
+                    Json::List(_) if place.is_empty() => {
+                        "an array; of a file of splits write the rows of one with jq -c '.train[]'".to_string()
+                    }
+                    other => other.kind().to_string(),
+                };
+                return Err(format!("field \"train\"{place} is not a boolean, expected true or false, found {found}"));
             }
         };
         let weight = match self.take("weight") {
@@ -108,6 +119,7 @@ impl Fields {
             Some(other) => {
                 let found = match other {
                     Json::Number(n) => n.to_string(),
+                    Json::Text(text) => format!("the text {text:?}"),
                     other => other.kind().to_string(),
                 };
                 return Err(format!(
@@ -121,6 +133,24 @@ impl Fields {
                 u8::from(b)
             )),
             _ => Ok(train.or(weight)),
+        }
+    }
+
+    /// Of a table of texts: what other files write as a boolean or a number is one.
+    pub(super) fn of_texts(&mut self) {
+        for (key, value) in &mut self.all {
+            let Some(Json::Text(text)) = &value else { continue };
+            let word = text.trim().to_ascii_lowercase();
+            let read = match (key.as_str(), word.as_str()) {
+                ("train" | "weight", "") => Some(Json::Null),
+                ("train", "true" | "yes" | "1") => Some(Json::Bool(true)),
+                ("train", "false" | "no" | "0") => Some(Json::Bool(false)),
+                ("weight", number) => number.parse().ok().map(Json::Number),
+                _ => None,
+            };
+            if read.is_some() {
+                *value = read;
+            }
         }
     }
 
@@ -157,6 +187,9 @@ impl Fields {
             let input = self.first_of(&["input", "context"]);
             if let Some(input) = self.optional(input)? {
                 instruction = format!("{instruction}\n{input}");
+            }
+            if let Some(history) = self.take("history").map(unfolded) {
+                turns.earlier(history)?;
             }
             turns.messages.push(Message::new(Role::User, instruction));
             let answers = ["output", "response", "completion"];
@@ -213,7 +246,11 @@ impl Fields {
 
     /// What to do with rows of forms that other trainers read, by their keys.
     fn advice(&self) -> String {
-        const PAIRS: [(&str, &str); 8] = [
+        const PAIRS: [(&str, &str); 12] = [
+            ("prompt", "response"),
+            ("prompt", "completion"),
+            ("instruction", "response"),
+            ("instruction", "output"),
             ("question", "answer"),
             ("question", "response"),
             ("query", "response"),
@@ -237,8 +274,20 @@ impl Fields {
             return "; this is one turn: put the turns of a conversation under \"messages\", one conversation a line"
                 .into();
         }
-        if let Some((a, b)) = PAIRS.into_iter().find(|(a, b)| self.has(a) && self.has(b)) {
+        // In any spelling of small and capital letters.
+        let named = |name: &str| {
+            let found = |(k, v): &&(String, Option<Json>)| {
+                k.eq_ignore_ascii_case(name) && v.as_ref().is_some_and(|v| !v.is_void())
+            };
+            self.all.iter().find(found).map(|(k, _)| k.as_str())
+        };
+        if let Some((a, b)) = PAIRS.into_iter().find_map(|(a, b)| Some((named(a)?, named(b)?)))
+            && !(a == "prompt" && ["response", "completion"].contains(&b))
+        {
             return columns(format!("prompt={a} response={b}"));
+        }
+        if let Some(list) = ["messages", "conversations", "conversation"].into_iter().find_map(named) {
+            return columns(format!("messages={list}"));
         }
         match lone_list {
             Some(key) => jq(format!(".{key}[]")),
@@ -247,6 +296,10 @@ impl Fields {
         }
     }
 }
+
+/// Names of turns that belong to tools.
+const TOOLS: [&str; 8] =
+    ["tool", "function", "ipython", "function_call", "tool_call", "observation", "tool_response", "function_response"];
 
 /// Whether a content is null, blank, or parts without any text.
 fn says_nothing(content: &Json) -> bool {
@@ -279,6 +332,35 @@ impl Turns {
         first.is_some_and(|m| m.content.trim() == prompt.trim())
     }
 
+    /// Questions and answers that came before an instruction, as pairs.
+    fn earlier(&mut self, history: Json) -> Result<(), String> {
+        let bad = |found: &str| {
+            Err(format!(
+                "field \"history\" is no list of pairs, expected [[\"question\", \"answer\"], …], found {found}"
+            ))
+        };
+        let pairs = match history {
+            Json::List(pairs) => pairs,
+            other if other.is_void() => return Ok(()),
+            other => return bad(other.kind()),
+        };
+        for pair in pairs {
+            match pair {
+                Json::List(pair) => match &pair[..] {
+                    [Json::Text(question), Json::Text(answer)]
+                        if !question.trim().is_empty() && !answer.trim().is_empty() =>
+                    {
+                        self.messages.push(Message::new(Role::User, question.clone()));
+                        self.messages.push(Message::new(Role::Assistant, answer.clone()));
+                    }
+                    _ => return bad("a pair of other than two texts"),
+                },
+                other => return bad(other.kind()),
+            }
+        }
+        Ok(())
+    }
+
     /// Appends the turns of a list.
     fn extend(&mut self, key: &str, items: Vec<Json>, train: bool) -> Result<(), String> {
         let empty = || Err(format!("field \"{key}\" is empty, expected at least one message, found []"));
@@ -309,11 +391,19 @@ impl Turns {
         let role = match name.as_str() {
             "human" if share_gpt => Some(Role::User),
             "gpt" | "chatgpt" | "bing" | "bard" | "model" if share_gpt => Some(Role::Assistant),
+            // The newer name of who sets the scene.
+            "developer" => Some(Role::System),
             name => Role::parse(name),
         };
         let Some(role) = role else {
             let expected = if share_gpt { "system, human or gpt" } else { "system, user or assistant" };
-            return Err(format!("field \"{role_key}\"{place} is unknown, expected {expected}, found \"{name}\""));
+            let hint = match TOOLS.contains(&name.as_str()) {
+                true => {
+                    "; tools, their calls and what they give are not trained: leave the row out or write them as text"
+                }
+                false => "",
+            };
+            return Err(format!("field \"{role_key}\"{place} is unknown, expected {expected}, found \"{name}\"{hint}"));
         };
         let train = fields.train(&place)?.unwrap_or(train);
         let content = match fields.get(text_key) {

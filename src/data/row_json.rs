@@ -47,10 +47,12 @@ pub(super) struct Fields {
     pub(super) all: Vec<(String, Option<Json>)>,
     /// The first known key that came twice: readers disagree about which one counts.
     pub(super) duplicate: Option<String>,
+    /// Keys in whose place other columns are read.
+    pub(super) replaced: Vec<String>,
 }
 
 /// Keys of turns and of their parts, and those of a row that no column is read as.
-const WITHIN: [&str; 7] = ["role", "content", "from", "value", "train", "weight", "type"];
+const WITHIN: [&str; 8] = ["role", "content", "from", "value", "train", "weight", "type", "history"];
 
 /// Whether some form reads a key; the values of others are looked at no further than whether they are empty.
 fn is_known(key: &str) -> bool {
@@ -127,6 +129,7 @@ impl<'de> Visitor<'de> for Levels<'_> {
                 Column::Read(field) => key = field.to_string(),
                 Column::Replaced => {
                     map.next_value::<IgnoredAny>()?;
+                    fields.replaced.push(key);
                     continue;
                 }
             }

@@ -361,6 +361,8 @@ fn settings(row: &RowSpec, tokenizer: &Tokenizer, template: &Template) -> serde_
         "encoding": 2,
         // Files of builds that did not look for what the rows show are made again.
         "findings": 2,
+        // The same of those that read fewer fields of rows.
+        "rows": 2,
         "prompt_hash": "context",
     });
     if !row.rows.columns.is_empty() {

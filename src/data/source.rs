@@ -1,10 +1,10 @@
 //! The bytes of a data set: a file that can be read again, unpacked where it is gzip, as JSON Lines where it is a table, refused by name
 //! where it is something else.
 
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 use self::items::{Array, Mark, Splitter};
 use crate::error::{Context, Error, Result};
@@ -181,7 +181,7 @@ impl<'a> Source<'a> {
         Ok(match self.origin {
             Origin::Memory(bytes) => Box::new(bytes),
             Origin::File(path) if self.gzip => {
-                Box::new(MultiGzDecoder::new(BufReader::with_capacity(1 << 16, open_file(path)?)))
+                Box::new(Members::of(BufReader::with_capacity(1 << 16, open_file(path)?)))
             }
             Origin::File(path) => Box::new(open_file(path)?),
         })
@@ -210,6 +210,40 @@ impl<'a> Source<'a> {
         let own = e.kind() == ErrorKind::InvalidData && self.table.is_some();
         let what = if self.gzip && !own { "damaged gzip file: " } else { "" };
         Error::new(format!("{}: {what}{e}", self.name()))
+    }
+}
+
+/// What the members of a gzip file hold, one after the other. Zeros behind one are padding: who writes in blocks fills up the last.
+struct Members<R>(Option<GzDecoder<R>>);
+
+impl<R: BufRead> Members<R> {
+    fn of(packed: R) -> Self {
+        Self(Some(GzDecoder::new(packed)))
+    }
+}
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let n = member.read(buffer)?;
+            if n > 0 || buffer.is_empty() {
+                return Ok(n);
+            }
+            let mut packed = self.0.take().expect("it was just read from").into_inner();
+            loop {
+                let ahead = packed.fill_buf()?;
+                let (zeros, all) = (ahead.iter().take_while(|&&b| b == 0).count(), ahead.len());
+                packed.consume(zeros);
+                if all == 0 {
+                    return Ok(0);
+                }
+                if zeros < all {
+                    self.0 = Some(GzDecoder::new(packed));
+                    break;
+                }
+            }
+        }
+        Ok(0)
     }
 }
 

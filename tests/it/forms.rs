@@ -102,6 +102,57 @@ fn a_table_is_read_as_the_same_rows_in_json_lines() {
     assert!(outcome.stdout.contains("prompt and response, CSV, gzip"), "{}{}", outcome.stdout, outcome.stderr);
 }
 
+/// A table of texts says what is trained of a row as other files do.
+#[test]
+fn train_and_weight_are_columns_of_a_table_too() {
+    let w = place();
+    let trained = |text: &str| {
+        w.write("t.csv", text);
+        let outcome =
+            w.shell("ringtune inspect rows --tokenizer_path spm.model --val_fraction 0 --json --dataset_paths t.csv");
+        assert_eq!(outcome.code, Some(0), "{text}: {}", outcome.stderr);
+        outcome.stdout.lines().count()
+    };
+    // A row without anything trained is left out.
+    assert_eq!(trained("prompt,response,train\na,b,true\nc,d,False\ne,f,\ng,h,1\n"), 3);
+    assert_eq!(trained("prompt,response,weight\na,b,0\nc,d,1\ne,f,0.0\ng,h, 1.0\n"), 2);
+    for (text, what) in [
+        (
+            "prompt,response,train\na,b,maybe\n",
+            "field \"train\" is not a boolean, expected true or false, found the text \"maybe\"",
+        ),
+        (
+            "prompt,response,weight\na,b,0.5\n",
+            "field \"weight\" is neither 0 nor 1, expected 0 (not trained) or 1, found 0.5",
+        ),
+        (
+            "What is it?,A ring.\nAnd that?,A stone.\n",
+            "(row 1 of the table; its first line has to name the columns, as in prompt,response)",
+        ),
+    ] {
+        w.write("t.csv", text);
+        let outcome = w.run(&["convert", "t.csv", "t.jsonl"]);
+        assert!(outcome.code == Some(1) && outcome.error().contains(what), "{text}: {}", outcome.stderr);
+    }
+    // What is written is read as what its name says.
+    w.write("t.csv", "prompt,response\na,b\n");
+    for name in ["out.csv", "out.jsonl.gz", "out.parquet"] {
+        let outcome = w.run(&["convert", "t.csv", name]);
+        assert!(
+            outcome.code == Some(2) && outcome.error().contains("a name that ends in .jsonl"),
+            "{}",
+            outcome.stderr
+        );
+        assert!(!w.path(name).exists());
+    }
+    let replaced = w.shell("ringtune convert t.csv t.jsonl --columns prompt=question response=answer");
+    assert!(
+        replaced.error().contains("(not read, as --columns names others for them: \"prompt\", \"response\")"),
+        "{}",
+        replaced.stderr
+    );
+}
+
 #[test]
 fn parquet_with_lists_and_texts_that_are_lists_are_conversations() {
     let w = place();

@@ -275,6 +275,20 @@ fn every_form_is_read_and_named() {
         );
     }
     check(
+        r#"{"instruction": "c", "input": "", "output": "d", "history": [["a", "b"]], "system": "s"}"#,
+        "Alpaca",
+        &[(system, "s", true), (user, "a", true), (assistant, "b", true), (user, "c", true), (assistant, "d", true)],
+    );
+    for none in ["null", "[]", r#""""#] {
+        let row = format!(r#"{{"instruction": "c", "output": "d", "history": {none}}}"#);
+        check(&row, "Alpaca", &[(user, "c", true), (assistant, "d", true)]);
+    }
+    check(
+        r#"{"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#,
+        "messages",
+        &[(system, "s", true), (user, "a", true), (assistant, "b", true)],
+    );
+    check(
         r#"{"system": "s", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#,
         "messages",
         &[(system, "s", true), (user, "a", true), (assistant, "b", true)],
@@ -335,6 +349,22 @@ fn forms_of_other_trainers_say_what_to_do() {
     check("<!DOCTYPE html>", "a page instead of the file?");
     check("{'prompt': 'a'}", "Python's repr? write rows with json.dumps");
     check(r#"{"prompt": "a", "response": "b", "score": NaN}"#, "NaN and Infinity are no JSON: write null");
+    for history in [r#"["a", "b"]"#, r#"[["a"]]"#, r#"[["a", 1]]"#, r#""x""#] {
+        check(
+            &format!(r#"{{"instruction": "a", "output": "b", "history": {history}}}"#),
+            "field \"history\" is no list of pairs, expected [[",
+        );
+    }
+    check(r#"{"INSTRUCTION": "a", "Response": "b"}"#, "--columns prompt=INSTRUCTION response=Response");
+    check(r#"{"Messages": [{}]}"#, "--columns messages=Messages");
+    check(r#"{"train": [{"prompt": "a"}], "test": []}"#, "jq -c '.train[]'");
+    check(
+        r#"{"messages": [{"role": "tool", "content": "a"}]}"#,
+        "found \"tool\"; tools, their calls and what they give",
+    );
+    check(r#"{"conversations": [{"from": "observation", "value": "a"}]}"#, "leave the row out or write them as text");
+    check(r#"{"prompt": "a", "response": "b"},"#, "objects a line, without commas between them");
+    check("What is a ring?", "plain text? ringtune pretrain trains on it");
     check("\u{200b}{}", "near `\\u200b{}`");
     check("\u{a0}{}", "near `\\u00a0{}`");
 }
@@ -377,6 +407,14 @@ fn an_array_and_gzip_are_read_and_a_broken_one_is_named() {
     std::fs::write(&path, &packed).unwrap();
     let file = read_rows(&path, &options()).unwrap();
     assert_eq!((file.rows.len(), file.form().as_str()), (2, "prompt and response, gzip"));
+    // Padding, as who writes in blocks leaves it: behind the last member, and between them.
+    for padded in [[&packed[..], &[0; 700]].concat(), [&gz(&format!("{GOOD}\n"))[..], &[0; 9], &packed].concat()] {
+        let rows = if padded.len() > packed.len() + 500 { 2 } else { 3 };
+        std::fs::write(&path, &padded).unwrap();
+        assert_eq!(read_rows(&path, &options()).unwrap().rows.len(), rows);
+    }
+    std::fs::write(&path, [&packed[..], b"\0\0garbage"].concat()).unwrap();
+    assert!(read_rows(&path, &options()).unwrap_err().to_string().contains("damaged gzip file: "));
     std::fs::write(&path, &packed[..packed.len() - 9]).unwrap();
     let e = read_rows(&path, &options()).unwrap_err().to_string();
     assert!(e.contains("damaged gzip file: "), "{e}");

@@ -270,7 +270,8 @@ fn jinja_error(e: &minijinja::Error) -> Error {
     }
 }
 
-/// Replaces generation tags by blocks that print a mark and treat white space as the tags would.
+/// Replaces generation tags by blocks that print a mark and treat white space as the tags would. What is set between them does not leave
+/// them: in transformers they are a call block.
 fn mark_generation(source: &str) -> Result<(String, usize)> {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -296,7 +297,13 @@ fn mark_generation(source: &str) -> Result<(String, usize)> {
                 open = !open;
                 n += 1;
                 out.push_str(&rest[..at]);
-                out.push_str(&format!("{{%{left} if true %}}{{{{ '{mark}' }}}}{{% endif {right}%}}"));
+                match open {
+                    true => out
+                        .push_str(&format!("{{%{left} with %}}{{{{ '{mark}' }}}}{{% if true %}}{{% endif {right}%}}")),
+                    false => out.push_str(&format!(
+                        "{{%{left} if true %}}{{{{ '{mark}' }}}}{{% endif %}}{{% endwith {right}%}}"
+                    )),
+                }
                 rest = &rest[at + 2 + len + 2..];
             }
             None => {
@@ -325,13 +332,35 @@ mod tests {
         }
     }
 
+    /// As Jinja2 prints it where generation is a call block, as in transformers.
+    #[test]
+    fn what_is_set_between_the_marks_stays_there() {
+        for (template, printed) in [
+            ("{% set x = 'a' %}{% generation %}{% set x = 'b' %}{{ x }}{% endgeneration %}{{ x }}", "ba"),
+            ("{% generation %}{% set y = 'b' %}{{ y }}{% endgeneration %}[{{ y }}]", "b[]"),
+            (
+                "{% set ns = namespace(x='a') %}{% generation %}{% set ns.x = 'b' %}{{ ns.x }}{% endgeneration %}{{ ns.x }}",
+                "bb",
+            ),
+            (
+                "{% for m in [1, 2] %}{% generation %}{{ loop.index }}{% set z = m %}{{ z }}{% endgeneration %}({{ z }}){% endfor %}",
+                "11()22()",
+            ),
+        ] {
+            let jinja =
+                Jinja::new(template, &TemplateOptions { of_model: true, ..TemplateOptions::default() }).unwrap();
+            let text = jinja.print(&[], Purpose::Train).unwrap().replace([GENERATION, END_GENERATION], "");
+            assert_eq!(text, printed, "{template}");
+        }
+    }
+
     #[test]
     fn tags_keep_their_white_space_control() {
         let (marked, n) = mark_generation("a\n  {%- generation -%}\n b {% endgeneration %}\nc").unwrap();
         assert_eq!(n, 1);
         assert_eq!(
             marked,
-            "a\n  {%- if true %}{{ '\u{fdd1}' }}{% endif -%}\n b {% if true %}{{ '\u{fdd2}' }}{% endif %}\nc"
+            "a\n  {%- with %}{{ '\u{fdd1}' }}{% if true %}{% endif -%}\n b {% if true %}{{ '\u{fdd2}' }}{% endif %}{% endwith %}\nc"
         );
         assert_eq!(mark_generation("{%} {% if a %}").unwrap().1, 0);
         assert!(mark_generation("{% generation %}").is_err());
