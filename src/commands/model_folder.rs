@@ -11,17 +11,17 @@ use crate::data::template::{Template, Unmarked};
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
 use crate::hf::device::{load_adapter, load_params};
-use crate::hf::merge::Adapted;
+use crate::hf::merge::{Adapted, Merged};
 use crate::hf::merged::lora_spec;
 use crate::hf::peft::Adapter;
 use crate::hf::resize::Resized;
 use crate::hf::safetensors::ModelFiles;
 use crate::hf::{TensorSource, peft};
 use crate::model::Model;
+use crate::say;
 use crate::settings::Settings;
 use crate::tensor::DType;
 use crate::train::outputs::MERGED;
-use crate::{bail, say};
 
 /// Which model, tokenizer and template a command was told.
 #[derive(Clone, Debug)]
@@ -66,11 +66,13 @@ pub(super) struct ModelFolder {
     pub files: ModelFiles,
     /// The adapter on it.
     pub adapter: Option<Adapter>,
+    /// The adapter is to be in the weights, as `merge` would write them.
+    merged: bool,
 }
 
 impl ModelFolder {
     /// Opens what lies at `model_path`: an adapter with its base, or a whole model; with `no_lora` the merged model of an output
-    /// folder, or the whole model in it.
+    /// folder, or the whole model in it, or the adapter for which [`ModelFolder::load`] makes the merged model in memory.
     pub fn open(model_path: &Path, base_model: Option<&Path>, no_lora: bool) -> Result<Self> {
         let shown = model_path.display();
         if !model_path.is_dir() {
@@ -80,27 +82,21 @@ impl ModelFolder {
         }
         let holds = |dir: &Path, name: &str| dir.join(name).is_file();
         let whole = |dir: &Path| holds(dir, "config.json") && has_weights(dir);
-        if no_lora || !peft::is_adapter(model_path) {
+        let merged = model_path.join(MERGED);
+        let alone = peft::is_adapter(model_path) && !whole(model_path) && !whole(&merged);
+        if (no_lora && !alone) || !peft::is_adapter(model_path) {
             if base_model.is_some() {
                 return Err(Error::usage(format!(
                     "--base-model has no effect: {shown} {}; leave it out",
                     if no_lora { "is taken without its adapter (--no-lora)" } else { "holds no adapter" }
                 )));
             }
-            let merged = model_path.join(MERGED);
             // Where an adapter lies beside a whole model, `merged` is what the adapter became.
             let places = match peft::is_adapter(model_path) {
                 true => [merged.as_path(), model_path],
                 false => [model_path, merged.as_path()],
             };
             let Some(dir) = places.into_iter().find(|d| whole(d)) else {
-                if peft::is_adapter(model_path) {
-                    bail!(
-                        "{shown}: --no-lora asks for a merged or whole model, found an adapter alone; leave --no-lora out, or make \
-                         the merged model with `ringtune merge --model-path {shown} --output-dir {}`",
-                        merged.display()
-                    );
-                }
                 // The message of a model that lacks a file says which.
                 let files = ModelFiles::open(model_path);
                 return Err(files.err().map_or_else(
@@ -111,11 +107,22 @@ impl ModelFolder {
             if no_lora && dir == merged {
                 say::note(&format!("model: {} (merged)", dir.display()));
             }
-            return Ok(Self { dir: dir.to_path_buf(), files: ModelFiles::open(dir)?, adapter: None });
+            return Ok(Self { dir: dir.to_path_buf(), files: ModelFiles::open(dir)?, adapter: None, merged: false });
+        }
+        if no_lora {
+            say::note(&format!(
+                "{shown}: no merged model is here; it is made in memory of adapter and base (`ringtune merge --model-path {shown} --output-dir {}` writes it)",
+                merged.display()
+            ));
         }
         let adapter = Adapter::open(model_path)?;
         let base = ALONE.base(&adapter, base_model)?;
-        Ok(Self { dir: model_path.to_path_buf(), files: ModelFiles::open(&base)?, adapter: Some(adapter) })
+        Ok(Self {
+            dir: model_path.to_path_buf(),
+            files: ModelFiles::open(&base)?,
+            adapter: Some(adapter),
+            merged: no_lora,
+        })
     }
 
     /// What [`ModelFolder::open`] finds for these arguments, with its tokenizer and template.
@@ -124,6 +131,16 @@ impl ModelFolder {
         let mut tokenizer = folder.tokenizer(args)?;
         let folders = [folder.dir.as_path(), folder.files.dir()];
         let template = open::template(&args.template, &folders, args.default_template, &mut tokenizer)?;
+        let asked = TemplateArgs { date: None, supervise_turn_newline: false, ..args.template.clone() };
+        if let Some(name) = &args.template.name
+            && let Ok(Some(own)) = open::own_template(&asked, &folders, &tokenizer)
+            && !own.prints_as(&template)
+        {
+            say::warning(&format!(
+                "{}: prompts are written as {name} writes them, and the model has another chat template; leave --prompt-template out for its own",
+                folder.dir.display()
+            ));
+        }
         Ok((folder, tokenizer, template))
     }
 
@@ -141,12 +158,16 @@ impl ModelFolder {
     /// Loads the weights. Rows for tokens that the model does not know are made as `sft` makes them before its first step.
     pub fn load<B: Backend>(&self, dev: &B, tokenizer: &Tokenizer, seed: u64, dtype: DType) -> Result<Model<B>> {
         self.files.hf_config().warnings.iter().for_each(|w| say::warning(w));
-        let adapted = match &self.adapter {
-            Some(adapter) => Some(Adapted::new(&self.files, adapter)?),
-            None => None,
-        };
-        let source: &dyn TensorSource = match &adapted {
-            Some(adapted) => adapted,
+        let (merged, adapted);
+        let source: &dyn TensorSource = match &self.adapter {
+            Some(adapter) if self.merged => {
+                merged = Merged::new(&self.files, adapter)?.rounded(self.files.dtype());
+                &merged
+            }
+            Some(adapter) => {
+                adapted = Adapted::new(&self.files, adapter)?;
+                &adapted
+            }
             None => &self.files,
         };
         let resize = plan_resize(source.config(), &self.dir, tokenizer, None, seed)?;
@@ -160,9 +181,10 @@ impl ModelFolder {
         }
         let resized = Resized::new(source, resize)?;
         let mut params = load_params(dev, &resized, dtype)?;
-        if let Some(adapter) = &self.adapter {
+        let beside = self.adapter.as_ref().filter(|_| !self.merged);
+        if let Some(adapter) = beside {
             load_adapter(dev, &mut params, adapter)?;
         }
-        Ok(Model::fixed(resized.config().clone(), params, self.adapter.as_ref().map(lora_spec), dtype))
+        Ok(Model::fixed(resized.config().clone(), params, beside.map(lora_spec), dtype))
     }
 }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::peft::Adapter;
-use super::{HostTensor, InFile, Pieces, TensorSource};
+use super::{HostTensor, InFile, Pieces, SaveDType, TensorSource};
 use crate::error::Result;
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Part, Place};
@@ -68,7 +68,11 @@ impl TensorSource for Adapted<'_> {
 }
 
 /// The merged model.
-pub struct Merged<'a>(Adapted<'a>);
+pub struct Merged<'a> {
+    adapted: Adapted<'a>,
+    /// The type that its weights are rounded to.
+    rounded: Option<SaveDType>,
+}
 
 impl<'a> Merged<'a> {
     /// Checks that the adapter fits the base.
@@ -76,22 +80,31 @@ impl<'a> Merged<'a> {
     /// # Errors
     /// As [`Adapter::fit`].
     pub fn new(base: &'a dyn TensorSource, adapter: &'a Adapter) -> Result<Self> {
-        Adapted::new(base, adapter).map(Self)
+        Ok(Self { adapted: Adapted::new(base, adapter)?, rounded: None })
+    }
+
+    /// With weights as a file of this type has them.
+    #[must_use]
+    pub fn rounded(self, dtype: SaveDType) -> Self {
+        Self { rounded: Some(dtype), ..self }
     }
 }
 
 impl TensorSource for Merged<'_> {
     fn config(&self) -> &ModelConfig {
-        &self.0.config
+        &self.adapted.config
     }
 
     fn load(&self, at: Place) -> Result<HostTensor> {
-        let mut w = self.0.load(at)?;
+        let mut w = self.adapted.load(at)?;
         if let Place::Layer(i, Part::Matrix(product)) = at
-            && let Some((a, b)) = self.0.adapter.lora(i, product)?
+            && let Some((a, b)) = self.adapted.adapter.lora(i, product)?
         {
-            add_update(&mut w, &a, &b, self.0.adapter.config.lora.scale() as f32);
+            add_update(&mut w, &a, &b, self.adapted.adapter.config.lora.scale() as f32);
             w.check_finite(&format!("merged {at}"))?;
+        }
+        if let Some(dtype) = self.rounded {
+            w.data.iter_mut().for_each(|x| *x = dtype.round(*x));
         }
         Ok(w)
     }

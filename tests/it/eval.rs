@@ -33,6 +33,23 @@ fn adapter_merged_and_base_are_found_in_an_output_folder() {
     assert!(merged["adapter"].is_null());
     // The base is f32, so the merged model is not rounded.
     assert!((loss(&merged) - loss(&adapter)).abs() < 1e-5, "{} {}", loss(&merged), loss(&adapter));
+    // Where nothing was merged it is made in memory: the same figures, bit for bit.
+    fs::rename(w.path("out/merged"), w.path("elsewhere")).unwrap();
+    let made = ok(w.shell(
+        "ringtune eval --model_path out --no_lora --dataset_paths rows.jsonl --max_eval_samples 40 --num_gen_samples 0 --output made.json",
+    ));
+    assert!(
+        made.stderr.contains("no merged model is here") && made.stderr.contains("ringtune merge --model-path out"),
+        "{}",
+        made.stderr
+    );
+    let of = |v: &Value| v["all"].clone();
+    assert_eq!(of(&json(&w, "made.json")), of(&report(&w, "--model_path elsewhere --max_eval_samples 40")));
+    let other = ok(w.shell(
+        "ringtune eval --model_path out --dataset_paths rows.jsonl --max_eval_samples 9 --prompt_template plain",
+    ));
+    assert!(other.stderr.contains("the model has another chat template"), "{}", other.stderr);
+    fs::rename(w.path("elsewhere"), w.path("out/merged")).unwrap();
     assert_eq!(report(&w, "--model_path out/merged")["all"], merged["all"]);
     let base = report(&w, "--model_path out/resized_base --tokenizer_path spm.model");
     assert!(loss(&base) > loss(&adapter) + 1.0, "{} {}", loss(&base), loss(&adapter));
@@ -179,7 +196,6 @@ fn mistakes_are_named() {
     let rows = "--dataset_paths rows.jsonl";
     fails(&eval(&format!("--model_path nowhere {rows}")), 1, &["nowhere: expected a model folder, found nothing"]);
     fails(&eval(&format!("--model_path spm.model {rows}")), 1, &["spm.model: expected a model folder, found a file"]);
-    fails(&eval(&format!("--model_path out --no_lora {rows}")), 1, &["--no-lora", "ringtune merge --model-path out"]);
     w.write("parent/inner/x", "");
     fs::rename(w.path("base"), w.path("parent/base")).unwrap();
     fails(&eval(&format!("--model_path parent {rows}")), 1, &["config.json", "did you mean parent/base?"]);
