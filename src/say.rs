@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, StdoutLock, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-use crate::error::Result;
+use crate::error::{Result, in_words};
 
 /// Text of data, of a file or of a model as a terminal may show it: what would move its cursor, hide or reorder text (control
 /// characters but line ends and tabs, marks of direction, byte order marks) is written out, as `\u001b`.
@@ -232,6 +232,11 @@ impl Default for Out {
 fn end_if_unread<T>(result: io::Result<T>) -> io::Result<T> {
     match result {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        // Who writes a line again after an interruption asks for the kind.
+        Err(e) if e.kind() != ErrorKind::Interrupted => {
+            let full = if e.kind() == ErrorKind::StorageFull { "; free some space there" } else { "" };
+            Err(io::Error::new(e.kind(), format!("standard output: {}{full}", in_words(&e))))
+        }
         other => other,
     }
 }

@@ -1,6 +1,7 @@
-//! Signals that ask for an end: SIGTERM and SIGINT, SIGHUP of a terminal that closes, SIGUSR1 of a scheduler that warns. The first one
-//! asks the loop to finish its step and save, and says so; the second one ends the process at once. Before the first step there is
-//! nothing to save, so the first one ends it too: tokenising or loading may take longer than a scheduler waits.
+//! Signals that ask for an end: SIGTERM and SIGINT, SIGHUP of a terminal that closes, SIGUSR1 of a scheduler that warns, SIGXCPU of a limit
+//! on processor time that is reached (`ulimit -S -t`: it comes every second, until another limit kills). The first one asks the loop to
+//! finish its step and save, and says so; the second one ends the process at once. Before the first step there is nothing to save, so
+//! the first one ends it too: tokenising or loading may take longer than a scheduler waits.
 //!
 //! SIGUSR2 asks for the state to be saved after the step, and the run goes on.
 //!
@@ -30,8 +31,13 @@ pub struct StopFlag {
     save: Arc<AtomicBool>,
 }
 
-const ASK_FOR_AN_END: [(i32, &str); 4] =
-    [(libc::SIGTERM, "SIGTERM"), (libc::SIGINT, "SIGINT"), (libc::SIGHUP, "SIGHUP"), (libc::SIGUSR1, "SIGUSR1")];
+const ASK_FOR_AN_END: [(i32, &str); 5] = [
+    (libc::SIGTERM, "SIGTERM"),
+    (libc::SIGINT, "SIGINT"),
+    (libc::SIGHUP, "SIGHUP"),
+    (libc::SIGUSR1, "SIGUSR1"),
+    (libc::SIGXCPU, "SIGXCPU"),
+];
 
 fn name_of(signal: i32) -> &'static str {
     ASK_FOR_AN_END.into_iter().find(|(s, _)| *s == signal).map_or("a request to stop", |(_, name)| name)
@@ -133,11 +139,19 @@ impl StopFlag {
             signal_hook::iterator::Signals::new(listened).context(|| "cannot listen for signals".into())?;
         let (begun, step) = (Arc::clone(&flag.begun), Arc::clone(&flag.step));
         std::thread::spawn(move || {
-            let mut said = false;
+            let (mut said, mut out_of_time) = (false, false);
             for signal in &mut signals {
                 let name = name_of(signal);
+                if signal == libc::SIGXCPU && std::mem::replace(&mut out_of_time, true) {
+                    continue;
+                }
                 if signal == libc::SIGUSR2 {
                     say::note("SIGUSR2: saving after this step, then going on");
+                } else if signal == libc::SIGXCPU && begun.load(Ordering::SeqCst) {
+                    let step = step.load(Ordering::SeqCst);
+                    say::note(&format!(
+                        "{name}: the limit on processor time is reached; finishing step {step}, then saving"
+                    ));
                 } else if begun.load(Ordering::SeqCst) {
                     // What is a second request ends the process: this is an echo of the first.
                     if std::mem::replace(&mut said, true) {
@@ -164,7 +178,10 @@ impl StopFlag {
                     since.store(now, Ordering::SeqCst);
                     flag.signal.store(signal as usize, Ordering::SeqCst);
                     flag.request();
-                } else if signal == libc::SIGINT || now.saturating_sub(since.load(Ordering::SeqCst)) > ECHO {
+                } else if signal == libc::SIGINT
+                    // That of a limit comes again by itself.
+                    || signal != libc::SIGXCPU && now.saturating_sub(since.load(Ordering::SeqCst)) > ECHO
+                {
                     signal_hook::low_level::exit(128 + signal);
                 }
             };

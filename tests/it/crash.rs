@@ -324,19 +324,26 @@ fn hangup_and_warning_save_too() {
     const STEPS: u64 = 2000;
     let dir = tempfile::tempdir().unwrap();
     rows(dir.path(), 60);
-    for (name, number) in [("SIGHUP", libc::SIGHUP), ("SIGUSR1", libc::SIGUSR1)] {
+    for (name, number) in [("SIGHUP", libc::SIGHUP), ("SIGUSR1", libc::SIGUSR1), ("SIGXCPU", libc::SIGXCPU)] {
         let out = dir.path().join(name);
         let mut child = sft(dir.path(), &out, STEPS).spawn().unwrap();
         wait_for_steps(&mut child, &out, 3);
         signal(&child, number);
+        // A limit on processor time says so again and again.
+        let limit = number == libc::SIGXCPU;
+        (0..if limit { 3 } else { 0 }).for_each(|_| signal(&child, number));
         let output = child.wait_with_output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(75), "{stderr}");
+        let (why, again) = match limit {
+            true => ("the limit on processor time is reached; ", ""),
+            false => ("", "; send it again to stop now"),
+        };
         assert!(
             stderr.lines().any(|l| {
-                let rest = l.strip_prefix(&format!("{name}: finishing step ")).unwrap_or_default();
+                let rest = l.strip_prefix(&format!("{name}: {why}finishing step ")).unwrap_or_default();
                 rest.split_once(',').is_some_and(|(step, rest)| {
-                    step.parse::<u64>().is_ok_and(|n| n >= 3) && rest == " then saving; send it again to stop now"
+                    step.parse::<u64>().is_ok_and(|n| n >= 3) && rest == format!(" then saving{again}")
                 })
             }),
             "{stderr}"
