@@ -29,13 +29,28 @@ pub fn run(options: &Options) -> u8 {
         _ => attempts(options),
     };
     outcome.unwrap_or_else(|e| {
-        say(&e.to_string());
+        let text = e.to_string();
+        let text = text.split(" (os error ").next().unwrap_or_default();
+        say(&format!("{text}{}", meant(options, e.kind())));
         match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => 127,
             io::ErrorKind::InvalidInput => 2,
             _ => 1,
         }
     })
+}
+
+/// What was meant by a program that is not there: a command of ringtune without its name, or another launcher's.
+fn meant(options: &Options, kind: io::ErrorKind) -> String {
+    let word = options.program.first().and_then(|word| word.to_str()).unwrap_or_default();
+    match word {
+        _ if kind != io::ErrorKind::NotFound => String::new(),
+        "sft" | "pretrain" | "eval" | "bench" | "doctor" => format!("; did you mean `ringrun … ringtune {word} …`?"),
+        "launch" | "run" | "torchrun" | "accelerate" | "deepspeed" => {
+            "; ringrun is the launcher: `ringrun -n N ringtune sft …`".into()
+        }
+        _ => String::new(),
+    }
 }
 
 fn say(text: &str) {

@@ -13,9 +13,9 @@ use crate::settings::{Kind, find, likest};
 /// Commands whose settings may stand in a config file.
 const WITH_CONFIG: [&str; 4] = ["sft", "pretrain", "check", "pack"];
 
-/// The command line as this program has it: switches with a value, a config file without its flag, `inspect FILE`.
+/// The command line as this program has it: switches with a value, a config file without its flag, `inspect FILE`, `--prompt TEXT`.
 pub(super) fn as_here(args: Vec<OsString>) -> Vec<OsString> {
-    switches_with_a_value(file_to_inspect(config_without_its_flag(args)))
+    switches_with_a_value(prompt_without_its_flag(file_to_inspect(config_without_its_flag(check_of_what(args)))))
 }
 
 fn text(arg: &OsString) -> Option<String> {
@@ -33,6 +33,18 @@ fn command_at(args: &[OsString]) -> Option<usize> {
         }
     }
     None
+}
+
+/// `ringtune check sft …` and `ringtune check pretrain …`.
+fn check_of_what(mut args: Vec<OsString>) -> Vec<OsString> {
+    if let Some(at) = command_at(&args).filter(|&at| args[at] == "check") {
+        match args.get(at + 1).and_then(|word| word.to_str()) {
+            Some("sft") => drop(args.remove(at + 1)),
+            Some("pretrain") => args[at + 1] = "--pretrain".into(),
+            _ => {}
+        }
+    }
+    args
 }
 
 /// `ringtune sft config.yaml`, as the tools that read one file are called.
@@ -60,6 +72,30 @@ fn file_to_inspect(mut args: Vec<OsString>) -> Vec<OsString> {
         args.insert(at + 1, "file".into());
     }
     args
+}
+
+/// `ringtune generate --prompt TEXT`: prompts stand without a flag here.
+fn prompt_without_its_flag(args: Vec<OsString>) -> Vec<OsString> {
+    let Some(at) = command_at(&args).filter(|&at| args[at] == "generate") else { return args };
+    let (mut all, mut prompts) = (args[..=at].to_vec(), Vec::new());
+    let mut rest = args.into_iter().skip(at + 1);
+    while let Some(arg) = rest.next() {
+        match text(&arg).as_deref() {
+            // What follows are prompts already, whatever they begin with.
+            Some("--") => {
+                prompts.extend(rest);
+                break;
+            }
+            Some("--prompt" | "-p") => prompts.extend(rest.next()),
+            Some(word) if word.starts_with("--prompt=") => prompts.push(word["--prompt=".len()..].into()),
+            _ => all.push(arg),
+        }
+    }
+    if !prompts.is_empty() {
+        all.push("--".into());
+        all.extend(prompts);
+    }
+    all
 }
 
 /// `--packing false` and `--packing=true` as other tools write switches: as the flags that mean the same. `--max_steps -1`, which is how
@@ -176,7 +212,8 @@ fn sort(clap: &Clap, command: &str, words: &[String]) -> (Vec<Unknown>, Vec<Stri
             values.push(quoted(&words[i]));
             i += 1;
         }
-        let instead = habits::instead_on(command, typed).filter(|instead| match instead {
+        let value = values.first().map_or("true", String::as_str);
+        let instead = habits::instead_of(command, typed, value).filter(|instead| match instead {
             Instead::Write(key, ..) | Instead::Name(key) => has(key),
             Instead::Do(_) => true,
         });
@@ -236,6 +273,11 @@ const COMMANDS: &[(&[&str], &str)] = &[
             "run",
             "sft_trainer",
             "llamafactory-cli",
+            "trl",
+            "axolotl",
+            "unsloth",
+            "litgpt",
+            "mlx_lm.lora",
         ],
         "`ringtune sft …` fine-tunes a model, `ringtune pretrain …` begins a new one",
     ),
@@ -293,6 +335,11 @@ pub(super) fn usage(e: &clap::Error, args: &[OsString]) -> Error {
     let text = e.to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     // Clap adds the usage and where to look.
+    if let (ErrorKind::UnknownArgument, Some(ContextValue::String(found))) = (e.kind(), e.get(ContextKind::InvalidArg))
+        && let Some(answer) = word_without_a_flag(found, args)
+    {
+        return Error::usage(answer);
+    }
     let body = text.split("\n\nUsage:").next().unwrap_or(text).split("\n\nFor more").next().unwrap_or(text);
     let lines: Vec<&str> = body.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with("tip:")).collect();
     let mut name = "ringtune".to_string();
@@ -304,6 +351,44 @@ pub(super) fn usage(e: &clap::Error, args: &[OsString]) -> Error {
         }
     }
     Error::usage(format!("{}; `{name} --help` lists what it takes", lines.join(" ")))
+}
+
+/// Flags of one letter that other programs have, and the settings they stand for.
+const LETTERS: [(&str, &str); 8] = [
+    ("-m", "--model-path"),
+    ("-d", "--dataset-paths"),
+    ("-o", "--output-dir"),
+    ("-c", "--config-path"),
+    ("-t", "--tokenizer-path"),
+    ("-b", "--per-device-train-batch-size"),
+    ("-v", "--verbose"),
+    ("-q", "--quiet"),
+];
+
+/// What is said of a word that stands where none belongs, or of a flag of one letter.
+fn word_without_a_flag(found: &str, args: &[OsString]) -> Option<String> {
+    let whole = command();
+    let (mut clap, mut name) = (&whole, "ringtune".to_string());
+    for word in args.iter().skip(1).filter_map(|a| a.to_str()) {
+        if let Some(inner) = clap.find_subcommand(word) {
+            (clap, name) = (inner, format!("{name} {word}"));
+        }
+    }
+    let flags = flags_of(clap);
+    let has = |flag: &str| flags.contains(&flag.trim_start_matches("--"));
+    if found.starts_with('-') {
+        let long = LETTERS.iter().find(|(letter, flag)| *letter == found && has(flag)).map(|(_, flag)| *flag);
+        let said = long.map_or(format!("`{name} --help` lists them"), |flag| format!("did you mean {flag}?"));
+        return Some(format!("{found}: the flags of {name} are whole words; {said}"));
+    }
+    let wanted = |flags: &[&str]| flags.iter().filter(|f| has(f)).map(|f| f.to_string()).collect::<Vec<_>>().join(", ");
+    let config = if has("--config-path") { "; a file of settings ends in .json, .yaml or .yml" } else { "" };
+    let behind = wanted(&["--model-path", "--tokenizer-path", "--dataset-paths", "--output-dir"]);
+    let advice = match behind.as_str() {
+        "" => format!("`{name} --help` lists what it takes"),
+        flags => format!("files and folders stand behind flags ({flags}){config}"),
+    };
+    Some(format!("{found}: {name} takes no word without a flag here; {advice}"))
 }
 
 fn unknown_command(found: &str, args: &[OsString]) -> Error {
@@ -347,7 +432,12 @@ mod tests {
         same("ringtune inspect rows.jsonl --json", "ringtune inspect file rows.jsonl --json");
         same("ringtune inspect rows --json", "ringtune inspect rows --json");
         same("ringtune inspect --help", "ringtune inspect --help");
+        same("ringtune check sft c.json --lr 1", "ringtune check --config-path c.json --lr 1");
+        same("ringtune check pretrain --lr 1", "ringtune check --pretrain --lr 1");
         same("ringtune generate c.json", "ringtune generate c.json");
+        same("ringtune generate --prompt hi --json", "ringtune generate --json -- hi");
+        same("ringtune generate a --prompt=-hi -p c -- -d", "ringtune generate a -- -hi c -d");
+        same("ringtune sft --prompt hi", "ringtune sft --prompt hi");
     }
 
     #[test]

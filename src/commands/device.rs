@@ -132,7 +132,17 @@ fn wanted(name: &str) -> Result<Wanted> {
             Err(Error::usage(format!("--device {name}: this program was built without the feature `cuda`")))
         }
         (_, Some(ordinal)) => Ok(Wanted::Cuda(ordinal.into())),
-        _ => Err(Error::usage(format!("--device: expected auto, cpu or cuda[:N], found \"{name}\""))),
+        _ => {
+            let hint = match name {
+                "gpu" | "nvidia" => "; write cuda".to_string(),
+                "mps" | "metal" | "rocm" | "hip" | "xpu" | "npu" | "tpu" => {
+                    "; GPUs are those of NVIDIA alone, cpu is what works everywhere".to_string()
+                }
+                number if number.parse::<u8>().is_ok() => format!("; write cuda:{number}"),
+                _ => String::new(),
+            };
+            Err(Error::usage(format!("--device: expected auto, cpu or cuda[:N], found \"{name}\"{hint}")))
+        }
     }
 }
 
@@ -239,7 +249,10 @@ mod tests {
                 false => assert!(check(name).unwrap_err().to_string().contains("built without")),
             }
         }
-        for name in ["cuda:", "cuda3", "cuda:-1", "cuda:x", "gpu", ""] {
+        for (name, hint) in [("gpu", "; write cuda"), ("1", "; write cuda:1"), ("mps", "; GPUs are those of NVIDIA")] {
+            assert!(check(name).unwrap_err().to_string().contains(&format!("found \"{name}\"{hint}")), "{name}");
+        }
+        for name in ["cuda:", "cuda3", "cuda:-1", "cuda:x", ""] {
             let e = check(name).unwrap_err();
             assert_eq!(e.to_string(), format!("--device: expected auto, cpu or cuda[:N], found \"{name}\""));
             assert_eq!(e.exit_code(), 2);

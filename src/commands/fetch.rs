@@ -42,6 +42,7 @@ impl Lookup<'_> {
         if path.exists() {
             return Ok((of_cache(path).into_owned(), None));
         }
+        refuse_address(path, "", "a folder")?;
         let Some(repo) = repo_of(path) else { return Ok((path.to_path_buf(), None)) };
         let fetched = self.hub()?.model(&repo, part).map_err(|e| meant(path, e))?;
         say_which(&repo, &fetched);
@@ -175,6 +176,7 @@ fn data_name(path: &Path) -> Result<Option<DataName>> {
     if path.exists() {
         return Ok(None);
     }
+    refuse_address(path, PREFIX, "files")?;
     let Some(text) = path.to_str() else { return Ok(None) };
     if let (None, Some(repo)) = (text.strip_prefix(PREFIX), repo_of(path)) {
         return Err(Error::usage(format!(
@@ -182,6 +184,30 @@ fn data_name(path: &Path) -> Result<Option<DataName>> {
         )));
     }
     DataName::parse(text)
+}
+
+/// An address is no name: of a page of the hub it is said which name it has, with `prefix` in front.
+fn refuse_address(path: &Path, prefix: &str, here: &str) -> Result<()> {
+    let Some((text, (scheme, rest))) = path.to_str().and_then(|text| Some((text, text.split_once("://")?))) else {
+        return Ok(());
+    };
+    let endpoint = crate::hub::endpoint();
+    let of_hub = ["https://huggingface.co/", "https://hf.co/"].into_iter().find_map(|hub| text.strip_prefix(hub));
+    let page = text.strip_prefix(&format!("{endpoint}/")).or(of_hub).or((scheme == "hf").then_some(rest));
+    let names: Vec<&str> = page.unwrap_or_default().trim_start_matches("datasets/").splitn(6, '/').collect();
+    let advice = match names[..] {
+        [org, name, ref more @ ..] if !org.is_empty() && !name.is_empty() => {
+            let revision = match more {
+                [view, revision, ..] if ["tree", "blob", "resolve"].contains(view) && *revision != "main" => {
+                    format!("@{revision}")
+                }
+                _ => String::new(),
+            };
+            format!("write {prefix}{org}/{name}{revision}")
+        }
+        _ => format!("fetch it first, and name {here} here"),
+    };
+    Err(Error::usage(format!("{text}: an address, expected a path or a name of the hub; {advice}")))
 }
 
 /// An error about a name without a prefix says first that nothing of this name lies here.

@@ -269,9 +269,9 @@ fn validation(guide: &mut impl Guide, start: &Start, resolved: &[ResolvedSetting
         ));
         guide.step::<()>("settings", "early_stopping_patience", Err(e))?;
     }
-    let asked = ["load_best_model_at_end", "eval_on_start", "eval_steps", "do_gen_test"];
+    let asked = ["load_best_model_at_end", "eval_on_start", "eval_steps", "eval_strategy", "do_gen_test"];
     let given = |r: &&ResolvedSetting| {
-        asked.contains(&r.name.as_str()) && r.origin != "default" && !["false", ""].contains(&r.value.as_str())
+        asked.contains(&r.name.as_str()) && r.origin != "default" && !["false", "no", ""].contains(&r.value.as_str())
     };
     for r in resolved.iter().filter(given) {
         guide.warning("no-effect", &r.name, &format!("{} has no effect: no row is held out: {why}", r.name));

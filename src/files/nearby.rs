@@ -35,8 +35,13 @@ pub fn near(path: &Path) -> Option<PathBuf> {
     found.into_iter().next().map(|f| f.1)
 }
 
-/// `; did you mean PATH?`, where there is one.
+/// `; did you mean PATH?`, where there is one; of several names in one word, how they are given.
 pub fn hint(path: &Path) -> String {
+    let names = path.to_str().unwrap_or_default();
+    let several = |by: char| names.contains(by) && names.split(by).all(|name| Path::new(name.trim()).exists());
+    if [',', ' ', ';'].into_iter().any(several) {
+        return "; several names are given as words of their own, with spaces between them".into();
+    }
     near(path).map_or_else(String::new, |near| format!("; did you mean {}?", near.display()))
 }
 
@@ -67,5 +72,10 @@ mod tests {
         assert_eq!(said("out/checkpoint-400"), "", "another number is no slip");
         assert_eq!(said("elsewhere"), "");
         assert_eq!(near(Path::new("")), None);
+        let both = ["data/rows.jsonl", "model/tiny"].map(|name| dir.path().join(name).display().to_string());
+        for by in [",", ", ", " "] {
+            assert!(hint(Path::new(&both.join(by))).contains("words of their own"), "{by:?}");
+        }
+        assert_eq!(hint(Path::new(&format!("{},{}", both[0], dir.path().join("elsewhere").display()))), "");
     }
 }

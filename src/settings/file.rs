@@ -47,7 +47,8 @@ pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
         if json.is_null() {
             continue;
         }
-        let value = setting.kind.from_json(&json).map_err(|found| {
+        let read = setting.kind.from_json(&json).and_then(|value| value.with_variables(setting.kind));
+        let value = read.map_err(|found| {
             let hint = hint(setting.key, &json);
             fail(format!("key \"{key}\": expected {}, found {found}{hint}", setting.kind.expected()))
         })?;
@@ -71,7 +72,8 @@ pub(super) fn is_yaml(name: &str) -> bool {
 
 /// What to write instead of a key that is no setting: another tool's, or the nearest name.
 fn instead_of(key: &str, value: &serde_json::Value, yaml: bool) -> String {
-    if let Some(instead) = habits::instead(key) {
+    let found = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+    if let Some(instead) = habits::instead_of("", key, &found) {
         return instead.in_file(yaml, value);
     }
     match nearest(key, TABLE.iter().flat_map(|s| s.aliases.iter().copied().chain([s.key]))) {

@@ -15,7 +15,7 @@ pub enum Instead {
 
 use Instead::{Do, Name, Write};
 
-use names::{ELSEWHERE, TABLE, VALUES};
+use names::{ELSEWHERE, LORA, TABLE, VALUES};
 
 fn snake(name: &str) -> String {
     name.trim_start_matches('-').replace('-', "_").to_ascii_lowercase()
@@ -31,7 +31,27 @@ pub fn instead(name: &str) -> Option<Instead> {
 pub fn instead_on(command: &str, name: &str) -> Option<Instead> {
     let snake = snake(name);
     let own = ELSEWHERE.iter().find(|(of, names, _)| *of == command && names.contains(&snake.as_str()));
-    own.map(|(.., key)| Name(key)).or_else(|| instead(name))
+    own.map(|(.., instead)| *instead).or_else(|| instead(name))
+}
+
+/// As [`instead_on`], where the name stood with this value: what is switched off or not set asks for nothing, and whoever names another way
+/// to train than LoRA does not want the default.
+pub fn instead_of(command: &str, name: &str, value: &str) -> Option<Instead> {
+    let value = value.trim_matches(['"', '\'']).to_ascii_lowercase();
+    let unset = ["null", "none", "~", ""].contains(&value.as_str());
+    let off = unset || ["false", "no", "off", "0"].contains(&value.as_str());
+    Some(match instead_on(command, name)? {
+        // An empty `adapter` is Axolotl's way to train all weights.
+        LORA if off || ["full", "fft"].contains(&value.as_str()) => Write("use_lora", "false", ""),
+        LORA if ["freeze", "oft", "ia3", "prefix", "prompt", "llama-adapter"].contains(&value.as_str()) => {
+            Do("LoRA (the default) and all weights (no_lora) are what can be trained")
+        }
+        Write(key, "true", why) if off && !unset => Write(key, "false", why),
+        Write(key, "false", why) if off && !unset => Write(key, "true", why),
+        Write(..) if off => Do("it is off; leave it out"),
+        Name(_) if unset => Do("it is not set; leave it out"),
+        instead => instead,
+    })
 }
 
 /// What to write for a value of another tool, as `; …`; empty where nothing is known.
@@ -99,6 +119,10 @@ fn paths_in(found: &serde_json::Value) -> Option<String> {
             let paths: Vec<&str> = items.iter().filter_map(|item| item["path"].as_str()).collect();
             (paths.len() == items.len()).then(|| serde_json::json!(paths).to_string())
         }
+        J::String(text) if text.contains(',') && !text.contains(['{', '[']) => {
+            let names: Vec<&str> = text.split(',').map(str::trim).collect();
+            Some(serde_json::json!(names).to_string()).filter(|text| text.len() <= 200)
+        }
         _ => Some(found.to_string()).filter(|text| text.len() <= 200),
     }
 }
@@ -141,8 +165,29 @@ mod tests {
         let sets = json!([{"path": "a.jsonl", "type": "alpaca"}, {"path": "b.jsonl"}]);
         assert_eq!(yaml("datasets", sets), "write dataset_paths: [\"a.jsonl\",\"b.jsonl\"]");
         assert_eq!(instead("zzz"), None);
+        assert_eq!(yaml("dataset", json!("a, b")), "write dataset_paths: [\"a\",\"b\"]");
         assert_eq!(instead_on("merge", "adapter"), Some(Name("model_path")));
         assert_eq!(instead_on("sft", "adapter"), instead("adapter"));
+    }
+
+    /// What is off, not set, or another way to train.
+    #[test]
+    fn the_value_decides_what_is_meant() {
+        let of = |name: &str, value: &str| instead_of("sft", name, value).unwrap();
+        let off = Do("it is off; leave it out");
+        assert_eq!((of("bf16", "true"), of("bf16", "False")), (instead("bf16").unwrap(), off));
+        assert_eq!((of("fp16", "null"), of("gradient_checkpointing", "false")), (off, off));
+        assert_eq!(of("sample_packing", "false"), Write("packing", "false", ""));
+        assert_eq!(of("cutoff_len", "null"), Do("it is not set; leave it out"));
+        assert_eq!(
+            (of("no_lora", "true"), of("no_lora", "false")),
+            (Write("use_lora", "false", ""), Write("use_lora", "true", ""))
+        );
+        for (name, value) in [("finetuning_type", "full"), ("adapter", "null"), ("full_finetuning", "true")] {
+            assert_eq!(of(name, value), Write("use_lora", "false", ""), "{name} {value}");
+        }
+        assert_eq!((of("adapter", "lora"), of("adapter", "qlora")), (LORA, LORA));
+        assert!(matches!(of("finetuning_type", "freeze"), Do(what) if what.contains("no_lora")));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod resolve;
 mod table;
 mod train;
 mod value;
+mod variables;
 
 pub use fields::{Content, DataSettings, EvalSettings, GenerateSettings, MergeSettings, ModelSettings};
 pub use fields::{PrepareSettings, Settings};

@@ -99,7 +99,12 @@ pub fn resolve_targets(given: &[String]) -> Result<Vec<Product>> {
         }
         let product = Product::from_word(name.trim()).ok_or_else(|| {
             Error::usage(format!(
-                "lora_targets: expected some of q, k, v, o, gate, up, down, or all-linear, found {name:?}"
+                "lora_targets: expected some of q, k, v, o, gate, up, down, or all-linear, found {name:?}{}",
+                match name.as_str() {
+                    list if list.starts_with(['[', '(']) => "; write them without brackets: q_proj v_proj",
+                    "lm_head" | "embed_tokens" => "; rows that a template's tokens need are trained by themselves",
+                    _ => "",
+                }
             ))
         })?;
         found.push(product);

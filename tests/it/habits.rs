@@ -9,7 +9,7 @@ use crate::program::{Workplace, first_rows, repository};
 use crate::runs::MODEL;
 
 /// Settings as other tools write them, and as they are written here.
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 7] = [
     (
         "axolotl.yml",
         "base_model: tiny\ndatasets:\n  - path: rows.jsonl\n    type: alpaca\nsequence_len: 2048\nsample_packing: true\n\
@@ -20,6 +20,16 @@ const FILES: [(&str, &str); 3] = [
         "model_name_or_path: tiny\nstage: sft\nfinetuning_type: lora\nlora_target: all\nlora_rank: 8\ndataset_path: rows.jsonl\n\
          template: llama3\ncutoff_len: 2048\noutput_dir: out\nval_size: 0.1\nplot_loss: true\n",
     ),
+    (
+        "whole.yml",
+        "base_model: tiny\nadapter:\nsample_packing: false\nbf16: true\nfp16:\nwandb_watch:\noutput_dir: out\n",
+    ),
+    (
+        "where.yml",
+        "model_path: ${PWD}/tiny\ndataset_paths: [\"$PWD/rows.jsonl\"]\nmax_seq_len: 64\nmax_steps: 1\noutput_dir: out\nval_fraction: 0\n",
+    ),
+    ("nowhere.yml", "model_path: tiny\ndataset_paths: rows.jsonl\noutput_dir: ${RINGTUNE_NOWHERE}/out\n"),
+    ("dataset_info.json", "{\"mine\": {\"file_name\": \"rows.jsonl\"}}"),
     (
         "good.yml",
         "model_path: tiny\ndataset_paths: rows.jsonl\nmax_seq_len: 64\nmax_steps: 1\noutput_dir: out\nval_fraction: 0\n",
@@ -99,7 +109,14 @@ fn flags_of_other_tools_are_answered_with_what_to_type() {
         ("--bf16 true", "write --mixed_precision bf16"),
         ("--fp16", "its range is too small for gradients; write --mixed_precision bf16"),
         ("--torch_dtype bfloat16", "write --mixed_precision bf16"),
-        ("--tf32 true", "write --mixed_precision no"),
+        ("--tf32 true", "products are made in what mixed_precision says; leave it out"),
+        ("--bf16 False", "it is off; leave it out"),
+        ("--finetuning_type full", "write --no_lora"),
+        ("--finetuning_type freeze", "LoRA (the default) and all weights (no_lora)"),
+        ("--full_finetuning True", "write --no_lora"),
+        ("--random_state 3407", "write --seed 3407"),
+        ("--save_method merged_16bit", "with merge_adapters the merged model too"),
+        ("--dataset_dir data", "name the files themselves in dataset_paths"),
         ("--gradient_checkpointing", "write --recompute layer"),
         ("--gradient-checkpointing true", "write --recompute layer"),
         ("--use_mlflow true", "write --report_to mlflow"),

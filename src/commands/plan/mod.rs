@@ -294,7 +294,8 @@ impl Plan<'_> {
             row("gradients", gb(m.gradients)),
             row("moments and masters", gb(m.state)),
             row("activations", gb(m.activations)),
-            row("sum", format!("{} of {}: {verdict}", gb(m.total()), gb(j.gpu.memory))),
+            row("sum", gb(m.total())),
+            row("of", gb(j.gpu.memory)),
         ]);
         let line =
             |name: &str, of: fn(&Times) -> f64| vec![name.to_string(), time(of(&self.best.1)), time(of(&self.worst.1))];
@@ -312,7 +313,7 @@ impl Plan<'_> {
         let (w, b) = (&self.worst.0, &self.best.0);
         let world = j.world as f64;
         format!(
-            "{given}\nmemory per GPU\n{memory}\ntime of a step\n{times}\nNCCL      {} calls a step of each GPU, which sends {}\ntokens/s  {}, {} a GPU; \
+            "{given}\nmemory per GPU\n{memory}{verdict}\n\ntime of a step\n{times}\nNCCL      {} calls a step of each GPU, which sends {}\ntokens/s  {}, {} a GPU; \
              GPUs compute {} % of the time\nassumed   {} % of the peak, {:.0} TFLOP/s; bus bandwidth {} GB/s a GPU\n\n{FORMULAS}\n",
             grouped(calls as u64),
             gb(t.sent as f64),

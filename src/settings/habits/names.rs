@@ -6,6 +6,9 @@ const NOT_QUANTISED: Instead = Do(
     "weights are not quantised; mixed_precision bf16 halves their memory, recompute layer most of that of activations",
 );
 const LEAVE_OUT: Instead = Do("this is always so here; leave it out");
+/// Of names that say how weights are trained; their value may ask for another way.
+pub(super) const LORA: Instead = Do("LoRA is the default (no_lora trains all weights); leave it out");
+const ANSWERS: Instead = Do("answers alone are trained; \"train\": false on a turn of a row leaves one out");
 
 /// Names of other tools, in snake case.
 pub(super) const TABLE: &[(&[&str], Instead)] = &[
@@ -18,7 +21,8 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
         &["dtype", "torch_dtype", "compute_dtype", "bnb_4bit_compute_dtype", "precision"],
         Write("mixed_precision", "bf16", ""),
     ),
-    (&["tf32", "fp32", "float32"], Write("mixed_precision", "no", "")),
+    (&["fp32", "float32"], Write("mixed_precision", "no", "")),
+    (&["tf32"], Do("products are made in what mixed_precision says; leave it out")),
     (
         &[
             "gradient_checkpointing",
@@ -29,10 +33,8 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
         Write("recompute", "layer", ""),
     ),
     (&["lora_target_linear"], Do("all seven products are the default of lora_targets; leave it out")),
-    (
-        &["adapter", "finetuning_type", "peft", "lora_task_type", "task_type", "peft_type"],
-        Do("LoRA is the default (no_lora trains all weights); leave it out"),
-    ),
+    (&["adapter", "finetuning_type", "peft", "lora_task_type", "task_type", "peft_type"], LORA),
+    (&["full_finetuning", "full_finetune", "full_ft"], Write("use_lora", "false", "")),
     (
         &["stage", "do_train", "do_eval", "do_predict", "training_type", "rl"],
         Do("the command says it: sft, pretrain, eval; leave it out"),
@@ -42,7 +44,19 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
         Do("TensorBoard files are in runs/ of the output folder, metrics in metrics.jsonl (report_to chooses)"),
     ),
     (
-        &["use_wandb", "wandb_project", "wandb_name", "wandb_entity", "wandb_run_name", "run_name", "use_swanlab"],
+        &[
+            "use_wandb",
+            "wandb_project",
+            "wandb_name",
+            "wandb_entity",
+            "wandb_run_name",
+            "wandb_watch",
+            "wandb_log_model",
+            "wandb_mode",
+            "wandb_run_id",
+            "run_name",
+            "use_swanlab",
+        ],
         Do("wandb is not called; `wandb sync --sync-tensorboard` takes the files in runs/ of the output folder"),
     ),
     (&["use_mlflow"], Write("report_to", "mlflow", "")),
@@ -98,7 +112,6 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
             "dataset",
             "datasets",
             "dataset_name",
-            "dataset_dir",
             "train_file",
             "train_files",
             "data_path",
@@ -108,6 +121,11 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
         ],
         Name("dataset_paths"),
     ),
+    (
+        &["dataset_dir", "media_dir"],
+        Do("name the files themselves in dataset_paths: a list of data sets (dataset_info.json) is not read"),
+    ),
+    (&["output", "out", "save_dir", "save_path", "output_path", "out_dir"], Name("output_dir")),
     (&["interleave_probs", "dataset_mixer", "mix_probs"], Name("dataset_weights")),
     (&["sample_packing", "pack", "packing_strategy", "neat_packing"], Write("packing", "true", "")),
     (
@@ -129,8 +147,14 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
             "completion_only_loss",
             "assistant_only_loss",
             "train_on_responses_only",
+            "instruction_part",
+            "response_part",
+            "instruction_template",
+            "response_template",
+            "roles_to_train",
+            "train_on_eos",
         ],
-        Do("answers alone are trained; \"train\": false on a turn of a row leaves one out"),
+        ANSWERS,
     ),
     (
         &[
@@ -162,6 +186,16 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
             "is_llama_derived_model",
             "strict",
             "overwrite_module",
+            "plugins",
+            "liger_rope",
+            "liger_rms_norm",
+            "liger_glu_activation",
+            "liger_layer_norm",
+            "liger_cross_entropy",
+            "liger_fused_linear_cross_entropy",
+            "shuffle",
+            "dataloader_shuffle",
+            "shuffle_merged_datasets",
         ],
         LEAVE_OUT,
     ),
@@ -228,7 +262,7 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
     (&["no_cuda", "use_cpu", "use_mps_device"], Write("device", "cpu", "")),
     (&["device_map", "gpus", "n_gpu", "num_gpus"], Write("device", "cuda", "")),
     (
-        &["push_to_hub", "hub_model_id", "hub_token", "hub_strategy"],
+        &["push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "push_model", "push_to_hub_merged", "hub_path"],
         Do("files are written here; `hf upload NAME OUTPUT_DIR` sends them"),
     ),
     (
@@ -236,6 +270,21 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
         Do(
             "checkpoints are safetensors with all that a resume needs; the output folder has the weights alone; leave it out",
         ),
+    ),
+    (
+        &["save_method", "save_merged", "merge_weights"],
+        Do("the adapter is always written, with merge_adapters the merged model too; leave it out"),
+    ),
+    (&["save_model"], Do("the output folder has the model; leave it out")),
+    (&["save_gguf"], Do("llama.cpp's convert_hf_to_gguf.py takes the folder that merge_adapters writes; leave it out")),
+    (&["fast_inference", "gpu_memory_utilization", "max_lora_rank"], Do("nothing is served here; leave it out")),
+    (&["loss_type", "loss_function"], Do("the loss is cross-entropy of the answers' tokens; leave it out")),
+    (&["bias", "lora_bias"], Do("an adapter trains no biases (bias none); leave it out")),
+    (&["fan_in_fan_out", "lora_fan_in_fan_out"], Do("the model's layout is known; leave it out")),
+    (&["env"], Do("variables are set in the shell that starts it; leave it out")),
+    (
+        &["loss_watchdog_threshold", "loss_watchdog_patience"],
+        Do("max_bad_steps ends a run whose loss is not finite; leave it out"),
     ),
     (&["metric_for_best_model", "greater_is_better"], Do("the lowest eval_loss is the best; leave it out")),
     (&["auto_resume_from_checkpoints", "resume", "auto_resume"], Write("resume_from_checkpoint", "auto", "")),
@@ -251,7 +300,6 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
             "pissa_init",
             "neftune_noise_alpha",
             "neftune",
-            "lora_bias",
             "galore",
             "use_galore",
             "badam",
@@ -269,11 +317,11 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
         ],
         Do("not supported; leave it out"),
     ),
-    (&["lora_rank", "lora_dim", "r"], Name("lora_r")),
+    (&["lora_rank", "lora_dim", "r", "rank"], Name("lora_r")),
     (&["lora_target", "target_modules", "lora_modules"], Name("lora_targets")),
     (&["peft_lora_alpha", "alpha"], Name("lora_alpha")),
     (
-        &["per_gpu_train_batch_size", "train_batch_size", "device_batch_size", "mbs"],
+        &["per_gpu_train_batch_size", "train_batch_size", "device_batch_size", "mbs", "bs", "bsz"],
         Name("per_device_train_batch_size"),
     ),
     (&["per_gpu_eval_batch_size", "eval_batch_size"], Name("per_device_eval_batch_size")),
@@ -290,12 +338,14 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
     (&["wd"], Name("weight_decay")),
     (&["beta1"], Name("adam_beta1")),
     (&["beta2"], Name("adam_beta2")),
-    (&["random_seed", "data_seed", "manual_seed"], Name("seed")),
+    (&["random_seed", "random_state", "data_seed", "manual_seed"], Name("seed")),
     (&["max_samples", "max_train_samples", "num_samples"], Name("epoch_samples")),
     (&["dataset_prepared_path", "tokenized_path", "tokenized_dataset_path"], Name("cache_dir")),
     (
         &["dataset_text_field", "text_column", "text_field"],
-        Do("the column is named with columns: text=NAME in pretrain, prompt=NAME response=NAME in sft"),
+        Do(
+            "the column is named with columns: text=NAME in pretrain, which trains on whole texts, prompt=NAME response=NAME in sft",
+        ),
     ),
     (&["prompt_column", "input_column"], Do("write columns prompt=NAME")),
     (&["response_column", "output_column"], Do("write columns response=NAME")),
@@ -336,31 +386,71 @@ pub(super) const TABLE: &[(&[&str], Instead)] = &[
     (&["config_path", "config", "config_file"], Do("a config file cannot name another")),
 ];
 
-/// Names that mean something on a command that trains nothing: the command, its names, the key.
-pub(super) const ELSEWHERE: &[(&str, &[&str], &str)] = &[
+/// Names that mean something on a command that trains nothing: the command, its names, what to write there.
+pub(super) const ELSEWHERE: &[(&str, &[&str], Instead)] = &[
     (
         "merge",
         &["adapter", "adapter_dir", "adapter_name_or_path", "lora_model_dir", "lora_path", "peft_model"],
-        "model_path",
+        Name("model_path"),
     ),
-    ("merge", &["model_name_or_path", "base", "base_model_name_or_path", "base_model_path"], "base_model"),
-    ("merge", &["export_dir", "output", "out", "save_path", "save_dir"], "output_dir"),
-    ("merge", &["export_size", "max_shard"], "max_shard_size"),
-    ("merge", &["export_device"], "device"),
-    ("merge", &["torch_dtype", "precision"], "dtype"),
-    ("eval", &["limit", "max_samples", "num_samples"], "max_eval_samples"),
-    ("eval", &["eval_batch_size"], "batch_size"),
-    ("eval", &["adapter_name_or_path", "lora_model_dir", "adapter", "pretrained"], "model_path"),
-    ("eval", &["output_path", "output_dir", "output_file"], "output"),
-    ("generate", &["adapter_name_or_path", "lora_model_dir", "adapter"], "model_path"),
-    ("generate", &["max_tokens", "max_length", "n_predict", "max_gen_len", "max_new_token"], "max_new_tokens"),
-    ("generate", &["default_system", "system_prompt", "system_message"], "system"),
-    ("generate", &["input_file", "prompts_file", "file"], "prompt_file"),
-    ("generate", &["repeat_penalty"], "repetition_penalty"),
-    ("generate", &["interactive", "conversation"], "chat"),
-    ("prepare", &["datasets", "dataset_name", "name"], "dataset"),
-    ("prepare", &["output", "save_dir"], "output_dir"),
-    ("pack", &["output_dir", "out", "save_dir"], "output"),
+    ("merge", &["model_name_or_path", "base", "base_model_name_or_path", "base_model_path"], Name("base_model")),
+    ("merge", &["export_dir", "output", "out", "save_path", "save_dir"], Name("output_dir")),
+    ("merge", &["export_size", "max_shard"], Name("max_shard_size")),
+    ("merge", &["export_device"], Name("device")),
+    ("merge", &["torch_dtype", "precision"], Name("dtype")),
+    ("eval", &["limit", "max_samples", "num_samples"], Name("max_eval_samples")),
+    ("eval", &["eval_batch_size"], Name("batch_size")),
+    ("eval", &["adapter_name_or_path", "lora_model_dir", "adapter", "pretrained"], Name("model_path")),
+    ("eval", &["output_path", "output_dir", "output_file"], Name("output")),
+    ("generate", &["adapter_name_or_path", "lora_model_dir", "adapter"], Name("model_path")),
+    ("generate", &["max_tokens", "max_length", "n_predict", "max_gen_len", "max_new_token"], Name("max_new_tokens")),
+    ("generate", &["default_system", "system_prompt", "system_message"], Name("system")),
+    ("generate", &["input_file", "prompts_file", "file"], Name("prompt_file")),
+    ("generate", &["repeat_penalty"], Name("repetition_penalty")),
+    (
+        "generate",
+        &["do_sample", "greedy", "sample"],
+        Do("--temperature 0 takes the likeliest token, any other temperature samples"),
+    ),
+    (
+        "generate",
+        &["input", "query", "question", "message", "text", "instruction"],
+        Do("prompts stand without a flag: `ringtune generate --model-path MODEL 'PROMPT'`"),
+    ),
+    (
+        "pretrain",
+        &["model_path", "model_name_or_path", "base_model", "model", "model_name"],
+        Do(
+            "a new model is made, of the shape that --model-config names; `ringtune sft --model-path MODEL` goes on with one",
+        ),
+    ),
+    ("download", &["repo_type"], Do("a data set is written hf:ORG/NAME, a model ORG/NAME")),
+    (
+        "download",
+        &["local_dir", "cache_dir", "output_dir", "output"],
+        Do("files go to the hub's cache (HF_HOME moves it); `cp -rL` of the folder that is printed copies them"),
+    ),
+    ("eval", &["json", "save_json"], Do("--output FILE writes the figures as JSON")),
+    (
+        "convert",
+        &[
+            "input",
+            "inputs",
+            "input_file",
+            "dataset_paths",
+            "dataset",
+            "output",
+            "out",
+            "output_dir",
+            "output_file",
+            "output_path",
+        ],
+        Do("files stand without flags, the one to write last: `ringtune convert IN.json OUT.jsonl`"),
+    ),
+    ("generate", &["interactive", "conversation"], Name("chat")),
+    ("prepare", &["datasets", "dataset_name", "name"], Name("dataset")),
+    ("prepare", &["output", "save_dir"], Name("output_dir")),
+    ("pack", &["output_dir", "out", "save_dir"], Name("output")),
 ];
 
 /// Words of other tools for a value, and what to write instead: the key, the words, the answer.
