@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::program::repository;
 
 /// Names without a prefix of ours that the program or a script reads.
-const FOREIGN: [&str; 49] = [
+const FOREIGN: [&str; 50] = [
     "ALL_PROXY",
     "ARCHS",
     "BUDGET",
@@ -43,6 +43,7 @@ const FOREIGN: [&str; 49] = [
     "NO_COLOR",
     "NO_PROXY",
     "PROGRAMS",
+    "RANDOM_CASES",
     "RANK",
     "REQUESTS_CA_BUNDLE",
     "SEED",
