@@ -29,15 +29,19 @@ pub fn run(options: &Options) -> u8 {
         _ => attempts(options),
     };
     outcome.unwrap_or_else(|e| {
-        let text = e.to_string();
-        let text = text.split(" (os error ").next().unwrap_or_default();
-        say(&format!("{text}{}", meant(options, e.kind())));
+        say(&format!("{}{}", in_words(&e.to_string()), meant(options, e.kind())));
         match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => 127,
             io::ErrorKind::InvalidInput => 2,
             _ => 1,
         }
     })
+}
+
+/// An error without the system's number for it.
+fn in_words(text: &str) -> String {
+    let rest = text.split_once(" (os error ").and_then(|(before, rest)| Some((before, rest.split_once(')')?.1)));
+    rest.map_or_else(|| text.into(), |(before, after)| format!("{before}{after}"))
 }
 
 /// What was meant by a program that is not there: a command of ringtune without its name, or another launcher's.

@@ -342,7 +342,7 @@ impl Watch<'_> {
             hub.fail(&cause);
         }
         if let Some(report) = self.attempt.report.as_ref().filter(|_| ours) {
-            report.tell(&cause);
+            report.tell(&cause, self.linked);
         }
         for p in self.processes.iter().filter(|p| p.status.is_none()) {
             // Of ranks whose hub is elsewhere, those that never said where they are may not know of it.

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -13,6 +13,11 @@ use crate::options::Options;
 use crate::protocol::Message;
 use crate::secret::{PATIENCE, Secret};
 use crate::spawn::{RankCommand, resolve};
+
+/// How much later than the end of a rank its hub may come up.
+const LATE: Duration = Duration::from_secs(5);
+/// Between two tries to reach it.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Where a parent of ranks says what became of them, if the hub is elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +33,18 @@ pub struct Report {
 }
 
 impl Report {
-    /// Tells the hub, on a connection of its own; where that cannot be reached, its owner sees a closed connection.
-    pub fn tell(&self, cause: &Cause) {
+    /// Tells the hub, on a connection of its own; where that cannot be reached, its owner sees a closed connection. A hub that nobody has seen
+    /// yet is waited for a little: its machine may be the last one to start.
+    pub fn tell(&self, cause: &Cause, seen: bool) {
+        let until = Instant::now() + if seen { Duration::ZERO } else { LATE };
+        let reach = || loop {
+            match TcpStream::connect(&self.address) {
+                Err(_) if Instant::now() < until => std::thread::sleep(AGAIN),
+                reached => return reached,
+            }
+        };
         let tell = || -> io::Result<()> {
-            let mut hub = TcpStream::connect(&self.address)?;
+            let mut hub = reach()?;
             hub.set_write_timeout(Some(Duration::from_secs(2)))?;
             if !Secret::of(&self.secret).call(&mut hub, PATIENCE)? {
                 return Ok(());

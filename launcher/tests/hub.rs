@@ -267,8 +267,8 @@ fn a_parent_says_what_became_of_its_rank() {
     let (hub, events) = hub(2, Duration::from_secs(600));
     let cause = Cause { rank: 1, host: "b".into(), position: None, text: "killed by SIGKILL".into(), code: 137 };
     let report = launcher::wrap::Report { address: hub.address().to_string(), secret: "s".into(), size: 2, attempt: 0 };
-    launcher::wrap::Report { secret: "wrong".into(), ..report.clone() }.tell(&cause);
-    report.tell(&cause);
+    launcher::wrap::Report { secret: "wrong".into(), ..report.clone() }.tell(&cause, true);
+    report.tell(&cause, true);
     assert_eq!(next(&events), Event::Failed(cause));
 }
 
