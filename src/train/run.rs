@@ -27,6 +27,7 @@ use crate::hf::artifact::{HostParams, find};
 use crate::log::tables::{memory_table, settings_table};
 use crate::log::trace::{self, Trace};
 use crate::machine::available_memory;
+use crate::model::weights::Place;
 use crate::optim::Schedule;
 use crate::settings::{Reporter, Resume, TrainSettings};
 use crate::text::Style;
@@ -196,10 +197,13 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         say::warning(&format!("the best model cannot be loaded, the final weights are those of the last step: {e}"));
         None
     });
-    match best.or(last) {
-        Some(params) => outputs.finish(&|at| find(&params, at).cloned(), &state, first_step, start)?,
-        None => outputs.finish(&|at| work.exported(dev, at), &state, first_step, start)?,
-    }
+    let params = best.or(last);
+    let trained = |place: Place| {
+        // Files of a large model take minutes, in which this rank does not hang.
+        at(Phase::Finish);
+        params.as_ref().map_or_else(|| work.exported(dev, place), |params| find(params, place).cloned())
+    };
+    outputs.finish(&trained, &state, first_step, start)?;
     Ok(Ended { finished, work, state })
 }
 
