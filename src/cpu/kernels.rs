@@ -3,6 +3,7 @@
 //! Each element of C is one chain of sums over k, the same at every place of the tile and for every tile height. So a row of
 //! a product depends neither on its index nor on how many rows there are.
 
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 pub mod amx;
 #[cfg(target_arch = "x86_64")]
@@ -208,19 +209,10 @@ impl Micro {
 /// Units in a line of a cache.
 const LINE: usize = 16;
 
-/// Asks for memory that is read soon; on other processors nothing is asked.
+/// Asks for memory that is read soon.
 #[inline(always)]
 fn ask(memory: &[u32]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in memory.chunks(LINE) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch of any address does nothing but move data between caches.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-    }
-    #[cfg(target_arch = "aarch64")]
-    memory.chunks(LINE).for_each(|line| neon::prefetch::<2>(line.as_ptr()));
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = memory;
+    memory.chunks(LINE).for_each(|line| ahead::ask::<2>(line.as_ptr()));
 }
 
 mod portable {

@@ -26,18 +26,6 @@ const LANES: usize = 4;
 /// Steps of the inner loop from which on there is time to fetch the tile of C before it is needed.
 const PREFETCH_UNITS: usize = 64;
 
-/// Asks for a line of the cache: into the first level, or into the second.
-#[inline(always)]
-pub fn prefetch<const CACHE: usize>(at: *const impl Sized) {
-    // SAFETY: a prefetch of any address does nothing but move data between caches.
-    unsafe {
-        match CACHE {
-            1 => asm!("prfm pldl1keep, [{at}]", at = in(reg) at, options(nomem, nostack, preserves_flags)),
-            _ => asm!("prfm pldl2keep, [{at}]", at = in(reg) at, options(nomem, nostack, preserves_flags)),
-        }
-    }
-}
-
 /// # Safety
 /// As `Kernel`.
 pub unsafe fn f32_tile(units: usize, a: *const u32, b: *const u32, tile: Tile) {

@@ -2,6 +2,8 @@
 
 use half::bf16;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::ahead;
 use crate::cpu::elem::Elem;
 
 /// What happens to a finished tile.
@@ -69,17 +71,10 @@ impl Tile {
                 Target::F32(c) => c.wrapping_add(r * self.stride).cast(),
                 Target::Bf16(c) => c.wrapping_add(r * self.stride).cast(),
             };
-            #[cfg(target_arch = "aarch64")]
-            {
-                super::neon::prefetch::<1>(row);
-            }
-            // SAFETY: a prefetch of any address does nothing but move data between caches.
+            ahead::ask::<1>(row);
+            // A row of a tile of AVX-512 is two lines.
             #[cfg(target_arch = "x86_64")]
-            unsafe {
-                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T0>(row);
-                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64));
-            }
+            ahead::ask::<1>(row.wrapping_add(64));
         }
     }
 
