@@ -36,6 +36,8 @@ struct Server {
     runs: usize,
     /// Answers that say 503 before it is well.
     ill: usize,
+    /// Batches that are answered by 503 and forgotten.
+    ill_batches: usize,
     /// What becomes of it once it has taken so many batches of metrics.
     fate: Option<(usize, Fate)>,
 }
@@ -101,6 +103,14 @@ fn answer(mut stream: TcpStream, server: &mut Server) {
         _ if server.ill > 0 => {
             server.ill -= 1;
             (503, json!({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "later"}))
+        }
+        "runs/log-batch" if server.ill_batches > 0 => {
+            server.ill_batches -= 1;
+            // Nothing of it was taken.
+            let body = r#"{"error_code": "TEMPORARILY_UNAVAILABLE"}"#;
+            let _ =
+                write!(stream, "HTTP/1.1 503 x\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+            return;
         }
         "experiments/get-by-name" => match &server.experiments[..] {
             [] => (404, json!({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such experiment"})),
@@ -228,6 +238,20 @@ fn a_failed_run_says_so_in_the_run_that_was_named() {
     assert!(asked.iter().all(|a| a.body["run_id"] == "given"), "{asked:?}");
     assert!(asked.iter().any(|a| a.body["params"].is_array()) && !values(&asked, "train/loss").is_empty(), "{asked:?}");
     assert_eq!(asked.last().unwrap().body["status"], "FAILED");
+}
+
+/// What a server did not take for a while is sent again when it does: every step once, in order.
+#[test]
+fn values_that_were_refused_for_a_while_are_sent_later() {
+    let w = place();
+    let (uri, server) = serve(Server { ill_batches: 3, ..Server::default() });
+    let outcome = sft(&w, &uri, "", "--report_to mlflow --max_steps 170 --save_steps 170 --eval_steps 170");
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(said(&outcome).iter().all(|line| !line.ends_with("the end of the run")), "{}", outcome.stderr);
+    let server = server.lock().unwrap();
+    let steps: Vec<u64> = values(&server.asked, "train/loss").iter().map(|v| v.0).collect();
+    assert_eq!((steps, server.ill_batches), ((1..=170).collect(), 0));
+    assert_eq!(server.asked.last().unwrap().body["status"], "FINISHED");
 }
 
 /// The lines that speak of the server.

@@ -3,12 +3,15 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::program::Workplace;
 use crate::report::place;
+
+/// Longest that an event is waited for; machines that run tests may be busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program, watching.
 pub struct Watch {
@@ -39,7 +42,7 @@ impl Watch {
 
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
     }
 
@@ -87,7 +90,10 @@ fn lines(n: u64) -> String {
 
 /// Waits on the events of a viewer for the next version; gives it and the state of the runs.
 fn next_event(events: &mut BufReader<TcpStream>) -> (u64, String) {
+    let begun = Instant::now();
     loop {
+        // Lines that keep the connection alive are no events.
+        assert!(begun.elapsed() < PATIENCE, "no event came");
         let mut line = String::new();
         assert!(events.read_line(&mut line).unwrap() > 0, "the events ended");
         if let Some((version, state)) = line.strip_prefix("data: ").and_then(|data| data.trim().split_once(' ')) {
