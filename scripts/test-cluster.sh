@@ -147,7 +147,10 @@ for round in $(seq "$rounds"); do
     what="round $round, $engine, $deed of process $victim after line $at"
     jobs=() port=$((port + 1))
     unset RINGTUNE_FAULT
-    [ "$deed" = nan ] && export RINGTUNE_FAULT="rank=$victim step=$((at + 2)) do=nan"
+    # Every fifth step is an epoch's last one and has rows for rank 0 alone: the others compute nothing that could be wrong.
+    nan_at=$((at + 2))
+    [ $((nan_at % 5)) = 0 ] && nan_at=$((nan_at + 1))
+    [ "$deed" = nan ] && export RINGTUNE_FAULT="rank=$victim step=$nan_at do=nan"
     begun=$(now)
     start "$engine" "$out" $port
     if [ "$deed" = nan ]; then
@@ -184,7 +187,8 @@ for round in $(seq "$rounds"); do
         [ "$code" = $expected ] || fail "$what: exit code $code, expected $expected: $last"
         [[ $last =~ ^ringrun:\ rank\ [0-9]+\ on\ host\ [ab]:\  ]] || fail "$what: no cause is named: $last"
         [[ ! $last =~ :\ start: ]] || fail "$what: it was long past its start: $last"
-        [ "$second" = "$code" ] || fail "$what: the second machine ends with $second, the first with $code: $(tail -2 "$work/$out.b.log")"
+        # In the last phase, where the main rank is alone with its files, the second machine is done and right to say so.
+        [ "$second" = "$code" ] || [[ $second = 0 && $last =~ :\ finish: ]] || fail "$what: the second machine ends with $second, the first with $code: $(tail -2 "$work/$out.b.log")"
         [ "$deed" = nan ] || below "$took" 12 || fail "$what: over after $took s"
         none_left "$what"
         unset RINGTUNE_FAULT
