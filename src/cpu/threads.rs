@@ -372,8 +372,9 @@ mod tests {
     /// Threads beyond what the cores run sleep on: a job does not wake them.
     #[test]
     fn a_job_wakes_no_more_workers_than_cores_can_run() {
-        let pool = Pool::new(100).unwrap();
         for n_tasks in [2, 3, 4000] {
+            // Who was woken for one job may come to the next one besides: a pool for each.
+            let pool = Pool::new(100).unwrap();
             while pool.shared.n_parked.load(Ordering::SeqCst) < 99 {
                 std::thread::yield_now();
             }
@@ -382,7 +383,8 @@ mod tests {
                 std::thread::yield_now();
                 lock(&ran).insert(std::thread::current().id());
             });
-            let (ran, most) = (lock(&ran).len(), 1 + pool.most_awake.min(n_tasks - 1));
+            // One worker may have counted itself as asleep and find the job before it is.
+            let (ran, most) = (lock(&ran).len(), 2 + pool.most_awake.min(n_tasks - 1));
             assert!((1..=most).contains(&ran), "{ran} threads ran {n_tasks} tasks, expected {most} at most");
         }
     }
