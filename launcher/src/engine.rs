@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::devices::Bind;
 use crate::local::Meeting;
-use crate::options::Options;
+use crate::options::{GRACE, Options};
 use crate::spawn::RankCommand;
 
 /// Whose mpirun it is.
@@ -60,7 +60,11 @@ fn variables(options: &Options, meeting: &Meeting) -> Vec<(String, String)> {
 
 /// `ringrun --wrap -- PROGRAM ARGS`, where the ranks find this very program.
 fn wrapped(options: &Options, ringrun: &str) -> Vec<OsString> {
-    let own = [OsString::from(ringrun), "--wrap".into(), "--".into()];
+    let mut own = vec![OsString::from(ringrun), "--wrap".into()];
+    if options.grace != GRACE {
+        own.extend(["--grace".into(), options.grace.as_secs_f64().to_string().into()]);
+    }
+    own.push("--".into());
     own.into_iter().chain(options.program.iter().cloned()).collect()
 }
 

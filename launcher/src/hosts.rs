@@ -1,5 +1,12 @@
 //! Machines and how many ranks each takes: `--host a:4,b:4`, and hostfiles of Open MPI, MPICH and DeepSpeed.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Bytes that a file of machines has at most: tens of thousands of them.
+const LONGEST: u64 = 1 << 20;
+
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
@@ -24,6 +31,22 @@ fn host(text: &str, at: &str) -> Result<Host, String> {
 /// If it is something else.
 pub fn parse_list(text: &str) -> Result<Vec<Host>, String> {
     joined(text.split(',').map(|part| host(part.trim(), "--host")).collect::<Result<_, _>>()?)
+}
+
+/// Reads a file as [`parse_file`] takes it.
+///
+/// # Errors
+/// If it cannot be read, is longer than any list of machines, or as [`parse_file`].
+pub fn read_file(path: &Path) -> Result<Vec<Host>, String> {
+    let name = path.display().to_string();
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes));
+    read.map_err(|e| format!("{name}: {e}"))?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(format!("{name}: longer than {LONGEST} bytes, which is not expected of a list of machines"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| format!("{name}: it is not UTF-8 text"))?;
+    parse_file(&name, &text)
 }
 
 /// Lines `a slots=4 [max_slots=8]`, `a:4` or `a`; what follows `#` is a comment.

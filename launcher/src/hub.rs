@@ -27,6 +27,10 @@ const MEETING: Duration = Duration::from_secs(300);
 /// How often the owner is told of who is missing, and of strangers.
 const REMINDER: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(250);
+/// A stranger that calls again and again for so long is a rank of ours with another secret: that of another run has found its own hub by then.
+const PERSISTENT: Duration = Duration::from_secs(8);
+/// Between two of its calls at most.
+const OFTEN: Duration = Duration::from_secs(4);
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,6 +97,8 @@ struct State {
     met: Option<Instant>,
     /// When a stranger was told last.
     stranger: Option<Instant>,
+    /// Since when strangers have been calling from an address, and when they did last.
+    strangers: BTreeMap<IpAddr, (Instant, Instant)>,
     /// When a beacon of any rank moved last.
     moved: Instant,
     failed: Option<Cause>,
@@ -144,6 +150,7 @@ impl Hub {
             rounds: BTreeMap::new(),
             met: None,
             stranger: None,
+            strangers: BTreeMap::new(),
             moved: Instant::now(),
             failed: None,
         };
@@ -310,15 +317,32 @@ fn serve(shared: &Shared, mut stream: TcpStream) {
     (shared.notify)(Event::Closed(rank, goodbye));
 }
 
-/// It may be a rank of another run, or one of ours with another secret: its word ends nothing.
+/// It may be a rank of another run, or one of ours with another secret: its word ends nothing, unless it does not give up while ranks are
+/// missing.
 fn stranger(shared: &Shared, stream: &TcpStream) {
-    let Ok(from) = stream.peer_addr() else { return };
+    let Ok(from) = stream.peer_addr().map(|address| address.ip()) else { return };
     let mut state = shared.lock();
-    if state.met.is_none() && state.stranger.is_none_or(|told| told.elapsed() > REMINDER) {
-        state.stranger = Some(Instant::now());
-        drop(state);
-        (shared.notify)(Event::Stranger(from.ip().to_string()));
+    if state.met.is_some() || state.failed.is_some() {
+        return;
     }
+    let now = Instant::now();
+    state.strangers.retain(|_, (_, last)| last.elapsed() < OFTEN);
+    let (first, last) = state.strangers.entry(from).or_insert((now, now));
+    *last = now;
+    let event = if first.elapsed() > PERSISTENT
+        && let Some(missing) = state.members.iter().position(Option::is_none)
+    {
+        let text = format!("did not come; {}", a_stranger(&from.to_string()));
+        state.strangers.clear();
+        state.cause(missing, text, 1)
+    } else if state.stranger.is_none_or(|told| told.elapsed() > REMINDER) {
+        state.stranger = Some(now);
+        Event::Stranger(from.to_string())
+    } else {
+        return;
+    };
+    drop(state);
+    (shared.notify)(event);
 }
 
 /// The parent of a rank that stands elsewhere says what became of it.

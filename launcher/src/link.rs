@@ -29,6 +29,8 @@ pub enum Heard {
     Failed(Cause),
     /// The hub is gone, and did not say why.
     Gone,
+    /// What listens there does not know the secret.
+    Stranger,
 }
 
 /// The connection, until it is dropped.
@@ -55,7 +57,7 @@ impl Link {
         let state = Arc::new(State::default());
         let (report, shared) = (report.clone(), Arc::clone(&state));
         std::thread::Builder::new().name("link".into()).spawn(move || {
-            let Some(stream) = reach(&report, &shared) else { return };
+            let Some(stream) = reach(&report, &shared, &notify) else { return };
             let Ok(out) = stream.try_clone() else { return };
             let places = Arc::clone(&shared);
             // Without this thread the hub knows what the ranks say of themselves.
@@ -76,7 +78,7 @@ impl Drop for Link {
 }
 
 /// Tries until the hub of this attempt is there. None: it has another secret, or nobody wants it any more.
-fn reach(report: &Report, state: &State) -> Option<TcpStream> {
+fn reach(report: &Report, state: &State, notify: &impl Fn(Heard)) -> Option<TcpStream> {
     while !state.over.load(SeqCst) {
         let Ok(mut stream) = TcpStream::connect(&report.address) else {
             std::thread::sleep(AGAIN);
@@ -86,7 +88,10 @@ fn reach(report: &Report, state: &State) -> Option<TcpStream> {
         match Secret::of(&report.secret).call(&mut stream, PATIENCE) {
             Ok(true) => {}
             // Its ranks say that they are not known there.
-            Ok(false) => return None,
+            Ok(false) => {
+                notify(Heard::Stranger);
+                return None;
+            }
             Err(_) => {
                 std::thread::sleep(AGAIN);
                 continue;

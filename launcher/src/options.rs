@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::devices::{self, Bind, Count};
 use crate::environment::{own, tasks_of_job};
-use crate::hosts::{self, Host, parse_file, parse_list};
+use crate::hosts::{self, Host, parse_list, read_file};
 use crate::spawn::own_cores;
 
 const AFTER: &str = "\
@@ -21,6 +21,9 @@ Examples:
 
 Exit codes: that of the first rank that failed (128 + n when signal n ended it), 75 when a signal stopped the run and its state is
 saved, 124 when a rank hung or gave no sign of life, 2 for a wrong option. The last line names the first cause.";
+
+/// How long ranks may take to end where nothing else was said.
+pub const GRACE: Duration = Duration::from_secs(60);
 
 /// Which program starts the ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -292,10 +295,7 @@ fn read(m: &ArgMatches) -> Result<Options, String> {
     let env = m.get_many::<String>("env").into_iter().flatten().map(|word| variable(word)).collect::<Result<_, _>>()?;
     let hosts = match (text("host"), path("hostfile")) {
         (Some(list), _) => parse_list(list)?,
-        (None, Some(file)) => {
-            let name = file.display().to_string();
-            parse_file(&name, &std::fs::read_to_string(&file).map_err(|e| format!("{name}: {e}"))?)?
-        }
+        (None, Some(file)) => read_file(&file)?,
         (None, None) => Vec::new(),
     };
     let oversubscribe = m.get_flag("oversubscribe");
@@ -446,6 +446,7 @@ mod tests {
         assert_eq!((o.dir, o.hang_timeout), (Some("/tmp".into()), Duration::from_millis(2500)));
         assert_eq!(o.program, ["prog", "-np", "4"]);
         assert_eq!(of("ringrun prog").unwrap().ranks, devices::gpus().max(1));
+        assert_eq!(of("ringrun prog").unwrap().grace, GRACE);
         assert_eq!(of("ringrun -n cpu prog").unwrap().ranks, own_cores().len());
         assert_eq!(of("ringrun --nproc_per_node=auto --bind-to numa prog").unwrap().ranks, devices::gpus().max(1));
         assert_eq!(of("ringrun -H a,b --nproc-per-node cpu prog").unwrap().ranks, 2 * own_cores().len());
@@ -487,6 +488,8 @@ mod tests {
             ("ringrun -H a:2,b:2 -n 5 prog", "5 ranks on 4 slots"),
             ("ringrun -H a:2 --hostfile f prog", "cannot be used with"),
             ("ringrun --hostfile /surely/missing prog", "/surely/missing: "),
+            ("ringrun --hostfile /dev/zero prog", "/dev/zero: longer than 1048576 bytes"),
+            ("ringrun --hostfile /dev/null prog", "/dev/null: no machine in it"),
             ("ringrun -n 2 --nproc-per-node 2 prog", "cannot be used with"),
         ] {
             let e = of(line).unwrap_err();

@@ -155,10 +155,15 @@ pub fn end_orphans() {
     }
 }
 
-/// `T` for a process that a signal stopped: the state in `/proc/PID/stat`.
-pub fn state(pid: u32) -> Option<char> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    text.rsplit_once(')')?.1.trim_start().chars().next()
+/// Whether a signal stopped a process of the group of a rank: `T` in `/proc/PID/stat`, behind the name. A shell may stand above the program.
+pub fn is_stopped(group: u32) -> bool {
+    let stopped = |pid: &str| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+        Some(fields.first() == Some(&"T") && fields.get(2)?.parse() == Ok(group))
+    };
+    let names = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| name.into_string().ok()).any(|pid| stopped(&pid) == Some(true))
 }
 
 #[cfg(test)]

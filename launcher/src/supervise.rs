@@ -11,10 +11,10 @@ use crate::cause::{BYSTANDER, Cause, HANG, REQUEUE, signal_name};
 use crate::hub::{self, Hub};
 use crate::link::{Heard, Link};
 use crate::memory::Kills;
-use crate::options::Options;
+use crate::options::{Engine, Options};
 use crate::output::{Lines, drain};
 use crate::process::{Process, Start};
-use crate::spawn::{end_orphans, signal_group, state};
+use crate::spawn::{end_orphans, is_stopped, signal_group};
 pub use crate::system::host_name;
 use crate::wrap::Report;
 
@@ -83,14 +83,21 @@ struct Watch<'a> {
     /// The connection to a hub that is elsewhere, and whether it stands.
     link: Option<Link>,
     linked: bool,
+    /// Nobody listens to it where the hub should be.
+    strange: bool,
     /// The hub is elsewhere, and a rank has heard there that the run has failed: what is left here is ended, and not to blame.
     over: bool,
     /// A rank elsewhere is gone; who started it may say more until then.
     lost: Option<(Instant, usize)>,
+    /// The mpirun of ranks that have all ended was given until [`AFTER_RANKS`].
+    hurried: bool,
 }
 
 /// How long who started a rank elsewhere has to say what became of it, and to be told why the run ends.
 pub const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long an mpirun may take to end once every rank has: between signals of its own it waits for two seconds, and one that lost a rank may
+/// wait for ever.
+const AFTER_RANKS: Duration = Duration::from_secs(3);
 
 /// Runs the ranks to their end.
 ///
@@ -113,8 +120,10 @@ pub fn supervise(
         kill_at: None,
         link: None,
         linked: false,
+        strange: false,
         over: false,
         lost: None,
+        hurried: false,
         attempt,
     };
     for (index, what) in watch.attempt.starts.iter().enumerate() {
@@ -160,6 +169,7 @@ impl Watch<'_> {
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
+            self.hurry();
             let now = Instant::now();
             if let Some((_, rank)) = self.lost.take_if(|(t, _)| *t <= now) {
                 let text = "connection closed: killed or crashed; see its machine's own messages".into();
@@ -182,6 +192,19 @@ impl Watch<'_> {
         }
     }
 
+    /// The run has failed, and nothing but the mpirun that started the ranks is left of it here.
+    fn hurry(&mut self) {
+        let of_mpirun =
+            self.attempt.options.engine == Engine::Mpirun && self.processes.iter().all(|p| p.rank.is_none());
+        let joined = self.members.iter().filter(|m| m.joined);
+        let gone = joined.clone().count() > 0 && joined.into_iter().all(|m| m.closed.is_some());
+        if of_mpirun && gone && self.outcome.cause.is_some() && !self.hurried {
+            self.hurried = true;
+            let soon = Instant::now() + AFTER_RANKS;
+            self.kill_at = Some(self.kill_at.map_or(soon, |at| at.min(soon)));
+        }
+    }
+
     /// A rank here has ended because of another one: the hub, which told it, is telling this process why.
     fn ask_why(&mut self, events: &Receiver<Event>) {
         let until = Instant::now() + LAST_WORD;
@@ -198,8 +221,12 @@ impl Watch<'_> {
     fn told(&mut self, heard: Heard) {
         match heard {
             Heard::Open => self.linked = true,
+            Heard::Stranger => self.strange = true,
             Heard::Failed(cause) => {
                 self.over = true;
+                // Who is stopped hears nothing, and would be waited for.
+                let here = self.processes.iter().filter(|p| p.status.is_none()).map(|p| p.child.id());
+                here.filter(|pid| is_stopped(*pid)).for_each(|pid| signal_group(pid, libc::SIGKILL));
                 self.fail_as(cause, false);
             }
             Heard::Gone => {
@@ -342,7 +369,7 @@ impl Watch<'_> {
             hub.fail(&cause);
         }
         if let Some(report) = self.attempt.report.as_ref().filter(|_| ours) {
-            report.tell(&cause, self.linked);
+            report.tell(&cause, self.linked || self.strange);
         }
         for p in self.processes.iter().filter(|p| p.status.is_none()) {
             // Of ranks whose hub is elsewhere, those that never said where they are may not know of it.
@@ -355,27 +382,20 @@ impl Watch<'_> {
         self.kill_at = Some(Instant::now() + self.attempt.options.grace);
     }
 
-    /// No heartbeat: it is stopped, or its machine is.
+    /// No heartbeat: it is stopped, or its machine is. Of a run that has failed already it is one more that hears nothing of it.
     fn silent(&mut self, rank: usize) {
-        if self.outcome.cause.is_some() {
-            return;
-        }
         let pid = self.processes.iter().find(|p| p.rank == Some(rank) && p.status.is_none()).map(|p| p.child.id());
-        let stopped = if pid.and_then(state) == Some('T') { " (stopped by a signal)" } else { "" };
+        let stopped = if pid.is_some_and(is_stopped) { " (stopped by a signal)" } else { "" };
         let text = format!("no sign of life for {} s{stopped}", hub::SILENCE.as_secs());
         self.fail(Cause { text, ..self.cause(rank, HANG) });
-        match (pid, self.attempt.hub) {
-            (Some(pid), _) => signal_group(pid, libc::SIGKILL),
-            // Its machine is not heard of: nothing of it is waited for.
-            (None, Some(hub)) => {
-                let host = hub.host(rank);
-                let local = |r: usize| self.processes.iter().any(|p| p.rank == Some(r));
-                let lost: Vec<usize> = (0..self.members.len()).filter(|&r| !local(r) && hub.host(r) == host).collect();
-                for r in lost {
-                    self.members[r].closed.get_or_insert(None);
-                }
-            }
-            (None, None) => {}
+        if let Some(pid) = pid {
+            signal_group(pid, libc::SIGKILL);
+            return;
+        }
+        // It is not waited for: its parent there ends it, or its machine is lost.
+        self.members[rank].closed.get_or_insert(None);
+        if let Some(index) = self.processes.iter().position(|p| p.rank == Some(rank)) {
+            self.settle(index);
         }
     }
 

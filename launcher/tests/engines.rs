@@ -33,13 +33,25 @@ fn composed_commands() {
         "V=1 RINGTUNE_CONTROL=127.0.0.1:0 … mpirun --host a:4,b:4 -np 8 --map-by slot --bind-to none -x V -x RINGTUNE_CONTROL \
          -x RINGTUNE_SECRET -x RINGTUNE_RESTART RINGRUN --wrap -- prog -x 'a b'\n"
     );
-    let more =
-        ["-H", "a:1,b:1", "-n", "4", "--oversubscribe", "--allow-run-as-root", "--bind-to", "core", "--wdir", "/w"];
+    let more = [
+        "-H",
+        "a:1,b:1",
+        "-n",
+        "4",
+        "--oversubscribe",
+        "--allow-run-as-root",
+        "--bind-to",
+        "core",
+        "--wdir",
+        "/w",
+        "--grace",
+        "7.5",
+    ];
     assert_eq!(
         dry_run("mpirun (Open MPI) 5.0.3", &more),
         "cd /w && RINGTUNE_CONTROL=127.0.0.1:0 … OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --host a:2,b:2 \
          -np 4 --map-by slot:OVERSUBSCRIBE --bind-to core -x RINGTUNE_CONTROL -x RINGTUNE_SECRET -x RINGTUNE_RESTART RINGRUN \
-         --wrap -- prog -x 'a b'\n"
+         --wrap --grace 7.5 -- prog -x 'a b'\n"
     );
     assert_eq!(
         dry_run("HYDRA build details:", &["--engine", "mpirun", "-n", "2", "--bind-to", "numa"]),
@@ -157,7 +169,8 @@ fn every_machine_names_the_cause_and_none_waits_for_a_rank_that_is_stopped() {
         );
         let start = |rank: &str| {
             let node = ["--nnodes", "2", "--node-rank", rank, "--master-addr", "127.0.0.1", "--master-port", &port];
-            let words = ["--nproc-per-node", "1", "--grace", "0.2", "sh", "-c", &script];
+            // Longer than this test waits.
+            let words = ["--nproc-per-node", "1", "--grace", "1000", "sh", "-c", &script];
             ringrun(&[&node[..], &words].concat()).spawn().unwrap()
         };
         let begun = std::time::Instant::now();

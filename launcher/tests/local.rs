@@ -108,3 +108,65 @@ fn time_is_up() {
     assert_eq!(o.code, Some(124), "{}", o.stderr);
     assert!(o.last().ends_with("ended by --timeout after 0.2 s"), "{}", o.stderr);
 }
+
+#[test]
+fn lines_have_their_rank_and_the_time_where_that_is_wanted() {
+    let lines = |words: &[&str]| -> [Vec<String>; 2] {
+        let o = shell(&[&["-n", "2", "--oversubscribe"], words].concat(), "echo out; echo err >&2");
+        assert_eq!(o.code, Some(0), "{}", o.stderr);
+        [o.stdout, o.stderr].map(|text| {
+            let mut lines: Vec<String> = text.lines().map(String::from).collect();
+            lines.sort_unstable();
+            lines
+        })
+    };
+    assert_eq!(lines(&[]), [["[1] out", "out"], ["[1] err", "err"]]);
+    assert_eq!(lines(&["--tag-output"]), [["[0] out", "[1] out"], ["[0] err", "[1] err"]]);
+    let [out, err] = lines(&["--timestamp-output", "--tag-output"]);
+    for line in out.iter().chain(&err) {
+        let (time, rest) = line.split_at(12);
+        let digits = time.chars().enumerate().all(|(i, c)| match i {
+            2 | 5 => c == ':',
+            8 => c == '.',
+            _ => c.is_ascii_digit(),
+        });
+        assert!(digits && [" [0] out", " [1] out", " [0] err", " [1] err"].contains(&rest), "{line}");
+    }
+}
+
+#[test]
+fn ranks_are_tied_to_cores_of_their_own() {
+    let cores = launcher::spawn::own_cores();
+    if cores.len() < 2 {
+        return;
+    }
+    let script = "echo $RANK $(grep Cpus_allowed_list /proc/$$/status | cut -f 2)";
+    let ties = |words: &[&str]| {
+        let o = shell(&[&["-n", "2"], words].concat(), script);
+        let mut lines: Vec<String> = o.stdout.lines().map(|line| line.trim_start_matches("[1] ").to_string()).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let expected = |shares: Vec<Vec<usize>>| -> Vec<String> {
+        shares.iter().enumerate().map(|(rank, own)| format!("{rank} {}", launcher::spawn::ranges(own))).collect()
+    };
+    assert_eq!(ties(&["--bind-to", "core"]), expected(launcher::spawn::shares(&cores, 2)));
+    assert_eq!(ties(&["--bind-to", "none"]), expected(vec![cores.clone(), cores.clone()]));
+}
+
+#[test]
+fn a_quiet_ringrun_says_the_last_line_alone() {
+    let n = (launcher::spawn::own_cores().len() + 1).to_string();
+    let o = shell(&["-n", &n], "exit 0");
+    assert!(o.stderr.contains("none is faster for it"), "{}", o.stderr);
+    for words in [vec!["-n", &n, "-q"], vec!["-n", &n, "--oversubscribe"]] {
+        assert_eq!(shell(&words, "exit 0").stderr, "");
+    }
+    let o = shell(&["-n", &n, "--quiet"], "[ $RANK = 0 ] || exit 3; echo a line >&2; sleep 100");
+    assert_eq!(
+        (o.code, o.stderr.lines().filter(|line| line.starts_with("ringrun: ")).count()),
+        (Some(3), 1),
+        "{}",
+        o.stderr
+    );
+}

@@ -335,7 +335,10 @@ fn listen(shared: &Shared, mut from: TcpStream, to: &Sender<(u64, Vec<Vec<u8>>)>
         match Message::read(&mut from, LIMIT) {
             // Nobody waits for it once the main thread has ended.
             Ok(Some(Message::Gathered { seq, all })) => drop(if seq < ASIDE { to } else { aside }.send((seq, all))),
-            Ok(Some(Message::Failed(cause))) => end(shared, &cause.line(), !shared.launcher_speaks),
+            // Who holds the hub has said it there.
+            Ok(Some(Message::Failed(cause))) => {
+                end(shared, &cause.line(), !shared.launcher_speaks && shared.hub.is_none());
+            }
             // SAFETY: a signal to this very process, whose handlers it meets as if somebody had sent it.
             Ok(Some(Message::Stop(signal))) => drop(unsafe { libc::kill(libc::getpid(), signal) }),
             Ok(Some(_)) => {}

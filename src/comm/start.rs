@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use launcher::protocol::{Hello, LIMIT, Message};
 use launcher::secret::{PATIENCE, Secret};
 use launcher::spawn::{own_cores, parse_ranges, ranges};
 
-use super::control::Channel;
+use super::control::{Channel, is_ending};
 use super::doors::{Doors, MEETING};
 use super::mpi::Choice;
 use super::ranks::{BUCKET, Ranks};
@@ -25,7 +26,8 @@ use crate::{bail, ensure, machine, say};
 
 /// How long a rank's words to the hub may stay without an answer from its machine.
 const LOST: Duration = Duration::from_secs(10);
-/// How long a rank goes on looking for its hub where that of another run is: its own may come a little later.
+/// How long a rank goes on looking for its hub where that of another run is: its own may come a little later. A hub whose ranks are missing
+/// ends the run when it has been called so for eight.
 const STRANGE: Duration = Duration::from_secs(10);
 /// The same where the hub knows the secret and does not want this rank: that of a run that has failed leaves when its last checkpoint is written.
 const OLD: Duration = Duration::from_secs(90);
@@ -214,7 +216,9 @@ fn join(identity: &Identity, ways: Ways) -> Result<Joined> {
     let mut control = meet(&hello, size, &secret, &addresses)?;
     #[cfg(feature = "cuda")]
     super::nccl::set_environment(control.local_addr().ok().map(|address| address.ip()));
-    let members = welcome(&mut control, launcher)?;
+    // Who holds the hub has said a cause when it came there.
+    let speaks = launcher == Launcher::Ringrun || own_hub.is_some();
+    let members = welcome(&mut control, speaks)?;
     ensure!(members.len() == size, "expected {size} ranks, met {}", members.len());
     let here: Vec<usize> = (0..size).filter(|&r| members[r].place == hello.place).collect();
     let world = World {
@@ -225,9 +229,8 @@ fn join(identity: &Identity, ways: Ways) -> Result<Joined> {
     };
     let sharing = here.iter().filter(|&&r| members[r].cores == hello.cores).count();
     let cores = parse_ranges(&hello.cores).map_or(1, |cores| cores.len());
-    let speaks = launcher == Launcher::Ringrun;
     // From here on the rank shows that it lives, and hears why the run ends, while it connects to the others too.
-    let channel = Rc::new(Channel::start(rank, control, beacon, own_hub, speaks)?);
+    let channel = Rc::new(Channel::start(rank, control, beacon, own_hub, launcher == Launcher::Ringrun)?);
     let carried = carrier(&world, &members, here.len() == size, || doors.connect(rank, &members, &secret));
     let ranks = carried
         .and_then(|(transport, carrier)| Ok((Ranks::new(world, Box::new(Rc::clone(&channel)), transport)?, carrier)));
@@ -263,20 +266,28 @@ fn open_hub(identity: &Identity) -> Result<Option<Hub>> {
     let Some(listener) = bound else { bail!("ports {port} to {} are all taken", port.saturating_add(PORTS - 1)) };
     let opened: Arc<OnceLock<Hub>> = Arc::default();
     let judge = Arc::clone(&opened);
+    let said = AtomicBool::new(false);
     let notify = move |event| {
         let Some(hub) = judge.get() else { return };
         let cause = |rank, text: String, code| {
             let host = hub.host(rank).unwrap_or_default();
             Cause { rank, host, position: hub.position(rank), text, code }
         };
+        // Here and now: some launchers kill all ranks as soon as one is gone.
+        let fail = |cause: &Cause| {
+            if !is_ending() && !said.swap(true, SeqCst) {
+                say::error(&cause.line());
+            }
+            hub.fail(cause);
+        };
         match event {
-            Event::Failed(cause) => hub.fail(&cause),
+            Event::Failed(cause) => fail(&cause),
             Event::Closed(rank, None) => {
                 let text = "connection closed: killed or crashed; see the launcher's own message".into();
-                hub.fail(&cause(rank, text, 1));
+                fail(&cause(rank, text, 1));
             }
             Event::Silent(rank) => {
-                hub.fail(&cause(rank, format!("no sign of life for {} s", SILENCE.as_secs()), HANG));
+                fail(&cause(rank, format!("no sign of life for {} s", SILENCE.as_secs()), HANG));
             }
             Event::Stranger(from) => say::note(&a_stranger(&from)),
             Event::Missing(ranks) => {
@@ -401,9 +412,8 @@ fn meet(hello: &Hello, size: usize, secret: &Secret, addresses: &[SocketAddr]) -
                 }
                 // Another program, or another run.
                 Ok(Called::Stranger) => {
-                    // One address was given, and what is there is not what was meant: waiting changes nothing.
-                    let patience = if addresses.len() == 1 { Duration::ZERO } else { STRANGE };
-                    refused.get_or_insert_with(|| (Instant::now(), patience));
+                    // Its calls, again and again, are how the hub knows that it is not one of another run.
+                    refused.get_or_insert_with(|| (Instant::now(), STRANGE));
                     why = "what listens there does not know the secret of this run: RINGTUNE_SECRET has to be the same on all machines, and two \
                            runs on one machine need a MASTER_PORT each";
                 }
@@ -417,8 +427,8 @@ fn meet(hello: &Hello, size: usize, secret: &Secret, addresses: &[SocketAddr]) -
     }
 }
 
-/// Waits until all ranks are there.
-fn welcome(control: &mut TcpStream, launcher: Launcher) -> Result<Vec<Hello>> {
+/// Waits until all ranks are there. `said`: whoever finds out that they will not come says so.
+fn welcome(control: &mut TcpStream, said: bool) -> Result<Vec<Hello>> {
     control.set_read_timeout(Some(MEETING + Duration::from_secs(30)))?;
     let message = Message::read(control, LIMIT).context(|| "waiting for the other ranks".into())?;
     control.set_read_timeout(None)?;
@@ -429,7 +439,7 @@ fn welcome(control: &mut TcpStream, launcher: Launcher) -> Result<Vec<Hello>> {
             members.ok_or_else(|| Error::new("the hub's welcome cannot be read: is ringrun of the same version?"))
         }
         Some(Message::Failed(cause)) => {
-            if launcher != Launcher::Ringrun {
+            if !said {
                 say::error(&cause.line());
             }
             std::process::exit(BYSTANDER.into())

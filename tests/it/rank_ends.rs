@@ -145,7 +145,7 @@ fn an_exchange_that_a_rank_in_a_sum_does_not_make_is_named_at_once() {
     }
 }
 
-/// One of two ranks that nothing but the environment joins has another secret: both say so within seconds.
+/// One of two ranks that nothing but the environment joins has another secret: both say so and end within seconds.
 #[test]
 fn a_wrong_secret_without_ringrun_is_said_on_both_sides() {
     let dir = tempfile::tempdir().unwrap();
@@ -163,10 +163,16 @@ fn a_wrong_secret_without_ringrun_is_said_on_both_sides() {
     let said = "does not know the secret of this run: RINGTUNE_SECRET has to be the same on all machines";
     assert!(code == Some(1) && stderr.contains("rank 1 of 2") && stderr.contains(said), "{code:?}: {stderr}");
     assert!(took < Duration::from_secs(60), "{took:?}");
-    wait_until("the main rank says it too", || std::fs::read_to_string(&log).unwrap().contains(said));
-    assert!(std::fs::read_to_string(&log).unwrap().contains("a rank at 127.0.0.1 "));
-    main.kill().unwrap();
-    main.wait().unwrap();
+    // It has said so at once, and does not wait for a rank that cannot come.
+    wait_until("the main rank ends too", || main.try_wait().unwrap().is_some());
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(log.contains(&format!("a rank at 127.0.0.1 {said}")), "{log}");
+    let last = log.lines().last().unwrap_or_default();
+    assert!(
+        last.contains("rank 1 on host unknown: did not come; a rank at 127.0.0.1 does not know the secret"),
+        "{log}"
+    );
+    assert_eq!(main.wait().unwrap().code(), Some(76), "{log}");
 }
 
 /// Slurm and systemd signal every process of a job, and ringrun hands on what it gets: each rank hears of one request twice, and saves.

@@ -30,7 +30,8 @@ pub(super) fn watch_over(shared: &Shared) {
                 events.push(Event::Missing(missing));
             }
         }
-        if state.met.is_some() && state.failed.is_none() {
+        if state.met.is_some() {
+            // Of a run that has failed too: who hears nothing of it is not waited for.
             for (rank, said) in silent.iter_mut().enumerate() {
                 let Some(m) = &state.members[rank] else { continue };
                 if !*said && !m.closed && m.goodbye.is_none() && m.beat.elapsed() > SILENCE {
@@ -39,7 +40,11 @@ pub(super) fn watch_over(shared: &Shared) {
                 }
             }
             let alive = |m: &&Member| !m.closed && m.goodbye.is_none();
-            if !hung && state.moved.elapsed() > shared.hang && state.members.iter().flatten().any(|m| alive(&m)) {
+            if !hung
+                && state.failed.is_none()
+                && state.moved.elapsed() > shared.hang
+                && state.members.iter().flatten().any(|m| alive(&m))
+            {
                 hung = true;
                 events.push(hang(&state, shared.hang));
             }
