@@ -19,6 +19,7 @@ pub mod run;
 pub mod saver;
 pub mod set_losses;
 pub mod setup;
+pub mod shared_folder;
 pub mod signals;
 pub mod spec;
 pub mod state;

@@ -22,6 +22,7 @@ use crate::comm::control::{finish_writing, saved};
 use crate::data::loader::StepShape;
 use crate::error::Result;
 use crate::files::{create_dir_all, remove_torn, write_json};
+use crate::hf::HostTensor;
 use crate::hf::artifact::{HostParams, Trained, find};
 use crate::hf::device::download;
 use crate::hf::save::{Entry, write_tensors};
@@ -124,6 +125,26 @@ impl<'a> Outputs<'a> {
                 master.map_or_else(|| find(&params, at).cloned(), |(_, t)| Ok(t.clone()))
             };
             write(&writer, &trained)?;
+            write_state_tensors(&writer.dir().join(OPTIMIZER), &tensors)?;
+            finish(writer, &BTreeMap::new())
+        })
+    }
+
+    /// As [`Outputs::save`], of copies of weights and of the whole state, which other ranks gave.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn save_copies(
+        &mut self,
+        params: HostParams,
+        tensors: Vec<(String, HostTensor)>,
+        state: &RunState,
+    ) -> Result<()> {
+        let (output_dir, step) = (self.spec.run_dir.clone(), state.step);
+        let (write, finish) = (self.written_of(state), self.finish_of(state));
+        self.saver.start(move || {
+            let writer = CheckpointWriter::begin(&output_dir, step)?;
+            write(&writer, &|at| find(&params, at).cloned())?;
             write_state_tensors(&writer.dir().join(OPTIMIZER), &tensors)?;
             finish(writer, &BTreeMap::new())
         })

@@ -11,6 +11,7 @@ use super::folder::{RunFolder, refuse_overwriting};
 use super::outputs::{self, Outputs};
 use super::saver::Saver;
 use super::setup;
+use super::shared_folder::{apart, same_checkpoint};
 use super::signals::StopFlag;
 use super::spec::RunSpec;
 use super::state::RunState;
@@ -119,6 +120,10 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
     fingerprints.add_settings(setup::deciding(&deciding, spec.peak_lr, max_steps, spec.packing));
     let (artifact, arithmetic) = (Arc::clone(&spec.artifact), dev.arithmetic());
     let checkpoints = Checkpoints::new(&spec.run_dir, s, max_steps, artifact, fingerprints, arithmetic);
+    let apart = apart(comm, &spec.run_dir)?;
+    if let Some(apart) = &apart {
+        say::warning(&apart.warning(&spec.run_dir));
+    }
     let state = resume(dev, comm, &mut work, &checkpoints, spec)?;
     let no_gpu = spec.no_gpu.as_ref().map_or(String::new(), |why| format!("; no GPU: {why}"));
     say::detail(&format!("device: {}{no_gpu}", dev.describe()));
@@ -169,6 +174,7 @@ pub fn run<B: Backend>(dev: &B, comm: &dyn Communicator<B>, spec: &RunSpec, stop
         state,
         outputs,
         saver: Saver::default(),
+        apart: apart.is_some(),
         stop,
         reports_sets: spec.train.sets().len() > 1
             && s.report_to.iter().any(|r| matches!(r, Reporter::TensorBoard | Reporter::Mlflow)),
@@ -257,6 +263,7 @@ fn resume<B: Backend>(
         return Ok(RunState::default());
     }
     let path = PathBuf::from(OsString::from_vec(chosen));
+    same_checkpoint(comm, &path, manifest::MANIFEST)?;
     let Resumed { mut state, changed, longer } = checkpoints.resume(dev, work, &path)?;
     for name in changed {
         say::warning(&format!("{name} differs from the checkpoint's, as --allow-changed permits"));

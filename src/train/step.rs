@@ -393,6 +393,32 @@ impl<B: Backend> Workload<B> {
         Ok(Some(params))
     }
 
+    /// The whole state of the optimiser where ranks hold parts of it, as [`crate::optim::Optimizer::export`] gives it on one rank: on the
+    /// main rank, `None` elsewhere.
+    ///
+    /// # Errors
+    /// If the device refuses a copy or a peer is gone.
+    pub fn collect_state(&self, dev: &B, comm: &dyn Communicator<B>) -> Result<Option<Vec<(String, HostTensor)>>> {
+        let lengths: Vec<_> =
+            self.grads.places().into_iter().filter_map(|(at, g)| Some((at, g.as_ref()?.len()))).collect();
+        let (buckets, parts) = (Buckets::of(comm, &self.grads), self.optimizer.parts());
+        // Moments, and masters where there are any, of each weight one after the other.
+        let kinds = parts.len() / lengths.len().max(1);
+        let mut held = self.optimizer.export(dev)?.tensors.into_iter();
+        let mut own = vec![Vec::new(); kinds];
+        for (i, part) in parts.iter().enumerate() {
+            let owned = if part.range.is_empty() { None } else { held.next() };
+            own[i % kinds].push(owned.map_or(Vec::new(), |(_, t)| t.data));
+        }
+        let all: Vec<_> = own.iter().map(|own| buckets.collect(comm, &lengths, own)).collect::<Result<_>>()?;
+        let Some(mut all) = all.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
+        let whole = parts.into_iter().enumerate().map(|(i, part)| {
+            let data = std::mem::take(&mut all[i % kinds][i / kinds]);
+            (part.name, HostTensor { rows: part.shape.0, cols: part.shape.1, data })
+        });
+        Ok(Some(whole.collect()))
+    }
+
     /// Puts back what [`Workload::export_params`] copied, into masters too.
     ///
     /// # Errors

@@ -71,6 +71,8 @@ pub struct Trainer<'a, B: Backend> {
     pub outputs: Option<Outputs<'a>>,
     /// Writes this rank's part of checkpoints on ranks other than the main one.
     pub saver: Saver,
+    /// Not all ranks see the output folder: the main one writes what the others hold too.
+    pub apart: bool,
     /// Set by a signal.
     pub stop: StopFlag,
     /// Whether the losses of several data sets are wanted one by one.
@@ -195,7 +197,21 @@ impl<B: Backend> Trainer<'_, B> {
         self.comm.at(Position { step: self.state.step, phase: Phase::Save, layer: None });
         match &mut self.outputs {
             Some(outputs) if !sharded => outputs.save(self.dev, &self.work, &self.state, goes_on),
+            _ if self.apart => self.save_for_all(),
             _ => self.save_together(),
+        }
+    }
+
+    /// The main rank writes what the others hold, who do not see its folder: the files are those of one rank.
+    fn save_for_all(&mut self) -> Result<()> {
+        let Self { dev, comm, work, state, outputs, .. } = self;
+        // Two copies would double the memory: the one before has to be on disk first.
+        outputs.as_mut().map_or(Ok(()), Outputs::wait)?;
+        let params = work.collect_params(*dev, *comm)?;
+        let tensors = work.collect_state(*dev, *comm)?;
+        match (outputs, params, tensors) {
+            (Some(outputs), Some(params), Some(tensors)) => outputs.save_copies(params, tensors, state),
+            _ => Ok(()),
         }
     }
 
