@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Two machines that are network namespaces of this one (root, minutes; not a part of `make test`): ranks are killed, stopped, continued
-# and given NaN at random instants until the training is done, and its weights have to be those of a run that nobody disturbed, bit for
-# bit. Then a link goes down, strangers call, secrets differ, and a second job wants the same port.
+# Two machines that are network namespaces of this one (root, minutes; not a part of `make test`), each with a name and an sshd of its own:
+# ranks are killed, stopped, continued and given NaN, and launchers are killed, at random instants until the training is done, and its
+# weights have to be those of a run that nobody disturbed, bit for bit. Then a link goes down, machines share no folder, strangers call,
+# secrets differ, and a second job wants the same port.
 #   scripts/test-cluster.sh [ROUNDS]          20 by default
 #   SEED=N scripts/test-cluster.sh            repeats a run
 #   PROGRAMS=DIR scripts/test-cluster.sh      takes ringtune and ringrun from there instead of building them
-# Ranks are started by a ringrun on each machine, and by Open MPI's mpirun where there is one (an agent in place of ssh).
+# Ranks are started by a ringrun on each machine, and by Open MPI's mpirun over ssh where there are both (Debian: openssh-server). Nothing of
+# an installed sshd is touched: configuration, keys and port are its own.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 rounds=${1:-20}
@@ -26,6 +28,7 @@ work=$(mktemp -d /tmp/ringtune-cluster.XXXXXX)
 a=rt${seed}a b=rt${seed}b failed=0
 cleanup() {
     for pid in $(left); do kill -KILL "$pid" 2>/dev/null; done
+    for file in "$work"/sshd.*.pid; do [ -f "$file" ] && kill "$(cat "$file")" 2>/dev/null; done
     for ns in "$a" "$b"; do ip netns del "$ns" 2>/dev/null; rm -rf "/etc/netns/$ns"; done
     rm -rf "$work"
 }
@@ -35,9 +38,12 @@ trap 'exit 130' INT TERM
 fail() { echo "test-cluster: FAILED (SEED=$seed): $*" >&2; failed=$((failed + 1)); }
 # Processes of ours, whichever machine they are on.
 left() { pgrep -f "(ringtune|ringrun|mpirun|orted) .*$work|ringrun .*$work" || true; }
+# none_left WHAT
 none_left() {
-    for _ in $(seq 50); do [ -z "$(left)" ] && return; sleep 0.1; done
-    fail "$1: left running: $(ps -o pid=,args= -p "$(left | paste -sd,)" | cut -c1-150)"
+    local from
+    from=$(now)
+    while below "$(since "$from")" 5; do [ -z "$(left)" ] && return; sleep 0.05; done
+    fail "$1: left running after 5 s: $(ps -o pid=,args= -p "$(left | paste -sd,)" | cut -c1-150)"
     for pid in $(left); do kill -KILL "$pid" 2>/dev/null; done
 }
 
@@ -60,22 +66,28 @@ on() {
     shift
     ip netns exec "$ns" unshare --uts sh -c 'hostname "$0" && exec "$@"' "$name" "$@"
 }
-# What mpirun calls instead of ssh: AGENT [OPTIONS] HOST COMMAND.
-cat >"$work/agent" <<AGENT
-#!/bin/sh
-while [ "\${1#-}" != "\$1" ]; do shift; done
-ns=$a; [ "\$1" = b ] && ns=$b
-name=\$1; shift
-exec ip netns exec "\$ns" unshare --uts sh -c 'hostname "\$0" && exec sh -c "\$1"' "\$name" "\$*"
-AGENT
-chmod +x "$work/agent"
+# An sshd on each machine, for whoever has the key of this run.
+ssh_works() {
+    command -v sshd >/dev/null && command -v ssh >/dev/null || return 1
+    mkdir -p /run/sshd
+    for key in host user; do ssh-keygen -q -t ed25519 -N '' -f "$work/$key" || return 1; done
+    for name in a b; do
+        printf '%s\n' "Port 2222" "HostKey $work/host" "AuthorizedKeysFile $work/user.pub" "PidFile $work/sshd.$name.pid" "StrictModes no" \
+            "UsePAM no" "PermitRootLogin yes" "PasswordAuthentication no" >"$work/sshd.$name"
+        on $name "$(command -v sshd)" -f "$work/sshd.$name" || return 1
+    done
+    printf '%s\n' "Host *" "Port 2222" "IdentityFile $work/user" "StrictHostKeyChecking no" "UserKnownHostsFile /dev/null" "LogLevel ERROR" \
+        "BatchMode yes" >"$work/ssh"
+    for _ in $(seq 50); do [ "$(on a ssh -F "$work/ssh" b hostname 2>/dev/null)" = b ] && return; sleep 0.1; done
+    return 1
+}
 
 head -60 data/demo/chat.jsonl >"$work/rows.jsonl"
 steps=120
 # words OUT ACCUMULATION
 words() {
     echo "sft --model_path tests/data/model/tiny-llama-tied --max_steps $steps --save_steps 4 --save_total_limit 3 --eval_steps 10 \
-        --max_seq_len 64 --per_device_train_batch_size 2 --gradient_accumulation_steps $2 --learning_rate 5e-3 --threads 1 \
+        --max_seq_len 64 --zero ${zero:-0} --per_device_train_batch_size 2 --gradient_accumulation_steps $2 --learning_rate 5e-3 --threads 1 \
         --dataset_paths $work/rows.jsonl --cache_dir $work/cache --output_dir $work/$1 --lora_dropout 0.1 --max_bad_steps 1 \
         --resume_from_checkpoint auto --quiet --no-tensorboard"
 }
@@ -96,19 +108,22 @@ start() {
         for rank in 0 1; do
             local name=a
             [ $rank = 0 ] || name=b
-            RINGTUNE_SECRET=${secret:-$seed} on $name "$PROGRAMS/ringrun" --nnodes 2 --node-rank $rank --master-addr 10.77.0.1 --master-port "$port" \
+            # shellcheck disable=SC2086
+            RINGTUNE_SECRET=${secret:-$seed} on $name ${within[$rank]-} "$PROGRAMS/ringrun" --nnodes 2 --node-rank $rank --master-addr 10.77.0.1 --master-port "$port" \
                 --nproc-per-node 2 --oversubscribe --grace 4 ringtune $(words "$out" 1) >"$work/$out.$name.log" 2>&1 &
             jobs+=($!)
         done
         ;;
     mpirun)
-        OMPI_MCA_plm_rsh_agent=$work/agent OMPI_MCA_oob_tcp_if_include=v0 OMPI_MCA_btl_tcp_if_include=v0 \
+        OMPI_MCA_plm_rsh_agent="ssh -F $work/ssh" OMPI_MCA_oob_tcp_if_include=v0 OMPI_MCA_btl_tcp_if_include=v0 \
             OMPI_MCA_btl_vader_single_copy_mechanism=none on a "$PROGRAMS/ringrun" -H a:2,b:2 --allow-run-as-root --grace 10 \
             ${RINGTUNE_FAULT:+-x RINGTUNE_FAULT} ringtune $(words "$out" 1) >"$work/$out.a.log" 2>&1 &
         jobs=($!)
         ;;
     esac
 }
+# Ranks and ringruns of an output folder; mpirun's own ssh and orted, which notice later, are not among them.
+ours() { pgrep -f "^[^ ]*(ringtune sft|ringrun) .*--output_dir $work/$1 " || true; }
 # Ranks of an output folder, none that a launcher is.
 ranks_of() { pgrep -f "^[^ ]*ringtune sft .*--output_dir $work/$1 " || true; }
 logged() { [ -f "$work/$1/metrics.jsonl" ] && wc -l <"$work/$1/metrics.jsonl" || echo 0; }
@@ -133,19 +148,22 @@ ended() {
 }
 
 engines=(node)
-if command -v mpirun >/dev/null && mpirun --version | grep -q 'Open MPI'; then
-    engines+=(mpirun)
-else
+if ! command -v mpirun >/dev/null || ! mpirun --version | grep -q 'Open MPI'; then
     echo "test-cluster: skipped: mpirun: there is no Open MPI" >&2
+elif ! ssh_works; then
+    echo "test-cluster: skipped: mpirun: there is no sshd, or none answers (apt-get install openssh-server)" >&2
+else
+    engines+=(mpirun)
 fi
 port=20000
 for round in $(seq "$rounds"); do
     engine=${engines[RANDOM % ${#engines[@]}]}
-    deeds=(kill kill stop pause nan)
+    deeds=(kill kill stop pause nan launcher)
     deed=${deeds[RANDOM % ${#deeds[@]}]}
     out=r$round at=$((RANDOM % (steps - 4))) victim=$((RANDOM % 4)) pause=$((RANDOM % 25)) later=$((RANDOM % 300))
     what="round $round, $engine, $deed of process $victim after line $at"
-    jobs=() port=$((port + 1))
+    jobs=() port=$((port + 1)) zero=$((RANDOM % 2))
+    what="$what, zero $zero"
     unset RINGTUNE_FAULT
     # Every fifth step is an epoch's last one and has rows for rank 0 alone: the others compute nothing that could be wrong.
     nan_at=$((at + 2))
@@ -169,6 +187,14 @@ for round in $(seq "$rounds"); do
         nothing) expected=0 ;;
         kill) kill -KILL "$pid" 2>/dev/null; expected=137 ;;
         stop) kill -STOP "$pid" 2>/dev/null; expected=124 ;;
+        # No rank and no ringrun is left after two seconds, on either machine. The first machine's holds the hub.
+        launcher)
+            which="(--nnodes 2 --node-rank $((victim % 2))|-H a:2,b:2)" expected=137
+            [ "$engine" = node ] && [ $((victim % 2)) = 1 ] && expected=1
+            kill -KILL "$(pgrep -f "^$PROGRAMS/ringrun $which .*--output_dir $work/$out " | head -1)" 2>/dev/null
+            while below "$(since "$begun")" 2 && [ -n "$(ours "$out")" ]; do sleep 0.02; done
+            [ -z "$(ours "$out")" ] || fail "$what: left running after 2 s: $(ps -o pid=,args= -p "$(ours "$out" | paste -sd,)" | cut -c1-150)"
+            ;;
         pause)
             kill -STOP "${pids[@]}" 2>/dev/null
             sleep "$((pause / 10)).$((pause % 10))"
@@ -181,6 +207,11 @@ for round in $(seq "$rounds"); do
     took=$(since "$begun") first_last=$last
     if [ "$code" = 0 ] && [ "$deed" != nan ]; then
         : # It was done before, or the pause harmed nothing.
+    elif [ "$deed" = launcher ] && [ "$expected" = 137 ]; then
+        # Who is killed says nothing; ranks say that it is gone, unless the mpirun that carries their words died with it.
+        [ "$code" = 137 ] || fail "$what: exit code $code: $last"
+        none_left "$what"
+        first_last=$(cat "$work/$out".?.log | grep -m 1 'launcher is gone') || [ "$engine" = mpirun ] || fail "$what: nobody says it: $(tail -2 "$work/$out.b.log")"
     elif [ "$deed" = pause ]; then
         fail "$what: a pause of $pause tenths of a second ended the run: $code, $last"
     else
@@ -188,10 +219,12 @@ for round in $(seq "$rounds"); do
         [[ $last =~ ^ringrun:\ rank\ [0-9]+\ on\ host\ [ab]:\  ]] || fail "$what: no cause is named: $last"
         [[ ! $last =~ :\ start: ]] || fail "$what: it was long past its start: $last"
         # In the last phase, where the main rank is alone with its files, the second machine is done and right to say so.
-        [ "$second" = "$code" ] || [[ $second = 0 && $last =~ :\ finish: ]] || fail "$what: the second machine ends with $second, the first with $code: $(tail -2 "$work/$out.b.log")"
-        [ "$deed" = nan ] || below "$took" 12 || fail "$what: over after $took s"
+        [ "$second" = "$code" ] || [ "$deed" = launcher ] || [[ $second = 0 && $last =~ :\ finish: ]] || fail "$what: the second machine ends with $second, the first with $code: $(tail -2 "$work/$out.b.log")"
+        [ "$deed" = nan ] || below "$took" 10 || fail "$what: over after $took s"
         none_left "$what"
-        unset RINGTUNE_FAULT
+    fi
+    unset RINGTUNE_FAULT
+    if [ "$code" != 0 ]; then
         # As whoever started it would: again, until it is done.
         for try in 1 2 3; do
             jobs=() port=$((port + 1))
@@ -226,22 +259,37 @@ ended cut
 same cut "link down"
 echo "  link down: over after $took s, then done" >&2
 
+# The second machine has a file system of its own where the output goes: that is said, and no checkpoint is lost.
+mkdir "$work/apart"
+printf '#!/bin/sh\nmount -t tmpfs none %s && exec "$@"\n' "$work/apart" >"$work/apart.sh"
+jobs=() port=$((port + 1)) zero=1 within=("" "unshare --mount sh $work/apart.sh")
+start node apart $port
+ended apart
+within=()
+{ [ "$code" = 0 ] && grep -q "rank 2 on host b does not see $work/apart, where rank 0 writes" "$work/apart.a.log"; } ||
+    fail "no shared folder: $code, $last; $(tail -3 "$work/apart.a.log")"
+[ -f "$work/apart/checkpoint-$steps/optimizer.safetensors" ] || fail "no shared folder: $(ls "$work/apart" "$work/apart/checkpoint-$steps" 2>&1)"
+same apart "no shared folder"
+echo "  no shared folder: said, and done" >&2
+
 # A second job wants the same port, strangers call there and at the ranks' own ports, and a third job has a port of its own.
-jobs=() port=$((port + 1))
+jobs=() port=$((port + 1)) zero=0
 start node first $port
 first=("${jobs[@]}")
 await first 2
 jobs=() secret=another
 start node second $port
-ended second
+second_job=("${jobs[@]}")
 secret=
-{ [ "$code" != 0 ] && grep -q "cannot listen at" "$work/second.a.log"; } || fail "a second job at the same port: $code, $(tail -2 "$work/second.a.log")"
-grep -q "does not know the secret of this run" "$work/second.b.log" || fail "a second job at the same port: $(tail -2 "$work/second.b.log")"
 for i in $(seq 10); do
     target=$port
     [ $((i % 2)) = 0 ] && target=$(ip netns exec "$a" ss -Hltn | awk '{ n = split($4, x, ":"); print x[n] }' | shuf -n1 --random-source=<(yes "$seed$i"))
     ip netns exec "$b" timeout 0.3 bash -c "exec 3<>/dev/tcp/10.77.0.1/$target && { printf 'GET / HTTP/1.1\r\n\r\n'; head -c 4096 /dev/urandom; } >&3" 2>/dev/null
 done
+jobs=("${second_job[@]}")
+ended second
+{ [ "$code" != 0 ] && grep -q "cannot listen at" "$work/second.a.log"; } || fail "a second job at the same port: $code, $(tail -2 "$work/second.a.log")"
+grep -q "does not know the secret of this run" "$work/second.b.log" || fail "a second job at the same port: $(tail -2 "$work/second.b.log")"
 jobs=()
 start node third $((port + 500))
 ended third
@@ -254,20 +302,25 @@ same first "strangers"
 none_left strangers
 echo "  strangers and other jobs: first, third done" >&2
 
-# One machine with another secret.
+# One machine with another secret: both say so and end.
 jobs=() port=$((port + 1))
-secret=wrong
+begun=$(now)
 RINGTUNE_SECRET=$seed on a "$PROGRAMS/ringrun" --nnodes 2 --node-rank 0 --master-addr 10.77.0.1 --master-port $port --nproc-per-node 1 --grace 2 \
-    sleep 30 >"$work/secret.a.log" 2>&1 &
+    sleep 300 >"$work/secret.a.log" 2>&1 &
 other=$!
 # shellcheck disable=SC2046
-RINGTUNE_SECRET=$secret on b "$PROGRAMS/ringrun" --nnodes 2 --node-rank 1 --master-addr 10.77.0.1 --master-port $port --nproc-per-node 1 --grace 2 \
+RINGTUNE_SECRET=wrong on b "$PROGRAMS/ringrun" --nnodes 2 --node-rank 1 --master-addr 10.77.0.1 --master-port $port --nproc-per-node 1 --grace 2 \
     ringtune $(words secret 1) >"$work/secret.b.log" 2>&1
 code=$?
 grep -q "does not know the secret of this run" "$work/secret.b.log" && [ $code != 0 ] || fail "a wrong secret: $code, $(tail -2 "$work/secret.b.log")"
-kill -TERM $other 2>/dev/null
 wait $other
+code=$?
+took=$(since "$begun")
+grep -q "^ringrun: rank [01] on host unknown: did not come; a rank at 10.77.0.2 does not know the secret of this run" "$work/secret.a.log" && [ $code = 1 ] ||
+    fail "a wrong secret: $code, $(tail -2 "$work/secret.a.log")"
+below "$took" 15 || fail "a wrong secret: over after $took s"
 none_left "a wrong secret"
+echo "  a wrong secret: both over after $took s" >&2
 
 if [ "$failed" -gt 0 ]; then
     echo "test-cluster: $failed failures; SEED=$seed repeats them" >&2

@@ -42,26 +42,31 @@ pub struct Training<'a> {
     pub micro_batches: usize,
     /// More flags.
     pub flags: Vec<&'a str>,
+    /// What is trained.
+    pub model: &'a str,
+    /// Rows of a micro-batch.
+    pub micro_batch: usize,
 }
 
 impl<'a> Training<'a> {
     /// LoRA with dropout, packed rows, evaluations, checkpoints; the rows make steps at an epoch's end that are not full.
     pub fn new(dir: &'a Path, steps: u64) -> Self {
-        Self { dir, steps, micro_batches: 4, flags: Vec::new() }
+        Self { dir, steps, micro_batches: 4, flags: Vec::new(), model: MODEL, micro_batch: 2 }
     }
 
     /// The words after `ringtune`, for this number of ranks.
     pub fn words(&self, out: &str, ranks: usize) -> Vec<String> {
         let accumulation = (self.micro_batches / ranks).to_string();
-        let (steps, at) = (self.steps.to_string(), |name: &str| self.dir.join(name).display().to_string());
+        let (steps, micro_batch) = (self.steps.to_string(), self.micro_batch.to_string());
+        let at = |name: &str| self.dir.join(name).display().to_string();
         let (rows, cache, out) = (at("rows.jsonl"), at("cache"), at(out));
         let words = [
-            ["--model_path", MODEL],
+            ["--model_path", self.model],
             ["--max_steps", &steps],
             ["--save_steps", "3"],
             ["--eval_steps", "4"],
             ["--max_seq_len", "64"],
-            ["--per_device_train_batch_size", "2"],
+            ["--per_device_train_batch_size", &micro_batch],
             ["--gradient_accumulation_steps", &accumulation],
             ["--learning_rate", "5e-3"],
             ["--threads", "1"],

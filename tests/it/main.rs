@@ -58,7 +58,10 @@ mod prepare;
 mod program;
 #[path = "../common/proxy.rs"]
 mod proxy;
+mod rank_apart;
+mod rank_bits;
 mod rank_ends;
+mod rank_engines;
 mod rank_failures;
 mod rank_faults;
 mod rank_limits;

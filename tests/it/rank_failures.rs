@@ -239,6 +239,53 @@ fn a_pause_of_one_rank_changes_nothing() {
     }
 }
 
+/// Whether a signal has stopped a process.
+fn is_stopped(pid: i32) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    text.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+}
+
+/// The whole job, its launcher too: somebody stops every process of it for less than three seconds, or Ctrl-Z does for longer than a rank
+/// may be silent.
+#[test]
+fn a_pause_of_the_whole_job_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    rows(dir.path(), 60);
+    let t = Training { micro_batches: 6, flags: ZERO.to_vec(), ..Training::new(dir.path(), 40) };
+    succeed(t.alone("one"));
+    let paused = |out: &str, pause: &dyn Fn(i32, &[i32])| {
+        let mut child = t.ranks(out, 3, &[]).spawn().unwrap();
+        let at = dir.path().join(out);
+        wait_for_lines(&mut child, &at, 3);
+        let all: Vec<i32> = processes(&at.display().to_string()).iter().map(|(pid, _)| *pid as i32).collect();
+        assert_eq!(all.len(), 4);
+        let before = last_step(&at);
+        pause(child.id() as i32, &all);
+        assert!(last_step(&at) <= before + 2, "it has stood still");
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        same_file(&dir.path().join("one").join(ADAPTER), &at.join(ADAPTER));
+        assert_eq!(metrics(&dir.path().join("one")), metrics(&at));
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            paused("stopped", &|_, all| {
+                all.iter().for_each(|pid| signal(*pid, libc::SIGSTOP));
+                std::thread::sleep(Duration::from_millis(2900));
+                all.iter().for_each(|pid| signal(*pid, libc::SIGCONT));
+            })
+        });
+        scope.spawn(|| {
+            paused("ctrl-z", &|ringrun, all| {
+                signal(ringrun, libc::SIGTSTP);
+                wait_until("all are stopped", || all.iter().all(|pid| is_stopped(*pid)));
+                std::thread::sleep(Duration::from_secs(6));
+                signal(ringrun, libc::SIGCONT);
+            })
+        });
+    });
+}
+
 /// Two ranks without ringrun, as torchrun starts them, or a pod of Kubernetes, which knows of no others on its machine.
 pub fn started(of: [&Training; 2], outs: [&str; 2], port: &str, run: &str, local: bool) -> [Command; 2] {
     [0, 1].map(|rank: usize| {

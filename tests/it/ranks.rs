@@ -27,12 +27,26 @@ pub fn micro_batches() -> Vec<MicroBatch> {
     all
 }
 
-/// Two steps of LoRA with dropout over those micro-batches on this rank: figures, and the bits of the weights.
-fn train(comm: &dyn Communicator<Cpu>) -> (Vec<Stepped>, Vec<u32>) {
+/// The same rows, each a micro-batch by itself.
+fn single_rows() -> Vec<MicroBatch> {
+    let rows = |b: &MicroBatch| -> Vec<MicroBatch> {
+        let begins: Vec<usize> = (0..b.tokens.len()).filter(|&i| b.doc_start[i] as usize == i).collect();
+        let ends = begins.iter().skip(1).copied().chain([b.tokens.len()]);
+        let row = |(begin, end): (&usize, usize)| {
+            let (tokens, targets) = (b.tokens[*begin..end].to_vec(), b.targets[*begin..end].to_vec());
+            let n_valid = targets.iter().filter(|&&t| t != -100).count();
+            MicroBatch { tokens, targets, doc_start: vec![0; end - begin], n_valid, ..Default::default() }
+        };
+        begins.iter().zip(ends).map(row).collect()
+    };
+    micro_batches().iter().flat_map(rows).take(6).collect()
+}
+
+/// Two steps of LoRA with dropout over micro-batches on this rank: figures, and the bits of the weights.
+fn train(comm: &dyn Communicator<Cpu>, all: &[MicroBatch]) -> (Vec<Stepped>, Vec<u32>) {
     let dev = Cpu::new(Some(1)).unwrap();
     let defaults = TrainSettings::default();
     let lora = LoraSpec { r: 4, alpha: 8.0, dropout: 0.2, ..defaults.lora.clone().unwrap() };
-    let all = micro_batches();
     let grad_accum = all.len().div_ceil(comm.world_size());
     let settings = TrainSettings { lora: Some(lora), grad_accum, ..defaults };
     let base = ModelFiles::open(Path::new(MODEL)).unwrap();
@@ -47,11 +61,14 @@ fn train(comm: &dyn Communicator<Cpu>) -> (Vec<Stepped>, Vec<u32>) {
 
 #[test]
 fn ranks_and_accumulation_are_one() {
-    let one = train(&Solo);
-    assert!(one.0.iter().all(|s| s.problem.is_none() && s.loss > 0.0), "{:?}", one.0);
-    for size in [2, 3, 4, 6] {
-        let ranks = on_ranks(size, |rank| train(rank));
-        assert!(ranks.iter().all(|rank| *rank == one), "{size} ranks");
+    for all in [micro_batches(), single_rows()] {
+        assert_eq!(all.len(), 6);
+        let one = train(&Solo, &all);
+        assert!(one.0.iter().all(|s| s.problem.is_none() && s.loss > 0.0), "{:?}", one.0);
+        for size in [2, 3, 4, 6] {
+            let ranks = on_ranks(size, |rank| train(rank, &all));
+            assert!(ranks.iter().all(|rank| *rank == one), "{size} ranks");
+        }
     }
 }
 

@@ -315,9 +315,11 @@ fn no_rank_outlives_a_killed_launcher() {
     let mut child = Training::new(dir.path(), 100_000).ranks("out", 2, &[]).spawn().unwrap();
     wait_for_lines(&mut child, &dir.path().join("out"), 2);
     assert_eq!(processes(&dir.path().display().to_string()).len(), 3);
+    let since = Instant::now();
     child.kill().unwrap();
     child.wait().unwrap();
     wait_until("the ranks go with their launcher", || processes(&dir.path().display().to_string()).is_empty());
+    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
 }
 
 #[test]

@@ -83,11 +83,17 @@ fn traced(path: &Path) -> Vec<Value> {
 #[test]
 fn a_trace_shows_weights_that_are_gathered_before_their_layer_and_beside_the_layers_before_it() {
     let dir = tempfile::tempdir().unwrap();
-    let events = traced(&dir.path().join("trace.json"));
+    // Where others keep the cores busy, the two threads of a rank may never run at once.
+    let beside: usize = (0..8).map(|_| beside(&traced(&dir.path().join("trace.json")))).find(|n| *n > 0).unwrap_or(0);
+    assert!(beside > 0, "no gather lies beside what a forward pass computes");
+}
+
+/// Gathers that lie beside what a forward pass computes; each is there before its layer begins.
+fn beside(events: &[Value]) -> usize {
     let mut beside = 0;
     for rank in [0, 1] {
-        let (gathers, waits) = (spans(&events, rank, 2, "gather"), spans(&events, rank, 0, "weights"));
-        let forwards = spans(&events, rank, 0, "forward");
+        let (gathers, waits) = (spans(events, rank, 2, "gather"), spans(events, rank, 0, "weights"));
+        let forwards = spans(events, rank, 0, "forward");
         let buckets = gathers.iter().map(|g| g.bucket).max().unwrap() + 1;
         // One more than may wait for the main thread, and the one that it takes first.
         assert!(buckets == 4 && gathers.len() == STEPS * buckets, "{buckets} buckets, {} gathers", gathers.len());
@@ -118,5 +124,5 @@ fn a_trace_shows_weights_that_are_gathered_before_their_layer_and_beside_the_lay
             beside += gathers.iter().filter(overlaps).count();
         }
     }
-    assert!(beside > 0, "no gather lies beside what a forward pass computes");
+    beside
 }

@@ -155,6 +155,8 @@ fn ranks_and_shares_of_the_state_are_one() {
             (3, Zero::Moments, 1 << 18),
             (4, Zero::Moments, 30_000),
             (4, Zero::None, 30_000),
+            (6, Zero::Moments, 0),
+            (6, Zero::None, 1 << 18),
         ] {
             let ranks = on_ranks_with(size, bucket, |comm| {
                 let mut rank = Rank::new(comm, case, zero);

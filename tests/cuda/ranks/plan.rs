@@ -40,14 +40,14 @@ fn asked_of_nccl(said: &str, ranks: usize) -> (BTreeMap<String, f64>, f64) {
 /// Once a step and in order, whole and sharded, all weights and low-rank updates.
 #[test]
 fn a_plan_counts_what_nccl_is_asked_for() {
-    if !can_run(3) || !device().is_some_and(|dev| dev.properties().emulated) {
+    if !can_run(4) || !device().is_some_and(|dev| dev.properties().emulated) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     rows(dir.path());
     for (ranks, trained, planned_as, form) in [
         (2, "--no-lora", "", "--zero 0 --fold step"),
-        (3, "--no-lora --mixed-precision bf16", "--dtype bf16", "--zero 1 --fold step"),
+        (4, "--no-lora --mixed-precision bf16", "--dtype bf16", "--zero 1 --fold step"),
         (3, "--no-lora", "", "--zero 0 --fold micro_batch"),
         (2, "--no-lora --mixed-precision bf16", "--dtype bf16", "--zero 1 --fold micro_batch"),
         (3, "--lora-r 8", "--use-lora --lora-r 8", "--zero 1 --fold micro_batch"),

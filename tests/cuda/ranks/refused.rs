@@ -63,6 +63,33 @@ fn a_rank_that_is_lost_in_an_ordered_fold_is_named_on_the_others() {
     }
 }
 
+/// The rank that strays waits in an exchange, and the other one has asked NCCL for sums: the hub sees it from what both say they have asked for,
+/// and nobody waits for `--hang-timeout`.
+#[test]
+fn a_rank_that_strays_from_sums_of_nccl_is_named_at_once() {
+    if !can_run(2) {
+        return;
+    }
+    let stray = "waits in \"an exchange that RINGTUNE_FAULT asked for\", exchange ";
+    for (fault, flags) in [
+        ("rank=1 step=3 at=forward do=stray", "--zero 0 --fold step"),
+        ("rank=1 step=3 at=backward:0 do=stray", "--zero 1 --fold micro_batch"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        rows(dir.path());
+        let flags = format!("--no-lora --max-steps 500 --transport nccl --quiet {flags}");
+        let begun = Instant::now();
+        let outputs = ended(Training::of(dir.path(), &flags).ranks("out", 2, |c, _| {
+            c.env("RINGTUNE_FAULT", fault);
+        }));
+        let said: String = outputs.iter().map(text).collect();
+        assert!(outputs.iter().all(|o| o.status.code() == Some(76)), "{fault}: {said}");
+        let why = " and rank 0 for sums or weights that come before it: they have lost each other";
+        assert!(said.contains("rank 1 on host ") && said.contains(stray) && said.contains(why), "{fault}: {said}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{fault}: {:?}", begun.elapsed());
+    }
+}
+
 #[test]
 fn ranks_that_share_a_gpu_are_refused_by_name() {
     if !can_run(2) {
