@@ -158,7 +158,11 @@ fn restarts(outcome: &Outcome) -> bool {
 fn report(options: &Options, attempt: u32, outcome: &Outcome) {
     let which = if attempt > 0 { format!("attempt {attempt}: ") } else { String::new() };
     match &outcome.cause {
-        Some(cause) => say(&format!("{which}{}", cause.line())),
+        Some(cause) => {
+            // What another launcher prints may have ended in the middle of a line, above all when it was killed.
+            let below = if matches!(options.engine, Engine::Mpirun | Engine::Srun) { "\n" } else { "" };
+            let _ = io::stderr().write_all(format!("{below}ringrun: {which}{}\n", cause.line()).as_bytes());
+        }
         None if outcome.code == REQUEUE && !options.quiet => say("all ranks stopped with their state saved"),
         None => {}
     }

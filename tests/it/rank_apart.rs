@@ -70,7 +70,7 @@ fn ranks_that_do_not_see_one_folder_are_named_and_lose_no_checkpoint() {
         assert_eq!(metrics(&at(&one)), metrics(&main));
         manifest::list(&main).unwrap().iter().for_each(|(_, path)| drop(manifest::verify(path).unwrap()));
         let left = std::fs::read_dir(&main).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        assert_eq!(left.filter(|name| name.ends_with(".tmp")).collect::<Vec<_>>(), [String::new(); 0]);
+        assert_eq!(left.filter(|name| name.ends_with(".tmp")).count(), 0);
         assert!(!other.exists(), "the other rank writes nothing");
         if zero == "0" {
             return; // Goes on as the other.
