@@ -9,7 +9,7 @@
 // half, which CHUNK of its elements in the lower one.
 // Numerics: f32 in the order of src/cpu/optim.rs, each operation rounded as spelled; p is rounded once from w.
 // Launch: a block of THREADS threads per chunk.
-// Cost: 28 bytes an element read and written with an f32 p, 34 with a bf16 one.
+// Cost: 28 bytes an element read and written with an f32 p, 30 with a bf16 one.
 // Test: tests/common/optimiser.rs, on every device.
 #include "common/types.cuh"
 

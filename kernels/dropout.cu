@@ -5,7 +5,7 @@
 // Needs: pointers aligned to 16 bytes, as every tensor is.
 // Launch: blocks of THREADS threads; a thread draws one Philox block for 8 elements; the grid covers n.
 // Cost: n (size of SRC_T + size of DST_T) bytes, some 13 integer operations an element.
-// Test: tests/common/dropout.rs, on every device.
+// Test: tests/common/elementwise.rs, on every device.
 #include "common/types.cuh"
 #include "common/philox.cuh"
 

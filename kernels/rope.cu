@@ -7,7 +7,7 @@
 // Numerics: f32, one product rounded, then a fused multiply-add, one rounding of each stored value.
 // Launch: blocks of THREADS threads, a thread per pair, ceil(cols / 2 / THREADS) blocks a row.
 // Cost: 2 rows cols (size of X_T) bytes.
-// Test: tests/common/rope.rs, on every device.
+// Test: tests/common/elementwise.rs, on every device.
 #include "common/elements.cuh"
 
 constexpr int THREADS = 256;

@@ -3,6 +3,7 @@
 // stats: f64, [0] right arg maxes, [1] squared norm of the gradient, [2] clip factor, [3] 1 while all is finite, else 0, then the summed
 // loss of each micro-batch.
 // Table of squares: for each chunk of at most CHUNK elements two 64-bit words: its address; its length, in the upper half 1 for bf16.
+// Numerics: f64; a thread's elements, then the threads of a block, then blocks or chunks, each in order.
 // Launch: blocks of THREADS threads; stats_squares one a chunk, the others one.
 // Cost: the bytes of the gradients, once.
 // Test: tests/common/optimiser.rs, on every device.

@@ -8,7 +8,7 @@
 // Needs: pointers aligned to 16 bytes, as every tensor is.
 // Launch: blocks of THREADS threads, 8 elements a thread; the grid covers n.
 // Cost: forward 3 n, backward 6 n (size of X_T) bytes.
-// Test: tests/common/swiglu.rs, on every device.
+// Test: tests/common/elementwise.rs, on every device.
 #include "common/elements.cuh"
 
 // With one block asked for a multiprocessor, ptxas does not spill a register or two to fit more of them.

@@ -6,7 +6,7 @@
 # of ten minutes hold it and what was left out), those that no time is left for are named. A part that fails, hangs or fills the disk costs the
 # others nothing. On the emulated GPU (scripts/vgpu.sh) kernels and step count and time nothing, and the last two say nothing real; there STEPS=12,
 # for both, makes the trainings short, and BUDGET, TRAIN_LIMIT, TEST_LIMIT and TEST_THREADS make room for slow ones. PROGRAMS: a folder with
-# ringtune and cuda-tests that pack takes instead of building them. ARCHS: what pack compiles kernels for, sm_90a; with compute_80 the emulated GPU
+# ringtune and cuda-tests, and perhaps kernels, that pack takes instead of building them. ARCHS: what pack compiles kernels for, sm_90a; with compute_80 the emulated GPU
 # takes them too, where no NVRTC is found (HOME and PATH elsewhere) or in the step prebuilt.
 set -u
 
@@ -33,7 +33,11 @@ pack() {
         sort -u | while read -r file; do cp -L "$file" "$to/lib/"; done
     cp -r tests/data/golden tests/data/model tests/data/tokenizer "$to/tests/data/"
     cp -r data/demo "$to/data/" && cp -r configs "$to/" && cp scripts/gpu_check.sh scripts/gpu_peer.py "$to/"
-    "$to/bin/ringtune" kernels --arch "${ARCHS:-sm_90a}" --output "$to/kernels" || exit 1
+    if [ -d "${PROGRAMS-}/kernels" ]; then
+        cp -r "$PROGRAMS/kernels" "$to/"
+    else
+        "$to/bin/ringtune" kernels --arch "${ARCHS:-sm_90a}" --output "$to/kernels"
+    fi || exit 1
     # What the same trainings give on the CPU.
     (cd "$to" && bin=$to/bin && for run in pretrain full lora; do
         training $run curves/$run cpu >"curves/$run.log" 2>&1 || { tail -n 3 "curves/$run.log" >&2; exit 1; }
@@ -250,20 +254,19 @@ measured() {
         say "$what" measured "$cases cases right; best product $(field flops_per_second 12) TFLOP/s, copy $(field bytes_per_second 9) GB/s"
         case $* in *--compare*) beside ;; esac
     else
-        say "$what" measured "$(sed -n 's/^ *"tokens_per_second": \([0-9]*\).*/\1/p; s/^ *"mfu": \([0-9.]*\).*/(MFU \1)/p' "$work/bench.json" | tr '\n' ' ')tokens/s, full then LoRA"
+        say "$what" measured "$(sed -n 's/^ *"tokens_per_second": \([0-9]*\).*/\1/p; s/^ *"mfu": \([0-9]*\.[0-9]\{0,3\}\).*/(MFU \1)/p' "$work/bench.json" | tr '\n' ' ')tokens/s, full then LoRA"
     fi
 }
 
 # Each product of the last document by our kernels and by cuBLASLt, in TFLOP/s, where it has both; joins OUT/products.md.
 beside() {
     sed -n 's/^ *"\(flops_per_second\|name\|shape\)": "*\([^"]*[^",]\)"*,*$/\1\t\2/p' "$work/bench.json" | awk -F '\t' '
-        # Fields of a case come in the order of the alphabet.
-        $1 == "flops_per_second" { rate = $2 }
-        $1 == "name" { name = $2 }
-        $1 == "shape" && name != "" {
-            kind = name; sub(/ .*/, "", kind); sub(/^[^ ]* /, "", name)
-            if (kind == "matmul") { ours[name] = rate; order[++n] = name; shape[name] = $2 }
-            if (kind == "cublaslt") theirs[name] = rate
+        # A case begins with its name and shape; those without times have no rate.
+        $1 == "name" { name = $2; kind = name; sub(/ .*/, "", kind); sub(/^[^ ]* /, "", name) }
+        $1 == "shape" { of = $2 }
+        $1 == "flops_per_second" && name != "" {
+            if (kind == "matmul") { ours[name] = $2; order[++n] = name; shape[name] = of }
+            if (kind == "cublaslt") theirs[name] = $2
             name = ""
         }
         END {
@@ -287,13 +290,14 @@ step_kernels() {
         measured kernels 8b --compare cublaslt --only matmul
         measured kernels 8b --only attention
         measured kernels 8b --only project
-        measured kernels 8b --only norm,rope,swiglu,embedding,head,adamw
+        measured kernels 8b --only norm,rope,swiglu,embedding,bias,scatter,cast,head,adamw
         measured kernels 135m --compare cublaslt
     fi
 }
 
 # PyTorch on the shapes of the kernels that were measured.
 step_peer() {
+    command -v python3 >/dev/null || { say "beside PyTorch" "left out" "no python3 here"; return; }
     within 90 python3 "$here/gpu_peer.py" "$out/kernels.json" "$out/peer.md" >"$out/peer.log" 2>&1
     case $? in
         0) say "beside PyTorch" measured "$(last_line "$out/peer.log")" ;;

@@ -12,6 +12,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Kind {
     /// Data, files, device or peers: exit code 1.
     Run,
+    /// An operation of a device failed: exit code 1. Who knows where the run stood can say it.
+    Device,
     /// A device's memory is full: exit code 1, as for any other reason to end a run. Who knows what was to fit can say what would.
     Memory,
     /// Flags and configuration: exit code 2.
@@ -47,6 +49,11 @@ impl Error {
         Self { kind: Kind::Memory, chain: vec![message.into()] }
     }
 
+    /// An operation of a device failed (exit code 1).
+    pub fn device(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Device, chain: vec![message.into()] }
+    }
+
     /// An error in flags or configuration (exit code 2).
     pub fn usage(message: impl Into<String>) -> Self {
         Self { kind: Kind::Usage, chain: vec![message.into()] }
@@ -69,6 +76,12 @@ impl Error {
         self
     }
 
+    /// Says where a run stood when an operation of its device failed; other errors name their own place.
+    #[must_use]
+    pub fn stood(self, at: &impl fmt::Display) -> Self {
+        if self.kind == Kind::Device { self.context(at.to_string()) } else { self }
+    }
+
     /// Adds what to do, behind all that is said: `cause; advice`.
     #[must_use]
     pub fn hint(mut self, advice: &str) -> Self {
@@ -86,7 +99,7 @@ impl Error {
     /// The process exit code: 1 run, 2 usage, 75 interrupted and saved, 76 another rank failed.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
-            Kind::Run | Kind::Memory => 1,
+            Kind::Run | Kind::Device | Kind::Memory => 1,
             Kind::Usage => 2,
             Kind::Interrupted => Self::EXIT_REQUEUE,
             Kind::Bystander => Self::EXIT_BYSTANDER,

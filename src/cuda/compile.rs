@@ -161,9 +161,10 @@ impl Target {
         }
     }
 
-    /// PTX of the same capability.
+    /// PTX of the same capability, with the instructions that this one alone has where there are any.
     pub fn ptx(self) -> Self {
-        Self::Ptx(self.capability())
+        let cc = self.capability();
+        if own(cc).is_empty() { Self::Ptx(cc) } else { Self::OwnPtx(cc) }
     }
 }
 
@@ -457,6 +458,7 @@ mod tests {
         assert_eq!(Target::Cubin(90).to_string(), "sm_90a");
         assert_eq!(Target::Cubin(80).to_string(), "sm_80");
         assert_eq!(Target::Cubin(120).ptx().to_string(), "compute_120");
+        assert_eq!(Target::Cubin(90).ptx().to_string(), "compute_90a");
         assert_eq!(
             label(&cast::SOURCE, &[("SRC_T", Value::Word("float")), ("FLAG", Value::Flag)]),
             "kernels/cast.cu [SRC_T=float FLAG]"

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use cudarc::driver::sys::{CUdevice_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
+use super::behind::Behind;
 use super::compile::{Compiler, Prebuilt, Target};
 use super::device_library;
 use super::error::{DriverResult, driver};
@@ -114,6 +115,8 @@ pub struct Cuda {
     pub(super) rehearsal: Rehearsal,
     /// Launches and waits so far.
     pub(super) counts: Counts,
+    /// What is launched and not waited for.
+    pub(super) behind: Behind,
     /// Where downloads land.
     pub(super) landing: Mutex<Option<Pinned>>,
     /// Scratch by [`Room`].
@@ -176,7 +179,7 @@ impl Cuda {
         let stream = || context.new_stream().doing(|| "creating a stream".into());
         let (stream, copies) = (stream()?, stream()?);
         let modules = Modules::new(context.clone(), compiler, properties.shared_limit);
-        let (rehearsal, counts, landing, rooms, tables) = Default::default();
+        let (rehearsal, counts, behind, landing, rooms, tables) = Default::default();
         Ok(Self {
             context,
             stream,
@@ -185,6 +188,7 @@ impl Cuda {
             modules,
             rehearsal,
             counts,
+            behind,
             landing,
             rooms,
             tile: None,

@@ -17,6 +17,13 @@ pub fn driver(what: &str, e: DriverError) -> Error {
             "a kernel that ran before this call read or wrote where it must not: a mistake in ringtune, please report it with the \
              command that led to it; the device cannot be used again in this process"
         }
+        CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+        | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
+        | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+        | CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE
+        | CUresult::CUDA_ERROR_UNKNOWN => {
+            "this process has lost the GPU: `nvidia-smi` and Xid in `dmesg` say more; checkpoints that were finished are whole"
+        }
         CUresult::CUDA_ERROR_LAUNCH_FAILED | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT | CUresult::CUDA_ERROR_ASSERT => {
             "a kernel that ran before this call stopped; the device cannot be used again in this process"
         }
@@ -41,7 +48,7 @@ pub fn driver(what: &str, e: DriverError) -> Error {
         "" => format!("cuda: {what}: {name}"),
         hint => format!("cuda: {what}: {name}; {hint}"),
     };
-    if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY { Error::memory(message) } else { Error::new(message) }
+    if e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY { Error::memory(message) } else { Error::device(message) }
 }
 
 /// Adds what was tried to the result of a driver call.

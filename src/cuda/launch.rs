@@ -183,10 +183,14 @@ impl<'a> Launch<'a> {
         let launched = unsafe { builder.launch(config) };
         launched.doing(|| {
             format!(
-                "launching {entry} with {blocks} blocks of {threads} threads and {} bytes of shared memory",
-                self.shared
+                "launching {entry} with {blocks} blocks of {threads} threads and {} bytes of shared memory{}",
+                self.shared, self.dev.behind
             )
         })?;
+        self.dev.behind.launched(entry);
+        if self.dev.behind.waits() {
+            self.stream.synchronize().doing(|| format!("running {entry} with {blocks} blocks of {threads} threads"))?;
+        }
         Ok(())
     }
 }

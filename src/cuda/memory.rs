@@ -269,7 +269,9 @@ impl Cuda {
             return Ok(());
         }
         Counts::add(&self.counts.waits);
-        self.stream().synchronize().doing(|| "waiting for the device".into())
+        self.stream().synchronize().doing(|| format!("waiting for the device{}", self.behind))?;
+        self.behind.clear();
+        Ok(())
     }
 
     /// Copies bytes into a tensor from byte `at` on. They may be reused when this returns: the driver has taken them from memory

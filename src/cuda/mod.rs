@@ -7,6 +7,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod attention_tiles;
+mod behind;
 pub mod cast;
 pub mod collectives;
 pub mod compile;

@@ -6,6 +6,7 @@
 //! update = AdamW(grads · min(1, clip / |grads|))                       unless N = 0 or something is not finite
 //! ```
 
+use std::cell::Cell;
 use std::time::Instant;
 
 use super::buckets::Buckets;
@@ -147,6 +148,19 @@ impl<B: Backend> Workload<B> {
         step: u64,
         lr: f64,
     ) -> Result<Stepped> {
+        let stood = Cell::new(Position::default());
+        self.step_from(dev, comm, batch, (step, lr), &stood).map_err(|e| e.stood(&stood.get()))
+    }
+
+    /// [`Workload::step_ahead`], which leaves in `stood` where the host has come.
+    fn step_from(
+        &mut self,
+        dev: &B,
+        comm: &dyn Communicator<B>,
+        batch: &Step,
+        (step, lr): (u64, f64),
+        stood: &Cell<Position>,
+    ) -> Result<Stepped> {
         let n = batch.micro_batches.len() * comm.world_size();
         let numbered = || dealt(comm.rank(), comm.world_size()).zip(&batch.micro_batches);
         let counts = numbered().map(|(k, b)| (k, [b.n_valid as f64, b.tokens.len() as f64, self.flops.step(b)]));
@@ -165,7 +179,11 @@ impl<B: Backend> Workload<B> {
         }
         let Self { model, grads, acts, optimizer, trace, gathering, .. } = self;
         let new_rows = model.new_rows.clone();
-        let at = |phase, layer| comm.at(Position { step: step + 1, phase, layer });
+        let at = |phase, layer| {
+            let position = Position { step: step + 1, phase, layer };
+            stood.set(position);
+            comm.at(position);
+        };
         let buckets = Buckets::of(comm, grads);
         let way = Way { dev, comm, buckets: &buckets, new_rows: new_rows.as_ref() };
         model::zero_grads(dev, grads)?;

@@ -389,8 +389,9 @@ impl<B: Backend> Trainer<'_, B> {
     fn evaluate_and_log(&mut self) -> Result<Option<f64>> {
         let trace = self.work.trace.clone();
         let _span = trace.span("evaluate");
-        self.comm.at(Position { step: self.state.step, phase: Phase::Evaluate, layer: None });
-        let Some(evaluation) = self.evaluate()? else {
+        let at = Position { step: self.state.step, phase: Phase::Evaluate, layer: None };
+        self.comm.at(at);
+        let Some(evaluation) = self.evaluate().map_err(|e| e.stood(&at))? else {
             return Ok(None);
         };
         let Some(all) = evaluation.together() else {

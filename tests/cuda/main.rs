@@ -16,6 +16,7 @@ mod device;
 mod doctor;
 #[path = "../common/elementwise.rs"]
 mod elementwise;
+mod faults;
 mod fold;
 mod gate;
 #[path = "../common/head.rs"]
@@ -41,6 +42,7 @@ mod project;
 mod projections;
 mod random;
 mod ranks;
+mod readme;
 #[path = "../common/reference.rs"]
 mod reference;
 mod rounding;

@@ -118,6 +118,8 @@ fn low_rank_updates_are_part_of_the_sums() {
             ..BASE
         },
         Case { tokens: 5, width: 40, outs: [24, 0, 0], updates: updates(264, 0.1, all), ..BASE },
+        // More than all buffers of Hopper's kernels hold.
+        Case { tokens: 5, width: 40, outs: [24, 0, 0], updates: updates(520, 0.1, all), ..BASE },
         Case { tokens: 9, width: 40, outs: [24, 0, 0], updates: updates(4, 0.1, all), ..BASE },
         Case {
             tokens: 70,

@@ -1,5 +1,6 @@
 //! Models, trainings and micro-batches that nobody wrote down, drawn by a seed: two steps, an evaluation and a decoding of each on the
-//! device, on the CPU and in f64. `RANDOM_CASES=100..200` draws these; else a few of them, or with `RINGTUNE_FULL=1` two hundred.
+//! device, on the CPU and in f64. `RANDOM_CASES=100..200` draws these; else a few of them, or with `RINGTUNE_FULL=1` two hundred. `VGPU_CC`
+//! says on what kind of device; a test of its own takes those of other architectures.
 
 mod commands;
 mod draw;
@@ -89,6 +90,26 @@ fn drawn_trainings_are_as_close_as_the_cpu() {
         }
     }
     assert!(failed.is_empty(), "{} cases:\n{}", failed.len(), failed.join("\n"));
+}
+
+/// The same on devices with other tiles, other kernels and other sums: processes of their own, where the emulated device poses as one. They
+/// draw other cases.
+#[test]
+fn drawn_trainings_on_other_devices() {
+    let chosen = ["RANDOM_CASES", "VGPU_CC"].iter().any(|name| std::env::var_os(name).is_some());
+    if chosen || !device().is_some_and(|dev| dev.properties().emulated) {
+        return;
+    }
+    let few = seeds();
+    let each = (few.end - few.start).div_ceil(5);
+    for (i, (cc, products)) in [("8.9", "ampere"), ("9.0", "hopper"), ("12.0", "exact")].into_iter().enumerate() {
+        let first = few.end + i as u64 * each;
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "random::drawn_trainings_are_as_close_as_the_cpu", "--nocapture"]);
+        child.env("VGPU_CC", cc).env("VGPU_MMA", products).env("RANDOM_CASES", format!("{first}..{}", first + each));
+        let status = child.status().unwrap();
+        assert!(status.success(), "cases {first}..{} with VGPU_CC={cc} VGPU_MMA={products}: {status}", first + each);
+    }
 }
 
 /// The same of whole commands, of which few are drawn: each case is ten processes.

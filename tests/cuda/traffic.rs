@@ -1,6 +1,10 @@
 //! What the kernels ask of memory, counted by the emulator: every request to global memory is made of whole sectors, and the loop of a
 //! product meets no bank of shared memory twice. Needs NVRTC, no device.
 
+mod rows;
+
+use std::rc::Rc;
+
 use ringtune::backend::MatMul;
 use ringtune::cuda::compile::{Target, compile};
 use ringtune::cuda::kernels::Kernel;
@@ -12,6 +16,9 @@ use vgpu::{Config, Counters, Memory, Module};
 use crate::products::{OPS, Shape};
 use crate::skip::nvrtc;
 
+/// What makes the words of a table.
+type Words = dyn Fn(&mut Memory) -> Vec<u64>;
+
 /// An argument of a launch.
 #[derive(Clone)]
 enum Arg {
@@ -19,7 +26,12 @@ enum Arg {
     Buffer(usize),
     /// A buffer of words.
     Words(Vec<u32>),
+    /// 64-bit words, for which memory may be taken.
+    Table(Rc<Words>),
+    /// No buffer.
+    Null,
     U32(u32),
+    U64(u64),
     F32(f32),
 }
 
@@ -42,6 +54,14 @@ fn run(kernel: &Kernel, blocks: usize, shared: usize, args: &[Arg]) -> Option<Co
                 memory.write(address, &bytes).unwrap();
                 address.to_le_bytes().to_vec()
             }
+            Arg::Table(words) => {
+                let bytes: Vec<u8> = words(&mut memory).iter().flat_map(|w| w.to_le_bytes()).collect();
+                let address = memory.alloc(bytes.len()).unwrap();
+                memory.write(address, &bytes).unwrap();
+                address.to_le_bytes().to_vec()
+            }
+            Arg::Null => 0u64.to_le_bytes().to_vec(),
+            Arg::U64(x) => x.to_le_bytes().to_vec(),
             Arg::U32(x) => x.to_le_bytes().to_vec(),
             Arg::F32(x) => x.to_le_bytes().to_vec(),
         })

@@ -51,7 +51,7 @@ impl Place {
         Self(dir)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
@@ -62,7 +62,7 @@ impl Place {
     }
 
     /// The same, whatever comes of it.
-    fn start(&self, name: &str, device: &str, flags: &str, env: &[(&str, &str)]) -> Output {
+    pub fn start(&self, name: &str, device: &str, flags: &str, env: &[(&str, &str)]) -> Output {
         let (rows, out) = (self.path("rows.jsonl"), self.path(name));
         let common = "--prompt-template chatml --per-device-train-batch-size 2 --quiet --no-tensorboard --seed 7";
         let mut words = vec!["sft", "--model-path", MODEL, "--dataset-paths", rows.to_str().unwrap()];
@@ -101,11 +101,11 @@ pub fn assert_close(what: &str, ours: &[f64], cpu: &[f64], allowed: f64) {
     assert!(cpu[cpu.len() - 1] < cpu[0] - 0.5, "{what}: {cpu:?}");
 }
 
-fn same_file(a: &Path, b: &Path) {
+pub fn same_file(a: &Path, b: &Path) {
     assert!(fs::read(a).unwrap() == fs::read(b).unwrap(), "{} and {} differ", a.display(), b.display());
 }
 
-fn is_emulated() -> bool {
+pub fn is_emulated() -> bool {
     device().is_some_and(|dev| dev.properties().emulated)
 }
 

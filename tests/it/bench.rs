@@ -29,7 +29,7 @@ const TINY: &str = "--device cpu --model tiny --tokens 24 --document 10 --second
 fn kernels_are_verified_timed_and_held_to_ceilings() {
     for dtype in ["bf16", "f32"] {
         let v = json(&format!(
-            "kernels {TINY} --dtype {dtype} --only nt,project,attention,rmsnorm,rope,adamw --label here"
+            "kernels {TINY} --dtype {dtype} --only nt,project,attention,rmsnorm,rope,bias,scatter,cast,adamw --label here"
         ));
         assert_eq!(
             (&v["command"], &v["measured"], &v["label"]),
@@ -55,6 +55,10 @@ fn kernels_are_verified_timed_and_held_to_ceilings() {
             "attention decode",
             "rmsnorm backward",
             "rope",
+            "bias",
+            "bias backward",
+            "scatter",
+            "cast",
             "adamw",
         ] {
             assert!(names.contains(&name), "{name} in {names:?}");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::program::repository;
 
 /// Names without a prefix of ours that the program or a script reads.
-const FOREIGN: [&str; 50] = [
+const FOREIGN: [&str; 51] = [
     "ALL_PROXY",
     "ARCHS",
     "BUDGET",
@@ -17,6 +17,7 @@ const FOREIGN: [&str; 50] = [
     "COLUMNS",
     "CONDA_PREFIX",
     "CUDA_HOME",
+    "CUDA_LAUNCH_BLOCKING",
     "CUDA_PATH",
     "CURL_CA_BUNDLE",
     "FORCE_COLOR",

@@ -26,6 +26,7 @@ mod frozen_base;
 mod generate_cmd;
 mod golden;
 mod golden_steps;
+mod gpu_check;
 mod gradients;
 mod habits;
 mod hf_config;

@@ -1,7 +1,7 @@
 //! The one list of cases, of `ringtune bench kernels`, `cargo bench` and gpu_check.
 
 use super::case::{Case, Setup};
-use super::{attention, decode, head, optimiser, products, project, project_weights, rows};
+use super::{attention, copies, decode, head, optimiser, products, project, project_weights, rows};
 use crate::backend::Backend;
 
 /// Every case of a setup.
@@ -13,6 +13,7 @@ pub fn all<B: Backend + 'static>(s: &Setup) -> Vec<Case<B>> {
         attention::cases(s),
         decode::cases(s),
         rows::cases(s),
+        copies::cases(s),
         head::cases(s),
         optimiser::cases(s),
     ];

@@ -5,6 +5,7 @@ mod baseline;
 mod case;
 mod cases;
 mod collectives;
+mod copies;
 mod decode;
 mod demand;
 mod head;

@@ -17,7 +17,7 @@ use crate::tensor::{DType, Tensor};
 const SAMPLES: usize = 4;
 
 /// Samples of a row of an output.
-fn row(what: &'static str, t: (DType, f64), at: usize, expected: &[f64], found: &[f32]) -> Samples {
+pub fn row(what: &'static str, t: (DType, f64), at: usize, expected: &[f64], found: &[f32]) -> Samples {
     let (dtype, inner) = t;
     let of = &found[at * expected.len()..][..expected.len()];
     let points = expected.iter().zip(of).enumerate();

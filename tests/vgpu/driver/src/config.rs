@@ -28,6 +28,8 @@ pub struct Config {
     pub threads: usize,
     /// Warp instructions of a launch before the watchdog stops it (`VGPU_BUDGET`).
     pub budget: u64,
+    /// The launch with which the devices are lost, from 1 (`VGPU_LOST`, default never).
+    pub lost: u64,
     /// Whether only as many blocks run at once as the device holds (`VGPU_RESIDENT`, `strict`; default `growing`).
     pub strict: bool,
     /// Version of the driver as `cuDriverGetVersion` gives it (`VGPU_DRIVER`, 12.0 to 13.9, default 12.9).
@@ -75,6 +77,7 @@ impl Config {
             seed: setting("VGPU_SEED", 0, "a number", number),
             threads: setting("VGPU_THREADS", cores, "1 to 256", |t| t.parse().ok().filter(|n| (1..=256).contains(n))),
             budget: setting("VGPU_BUDGET", 1 << 34, "a number of warp instructions", number),
+            lost: setting("VGPU_LOST", u64::MAX, "the number of a launch", number),
             strict: setting("VGPU_RESIDENT", false, "strict or growing", |t| match t {
                 "strict" => Some(true),
                 "growing" => Some(false),

@@ -1,6 +1,7 @@
 //! What a stream can be asked to do, and how it is done on the memories of the devices.
 
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -217,6 +218,11 @@ impl Op {
 }
 
 fn launch(driver: &Driver, l: &Launch) -> Ran {
+    static RAN: AtomicU64 = AtomicU64::new(0);
+    let number = RAN.fetch_add(1, Relaxed) + 1;
+    if number >= driver.config.lost {
+        return Ran::Failed(Code::ECC_UNCORRECTABLE, format!("launch {number}: the device is lost (VGPU_LOST)"), None);
+    }
     let memory = driver.devices[l.device].memory();
     let args: Vec<&[u8]> = l.args.iter().map(Vec::as_slice).collect();
     match l.function.module.image.launch(&l.function.name, &l.config, &args, &memory) {
