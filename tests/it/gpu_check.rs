@@ -251,16 +251,16 @@ fn what_hangs_is_cut_off(pack: &Pack) {
     let cut = ran.results().iter().filter(|(_, result)| *result == "CUT OFF").count();
     assert_eq!((cut, ran.rows.len()), (5 + 3 + 3, 1 + 5 + 4 + 3), "{:#?}", ran.rows);
 
-    let ran = pack.run("late", "--only doctor kernels tests train", "hanging_bench", &[("BUDGET", "13")]);
+    let ran = pack.run("late", "--only doctor kernels tests train", "hanging_bench", &[("BUDGET", "18")]);
     assert_eq!(ran.code, Some(1), "{}", ran.said);
-    assert_eq!(ran.what("tests", "left out"), "the 13 s are over");
-    assert_eq!((ran.what("train", "left out"), ran.rows.len()), ("the 13 s are over", 1 + 5 + 2), "{:?}", ran.rows);
+    assert_eq!(ran.what("tests", "left out"), "the 18 s are over");
+    assert_eq!((ran.what("train", "left out"), ran.rows.len()), ("the 18 s are over", 1 + 5 + 2), "{:?}", ran.rows);
 }
 
 fn what_fails_is_named(pack: &Pack) {
     let file = pack.path("bin/tests.txt");
     fs::write(&file, "device::a passes\nmatmul::b fails\nnorm::c hangs\ntrain::f hangs\n").unwrap();
-    let ran = pack.run("fails", "--only doctor tests prebuilt sanitizer", "sanitizer_finds", &[("TEST_LIMIT", "1")]);
+    let ran = pack.run("fails", "--only doctor tests prebuilt sanitizer", "sanitizer_finds", &[("TEST_LIMIT", "6")]);
     fs::remove_file(&file).unwrap();
     assert_eq!(ran.code, Some(1), "{}", ran.said);
     let what = ran.what("tests-numerics", "FAILED");
