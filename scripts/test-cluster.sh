@@ -216,7 +216,7 @@ for round in $(seq "$rounds"); do
         fail "$what: a pause of $pause tenths of a second ended the run: $code, $last"
     else
         [ "$code" = $expected ] || fail "$what: exit code $code, expected $expected: $last"
-        [[ $last =~ ^ringrun:\ rank\ [0-9]+\ on\ host\ [ab]:\  ]] || fail "$what: no cause is named: $last"
+        [[ $last =~ ^ringrun:\ rank\ [0-9]+\ on\ host\ [ab]:\  ]] || fail "$what: no cause is named: $last; $(tail -3 "$work/$out.a.log")"
         [[ ! $last =~ :\ start: ]] || fail "$what: it was long past its start: $last"
         # In the last phase, where the main rank is alone with its files, the second machine is done and right to say so.
         [ "$second" = "$code" ] || [ "$deed" = launcher ] || [[ $second = 0 && $last =~ :\ finish: ]] || fail "$what: the second machine ends with $second, the first with $code: $(tail -2 "$work/$out.b.log")"
