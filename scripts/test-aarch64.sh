@@ -1,7 +1,8 @@
 #!/bin/sh
 # Builds for aarch64 Linux and runs a choice of the tests there, on an emulated processor (qemu-user): what the instructions compute, how
 # ranks meet, what the programs say. It takes an hour and more on two cores, most of it emulation, and says nothing of speed.
-#   scripts/test-aarch64.sh [unit|pages|levels|it|ranks|train]…     all parts without a word; PROGRAMS: a folder with this machine's ringtune
+#   scripts/test-aarch64.sh [unit|pages|levels|it|ranks|train]…     all parts without a word; PROGRAMS: a folder with this machine's ringtune;
+#   LIMIT: seconds for each program of tests, which then counts as failed
 # Debian: apt-get install gcc-aarch64-linux-gnu g++-aarch64-linux-gnu cmake qemu-user-static
 set -eu
 cd "$(dirname "$0")/.."
@@ -50,6 +51,8 @@ printf '#!/bin/sh\nexec aarch64-linux-gnu-gcc "$@"\n' >"$folder/tools/cc"
 chmod +x "$folder/tools/cc"
 
 status=0 parts=${*:-unit pages levels it ranks train}
+# Seconds that one program of tests may take.
+LIMIT=${LIMIT:-1800}
 want() { case " $parts " in *" $1 "*) return 0 ;; esac; return 1; }
 
 # run CPU PROGRAM WORD…: the tests that have one of the words in their name, on that processor; `-NAME`: but for those. With pages of $pages bytes.
@@ -61,8 +64,11 @@ run() {
         case $word in -*) words="$words --skip ${word#-}" ;; *) words="$words $word" ;; esac
     done
     say "$(basename "$program") on $cpu:$words"
+    begun=$(date +%s) code=0
     # shellcheck disable=SC2086
-    PATH="$folder/tools:$PATH" QEMU_CPU=$cpu "$emulator" -p $pages "$program" --test-threads 2 $words || status=1
+    PATH="$folder/tools:$PATH" QEMU_CPU=$cpu timeout "$LIMIT" "$emulator" -p $pages "$program" --test-threads 2 $words || code=$?
+    say "$(basename "$program") on $cpu:$words: $(($(date +%s) - begun)) s, $([ $code = 124 ] && echo "cut off after LIMIT=$LIMIT s" || echo "exit $code")"
+    [ $code = 0 ] || status=1
 }
 
 # Left out, because the emulator answers and not a processor: a peak in registers. Tests that start themselves again are left out too: the

@@ -95,6 +95,8 @@ impl TensorFile {
         let what = || format!("{}: {name}", self.path.display());
         let tensor = self.decode(name).context(what)?;
         self.map.check()?;
+        // What is copied is not held twice.
+        self.map.release(self.range(&self.tensors[name]));
         tensor.check_finite(&what())?;
         Ok(tensor)
     }

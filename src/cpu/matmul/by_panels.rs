@@ -12,6 +12,9 @@ use crate::cpu::kernels::{FewRows, Micro, Store, Target, Tile};
 use crate::cpu::pack::{Operand, pack_panel};
 use crate::cpu::slabs::pack_slab;
 
+/// Columns of a task of few rows: a multiple of it, a line of f32.
+const FEW_COLUMNS: usize = 16;
+
 thread_local! {
     /// A panel of B and sums, of the task that a thread runs.
     static MEMORY: RefCell<[Grow; 2]> = RefCell::default();
@@ -54,13 +57,15 @@ pub fn by_panels(
     }
     let few_rows = as_they_stand.then_some(a.data);
     let packed = Packed { micro, m, k, k_steps, slabs, slab, few: few_rows, row_stride: a.major_stride };
-    let widest = group.iter().map(|to| to.n).max().unwrap_or(0).div_ceil(micro.nr);
+    // Rows that are read as they stand are asked for ahead, as far as a task goes: long tasks. A tile of few rows has no width of its own, so
+    // that threads get the same number of columns.
+    let as_rows = group.iter().all(few);
+    let (width, tasks, most) = if as_rows { (FEW_COLUMNS, 2, 1024 / FEW_COLUMNS) } else { (micro.nr, 8, 8) };
+    let widest = group.iter().map(|to| to.n).max().unwrap_or(0).div_ceil(width);
     // Members that are done together by groups of columns have the same ones.
-    let together = group.iter().map(|to| to.together(micro.nr) / micro.nr).max().unwrap_or(1);
-    // Rows that are read as they stand are asked for ahead, as far as a task goes: long tasks.
-    let (tasks, most) = if group.iter().all(few) { (2, 32) } else { (8, 8) };
-    let per_task = widest.div_ceil(tasks * dev.threads()).min(most).next_multiple_of(together) * micro.nr;
-    dev.pool.run((widest * micro.nr).div_ceil(per_task), &|task| {
+    let together = group.iter().map(|to| to.together(width) / width).max().unwrap_or(1);
+    let per_task = widest.div_ceil(tasks * dev.threads()).min(most).next_multiple_of(together) * width;
+    dev.pool.run((widest * width).div_ceil(per_task), &|task| {
         let columns = |to: &Member<'_>, task: usize| (task * per_task).min(to.n)..((task + 1) * per_task).min(to.n);
         for (i, to) in group.iter().enumerate() {
             let own = columns(to, task);
@@ -68,8 +73,9 @@ pub fn by_panels(
                 continue;
             }
             if few(to) {
-                // What is read next: the same columns of another member, else the next ones of the first.
-                let later = group[i + 1..].iter().map(|to| (to, task)).chain([(&group[0], task + 1)]);
+                // What is read next: the same columns of another member, else those of the first in the task that this thread takes next, where
+                // all threads take one in turn.
+                let later = group[i + 1..].iter().map(|to| (to, task)).chain([(&group[0], task + dev.threads())]);
                 let next = later.map(|(to, task)| (to, columns(to, task))).find(|(_, columns)| !columns.is_empty());
                 let next = next.map_or(&[][..], |(to, columns)| rows_of(to.b.rows, columns.start));
                 // SAFETY: these columns of C belong to this task.
