@@ -5,10 +5,10 @@ use std::sync::OnceLock;
 
 use crate::code::Code;
 
-/// One line on stderr.
+/// One line on stderr, in one write: other libraries of the process write there too, under locks of their own.
 pub fn say(text: &str) {
     // A closed stderr is no reason to stop.
-    let _ = writeln!(std::io::stderr(), "vgpu: {text}");
+    let _ = std::io::stderr().write_all(format!("vgpu: {text}\n").as_bytes());
 }
 
 /// Whether `VGPU_CALLS` asks for calls.

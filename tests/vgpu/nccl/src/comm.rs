@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::call::{Dtype, Factor};
 use crate::driver::{Context, Stream, Table};
-use crate::error::{Code, Failure, Result, report};
+use crate::error::{Code, Failure, Result, report, say_line};
 use crate::join::Job;
 use crate::member::{state, thread_id};
 use crate::shared::Shared;
@@ -209,12 +209,10 @@ impl Comm {
             let left: Vec<u64> = lock(&self.pending).drain(..).map(|p| p.0).collect();
             self.aborted.store(true, Release);
             if !left.is_empty() && self.failure.get().is_none() {
-                eprintln!(
-                    "vgpu nccl: rank {} of {}: ncclCommAbort with {} operations that have not run: their results are lost",
-                    self.rank,
-                    self.n,
-                    left.len()
-                );
+                let (rank, n, left) = (self.rank, self.n, left.len());
+                say_line(&format!(
+                    "vgpu nccl: rank {rank} of {n}: ncclCommAbort with {left} operations that have not run: their results are lost"
+                ));
             }
         }
         if let Some(shared) = self.shared.get() {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::io::Write;
 use std::sync::Mutex;
 
 /// `ncclResult_t`.
@@ -80,9 +81,15 @@ thread_local! {
     static SHOWN: RefCell<CString> = RefCell::new(CString::default());
 }
 
+/// One line on stderr, in one write: other libraries of the process write there too, under locks of their own.
+pub fn say_line(text: &str) {
+    // A closed stderr is no reason to stop.
+    let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
+}
+
 /// Remembers `failure` for `ncclGetLastError`, prints it, and gives its code.
 pub fn report(failure: &Failure) -> c_int {
-    eprintln!("vgpu nccl: {}", failure.text);
+    say_line(&format!("vgpu nccl: {}", failure.text));
     remember(failure);
     failure.code as c_int
 }

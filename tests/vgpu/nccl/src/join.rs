@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::comm::{Comm, lock};
-use crate::error::{Code, Failure, Result, cuda};
+use crate::error::{Code, Failure, Result, cuda, say_line};
 use crate::member::state;
 use crate::shared::{Opened, Shared, wait};
 
@@ -142,7 +142,9 @@ fn listen(comm: &Arc<Comm>) {
         }
     });
     if let Err(e) = spawned {
-        eprintln!("vgpu nccl: rank {rank}: no thread to answer other ranks ({e}); streams run when synchronised alone");
+        say_line(&format!(
+            "vgpu nccl: rank {rank}: no thread to answer other ranks ({e}); streams run when synchronised alone"
+        ));
     }
 }
 

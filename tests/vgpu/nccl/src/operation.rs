@@ -1,7 +1,6 @@
 //! Operations in stream order: what the driver polls.
 
 use std::ffi::{CString, c_int, c_void};
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, OnceLock, TryLockError};
@@ -10,7 +9,7 @@ use crate::call::{Call, Kind};
 use crate::comm::{Comm, fresh_number, lock};
 use crate::driver::{Release, Run, Stream};
 use crate::engine::{Collective, Step};
-use crate::error::{Code, Failure, Result, cuda};
+use crate::error::{Code, Failure, Result, cuda, say_line};
 use crate::point::Points;
 use crate::stall::Stall;
 
@@ -55,8 +54,7 @@ struct Arrival {
 fn say(call: &Call) {
     static ON: OnceLock<bool> = OnceLock::new();
     if *ON.get_or_init(|| std::env::var_os("VGPU_CALLS").is_some_and(|v| v != "0")) {
-        // A closed stderr is no reason to stop.
-        let _ = writeln!(std::io::stderr(), "vgpu: {call}");
+        say_line(&format!("vgpu: {call}"));
     }
 }
 
