@@ -7,6 +7,11 @@ use std::path::Path;
 /// Bytes that a file of machines has at most: tens of thousands of them.
 const LONGEST: u64 = 1 << 20;
 
+/// Ranks that a machine takes at most, as of `--nproc-per-node`.
+const MOST_SLOTS: usize = 4096;
+/// Ranks of a run at most, as of `-n`.
+const MOST_RANKS: usize = 65_536;
+
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
@@ -19,8 +24,8 @@ pub struct Host {
 fn host(text: &str, at: &str) -> Result<Host, String> {
     let (name, slots) = text.split_once(':').unwrap_or((text, "1"));
     let slots: usize = slots.parse().map_err(|_| format!("{at}: expected NAME or NAME:SLOTS, found {text:?}"))?;
-    if name.is_empty() || slots == 0 {
-        return Err(format!("{at}: expected NAME or NAME:SLOTS with at least one slot, found {text:?}"));
+    if name.is_empty() || !(1..=MOST_SLOTS).contains(&slots) {
+        return Err(format!("{at}: expected NAME or NAME:SLOTS with 1 to {MOST_SLOTS} slots, found {text:?}"));
     }
     Ok(Host { name: name.into(), slots })
 }
@@ -31,6 +36,19 @@ fn host(text: &str, at: &str) -> Result<Host, String> {
 /// If it is something else.
 pub fn parse_list(text: &str) -> Result<Vec<Host>, String> {
     joined(text.split(',').map(|part| host(part.trim(), "--host")).collect::<Result<_, _>>()?)
+}
+
+/// `--nnodes`: a number, or torchrun's range where both ends are the same.
+///
+/// # Errors
+/// If it is something else: the number of machines is known from the start here.
+pub fn machines(text: &str) -> Result<u64, String> {
+    let (least, most) = text.split_once(':').unwrap_or((text, text));
+    match (least.parse::<u64>(), most.parse::<u64>()) {
+        (Ok(a), Ok(b)) if a == b && (1..=MOST_RANKS as u64).contains(&a) => Ok(a),
+        (Ok(a), Ok(b)) if a < b => Err(format!("a range, expected one number: machines do not come and go, write {b}")),
+        _ => Err(format!("expected a number from 1 to {MOST_RANKS}")),
+    }
 }
 
 /// Reads a file as [`parse_file`] takes it.
@@ -62,11 +80,15 @@ pub fn parse_file(name: &str, text: &str) -> Result<Vec<Host>, String> {
         let Some(first) = words.next() else { continue };
         let mut found = host(first, &at)?;
         for word in words {
-            let number = |n: &str| n.parse::<usize>().ok().filter(|&n| n > 0);
+            let number = |n: &str| n.parse::<usize>().ok().filter(|n| (1..=MOST_SLOTS).contains(n));
             match word.split_once('=').map(|(key, n)| (key, number(n))) {
                 Some(("slots", Some(n))) => found.slots = n,
                 Some(("max_slots" | "max-slots", Some(_))) => {}
-                _ => return Err(format!("{at}: expected slots=N or max_slots=N after the name, found {word:?}")),
+                _ => {
+                    return Err(format!(
+                        "{at}: expected slots=N or max_slots=N after the name, with 1 to {MOST_SLOTS}, found {word:?}"
+                    ));
+                }
             }
         }
         hosts.push(found);
@@ -96,6 +118,9 @@ fn joined(hosts: Vec<Host>) -> Result<Vec<Host>, String> {
 pub fn place(hosts: &[Host], ranks: Option<usize>, oversubscribe: bool) -> Result<Vec<(String, usize)>, String> {
     let slots: usize = hosts.iter().map(|h| h.slots).sum();
     let ranks = ranks.unwrap_or(slots);
+    if ranks > MOST_RANKS {
+        return Err(format!("{ranks} ranks on all machines, expected at most {MOST_RANKS}"));
+    }
     if ranks > slots && !oversubscribe {
         return Err(format!(
             "{ranks} ranks on {slots} slots; name more machines, raise their slots, or pass --oversubscribe"
@@ -129,14 +154,36 @@ mod tests {
         assert_eq!(parse_file("hosts", file).unwrap(), [h("a", 4), h("b", 2), h("c", 1)]);
         for (text, expected) in [
             ("", "hosts: no machine in it"),
-            ("a\nb slot=2", "hosts: line 2: expected slots=N or max_slots=N after the name, found \"slot=2\""),
-            ("a slots=0", "hosts: line 1: expected slots=N or max_slots=N after the name, found \"slots=0\""),
+            (
+                "a\nb slot=2",
+                "hosts: line 2: expected slots=N or max_slots=N after the name, with 1 to 4096, found \"slot=2\"",
+            ),
+            (
+                "a slots=0",
+                "hosts: line 1: expected slots=N or max_slots=N after the name, with 1 to 4096, found \"slots=0\"",
+            ),
             ("a:x", "hosts: line 1: expected NAME or NAME:SLOTS, found \"a:x\""),
         ] {
             assert_eq!(parse_file("hosts", text), Err(expected.into()), "{text:?}");
         }
-        assert!(parse_list("a:0").unwrap_err().contains("at least one slot"));
+        for many in ["a:0", "a:4097", "a:99999999999", "a:18446744073709551616"] {
+            assert!(parse_list(many).unwrap_err().contains("SLOTS"), "{many}");
+            assert!(parse_file("hosts", &many.replace(':', " slots=")).unwrap_err().contains("1 to 4096"), "{many}");
+        }
+        assert_eq!(parse_list("a:4096").unwrap(), [h("a", 4096)]);
+        let many: Vec<Host> = (0..17).map(|i| h(&format!("n{i}"), 4096)).collect();
+        assert!(place(&many, None, false).unwrap_err().contains("at most 65536"));
+        assert!(place(&many[..16], None, false).is_ok());
         assert!(parse_list("a,,b").is_err());
+    }
+
+    #[test]
+    fn the_number_of_machines_is_one() {
+        assert_eq!((machines("3"), machines("2:2")), (Ok(3), Ok(2)));
+        assert!(machines("2:4").unwrap_err().ends_with("write 4"));
+        for wrong in ["0", "0:0", "4:2", "x", "", "70000"] {
+            assert!(machines(wrong).unwrap_err().contains("from 1 to 65536"), "{wrong}");
+        }
     }
 
     #[test]

@@ -145,7 +145,7 @@ pub fn command() -> Command {
         )
         .arg(
             text("nnodes", "N")
-                .value_parser(|n: &str| n.split(':').next_back().unwrap_or(n).parse::<u64>().map_err(|e| e.to_string()))
+                .value_parser(hosts::machines)
                 .help("Engine node: machines, each with a ringrun of its own (N:N as with torchrun)"),
         )
         .arg(text("node-rank", "R").value_parser(value_parser!(u64)).help("Engine node: which of them this is, from 0"))

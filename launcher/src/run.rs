@@ -176,6 +176,11 @@ fn meet(options: &Options, attempt: u32, sender: &Sender<Event>) -> io::Result<(
             meeting.control = format!("{}:{}", node.master.0, node.master.1);
             // All machines have to know it, and have nothing in common but what they were told.
             meeting.secret = std::env::var("RINGTUNE_SECRET").unwrap_or_default();
+            if meeting.secret.is_empty() && attempt == 0 {
+                say(
+                    "RINGTUNE_SECRET is not set: whoever reaches this port can join the run; set the same text on all machines",
+                );
+            }
             meeting.master_port = node.master.1.wrapping_add(1);
             (SocketAddr::from((Ipv4Addr::UNSPECIFIED, node.master.1)), node.count * options.ranks)
         }

@@ -106,6 +106,10 @@ pub fn spawn(command: &RankCommand, streams: Streams, beacon: &impl AsRawFd) -> 
     let mut c = Command::new(&command.program);
     c.args(&command.args).envs(command.env.iter().map(|(k, v)| (k, v)));
     if let Some(dir) = &command.dir {
+        // Else the system names the program, which is there.
+        std::fs::metadata(dir)
+            .and_then(|found| if found.is_dir() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOTDIR)) })
+            .map_err(|e| io::Error::new(e.kind(), format!("--wdir {}: {}", dir.display(), e)))?;
         c.current_dir(dir);
     }
     let out = || if streams == Streams::Piped { Stdio::piped() } else { Stdio::inherit() };
