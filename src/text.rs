@@ -65,13 +65,14 @@ pub fn lines_in(rows: &[Vec<String>], width: Option<usize>) -> Vec<(usize, Strin
     lines
 }
 
-/// At most `most` characters of a text, the middle left out: a path keeps where it begins and its name.
+/// At most `most` characters of a text, the middle left out: a path keeps where it begins and its name. Words keep their beginning.
 pub fn shortened(text: &str, most: usize) -> String {
     let chars: Vec<char> = text.chars().collect();
     if chars.len() <= most || most < 3 {
         return chars.into_iter().take(most.max(1)).collect();
     }
-    let head = (most - 1) / 3;
+    let words = text.contains(' ') && !text.contains(['/', '.']);
+    let head = if words { most - 1 } else { (most - 1) / 3 };
     let tail = most - 1 - head;
     chars[..head].iter().chain(['…'].iter()).chain(&chars[chars.len() - tail..]).collect()
 }
@@ -335,6 +336,7 @@ mod tests {
     #[test]
     fn the_middle_of_a_path_is_left_out() {
         assert_eq!(shortened("checkpoints/sft/tiny-mixed/final", 20), "checkp…y-mixed/final");
+        assert_eq!(shortened("prompt and response", 16), "prompt and resp…");
         assert_eq!(shortened("abc", 3), "abc");
         for most in 1..40 {
             assert!(shortened("checkpoints/sft/tiny-mixed/final", most).chars().count() <= most);

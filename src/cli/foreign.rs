@@ -51,7 +51,7 @@ fn check_of_what(mut args: Vec<OsString>) -> Vec<OsString> {
 fn config_without_its_flag(mut args: Vec<OsString>) -> Vec<OsString> {
     let Some(at) = command_at(&args) else { return args };
     let takes = text(&args[at]).is_some_and(|name| WITH_CONFIG.contains(&name.as_str()));
-    let is_config = |word: &str| [".yaml", ".yml", ".json"].iter().any(|ending| word.ends_with(ending));
+    let is_config = |word: &str| [".yaml", ".yml", ".json", ".toml"].iter().any(|ending| word.ends_with(ending));
     if takes && args.get(at + 1).and_then(text).is_some_and(|word| !word.starts_with('-') && is_config(&word)) {
         args.insert(at + 1, "--config-path".into());
     }
@@ -278,6 +278,12 @@ const COMMANDS: &[(&[&str], &str)] = &[
             "unsloth",
             "litgpt",
             "mlx_lm.lora",
+            "run_clm",
+            "run_clm.py",
+            "run_sft.py",
+            "sft.py",
+            "train.py",
+            "finetune.py",
         ],
         "`ringtune sft …` fine-tunes a model, `ringtune pretrain …` begins a new one",
     ),
@@ -291,11 +297,19 @@ const COMMANDS: &[(&[&str], &str)] = &[
         "`ringtune generate --model-path MODEL` is a chat at a terminal, and answers a prompt that it is given",
     ),
     (
-        &["export", "merge-lora", "merge_lora", "merge-adapter", "merge-adapters", "merge-sharded-fsdp-weights"],
+        &[
+            "export",
+            "merge-lora",
+            "merge_lora",
+            "merge-adapter",
+            "merge-adapters",
+            "merge-sharded-fsdp-weights",
+            "merge_and_unload",
+        ],
         "`ringtune merge --model-path ADAPTER --output-dir MERGED`",
     ),
     (
-        &["serve", "api", "server", "webui", "webchat", "vllm-serve"],
+        &["serve", "api", "server", "webui", "webchat", "vllm-serve", "vllm", "sglang", "ollama"],
         "there is no server; `ringtune merge` writes a folder for one, then `vllm serve MERGED`",
     ),
     (
@@ -322,7 +336,20 @@ const COMMANDS: &[(&[&str], &str)] = &[
         "weights are not quantised here; llama.cpp's convert_hf_to_gguf.py takes the folder that `ringtune merge` writes",
     ),
     (&["show", "view", "cat", "head", "describe"], "`ringtune inspect FILE`"),
-    (&["login"], "there is no login; the variable HF_TOKEN holds the token of the hub"),
+    (
+        &["huggingface-cli", "hf", "fetch", "pull"],
+        "`ringtune download ORG/NAME`, of a data set `ringtune download hf:ORG/NAME`",
+    ),
+    (&["upload", "push"], "files are written here; `hf upload NAME FOLDER` sends them"),
+    (
+        &["tensorboard", "wandb", "dashboard", "monitor"],
+        "`ringtune watch RUN_DIR` shows a run while it goes on; TensorBoard's files are in runs/ of its folder",
+    ),
+    (
+        &["resume", "continue"],
+        "`ringtune sft --resume-from-checkpoint auto …` with the flags of the run goes on with it",
+    ),
+    (&["login", "whoami"], "there is no login; the variable HF_TOKEN holds the token of the hub"),
 ];
 
 /// Every other mistake that clap finds, in this program's one form: what, then what to type.

@@ -4,7 +4,7 @@
 //! one, so rendering the saved chat template and encoding it with the exported tokenizer gives the same ids;
 //! where the loss mask changes inside the stretch and a token would cross that place, the text is cut there and
 //! the rest continues without a second dummy prefix. With a model that loses newlines, each newline of the template is
-//! the `<0x0A>` id and the text between two of them is encoded on its own.
+//! the `<0x0A>` id and the text between two of them is encoded on its own; without such an id they are text as well.
 
 use crate::data::row::{Message, Row};
 use crate::data::template::{Control, Part, Purpose, Rendered, Segment, Template};
@@ -52,7 +52,7 @@ pub fn encode_rendered(tokenizer: &Tokenizer, rendered: &Rendered) -> Result<Enc
             if token != Control::Bos || tokenizer.special().bos.is_some() {
                 out.push(tokenizer.control(token)?, stretch[0].supervised);
             }
-        } else if matches!(tokenizer.newline(), Newline::Kept(_)) {
+        } else if matches!(tokenizer.newline(), Newline::Kept(_) | Newline::Text(_)) {
             let mut parts: Vec<(&str, bool)> = stretch.iter().map(|s| (text_of(s), s.supervised)).collect();
             // White space that belongs to the tokens around the text.
             if strips((at - stretch.len()).checked_sub(1).map(|i| &rendered.segments[i]))[1] {

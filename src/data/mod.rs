@@ -5,6 +5,7 @@ pub mod columns;
 pub mod encode;
 pub mod jsonl;
 pub mod leak;
+pub mod listed;
 pub mod loader;
 pub mod mix;
 pub mod named;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::listed;
 use crate::error::{Context, Error, Result};
 use crate::files::unpacked;
 
@@ -31,10 +32,18 @@ pub fn files_of(path: &Path) -> Result<Named> {
         return of_folder(path);
     }
     let text = path.to_string_lossy();
-    if path.file_name().is_some_and(|name| name == "dataset_info.json") {
-        return Err(Error::usage(format!(
-            "{text}: a list of data sets, which is not read; name the files themselves (its \"file_name\"), and hf:org/name for those of the hub"
-        )));
+    if path.file_name().is_some_and(|name| name == listed::LIST) {
+        return Err(Error::usage(match listed::typed_for_all(path) {
+            Some(sets) => format!("{text}: a list of data sets, which is not read; name the files themselves{sets}"),
+            None => format!(
+                "{text}: a description of data, which is not read; name the files themselves, and hf:org/name for those of the hub"
+            ),
+        }));
+    }
+    if !path.exists()
+        && let Some((list, answer)) = listed::typed_for(&text)
+    {
+        return Err(Error::usage(format!("{text}: no file, but a data set of {}; {answer}", list.display())));
     }
     if path.exists() || !text.contains(['*', '?', '[']) {
         return whole(vec![path.to_path_buf()]);
@@ -75,8 +84,7 @@ fn plain_name(path: &Path) -> String {
 fn is_data(path: &Path) -> bool {
     let name = plain_name(path);
     // What the hub and trainers put beside data.
-    let described =
-        ["dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"].contains(&name.as_str());
+    let described = [listed::LIST, "dataset_infos.json", "state.json", "dataset_dict.json"].contains(&name.as_str());
     let ending = name.rsplit_once('.').map(|(_, ending)| ending);
     !name.starts_with('.') && !described && ending.is_some_and(|e| ENDINGS.contains(&e)) && path.is_file()
 }

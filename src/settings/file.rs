@@ -8,6 +8,7 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use super::{Setting, TABLE, Value, find, habits, nearest};
 use crate::error::{Error, Result};
 use crate::files::unmarked;
+use crate::text::plural;
 
 /// The settings of a config file in its order.
 ///
@@ -20,6 +21,12 @@ use crate::files::unmarked;
 pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
     let fail = |message: String| Error::usage(message).context(name);
     let text = unmarked(text);
+    if name.to_ascii_lowercase().ends_with(".toml") {
+        return Err(fail(
+            "TOML is not read; write its lines as YAML (`key: value`, lists as [a, b]) in a file that ends in .yaml"
+                .into(),
+        ));
+    }
     let pairs = match is_yaml(name) {
         true => serde_saphyr::from_str::<Pairs>(text)
             .map_err(|e| fail(format!("expected one YAML mapping of settings: {}", e.to_string().trim_end())))?,
@@ -30,6 +37,7 @@ pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
     let mut settings: Vec<(&'static Setting, Value)> = Vec::new();
     let mut named: Vec<String> = Vec::new();
     let mut unknown: Vec<(String, String)> = Vec::new();
+    let mut wrong: Vec<(String, String)> = Vec::new();
     for (key, json) in pairs.into_iter().filter(|(k, _)| !k.starts_with("//")) {
         let Some(setting) = find(&key) else {
             // All of them at once: a file of another tool has many.
@@ -47,20 +55,30 @@ pub fn read(text: &str, name: &str) -> Result<Vec<(&'static Setting, Value)>> {
         if json.is_null() {
             continue;
         }
-        let read = setting.kind.from_json(&json).and_then(|value| value.with_variables(setting.kind));
-        let value = read.map_err(|found| {
-            let hint = hint(setting.key, &json);
-            fail(format!("key \"{key}\": expected {}, found {found}{hint}", setting.kind.expected()))
-        })?;
-        settings.push((setting, value));
-        named.push(key);
+        match setting.kind.from_json(&json).and_then(|value| value.with_variables(setting.kind)) {
+            Ok(value) => {
+                settings.push((setting, value));
+                named.push(key);
+            }
+            Err(found) => {
+                let hint = hint(setting.key, &json);
+                wrong.push((key, format!("expected {}, found {found}{hint}", setting.kind.expected())));
+            }
+        }
     }
-    match &unknown[..] {
-        [] => Ok(settings),
-        [(key, answer)] => Err(fail(format!("unknown key \"{key}\"; {answer}"))),
-        all => {
-            let lines: Vec<String> = all.iter().map(|(key, answer)| format!("\n  \"{key}\": {answer}")).collect();
-            Err(fail(format!("{} unknown keys{}", all.len(), lines.concat())))
+    match (&unknown[..], &wrong[..]) {
+        ([], []) => Ok(settings),
+        ([(key, answer)], []) => Err(fail(format!("unknown key \"{key}\"; {answer}"))),
+        ([], [(key, answer)]) => Err(fail(format!("key \"{key}\": {answer}"))),
+        (unknown, wrong) => {
+            let all = unknown.iter().chain(wrong);
+            let lines: Vec<String> = all.map(|(key, answer)| format!("\n  \"{key}\": {answer}")).collect();
+            let what = match (unknown, wrong) {
+                (_, []) => format!("{} unknown keys", unknown.len()),
+                ([], _) => format!("{} keys with a value of another kind", wrong.len()),
+                _ => format!("{} unknown, {} with a value of another kind", plural(unknown.len(), "key"), wrong.len()),
+            };
+            Err(fail(what + &lines.concat()))
         }
     }
 }
@@ -145,6 +163,22 @@ mod tests {
             r#"{"bf16": true, "zzz": 1, "cutoff_len": 512}"#,
             "3 unknown keys\n  \"bf16\": write \"mixed_precision\": \"bf16\"\n  \"zzz\": configs/README.md lists every key\n  \
              \"cutoff_len\": write \"max_seq_len\": 512",
+        );
+        check(
+            r#"{"bf16": true, "lr": "abc"}"#,
+            "1 key unknown, 1 with a value of another kind\n  \"bf16\": write \"mixed_precision\": \"bf16\"\n  \"lr\": expected a number above 0, \
+             found the text \"abc\"",
+        );
+        check(
+            r#"{"seed": "a", "lr": "abc"}"#,
+            "2 keys with a value of another kind\n  \"seed\": expected a whole number, found the text \"a\"\n  \"lr\": expected a number above 0, \
+             found the text \"abc\"",
+        );
+        assert!(
+            read("a = 1", "c.toml")
+                .unwrap_err()
+                .to_string()
+                .starts_with("c.toml: TOML is not read; write its lines as YAML")
         );
         check(
             "[1]",

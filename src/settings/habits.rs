@@ -1,6 +1,7 @@
 //! What people type who come from TRL, transformers, Axolotl, LLaMA-Factory or Unsloth, and what to type here instead.
 
 mod names;
+mod values;
 
 /// What to do in place of a name that is no setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +16,8 @@ pub enum Instead {
 
 use Instead::{Do, Name, Write};
 
-use names::{ELSEWHERE, LORA, TABLE, VALUES};
+use names::{LORA, TABLE};
+use values::{ELSEWHERE, VALUES};
 
 fn snake(name: &str) -> String {
     name.trim_start_matches('-').replace('-', "_").to_ascii_lowercase()

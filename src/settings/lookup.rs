@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::file::is_yaml;
-use crate::error::{Context, Error, Result};
-use crate::files::nearby;
+use crate::error::{Error, Result};
+use crate::files::{nearby, read_bytes, text_of};
 
 /// Copies of the repository's configs, so that commands work outside it.
 const EMBEDDED: &[(&str, &str)] = &[
@@ -23,6 +23,9 @@ pub struct Source {
     /// Its content.
     pub text: String,
 }
+
+/// Bytes of a config at most.
+const LONGEST: u64 = 16 << 20;
 
 /// Looks for `path`; a path that does not exist is also looked for under `configs/` and among the built-in files, by its
 /// file name with or without `.json`, when it lies in no other folder than `config` or `configs`.
@@ -43,8 +46,9 @@ pub fn find_config(path: &str) -> Result<Source> {
         places.dedup();
     }
     for place in &places {
-        if place.is_file() {
-            let text = std::fs::read_to_string(place).context(|| place.display().to_string())?;
+        // A pipe is one too: `<(…)` of a shell.
+        if place.exists() && !place.is_dir() {
+            let text = text_of(place, read_bytes(place, LONGEST)?)?;
             return Ok(Source { name: place.display().to_string(), text });
         }
     }

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::checkpoints::RESIZED_BASE;
 use super::holder::{Holder, LOCK};
@@ -140,6 +140,15 @@ pub fn refuse_overwriting(run_dir: &Path, inputs: &[(&str, &Path)]) -> Result<()
     Ok(())
 }
 
+/// The path from the root, without `..`: names of links stay, but for those before a `..`, which leads out of what they point to.
+pub fn from_root(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let parts: Vec<Component> = path.components().collect();
+    let Some(last) = parts.iter().rposition(|part| *part == Component::ParentDir) else { return path };
+    let (before, behind): (PathBuf, PathBuf) = (parts[..=last].iter().collect(), parts[last + 1..].iter().collect());
+    std::fs::canonicalize(before).map_or(path, |real| real.join(behind))
+}
+
 /// The path without links and dots, as far as it exists.
 fn absolute(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
@@ -166,6 +175,19 @@ mod tests {
         // A run that was killed leaves its file, and nobody holds it.
         std::fs::write(dir.path().join(LOCK), "process 1 on elsewhere\n").unwrap();
         drop(RunFolder::take(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_path_from_the_root_has_no_dots() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = std::fs::canonicalize(dir.path()).unwrap();
+        std::fs::create_dir_all(real.join("a/b")).unwrap();
+        std::fs::create_dir_all(real.join("c")).unwrap();
+        std::os::unix::fs::symlink(real.join("a/b"), real.join("c/link")).unwrap();
+        assert_eq!(from_root(&real.join("a/../c/./link")), real.join("c/link"));
+        assert_eq!(from_root(&real.join("c/link/../b")), real.join("a/b"));
+        assert_eq!(from_root(&real.join("c/link")), real.join("c/link"));
+        assert_eq!(from_root(Path::new("x")), std::env::current_dir().unwrap().join("x"));
     }
 
     #[test]

@@ -41,6 +41,10 @@ fn habitat(runs: Option<&Workplace>) -> Workplace {
     let w = Workplace::new();
     w.write("rows.jsonl", first_rows("data/demo/chat.jsonl", 12));
     FILES.iter().for_each(|(name, text)| w.write(name, text));
+    for entry in std::fs::read_dir(repository().join("tests/data/habits")).unwrap() {
+        let path = entry.unwrap().path();
+        w.write(path.file_name().unwrap().to_str().unwrap(), std::fs::read(&path).unwrap());
+    }
     let models = repository().join(MODEL);
     w.write("models/note", "");
     for (to, link) in [(models.clone(), "tiny"), (models, "models/tiny")] {

@@ -357,6 +357,12 @@ fn forms_of_other_trainers_say_what_to_do() {
     }
     check(r#"{"INSTRUCTION": "a", "Response": "b"}"#, "--columns prompt=INSTRUCTION response=Response");
     check(r#"{"Messages": [{}]}"#, "--columns messages=Messages");
+    check(r#"{"id": 1, "dialog": [{"role": "user", "content": "a"}]}"#, "read them with --columns messages=dialog");
+    check(r#"{"turns": [{"from": "human", "value": "a"}]}"#, "read them with --columns messages=turns");
+    check(
+        r#"{"messages": "[{'role': 'user', 'content': 'a'}]"}"#,
+        "found a string (Python's repr? write lists with json.dumps)",
+    );
     check(r#"{"train": [{"prompt": "a"}], "test": []}"#, "jq -c '.train[]'");
     check(
         r#"{"messages": [{"role": "tool", "content": "a"}]}"#,

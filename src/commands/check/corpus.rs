@@ -196,7 +196,7 @@ fn lost_text(check: &mut Check, start: &Start, data: &SftData) {
     }
     // Text of pretraining is not looked at row by row; the tokenizer itself says what it does.
     if start.template.is_none()
-        && let Some(t) = start.tokenizer.as_ref().filter(|t| matches!(t.newline(), Newline::Lost(_)))
+        && let Some(t) = start.tokenizer.as_ref().filter(|t| matches!(t.newline(), Newline::Lost(_) | Newline::Text(_)))
     {
         check.push(
             Finding::warning("newlines-lost", t.name(), "newlines of the text are lost")

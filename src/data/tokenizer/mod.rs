@@ -10,7 +10,8 @@
 //!   in transformers. A `tokenizer.json` may say that it comes once, before the first stretch ([`Tokenizer::prefix_once`]).
 //!   See `encode.rs` for stretches that are supervised in part.
 //! * A model that loses newlines (SentencePiece's default normaliser does) gets those of the template as the
-//!   `<0x0A>` id; [`Tokenizer::warnings`] says that newlines in the data are lost.
+//!   `<0x0A>` id; [`Tokenizer::warnings`] says that newlines in the data are lost. Where a `tokenizer.json` has no such piece,
+//!   the newlines of the template are encoded with the text around them ([`Newline::Text`]).
 
 mod added;
 mod hf_special;
@@ -53,6 +54,10 @@ pub enum Newline {
     Kept(u32),
     /// `encode("\n")` loses it; this is the `<0x0A>` id that stands for it in templates.
     Lost(u32),
+    /// `encode("\n")` loses or changes it, and no piece is spelled `<0x0A>`, which a saved template could print (a byte-level
+    /// vocabulary behind a normaliser that strips): newlines of templates go the way of all text, as in transformers.
+    /// The id is that of the byte.
+    Text(u32),
     /// No id stands for a newline.
     Missing,
 }
@@ -62,6 +67,7 @@ impl fmt::Display for Newline {
         match self {
             Newline::Kept(id) => write!(f, "kept as id {id}"),
             Newline::Lost(id) => write!(f, "lost in text; <0x0A> (id {id}) stands for those of the template"),
+            Newline::Text(_) => f.write_str("lost or changed in text and templates, as its tokenizer.json says"),
             Newline::Missing => f.write_str("cannot be encoded"),
         }
     }
@@ -282,7 +288,7 @@ impl Tokenizer {
         let added = (self.pieces().len() as u32..).zip(&self.added).map(|(id, text)| (text.clone(), id));
         let named = |id: Option<u32>| id.map(|id| text(id).to_string());
         let newline = match self.newline {
-            Newline::Lost(id) if self.piece(id) == Some(NEWLINE) => Some((NEWLINE.to_string(), id)),
+            Newline::Lost(id) => Some((NEWLINE.to_string(), id)),
             _ => None,
         };
         // A vocabulary without a begin token: templates print nothing for it.
@@ -351,7 +357,7 @@ impl Tokenizer {
     /// If the model can neither encode a newline nor has a `<0x0A>` piece.
     pub fn newline_id(&self) -> Result<u32> {
         match self.newline {
-            Newline::Kept(id) | Newline::Lost(id) => Ok(id),
+            Newline::Kept(id) | Newline::Lost(id) | Newline::Text(id) => Ok(id),
             Newline::Missing => bail!(
                 "tokenizer {}: newlines cannot be encoded, expected encode(\"\\n\") to keep the newline or a <0x0A> piece, \
                  found encode(\"\\n\") = {:?} and no byte fallback; train the tokenizer with --byte_fallback",

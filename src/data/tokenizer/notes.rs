@@ -7,11 +7,15 @@ impl Tokenizer {
     /// What a user should know about this model, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let mut out = Vec::new();
-        if let Newline::Lost(id) = self.newline() {
-            out.push(format!(
-                "tokenizer {}: newlines inside prompts and responses are lost (the model's normaliser removes or blanks them); those of the template are inserted as <0x0A> (id {id})",
-                self.name()
-            ));
+        let name = self.name();
+        match self.newline() {
+            Newline::Lost(id) => out.push(format!(
+                "tokenizer {name}: newlines inside prompts and responses are lost (the model's normaliser removes or blanks them); those of the template are inserted as <0x0A> (id {id})"
+            )),
+            Newline::Text(_) => out.push(format!(
+                "tokenizer {name}: newlines at the ends of a turn or everywhere are lost or changed (its normalizer or pre_tokenizer strips, replaces or splits at white space), those of the template too; the ids are those of transformers"
+            )),
+            Newline::Kept(_) | Newline::Missing => {}
         }
         out.extend(self.choice.clone());
         out.extend(self.unknown_characters().map(|what| format!("tokenizer {}: {what}", self.name())));
