@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, ColorChoice, Command as Clap, value_parser};
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::hf::save::parse_size;
 use crate::hub::Part;
 use crate::settings::{Command, Kind, Resolved, Setting, TABLE, Typed};
@@ -342,7 +342,15 @@ fn resolve_quietly(
     Ok(resolved)
 }
 
-/// Parses `args` and runs the command. Help and version print themselves and end the process.
+/// Prints help or version; a reader that has seen enough (`| head`) is no error.
+fn shown(help: &clap::Error) -> Result<()> {
+    match help.print() {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.context(|| "standard output".into()),
+    }
+}
+
+/// Parses `args` and runs the command.
 ///
 /// # Errors
 /// Whatever stopped the command.
@@ -351,7 +359,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     let matches = match command().try_get_matches_from(&args) {
         Ok(matches) => matches,
         // Help and version are results.
-        Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
+        Err(e) if !e.use_stderr() => return shown(&e),
+        Err(e) if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
         Err(e) => return Err(unknown_flags(&e, &args).unwrap_or_else(|| usage(&e, &args))),
     };
     let before = matches.get_one::<String>(BEFORE);

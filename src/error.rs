@@ -124,9 +124,13 @@ impl From<std::io::Error> for Error {
 /// An input/output error without the number that the system has for it.
 pub fn in_words(e: &std::io::Error) -> String {
     let text = e.to_string();
-    match text.rsplit_once(" (os error ") {
+    let words = match text.rsplit_once(" (os error ") {
         Some((words, number)) if number.trim_end_matches(')').parse::<i32>().is_ok() => words.to_string(),
         _ => text,
+    };
+    match e.raw_os_error() {
+        Some(libc::EMFILE) => words + " in this process; raise the limit (ulimit -n)",
+        _ => words,
     }
 }
 

@@ -17,7 +17,10 @@ pub mod nearby;
 pub fn explain(path: &Path, e: &std::io::Error) -> Error {
     let full = matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG));
     let hint = match e.raw_os_error() {
-        _ if full => "; the disk or quota is full: free some space or choose another --output-dir",
+        Some(libc::EFBIG) => {
+            "; the limit on the size of a file (ulimit -f) is reached, or the disk or quota is full: write to another place"
+        }
+        _ if full => "; the disk or quota is full: free some space or write to another place",
         Some(libc::EACCES | libc::EROFS | libc::EPERM) => "; choose a folder that can be written to",
         _ => "",
     };
@@ -34,6 +37,11 @@ impl<T> At<T> for std::io::Result<T> {
     fn at(self, path: &Path) -> Result<T> {
         self.map_err(|e| explain(path, &e))
     }
+}
+
+/// Whether something has this name, of whatever kind, even a link that leads nowhere: who opens it says what it is.
+pub fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
 }
 
 /// What lies at a path, in words; `a file` where it can be read again and again.
@@ -63,6 +71,9 @@ pub fn open_file(path: &Path) -> Result<File> {
     let name = || path.display().to_string();
     let kind = match kind_of(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => {
+            if let Ok(target) = fs::read_link(path) {
+                bail!("{}: a link to {}, where nothing is; fetch or copy that file", name(), target.display());
+            }
             return Err(Error::new(format!("{}: {}{}", name(), in_words(&e), nearby::hint(path))));
         }
         kind => kind.context(name)?,
@@ -72,25 +83,56 @@ pub fn open_file(path: &Path) -> Result<File> {
     File::open(path).context(name)
 }
 
-/// Reads a UTF-8 file of at most `limit` bytes.
+/// Reads what a user names: a file, or a pipe (`<(…)` of a shell), of at most `limit` bytes.
 ///
 /// # Errors
-/// If it cannot be read, is longer, or is not UTF-8.
-pub fn read_text(path: &Path, limit: u64) -> Result<String> {
+/// If it is a folder, cannot be read, or is longer.
+pub fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    // One that a shell opened has somebody who writes into it.
+    let opened = path.starts_with("/dev/fd") || path == Path::new("/dev/stdin");
+    let file = if opened { File::open(path).at(path)? } else { open_file(path)? };
+    up_to(file, path, limit)
+}
+
+/// As `std::fs::read`, of a file that may not end: `/dev/zero` has no last byte.
+fn up_to(file: File, path: &Path, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open_file(path)?.take(limit + 1).read_to_end(&mut bytes).at(path)?;
+    file.take(limit + 1).read_to_end(&mut bytes).at(path)?;
     ensure!(
         bytes.len() as u64 <= limit,
         "{}: longer than {limit} bytes, which is not expected of this file",
         path.display()
     );
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        bail!("{}: this is UTF-16 text, expected UTF-8; convert it with iconv -f UTF-16 -t UTF-8", path.display());
+    Ok(bytes)
+}
+
+/// Reads a UTF-8 file of at most `limit` bytes.
+///
+/// # Errors
+/// If it cannot be read, is longer, or is not UTF-8.
+pub fn read_text(path: &Path, limit: u64) -> Result<String> {
+    text_of(path, up_to(open_file(path)?, path, limit)?)
+}
+
+/// The text of a file's bytes, without its byte order mark.
+///
+/// # Errors
+/// If it is not UTF-8.
+pub fn text_of(path: &Path, bytes: Vec<u8>) -> Result<String> {
+    if let Some(name) = wide(&bytes) {
+        bail!("{}: this is {name} text, expected UTF-8; convert it with iconv -f {name} -t UTF-8", path.display());
     }
     match String::from_utf8(without_mark(bytes)) {
         Ok(text) => Ok(text),
         Err(e) => bail!("{}: byte {} is not UTF-8", path.display(), e.utf8_error().valid_up_to()),
     }
+}
+
+/// The encoding with units of several bytes that a text begins in.
+fn wide(bytes: &[u8]) -> Option<&'static str> {
+    const MARKS: [(&[u8], &str); 4] =
+        [(b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16")];
+    MARKS.iter().find(|(mark, _)| bytes.starts_with(mark)).map(|(_, name)| *name)
 }
 
 /// The byte order mark that editors of some systems put before a text.
@@ -141,6 +183,15 @@ pub(crate) fn parent(path: &Path) -> PathBuf {
 /// # Errors
 /// If one of them cannot be created, or the folder it lies in cannot be synced.
 pub fn create_dir_all(dir: &Path) -> Result<()> {
+    let there = dir.ancestors().find(|above| is_there(above));
+    if let Some(wrong) = there.filter(|path| !path.is_dir()) {
+        let found = match (kind_of(wrong), fs::read_link(wrong)) {
+            (Ok(kind), _) => kind.to_string(),
+            (Err(_), Ok(target)) => format!("a link to {}, where nothing is", target.display()),
+            (Err(e), Err(_)) => in_words(&e),
+        };
+        bail!("{}: cannot create the folder: {} is {found}; name another one", dir.display(), wrong.display());
+    }
     let missing: Vec<&Path> =
         dir.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).collect();
     naming(|| fs::create_dir_all(dir)).at(dir).context(|| "cannot create the folder".to_string())?;
@@ -162,6 +213,7 @@ pub(crate) fn temporary_beside(path: &Path) -> Result<PathBuf> {
 static PENDING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// A temporary name in use; what still has it is removed when this is dropped.
+#[derive(Debug)]
 struct Temporary(PathBuf);
 
 impl Temporary {
@@ -207,6 +259,25 @@ pub(crate) fn nameless_beside(path: &Path) -> Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).open(&temp.0).at(path)
 }
 
+/// A folder of this process alone, for what is to move into `dir`; what is left in it goes with the value.
+#[derive(Debug)]
+pub(crate) struct Scratch(Temporary);
+
+impl Scratch {
+    /// # Errors
+    /// If it cannot be made.
+    pub fn within(dir: &Path) -> Result<Self> {
+        let temp = Temporary::beside(&dir.join("scratch"))?;
+        create_dir_all(&temp.0)?;
+        Ok(Self(temp))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0.0
+    }
+}
+
 /// Whether a name is one that [`temporary_beside`] gives.
 fn is_temporary(name: &str) -> bool {
     let random = name.strip_prefix('.').and_then(|n| n.strip_suffix(".tmp")).and_then(|n| n.rsplit_once('.'));
@@ -243,6 +314,17 @@ pub fn check_writable(dir: &Path) -> Result<()> {
     fs::write(&probe, b"x").and_then(|()| fs::remove_file(&probe)).at(&probe)
 }
 
+/// Whether a folder, or the one it would be made in, can be written to as far as its rights and its file system say.
+pub fn may_write(dir: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let there = dir.ancestors().find(|above| is_there(above)).unwrap_or(Path::new("."));
+    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    std::ffi::CString::new(there.as_os_str().as_bytes()).is_ok_and(|path| {
+        // SAFETY: the text lives, and ends in a zero.
+        there.is_dir() && unsafe { libc::access(path.as_ptr(), libc::W_OK) } == 0
+    })
+}
+
 /// Writes `path` through a temporary file beside it: content, flush, fsync, rename, fsync of the folder. A link stays, and what it names is
 /// replaced. A pipe or device is written to.
 ///
@@ -258,6 +340,25 @@ pub fn write_atomic(path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<
     write_synced(&temp.0, content).map_err(|e| e.context(format!("writing {}", path.display())))?;
     naming(|| fs::rename(&temp.0, path)).at(path)?;
     sync_dir(&parent(path))
+}
+
+/// Refuses to write over a file of another kind, which was named by mistake: `is_own` says by its first bytes whether it is `what`.
+///
+/// # Errors
+/// A usage error that names the flag and the file.
+pub fn check_replaces(flag: &str, path: &Path, what: &str, is_own: impl Fn(&[u8]) -> bool) -> Result<()> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    let mut head = Vec::new();
+    File::open(path).at(path)?.take(1 << 16).read_to_end(&mut head).at(path)?;
+    if head.is_empty() || is_own(&head) {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "{flag}: {} is there and is no {what}; it would be lost: name another file, or remove it",
+        path.display()
+    )))
 }
 
 /// Whether what is written to a path goes to a reader or device there, and replaces nothing.

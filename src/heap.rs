@@ -50,11 +50,43 @@ pub fn explain_refusals() {
     unsafe { libc::signal(libc::SIGABRT, aborted as *const () as libc::sighandler_t) };
 }
 
+/// What is said of a stack that was not deep enough for a template.
+const NESTED: &[u8] =
+    b"error: the chat template nests its expressions or values deeper than can be rendered; simplify it\n";
+
+/// Templates that are parsed or rendered now, in all threads.
+static TEMPLATES: AtomicUsize = AtomicUsize::new(0);
+
+/// While it lives, a stack that overflows is the fault of a chat template: its values may nest without end.
+#[derive(Debug)]
+pub struct OfTemplate(());
+
+impl OfTemplate {
+    /// From here on.
+    pub fn begin() -> Self {
+        TEMPLATES.fetch_add(1, Ordering::SeqCst);
+        Self(())
+    }
+}
+
+impl Drop for OfTemplate {
+    fn drop(&mut self) {
+        TEMPLATES.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Another reason to abort goes on to its core dump.
 extern "C" fn aborted(_signal: libc::c_int) {
     let bytes = REFUSED.load(Ordering::Relaxed);
     if bytes != 0 {
         end(bytes);
+    }
+    if TEMPLATES.load(Ordering::SeqCst) > 0 {
+        // SAFETY: the bytes live; ends the process, from a signal handler too.
+        unsafe {
+            libc::write(libc::STDERR_FILENO, NESTED.as_ptr().cast(), NESTED.len());
+            libc::_exit(1)
+        }
     }
 }
 

@@ -27,6 +27,7 @@ pub mod mapped;
 pub mod measure;
 pub mod model;
 pub mod optim;
+pub mod panics;
 pub mod rng;
 pub mod say;
 pub mod settings;

@@ -10,6 +10,9 @@ static HEAP: Heap = Heap;
 
 fn main() -> ExitCode {
     heap::explain_refusals();
+    // Beyond the limit on the size of files a write is an error in words, not the end by a signal.
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     match ringtune::cli::run(std::env::args_os()).and_then(|()| ringtune::say::all_written()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -38,6 +38,13 @@ pub fn state_entry(name: &str, (rows, cols): (usize, usize)) -> Entry {
     Entry { name: name.into(), shape, dtype: SaveDType::F32 }
 }
 
+/// Settings that decide which tensors a checkpoint holds, and their shapes: no run goes on with others.
+const FIXED: [&str; 4] = ["lora_r", "lora_targets", "mixed_precision", "use_lora"];
+
+/// What the hash of the data is of.
+const DATA: &str = ": other rows, or rows that are divided or written otherwise (--dataset-paths, --val-fraction, --prompt-template, \
+--max-seq-len, …)";
+
 /// Hashes of what a run depends on, by name: `data`, `tokenizer`, `base_model`, `config`, …
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprints(pub BTreeMap<String, String>);
@@ -61,28 +68,44 @@ impl Fingerprints {
             return Err(Error::usage(format!("--allow-changed {unknown}: expected one of {known}")));
         }
         let named = self.0.keys().any(|name| name.starts_with("config."));
-        let mut changed = BTreeSet::new();
+        let mut changed: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        let mut fixed = Vec::new();
         for (name, old) in self.0.iter().filter(|(name, _)| !(named && *name == "config")) {
             let new = now.0.get(name);
             if Some(old) == new {
                 continue;
             }
             let (group, setting) = group(name);
+            // What only the other way to train has goes with it.
+            const LORA: &str = "config.use_lora";
+            if group == "config" && new.is_none() && self.0.get(LORA) != now.0.get(LORA) {
+                continue;
+            }
             // A hash is known by its beginning.
             let short = |h: Option<&String>| match h {
                 None => "none".to_string(),
                 Some(h) if setting.is_some_and(|_| h.len() < 64) => h.clone(),
                 Some(h) => h.chars().take(12).collect(),
             };
+            fixed.extend(setting.filter(|setting| FIXED.contains(setting)));
             let name = setting.map_or(String::new(), |setting| format!("{setting} "));
-            let what = format!("{name}was {}, is {}", short(Some(old)), short(new));
+            changed.entry(group).or_default().push(format!("{name}was {}, is {}", short(Some(old)), short(new)));
+        }
+        for (group, what) in &changed {
+            let (what, these) = (what.join("; "), if what.len() == 1 { "the same one" } else { "the same ones" });
+            ensure!(
+                fixed.is_empty() || *group != "config",
+                "config differs from the checkpoint's ({what}); the checkpoint holds other tensors with another {}: resume with \
+                 {these}, or start a run of its own in another --output-dir",
+                fixed.join(" or ")
+            );
+            let of = if *group == "data" { DATA } else { "" };
             ensure!(
                 allowed.iter().any(|a| a == group),
-                "{group} differs from the checkpoint's ({what}); resume with the same one, or pass --allow-changed {group}"
+                "{group} differs from the checkpoint's ({what}){of}; resume with {these}, or pass --allow-changed {group}"
             );
-            changed.insert(group.to_string());
         }
-        Ok(changed.into_iter().collect())
+        Ok(changed.into_keys().map(String::from).collect())
     }
 
     /// As a JSON object.

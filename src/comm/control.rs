@@ -18,7 +18,7 @@ use launcher::protocol::{LIMIT, Message};
 use super::fault::Fault;
 use crate::error::{Error, Kind, Result};
 use crate::files::remove_pending;
-use crate::{machine, say};
+use crate::{machine, panics, say};
 
 /// What the collectives ask of whatever joins the ranks.
 pub trait Control {
@@ -211,7 +211,7 @@ impl Channel {
         if OWN.set(Arc::clone(&shared)).is_ok() {
             let before = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {
-                if let Some(own) = OWN.get() {
+                if let Some(own) = OWN.get().filter(|_| !panics::is_caught()) {
                     let what = info.payload_as_str().unwrap_or("a panic");
                     let place = info.location().map_or(String::new(), |l| format!(" at {}:{}", l.file(), l.line()));
                     own.fail(format!("panicked{place}: {what}"), 1);

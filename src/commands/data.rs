@@ -14,6 +14,7 @@ use crate::data::sft::{RowSpec, SftDataSpec};
 use crate::data::template::Template;
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Error, Result};
+use crate::files::may_write;
 use crate::hf;
 use crate::say;
 use crate::settings::{Resolved, Settings, find_config};
@@ -179,7 +180,22 @@ pub fn named(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 
 /// Where token files are kept.
 pub fn cache_dir(settings: &Settings) -> PathBuf {
-    settings.data.cache_dir.clone().unwrap_or_else(cache::default_dir)
+    let usual = || {
+        let dir = cache::default_dir();
+        if may_write(&dir) || std::env::var_os("RINGTUNE_CACHE").is_some() {
+            return dir;
+        }
+        // A home that is read-only, as in containers: nobody asked for this folder by name.
+        // SAFETY: it cannot fail.
+        let instead = std::env::temp_dir().join(format!("ringtune-{}", unsafe { libc::getuid() }));
+        say::note(&format!(
+            "{}: cannot be written to; token files go to {} (--cache-dir and RINGTUNE_CACHE name another folder)",
+            dir.display(),
+            instead.display()
+        ));
+        instead
+    };
+    settings.data.cache_dir.clone().unwrap_or_else(usual)
 }
 
 /// What `sft` is asked to do.

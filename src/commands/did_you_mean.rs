@@ -32,6 +32,11 @@ pub fn model(e: Error, dir: &Path, whole: bool) -> Error {
     }
 }
 
+/// Whether it is no result: what begins with a dot is being written, or kept aside.
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
 /// At most three folders, the likeliest first.
 fn candidates(dir: &Path, whole: bool) -> Vec<PathBuf> {
     if dir.is_file() {
@@ -43,7 +48,7 @@ fn candidates(dir: &Path, whole: bool) -> Vec<PathBuf> {
     }
     let below = |dir: &Path| -> Vec<PathBuf> {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().take(MOST);
-        let mut all: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|p| p.is_dir()).collect();
+        let mut all: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|p| p.is_dir() && !is_hidden(p)).collect();
         all.sort();
         all
     };
@@ -92,6 +97,7 @@ mod tests {
         make("run/tiny/final");
         make("models/a");
         make("models/b");
+        make("models/.checkpoint-5.tmp");
         assert_eq!(said("run/tiny"), "no model; did you mean run/tiny/final?");
         assert_eq!(said("run"), "no model; did you mean run/tiny/final?");
         assert_eq!(said("models"), "no model; did you mean models/a or models/b?");

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::eval::gen_test::{GenReport, GenRun, generation_test, held_out_rows};
 use crate::eval::sets::{EvalOptions, SetEval, evaluate_sets};
 use crate::eval::{Evaluation, SetSums};
-use crate::files::write_json;
+use crate::files::{check_replaces, write_json};
 use crate::hf::TensorSource;
 use crate::model::Model;
 use crate::say::Out;
@@ -86,6 +86,13 @@ pub fn run(settings: &Settings) -> Result<()> {
 impl OnDevice for EvalArgs {
     fn run<B: Backend>(self, dev: &B) -> Result<()> {
         let args = self;
+        if let Some(path) = &args.output {
+            let keys = ["\"max_eval_samples\":", "\"prompt_template\":", "\"version\":"];
+            check_replaces("--output", path, "report of eval", |head| {
+                let text = String::from_utf8_lossy(head);
+                text.starts_with("{\n") && keys.iter().any(|key| text.contains(key))
+            })?;
+        }
         let (folder, tokenizer, template) = ModelFolder::open_all(&args.model)?;
         let max_seq_len = open::row_length(args.max_seq_len, folder.files.config().max_position)?;
         tokenizer.warnings().iter().for_each(|w| say::warning(w));

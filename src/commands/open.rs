@@ -24,7 +24,8 @@ pub fn tokenizer(given: Option<&Path>, folders: &[&Path], special: SpecialIds) -
     match given.or(inside) {
         Some(path) => Tokenizer::open_beside(path, special, folders.first().copied()),
         None => {
-            let places: Vec<String> = folders.iter().map(|d| d.display().to_string()).collect();
+            let mut places: Vec<String> = folders.iter().map(|d| d.display().to_string()).collect();
+            places.dedup();
             bail!("no tokenizer in {}; name one with --tokenizer-path", places.join(" or "))
         }
     }

@@ -11,7 +11,7 @@ use crate::data::sft::token_file_of;
 use crate::data::token_file::TokenFile;
 use crate::data::train_set::Tokens;
 use crate::error::{Error, Result};
-use crate::files::{At, create_dir_all, parent, sync_dir, takes_a_stream};
+use crate::files::{At, Scratch, check_replaces, create_dir_all, parent, sync_dir, takes_a_stream};
 use crate::say;
 use crate::say::Out;
 use crate::settings::{Content, Resolved, Settings};
@@ -37,7 +37,12 @@ pub fn run(resolved: &Resolved) -> Result<()> {
             target.display()
         )));
     }
+    for target in &targets {
+        check_replaces("--output", target, "token file", TokenFile::is_token_file)?;
+    }
     create_dir_all(&folder)?;
+    // Others may pack the same data into this folder at the same time.
+    let scratch = Scratch::within(&folder)?;
     let mut tokenizer = data::tokenizer(resolved)?;
     let texts: Vec<bool> = paths.iter().map(|p| is_text(settings, p)).collect();
     if texts.contains(&true) && texts.contains(&false) {
@@ -57,11 +62,11 @@ pub fn run(resolved: &Resolved) -> Result<()> {
             seed: 0,
             columns: data::text_columns(settings)?,
             raw_width: settings.data.raw_width,
-            cache_dir: folder,
+            cache_dir: scratch.path().to_path_buf(),
         };
         for (path, target) in paths.iter().zip(&targets) {
             let progress = data::progress(settings);
-            match pretrain::tokens_of(path, &spec, &tokenizer, progress, &mut |line| say::note(&line))? {
+            match pretrain::tokens_of(path, &spec, &tokenizer, progress, &mut note)? {
                 Tokens::File(file) => finish(&mut out, &file, path, target)?,
                 Tokens::Raw(_) => {
                     return Err(Error::usage(format!(
@@ -74,15 +79,22 @@ pub fn run(resolved: &Resolved) -> Result<()> {
     } else {
         let template = data::template(settings, &mut tokenizer)?;
         let mut spec = data::row_spec(settings, settings.train.max_seq_len.unwrap_or(DEFAULT_SEQ_LEN), None)?;
-        spec.cache_dir = folder;
+        spec.cache_dir = scratch.path().to_path_buf();
         for (path, target) in paths.iter().zip(&targets) {
             let progress = data::progress(settings);
-            let file = token_file_of(path, &spec, &tokenizer, &template, progress, &mut |line| say::note(&line))?;
+            let file = token_file_of(path, &spec, &tokenizer, &template, progress, &mut note)?;
             finish(&mut out, &file, path, target)?;
         }
     }
     out.flush()?;
     Ok(())
+}
+
+/// What the preparation says, but for the names of files that are about to move.
+fn note(line: String) {
+    if !line.starts_with("wrote ") {
+        say::note(&line);
+    }
 }
 
 /// `.bin` and `.txt` hold text to pretrain on, anything else rows, unless the setting says otherwise.

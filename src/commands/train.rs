@@ -4,6 +4,7 @@
 //! given to `--model_path`; `merged/` holds the merged model and `resized_base/` the base with a grown vocabulary. `pretrain`
 //! writes into `output_dir/<name of the model config>`, the model into its `final/`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,15 +29,16 @@ use crate::hf::save::SaveOptions;
 use crate::hf::{Told, WithConfig, merged};
 use crate::hub::{self, Repo};
 use crate::model::weights::Place;
-use crate::settings::{TrainSettings, Zero};
-use crate::text::table;
+use crate::settings::{ResolvedSetting, TrainSettings, Zero};
+use crate::text::{shortened, table};
 use crate::train::checkpoints::RESIZED_BASE;
+use crate::train::folder::from_root;
 use crate::train::init::RandomModel;
 use crate::train::outputs::MERGED;
 use crate::train::run;
 use crate::train::signals::StopFlag;
 use crate::train::spec::RunSpec;
-use crate::{ensure, say};
+use crate::{bail, ensure, say};
 
 /// Every part of a start that stops at the first error is there once it is through.
 const WHOLE: &str = "the start went through all steps";
@@ -89,6 +91,7 @@ impl OnDevice for Training<'_, SftJob> {
         let on = comm.on(dev, sums(settings))?;
         let comm = on.get();
         let mut guide = StopAtFirst::new(settings.quiet || !comm.is_main());
+        same_settings(comm, &job.resolved)?;
         let lora = start::settings(&mut guide, settings)?;
         let (job, hub_name) = comm::in_turn(comm, || looked_up(comm, |names| names.sft(job)))?;
         let job = &job;
@@ -112,7 +115,7 @@ impl OnDevice for Training<'_, SftJob> {
             None => model_artifact(&config, settings),
             Some(lora) => {
                 // Other tools look for a folder from wherever they run.
-                let whole = |path: &Path| std::path::absolute(path).unwrap_or(path.into()).display().to_string();
+                let whole = |path: &Path| from_root(path).display().to_string();
                 let (base, revision) = match (new_rows, hub_name) {
                     (Some(_), _) => (whole(&job.output_dir.join(RESIZED_BASE)), None),
                     (None, Some(Repo { id, revision, .. })) => (id, Some(revision).filter(|r| r != hub::MAIN)),
@@ -209,6 +212,60 @@ fn looked_up<B: Backend, T>(comm: &dyn Communicator<B>, work: impl FnOnce(&Looku
     done
 }
 
+/// Settings that may be others on each machine: where things lie, what computes, and what is shown. Data, tokenizer and model are compared by
+/// what is in them.
+const OWN: [&str; 17] = [
+    "model_path",
+    "model_config",
+    "tokenizer_path",
+    "dataset_paths",
+    "val_paths",
+    "cache_dir",
+    "output_dir",
+    "resume_from_checkpoint",
+    "device",
+    "transport",
+    "threads",
+    "trace",
+    "report_to",
+    "tensorboard",
+    "logging_steps",
+    "verbose",
+    "quiet",
+];
+
+/// Whether all ranks were started with the same settings: each has a line of its own, and what differs would train another model in silence.
+fn same_settings<B: Backend>(comm: &dyn Communicator<B>, resolved: &[ResolvedSetting]) -> Result<()> {
+    let own: BTreeMap<&str, &str> = resolved
+        .iter()
+        .filter(|s| !OWN.contains(&s.name.as_str()))
+        .map(|s| (s.name.as_str(), s.value.as_str()))
+        .chain([(
+            "trace",
+            if resolved.iter().any(|s| s.name == "trace" && !s.value.starts_with('(')) { "given" } else { "none" },
+        )])
+        .collect();
+    let all = comm.gather("settings", &serde_json::to_vec(&own).expect("texts print"))?;
+    let Some(rank) = all.iter().position(|said| *said != all[0]) else { return Ok(()) };
+    let read = |rank: usize| serde_json::from_slice::<BTreeMap<String, String>>(&all[rank]).unwrap_or_default();
+    let (main, other) = (read(0), read(rank));
+    let names: BTreeSet<&String> =
+        main.keys().chain(other.keys()).filter(|name| main.get(*name) != other.get(*name)).collect();
+    let text = |value: Option<&String>| value.map_or_else(|| "none".into(), |v| shortened(v, 60));
+    let what: Vec<String> = names
+        .into_iter()
+        .map(|name| {
+            format!(
+                "--{} is {} on rank 0, {} on rank {rank}",
+                name.replace('_', "-"),
+                text(main.get(name)),
+                text(other.get(name))
+            )
+        })
+        .collect();
+    bail!("settings differ between ranks: {}; start every rank with the same flags and config file", what.join("; "))
+}
+
 /// Whether all ranks train the same: the same program on the same kind of processor, from the same data, tokenizer and model.
 fn agree<B: Backend>(comm: &dyn Communicator<B>, fingerprints: &Fingerprints) -> Result<()> {
     comm.agree("the version of the program", env!("CARGO_PKG_VERSION"))?;
@@ -226,6 +283,7 @@ impl OnDevice for Training<'_, PretrainJob> {
         let on = comm.on(dev, sums(settings))?;
         let comm = on.get();
         let mut guide = StopAtFirst::new(settings.quiet || !comm.is_main());
+        same_settings(comm, &job.resolved)?;
         start::settings(&mut guide, settings)?;
         ensure!(settings.lora.is_none(), "pretraining has no LoRA");
         let job = &comm::in_turn(comm, || looked_up(comm, |names| names.pretrain(job)))?;

@@ -26,6 +26,7 @@ use crate::data::source::{Batches, Item, Source};
 use crate::error::Result;
 use crate::say::visible;
 use crate::tables::Table;
+use crate::text::shortened;
 use crate::{bail, ensure};
 
 /// What to do with a bad line.
@@ -215,6 +216,9 @@ impl<'s, 'a> RowReader<'s, 'a> {
     }
 }
 
+/// Characters of a message about a row at most.
+const MESSAGE: usize = 700;
+
 /// What the items of a file are.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unit {
@@ -232,7 +236,9 @@ fn parse_item(item: &Item<'_>, unit: Unit, options: &RowOptions) -> Option<Resul
     if unit != Unit::Element && blank() {
         return None;
     }
-    let (number, parsed) = (item.number, parse_line(item, unit, options));
+    // What a message quotes may be as long as the line.
+    let parsed = parse_line(item, unit, options).map_err(|e| shortened(&e, MESSAGE));
+    let number = item.number;
     Some(match unit {
         Unit::Line => parsed,
         Unit::Element => parsed.map_err(|e| format!("{e} (element {number} of the array)")),
@@ -291,6 +297,7 @@ fn json_error(e: &serde_json::Error, text: &str, cut: bool) -> String {
     let hint = match text.trim_start() {
         _ if cause.contains("hex escape") || cause.contains("surrogate") => " (half of a surrogate pair is no text)",
         _ if shown.contains("NaN") || shown.contains("Infinity") => " (NaN and Infinity are no JSON: write null)",
+        "]" => " (a comma behind the last element?)",
         t if t.starts_with('<') => " (a page instead of the file?)",
         t if t.starts_with("{'") => " (Python's repr? write rows with json.dumps)",
         t if cause.contains("trailing") && t.trim_end().ends_with("},") => {

@@ -14,6 +14,7 @@ use crate::batch::MicroBatch;
 use crate::data::pack::best_fit_decreasing;
 use crate::data::train_set::{Cursor, EpochPlan, PieceSet, TrainSet};
 use crate::error::{Error, Result};
+use crate::panics::caught;
 use crate::rng::Stream;
 
 /// How many rows a step takes, and who takes them.
@@ -89,12 +90,19 @@ impl Loader {
         let work = move || {
             let (mut plan, mut cursor) = (plan, cursor);
             loop {
-                let step = build_step(&data, &plan, cursor, shape, rank);
-                if let Err(e) = data.sets().iter().try_for_each(|s| s.tokens.check_whole()) {
-                    // Nobody listens when the loader was dropped.
-                    let _ = sender.send(Err(e));
-                    return;
-                }
+                // Where a file was cut, what is read from it makes no sense, and the check says so.
+                let step = caught(|| build_step(&data, &plan, cursor, shape, rank));
+                let whole = data.sets().iter().try_for_each(|s| s.tokens.check_whole());
+                let changed =
+                    || Error::new("a token file was changed while it was read; remove it, and it is made anew");
+                let step = match whole.and_then(|()| step.ok_or_else(changed)) {
+                    Ok(step) => step,
+                    Err(e) => {
+                        // Nobody listens when the loader was dropped.
+                        let _ = sender.send(Err(e));
+                        return;
+                    }
+                };
                 cursor = step.cursor;
                 // The receiver is gone when the loader was dropped.
                 if sender.send(Ok(step)).is_err() {

@@ -4,6 +4,7 @@ use serde::de::DeserializeSeed;
 
 use super::row::{Message, Role};
 use super::row_json::{Fields, Json, Levels};
+use crate::text::shortened;
 
 /// A row as it was understood.
 pub(super) struct Turns {
@@ -42,8 +43,8 @@ impl Fields {
     }
 
     fn keys(&self) -> String {
-        let all: Vec<_> = self.all.iter().take(8).map(|(k, _)| format!("\"{k}\"")).collect();
-        let replaced: Vec<_> = self.replaced.iter().take(8).map(|k| format!("\"{k}\"")).collect();
+        let all: Vec<_> = self.all.iter().take(8).map(|(k, _)| format!("\"{}\"", named(k))).collect();
+        let replaced: Vec<_> = self.replaced.iter().take(8).map(|k| format!("\"{}\"", named(k))).collect();
         let replaced = match replaced.is_empty() {
             true => String::new(),
             false => format!(" (not read, as --columns names others for them: {})", replaced.join(", ")),
@@ -55,6 +56,7 @@ impl Fields {
     fn once(&self, place: &str) -> Result<(), String> {
         match &self.duplicate {
             Some(key) => {
+                let key = named(key);
                 Err(format!("field \"{key}\"{place} appears twice, expected each field once, found a duplicate (dup)"))
             }
             None => Ok(()),
@@ -171,8 +173,12 @@ impl Fields {
             match self.take(key).map(unfolded) {
                 Some(Json::List(items)) => turns.extend(key, items, true)?,
                 other => {
-                    let kind = other.map_or("nothing", |f| f.kind());
-                    return Err(format!("field \"{key}\" is not a list, expected a list of messages, found {kind}"));
+                    let kind = other.as_ref().map_or("nothing", Json::kind);
+                    let python = matches!(&other, Some(Json::Text(text)) if text.trim_start().starts_with("[{'"));
+                    let hint = if python { " (Python's repr? write lists with json.dumps)" } else { "" };
+                    return Err(format!(
+                        "field \"{key}\" is not a list, expected a list of messages, found {kind}{hint}"
+                    ));
                 }
             }
             // Published sets repeat the first question beside the turns.
@@ -261,7 +267,7 @@ impl Fields {
             ("user", "assistant"),
         ];
         let lone_list = match self.all.as_slice() {
-            [(key, Some(Json::List(items)))] if !items.is_empty() => Some(key),
+            [(key, Some(Json::List(items)))] if !items.is_empty() && named(key) == *key => Some(key),
             _ => None,
         };
         let jq = |filter: String| format!("; write them with jq -c '{filter}'");
@@ -286,7 +292,9 @@ impl Fields {
         {
             return columns(format!("prompt={a} response={b}"));
         }
-        if let Some(list) = ["messages", "conversations", "conversation"].into_iter().find_map(named) {
+        let a_list = |key: &&str| matches!(self.get(key), Some(Json::List(_)));
+        let others = || ["dialog", "dialogue", "dialogs", "turns", "chat"].into_iter().filter_map(named).find(a_list);
+        if let Some(list) = ["messages", "conversations", "conversation"].into_iter().find_map(named).or_else(others) {
             return columns(format!("messages={list}"));
         }
         match lone_list {
@@ -295,6 +303,11 @@ impl Fields {
             None => String::new(),
         }
     }
+}
+
+/// A key as it is shown: one may be as long as its line.
+fn named(key: &str) -> String {
+    shortened(key, 60)
 }
 
 /// Names of turns that belong to tools.
@@ -455,7 +468,7 @@ impl Turns {
     /// Notes the keys that are left.
     fn ignore(&mut self, fields: Fields, before: &str) {
         for (key, _) in fields.all.into_iter().filter(|(_, v)| v.as_ref().is_some_and(|v| !v.is_void())) {
-            let key = format!("{before}{key}");
+            let key = format!("{before}{}", named(&key));
             if !self.ignored.contains(&key) {
                 self.ignored.push(key);
             }

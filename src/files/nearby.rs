@@ -27,7 +27,10 @@ pub fn near(path: &Path) -> Option<PathBuf> {
     let near = |name: &str| strsim::osa_distance(&wrong, &name.to_lowercase()) <= 2 || likeness(name) > 0.93;
     let mut found: Vec<(f64, PathBuf)> = entries
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| near(name) && versions(name) == versions(&wrong))
+        // What begins with a dot is nobody's to name, but for who named such a thing.
+        .filter(|name| {
+            near(name) && versions(name) == versions(&wrong) && name.starts_with('.') == wrong.starts_with('.')
+        })
         .map(|name| (likeness(&name), whole(prefix.join(&name))))
         .filter(|(_, path)| path.exists())
         .collect();

@@ -7,6 +7,7 @@ pub mod artifact;
 pub mod companions;
 pub mod config;
 pub mod device;
+mod header;
 pub mod merge;
 pub mod merged;
 pub mod peft;

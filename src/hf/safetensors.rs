@@ -14,17 +14,17 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
 
 use super::config::{self as hf_config, HfConfig};
+use super::header;
 use super::stored::Stored;
 use super::{HostTensor, InFile, Pieces, SaveDType, TensorSource};
 use crate::error::{Context, Error, Result};
-use crate::files::{read_text, refuse_pointer};
+use crate::files::{is_there, read_text, refuse_pointer};
 use crate::mapped::{FilePart, Mapped};
 use crate::model::config::ModelConfig;
 use crate::model::weights::{Kind, Place, Weights};
+use crate::text::plural;
 use crate::{bail, ensure};
 
-/// Longest header accepted, as in the safetensors crate.
-const MAX_HEADER: u64 = 100_000_000;
 /// Before the name of every weight but the head.
 const DECODER: &str = "model.";
 
@@ -45,22 +45,23 @@ impl TensorFile {
     /// If the file cannot be opened, is cut short, or its header is not what the format asks for.
     pub fn open(path: &Path) -> Result<Self> {
         let map = Mapped::open(path)?;
-        ensure!(map.len() >= 8, "{}: {} bytes are too few for a safetensors file", path.display(), map.len());
+        ensure!(map.len() >= 8, "{}: {} are too few for a safetensors file", path.display(), plural(map.len(), "byte"));
         refuse_pointer(path, &map[..map.len().min(64)])?;
         Self::parse(path, map).context(|| path.display().to_string())
     }
 
     fn parse(path: &Path, map: Mapped) -> Result<Self> {
-        let (header, data_start) = header_bytes(&map)?;
-        let header: Metadata = serde_json::from_slice(header)
-            .map_err(|e| Error::new(format!("the header is not that of a safetensors file: {e}")))?;
+        let (header, data_start) = header::bytes(&map)?;
+        let header: Metadata = serde_json::from_slice(header).map_err(|e| {
+            Error::new(format!("the header is not that of a safetensors file: {}", header::fault(header, &e)))
+        })?;
         let (need, have) = (header.data_len(), map.len() - data_start);
         let missing = need.saturating_sub(have);
         ensure!(
             missing == 0,
             "the file is cut short: the header describes {need} bytes of data, {missing} of them are missing"
         );
-        ensure!(need == have, "{} bytes beyond the data that the header describes", have - need);
+        ensure!(need == have, "{} beyond the data that the header describes", plural(have - need, "byte"));
         let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         let tensors = header.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
         Ok(Self { path: path.to_path_buf(), map: Arc::new(map), data_start, tensors, metadata })
@@ -198,23 +199,6 @@ impl Pieces for FilePieces<'_> {
     }
 }
 
-/// The JSON header and where the data begin.
-fn header_bytes(file: &[u8]) -> Result<(&[u8], usize)> {
-    let length: [u8; 8] = file[..8].try_into().expect("eight bytes");
-    let length = u64::from_le_bytes(length);
-    ensure!(
-        length <= MAX_HEADER,
-        "the header claims {length} bytes, more than the {MAX_HEADER} a safetensors file may have; is it one?"
-    );
-    let end = 8 + usize::try_from(length).expect("at most 10^8");
-    ensure!(
-        end <= file.len(),
-        "the file is cut short: the header needs {length} bytes, the file has {}",
-        file.len() - 8
-    );
-    Ok((&file[8..end], end))
-}
-
 /// The weights of a Hugging Face model folder, opened and checked but not yet decoded.
 pub struct ModelFiles {
     dir: PathBuf,
@@ -334,6 +318,22 @@ impl ModelFiles {
         expected.iter().try_for_each(|(at, name)| self.check_weight(*at, name))
     }
 
+    /// Reads every weight, and refuses infinities and NaN as a training does when it takes them.
+    ///
+    /// # Errors
+    /// If a value is not finite: the message has the file, the weight, the row and column of the first one, and how many there are.
+    pub fn check_finite(&self) -> Result<()> {
+        self.place.values().try_for_each(|(file, name)| {
+            let file = &self.files[*file];
+            if file.stored(name).is_ok_and(|stored| !stored.finite()) {
+                file.load(name)?;
+            }
+            // What was only looked at does not stay in the process.
+            file.map.release(file.range(&file.tensors[name]));
+            file.map.check()
+        })
+    }
+
     fn check_weight(&self, at: Place, name: &str) -> Result<()> {
         let (file, name) = &self.place[name];
         let file = &self.files[*file];
@@ -423,10 +423,10 @@ fn found_instead(dir: &Path) -> &'static str {
 fn open_shards(dir: &Path) -> Result<(Vec<TensorFile>, Option<Value>)> {
     let single = dir.join("model.safetensors");
     let index_path = dir.join("model.safetensors.index.json");
-    if single.is_file() {
+    if is_there(&single) {
         return Ok((vec![TensorFile::open(&single)?], None));
     }
-    if !index_path.is_file() {
+    if !is_there(&index_path) {
         let pickle = dir.join("pytorch_model.bin").is_file() || dir.join("pytorch_model.bin.index.json").is_file();
         let hint = if pickle { "; pytorch_model.bin is not read, save the model with safe_serialization" } else { "" };
         bail!("{}: neither model.safetensors nor model.safetensors.index.json is there{hint}", dir.display());

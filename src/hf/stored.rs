@@ -48,15 +48,18 @@ impl Stored<'_> {
         (aligned && !self.bytes.is_empty() && cfg!(target_endian = "little")).then(|| (dtype, self.finite()))
     }
 
-    /// Whether no f32 or bf16 has an exponent of ones; it stands in the last two bytes of each.
-    fn finite(&self) -> bool {
-        fn any_ones<const N: usize>(bytes: &[u8]) -> bool {
-            let ones = |b: &[u8; N]| u16::from_le_bytes([b[N - 2], b[N - 1]]) & 0x7f80 == 0x7f80;
+    /// Whether no value has an exponent of ones; it stands in the last two bytes of each.
+    pub fn finite(&self) -> bool {
+        fn any_ones<const N: usize>(bytes: &[u8], exponent: u16) -> bool {
+            let ones = |b: &[u8; N]| u16::from_le_bytes([b[N - 2], b[N - 1]]) & exponent == exponent;
             // Without a way out of the loop, so that it becomes vectors.
             bytes.as_chunks::<N>().0.iter().fold(false, |any, b| any | ones(b))
         }
-        let refused =
-            |bytes: &[u8]| if self.dtype == SaveDType::F32 { any_ones::<4>(bytes) } else { any_ones::<2>(bytes) };
+        let refused = |bytes: &[u8]| match self.dtype {
+            SaveDType::F32 => any_ones::<4>(bytes, 0x7f80),
+            SaveDType::Bf16 => any_ones::<2>(bytes, 0x7f80),
+            SaveDType::F16 => any_ones::<2>(bytes, 0x7c00),
+        };
         !self.bytes.par_chunks(1 << 18).any(refused)
     }
 }

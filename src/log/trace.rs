@@ -67,6 +67,12 @@ impl Trace {
         }))))
     }
 
+    /// Whether a file that begins so is a trace.
+    pub fn begins(head: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(head);
+        text.starts_with('[') && ["\"ph\":\"X\"", "\"ts\":", "\"tid\":"].iter().all(|key| text.contains(key))
+    }
+
     /// Names the optimiser step that the next spans belong to.
     pub fn at_step(&self, step: u64) {
         if let Some(inner) = &self.0 {

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use parquet::schema::types::Type as Schema;
 use serde_json::{Map, Value};
 
 use super::damaged;
+use crate::panics::caught;
 
 /// The rows of a file, each as an object. Values of types that JSON has no word for are text, bytes that are no text a list.
 ///
@@ -25,11 +25,10 @@ pub fn rows(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Value>> +
     let unreadable = |e: ParquetError| damaged(format!("not a readable Parquet file: {e}"));
     let file = File::open(path)?;
     // The reader indexes into pages as their headers say; a damaged file must end in an error, not in a panic.
-    let guarded =
-        move |read: &mut dyn FnMut() -> Result<Option<Row>, ParquetError>| match catch_unwind(AssertUnwindSafe(read)) {
-            Ok(row) => row.map_err(unreadable),
-            Err(_) => Err(damaged("damaged Parquet file; download it again".into())),
-        };
+    let guarded = move |read: &mut dyn FnMut() -> Result<Option<Row>, ParquetError>| match caught(read) {
+        Some(row) => row.map_err(unreadable),
+        None => Err(damaged("damaged Parquet file; download it again".into())),
+    };
     let mut all = None;
     guarded(&mut || {
         let reader = SerializedFileReader::new(ToTheEnd(file.try_clone()?))?;

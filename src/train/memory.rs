@@ -250,7 +250,12 @@ fn for_files(d: &Demand, ranks: usize) -> Vec<MemoryClass> {
     let sharded = ranks > 1 && d.settings.zero == Zero::Moments;
     let largest = d.trained_lengths().iter().map(|(_, len)| *len as u64).max().unwrap_or(0);
     let masters = d.settings.dtype == DType::Bf16;
-    let mut classes = vec![MemoryClass { name: "a weight for a file", bytes: largest * WORD }];
+    // With a grown vocabulary the base is written too, each weight in the form of the file beside its values.
+    let of_base = |at: Place| at.len(d.config, 0) as u64 * (WORD + d.settings.dtype.bytes() as u64);
+    let grown = d.lora.is_some() && d.new_rows.is_some();
+    let base = Weights::of(d.config).places().into_iter().filter(|_| grown).map(|(at, _)| of_base(at)).max();
+    let bytes = base.unwrap_or(0).max(largest * WORD);
+    let mut classes = vec![MemoryClass { name: "a weight for a file", bytes }];
     // Masters are the values of weights too, unless each rank has a part of them. Moments are two.
     let words = match (sharded, masters) {
         (false, _) => 3 * d.trained_weights(),

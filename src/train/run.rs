@@ -23,7 +23,7 @@ use crate::comm::{Communicator, Fold, Phase, Position, Timing, is_restarted};
 use crate::data::loader::{StepShape, steps_until};
 use crate::data::train_set::Cursor;
 use crate::error::{Context, Error, Result};
-use crate::files::{check_writable, parent};
+use crate::files::{check_replaces, check_writable, is_there, parent};
 use crate::hf::artifact::{HostParams, find};
 use crate::log::tables::{memory_table, settings_table};
 use crate::log::trace::{self, Trace};
@@ -57,21 +57,27 @@ pub fn take_output_dir<B: Backend>(
 ) -> Result<Option<RunFolder>> {
     let take = || {
         refuse_overwriting(dir, inputs)?;
+        if settings.resume == Resume::No && !is_restarted() && dir.is_dir() {
+            check_no_earlier_run(dir)?;
+        }
+        let folder = RunFolder::take(dir)?;
+        // It may lie in the folder that was just made.
         if let Some(path) = &settings.trace {
+            check_replaces("--trace", path, "trace", Trace::begins)?;
             check_writable(&parent(path)).context(|| "the trace cannot be written".into())?;
         }
-        RunFolder::take(dir)
+        Ok(folder)
     };
     of_main(comm, "output folder", comm.is_main().then(take))
 }
 
-/// Refuses a folder in which another run left checkpoints: starting at step 0 there would mix two runs.
+/// Refuses a folder in which another run left what it had trained: starting at step 0 there would mix two runs, or write over a result.
 ///
 /// # Errors
-/// A usage error that names the newest checkpoint.
+/// A usage error that names the newest checkpoint, or the weights.
 pub fn check_no_earlier_run(run_dir: &Path) -> Result<()> {
     let Some((step, path)) = manifest::list(run_dir)?.pop() else {
-        return Ok(());
+        return check_no_result(run_dir);
     };
     Err(Error::usage(format!(
         "{}: an earlier run left checkpoints up to step {step} here ({}); continue it with \
@@ -79,6 +85,21 @@ pub fn check_no_earlier_run(run_dir: &Path) -> Result<()> {
         run_dir.display(),
         path.display()
     )))
+}
+
+/// Refuses a folder with the final weights of a run that left no checkpoint.
+fn check_no_result(run_dir: &Path) -> Result<()> {
+    const WEIGHTS: [&str; 3] = ["adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"];
+    let places = [run_dir.to_path_buf(), run_dir.join("final")];
+    let found = places.iter().flat_map(|dir| WEIGHTS.map(|name| dir.join(name))).find(|path| is_there(path));
+    match found {
+        None => Ok(()),
+        Some(path) => Err(Error::usage(format!(
+            "{}: an earlier run finished here ({}), and would be written over; choose another --output-dir, or move that one away",
+            run_dir.display(),
+            path.display()
+        ))),
+    }
 }
 
 /// Trains, loads the best model, and writes the final weights with their companions to `final_dir`.
@@ -236,6 +257,9 @@ fn choose_checkpoint(spec: &RunSpec) -> Result<Option<PathBuf>> {
                 say::warning(&format!("{}: passed over: {why}", path.display()));
             }
             if found.chosen.is_none() {
+                if !is_restarted() {
+                    check_no_result(&spec.run_dir)?;
+                }
                 say::result(&format!("no checkpoint in {} yet; starting at step 0", spec.run_dir.display()));
             }
             Ok(found.chosen)

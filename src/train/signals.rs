@@ -1,5 +1,5 @@
 //! Signals that ask for an end: SIGTERM and SIGINT, SIGHUP of a terminal that closes, SIGUSR1 of a scheduler that warns, SIGXCPU of a limit
-//! on processor time that is reached (`ulimit -S -t`: it comes every second, until another limit kills). The first one asks the loop to
+//! on processor time that is reached (`ulimit -t`: it comes every second, until the limit that kills, 15 s later or a quarter of it). The first one asks the loop to
 //! finish its step and save, and says so; the second one ends the process at once. Before the first step there is nothing to save, so
 //! the first one ends it too: tokenising or loading may take longer than a scheduler waits.
 //!
@@ -17,6 +17,9 @@ use crate::say;
 
 /// Milliseconds within which a signal counts as the one before it.
 const ECHO: u64 = 3000;
+
+/// Seconds of processor time to finish a step and to save.
+const SAVING: u64 = 15;
 
 /// A request to stop, set by a signal or by [`StopFlag::request`].
 #[derive(Clone, Debug, Default)]
@@ -53,6 +56,20 @@ fn hangup_is_ignored() -> bool {
         now.assume_init()
     };
     action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Where the limit on processor time kills at once (`ulimit -t` sets both), the one that asks first is put before it.
+fn leave_time_to_save() {
+    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a local.
+    if unsafe { libc::getrlimit(libc::RLIMIT_CPU, &mut now) } == 0
+        && now.rlim_cur == now.rlim_max
+        && now.rlim_max != libc::RLIM_INFINITY
+    {
+        now.rlim_cur -= (now.rlim_max / 4).min(SAVING);
+        // SAFETY: as above. Where it is refused, the limit is as it was.
+        unsafe { libc::setrlimit(libc::RLIMIT_CPU, &now) };
+    }
 }
 
 /// For commands that have nothing to save: SIGTERM and SIGINT end the process as they would, once what it was writing under
@@ -128,6 +145,7 @@ impl StopFlag {
     /// # Errors
     /// If the handlers cannot be installed.
     pub fn on_signals() -> Result<Self> {
+        leave_time_to_save();
         let flag = Self::default();
         let all: Vec<i32> = ASK_FOR_AN_END
             .into_iter()

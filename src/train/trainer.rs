@@ -132,6 +132,7 @@ impl<B: Backend> Trainer<'_, B> {
         self.stop.begin();
         let mut window = Window::default();
         let mut saved_for = None;
+        let mut validated = None;
         while self.state.step < self.max_steps {
             let start = Instant::now();
             self.work.trace.at_step(self.state.step + 1);
@@ -153,14 +154,15 @@ impl<B: Backend> Trainer<'_, B> {
             let evaluate = settings.eval_every.due(self.state.step, batch.epoch_end)
                 || (last && settings.eval_every != Every::Never);
             let evaluated = if evaluate { self.evaluate_and_log() } else { Ok(None) };
-            if let Some(loss) = self.kept_if_failed(evaluated)? {
+            validated = self.kept_if_failed(evaluated)?;
+            if let Some(loss) = validated {
                 let verdict = self.state.best.observe(loss, self.state.step, settings.early_stopping);
                 save |= verdict.is_best;
                 out_of_patience = verdict.stop;
             }
             save |= last || out_of_patience;
             // While nothing is finite the weights are those of a step that went wrong: they take no healthy checkpoint's place.
-            let healthy = self.state.bad_in_row == 0;
+            let healthy = self.state.bad_in_row == 0 && validated.is_none_or(f64::is_finite);
             let save = save && settings.save_every != Every::Never;
             if ((save || wanted) && healthy) || interrupted {
                 self.save(!(last || out_of_patience || interrupted))?;
@@ -182,7 +184,29 @@ impl<B: Backend> Trainer<'_, B> {
                 None => self.saver.poll()?,
             }
         }
+        self.sound_at_the_end(validated)?;
         Ok(Finished::Completed)
+    }
+
+    /// Weights that give no finite loss any more become no final files: `validated` is the loss of the validation rows after the last step.
+    fn sound_at_the_end(&self, validated: Option<f64>) -> Result<()> {
+        let (bad, rate) = (self.state.bad_in_row, self.schedule.peak());
+        let skipped = match bad {
+            0 => String::new(),
+            1 => ", and the last step was skipped".into(),
+            _ => format!(", and the last {bad} steps were skipped"),
+        };
+        let what = match validated {
+            Some(loss) if loss.is_finite() => return Ok(()),
+            Some(loss) => format!("the loss of the validation rows is {loss} after the last step{skipped}"),
+            // One may be a sample's fault.
+            None if bad < 2 => return Ok(()),
+            None => format!("the last {bad} steps had a loss or gradient that is not finite and were skipped"),
+        };
+        bail!(
+            "the training ended with weights of no use: {what}; no final weights are written, and checkpoints that are there are from before; \
+             lower --learning-rate ({rate:e})"
+        );
     }
 
     /// Writes a checkpoint: the main rank alone, or all of them where each holds a part of the state. `goes_on`: training does, meanwhile.

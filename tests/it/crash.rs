@@ -351,6 +351,15 @@ fn hangup_and_warning_save_too() {
         assert!(stderr.contains(&format!("stopped by {name} after step")), "{stderr}");
         assert!(!manifest::list(&out).unwrap().is_empty());
     }
+    // `ulimit -t` of a shell sets the limit that asks and the one that kills alike.
+    let out = dir.path().join("limit");
+    let line = sft(dir.path(), &out, 100_000);
+    let mut limited = Command::new("bash");
+    limited.args(["-c", "ulimit -t 6; exec \"$@\"", "bash"]).arg(line.get_program()).args(line.get_args());
+    let output = limited.stdin(Stdio::null()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(75), "{stderr}");
+    assert!(stderr.contains("stopped by SIGXCPU after step") && !manifest::list(&out).unwrap().is_empty(), "{stderr}");
     let out = dir.path().join("nohup");
     let line = sft(dir.path(), &out, 30);
     let mut nohup = Command::new("nohup");

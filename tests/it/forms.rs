@@ -275,6 +275,7 @@ fn folders_patterns_and_validation_files_of_an_sft() {
         "{}",
         outcome.stderr
     );
+    std::fs::remove_dir_all(w.path("out")).unwrap();
     let outcome = sft("--dataset_paths data/a.jsonl --val_paths nothing.jsonl");
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     assert!(outcome.error().contains("nothing.jsonl"), "{}", outcome.stderr);

@@ -45,7 +45,9 @@ mod merge_cmd;
 mod mix;
 mod mlflow;
 mod mpirun;
+mod odd_files;
 mod odd_settings;
+mod other_forms;
 mod pack;
 #[path = "../common/parity/mod.rs"]
 mod parity;
@@ -66,6 +68,7 @@ mod rank_engines;
 mod rank_failures;
 mod rank_faults;
 mod rank_limits;
+mod rank_settings;
 mod ranks;
 #[path = "../common/ranks.rs"]
 mod ranks_as_threads;
@@ -101,6 +104,7 @@ mod token_file;
 mod tokenizer;
 mod tokenizer_in;
 mod tokenizer_json;
+mod tokenizer_kinds;
 mod trace_order;
 mod train;
 #[path = "../common/tuned.rs"]

@@ -62,6 +62,8 @@ fn a_run_holds_what_check_says() {
             1,
         ),
         ("packed", old, "--no_lora --packing", 1),
+        // The base is read where it stands, and written once more with the rows of new tokens.
+        ("lora", old, "--use_lora --packing", 1),
         ("zero", new, "--mixed_precision bf16 --per_device_train_batch_size 2 --zero 1", 2),
     ];
     let mut wrong = Vec::new();

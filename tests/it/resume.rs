@@ -129,6 +129,38 @@ fn what_changed_is_refused_by_name() {
     refused(&|j| j.data.val_fraction = 0.2, "data");
 }
 
+/// All settings that differ are named; where other tensors would be trained, no word allows it.
+#[test]
+fn what_decides_the_tensors_cannot_change_on_resume() {
+    let dir = tempfile::tempdir().unwrap();
+    let job = sft(dir.path(), "out");
+    run_sft(&job).unwrap();
+    for allowed in [vec![], vec!["config".to_string()]] {
+        let said = |change: &dyn Fn(&mut SftJob)| {
+            let mut again = job.clone();
+            again.settings.resume = Resume::Path(job.output_dir.join("checkpoint-5"));
+            (again.settings.allow_changed, again.output_dir) = (allowed.clone(), dir.path().join("other"));
+            change(&mut again);
+            run_sft(&again).unwrap_err().to_string()
+        };
+        let e = said(&|j| {
+            let lora = j.settings.lora.as_mut().unwrap();
+            (lora.r, lora.alpha) = (lora.r * 2, lora.alpha * 4.0);
+        });
+        for part in [
+            "checkpoint-5: config differs",
+            "lora_r was ",
+            "lora_alpha was ",
+            "another lora_r: resume with the same ones",
+        ] {
+            assert!(e.contains(part), "{part}: {e}");
+        }
+        assert!(!e.contains("--allow-changed"), "{e}");
+        let e = said(&|j| j.settings.lora = None);
+        assert!(e.contains("another use_lora") && !e.contains("--allow-changed"), "{e}");
+    }
+}
+
 #[test]
 fn a_used_folder_needs_a_word() {
     let dir = tempfile::tempdir().unwrap();

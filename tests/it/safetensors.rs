@@ -121,7 +121,7 @@ fn damaged_and_hostile_files_are_refused() {
     let mut longer = whole.clone();
     longer.push(0);
     write(&longer);
-    assert!(open_error(dir.path()).contains("1 bytes beyond the data"));
+    assert!(open_error(dir.path()).contains("1 byte beyond the data"));
 
     let mut huge = whole.clone();
     huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());

@@ -258,6 +258,7 @@ fn every_line_on_stderr_is_one_write() {
         ("ringtune", &bad, ""),
         ("ringrun", &ranks, "rank=1 step=2 at=reduce do=kill"),
     ] {
+        let _ = std::fs::remove_dir_all(w.path("out"));
         // A packet is a write.
         let (mut ends, kind) = ([0; 2], libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC);
         // SAFETY: two descriptors are written to where there is room for two.

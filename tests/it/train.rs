@@ -182,6 +182,28 @@ fn what_is_not_finite_is_named_and_stops_the_run() {
     assert!(bad[0]["samples"].as_array().is_some_and(|s| !s.is_empty()), "{}", bad[0]);
 }
 
+/// Too few bad steps to stop the run, and all at its end: what they leave is no result.
+#[test]
+fn a_run_that_ends_with_weights_of_no_use_says_so_and_writes_none() {
+    for (val_fraction, words) in
+        [(0.2, "validation rows is NaN after the last step, and the last "), (0.0, "the last ")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let mut job = sft(dir.path(), "out");
+        (job.settings.learning_rate, job.settings.max_steps, job.data.val_fraction) =
+            (Some(1e30), Some(5), val_fraction);
+        job.settings.eval_every = Every::Steps(10);
+        let said = run_sft(&job).unwrap_err();
+        assert_eq!(said.exit_code(), 1);
+        let said = said.to_string();
+        for word in ["weights of no use", words, "--learning-rate (1e30)"] {
+            assert!(said.contains(word), "{said}");
+        }
+        assert!(!job.output_dir.join("adapter_model.safetensors").exists());
+        assert!(manifest::list(&job.output_dir).unwrap().is_empty(), "a checkpoint of weights that give no loss");
+    }
+}
+
 /// Steps that are not finite count only in a row: sound ones between them begin anew.
 #[test]
 fn a_sound_step_ends_a_row_of_bad_ones() {

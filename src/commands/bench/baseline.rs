@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::timing::Times;
 use crate::error::{Context, Error, Result};
+use crate::files::read_text;
 use crate::say::visible;
 
 /// What `--json` printed at another time.
@@ -91,8 +92,7 @@ impl Baseline {
     /// # Errors
     /// If the file cannot be read, is no such document, is of another command, or nothing in it was timed.
     pub fn read(file: &str, command: &str) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(Path::new(file)).context(|| format!("--baseline: {file}: cannot be read"))?;
+        let text = read_text(Path::new(file), 256 << 20).context(|| "--baseline".into())?;
         let wrong = |found: String| {
             Error::new(format!("--baseline: {file}: expected what `ringtune {command} --json` prints, found {found}"))
         };
@@ -258,6 +258,7 @@ mod tests {
         assert!(found(&json!({ "command": "bench kernels" })).contains("no list `cases`"));
         assert!(found(&document(json!([{ "name": "a" }]))).contains("no case with times"));
         assert!(found(&document(json!([case("a", 0.0, 0.0)]))).contains("no case with times"));
-        assert!(Baseline::read("/surely/missing", "bench kernels").unwrap_err().to_string().contains("cannot be read"));
+        let missing = Baseline::read("/surely/missing", "bench kernels").unwrap_err().to_string();
+        assert!(missing.starts_with("--baseline: /surely/missing: No such file"), "{missing}");
     }
 }

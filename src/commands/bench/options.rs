@@ -9,6 +9,7 @@ use super::case::Setup;
 use super::shapes::Shape;
 use crate::commands::device;
 use crate::error::{Context, Error, Result};
+use crate::files::read_text;
 use crate::hf;
 use crate::measure::Nature;
 use crate::model::Recompute;
@@ -393,7 +394,7 @@ fn shape(word: Option<&str>) -> Result<Asked> {
         return Err(Error::usage(format!("--model: expected {words}, small or a config.json, found {word}")));
     }
     let text = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-    let text = std::fs::read_to_string(&text).context(|| format!("--model: {}: cannot be read", text.display()))?;
+    let text = read_text(&text, 16 << 20).context(|| "--model".into())?;
     Ok(Asked { known: None, file: Some((word.to_string(), hf::config::parse(&text)?.model)) })
 }
 

@@ -68,9 +68,11 @@ impl Check {
         }
     }
 
-    /// Adds a finding.
+    /// Adds a finding, once: a file may be named twice, to train on and to validate with.
     fn push(&mut self, finding: Finding) {
-        self.findings.push(finding);
+        if !self.findings.contains(&finding) {
+            self.findings.push(finding);
+        }
     }
 
     /// The value, or `None` and a problem where there is an error.

@@ -45,6 +45,7 @@ impl Guide for Check {
     fn opened_model(&mut self, start: &Start, read: &ModelConfig) {
         model_section(self, read, start);
         if let Some(base) = &start.base {
+            self.take("weights", "", base.check_finite());
             ids_agree(self, &base.dir().display().to_string(), read, start.tokenizer.as_ref());
         }
     }
@@ -108,6 +109,7 @@ fn tokenizer_section(check: &mut Check, t: &Tokenizer, template: Option<&Templat
     let newline = match t.newline() {
         Newline::Kept(_) => "kept",
         Newline::Lost(_) => "lost",
+        Newline::Text(_) => "changed",
         Newline::Missing => "missing",
     };
     if let Err(e) = t.newline_id() {

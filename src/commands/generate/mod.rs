@@ -19,7 +19,7 @@ use crate::data::row::{Message, Role};
 use crate::data::template::Template;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Context, Error, Result};
-use crate::files::unmarked;
+use crate::files::{read_bytes, unmarked};
 use crate::generate::{GenerateOptions, generate};
 use crate::model::Model;
 use crate::say::Out;
@@ -116,9 +116,12 @@ fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
     Ok(prompts)
 }
 
+/// Bytes of a file of prompts at most.
+const LONGEST: u64 = 1 << 30;
+
 fn read_file(path: &Path) -> Result<String> {
     let name = path.display().to_string();
-    utf8(&name, std::fs::read(path).context(|| name.clone())?)
+    utf8(&name, read_bytes(path, LONGEST)?)
 }
 
 fn utf8(name: &str, bytes: Vec<u8>) -> Result<String> {
@@ -179,7 +182,7 @@ impl<B: Backend> Speaker<'_, B> {
             })
         })?;
         match failed {
-            Some(e) => Err(Error::from(e).context("standard output")),
+            Some(e) => Err(e.into()),
             None => Ok(out.flush()?),
         }
     }

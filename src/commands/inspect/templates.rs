@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::data::template::TemplateOptions;
 use crate::data::template::cases::render_cases;
 use crate::error::{Context, Result};
+use crate::files::read_bytes;
 use crate::say::Out;
 use crate::say::visible;
 use crate::text::Style;
@@ -17,7 +18,7 @@ use crate::text::Style;
 /// If the file is missing or of another form, or the template is unknown.
 pub fn run(file: &Path, template: Option<&str>, json: bool) -> Result<()> {
     let name = || file.display().to_string();
-    let bytes = std::fs::read(file).context(name)?;
+    let bytes = read_bytes(file, 256 << 20)?;
     let cases = render_cases(&bytes, template, &TemplateOptions::default()).context(name)?;
     let style = Style::stdout();
     let mut out = Out::new();

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 use crate::error::{Context, Error, Result};
+use crate::files::read_bytes;
 use crate::say::Out;
 
 /// Prints ids and decoded text of each string, in order.
@@ -20,7 +21,7 @@ use crate::say::Out;
 pub fn run(tokenizer: &Path, special_ids: &str, strings: &Path, json: bool) -> Result<()> {
     let tokenizer = Tokenizer::open(tokenizer, SpecialIds::parse(special_ids)?)?;
     let name = || strings.display().to_string();
-    let bytes = crate::files::without_mark(std::fs::read(strings).context(name)?);
+    let bytes = crate::files::without_mark(read_bytes(strings, 256 << 20)?);
     let file: Value = serde_json::from_slice(&bytes)
         .map_err(|e| Error::new(format!("invalid JSON, expected strings, found {e}")))
         .context(name)?;

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgMatches, Command, value_parser};
 
 use crate::error::Result;
-use crate::files::write_bytes;
+use crate::files::{check_replaces, write_bytes};
 use crate::say::{self, Out};
 pub use files::{Lines, Metrics, Run, parse_metrics, run_folders, tell_apart};
 pub use page::{PageKind, body, page};
@@ -62,6 +62,7 @@ pub fn run(m: &ArgMatches) -> Result<()> {
         (None, [one]) => one.dir.join(NAME),
         (None, _) => PathBuf::from(NAME),
     };
+    check_replaces("--output", &to, "report", |head| head.starts_with(b"<!doctype html>"))?;
     write_bytes(&to, page(&runs, PageKind::File).as_bytes())?;
     for (run, note) in runs.iter().flat_map(|r| r.metrics.notes.iter().map(move |n| (r, n))) {
         say::note(&format!("note: {}: {note}", run.dir.display()));

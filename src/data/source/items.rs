@@ -180,8 +180,12 @@ impl<'s, 'a> Batches<'s, 'a> {
                 }
                 Mark::Close => {
                     // `[]` has none.
-                    if bytes > 0 || self.number > 0 {
+                    if bytes > 0 {
                         self.push(batch, start, bytes - blanks, true, true);
+                    } else if self.number > 0 {
+                        // Behind a comma: what is wrong there is the bracket.
+                        batch.text.push(b']');
+                        self.push(batch, start, 1, true, false);
                     }
                     // To the end, for its hash.
                     while !self.more()?.is_empty() {

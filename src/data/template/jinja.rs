@@ -15,6 +15,8 @@ use super::{IM_END, IM_START, Part, Purpose, Rendered, Segment, TemplateOptions,
 use crate::data::row::{Message, Role};
 use crate::error::{Error, Result};
 use crate::files::unmarked;
+use crate::heap::OfTemplate;
+use crate::panics::caught;
 use crate::{bail, ensure};
 
 /// Starts a two-character escape in data; see [`escape`].
@@ -24,6 +26,9 @@ const END_GENERATION: char = '\u{fdd2}';
 
 /// Lines of a template and characters of a line stay below this.
 const MOST: usize = 60_000;
+
+/// Names, numbers, texts and signs in one tag: the parser goes as deep as an expression is long.
+const MOST_WORDS: usize = 2000;
 
 /// A parsed chat template.
 #[derive(Debug)]
@@ -57,6 +62,9 @@ impl Jinja {
             longest < MOST && lines < MOST,
             "the template has {lines} lines, the longest of {longest} characters, expected fewer than {MOST} of each"
         );
+        if let Some((line, n)) = longest_tag(&marked).filter(|(_, n)| *n > MOST_WORDS) {
+            bail!("line {line}: a tag of {n} names, numbers, texts and signs, expected at most {MOST_WORDS}");
+        }
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|e| jinja_error(&e))?);
@@ -78,7 +86,8 @@ impl Jinja {
                 date.format(&format).map_err(wrong)
             });
         }
-        env.add_template_owned("chat", marked).map_err(|e| jinja_error(&e))?;
+        let parsed = guarded(|| env.add_template_owned("chat", marked))?;
+        parsed.map_err(|e| jinja_error(&e))?;
         let mut this =
             Self { source: source.to_string(), env, options: options.clone(), marked: n_marks > 0, adds_bos: false };
         // A template that names BOS prints it where it wants it. Others may spell it, in conversations that they take.
@@ -125,8 +134,7 @@ impl Jinja {
         // As transformers does it: a token that is missing has no name, and what is not given is none.
         let name = |text: Option<&str>| text.filter(|t| !t.is_empty()).map_or(Value::UNDEFINED, Value::from);
         let names = &self.options.names;
-        template
-            .render(context! {
+        let values = context! {
                 messages,
                 bos_token => name(Some(&names.bos)),
                 eos_token => name(names.said_eos.as_deref().or(Some(&names.eos))),
@@ -135,8 +143,8 @@ impl Jinja {
                 tools => (),
                 documents => (),
                 add_generation_prompt => purpose == Purpose::Generate,
-            })
-            .map_err(|e| jinja_error(&e))
+        };
+        guarded(|| template.render(values))?.map_err(|e| jinja_error(&e))
     }
 
     pub(super) fn render(&self, messages: &[Message], purpose: Purpose) -> Result<Rendered> {
@@ -257,6 +265,44 @@ fn flush(out: &mut Rendered, text: &mut String, supervised: bool) {
         let part = Part::Template(std::mem::take(text));
         out.segments.push(Segment { part, supervised, implicit: false });
     }
+}
+
+/// Calls the engine; what a template makes it do wrong is an error.
+fn guarded<T>(call: impl FnOnce() -> T) -> Result<T> {
+    let _deep = OfTemplate::begin();
+    caught(call)
+        .ok_or_else(|| Error::new("the template asks for what the engine cannot do; look at its slices and numbers"))
+}
+
+/// The tag with the most words, as a line and their number. A text in quotes is one word, whatever stands in it.
+fn longest_tag(source: &str) -> Option<(usize, usize)> {
+    let mut longest = None;
+    let mut rest = source;
+    while let Some(at) = rest.find("{%").into_iter().chain(rest.find("{{")).min() {
+        let line = source[..source.len() - rest.len() + at].matches('\n').count() + 1;
+        let close = if rest[at..].starts_with("{%") { "%}" } else { "}}" };
+        rest = &rest[at + 2..];
+        let (mut words, mut quote, mut inside, mut escaped) = (0, None, false, false);
+        let mut end = rest.len();
+        for (i, c) in rest.char_indices() {
+            if let Some(q) = quote {
+                quote = if c == q && !escaped { None } else { quote };
+                escaped = c == '\\' && !escaped;
+                continue;
+            }
+            if rest[i..].starts_with(close) {
+                end = i + close.len();
+                break;
+            }
+            let of_name = c.is_alphanumeric() || c == '_';
+            words += usize::from(if of_name { !inside } else { !c.is_whitespace() });
+            inside = of_name;
+            quote = Some(c).filter(|c| ['"', '\''].contains(c));
+        }
+        rest = &rest[end..];
+        longest = longest.max(Some((words, line)));
+    }
+    longest.map(|(words, line)| (line, words))
 }
 
 fn jinja_error(e: &minijinja::Error) -> Error {

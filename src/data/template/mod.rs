@@ -26,6 +26,7 @@ use std::path::Path;
 
 use crate::data::row::{Message, Role};
 use crate::error::{Context, Error, Result};
+use crate::files::{read_bytes, text_of};
 
 pub use self::date::Date;
 pub use self::names::{ControlNames, NEWLINE};
@@ -222,6 +223,9 @@ pub struct Template {
     options: TemplateOptions,
 }
 
+/// Bytes of a template at most: a file that does not end is none.
+const LONGEST: u64 = 4 << 20;
+
 impl Template {
     /// The built-in templates by name, aliases left out.
     pub const NAMES: [&'static str; 5] = ["chatml", "instruct", "llama2", "zephyr", "plain"];
@@ -238,10 +242,9 @@ impl Template {
             "zephyr" => Kind::Zephyr,
             "plain" => Kind::Plain,
             path if path.contains(['.', '/']) => {
-                let source = std::fs::read(path).context(|| format!("prompt template {path}"))?;
-                let source = String::from_utf8(source).map_err(|e| {
-                    Error::new(format!("prompt template {path}: expected UTF-8 text, found {}", e.utf8_error()))
-                })?;
+                let file = Path::new(path);
+                let source = read_bytes(file, LONGEST).and_then(|bytes| text_of(file, bytes));
+                let source = source.map_err(|e| Error::new(format!("prompt template {e}")))?;
                 let name = Path::new(path).file_stem().map_or(path.into(), |s| s.to_string_lossy());
                 return Self::from_jinja(&name, &source, options).context(|| format!("prompt template {path}"));
             }

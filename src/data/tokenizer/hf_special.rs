@@ -7,6 +7,7 @@ use tokenizers::Tokenizer as Library;
 
 use super::{SpecialIds, SpecialTokens};
 use crate::error::{Context, Error, Result};
+use crate::files::is_there;
 use crate::{bail, ensure};
 
 /// Longest of these files taken.
@@ -28,7 +29,7 @@ const PADDING: [&str; 8] = [
 /// # Errors
 /// If it cannot be read or is no JSON object.
 pub(super) fn read_object(path: &Path) -> Result<Option<Value>> {
-    if !path.is_file() {
+    if !is_there(path) {
         return Ok(None);
     }
     let shown = || path.display().to_string();

@@ -6,7 +6,6 @@
 //! file adds around a text (its post-processor, truncation, padding) is left out: templates say what stands where.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use sentencepiece_model::{ModelType, Type};
@@ -16,6 +15,7 @@ use tokenizers::{DecoderWrapper, PostProcessorWrapper, Tokenizer as Library};
 use super::hf_special::{Beside, special_tokens, unknown};
 use super::{Opened, SpecialIds, Token, VocabPiece};
 use crate::error::{Error, Result};
+use crate::panics::caught;
 use crate::{bail, ensure};
 
 /// Longest file taken: the largest in use have about 30 MB.
@@ -110,19 +110,19 @@ impl HuggingFace {
 
 /// Calls the library; a panic in it is an error about the file that led to it.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(done) => done.map_err(|e| e.to_string()),
-        Err(_) => Err("the library cannot work with what this file says".to_string()),
+    match caught(call) {
+        Some(done) => done.map_err(|e| e.to_string()),
+        None => Err("the library cannot work with what this file says".to_string()),
     }
 }
 
 /// Loads a file; a file that makes the library panic is a damaged one.
 fn load(file: &Value) -> Result<Library, String> {
     let text = file.to_string();
-    let mut library = match catch_unwind(AssertUnwindSafe(|| Library::from_bytes(text.as_bytes()))) {
-        Ok(Ok(library)) => library,
-        Ok(Err(e)) => return Err(format!("one that does not load ({e})")),
-        Err(_) => return Err("one that is damaged".to_string()),
+    let mut library = match caught(|| Library::from_bytes(text.as_bytes())) {
+        Some(Ok(library)) => library,
+        Some(Err(e)) => return Err(format!("one that does not load ({e})")),
+        None => return Err("one that is damaged".to_string()),
     };
     library.with_post_processor(None::<PostProcessorWrapper>);
     library.with_truncation(None).map_err(|e| e.to_string())?;

@@ -7,8 +7,12 @@ use super::sentencepiece::SentencePiece;
 use super::{Engine, Newline, SpecialIds, Tokenizer, added};
 use crate::bail;
 use crate::data::sp_model;
-use crate::data::template::{IM_END, IM_START};
-use crate::error::{Context, Error, Result};
+use crate::data::template::{IM_END, IM_START, NEWLINE};
+use crate::error::{Error, Result};
+use crate::files::{is_there, read_bytes};
+
+/// Bytes of a tokenizer at most.
+const LONGEST: u64 = 1 << 30;
 
 impl Tokenizer {
     /// Opens a `.model` or `tokenizer.json` file, or the one in a folder, and checks its special ids.
@@ -34,7 +38,7 @@ impl Tokenizer {
         }
         let (mut path, mut choice) = (inside.as_deref().unwrap_or(path).to_path_buf(), None);
         let read = |path: &Path| {
-            let bytes = std::fs::read(path).context(|| format!("tokenizer {}", path.display()))?;
+            let bytes = read_bytes(path, LONGEST).map_err(|e| Error::new(format!("tokenizer {e}")))?;
             crate::files::refuse_pointer(path, &bytes).map(|()| crate::files::without_mark(bytes))
         };
         let mut bytes = read(&path);
@@ -58,7 +62,7 @@ impl Tokenizer {
 
     /// The tokenizer's file in a folder: the SentencePiece model where there is one, else `tokenizer.json`.
     pub fn in_folder(dir: &Path) -> Option<std::path::PathBuf> {
-        ["tokenizer.model", "tokenizer.json"].map(|n| dir.join(n)).into_iter().find(|p| p.is_file())
+        ["tokenizer.model", "tokenizer.json"].map(|n| dir.join(n)).into_iter().find(|p| is_there(p))
     }
 
     /// As [`Tokenizer::open`], from the bytes of a file called `name` in messages.
@@ -120,6 +124,10 @@ impl Tokenizer {
         {
             return Ok(Newline::Kept(last));
         }
-        Ok(self.byte_ids().as_ref().map_or(Newline::Missing, |b| Newline::Lost(b[usize::from(b'\n')])))
+        Ok(match self.byte_ids().map(|bytes| bytes[usize::from(b'\n')]) {
+            Some(id) if self.piece(id) == Some(NEWLINE) => Newline::Lost(id),
+            Some(id) => Newline::Text(id),
+            None => Newline::Missing,
+        })
     }
 }
