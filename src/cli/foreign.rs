@@ -244,10 +244,14 @@ fn flags_of(clap: &Clap) -> Vec<&str> {
 }
 
 fn advice(unknown: &Unknown, clap: &Clap, name: &str) -> String {
-    if let Some(instead) = unknown.instead {
-        return instead.as_flag(&unknown.words);
-    }
     let (flags, typed) = (flags_of(clap), &unknown.name);
+    if let Some(instead) = unknown.instead {
+        let first = instead.typed(&unknown.words).into_iter().next().unwrap_or_default();
+        // What a training takes this command may not know.
+        if first.trim_start_matches("--").replace('-', "_") != typed.replace('-', "_") {
+            return instead.as_flag(&unknown.words);
+        }
+    }
     match likest(&typed.replace('_', "-"), flags.iter().copied().filter(|f| !f.contains('_'))) {
         // In the spelling that was typed.
         Some((near, likeness)) if likeness > 0.88 && typed.contains('_') => {
@@ -403,6 +407,11 @@ fn word_without_a_flag(found: &str, args: &[OsString]) -> Option<String> {
     }
     let flags = flags_of(clap);
     let has = |flag: &str| flags.contains(&flag.trim_start_matches("--"));
+    if found.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
+        return Some(format!(
+            "{found}: a number below 0 is none that {name} takes; `{name} --help` lists what it takes"
+        ));
+    }
     if found.starts_with('-') {
         let long = LETTERS.iter().find(|(letter, flag)| *letter == found && has(flag)).map(|(_, flag)| *flag);
         let said = long.map_or(format!("`{name} --help` lists them"), |flag| format!("did you mean {flag}?"));

@@ -19,7 +19,7 @@ impl Progress {
         if self == Self::Hide {
             return ProgressBar::hidden();
         }
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} eta {eta}");
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {percent:>3} % eta {eta}");
         ProgressBar::new(total)
             .with_style(style.expect("the style is well formed"))
             .with_message(visible(what).into_owned())

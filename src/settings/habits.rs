@@ -17,7 +17,7 @@ pub enum Instead {
 use Instead::{Do, Name, Write};
 
 use names::{LORA, TABLE};
-use values::{ELSEWHERE, VALUES};
+use values::{ELSEWHERE, OF_MODELS, VALUES};
 
 fn snake(name: &str) -> String {
     name.trim_start_matches('-').replace('-', "_").to_ascii_lowercase()
@@ -52,6 +52,9 @@ pub fn instead_of(command: &str, name: &str, value: &str) -> Option<Instead> {
         Write(key, "false", why) if off && !unset => Write(key, "true", why),
         Write(..) if off => Do("it is off; leave it out"),
         Name(_) if unset => Do("it is not set; leave it out"),
+        Name("prompt_template") if OF_MODELS.iter().any(|family| value.starts_with(family)) => {
+            Write("prompt_template", "model", "the model's own template comes with it: ")
+        }
         instead => instead,
     })
 }
@@ -189,6 +192,11 @@ mod tests {
             assert_eq!(of(name, value), Write("use_lora", "false", ""), "{name} {value}");
         }
         assert_eq!((of("adapter", "lora"), of("adapter", "qlora")), (LORA, LORA));
+        for (value, own) in
+            [("llama3", true), ("Qwen2.5", true), ("default", true), ("llama2", false), ("alpaca", false)]
+        {
+            assert_eq!(matches!(of("template", value), Write("prompt_template", "model", _)), own, "{value}");
+        }
         assert!(matches!(of("finetuning_type", "freeze"), Do(what) if what.contains("no_lora")));
     }
 

@@ -15,8 +15,7 @@ use crate::settings::nearest;
 use crate::train::signals::Interrupts;
 
 /// What can be typed besides turns.
-const HELP: &str = "\
-  /reset        forget the conversation
+const HELP: &str = "  /reset        forget the conversation
   /system TEXT  begin anew with this system turn; without TEXT, with none
   /help         these lines
   /quit         end; so does Ctrl-D
@@ -36,7 +35,7 @@ pub(super) fn run<B: Backend>(speaker: &Speaker<B>, mut lines: Lines) -> Result<
     };
     let mut turns = start(&system);
     let mut chat = Chat { speaker, kept: Conversation::default(), out: Out::new(), interrupts: lines.interrupts() };
-    say::remark("a line is a turn; /reset forgets the conversation, /help lists what else there is, /quit ends it");
+    say::remark("a line is a turn; /reset forgets them, /help lists what there is, /quit ends it");
     loop {
         let said = match lines.next()? {
             Typed::Line(line) => line,

@@ -2,6 +2,26 @@
 
 use super::Instead::{self, Do, Name};
 
+/// Families whose chat templates other tools have by name, where the ones that are built in are no such template.
+pub(super) const OF_MODELS: [&str; 16] = [
+    "llama3",
+    "llama-3",
+    "llama4",
+    "mistral",
+    "mixtral",
+    "ministral",
+    "gemma",
+    "qwen",
+    "phi",
+    "deepseek",
+    "default",
+    "yi",
+    "falcon",
+    "glm",
+    "smollm",
+    "tokenizer_default",
+];
+
 /// Names that mean something on a command that trains nothing: the command, its names, what to write there.
 pub(super) const ELSEWHERE: &[(&str, &[&str], Instead)] = &[
     (
